@@ -1,0 +1,13 @@
+//! Classify photos with the network that ships inside the crate.
+//!
+//! Run with `cargo run --release -p petnet --example classify -- rex.jpg tom.jpg`
+
+use petnet::Classifier;
+
+fn main() -> petnet::Result<()> {
+    let classifier = Classifier::pretrained()?;
+    for path in std::env::args().skip(1) {
+        println!("{path}: {}", classifier.classify_path(&path)?);
+    }
+    Ok(())
+}

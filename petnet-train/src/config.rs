@@ -1,0 +1,255 @@
+//! `configs/train.yaml`: every setting of a training as one flat struct, the reference system's
+//! keys among them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use petnet::augment::Augment;
+use petnet::model::Architecture;
+use petnet::preprocess::{Preprocess, Resize};
+use petnet::train::{Monitor, Optimizer, Schedule};
+use petnet::{Device, Trainer};
+use serde::{Deserialize, Serialize};
+
+/// A mistake in what the user asked for, as opposed to work that failed.
+#[derive(Debug)]
+pub(crate) struct ConfigError(pub(crate) String);
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// See `configs/train.yaml` for what each key means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Config {
+    pub(crate) data_dir: PathBuf,
+    model_name: String,
+    num_classes: Option<usize>,
+    dropout_rate: f64,
+    image_size: u32,
+    resize: Resize,
+    pub(crate) num_epochs: usize,
+    batch_size: usize,
+    learning_rate: f64,
+    warmup_epochs: f64,
+    scheduler: Schedule,
+    optimizer: Optimizer,
+    momentum: f64,
+    weight_decay: f64,
+    label_smoothing: f32,
+    grad_clip: f64,
+    ema_decay: f64,
+    early_stopping: usize,
+    seed: u64,
+    num_workers: usize,
+    cache_mb: usize,
+    augmentation: Augment,
+    pub(crate) checkpoint: CheckpointConfig,
+    logging: LoggingConfig,
+    mlflow: MlflowConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct CheckpointConfig {
+    pub(crate) save_dir: PathBuf,
+    save_best_only: bool,
+    monitor: Monitor,
+    every_n_steps: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct LoggingConfig {
+    level: String,
+    log_every_n_steps: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct MlflowConfig {
+    experiment_name: String,
+    tracking_uri: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let trainer = Trainer::default();
+        Self {
+            data_dir: "data/processed".into(),
+            model_name: trainer.architecture.name().into(),
+            num_classes: None,
+            dropout_rate: 0.5,
+            image_size: trainer.preprocess.size,
+            resize: trainer.preprocess.resize,
+            num_epochs: trainer.epochs,
+            batch_size: trainer.batch_size,
+            learning_rate: trainer.learning_rate,
+            warmup_epochs: trainer.warmup_epochs,
+            scheduler: trainer.schedule,
+            optimizer: trainer.optimizer,
+            momentum: trainer.momentum,
+            weight_decay: trainer.weight_decay,
+            label_smoothing: trainer.label_smoothing,
+            grad_clip: trainer.grad_clip,
+            ema_decay: trainer.ema_decay,
+            early_stopping: trainer.early_stopping,
+            seed: trainer.seed,
+            num_workers: trainer.workers,
+            cache_mb: trainer.cache_mb,
+            augmentation: trainer.augment,
+            checkpoint: CheckpointConfig::default(),
+            logging: LoggingConfig::default(),
+            mlflow: MlflowConfig::default(),
+        }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        let Trainer { monitor, save_every, save_best_only, .. } = Trainer::default();
+        Self { save_dir: "models".into(), save_best_only, monitor, every_n_steps: save_every }
+    }
+}
+
+impl Default for LoggingConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), log_every_n_steps: 100 }
+    }
+}
+
+impl Default for MlflowConfig {
+    fn default() -> Self {
+        Self { experiment_name: "cats-dogs-classifier".into(), tracking_uri: None }
+    }
+}
+
+impl Config {
+    /// Reads a YAML file; keys that are left out keep their defaults.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+        Self::parse(&text).map_err(|e| ConfigError(format!("{}: {e}", path.display())).into())
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let given: serde_yaml::Value = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
+        if given.is_null() {
+            return Ok(Self::default());
+        }
+        let config: Self = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
+        // What serde did not take is missing from what it gives back.
+        let taken = serde_yaml::to_value(&config).map_err(|e| e.to_string())?;
+        refuse_unknown(&given, &taken, "")?;
+        Ok(config)
+    }
+
+    pub(crate) fn log_level(&self) -> &str {
+        &self.logging.level
+    }
+
+    pub(crate) fn log_every(&self) -> usize {
+        self.logging.log_every_n_steps
+    }
+
+    /// What the library needs to train.
+    pub(crate) fn trainer(&self, classes: usize, device: Device) -> Result<Trainer> {
+        if let Some(expected) = self.num_classes.filter(|n| *n != classes) {
+            let found = format!("num_classes is {expected}, the data has {classes}");
+            return Err(ConfigError(found).into());
+        }
+        Ok(Trainer {
+            architecture: Architecture::named(&self.model_name, self.dropout_rate)
+                .context("model_name")?,
+            preprocess: Preprocess { size: self.image_size, resize: self.resize },
+            epochs: self.num_epochs,
+            batch_size: self.batch_size,
+            learning_rate: self.learning_rate,
+            schedule: self.scheduler,
+            warmup_epochs: self.warmup_epochs,
+            optimizer: self.optimizer,
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            label_smoothing: self.label_smoothing,
+            grad_clip: self.grad_clip,
+            ema_decay: self.ema_decay,
+            early_stopping: self.early_stopping,
+            monitor: self.checkpoint.monitor,
+            augment: self.augmentation,
+            seed: self.seed,
+            workers: self.num_workers,
+            cache_mb: self.cache_mb,
+            device,
+            out: Some(self.checkpoint.save_dir.clone()),
+            save_best_only: self.checkpoint.save_best_only,
+            save_every: self.checkpoint.every_n_steps,
+            resume: false,
+        })
+    }
+}
+
+fn refuse_unknown(
+    given: &serde_yaml::Value,
+    known: &serde_yaml::Value,
+    prefix: &str,
+) -> Result<(), String> {
+    let (Some(given), Some(known)) = (given.as_mapping(), known.as_mapping()) else {
+        return Ok(());
+    };
+    for (key, value) in given {
+        let name = key.as_str().unwrap_or_default();
+        if let Some(inner) = known.get(key) {
+            refuse_unknown(value, inner, &format!("{prefix}{name}."))?;
+            continue;
+        }
+        let names = known.keys().filter_map(|key| key.as_str());
+        let nearest = names
+            .map(|other| (strsim::jaro_winkler(name, other), other))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .map_or("", |(_, other)| other);
+        return Err(format!("unknown key `{prefix}{name}`, did you mean `{prefix}{nearest}`?"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_file_lists_every_key_with_its_default() {
+        let text = include_str!("../../configs/train.yaml");
+        assert_eq!(Config::parse(text), Ok(Config::default()));
+        let given: serde_yaml::Value = serde_yaml::from_str(text).expect("valid YAML");
+        let all = serde_yaml::to_value(Config::default()).expect("serialisable");
+        assert_same_keys(&given, &all);
+    }
+
+    fn assert_same_keys(given: &serde_yaml::Value, all: &serde_yaml::Value) {
+        let (Some(given), Some(all)) = (given.as_mapping(), all.as_mapping()) else { return };
+        for (key, value) in all {
+            let found = given.get(key).unwrap_or_else(|| panic!("{key:?} is missing"));
+            assert_same_keys(found, value);
+        }
+    }
+
+    #[test]
+    fn the_quickstart_file_is_valid() {
+        let text = include_str!("../../configs/quickstart.yaml");
+        assert!(Config::parse(text).is_ok());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_name() {
+        let error = Config::parse("learning_rat: 0.1").expect_err("unknown key");
+        assert!(error.contains("did you mean `learning_rate`"), "{error}");
+        let error = Config::parse("augmentation: {horizontal_flop: 1}").expect_err("unknown key");
+        assert!(error.contains("`augmentation.horizontal_flip`"), "{error}");
+        assert!(Config::parse("scheduler: {name: cosine, patience: 3}").is_err());
+    }
+}

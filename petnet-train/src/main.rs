@@ -1,0 +1,60 @@
+//! `petnet-train`: from an archive of photos to a trained, evaluated classifier.
+
+mod config;
+mod evaluate;
+mod fit;
+mod predict;
+mod prepare;
+mod report;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Train and judge image classifiers.
+#[derive(Parser)]
+#[command(version, about, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    output: Output,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  petnet-train prepare --raw cats-vs-dogs.zip --out data/processed --preview sheet.png
+  petnet-train fit --config configs/train.yaml
+  petnet-train evaluate --model models/best.safetensors --data data/processed
+  petnet-train predict rex.jpg tom.jpg";
+
+/// How much to say, and in which form.
+#[derive(Args, Clone, Copy)]
+struct Output {
+    /// Print results only: no progress bars, no log lines
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Print results as JSON on standard output
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Prepare(prepare::Prepare),
+    Fit(fit::Fit),
+    Evaluate(evaluate::Evaluate),
+    Predict(predict::Predict),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Prepare(command) => command.run(cli.output),
+        Command::Fit(command) => command.run(cli.output),
+        Command::Evaluate(command) => command.run(cli.output),
+        Command::Predict(command) => command.run(cli.output),
+    };
+    outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)
+}

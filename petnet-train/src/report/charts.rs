@@ -1,0 +1,192 @@
+//! Charts: SVG for the page, PNG where tools expect one.
+
+use anyhow::{Result, anyhow};
+use petnet::metrics::CalibrationBin;
+use petnet::train::EpochReport;
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+const SIZE: (u32, u32) = (480, 340);
+const BLUE: RGBColor = RGBColor(37, 99, 170);
+const ORANGE: RGBColor = RGBColor(214, 108, 24);
+const GREY: RGBColor = RGBColor(150, 150, 150);
+
+type Area<B> = DrawingArea<B, Shift>;
+
+/// A named line.
+struct Line<'a> {
+    name: &'a str,
+    colour: RGBColor,
+    points: Vec<(f64, f64)>,
+}
+
+/// Titles and ranges of a chart.
+struct Frame<'a> {
+    title: &'a str,
+    x: (&'a str, std::ops::Range<f64>),
+    y: (&'a str, std::ops::Range<f64>),
+}
+
+/// Loss by epoch, training and validation.
+pub(crate) fn loss_curves(history: &[EpochReport]) -> Result<String> {
+    curves(history, "Loss", |e| (e.train_loss, e.val_loss))
+}
+
+/// Accuracy by epoch, training and validation.
+pub(crate) fn accuracy_curves(history: &[EpochReport]) -> Result<String> {
+    curves(history, "Accuracy", |e| (e.train_accuracy, e.val_accuracy))
+}
+
+/// Learning rate by epoch.
+pub(crate) fn learning_rate(history: &[EpochReport]) -> Result<String> {
+    let points: Vec<_> = history.iter().map(|e| (e.epoch as f64, e.learning_rate)).collect();
+    let top = points.iter().map(|p| p.1).fold(0.0, f64::max) * 1.1;
+    let end = history.len().max(2) as f64;
+    let frame =
+        Frame { title: "Learning rate", x: ("epoch", 1.0..end), y: ("", 0.0..top.max(1e-9)) };
+    svg(|area| draw(area, &frame, &[Line { name: "rate", colour: BLUE, points }]))
+}
+
+/// Loss and accuracy side by side as a PNG.
+pub(crate) fn loss_curves_png(history: &[EpochReport]) -> Result<Vec<u8>> {
+    const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans-ascii.ttf");
+    plotters::style::register_font("sans-serif", FontStyle::Normal, FONT)
+        .map_err(|_| anyhow!("the bundled font is damaged"))?;
+    let (width, height) = (SIZE.0 * 2, SIZE.1);
+    let mut pixels = vec![255; (width * height * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        let halves = root.split_evenly((1, 2));
+        let (loss, accuracy) = (
+            history_lines(history, |e| (e.train_loss, e.val_loss)),
+            history_lines(history, |e| (e.train_accuracy, e.val_accuracy)),
+        );
+        draw(&halves[0], &history_frame("Loss", &loss, history.len()), &loss)?;
+        draw(&halves[1], &history_frame("Accuracy", &accuracy, history.len()), &accuracy)?;
+        root.present().map_err(|e| anyhow!("{e}"))?;
+    }
+    png(&pixels, width, height)
+}
+
+/// True positive rate over false positive rate, a curve a class (for two classes, of the second).
+pub(crate) fn roc(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
+    let colours = [BLUE, ORANGE, RGBColor(46, 139, 87), RGBColor(140, 80, 160)];
+    let mut lines =
+        vec![Line { name: "chance", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] }];
+    lines.extend(curves.iter().zip(colours.iter().cycle()).map(|((name, points), colour)| Line {
+        name,
+        colour: *colour,
+        points: points.clone(),
+    }));
+    let frame = Frame {
+        title: "ROC",
+        x: ("false positive rate", 0.0..1.0),
+        y: ("true positive rate", 0.0..1.0),
+    };
+    svg(|area| draw(area, &frame, &lines))
+}
+
+/// Accuracy over confidence: on the diagonal, confidence is honest.
+pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
+    let points = bins.iter().filter(|b| b.count > 0).map(|b| (b.confidence, b.accuracy)).collect();
+    let lines = [
+        Line { name: "honest", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
+        Line { name: "model", colour: BLUE, points },
+    ];
+    let frame =
+        Frame { title: "Reliability", x: ("confidence", 0.0..1.0), y: ("accuracy", 0.0..1.0) };
+    svg(|area| draw(area, &frame, &lines))
+}
+
+fn history_lines(
+    history: &[EpochReport],
+    figures: impl Fn(&EpochReport) -> (f64, f64),
+) -> [Line<'static>; 2] {
+    let points = |pick: &dyn Fn((f64, f64)) -> f64| {
+        history.iter().map(|e| (e.epoch as f64, pick(figures(e)))).collect()
+    };
+    [
+        Line { name: "training", colour: BLUE, points: points(&|f| f.0) },
+        Line { name: "validation", colour: ORANGE, points: points(&|f| f.1) },
+    ]
+}
+
+fn history_frame<'a>(title: &'a str, lines: &[Line<'_>], epochs: usize) -> Frame<'a> {
+    let values = || lines.iter().flat_map(|line| &line.points).map(|p| p.1);
+    let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+    let margin = ((high - low) * 0.1).max(0.01);
+    let y = (low - margin).max(0.0)..high + margin;
+    Frame { title, x: ("epoch", 1.0..epochs.max(2) as f64), y: ("", y) }
+}
+
+fn curves(
+    history: &[EpochReport],
+    title: &str,
+    figures: impl Fn(&EpochReport) -> (f64, f64),
+) -> Result<String> {
+    let lines = history_lines(history, figures);
+    let frame = history_frame(title, &lines, history.len());
+    svg(|area| draw(area, &frame, &lines))
+}
+
+fn svg(paint: impl FnOnce(&Area<SVGBackend<'_>>) -> Result<()>) -> Result<String> {
+    let mut text = String::new();
+    {
+        let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+        paint(&area)?;
+        area.present().map_err(|e| anyhow!("{e}"))?;
+    }
+    Ok(text)
+}
+
+fn draw<B: DrawingBackend>(area: &Area<B>, frame: &Frame<'_>, lines: &[Line<'_>]) -> Result<()> {
+    let failed = |e: DrawingAreaErrorKind<B::ErrorType>| anyhow!("drawing {}: {e}", frame.title);
+    area.fill(&WHITE).map_err(failed)?;
+    let mut chart = ChartBuilder::on(area)
+        .caption(frame.title, ("sans-serif", 18))
+        .margin(10)
+        .x_label_area_size(36)
+        .y_label_area_size(52)
+        .build_cartesian_2d(frame.x.1.clone(), frame.y.1.clone())
+        .map_err(failed)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GREY.mix(0.3))
+        .x_labels(6)
+        .y_labels(6)
+        .x_desc(frame.x.0)
+        .y_desc(frame.y.0)
+        .label_style(("sans-serif", 12))
+        .draw()
+        .map_err(failed)?;
+    for line in lines {
+        let colour = line.colour;
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))
+            .map_err(failed)?
+            .label(line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::MiddleRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(GREY.mix(0.5))
+        .label_font(("sans-serif", 12))
+        .draw()
+        .map_err(failed)
+}
+
+/// RGB bytes as a PNG file.
+pub(crate) fn png(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
+    use image::ImageEncoder as _;
+    let mut bytes = Vec::new();
+    image::codecs::png::PngEncoder::new(&mut bytes).write_image(
+        pixels,
+        width,
+        height,
+        image::ExtendedColorType::Rgb8,
+    )?;
+    Ok(bytes)
+}

@@ -1,0 +1,52 @@
+//! Result files, each whole or not there.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// Writes beside `path` and renames; makes the folder.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    Ok(petnet::write_atomically(path, bytes)?)
+}
+
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write(path, text.as_bytes())
+}
+
+/// A matrix of counts as NumPy's format, version 1.0, `int64`.
+pub(crate) fn npy(matrix: &[Vec<usize>]) -> Vec<u8> {
+    const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
+    let columns = matrix.first().map_or(0, Vec::len);
+    let mut header = format!(
+        "{{'descr': '<i8', 'fortran_order': False, 'shape': ({}, {columns}), }}",
+        matrix.len()
+    );
+    // Magic, length and header together fill a multiple of 64 bytes and end in a line feed.
+    let filled = (MAGIC.len() + 2 + header.len() + 1).next_multiple_of(64);
+    header.push_str(&" ".repeat(filled - MAGIC.len() - 2 - header.len() - 1));
+    header.push('\n');
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(matrix.iter().flatten().flat_map(|count| (*count as i64).to_le_bytes()));
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn numpy_can_read_the_matrix() {
+        let bytes = super::npy(&[vec![1, 2], vec![3, 4]]);
+        assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
+        let header = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+        assert_eq!((10 + header) % 64, 0);
+        assert_eq!(bytes.len(), 10 + header + 4 * 8);
+        assert_eq!(bytes[10 + header + 8], 2, "row by row");
+    }
+}

@@ -1,0 +1,5 @@
+//! What an evaluation leaves behind: figures, charts, one page.
+
+pub(crate) mod charts;
+pub(crate) mod files;
+pub(crate) mod page;

@@ -1,0 +1,161 @@
+//! `report.html`: one self-contained page.
+
+use anyhow::Result;
+use minijinja::value::Serde;
+use minijinja::{Environment, Value};
+use petnet::metrics::{self, Metrics};
+use petnet::train::EpochReport;
+use petnet::{Dataset, Evaluation, ModelInfo};
+use serde::Serialize;
+use serde_json::json;
+
+use super::charts;
+
+const TEMPLATE: &str = include_str!("page.html");
+/// Photos in the gallery of mistakes.
+const GALLERY: usize = 24;
+/// Lower edges of the table by confidence.
+const CONFIDENCE_STEPS: [f32; 6] = [0.99, 0.95, 0.9, 0.8, 0.65, 0.0];
+
+/// All that the page shows.
+pub(crate) struct Report<'a> {
+    pub(crate) info: &'a ModelInfo,
+    pub(crate) parameters: usize,
+    pub(crate) evaluation: &'a Evaluation,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) dataset: &'a Dataset,
+    pub(crate) source: String,
+}
+
+#[derive(Serialize)]
+struct Mistake {
+    path: String,
+    truth: String,
+    answer: String,
+    confidence: f32,
+    picture: String,
+}
+
+#[derive(Serialize)]
+struct ConfidenceRow {
+    from: f32,
+    count: usize,
+    share: f64,
+    accuracy: f64,
+}
+
+impl Report<'_> {
+    pub(crate) fn html(&self) -> Result<String> {
+        let history: Vec<EpochReport> =
+            serde_json::from_value(self.info.history.clone()).unwrap_or_default();
+        let curves = if history.len() > 1 {
+            vec![
+                charts::loss_curves(&history)?,
+                charts::accuracy_curves(&history)?,
+                charts::learning_rate(&history)?,
+            ]
+        } else {
+            Vec::new()
+        };
+        let bins = metrics::calibration(&self.evaluation.probabilities, &self.evaluation.truth);
+        let mut environment = Environment::new();
+        environment.add_filter("percent", |value: f64| format!("{:.2} %", value * 100.0));
+        environment.add_template("page.html", TEMPLATE)?;
+        let settings = serde_json::to_string_pretty(&self.info.settings)?;
+        let values = json!({
+            "info": self.info,
+            "settings": settings,
+            "parameters": self.parameters,
+            "source": self.source,
+            "metrics": self.metrics,
+            "curves": curves,
+            "roc": charts::roc(&self.roc_curves())?,
+            "reliability": charts::reliability(&bins)?,
+            "confidence": self.by_confidence(),
+            "mistakes": self.worst_mistakes()?,
+            "seconds": history.last().map(|e| e.seconds),
+            "epochs": history.len(),
+        });
+        Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
+    }
+
+    fn roc_curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {
+        let labels = &self.info.labels;
+        // With two classes the second curve would be the first one turned round.
+        let shown = if labels.len() == 2 { 1..2 } else { 0..labels.len().min(8) };
+        shown
+            .map(|class| {
+                let rows = &self.evaluation.probabilities;
+                let scores: Vec<f32> = rows.iter().map(|row| row[class]).collect();
+                let positive: Vec<bool> =
+                    self.evaluation.truth.iter().map(|t| *t == class).collect();
+                (labels[class].clone(), metrics::roc_curve(&scores, &positive))
+            })
+            .collect()
+    }
+
+    fn by_confidence(&self) -> Vec<ConfidenceRow> {
+        let Evaluation { probabilities, truth, .. } = self.evaluation;
+        let answers: Vec<(f32, bool)> = probabilities
+            .iter()
+            .zip(truth)
+            .map(|(row, truth)| (row[metrics::argmax(row)], metrics::argmax(row) == *truth))
+            .collect();
+        let mut above = f32::INFINITY;
+        CONFIDENCE_STEPS
+            .iter()
+            .map(|&from| {
+                let inside = |confidence: f32| confidence >= from && confidence < above;
+                let rows: Vec<bool> = answers.iter().filter(|a| inside(a.0)).map(|a| a.1).collect();
+                above = from;
+                let right = rows.iter().filter(|right| **right).count();
+                ConfidenceRow {
+                    from,
+                    count: rows.len(),
+                    share: rows.len() as f64 / answers.len().max(1) as f64,
+                    accuracy: right as f64 / rows.len().max(1) as f64,
+                }
+            })
+            .collect()
+    }
+
+    /// The most confident wrong answers, with their photos.
+    fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
+        let Evaluation { probabilities, truth, .. } = self.evaluation;
+        let mut wrong: Vec<(usize, usize, f32)> = probabilities
+            .iter()
+            .zip(truth)
+            .enumerate()
+            .map(|(index, (row, _))| (index, metrics::argmax(row), row[metrics::argmax(row)]))
+            .filter(|(index, answer, _)| truth[*index] != *answer)
+            .collect();
+        wrong.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
+        wrong
+            .into_iter()
+            .take(GALLERY)
+            .map(|(index, answer, confidence)| {
+                Ok(Mistake {
+                    path: self.dataset.samples()[index].path.clone(),
+                    truth: self.info.labels[truth[index]].clone(),
+                    answer: self.info.labels[answer].clone(),
+                    confidence,
+                    picture: thumbnail(&self.dataset.read(index)?)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// A small JPEG as a data URL, the aspect kept.
+fn thumbnail(bytes: &[u8]) -> Result<String> {
+    use base64::Engine as _;
+    let pixels = petnet::preprocess::decode(bytes, &petnet::preprocess::Limits::default())?;
+    let picture = image::RgbImage::from_raw(pixels.width(), pixels.height(), pixels.into_data())
+        .map(image::DynamicImage::ImageRgb8)
+        .unwrap_or_default()
+        .thumbnail(160, 160);
+    let mut jpeg = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut jpeg, image::ImageFormat::Jpeg)?;
+    let encoded = base64::engine::general_purpose::STANDARD.encode(jpeg.into_inner());
+    Ok(format!("data:image/jpeg;base64,{encoded}"))
+}

@@ -1,0 +1,64 @@
+//! What a person at a terminal sees: log lines, progress bars, one line for an error.
+
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+use crate::Output;
+
+/// Exit status for bad usage or configuration.
+const BAD_USAGE: u8 = 2;
+
+pub(crate) fn start_log(output: Output, level: &str) {
+    let level = if output.quiet { "error" } else { level };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+}
+
+/// Prints an error once and chooses the exit status.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    // Library errors carry their cause in their own message; only what was added here is joined.
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    eprintln!("error: {text}");
+    let usage = error.chain().any(|cause| {
+        cause.is::<crate::config::ConfigError>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(petnet::Error::Config(_) | petnet::Error::Device(_))
+            )
+    });
+    ExitCode::from(if usage { BAD_USAGE } else { 1 })
+}
+
+/// A bar over `length` things, hidden when quiet or when standard error is no terminal.
+pub(crate) fn bar(length: u64, what: &str, output: Output) -> ProgressBar {
+    if output.quiet {
+        return ProgressBar::hidden();
+    }
+    let style =
+        ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len} {per_sec} {msg} [{eta}]");
+    ProgressBar::new(length)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_prefix(what.to_string())
+}
+
+/// A counter for when the length is not known.
+pub(crate) fn counter(what: &str, output: Output) -> ProgressBar {
+    if output.quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{prefix} {pos} {per_sec} [{elapsed}]");
+    ProgressBar::no_length()
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+        .with_prefix(what.to_string())
+}

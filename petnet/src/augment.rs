@@ -1,0 +1,340 @@
+//! Random changes to a training photo: pixels -> pixels, each a pure function of
+//! (seed, epoch, index), so that neither order nor thread count changes a batch.
+
+use std::f32::consts::PI;
+
+use fast_image_resize as fir;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ImageError, Result};
+use crate::preprocess::{Pixels, Preprocess, resize, resize_with};
+
+/// What may happen to a photo, and how much of it. Zero switches a change off.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Augment {
+    /// Probability of a mirror image.
+    pub horizontal_flip: f32,
+    /// Smallest share of the area that a random crop keeps, 0 to 1; 1 keeps the whole photo.
+    pub crop_scale: f32,
+    /// Widest aspect ratio of a random crop, at least 1 (4:3 is 1.33).
+    pub crop_ratio: f32,
+    /// Largest rotation in degrees, either way.
+    pub rotation: f32,
+    /// Largest shift as a share of the side, either way.
+    pub shift: f32,
+    /// Largest change of size as a share, either way.
+    pub scale: f32,
+    /// Probability that rotation, shift and scale happen at all.
+    pub affine: f32,
+    /// Largest change of brightness as a share of full scale, either way.
+    pub brightness: f32,
+    /// Largest change of contrast as a share, either way.
+    pub contrast: f32,
+    /// Largest change of saturation as a share, either way.
+    pub saturation: f32,
+    /// Largest turn of the hue in degrees, either way.
+    pub hue: f32,
+    /// Probability of a slight blur (3 x 3 binomial).
+    pub blur: f32,
+    /// Probability of sensor noise.
+    pub noise: f32,
+    /// Standard deviation of that noise, of 255.
+    pub noise_std: f32,
+    /// Probability that a rectangle (2 % to 20 % of the area) turns to noise
+    /// (Zhong et al., "Random erasing data augmentation", 2017).
+    pub erasing: f32,
+}
+
+impl Default for Augment {
+    /// The reference system's set, with a random crop added.
+    fn default() -> Self {
+        Self {
+            horizontal_flip: 0.5,
+            crop_scale: 0.4,
+            crop_ratio: 1.33,
+            rotation: 15.0,
+            shift: 0.1,
+            scale: 0.1,
+            affine: 0.3,
+            brightness: 0.2,
+            contrast: 0.2,
+            saturation: 0.2,
+            hue: 8.0,
+            blur: 0.05,
+            noise: 0.05,
+            noise_std: 8.0,
+            erasing: 0.0,
+        }
+    }
+}
+
+/// Which random numbers to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Seed of the whole training.
+    pub seed: u64,
+    /// Epoch, from 0.
+    pub epoch: usize,
+    /// The photo's place in the data set.
+    pub index: usize,
+}
+
+impl Key {
+    pub(crate) fn rng(self) -> ChaCha8Rng {
+        let mut seed = [0; 32];
+        let words = [self.seed, self.epoch as u64, self.index as u64];
+        for (bytes, word) in seed.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        ChaCha8Rng::from_seed(seed)
+    }
+}
+
+impl Augment {
+    /// No change at all: what validation sees.
+    pub fn none() -> Self {
+        Self {
+            horizontal_flip: 0.0,
+            crop_scale: 1.0,
+            crop_ratio: 1.0,
+            rotation: 0.0,
+            shift: 0.0,
+            scale: 0.0,
+            affine: 0.0,
+            brightness: 0.0,
+            contrast: 0.0,
+            saturation: 0.0,
+            hue: 0.0,
+            blur: 0.0,
+            noise: 0.0,
+            noise_std: 0.0,
+            erasing: 0.0,
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Config`] naming the first value out of range.
+    pub fn validate(&self) -> Result<()> {
+        let shares = [
+            ("horizontal_flip", self.horizontal_flip),
+            ("crop_scale", self.crop_scale),
+            ("affine", self.affine),
+            ("shift", self.shift),
+            ("scale", self.scale),
+            ("brightness", self.brightness),
+            ("contrast", self.contrast),
+            ("saturation", self.saturation),
+            ("blur", self.blur),
+            ("noise", self.noise),
+            ("erasing", self.erasing),
+        ];
+        if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..=1.0).contains(v)) {
+            return Err(Error::Config(format!(
+                "augmentation.{key} is {value}, must lie between 0 and 1"
+            )));
+        }
+        if self.crop_scale < 0.05 || !(1.0..=4.0).contains(&self.crop_ratio) {
+            return Err(Error::Config(
+                "augmentation.crop_scale must be at least 0.05 and crop_ratio between 1 and 4"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A changed copy at the network's input size.
+    ///
+    /// # Errors
+    /// [`ImageError::Unsupported`] when the size is zero.
+    pub fn apply(&self, photo: &Pixels, to: Preprocess, key: Key) -> Result<Pixels, ImageError> {
+        let mut rng = key.rng();
+        let mut pixels = self.crop(photo, to, &mut rng)?;
+        if chance(&mut rng, self.horizontal_flip) {
+            flip(&mut pixels);
+        }
+        if chance(&mut rng, self.affine) {
+            pixels = self.warp(&pixels, &mut rng);
+        }
+        self.recolour(&mut pixels, &mut rng);
+        if chance(&mut rng, self.blur) {
+            pixels = blur(&pixels);
+        }
+        if chance(&mut rng, self.noise) {
+            add_noise(&mut pixels, self.noise_std, &mut rng);
+        }
+        if chance(&mut rng, self.erasing) {
+            erase(&mut pixels, &mut rng);
+        }
+        Ok(pixels)
+    }
+
+    /// A random part of the photo, resized (Szegedy et al., "Going deeper with convolutions", 2014).
+    fn crop(
+        &self,
+        photo: &Pixels,
+        to: Preprocess,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Pixels, ImageError> {
+        if self.crop_scale >= 1.0 {
+            return resize(photo, to.size, to.resize);
+        }
+        let (width, height) = (f64::from(photo.width()), f64::from(photo.height()));
+        let area = f64::from(between(rng, self.crop_scale, 1.0)).sqrt();
+        let ratio = f64::from(around(rng, self.crop_ratio.ln()).exp()).sqrt();
+        // Relative to the photo's own shape, as squeezing is.
+        let crop_width = (width * area * ratio).clamp(1.0, width);
+        let crop_height = (height * area / ratio).clamp(1.0, height);
+        let left = rng.random::<f64>() * (width - crop_width);
+        let top = rng.random::<f64>() * (height - crop_height);
+        let options = fir::ResizeOptions::new()
+            .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
+            .crop(left, top, crop_width, crop_height);
+        resize_with(photo, to.size, to.size, &options)
+    }
+
+    /// Rotation, shift and scale about the centre; what comes from outside repeats the edge.
+    fn warp(&self, from: &Pixels, rng: &mut ChaCha8Rng) -> Pixels {
+        let (sin, cos) = (around(rng, self.rotation) * PI / 180.0).sin_cos();
+        let zoom = 1.0 + around(rng, self.scale);
+        let (width, height) = (from.width() as f32, from.height() as f32);
+        let (dx, dy) = (around(rng, self.shift) * width, around(rng, self.shift) * height);
+        let (cx, cy) = ((width - 1.0) / 2.0, (height - 1.0) / 2.0);
+        let mut to = from.clone();
+        for (y, row) in to.data_mut().chunks_exact_mut(from.width() as usize * 3).enumerate() {
+            let v = (y as f32 - cy - dy) / zoom;
+            for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+                let u = (x as f32 - cx - dx) / zoom;
+                pixel.copy_from_slice(&sample(
+                    from,
+                    u * cos + v * sin + cx,
+                    v * cos - u * sin + cy,
+                ));
+            }
+        }
+        to
+    }
+
+    /// Brightness, contrast, saturation and hue as one affine map of the colour.
+    fn recolour(&self, pixels: &mut Pixels, rng: &mut ChaCha8Rng) {
+        let lift = around(rng, self.brightness) * 255.0;
+        let gain = 1.0 + around(rng, self.contrast);
+        let saturation = 1.0 + around(rng, self.saturation);
+        let hue = around(rng, self.hue) * PI / 180.0;
+        let plain = [self.brightness, self.contrast, self.saturation, self.hue];
+        if plain.iter().all(|amount| *amount == 0.0) {
+            return;
+        }
+        let matrix = colour_matrix(saturation, hue);
+        let mean = mean(pixels);
+        for pixel in pixels.data_mut().as_chunks_mut::<3>().0 {
+            let colour = pixel.map(|c| (f32::from(c) - mean) * gain + mean + lift);
+            *pixel = matrix.map(|row| {
+                (row[0] * colour[0] + row[1] * colour[1] + row[2] * colour[2]).round() as u8
+            });
+        }
+    }
+}
+
+/// Turns the hue and scales the saturation while the luminance (Rec. 601) stays.
+fn colour_matrix(saturation: f32, hue: f32) -> [[f32; 3]; 3] {
+    // In YIQ both are a rotation and a scale of the (I, Q) plane.
+    const TO: [[f32; 3]; 3] =
+        [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]];
+    const FROM: [[f32; 3]; 3] = [[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.106, 1.703]];
+    let (sin, cos) = hue.sin_cos();
+    let turn = [
+        [1.0, 0.0, 0.0],
+        [0.0, cos * saturation, -sin * saturation],
+        [0.0, sin * saturation, cos * saturation],
+    ];
+    multiply(FROM, multiply(turn, TO))
+}
+
+fn multiply(a: [[f32; 3]; 3], b: [[f32; 3]; 3]) -> [[f32; 3]; 3] {
+    a.map(|row| [0, 1, 2].map(|c| (0..3).map(|k| row[k] * b[k][c]).sum()))
+}
+
+fn mean(pixels: &Pixels) -> f32 {
+    let sum: u64 = pixels.data().iter().map(|c| u64::from(*c)).sum();
+    sum as f32 / pixels.data().len() as f32
+}
+
+fn chance(rng: &mut ChaCha8Rng, probability: f32) -> bool {
+    rng.random::<f32>() < probability
+}
+
+fn between(rng: &mut ChaCha8Rng, low: f32, high: f32) -> f32 {
+    low + (high - low) * rng.random::<f32>()
+}
+
+fn around(rng: &mut ChaCha8Rng, most: f32) -> f32 {
+    between(rng, -most, most)
+}
+
+fn flip(pixels: &mut Pixels) {
+    let row = pixels.width() as usize * 3;
+    for row in pixels.data_mut().chunks_exact_mut(row) {
+        row.as_chunks_mut::<3>().0.reverse();
+    }
+}
+
+/// Bilinear, the edge repeated.
+fn sample(from: &Pixels, x: f32, y: f32) -> [u8; 3] {
+    let (right, bottom) = (from.width() as usize - 1, from.height() as usize - 1);
+    let (x, y) = (x.clamp(0.0, right as f32), y.clamp(0.0, bottom as f32));
+    let (x0, y0) = (x as usize, y as usize);
+    let (x1, y1) = ((x0 + 1).min(right), (y0 + 1).min(bottom));
+    let (fx, fy) = (x - x0 as f32, y - y0 as f32);
+    let pixels = from.data().as_chunks::<3>().0;
+    let at = |x: usize, y: usize| pixels[y * (right + 1) + x];
+    let (a, b, c, d) = (at(x0, y0), at(x1, y0), at(x0, y1), at(x1, y1));
+    [0, 1, 2].map(|i| {
+        let top = f32::from(a[i]) + (f32::from(b[i]) - f32::from(a[i])) * fx;
+        let low = f32::from(c[i]) + (f32::from(d[i]) - f32::from(c[i])) * fx;
+        (top + (low - top) * fy).round() as u8
+    })
+}
+
+fn blur(from: &Pixels) -> Pixels {
+    let mut to = from.clone();
+    let (width, height) = (from.width() as usize, from.height() as usize);
+    let near =
+        |at: usize, end: usize| [(at.saturating_sub(1), 1u32), (at, 2), ((at + 1).min(end - 1), 1)];
+    for y in 0..height {
+        for x in 0..width {
+            for c in 0..3 {
+                let sum: u32 = near(y, height)
+                    .iter()
+                    .flat_map(|(y, wy)| near(x, width).map(|(x, wx)| (y * width + x, wx * wy)))
+                    .map(|(at, weight)| u32::from(from.data()[at * 3 + c]) * weight)
+                    .sum();
+                to.data_mut()[(y * width + x) * 3 + c] = ((sum + 8) / 16) as u8;
+            }
+        }
+    }
+    to
+}
+
+fn add_noise(pixels: &mut Pixels, std: f32, rng: &mut ChaCha8Rng) {
+    for value in pixels.data_mut() {
+        // The sum of three uniforms is close enough to a normal for a sensor.
+        let normal = (0..3).map(|_| rng.random::<f32>() - 0.5).sum::<f32>() * 2.0;
+        *value = (f32::from(*value) + normal * std).round() as u8;
+    }
+}
+
+fn erase(pixels: &mut Pixels, rng: &mut ChaCha8Rng) {
+    let (width, height) = (pixels.width() as f32, pixels.height() as f32);
+    let area = between(rng, 0.02, 0.2).sqrt();
+    let ratio = around(rng, 1.0).exp().sqrt();
+    let (w, h) = ((width * area * ratio).min(width), (height * area / ratio).min(height));
+    let left = (rng.random::<f32>() * (width - w)) as usize;
+    let top = (rng.random::<f32>() * (height - h)) as usize;
+    let row = pixels.width() as usize * 3;
+    for line in pixels.data_mut().chunks_exact_mut(row).skip(top).take(h as usize) {
+        line[left * 3..(left + w as usize) * 3].fill_with(|| rng.random());
+    }
+}

@@ -1,0 +1,318 @@
+//! One `.safetensors` file that holds all a model needs: weights, labels, preprocessing,
+//! architecture, and where it came from.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use half::f16;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Result};
+use crate::model::weights::{self, Weight, Weights};
+use crate::model::{Architecture, Network, Normalization};
+use crate::preprocess::Preprocess;
+
+const INFO_KEY: &str = "petnet";
+const DIGEST_KEY: &str = "sha256";
+const FORMAT: u32 = 1;
+
+/// What a checkpoint says about its model, apart from the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Version of this layout.
+    pub format: u32,
+    /// Version of petnet that wrote the file.
+    pub petnet_version: String,
+    /// The network.
+    pub architecture: Architecture,
+    /// Class names in the order of the logits.
+    pub labels: Vec<String>,
+    /// How a photo becomes the network's input.
+    pub preprocess: Preprocess,
+    /// Its first layer.
+    pub normalization: Normalization,
+    /// The resolved settings of the training, as they were.
+    #[serde(default)]
+    pub settings: serde_json::Value,
+    /// Figures measured on validation data when the model was saved.
+    #[serde(default)]
+    pub metrics: serde_json::Value,
+    /// Figures of every epoch, for curves.
+    #[serde(default)]
+    pub history: serde_json::Value,
+    /// SHA-256 over the training data set's members.
+    #[serde(default)]
+    pub data_digest: String,
+}
+
+impl ModelInfo {
+    /// A new model's description, with nothing measured yet.
+    pub fn new(architecture: Architecture, labels: Vec<String>, preprocess: Preprocess) -> Self {
+        Self {
+            format: FORMAT,
+            petnet_version: env!("CARGO_PKG_VERSION").into(),
+            architecture,
+            labels,
+            preprocess,
+            normalization: Normalization::default(),
+            settings: serde_json::Value::Null,
+            metrics: serde_json::Value::Null,
+            history: serde_json::Value::Null,
+            data_digest: String::new(),
+        }
+    }
+}
+
+/// How many bytes a stored weight takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Four bytes: exact.
+    #[default]
+    F32,
+    /// Two bytes: half the file; batch-norm statistics stay exact.
+    F16,
+}
+
+/// A model's description and weights, on no device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    info: ModelInfo,
+    weights: Weights,
+}
+
+impl Checkpoint {
+    /// Copies the weights out of a network.
+    pub fn new(info: ModelInfo, network: &Network) -> Self {
+        Self { info, weights: weights::read(network) }
+    }
+
+    /// What the model says about itself.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Number of stored values, batch-norm statistics included.
+    pub fn parameters(&self) -> usize {
+        self.weights.values().map(|w| w.values.len()).sum()
+    }
+
+    /// Reads a file written by [`Checkpoint::save`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::Checkpoint`] when it is cut short,
+    /// altered, or no model of petnet's.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(Error::io(path))?;
+        Self::parse(&bytes).map_err(|reason| Error::checkpoint(path, reason))
+    }
+
+    /// Reads a checkpoint from memory.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], as [`Checkpoint::load`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::parse(bytes).map_err(|reason| Error::checkpoint("<bytes>", reason))
+    }
+
+    /// The cat-or-dog network that ships inside the crate.
+    ///
+    /// # Errors
+    /// None in a sound build; a damaged build answers [`Error::Checkpoint`].
+    #[cfg(feature = "pretrained")]
+    pub fn pretrained() -> Result<Self> {
+        Self::from_bytes(include_bytes!("../models/cats-vs-dogs.safetensors"))
+    }
+
+    /// Writes one file: first beside `path`, then renamed over it, so that a crash leaves the old
+    /// file or the new one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: impl AsRef<Path>, precision: Precision) -> Result<()> {
+        let path = path.as_ref();
+        let bytes = self.to_bytes(precision).map_err(|reason| Error::checkpoint(path, reason))?;
+        write_atomically(path, &bytes)
+    }
+
+    /// Builds the network and fills in the weights.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] when weights and architecture do not fit each other.
+    pub(crate) fn network(self, device: &burn::tensor::Device) -> Result<(ModelInfo, Network)> {
+        let Self { info, weights } = self;
+        let network = info.architecture.build(info.labels.len(), info.normalization, device);
+        let network =
+            weights::write(network, weights).map_err(|e| Error::checkpoint("<weights>", e))?;
+        Ok((info, network))
+    }
+
+    fn to_bytes(&self, precision: Precision) -> Result<Vec<u8>, String> {
+        let stored: Vec<(&String, &Weight, Dtype, Vec<u8>)> = self
+            .weights
+            .iter()
+            .map(|(name, weight)| {
+                let half = precision == Precision::F16 && weight.shape.len() > 1;
+                let bytes = if half {
+                    weight.values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
+                } else {
+                    weight.values.iter().flat_map(|v| v.to_le_bytes()).collect()
+                };
+                (name, weight, if half { Dtype::F16 } else { Dtype::F32 }, bytes)
+            })
+            .collect();
+        let views: Vec<_> = stored
+            .iter()
+            .map(|(name, weight, dtype, bytes)| {
+                let view = TensorView::new(*dtype, weight.shape.clone(), bytes);
+                view.map(|view| (name.to_string(), view)).map_err(|e| e.to_string())
+            })
+            .collect::<Result<_, _>>()?;
+        let info = serde_json::to_string(&self.info).map_err(|e| e.to_string())?;
+        let digest = digest(&info, views.iter().map(|(n, v)| (n.as_str(), v.data())));
+        let metadata = HashMap::from([(INFO_KEY.into(), info), (DIGEST_KEY.into(), digest)]);
+        safetensors::serialize(views, Some(metadata)).map_err(|e| e.to_string())
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let damaged =
+            |e: safetensors::SafeTensorError| format!("not a complete safetensors file ({e})");
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
+        let metadata =
+            header.metadata().as_ref().ok_or("no model of petnet's: it has no metadata")?;
+        let text = metadata.get(INFO_KEY).ok_or("no model of petnet's: `petnet` is missing")?;
+        let mut views = tensors.tensors();
+        views.sort_by(|a, b| a.0.cmp(&b.0));
+        let expected = digest(text, views.iter().map(|(n, v)| (n.as_str(), v.data())));
+        if metadata.get(DIGEST_KEY) != Some(&expected) {
+            return Err("the content does not match its checksum: the file was altered".into());
+        }
+        let info: ModelInfo =
+            serde_json::from_str(text).map_err(|e| format!("unreadable description: {e}"))?;
+        if info.format > FORMAT {
+            return Err(format!(
+                "written by petnet {} in a newer layout: update petnet",
+                info.petnet_version
+            ));
+        }
+        let weights = views
+            .into_iter()
+            .map(|(name, view)| Ok((name, read_weight(&view)?)))
+            .collect::<Result<_, String>>()?;
+        Ok(Self { info, weights })
+    }
+}
+
+fn read_weight(view: &TensorView<'_>) -> Result<Weight, String> {
+    let values = match view.dtype() {
+        Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F16 => {
+            view.data().as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+        }
+        other => return Err(format!("weights of type {other:?} are not supported")),
+    };
+    Ok(Weight { shape: view.shape().to_vec(), values })
+}
+
+fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(info);
+    let mut sorted: Vec<_> = tensors.collect();
+    sorted.sort();
+    for (name, data) in sorted {
+        hash.update(name);
+        hash.update((data.len() as u64).to_le_bytes());
+        hash.update(data);
+    }
+    hex(&hash.finalize())
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Writes a file beside `path`, syncs it and renames it over `path`, so that a crash leaves the
+/// old content or the new one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+    let written = fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // Best effort: the reason to report is the first failure, not this one.
+        let _ = fs::remove_file(&partial);
+    }
+    written.map_err(Error::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SimpleCnnConfig;
+    use crate::preprocess::Resize;
+
+    fn checkpoint() -> Checkpoint {
+        let config = SimpleCnnConfig { channels: vec![4, 8], hidden: 4, dropout: 0.0 };
+        let architecture = Architecture::SimpleCnn(config);
+        let preprocess = Preprocess { size: 16, resize: Resize::Squeeze };
+        let labels = vec!["cat".to_string(), "dog".to_string()];
+        let info = ModelInfo::new(architecture, labels, preprocess);
+        let device = burn::tensor::Device::flex();
+        let network = info.architecture.build(2, info.normalization, &device);
+        Checkpoint::new(info, &network)
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let saved = checkpoint();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        saved.save(&path, Precision::F32).unwrap();
+        assert_eq!(Checkpoint::load(&path).unwrap(), saved);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
+        saved.network(&burn::tensor::Device::flex()).unwrap();
+    }
+
+    #[test]
+    fn half_precision_is_half_the_size_and_close() {
+        let saved = checkpoint();
+        let bytes = saved.to_bytes(Precision::F16).unwrap();
+        let loaded = Checkpoint::from_bytes(&bytes).unwrap();
+        for (name, weight) in &saved.weights {
+            for (a, b) in weight.values.iter().zip(&loaded.weights[name].values) {
+                assert!((a - b).abs() <= a.abs() / 1024.0 + 1e-6, "{name}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_cut_and_any_altered_byte_is_refused() {
+        let bytes = checkpoint().to_bytes(Precision::F32).unwrap();
+        for length in (0..bytes.len()).step_by(41) {
+            assert!(Checkpoint::from_bytes(&bytes[..length]).is_err(), "cut to {length}");
+        }
+        for place in (0..bytes.len()).step_by(37) {
+            let mut altered = bytes.clone();
+            altered[place] ^= 4;
+            assert!(Checkpoint::from_bytes(&altered).is_err(), "altered at {place}");
+        }
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_are_named() {
+        let mut wrong = checkpoint();
+        wrong.info.labels.push("fish".into());
+        let error = wrong.network(&burn::tensor::Device::flex()).unwrap_err().to_string();
+        assert!(error.contains("head"), "{error}");
+    }
+}

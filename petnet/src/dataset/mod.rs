@@ -1,0 +1,413 @@
+//! Labelled photos: a folder (or zip of one) with a sub-folder per class, checked, grouped by
+//! duplicates, and split so that no group stands on two sides.
+
+mod duplicates;
+mod prepare;
+mod source;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+pub use prepare::{Manifest, Prepare};
+
+use crate::checkpoint::hex;
+use crate::error::{Error, ImageError, Result};
+use crate::preprocess::{Limits, PICTURE_ENDINGS, Pixels, decode};
+use duplicates::Fingerprint;
+use source::Source;
+
+const DEFAULT_SEED: u64 = 42;
+
+/// One of the three parts of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// What the weights learn from.
+    Train,
+    /// What decides between models and settings.
+    Val,
+    /// What is looked at once.
+    Test,
+}
+
+impl Split {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Train, Self::Val, Self::Test];
+
+    /// `train`, `val` or `test`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Val => "val",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// One readable photo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Name relative to the data set's root, `/` between parts.
+    pub path: String,
+    /// Index into [`Dataset::classes`].
+    pub class: usize,
+    /// SHA-256 of the original file, in hexadecimal.
+    pub sha256: String,
+    /// Photos with the same number are duplicates of each other.
+    pub group: usize,
+    /// Where a prepared data set put it.
+    pub split: Option<Split>,
+}
+
+/// A file that was left out, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reject {
+    /// Name relative to the data set's root.
+    pub path: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Labelled photos that were found readable. Cloning is cheap but for the list of samples.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    classes: Arc<[String]>,
+    samples: Vec<Sample>,
+    rejects: Arc<[Reject]>,
+    ignored: usize,
+    source: Arc<Source>,
+}
+
+impl Dataset {
+    /// Opens a prepared folder (it has a `manifest.json`), or a folder or zip with one sub-folder
+    /// a class, every file of which is then decoded once.
+    ///
+    /// `Cat`, `cat` and `cats` are one class. Files that are no pictures by their ending are
+    /// ignored; broken pictures are listed in [`Dataset::rejects`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the path cannot be read, [`Error::Dataset`] when it holds fewer than
+    /// two classes or an empty one.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.join(Manifest::FILE).is_file() {
+            return prepare::open(path);
+        }
+        Self::scan(path, &Limits::default(), |_, _| Ok(()))
+    }
+
+    /// [`Dataset::open`] for an unprepared folder or zip; `each` sees every photo's name and
+    /// pixels, from many threads in no certain order, and may refuse it.
+    pub(crate) fn scan(
+        path: &Path,
+        limits: &Limits,
+        each: impl Fn(&str, &Pixels) -> Result<(), ImageError> + Sync,
+    ) -> Result<Self> {
+        let source = Source::open(path)?;
+        let names = source.list()?;
+        let total = names.len();
+        let pictures: Vec<String> = names.into_iter().filter(|n| is_picture(n)).collect();
+        let root = common_root(&pictures);
+        let labelled: Vec<(String, &str)> = pictures
+            .iter()
+            .filter_map(|name| {
+                let (class, _) = name.get(root..)?.split_once('/')?;
+                Some((name.clone(), class))
+            })
+            .collect();
+        let ignored = total - labelled.len();
+        let (classes, index) = class_names(labelled.iter().map(|(_, class)| *class));
+        if classes.len() < 2 {
+            return Err(Error::Dataset(format!(
+                "{}: found {} sub-folder(s) with pictures, at least two classes are needed",
+                path.display(),
+                classes.len()
+            )));
+        }
+        let inspected: Vec<Result<(String, Fingerprint), ImageError>> = labelled
+            .par_iter()
+            .map(|(name, _)| {
+                let bytes = source.read(name, limits.max_bytes)?;
+                let pixels = decode(&bytes, limits)?;
+                each(name, &pixels)?;
+                Ok((hex(&Sha256::digest(&bytes)), Fingerprint::of(&pixels)?))
+            })
+            .collect();
+        let mut samples = Vec::new();
+        let mut prints = Vec::new();
+        let mut rejects = Vec::new();
+        for ((path, class), outcome) in labelled.iter().zip(inspected) {
+            let path = path.clone();
+            match outcome {
+                Ok((sha256, print)) => {
+                    let class = index[&class_key(class)];
+                    samples.push(Sample {
+                        path,
+                        class,
+                        sha256: sha256.clone(),
+                        group: 0,
+                        split: None,
+                    });
+                    prints.push((sha256, print));
+                }
+                Err(reason) => rejects.push(Reject { path, reason: reason.to_string() }),
+            }
+        }
+        for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
+            sample.group = group;
+        }
+        let dataset = Self {
+            classes: classes.into(),
+            samples,
+            rejects: rejects.into(),
+            ignored,
+            source: Arc::new(source),
+        };
+        dataset.refuse_empty_classes()?;
+        Ok(dataset)
+    }
+
+    fn refuse_empty_classes(&self) -> Result<()> {
+        let empty =
+            self.counts().into_iter().zip(self.classes.iter()).find(|(count, _)| *count == 0);
+        match empty {
+            Some((_, class)) => {
+                Err(Error::Dataset(format!("class `{class}` has no readable picture")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Class names, sorted; a sample's `class` counts from 0 in this order.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// The photos, sorted by path unless a split shuffled them.
+    pub fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
+    /// Number of photos.
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether there is no photo at all.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// Pictures that were left out.
+    pub fn rejects(&self) -> &[Reject] {
+        &self.rejects
+    }
+
+    /// Number of files that are no pictures by their ending or lie in no class folder.
+    pub fn ignored(&self) -> usize {
+        self.ignored
+    }
+
+    /// Photos per class.
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes.len()];
+        for sample in &self.samples {
+            counts[sample.class] += 1;
+        }
+        counts
+    }
+
+    /// Indices of duplicates, one list a group of two or more.
+    pub fn duplicate_groups(&self) -> Vec<Vec<usize>> {
+        let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, sample) in self.samples.iter().enumerate() {
+            groups.entry(sample.group).or_default().push(index);
+        }
+        groups.into_values().filter(|members| members.len() > 1).collect()
+    }
+
+    /// Duplicates that carry different labels: at least one of each group is wrong.
+    pub fn conflicts(&self) -> Vec<Vec<usize>> {
+        let class = |index: &usize| self.samples[*index].class;
+        let mut groups = self.duplicate_groups();
+        groups.retain(|members| members.iter().any(|m| class(m) != class(&members[0])));
+        groups
+    }
+
+    /// Two parts, the first with `share` of each class (0 to 1), no duplicate on both sides.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when `share` is not between 0 and 1.
+    pub fn split(&self, share: f64) -> Result<(Self, Self)> {
+        let [train, val, _] = self.split_three([share, 1.0 - share, 0.0], DEFAULT_SEED)?;
+        Ok((train, val))
+    }
+
+    /// Training, validation and test parts with these shares of each class. The outcome depends
+    /// on the files' contents and the seed, not on their order, names or the machine.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the shares are negative or do not sum to 1.
+    pub fn split_three(&self, shares: [f64; 3], seed: u64) -> Result<[Self; 3]> {
+        if shares.iter().any(|s| *s < 0.0) || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6 {
+            return Err(Error::Config(format!(
+                "split {shares:?} must be three shares that sum to 1"
+            )));
+        }
+        let assigned = self.assign(shares, seed);
+        Ok(Split::ALL.map(|split| {
+            let samples = self.samples.iter().zip(&assigned).filter(|(_, s)| **s == split);
+            let samples =
+                samples.map(|(sample, _)| Sample { split: Some(split), ..sample.clone() });
+            Self { samples: samples.collect(), ..self.clone() }
+        }))
+    }
+
+    /// The part of a prepared data set.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] when the data set was never split, or that part is empty.
+    pub fn part(&self, split: Split) -> Result<Self> {
+        let samples = self.samples.iter().filter(|s| s.split == Some(split)).cloned();
+        let part = Self { samples: samples.collect(), ..self.clone() };
+        if part.is_empty() {
+            return Err(Error::Dataset(format!("there is no `{}` part", split.name())));
+        }
+        Ok(part)
+    }
+
+    fn assign(&self, shares: [f64; 3], seed: u64) -> Vec<Split> {
+        let mut groups: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (index, sample) in self.samples.iter().enumerate() {
+            groups.entry(sample.group).or_default().push(index);
+        }
+        let mut shuffled: Vec<(Vec<u8>, Vec<usize>)> = groups
+            .into_values()
+            .map(|members| {
+                let name = members.iter().map(|m| &self.samples[*m].sha256).min();
+                let mut hash = Sha256::new();
+                hash.update(seed.to_le_bytes());
+                hash.update(name.map_or("", String::as_str));
+                (hash.finalize().to_vec(), members)
+            })
+            .collect();
+        shuffled.sort();
+        // Room left in validation and test, by class; what does not fit goes to training.
+        let counts = self.counts();
+        let mut room = [Split::Test, Split::Val].map(|split| {
+            let share = shares[split as usize];
+            (split, counts.iter().map(|c| (*c as f64 * share).round() as usize).collect::<Vec<_>>())
+        });
+        let mut assigned = vec![Split::Train; self.samples.len()];
+        for (_, members) in shuffled {
+            let mut wanted = vec![0; counts.len()];
+            for member in &members {
+                wanted[self.samples[*member].class] += 1;
+            }
+            let fits = |room: &[usize]| room.iter().zip(&wanted).all(|(room, want)| room >= want);
+            if let Some((split, room)) = room.iter_mut().find(|(_, room)| fits(room)) {
+                room.iter_mut().zip(&wanted).for_each(|(room, want)| *room -= want);
+                members.iter().for_each(|member| assigned[*member] = *split);
+            }
+        }
+        assigned
+    }
+
+    /// SHA-256 over every member's content and class: equal digests mean equal data.
+    pub fn digest(&self) -> String {
+        let mut lines: Vec<String> = self
+            .samples
+            .iter()
+            .map(|s| format!("{} {}\n", s.sha256, self.classes[s.class]))
+            .collect();
+        lines.sort();
+        hex(&Sha256::digest(lines.concat()))
+    }
+
+    /// A photo's encoded bytes.
+    ///
+    /// # Errors
+    /// [`Error::ImageFile`] when the file has gone or grown since it was checked.
+    pub fn read(&self, index: usize) -> Result<Vec<u8>> {
+        let path = &self.samples[index].path;
+        self.source
+            .read(path, Limits::default().max_bytes)
+            .map_err(|source| Error::ImageFile { path: path.into(), source })
+    }
+
+    /// Renumbers the classes to a model's labels.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] when a class is unknown to the model.
+    pub fn with_labels(mut self, labels: &[String]) -> Result<Self> {
+        let index: HashMap<String, usize> =
+            labels.iter().enumerate().map(|(i, label)| (class_key(label), i)).collect();
+        let renumbered = self
+            .classes
+            .iter()
+            .map(|class| {
+                index.get(&class_key(class)).copied().ok_or_else(|| {
+                    let known = labels.join(", ");
+                    Error::Dataset(format!(
+                        "class `{class}` is unknown to the model, which knows: {known}"
+                    ))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for sample in &mut self.samples {
+            sample.class = renumbered[sample.class];
+        }
+        self.classes = labels.into();
+        Ok(self)
+    }
+}
+
+fn is_picture(name: &str) -> bool {
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+    let hidden = name.split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
+    !hidden && ending.is_some_and(|ending| PICTURE_ENDINGS.contains(&ending.as_str()))
+}
+
+/// Length of the folders that all names share above their class folder (`PetImages/`).
+fn common_root(names: &[String]) -> usize {
+    let mut root = 0;
+    loop {
+        let mut folders = names.iter().map(|name| name[root..].split_once('/'));
+        let Some(Some((first, _))) = folders.next() else { return root };
+        let alone = folders.all(|folder| folder.is_some_and(|(name, _)| name == first));
+        let deep = names.iter().all(|name| name[root..].matches('/').count() >= 2);
+        if !(alone && deep) {
+            return root;
+        }
+        root += first.len() + 1;
+    }
+}
+
+/// What `Cat`, `cat` and `cats` have in common.
+fn class_key(name: &str) -> String {
+    let name = name.trim().to_lowercase();
+    let plural = name.len() > 3 && name.ends_with('s') && !name.ends_with("ss");
+    if plural { name[..name.len() - 1].to_string() } else { name }
+}
+
+/// Class names (of each class the shortest spelling, in lower case), sorted, and their index by
+/// [`class_key`].
+fn class_names<'a>(
+    folders: impl Iterator<Item = &'a str>,
+) -> (Vec<String>, HashMap<String, usize>) {
+    let mut names: BTreeMap<String, String> = BTreeMap::new();
+    for folder in folders {
+        let spelling = folder.trim().to_lowercase();
+        let name = names.entry(class_key(folder)).or_insert_with(|| spelling.clone());
+        if spelling.len() < name.len() {
+            *name = spelling;
+        }
+    }
+    let index = names.keys().enumerate().map(|(i, key)| (key.clone(), i)).collect();
+    (names.into_values().collect(), index)
+}

@@ -1,0 +1,275 @@
+//! A prepared data set on disk: small photos in `train/`, `val/` and `test/`, and a manifest.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::codecs::jpeg::JpegEncoder;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::source::Source;
+use super::{Dataset, Reject, Sample, Split};
+use crate::checkpoint::{hex, write_atomically};
+use crate::error::{Error, ImageError, Result};
+use crate::preprocess::{Limits, Pixels, resize_with};
+
+const JPEG_QUALITY: u8 = 95;
+
+/// How to prepare a data set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prepare {
+    /// Short side of the stored photos in pixels; smaller photos keep their size.
+    pub size: u32,
+    /// Decides the split.
+    pub seed: u64,
+    /// Shares of training, validation and test, summing to 1.
+    pub shares: [f64; 3],
+}
+
+impl Default for Prepare {
+    fn default() -> Self {
+        Self { size: 160, seed: 42, shares: [0.8, 0.1, 0.1] }
+    }
+}
+
+/// What a prepared folder says about itself (`manifest.json`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this layout.
+    pub format: u32,
+    /// Decided the split.
+    pub seed: u64,
+    /// Shares of training, validation and test.
+    pub shares: [f64; 3],
+    /// Short side of the stored photos in pixels.
+    pub size: u32,
+    /// Class names in the order of their numbers.
+    pub classes: Vec<String>,
+    /// Photos by split and class.
+    pub counts: BTreeMap<String, BTreeMap<String, usize>>,
+    /// [`Dataset::digest`] by split.
+    pub digests: BTreeMap<String, String>,
+    /// Files that are no pictures.
+    pub ignored: usize,
+    /// Pictures that were left out, and why.
+    pub rejects: Vec<Reject>,
+    /// Photos that show the same thing; each group lies in one split.
+    pub duplicates: Vec<Duplicates>,
+    /// The photos, sorted by original name.
+    pub photos: Vec<Photo>,
+}
+
+/// A group of photos that show the same thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Duplicates {
+    /// Whether all files are equal to the byte.
+    pub exact: bool,
+    /// Whether the members carry different labels: at least one is wrong.
+    pub conflict: bool,
+    /// Original names.
+    pub members: Vec<String>,
+}
+
+/// One photo of a prepared data set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Photo {
+    /// Where the small photo lies, relative to the manifest.
+    pub path: String,
+    /// Its name in the raw data.
+    pub original: String,
+    /// Class name.
+    pub class: String,
+    /// Part it belongs to.
+    pub split: Split,
+    /// Number of its duplicate group.
+    pub group: usize,
+    /// SHA-256 of the original file.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Name of the file in a prepared folder.
+    pub const FILE: &str = "manifest.json";
+}
+
+impl Prepare {
+    /// Reads a folder or zip once, checks every photo, and writes the prepared folder `out`.
+    /// `progress` is called for every picture, from many threads. Photos are first written beside
+    /// `out` and renamed at the end; an `out` that an earlier run prepared is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] when `raw` is no data set or `out` is a folder of something else;
+    /// [`Error::Io`] when the disk refuses; [`Error::Config`] for a bad `size` or split.
+    pub fn run(&self, raw: &Path, out: &Path, progress: impl Fn() + Sync) -> Result<Manifest> {
+        if !(16..=4096).contains(&self.size) {
+            return Err(Error::Config(format!("size {} must lie between 16 and 4096", self.size)));
+        }
+        let foreign = out.is_dir()
+            && !out.join(Manifest::FILE).is_file()
+            && fs::read_dir(out).map_err(Error::io(out))?.next().is_some();
+        if foreign {
+            let out = out.display();
+            return Err(Error::Dataset(format!(
+                "{out} holds something else: give an empty folder"
+            )));
+        }
+        let staging = Staging::create(out)?;
+        let failed = std::sync::Mutex::new(None);
+        let dataset = Dataset::scan(raw, &Limits::default(), |name, pixels| {
+            progress();
+            let jpeg = self.shrink(pixels)?;
+            let path = staging.0.join(staged_name(name));
+            fs::write(&path, jpeg).map_err(|e| {
+                let reason = ImageError::Broken(e.to_string());
+                // A disk that refuses one photo is no fault of the photo: the run must fail.
+                if let Ok(mut failed) = failed.lock() {
+                    failed.get_or_insert(Error::Io { path, source: e });
+                }
+                reason
+            })
+        })?;
+        if let Some(error) = failed.into_inner().unwrap_or(None) {
+            return Err(error);
+        }
+        let parts = dataset.split_three(self.shares, self.seed)?;
+        let manifest = self.manifest(&dataset, &parts);
+        for photo in &manifest.photos {
+            let (from, to) =
+                (staging.0.join(staged_name(&photo.original)), staging.0.join(&photo.path));
+            let folder = to.parent().unwrap_or(&staging.0);
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+            fs::rename(&from, &to).map_err(Error::io(&from))?;
+        }
+        let text =
+            serde_json::to_string_pretty(&manifest).map_err(|e| Error::Dataset(e.to_string()))?;
+        write_atomically(&staging.0.join(Manifest::FILE), text.as_bytes())?;
+        staging.publish(out)?;
+        Ok(manifest)
+    }
+
+    /// Short side to `size`, aspect kept, as JPEG.
+    fn shrink(&self, pixels: &Pixels) -> Result<Vec<u8>, ImageError> {
+        let short = pixels.width().min(pixels.height());
+        let scaled = |side: u32| {
+            let scaled = f64::from(side) * f64::from(self.size) / f64::from(short);
+            (scaled.round() as u32).max(1)
+        };
+        let options = fast_image_resize::ResizeOptions::new();
+        let smaller = (short > self.size)
+            .then(|| resize_with(pixels, scaled(pixels.width()), scaled(pixels.height()), &options))
+            .transpose()?;
+        let pixels = smaller.as_ref().unwrap_or(pixels);
+        let mut jpeg = Vec::new();
+        JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)
+            .encode(pixels.data(), pixels.width(), pixels.height(), image::ExtendedColorType::Rgb8)
+            .map_err(|e| ImageError::Unsupported(e.to_string()))?;
+        Ok(jpeg)
+    }
+
+    fn manifest(&self, dataset: &Dataset, parts: &[Dataset; 3]) -> Manifest {
+        let class = |sample: &Sample| dataset.classes[sample.class].clone();
+        let mut photos: Vec<Photo> = parts
+            .iter()
+            .zip(Split::ALL)
+            .flat_map(|(part, split)| part.samples.iter().map(move |sample| (sample, split)))
+            .map(|(sample, split)| Photo {
+                path: format!("{}/{}/{}", split.name(), class(sample), staged_name(&sample.path)),
+                original: sample.path.clone(),
+                class: class(sample),
+                split,
+                group: sample.group,
+                sha256: sample.sha256.clone(),
+            })
+            .collect();
+        photos.sort_by(|a, b| a.original.cmp(&b.original));
+        let conflicts = dataset.conflicts();
+        let duplicates = dataset.duplicate_groups().into_iter().map(|members| Duplicates {
+            exact: members
+                .iter()
+                .all(|m| dataset.samples[*m].sha256 == dataset.samples[members[0]].sha256),
+            conflict: conflicts.contains(&members),
+            members: members.iter().map(|m| dataset.samples[*m].path.clone()).collect(),
+        });
+        let by_split = |part: &Dataset| {
+            part.classes.iter().cloned().zip(part.counts()).collect::<BTreeMap<_, _>>()
+        };
+        let name = |split: Split| split.name().to_string();
+        Manifest {
+            format: 1,
+            seed: self.seed,
+            shares: self.shares,
+            size: self.size,
+            classes: dataset.classes.to_vec(),
+            counts: Split::ALL.iter().zip(parts).map(|(s, p)| (name(*s), by_split(p))).collect(),
+            digests: Split::ALL.iter().zip(parts).map(|(s, p)| (name(*s), p.digest())).collect(),
+            ignored: dataset.ignored,
+            rejects: dataset.rejects.to_vec(),
+            duplicates: duplicates.collect(),
+            photos,
+        }
+    }
+}
+
+/// Opens a prepared folder without decoding anything.
+pub(super) fn open(folder: &Path) -> Result<Dataset> {
+    let path = folder.join(Manifest::FILE);
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let manifest: Manifest = serde_json::from_str(&text)
+        .map_err(|e| Error::Dataset(format!("{}: {e}", path.display())))?;
+    let number = |class: &str| manifest.classes.iter().position(|known| known == class);
+    let samples = manifest.photos.iter().map(|photo| {
+        let class = number(&photo.class).ok_or_else(|| {
+            Error::Dataset(format!("{}: class `{}` is not listed", path.display(), photo.class))
+        })?;
+        let (sha256, split) = (photo.sha256.clone(), Some(photo.split));
+        Ok(Sample { path: photo.path.clone(), class, sha256, group: photo.group, split })
+    });
+    Ok(Dataset {
+        samples: samples.collect::<Result<_>>()?,
+        classes: manifest.classes.into(),
+        rejects: manifest.rejects.into(),
+        ignored: manifest.ignored,
+        source: Arc::new(Source::open(folder)?),
+    })
+}
+
+/// A flat, unique and harmless file name for a photo of any origin.
+fn staged_name(original: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' };
+    let stem = original.rsplit_once('.').map_or(original, |(stem, _)| stem);
+    let start = stem.char_indices().nth_back(59).map_or(0, |(at, _)| at);
+    let name: String = stem[start..].chars().map(safe).collect();
+    let digest = hex(&Sha256::digest(original));
+    format!("{name}-{}.jpg", &digest[..8])
+}
+
+/// A folder beside `out` that is removed unless it is published.
+struct Staging(PathBuf);
+
+impl Staging {
+    fn create(out: &Path) -> Result<Self> {
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let path = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        Ok(Self(path))
+    }
+
+    fn publish(self, out: &Path) -> Result<()> {
+        let old = self.0.with_extension("old");
+        if out.exists() {
+            fs::rename(out, &old).map_err(Error::io(out))?;
+        }
+        fs::rename(&self.0, out).map_err(Error::io(out))?;
+        // The new data set stands; what is left of the old one only takes space.
+        let _ = fs::remove_dir_all(&old);
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,112 @@
+//! The computing device by name. The only room that knows which backends were compiled in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// Where a network computes: `auto`, `cpu` (burn-flex), `ndarray`, or `wgpu[:n]`.
+///
+/// ```
+/// let device: petnet::Device = "cpu".parse()?;
+/// assert_eq!(device.to_string(), "cpu");
+/// # Ok::<(), petnet::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// A GPU where the `wgpu` feature finds one, else the CPU.
+    Auto,
+    /// The CPU, through burn-flex.
+    #[default]
+    Cpu,
+    /// The CPU, through burn's older ndarray backend; slow to train.
+    NdArray,
+    /// A GPU through wgpu; the number counts discrete GPUs from 0, `None` takes the best one.
+    Wgpu(Option<usize>),
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let unknown = || {
+            Error::Device(format!(
+                "unknown device `{name}`: use auto, cpu, ndarray, wgpu or wgpu:N"
+            ))
+        };
+        match name {
+            "auto" => Ok(Self::Auto),
+            "cpu" | "flex" => Ok(Self::Cpu),
+            "ndarray" => Ok(Self::NdArray),
+            "wgpu" | "gpu" => Ok(Self::Wgpu(None)),
+            other => {
+                let index = other.strip_prefix("wgpu:").ok_or_else(unknown)?;
+                Ok(Self::Wgpu(Some(index.parse().map_err(|_| unknown())?)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::NdArray => f.write_str("ndarray"),
+            Self::Wgpu(None) => f.write_str("wgpu"),
+            Self::Wgpu(Some(index)) => write!(f, "wgpu:{index}"),
+        }
+    }
+}
+
+impl Device {
+    /// # Errors
+    /// [`Error::Device`] when the backend was not compiled in or finds no adapter.
+    pub(crate) fn open(self) -> Result<burn::tensor::Device> {
+        match self {
+            Self::Cpu => Ok(burn::tensor::Device::flex()),
+            Self::Auto => Ok(open_wgpu(None).unwrap_or_else(|_| burn::tensor::Device::flex())),
+            Self::NdArray => open_ndarray(),
+            Self::Wgpu(index) => open_wgpu(index),
+        }
+    }
+}
+
+#[cfg(feature = "ndarray")]
+fn open_ndarray() -> Result<burn::tensor::Device> {
+    #[expect(deprecated, reason = "kept selectable for comparison; flex is the default")]
+    let device = burn::tensor::Device::ndarray();
+    Ok(device)
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn open_ndarray() -> Result<burn::tensor::Device> {
+    Err(Error::Device(
+        "`ndarray` was not compiled in: build with `--features ndarray`, or use `cpu`".into(),
+    ))
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu(index: Option<usize>) -> Result<burn::tensor::Device> {
+    use burn::tensor::{Device, DeviceKind};
+    let kind = index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu);
+    // The driver stack may panic where it finds no adapter; that must reach the caller as an error.
+    let opened = std::panic::catch_unwind(|| {
+        let device = Device::wgpu(kind);
+        device.sync().map(|()| device)
+    });
+    match opened {
+        Ok(Ok(device)) => Ok(device),
+        _ => Err(Error::Device(
+            "no usable GPU adapter was found: install a Vulkan driver or use `--device cpu`".into(),
+        )),
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu(_: Option<usize>) -> Result<burn::tensor::Device> {
+    Err(Error::Device(
+        "`wgpu` was not compiled in: build with `--features wgpu`, or use `cpu`".into(),
+    ))
+}

@@ -1,0 +1,31 @@
+//! petnet
+#![recursion_limit = "256"]
+
+#[cfg(feature = "train")]
+pub mod augment;
+mod checkpoint;
+mod classifier;
+#[cfg(feature = "train")]
+pub mod dataset;
+mod device;
+mod error;
+#[cfg(feature = "train")]
+mod evaluate;
+#[cfg(feature = "train")]
+pub mod loader;
+pub mod metrics;
+pub mod model;
+pub mod preprocess;
+#[cfg(feature = "train")]
+pub mod train;
+
+pub use checkpoint::{Checkpoint, ModelInfo, Precision, write_atomically};
+pub use classifier::{Classifier, Prediction};
+#[cfg(feature = "train")]
+pub use dataset::Dataset;
+pub use device::Device;
+pub use error::{Error, ImageError, Result};
+#[cfg(feature = "train")]
+pub use evaluate::Evaluation;
+#[cfg(feature = "train")]
+pub use train::Trainer;

@@ -1,0 +1,190 @@
+//! Ordered, bounded, prefetching batches: decoding and augmentation on their own threads, a few
+//! batches ahead of the network and no more.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use rand::seq::SliceRandom;
+
+use crate::augment::{Augment, Key};
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::preprocess::{Limits, Pixels, Preprocess, decode_at_least};
+
+/// Batches that wait for the network, per worker.
+const QUEUED: usize = 2;
+
+/// Photos of one step, in a fixed order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// `[n, size, size, 3]`.
+    pub images: Vec<u8>,
+    /// Class of each photo.
+    pub targets: Vec<usize>,
+    /// Place of each photo in the data set.
+    pub indices: Vec<usize>,
+}
+
+/// How batches are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoaderSettings {
+    /// Photos a batch; the last of an epoch may have fewer.
+    pub batch_size: usize,
+    /// Threads that decode; at least 1 is used.
+    pub workers: usize,
+    /// Most memory for decoded photos, in bytes; what does not fit is decoded again.
+    pub cache_bytes: usize,
+    /// Input of the network.
+    pub preprocess: Preprocess,
+    /// Random changes; [`Augment::none`] for evaluation.
+    pub augment: Augment,
+    /// Decides order and augmentation.
+    pub seed: u64,
+    /// Whether each epoch has its own order.
+    pub shuffle: bool,
+}
+
+/// Makes the batches of any epoch of a data set.
+#[derive(Debug, Clone)]
+pub struct Loader {
+    dataset: Arc<Dataset>,
+    settings: Arc<LoaderSettings>,
+    cache: Arc<Cache>,
+}
+
+impl Loader {
+    /// Starts nothing yet; see [`Loader::epoch`].
+    pub fn new(dataset: &Dataset, settings: LoaderSettings) -> Self {
+        let cache = Cache::new(dataset.len(), settings.cache_bytes);
+        Self {
+            dataset: Arc::new(dataset.clone()),
+            settings: Arc::new(settings),
+            cache: Arc::new(cache),
+        }
+    }
+
+    /// Number of batches an epoch.
+    pub fn steps(&self) -> usize {
+        self.dataset.len().div_ceil(self.settings.batch_size)
+    }
+
+    /// Side of the pictures in [`Batch::images`].
+    pub fn size(&self) -> usize {
+        self.settings.preprocess.size as usize
+    }
+
+    /// The batches of one epoch (from 0), skipping the first `skip`, which a resumed training has
+    /// already seen. The same arguments give the same bytes, whatever the number of workers.
+    pub fn epoch(&self, epoch: usize, skip: usize) -> Batches {
+        let mut order: Vec<usize> = (0..self.dataset.len()).collect();
+        if self.settings.shuffle {
+            let key = Key { seed: self.settings.seed, epoch, index: usize::MAX };
+            order.shuffle(&mut key.rng());
+        }
+        let order = Arc::new(order);
+        let workers = self.settings.workers.max(1);
+        let queues = (0..workers)
+            .map(|worker| {
+                let (sender, receiver) = sync_channel(QUEUED);
+                let (loader, order) = (self.clone(), Arc::clone(&order));
+                // Worker w makes batches w, w + workers, ...; the reader takes turns.
+                thread::spawn(move || {
+                    loader.work(&order, epoch, (skip + worker, workers), &sender)
+                });
+                receiver
+            })
+            .collect();
+        Batches { queues, next: 0 }
+    }
+
+    fn work(
+        &self,
+        order: &[usize],
+        epoch: usize,
+        (first, stride): (usize, usize),
+        sender: &SyncSender<Result<Batch>>,
+    ) {
+        let chunks = order.chunks(self.settings.batch_size).skip(first).step_by(stride);
+        for indices in chunks {
+            let batch = self.batch(indices, epoch);
+            let failed = batch.is_err();
+            // A reader that stopped early dropped its end: nobody wants the rest.
+            if sender.send(batch).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn batch(&self, indices: &[usize], epoch: usize) -> Result<Batch> {
+        let settings = &self.settings;
+        let side = settings.preprocess.size as usize;
+        let mut images = Vec::with_capacity(indices.len() * side * side * 3);
+        for &index in indices {
+            let refused = |source| Error::ImageFile {
+                path: self.dataset.samples()[index].path.clone().into(),
+                source,
+            };
+            let photo = self.cache.get(index, || {
+                let bytes = self.dataset.read(index)?;
+                decode_at_least(&bytes, &Limits::default(), settings.preprocess.size)
+                    .map_err(refused)
+            })?;
+            let key = Key { seed: settings.seed, epoch, index };
+            let input =
+                settings.augment.apply(&photo, settings.preprocess, key).map_err(refused)?;
+            images.extend_from_slice(input.data());
+        }
+        let targets = indices.iter().map(|i| self.dataset.samples()[*i].class).collect();
+        Ok(Batch { images, targets, indices: indices.to_vec() })
+    }
+}
+
+/// The batches of one epoch, in order. Dropping it stops the workers.
+#[derive(Debug)]
+pub struct Batches {
+    queues: Vec<Receiver<Result<Batch>>>,
+    next: usize,
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let queue = self.next % self.queues.len();
+        self.next += 1;
+        // A worker that is done has dropped its end, and all later batches would be later still.
+        self.queues[queue].recv().ok()
+    }
+}
+
+/// Decoded photos, up to a number of bytes; first come, first kept.
+#[derive(Debug)]
+struct Cache {
+    slots: Vec<OnceLock<Arc<Pixels>>>,
+    room: AtomicUsize,
+}
+
+impl Cache {
+    fn new(photos: usize, bytes: usize) -> Self {
+        let slots = if bytes == 0 { 0 } else { photos };
+        Self { slots: (0..slots).map(|_| OnceLock::new()).collect(), room: AtomicUsize::new(bytes) }
+    }
+
+    fn get(&self, index: usize, decode: impl FnOnce() -> Result<Pixels>) -> Result<Arc<Pixels>> {
+        if let Some(kept) = self.slots.get(index).and_then(OnceLock::get) {
+            return Ok(Arc::clone(kept));
+        }
+        let photo = Arc::new(decode()?);
+        let size = photo.data().len();
+        let taken = self
+            .room
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(size));
+        if let (Ok(_), Some(slot)) = (taken, self.slots.get(index)) {
+            // Another worker can only have put the same pixels there.
+            let _ = slot.set(Arc::clone(&photo));
+        }
+        Ok(photo)
+    }
+}

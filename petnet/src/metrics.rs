@@ -1,0 +1,181 @@
+//! Figures that judge a classifier: plain numbers in, plain numbers out.
+
+use serde::{Deserialize, Serialize};
+
+/// Bins of the reliability diagram and of [`Metrics::ece`].
+pub const CALIBRATION_BINS: usize = 15;
+
+/// Precision, recall and F1 of one class, each 0 to 1 (0 where nothing was counted).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ClassMetrics {
+    /// Of the photos that were called this class, the share that is.
+    pub precision: f64,
+    /// Of the photos of this class, the share that was called so.
+    pub recall: f64,
+    /// Harmonic mean of the two.
+    pub f1_score: f64,
+    /// Photos of this class.
+    pub support: usize,
+}
+
+/// Figures of a whole evaluation. For two classes, precision, recall and F1 are those of class 1
+/// (dog), as the reference system reports them; for more they are means over classes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Share of right answers.
+    pub accuracy: f64,
+    /// See above.
+    pub precision: f64,
+    /// See above.
+    pub recall: f64,
+    /// See above.
+    pub f1_score: f64,
+    /// Area under the ROC curve; for more than two classes the mean of one against the rest.
+    /// Absent where a class has no photo.
+    pub roc_auc: Option<f64>,
+    /// Mean negative log likelihood of the right class, in nats.
+    pub log_loss: f64,
+    /// Expected calibration error over [`CALIBRATION_BINS`] equal bins of confidence
+    /// (Guo et al., "On calibration of modern neural networks", 2017).
+    pub ece: f64,
+    /// Photos.
+    pub num_samples: usize,
+    /// `[truth][answer]` counts.
+    pub confusion_matrix: Vec<Vec<usize>>,
+    /// The same per class.
+    pub per_class: Vec<ClassMetrics>,
+}
+
+/// One bin of the reliability diagram.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CalibrationBin {
+    /// Mean confidence of the answers in the bin.
+    pub confidence: f64,
+    /// Share of them that is right.
+    pub accuracy: f64,
+    /// Number of answers.
+    pub count: usize,
+}
+
+impl Metrics {
+    /// Judges probabilities (a row a photo) by the true classes.
+    ///
+    /// Rows and `truth` must pair up; what is left over on either side is not counted.
+    pub fn compute(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Self {
+        let mut confusion = vec![vec![0; classes]; classes];
+        let mut log_loss = 0.0;
+        for (row, &class) in probabilities.iter().zip(truth) {
+            confusion[class][argmax(row)] += 1;
+            log_loss -= f64::from(row[class]).max(f64::EPSILON).ln();
+        }
+        let count = probabilities.len().min(truth.len());
+        let per_class: Vec<_> =
+            (0..classes).map(|class| class_metrics(&confusion, class)).collect();
+        let overall = |figure: fn(&ClassMetrics) -> f64| match per_class.as_slice() {
+            [_, positive] => figure(positive),
+            all => all.iter().map(figure).sum::<f64>() / all.len() as f64,
+        };
+        let right: usize = (0..classes).map(|class| confusion[class][class]).sum();
+        Self {
+            accuracy: ratio(right, count),
+            precision: overall(|c| c.precision),
+            recall: overall(|c| c.recall),
+            f1_score: overall(|c| c.f1_score),
+            roc_auc: roc_auc(probabilities, truth, classes),
+            log_loss: log_loss / count.max(1) as f64,
+            ece: ece(&calibration(probabilities, truth)),
+            num_samples: count,
+            confusion_matrix: confusion,
+            per_class,
+        }
+    }
+}
+
+/// Index of the largest value, the first of equals; 0 for an empty row.
+pub fn argmax(row: &[f32]) -> usize {
+    let best = row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (index, &value)| {
+        if value > best.1 { (index, value) } else { best }
+    });
+    best.0
+}
+
+/// Confidence against accuracy in equal bins of confidence, from 0 to 1.
+pub fn calibration(probabilities: &[Vec<f32>], truth: &[usize]) -> Vec<CalibrationBin> {
+    let mut sums = [(0.0, 0, 0); CALIBRATION_BINS];
+    for (row, &class) in probabilities.iter().zip(truth) {
+        let best = argmax(row);
+        let confidence = f64::from(row[best]);
+        let bin =
+            ((confidence * CALIBRATION_BINS as f64).ceil() as usize).clamp(1, CALIBRATION_BINS) - 1;
+        let (sum, right, count) = &mut sums[bin];
+        *sum += confidence;
+        *right += usize::from(best == class);
+        *count += 1;
+    }
+    sums.iter()
+        .map(|&(sum, right, count)| CalibrationBin {
+            confidence: sum / count.max(1) as f64,
+            accuracy: ratio(right, count),
+            count,
+        })
+        .collect()
+}
+
+/// Points (false positive rate, true positive rate) from (0, 0) to (1, 1), for scores of one class
+/// against the rest. Empty where one side has no photo.
+pub fn roc_curve(scores: &[f32], positive: &[bool]) -> Vec<(f64, f64)> {
+    let positives = positive.iter().filter(|p| **p).count();
+    let negatives = positive.len() - positives;
+    if positives == 0 || negatives == 0 {
+        return Vec::new();
+    }
+    let mut ranked: Vec<_> = scores.iter().zip(positive).collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(a.0));
+    let mut points = vec![(0.0, 0.0)];
+    let (mut hits, mut alarms) = (0, 0);
+    // Photos of equal score enter together: their order says nothing.
+    for tied in ranked.chunk_by(|a, b| a.0 == b.0) {
+        hits += tied.iter().filter(|(_, positive)| **positive).count();
+        alarms += tied.iter().filter(|(_, positive)| !**positive).count();
+        points.push((ratio(alarms, negatives), ratio(hits, positives)));
+    }
+    points
+}
+
+fn roc_auc(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Option<f64> {
+    let area = |class: usize| {
+        let scores: Vec<f32> = probabilities.iter().map(|row| row[class]).collect();
+        let positive: Vec<bool> = truth.iter().map(|t| *t == class).collect();
+        let curve = roc_curve(&scores, &positive);
+        let strips = curve.windows(2).map(|w| (w[1].0 - w[0].0) * (w[1].1 + w[0].1) / 2.0);
+        (!curve.is_empty()).then(|| strips.sum::<f64>())
+    };
+    match classes {
+        2 => area(1),
+        _ => {
+            let areas: Option<Vec<f64>> = (0..classes).map(area).collect();
+            areas.map(|areas| areas.iter().sum::<f64>() / areas.len().max(1) as f64)
+        }
+    }
+}
+
+fn ece(bins: &[CalibrationBin]) -> f64 {
+    let total: usize = bins.iter().map(|bin| bin.count).sum();
+    bins.iter().map(|bin| ratio(bin.count, total) * (bin.confidence - bin.accuracy).abs()).sum()
+}
+
+fn class_metrics(confusion: &[Vec<usize>], class: usize) -> ClassMetrics {
+    let hits = confusion[class][class];
+    let called: usize = confusion.iter().map(|row| row[class]).sum();
+    let support: usize = confusion[class].iter().sum();
+    ClassMetrics {
+        precision: ratio(hits, called),
+        recall: ratio(hits, support),
+        f1_score: ratio(2 * hits, called + support),
+        support,
+    }
+}
+
+fn ratio(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}

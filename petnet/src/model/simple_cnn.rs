@@ -1,0 +1,115 @@
+//! The reference system's network, by configuration of channels.
+
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::pool::{AdaptiveAvgPool2d, AdaptiveAvgPool2dConfig, MaxPool2d, MaxPool2dConfig};
+use burn::nn::{
+    BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Initializer, Linear, LinearConfig,
+    PaddingConfig2d,
+};
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::Normalization;
+
+/// Widths of a [`SimpleCnn`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SimpleCnnConfig {
+    /// Channels of each block; every block halves both sides of the picture.
+    pub channels: Vec<usize>,
+    /// Width of the layer before the logits.
+    pub hidden: usize,
+    /// Share of that layer that is dropped in training, 0 to 1.
+    pub dropout: f64,
+}
+
+impl Default for SimpleCnnConfig {
+    fn default() -> Self {
+        Self { channels: vec![32, 64, 128, 256], hidden: 128, dropout: 0.5 }
+    }
+}
+
+/// Blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global average, two linears.
+///
+/// 422,530 parameters and 1.47 GFLOP at 224 pixels with the default widths and two classes.
+#[derive(Module, Debug)]
+pub struct SimpleCnn {
+    #[module(skip)]
+    normalization: Normalization,
+    blocks: Vec<Block>,
+    global: AdaptiveAvgPool2d,
+    hidden: Linear,
+    dropout: Dropout,
+    head: Linear,
+}
+
+#[derive(Module, Debug)]
+struct Block {
+    conv: Conv2d,
+    norm: BatchNorm,
+    pool: MaxPool2d,
+}
+
+impl SimpleCnnConfig {
+    /// Builds the network: Kaiming-normal fan-out convolutions, normal(0, 0.01) linears, zero biases.
+    pub fn build(
+        &self,
+        classes: usize,
+        normalization: Normalization,
+        device: &Device,
+    ) -> SimpleCnn {
+        let inputs = std::iter::once(&3).chain(&self.channels);
+        let blocks = inputs.zip(&self.channels).map(|(&i, &o)| Block::new(i, o, device)).collect();
+        let features = self.channels.last().copied().unwrap_or(3);
+        SimpleCnn {
+            normalization,
+            blocks,
+            global: AdaptiveAvgPool2dConfig::new([1, 1]).init(),
+            hidden: linear(features, self.hidden, device),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            head: linear(self.hidden, classes, device),
+        }
+    }
+}
+
+impl SimpleCnn {
+    /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`; `h` and `w` at least 2^blocks.
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        let x = self.normalization.forward(images);
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x)); // [n, 256, h/16, w/16]
+        let x = self.global.forward(x).flatten(1, 3); // [n, 256]
+        let x = relu(self.hidden.forward(x)); // [n, 128]
+        self.head.forward(self.dropout.forward(x)) // [n, classes]
+    }
+}
+
+impl Block {
+    fn new(inputs: usize, outputs: usize, device: &Device) -> Self {
+        let mut conv = Conv2dConfig::new([inputs, outputs], [3, 3])
+            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+            .init(device);
+        let fan_out = outputs * 9;
+        let kaiming = Initializer::Normal { mean: 0.0, std: (2.0 / fan_out as f64).sqrt() };
+        conv.weight = kaiming.init([outputs, inputs, 3, 3], device);
+        conv.bias = Some(Initializer::Zeros.init([outputs], device));
+        Self {
+            conv,
+            norm: BatchNormConfig::new(outputs).init(device),
+            pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.pool.forward(relu(self.norm.forward(self.conv.forward(x)))) // [n, outputs, h/2, w/2]
+    }
+}
+
+fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
+    let mut linear = LinearConfig::new(inputs, outputs).init(device);
+    let narrow = Initializer::Normal { mean: 0.0, std: 0.01 };
+    linear.weight = narrow.init([inputs, outputs], device);
+    linear.bias = Some(Initializer::Zeros.init([outputs], device));
+    linear
+}

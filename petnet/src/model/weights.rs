@@ -1,0 +1,106 @@
+//! A network's parameters as named, flat numbers, and back.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Tensor, TensorData};
+
+/// Shape and values of one parameter or buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Weight {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Vec<f32>,
+}
+
+/// Parameters and buffers by their path, e.g. `blocks.0.conv.weight`.
+pub(crate) type Weights = BTreeMap<String, Weight>;
+
+/// Reads every float of `module`; batch-norm statistics included.
+pub(crate) fn read<M: Module>(module: &M) -> Weights {
+    let mut reader = Reader::default();
+    module.visit(&mut reader);
+    reader.weights
+}
+
+/// Replaces every float of `module`.
+///
+/// # Errors
+/// Names the first weight that is missing, superfluous or of another shape.
+pub(crate) fn write<M: Module>(module: M, weights: Weights) -> Result<M, String> {
+    let mut writer = Writer { path: Path::default(), weights, error: None };
+    let module = module.map(&mut writer);
+    match (writer.error, writer.weights.into_keys().next()) {
+        (Some(error), _) => Err(error),
+        (None, Some(name)) => Err(format!("weight `{name}` belongs to no layer")),
+        (None, None) => Ok(module),
+    }
+}
+
+#[derive(Default)]
+struct Path(Vec<String>);
+
+impl Path {
+    fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
+
+#[derive(Default)]
+struct Reader {
+    path: Path,
+    weights: Weights,
+}
+
+impl ModuleVisitor for Reader {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.0.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.0.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = param.val();
+        let shape = tensor.dims().to_vec();
+        let values = tensor.into_data().try_into_vec_as().unwrap_or_default();
+        self.weights.insert(self.path.name(), Weight { shape, values });
+    }
+}
+
+struct Writer {
+    path: Path,
+    weights: Weights,
+    error: Option<String>,
+}
+
+impl ModuleMapper for Writer {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.0.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.0.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.path.name();
+        let Some(weight) = self.weights.remove(&name) else {
+            self.error.get_or_insert(format!("weight `{name}` is missing"));
+            return param;
+        };
+        let expected = param.dims().to_vec();
+        if expected != weight.shape {
+            self.error.get_or_insert(format!(
+                "weight `{name}` has shape {:?}, the architecture needs {expected:?}",
+                weight.shape
+            ));
+            return param;
+        }
+        let data = TensorData::new(weight.values, weight.shape);
+        param.map(|old| {
+            let new = Tensor::from_data(data, &old.device());
+            if old.is_require_grad() { new.require_grad() } else { new }
+        })
+    }
+}

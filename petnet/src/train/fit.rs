@@ -1,0 +1,307 @@
+//! The loop itself.
+
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::tensor::{Device, Int, Tensor};
+use serde_json::json;
+
+use super::state::{Progress, State};
+use super::{EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema};
+use crate::augment::{Augment, Key};
+use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
+use crate::classifier::to_tensor;
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Evaluation};
+use crate::loader::{Batch, Loader, LoaderSettings};
+use crate::metrics::argmax;
+use crate::model::Normalization;
+
+/// Photos a pass when no gradients are kept.
+const EVALUATION_BATCH: usize = 64;
+
+/// A training under way.
+pub(super) struct Fit<'a> {
+    trainer: &'a Trainer,
+    info: ModelInfo,
+    device: Device,
+    train: Loader,
+    valid: Loader,
+    loss: CrossEntropyLoss,
+    state: State,
+    best: Option<Checkpoint>,
+    clock: Instant,
+}
+
+impl<'a> Fit<'a> {
+    pub(super) fn start(trainer: &'a Trainer, train: &Dataset, valid: &Dataset) -> Result<Self> {
+        let plain = trainer.device.open()?;
+        let device = plain.clone().autodiff();
+        let mut info = ModelInfo::new(
+            trainer.architecture.clone(),
+            train.classes().to_vec(),
+            trainer.preprocess,
+        );
+        info.settings = serde_json::to_value(trainer).map_err(|e| Error::Config(e.to_string()))?;
+        info.data_digest = train.digest();
+        // Weights are drawn on the plain device and lifted, so that inference and training agree.
+        device.seed(trainer.seed);
+        let classes = info.labels.len();
+        let model = trainer.architecture.build(classes, Normalization::default(), &device);
+        let mut identity = info.settings.clone();
+        if let Some(map) = identity.as_object_mut() {
+            // How photos are fetched changes no result.
+            map.remove("workers");
+            map.remove("cache_mb");
+            map.insert("training data".into(), json!(info.data_digest));
+            map.insert("validation data".into(), json!(valid.digest()));
+        }
+        let average = (trainer.ema_decay > 0.0).then(|| model.valid());
+        let progress = Progress { identity, ..Default::default() };
+        let optimizer = optimizer(trainer);
+        let mut fit = Self {
+            trainer,
+            info,
+            train: Loader::new(train, settings(trainer, true)),
+            valid: Loader::new(valid, settings(trainer, false)),
+            loss: CrossEntropyLossConfig::new()
+                .with_smoothing((trainer.label_smoothing > 0.0).then_some(trainer.label_smoothing))
+                .init(&device),
+            device,
+            state: State { model, average, optimizer, progress },
+            best: None,
+            clock: Instant::now(),
+        };
+        if let Some(out) = &trainer.out {
+            std::fs::create_dir_all(out).map_err(Error::io(out))?;
+            let saved = out.join(Trainer::STATE);
+            if trainer.resume && saved.is_file() {
+                fit.state = fit.state.load(&saved)?;
+                let best = out.join(Trainer::BEST);
+                fit.best = best.is_file().then(|| Checkpoint::load(&best)).transpose()?;
+                let Progress { epoch, step, .. } = fit.state.progress;
+                tracing::info!(epoch, step, "resumed");
+            }
+        }
+        Ok(fit)
+    }
+
+    pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Fitted> {
+        while self.state.progress.epoch < self.trainer.epochs && !self.stalled() {
+            self.train_epoch(observer)?;
+            let report = self.finish_epoch()?;
+            observer.epoch(&report);
+            if observer.stop() && self.state.progress.epoch < self.trainer.epochs {
+                return Err(Error::Interrupted);
+            }
+        }
+        let last = self.checkpoint(serde_json::Value::Null);
+        let best = self.best.take().unwrap_or_else(|| last.clone());
+        Ok(Fitted { best, last, history: self.state.progress.history })
+    }
+
+    fn stalled(&self) -> bool {
+        let patience = self.trainer.early_stopping;
+        patience > 0 && self.state.progress.epochs_since_best >= patience
+    }
+
+    fn train_epoch(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let steps = self.train.steps();
+        let Progress { epoch, step, .. } = self.state.progress;
+        for batch in self.train.epoch(epoch, step) {
+            let began = Instant::now();
+            let batch = batch?;
+            let photos = batch.targets.len();
+            let rate = self.step(batch)?;
+            let progress = &self.state.progress;
+            observer.step(&StepReport {
+                epoch: progress.epoch + 1,
+                step: progress.step,
+                steps,
+                loss: progress.loss_sum / progress.seen as f64,
+                accuracy: progress.right as f64 / progress.seen as f64,
+                learning_rate: rate,
+                images_per_second: photos as f64 / began.elapsed().as_secs_f64(),
+            });
+            let due = self.trainer.save_every > 0 && progress.step % self.trainer.save_every == 0;
+            let stop = observer.stop() && progress.step < steps;
+            if due || stop {
+                self.save_state()?;
+            }
+            if stop {
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
+    /// One step; returns its learning rate.
+    fn step(&mut self, batch: Batch) -> Result<f64> {
+        let rate = self.learning_rate();
+        let Progress { epoch, step, updates, .. } = self.state.progress;
+        // Dropout draws from the device's generator: seeded by place, it needs no saved state.
+        let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
+        self.device.seed(rand::Rng::next_u64(&mut place.rng()));
+        let (photos, size) = (batch.targets.len(), self.trainer.preprocess.size as usize);
+        let images = to_tensor(batch.images, photos, size, &self.device); // [n, 3, s, s]
+        let classes: Vec<i32> = batch.targets.iter().map(|t| *t as i32).collect();
+        let targets = Tensor::<1, Int>::from_ints(classes.as_slice(), &self.device);
+        let logits = self.state.model.forward(images); // [n, classes]
+        let loss = self.loss.forward(logits.clone(), targets); // [1]
+        let value = loss.clone().into_scalar::<f32>();
+        if !value.is_finite() {
+            return Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: value });
+        }
+        let mut gradients = GradientsParams::from_grads(loss.backward(), &self.state.model);
+        if self.trainer.grad_clip > 0.0 {
+            gradients = clip::clip(gradients, &self.state.model, self.trainer.grad_clip);
+        }
+        let model = self.state.model.clone();
+        self.state.model = self.state.optimizer.step(rate, model, gradients);
+        if let Some(average) = self.state.average.take() {
+            let model = self.state.model.valid();
+            self.state.average =
+                Some(ema::update(average, &model, self.trainer.ema_decay, updates));
+        }
+        let rows = evaluate::rows(logits.inner())?;
+        let progress = &mut self.state.progress;
+        progress.loss_sum += f64::from(value) * photos as f64;
+        progress.right += rows.iter().zip(&batch.targets).filter(|(r, t)| argmax(r) == **t).count();
+        progress.seen += photos;
+        progress.step += 1;
+        progress.updates += 1;
+        Ok(rate)
+    }
+
+    fn learning_rate(&self) -> f64 {
+        let Progress { updates, plateau, .. } = self.state.progress;
+        let steps = self.train.steps();
+        let warmup = (self.trainer.warmup_epochs * steps as f64).round() as usize;
+        let total = (self.trainer.epochs * steps).saturating_sub(warmup);
+        let factor = if updates < warmup {
+            (updates + 1) as f64 / (warmup + 1) as f64
+        } else {
+            self.trainer.schedule.factor(updates - warmup, total)
+        };
+        self.trainer.learning_rate * factor * plateau.factor
+    }
+
+    fn finish_epoch(&mut self) -> Result<EpochReport> {
+        let evaluation = self.validate()?;
+        let metrics = evaluation.metrics();
+        let learning_rate = self.learning_rate();
+        let score = match self.trainer.monitor {
+            Monitor::ValAccuracy => metrics.accuracy,
+            Monitor::ValLoss => -metrics.log_loss,
+        };
+        let seconds = self.seconds();
+        let progress = &mut self.state.progress;
+        let best = progress.best_score.is_none_or(|best| score > best);
+        progress.plateau.update(self.trainer.schedule, metrics.log_loss);
+        if best {
+            (progress.best_score, progress.epochs_since_best) = (Some(score), 0);
+        } else {
+            progress.epochs_since_best += 1;
+        }
+        let report = EpochReport {
+            epoch: progress.epoch + 1,
+            learning_rate,
+            train_loss: progress.loss_sum / progress.seen.max(1) as f64,
+            train_accuracy: progress.right as f64 / progress.seen.max(1) as f64,
+            val_loss: metrics.log_loss,
+            val_accuracy: metrics.accuracy,
+            seconds,
+            best,
+        };
+        progress.history.push(report.clone());
+        progress.epoch += 1;
+        (progress.step, progress.loss_sum, progress.right, progress.seen) = (0, 0.0, 0, 0);
+        let figures = serde_json::to_value(&metrics).map_err(|e| Error::Config(e.to_string()))?;
+        let checkpoint = self.checkpoint(json!({ "epoch": report.epoch, "validation": figures }));
+        if let Some(out) = &self.trainer.out {
+            if best {
+                checkpoint.save(out.join(Trainer::BEST), Precision::F32)?;
+            }
+            if !self.trainer.save_best_only {
+                checkpoint.save(out.join(Trainer::LAST), Precision::F32)?;
+            }
+        }
+        // The state comes last: killed before this line, a resumed run repeats the epoch's end.
+        self.save_state()?;
+        if best {
+            self.best = Some(checkpoint);
+        }
+        Ok(report)
+    }
+
+    fn validate(&self) -> Result<Evaluation> {
+        let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
+        let device = self.device.clone().inner();
+        evaluate::run(&network, &self.valid, self.info.labels.len(), &device, &|_| {})
+    }
+
+    fn checkpoint(&self, metrics: serde_json::Value) -> Checkpoint {
+        let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
+        let mut info = self.info.clone();
+        info.history = json!(self.state.progress.history);
+        info.metrics = match metrics {
+            serde_json::Value::Null => {
+                self.best.as_ref().map_or(metrics, |b| b.info().metrics.clone())
+            }
+            measured => measured,
+        };
+        Checkpoint::new(info, &network)
+    }
+
+    fn save_state(&mut self) -> Result<()> {
+        self.state.progress.seconds = self.seconds();
+        self.clock = Instant::now();
+        match &self.trainer.out {
+            Some(out) => self.state.save(&out.join(Trainer::STATE)),
+            None => Ok(()),
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.state.progress.seconds + self.clock.elapsed().as_secs_f64()
+    }
+}
+
+fn settings(trainer: &Trainer, training: bool) -> LoaderSettings {
+    // Validation photos are read as often as training photos, and are some tenth of them.
+    let cache = trainer.cache_mb << 20;
+    LoaderSettings {
+        batch_size: if training { trainer.batch_size } else { EVALUATION_BATCH },
+        workers: trainer.workers,
+        cache_bytes: if training { cache / 10 * 9 } else { cache / 10 },
+        preprocess: trainer.preprocess,
+        augment: if training { trainer.augment } else { Augment::none() },
+        seed: trainer.seed,
+        shuffle: training,
+    }
+}
+
+fn optimizer(trainer: &Trainer) -> ModuleOptimizer {
+    let decay = WeightDecayConfig::new(trainer.weight_decay as f32);
+    match trainer.optimizer {
+        Optimizer::Adam => {
+            AdamConfig::new().with_epsilon(1e-8).with_weight_decay(Some(decay)).init()
+        }
+        Optimizer::AdamW => AdamWConfig::new()
+            .with_epsilon(1e-8)
+            .with_weight_decay(trainer.weight_decay as f32)
+            .init(),
+        Optimizer::Sgd => {
+            let momentum = MomentumConfig::new()
+                .with_momentum(trainer.momentum)
+                .with_dampening(0.0)
+                .with_nesterov(trainer.momentum > 0.0);
+            SgdConfig::new().with_weight_decay(Some(decay)).with_momentum(Some(momentum)).init()
+        }
+    }
+}

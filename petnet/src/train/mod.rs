@@ -1,0 +1,291 @@
+//! Training: settings with one verb, [`Trainer::fit`].
+//!
+//! Every random number is a function of (seed, epoch, step), and all state is written to one file
+//! now and then, so that a training that was killed goes on to the same weights, bit for bit on
+//! one CPU device, as one that was not.
+
+mod clip;
+mod ema;
+mod fit;
+mod schedule;
+mod state;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use schedule::Schedule;
+
+use crate::augment::Augment;
+use crate::checkpoint::{Checkpoint, Precision};
+use crate::dataset::Dataset;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::model::{Architecture, SimpleCnnConfig};
+use crate::preprocess::{Preprocess, Resize};
+
+/// How gradients become steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// Adam, weight decay added to the gradient (as PyTorch's `Adam`).
+    Adam,
+    /// Adam with decoupled weight decay.
+    AdamW,
+    /// Stochastic gradient descent with Nesterov momentum.
+    Sgd,
+}
+
+/// Which validation figure decides what is best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Monitor {
+    /// Higher is better.
+    ValAccuracy,
+    /// Lower is better.
+    ValLoss,
+}
+
+/// Settings of a training, and the verb.
+///
+/// ```no_run
+/// use petnet::{Dataset, Trainer};
+///
+/// let (train, valid) = Dataset::open("photos")?.split(0.9)?;
+/// let trainer = Trainer { epochs: 20, ..Trainer::default() };
+/// trainer.fit(&train, &valid)?.save("mine.safetensors")?;
+/// # Ok::<(), petnet::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trainer {
+    /// The network.
+    pub architecture: Architecture,
+    /// Its input.
+    pub preprocess: Preprocess,
+    /// Passes over the training photos.
+    pub epochs: usize,
+    /// Photos a step.
+    pub batch_size: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How it moves.
+    pub schedule: Schedule,
+    /// Epochs over which it first rises from zero, in parts of epochs; 0 for none.
+    pub warmup_epochs: f64,
+    /// Which optimiser.
+    pub optimizer: Optimizer,
+    /// Momentum of [`Optimizer::Sgd`].
+    pub momentum: f64,
+    /// Pull of the weights towards zero.
+    pub weight_decay: f64,
+    /// Share of the target that is spread over all classes, 0 to 1.
+    pub label_smoothing: f32,
+    /// Largest L2 norm of all gradients together; 0 for no limit.
+    pub grad_clip: f64,
+    /// Decay a step of the averaged weights that are evaluated and saved; 0 for no average.
+    pub ema_decay: f64,
+    /// Epochs without a better model before training stops; 0 for never.
+    pub early_stopping: usize,
+    /// What "better" means.
+    pub monitor: Monitor,
+    /// Random changes to training photos.
+    pub augment: Augment,
+    /// Decides weights, order and augmentation.
+    pub seed: u64,
+    /// Threads that decode photos.
+    pub workers: usize,
+    /// Most memory for decoded photos, in MiB.
+    pub cache_mb: usize,
+    /// Where to compute.
+    #[serde(skip)]
+    pub device: Device,
+    /// Folder for `best.safetensors`, `last.safetensors` and the state; `None` keeps all in memory.
+    #[serde(skip)]
+    pub out: Option<PathBuf>,
+    /// Whether `last.safetensors` is left out.
+    #[serde(skip)]
+    pub save_best_only: bool,
+    /// Steps between saved states within an epoch; 0 saves at the end of epochs only.
+    #[serde(skip)]
+    pub save_every: usize,
+    /// Whether to go on from the state in `out`, where there is one.
+    #[serde(skip)]
+    pub resume: bool,
+}
+
+impl Default for Trainer {
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::SimpleCnn(SimpleCnnConfig::default()),
+            preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
+            epochs: 16,
+            batch_size: 32,
+            learning_rate: 2e-3,
+            schedule: Schedule::Cosine,
+            warmup_epochs: 0.5,
+            optimizer: Optimizer::AdamW,
+            momentum: 0.9,
+            weight_decay: 0.02,
+            label_smoothing: 0.0,
+            grad_clip: 5.0,
+            ema_decay: 0.999,
+            early_stopping: 0,
+            monitor: Monitor::ValAccuracy,
+            augment: Augment::default(),
+            seed: 42,
+            workers: 1,
+            cache_mb: 1536,
+            device: Device::Cpu,
+            out: None,
+            save_best_only: false,
+            save_every: 200,
+            resume: false,
+        }
+    }
+}
+
+/// Figures of one epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochReport {
+    /// From 1.
+    pub epoch: usize,
+    /// Learning rate of its last step.
+    pub learning_rate: f64,
+    /// Mean over its steps, with augmentation and smoothing.
+    pub train_loss: f64,
+    /// Share of right answers over its steps.
+    pub train_accuracy: f64,
+    /// Mean cross entropy on the validation photos.
+    pub val_loss: f64,
+    /// Share of right answers on the validation photos.
+    pub val_accuracy: f64,
+    /// Seconds since training began, interruptions left out.
+    pub seconds: f64,
+    /// Whether this is the best epoch so far.
+    pub best: bool,
+}
+
+/// Figures of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// From 1.
+    pub epoch: usize,
+    /// From 1, within the epoch.
+    pub step: usize,
+    /// Steps of the epoch.
+    pub steps: usize,
+    /// Mean loss of the epoch so far.
+    pub loss: f64,
+    /// Share of right answers of the epoch so far.
+    pub accuracy: f64,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Photos trained per second, by this step alone.
+    pub images_per_second: f64,
+}
+
+/// Someone who watches a training and may end it.
+pub trait Observer {
+    /// After every step.
+    fn step(&mut self, _report: &StepReport) {}
+    /// After every epoch and its validation.
+    fn epoch(&mut self, _report: &EpochReport) {}
+    /// Asked after every step; `true` saves the state and ends with [`Error::Interrupted`].
+    fn stop(&self) -> bool {
+        false
+    }
+}
+
+/// An [`Observer`] that does nothing.
+impl Observer for () {}
+
+/// What a training leaves behind.
+#[derive(Debug, Clone)]
+pub struct Fitted {
+    /// The model with the best [`Monitor`] figure.
+    pub best: Checkpoint,
+    /// The model at the end.
+    pub last: Checkpoint,
+    /// One report an epoch.
+    pub history: Vec<EpochReport>,
+}
+
+impl Fitted {
+    /// Saves the best model.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.best.save(path, Precision::F32)
+    }
+}
+
+impl Trainer {
+    /// File names in [`Trainer::out`].
+    pub const BEST: &str = "best.safetensors";
+    /// The model after the last completed epoch.
+    pub const LAST: &str = "last.safetensors";
+    /// What [`Trainer::resume`] reads.
+    pub const STATE: &str = "state.safetensors";
+
+    /// Trains on one data set and judges each epoch on the other.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for settings out of range, [`Error::Dataset`] when the two sets do not
+    /// fit each other, [`Error::Diverged`] when the loss is no longer a number (the best model so
+    /// far is kept in [`Trainer::out`]), and whatever photos, device and disk refuse.
+    pub fn fit(&self, train: &Dataset, valid: &Dataset) -> Result<Fitted> {
+        self.fit_observed(train, valid, &mut ())
+    }
+
+    /// [`Trainer::fit`] under someone's eyes.
+    ///
+    /// # Errors
+    /// As [`Trainer::fit`], and [`Error::Interrupted`] when the observer says stop.
+    pub fn fit_observed(
+        &self,
+        train: &Dataset,
+        valid: &Dataset,
+        observer: &mut dyn Observer,
+    ) -> Result<Fitted> {
+        self.validate()?;
+        if train.classes() != valid.classes() {
+            return Err(Error::Dataset("training and validation have different classes".into()));
+        }
+        if train.is_empty() || valid.is_empty() {
+            return Err(Error::Dataset("training and validation need photos".into()));
+        }
+        fit::Fit::start(self, train, valid)?.run(observer)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let bad = |key: &str, value: &dyn std::fmt::Display, range: &str| {
+            Err(Error::Config(format!("{key} is {value}, must be {range}")))
+        };
+        if self.epochs == 0 {
+            return bad("num_epochs", &0, "at least 1");
+        }
+        if self.batch_size < 2 {
+            return bad("batch_size", &self.batch_size, "at least 2");
+        }
+        if !(8..=1024).contains(&self.preprocess.size) {
+            return bad("image_size", &self.preprocess.size, "between 8 and 1024");
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate <= 10.0) {
+            return bad("learning_rate", &self.learning_rate, "above 0 and at most 10");
+        }
+        let shares = [
+            ("label_smoothing", f64::from(self.label_smoothing)),
+            ("ema_decay", self.ema_decay),
+            ("momentum", self.momentum),
+            ("weight_decay", self.weight_decay),
+        ];
+        if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
+            return bad(key, value, "at least 0 and below 1");
+        }
+        if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
+            return bad("grad_clip or warmup_epochs", &"negative", "at least 0");
+        }
+        self.augment.validate()
+    }
+}

@@ -1,0 +1,136 @@
+//! All that a training needs to go on as if it had never stopped, in one file.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::optim::ModuleOptimizer;
+use burn::store::ModuleRecord;
+use burn::tensor::Bytes;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::EpochReport;
+use super::schedule::Plateau;
+use crate::checkpoint::{hex, write_atomically};
+use crate::error::{Error, Result};
+use crate::model::Network;
+
+const PROGRESS_KEY: &str = "progress";
+const DIGEST_KEY: &str = "sha256";
+
+/// Counters and sums; together with weights and optimiser the whole state.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Progress {
+    /// Epochs completed.
+    pub(super) epoch: usize,
+    /// Steps completed in the current one.
+    pub(super) step: usize,
+    /// Steps completed in all.
+    pub(super) updates: usize,
+    pub(super) loss_sum: f64,
+    pub(super) right: usize,
+    pub(super) seen: usize,
+    pub(super) plateau: Plateau,
+    pub(super) best_score: Option<f64>,
+    pub(super) epochs_since_best: usize,
+    pub(super) seconds: f64,
+    pub(super) history: Vec<EpochReport>,
+    /// What must be equal for a resumed training to make sense.
+    pub(super) identity: serde_json::Value,
+}
+
+/// What changes from step to step. `model` lives on the autodiff device, `average` on the plain.
+pub(super) struct State {
+    pub(super) model: Network,
+    pub(super) average: Option<Network>,
+    pub(super) optimizer: ModuleOptimizer,
+    pub(super) progress: Progress,
+}
+
+impl State {
+    pub(super) fn save(&self, path: &Path) -> Result<()> {
+        let failed = |e: &dyn std::fmt::Display| Error::checkpoint(path, e.to_string());
+        let record = |network: Network| network.into_record().into_bytes();
+        let mut parts = vec![
+            ("model", record(self.model.valid()).map_err(|e| failed(&e))?),
+            ("optimizer", self.optimizer.to_record().into_bytes().map_err(|e| failed(&e))?),
+        ];
+        if let Some(average) = &self.average {
+            parts.push(("average", record(average.clone()).map_err(|e| failed(&e))?));
+        }
+        let views = parts
+            .iter()
+            .map(|(name, bytes)| {
+                TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map(|view| (*name, view))
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| failed(&e))?;
+        let progress = serde_json::to_string(&self.progress).map_err(|e| failed(&e))?;
+        let digest = digest(&progress, views.iter().map(|(name, view)| (*name, view.data())));
+        let metadata =
+            HashMap::from([(PROGRESS_KEY.into(), progress), (DIGEST_KEY.into(), digest)]);
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(&e))?;
+        write_atomically(path, &bytes)
+    }
+
+    /// Fills `self`, freshly built from the same settings, with what was saved.
+    pub(super) fn load(self, path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let failed = |e: &dyn std::fmt::Display| Error::checkpoint(path, e.to_string());
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(&e))?;
+        let parts = SafeTensors::deserialize(&bytes).map_err(|e| failed(&e))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let text = metadata.get(PROGRESS_KEY).ok_or_else(|| failed(&"no training state"))?;
+        let tensors = parts.tensors();
+        let expected =
+            digest(text, tensors.iter().map(|(name, view)| (name.as_str(), view.data())));
+        if metadata.get(DIGEST_KEY) != Some(&expected) {
+            return Err(failed(&"the content does not match its checksum"));
+        }
+        let progress: Progress = serde_json::from_str(text).map_err(|e| failed(&e))?;
+        if let Some(key) = difference(&progress.identity, &self.progress.identity) {
+            return Err(Error::Config(format!(
+                "cannot resume {}: `{key}` differs from the run that wrote it",
+                path.display()
+            )));
+        }
+        let part = |name: &str| {
+            let view = parts.tensor(name).map_err(|e| failed(&e))?;
+            Ok::<_, Error>(Bytes::from_bytes_vec(view.data().to_vec()))
+        };
+        let network = |name: &str, network: Network| {
+            let record = ModuleRecord::from_bytes(part(name)?).map_err(|e| failed(&e))?;
+            network.try_load_record(record).map_err(|e| failed(&e))
+        };
+        let optimizer =
+            burn::optim::OptimizerRecord::from_bytes(part("optimizer")?).map_err(|e| failed(&e))?;
+        Ok(Self {
+            model: network("model", self.model)?,
+            average: self.average.map(|average| network("average", average)).transpose()?,
+            optimizer: self.optimizer.load_record(optimizer),
+            progress,
+        })
+    }
+}
+
+fn digest<'a>(progress: &str, parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(progress);
+    let mut sorted: Vec<_> = parts.collect();
+    sorted.sort();
+    for (name, bytes) in sorted {
+        hash.update(name);
+        hash.update(bytes);
+    }
+    hex(&hash.finalize())
+}
+
+/// First key whose values differ.
+fn difference(a: &serde_json::Value, b: &serde_json::Value) -> Option<String> {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else {
+        return (a != b).then(|| "settings".to_string());
+    };
+    a.keys().chain(b.keys()).find(|key| a.get(*key) != b.get(*key)).cloned()
+}

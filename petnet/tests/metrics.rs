@@ -1,0 +1,50 @@
+//! Figures against scikit-learn's, written by `scripts/golden.py`.
+
+use petnet::metrics::Metrics;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Golden {
+    truth: Vec<usize>,
+    probabilities: Vec<Vec<f32>>,
+    accuracy: f64,
+    precision: f64,
+    recall: f64,
+    f1_score: f64,
+    roc_auc: f64,
+    log_loss: f64,
+    ece: f64,
+    confusion_matrix: Vec<Vec<usize>>,
+}
+
+#[test]
+fn all_figures_agree_with_scikit_learn() {
+    let text = include_str!("golden/metrics.json");
+    let golden: std::collections::BTreeMap<String, Golden> = serde_json::from_str(text).unwrap();
+    assert_eq!(golden.len(), 2);
+    for (name, golden) in golden {
+        let classes = golden.confusion_matrix.len();
+        let ours = Metrics::compute(&golden.probabilities, &golden.truth, classes);
+        assert_eq!(ours.confusion_matrix, golden.confusion_matrix, "{name}");
+        let pairs = [
+            ("accuracy", ours.accuracy, golden.accuracy),
+            ("precision", ours.precision, golden.precision),
+            ("recall", ours.recall, golden.recall),
+            ("f1_score", ours.f1_score, golden.f1_score),
+            ("roc_auc", ours.roc_auc.unwrap(), golden.roc_auc),
+            ("log_loss", ours.log_loss, golden.log_loss),
+            ("ece", ours.ece, golden.ece),
+        ];
+        for (figure, ours, theirs) in pairs {
+            assert!((ours - theirs).abs() < 1e-6, "{name} {figure}: {ours} is not {theirs}");
+        }
+    }
+}
+
+#[test]
+fn a_class_without_photos_has_no_roc_area_and_no_nan() {
+    let metrics = Metrics::compute(&[vec![0.9, 0.1], vec![0.2, 0.8]], &[0, 0], 2);
+    assert_eq!(metrics.roc_auc, None);
+    assert_eq!(metrics.accuracy, 0.5);
+    assert_eq!(metrics.recall, 0.0);
+}

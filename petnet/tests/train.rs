@@ -1,0 +1,198 @@
+//! Training on drawn pictures: it learns, repeats itself, and fails with a reason.
+#![cfg(feature = "train")]
+
+mod common;
+
+use common::draw_folder;
+use petnet::augment::{Augment, Key};
+use petnet::loader::{Loader, LoaderSettings};
+use petnet::model::{Architecture, SimpleCnnConfig};
+use petnet::preprocess::{Pixels, Preprocess, Resize};
+use petnet::train::{Optimizer, Schedule};
+use petnet::{Classifier, Dataset, Device, Error, Trainer};
+use tempfile::tempdir;
+
+fn tiny() -> Trainer {
+    Trainer {
+        architecture: Architecture::SimpleCnn(SimpleCnnConfig {
+            channels: vec![8, 16],
+            hidden: 16,
+            dropout: 0.0,
+        }),
+        preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+        epochs: 12,
+        batch_size: 8,
+        learning_rate: 5e-3,
+        schedule: Schedule::Constant,
+        warmup_epochs: 0.0,
+        optimizer: Optimizer::Adam,
+        weight_decay: 0.0,
+        ema_decay: 0.0,
+        augment: Augment::none(),
+        ..Trainer::default()
+    }
+}
+
+#[test]
+fn it_starts_near_ln_classes_and_overfits_a_few_pictures() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["horizontal", "vertical", "diagonal"], 8);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let fitted = Trainer { epochs: 40, ..tiny() }.fit(&dataset, &dataset).unwrap();
+    let first = &fitted.history[0];
+    assert!((first.train_loss - 3f64.ln()).abs() < 0.35, "{}", first.train_loss);
+    let last = fitted.history.last().unwrap();
+    assert_eq!(last.val_accuracy, 1.0, "{last:?}");
+    let path = root.path().join("mine.safetensors");
+    fitted.save(&path).unwrap();
+    let classifier = Classifier::load(&path).unwrap();
+    let guess = classifier.classify_path(root.path().join("vertical/3.png")).unwrap();
+    assert_eq!(guess.label(), "vertical");
+    assert!((guess.probabilities().iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    let photos = [std::fs::read(root.path().join("diagonal/1.png")).unwrap(), b"junk".to_vec()];
+    let answers = classifier.classify_batch(&photos);
+    assert_eq!(answers[0].as_ref().unwrap().label(), "diagonal");
+    assert!(matches!(answers[1], Err(Error::Image(_))));
+}
+
+#[test]
+fn every_optimiser_and_schedule_lowers_the_loss() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 16);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let plateau = Schedule::ReduceLrOnPlateau { factor: 0.5, patience: 1 };
+    let choices = [
+        (Optimizer::Adam, plateau, 5e-3),
+        (Optimizer::AdamW, Schedule::OneCycle, 1e-2),
+        (Optimizer::Sgd, Schedule::Cosine, 5e-2),
+    ];
+    for (optimizer, schedule, learning_rate) in choices {
+        let trainer = Trainer {
+            optimizer,
+            schedule,
+            learning_rate,
+            label_smoothing: 0.05,
+            grad_clip: 1.0,
+            ema_decay: 0.5,
+            ..tiny()
+        };
+        let history = trainer.fit(&dataset, &dataset).unwrap().history;
+        let (first, last) = (&history[0], &history[history.len() - 1]);
+        assert!(last.val_loss < first.val_loss, "{optimizer:?} {first:?} {last:?}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_with_a_reason() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 16);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let wild = Trainer {
+        optimizer: Optimizer::Sgd,
+        learning_rate: 10.0,
+        momentum: 0.99,
+        epochs: 60,
+        ..tiny()
+    };
+    let wild = Trainer { weight_decay: 0.99, ..wild };
+    let outcome = wild.fit(&dataset, &dataset);
+    assert!(matches!(outcome, Err(Error::Diverged { .. })), "{outcome:?}");
+}
+
+#[test]
+fn early_stopping_ends_before_the_last_epoch() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 8);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let trainer = Trainer { epochs: 60, early_stopping: 3, ..tiny() };
+    let history = trainer.fit(&dataset, &dataset).unwrap().history;
+    assert!(history.len() < 60, "{}", history.len());
+    assert!(history[history.len() - 3..].iter().all(|report| !report.best));
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 2);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let wrong = [
+        (Trainer { epochs: 0, ..tiny() }, "num_epochs"),
+        (Trainer { learning_rate: f64::NAN, ..tiny() }, "learning_rate"),
+        (Trainer { ema_decay: 1.0, ..tiny() }, "ema_decay"),
+        (Trainer { augment: Augment { blur: 2.0, ..Augment::none() }, ..tiny() }, "blur"),
+    ];
+    for (trainer, key) in wrong {
+        let error = trainer.fit(&dataset, &dataset).unwrap_err();
+        assert!(matches!(&error, Error::Config(text) if text.contains(key)), "{error}");
+    }
+}
+
+#[test]
+fn batches_do_not_depend_on_the_number_of_workers() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 15);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let batches = |workers, cache_bytes, skip| {
+        let settings = LoaderSettings {
+            batch_size: 4,
+            workers,
+            cache_bytes,
+            preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+            augment: Augment { erasing: 0.5, noise: 0.5, ..Augment::default() },
+            seed: 5,
+            shuffle: true,
+        };
+        let loader = Loader::new(&dataset, settings);
+        assert_eq!(loader.steps(), 8);
+        loader.epoch(3, skip).map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let one = batches(1, 0, 0);
+    assert_eq!(one.len(), 8);
+    assert_eq!(one, batches(3, 20_000, 0));
+    assert_eq!(one[5..], batches(2, 1 << 20, 5), "a resumed epoch");
+}
+
+#[test]
+fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
+    let photo = Pixels::new(48, 48, common::drawn(0, 1).into_raw()).unwrap();
+    let to = Preprocess { size: 32, resize: Resize::Squeeze };
+    let key = Key { seed: 1, epoch: 2, index: 3 };
+    let none = Augment::none();
+    let plain = none.apply(&photo, to, key).unwrap();
+    let single = [
+        Augment { horizontal_flip: 1.0, ..none },
+        Augment { crop_scale: 0.3, crop_ratio: 1.3, ..none },
+        Augment { affine: 1.0, rotation: 20.0, ..none },
+        Augment { affine: 1.0, shift: 0.3, ..none },
+        Augment { affine: 1.0, scale: 0.3, ..none },
+        Augment { brightness: 0.4, ..none },
+        Augment { contrast: 0.4, ..none },
+        Augment { saturation: 0.6, ..none },
+        Augment { hue: 40.0, ..none },
+        Augment { blur: 1.0, ..none },
+        Augment { noise: 1.0, noise_std: 9.0, ..none },
+        Augment { erasing: 1.0, ..none },
+    ];
+    for augment in single {
+        let changed = augment.apply(&photo, to, key).unwrap();
+        assert_ne!(changed, plain, "{augment:?}");
+        assert_eq!(changed, augment.apply(&photo, to, key).unwrap());
+        let other = augment.apply(&photo, to, Key { epoch: 9, ..key }).unwrap();
+        let fixed = augment.horizontal_flip == 1.0 || augment.blur == 1.0;
+        assert!(fixed || other != changed, "{augment:?}");
+    }
+}
+
+#[test]
+fn a_device_that_was_not_compiled_in_is_an_error_with_a_hint() {
+    if cfg!(not(feature = "wgpu")) {
+        let root = tempdir().unwrap();
+        draw_folder(root.path(), &["a", "b"], 2);
+        let dataset = Dataset::open(root.path()).unwrap();
+        let trainer = Trainer { device: Device::Wgpu(None), ..tiny() };
+        let error = trainer.fit(&dataset, &dataset).unwrap_err().to_string();
+        assert!(error.contains("--features wgpu"), "{error}");
+    }
+    assert!("tpu".parse::<Device>().is_err());
+    assert_eq!("wgpu:1".parse::<Device>().unwrap(), Device::Wgpu(Some(1)));
+}

@@ -1,0 +1,162 @@
+"""Writes the golden fixtures of petnet's tests with PyTorch, Pillow and scikit-learn.
+
+Run: ../shared/tools/peers-venv.sh /tmp/peers
+     /tmp/peers/bin/python -m pip install scikit-learn pillow
+     /tmp/peers/bin/python scripts/golden.py petnet/tests/golden
+"""
+
+import io
+import json
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn import metrics
+from torch import nn
+
+CHANNELS, HIDDEN, CLASSES, SIZE, BATCH = [4, 6, 8, 10], 8, 2, 32, 8
+
+
+class SimpleCNN(nn.Module):
+    """The reference system's network, written from its description."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for i, o in zip([3] + CHANNELS, CHANNELS):
+            conv, norm = nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o)
+            self.blocks.append(nn.ModuleDict({"conv": conv, "norm": norm}))
+        self.hidden = nn.Linear(CHANNELS[-1], HIDDEN)
+        self.head = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x):
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+        x = (x / 255 - mean) / std
+        for block in self.blocks:
+            x = torch.max_pool2d(torch.relu(block["norm"](block["conv"](x))), 2)
+        x = torch.relu(self.hidden(x.mean(dim=(2, 3))))
+        return self.head(x)  # dropout 0: the fixture is deterministic
+
+
+def state(net):
+    """Names and layouts as petnet stores them: linear weights are [in, out]."""
+    out = {}
+    for name, value in net.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        name = name.replace("norm.weight", "norm.gamma").replace("norm.bias", "norm.beta")
+        if name in ("hidden.weight", "head.weight"):
+            value = value.t()
+        out[name] = value.detach().contiguous().numpy().astype("<f4").copy()
+    return out
+
+
+def save(path, tensors):
+    """A safetensors file without the library."""
+    header, offset, blobs = {}, 0, []
+    for name, array in sorted(tensors.items()):
+        blob = np.ascontiguousarray(array, dtype="<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + len(blob)]}
+        offset += len(blob)
+        blobs.append(blob)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+
+
+def network(out):
+    torch.manual_seed(7)
+    net = SimpleCNN()
+    for block in net.blocks:  # statistics other than 0 and 1, or a mix-up would not show
+        block["norm"].running_mean.uniform_(-0.5, 0.5)
+        block["norm"].running_var.uniform_(0.5, 2.0)
+        nn.init.uniform_(block["norm"].weight, 0.5, 1.5)
+        nn.init.uniform_(block["norm"].bias, -0.5, 0.5)
+    before = {f"before.{k}": v for k, v in state(net).items()}
+    images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE)).float()
+    targets = torch.randint(0, CLASSES, (BATCH,))
+    net.eval()
+    with torch.no_grad():
+        logits = net(images).numpy()
+    net.train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-4)
+    loss = nn.functional.cross_entropy(net(images), targets)
+    loss.backward()
+    optimizer.step()
+    after = {f"after.{k}": v for k, v in state(net).items()}
+    extra = {
+        "images": images.numpy(),
+        "targets": targets.numpy(),
+        "logits": logits,
+        "loss": np.array([loss.item()]),
+    }
+    save(out / "simple_cnn.safetensors", {**before, **after, **extra})
+
+
+def pixels(out):
+    y, x = np.mgrid[0:150, 0:200]
+    picture = np.stack([127 + 120 * np.sin(x / 9.0), 127 + 120 * np.cos(y / 7.0), (x * 2 + y) % 256], -1)
+    source = Image.fromarray(picture.clip(0, 255).astype("uint8"))
+    source.save(out / "waves.png", optimize=True)
+    source.resize((64, 64), Image.LANCZOS).save(out / "waves-squeeze-64.png", optimize=True)
+    short = source.resize((round(200 * 64 / 150), 64), Image.LANCZOS)
+    left = (short.width - 64) // 2
+    short.crop((left, 0, left + 64, 64)).save(out / "waves-crop-64.png", optimize=True)
+    source.save(out / "waves.jpg", quality=90)
+    with Image.open(out / "waves.jpg") as jpeg:
+        jpeg.convert("RGB").resize((64, 64), Image.LANCZOS).save(out / "waves-jpeg-64.png", optimize=True)
+    source.convert("CMYK").save(out / "waves-cmyk.jpg", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right by a quarter
+    source.save(out / "waves-turned.jpg", quality=90, exif=exif)
+
+
+def figures(out):
+    rng = np.random.default_rng(11)
+    result = {}
+    for name, classes, count in [("two", 2, 400), ("five", 5, 500)]:
+        truth = rng.integers(0, classes, count)
+        scores = rng.normal(size=(count, classes))
+        scores[np.arange(count), truth] += 1.2
+        rows = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        rows = rows.astype("float32").round(6)
+        answer = rows.argmax(1)
+        average = "binary" if classes == 2 else "macro"
+        p, r, f, _ = metrics.precision_recall_fscore_support(truth, answer, average=average)
+        if classes == 2:
+            auc = metrics.roc_auc_score(truth, rows[:, 1])
+        else:
+            auc = np.mean([metrics.roc_auc_score(truth == c, rows[:, c]) for c in range(classes)])
+        picked = rows[np.arange(count), truth].astype("float64")
+        result[name] = {
+            "truth": truth.tolist(),
+            "probabilities": [[float(v) for v in row] for row in rows],
+            "accuracy": metrics.accuracy_score(truth, answer),
+            "precision": p, "recall": r, "f1_score": f, "roc_auc": float(auc),
+            "log_loss": float(-np.log(picked).mean()),
+            "ece": ece(rows, truth),
+            "confusion_matrix": metrics.confusion_matrix(truth, answer).tolist(),
+        }
+    (out / "metrics.json").write_text(json.dumps(result))
+
+
+def ece(rows, truth, bins=15):
+    confidence, right = rows.max(1).astype("float64"), rows.argmax(1) == truth
+    total = 0.0
+    for low, high in zip(np.linspace(0, 1, bins + 1)[:-1], np.linspace(0, 1, bins + 1)[1:]):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            total += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return float(total)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    network(folder)
+    pixels(folder)
+    figures(folder)
