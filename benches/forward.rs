@@ -12,7 +12,7 @@ fn forward(criterion: &mut Criterion) {
     for (count, side) in [(1, petnet_benches::SIDE), (16, petnet_benches::SIDE), (1, 224)] {
         let images = petnet_benches::images(count, side, &device);
         group.throughput(Throughput::Elements(count as u64));
-        group.bench_function(format!("{side}px/batch-{count}"), |bencher| {
+        group.bench_function(format!("{side}px_batch-{count}"), |bencher| {
             bencher.iter(|| network.forward(images.clone()).into_data());
         });
     }

@@ -19,7 +19,7 @@ fn train_step(criterion: &mut Criterion) {
     let targets = Tensor::<1, Int>::from_ints(classes.as_slice(), &device);
     let mut group = criterion.benchmark_group("train_step");
     group.throughput(Throughput::Elements(BATCH as u64)).sample_size(10);
-    group.bench_function(format!("{}px/batch-{BATCH}", petnet_benches::SIDE), |bencher| {
+    group.bench_function(format!("{}px_batch-{BATCH}", petnet_benches::SIDE), |bencher| {
         bencher.iter(|| {
             let loss = loss.forward(network.forward(images.clone()), targets.clone());
             let gradients = GradientsParams::from_grads(loss.backward(), &network);

@@ -2,6 +2,7 @@
 
 mod config;
 mod evaluate;
+mod export;
 mod fit;
 mod predict;
 mod prepare;
@@ -46,6 +47,7 @@ enum Command {
     Fit(fit::Fit),
     Evaluate(evaluate::Evaluate),
     Predict(predict::Predict),
+    Export(export::Export),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Fit(command) => command.run(cli.output),
         Command::Evaluate(command) => command.run(cli.output),
         Command::Predict(command) => command.run(cli.output),
+        Command::Export(command) => command.run(cli.output),
     };
     outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)
 }

@@ -65,11 +65,15 @@ impl Predict {
 
 /// Opens a model file, or the bundled model by the name `pretrained`.
 pub(crate) fn open_model(name: &str, device: Device) -> Result<Classifier> {
-    let checkpoint = match name {
-        "pretrained" => Checkpoint::pretrained()?,
-        path => Checkpoint::load(path)?,
-    };
-    Ok(Classifier::new(checkpoint, device)?)
+    Ok(Classifier::new(open_checkpoint(name)?, device)?)
+}
+
+/// Reads a model file, or the bundled model by the name `pretrained`.
+pub(crate) fn open_checkpoint(name: &str) -> Result<Checkpoint> {
+    match name {
+        "pretrained" => Ok(Checkpoint::pretrained()?),
+        path => Ok(Checkpoint::load(path)?),
+    }
 }
 
 fn collect(path: &Path, photos: &mut Vec<PathBuf>) -> Result<()> {

@@ -30,7 +30,7 @@ pub(crate) struct Prepare {
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// Shares of training, validation and test
-    #[arg(long, default_value = "0.8,0.1,0.1", value_delimiter = ',', num_args = 3)]
+    #[arg(long, default_value = "0.8,0.1,0.1", value_delimiter = ',')]
     split: Vec<f64>,
     /// Also draw a sheet of photos beside what augmentation makes of them
     #[arg(long, value_name = "SHEET.png")]

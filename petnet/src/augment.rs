@@ -53,7 +53,7 @@ impl Default for Augment {
     fn default() -> Self {
         Self {
             horizontal_flip: 0.5,
-            crop_scale: 0.4,
+            crop_scale: 0.6,
             crop_ratio: 1.33,
             rotation: 15.0,
             shift: 0.1,

@@ -1,4 +1,4 @@
-//! petnet
+#![doc = include_str!("../README.md")]
 #![recursion_limit = "256"]
 
 #[cfg(feature = "train")]

@@ -49,9 +49,7 @@ pub(crate) fn learning_rate(history: &[EpochReport]) -> Result<String> {
 
 /// Loss and accuracy side by side as a PNG.
 pub(crate) fn loss_curves_png(history: &[EpochReport]) -> Result<Vec<u8>> {
-    const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans-ascii.ttf");
-    plotters::style::register_font("sans-serif", FontStyle::Normal, FONT)
-        .map_err(|_| anyhow!("the bundled font is damaged"))?;
+    register_font()?;
     let (width, height) = (SIZE.0 * 2, SIZE.1);
     let mut pixels = vec![255; (width * height * 3) as usize];
     {
@@ -129,7 +127,15 @@ fn curves(
     svg(|area| draw(area, &frame, &lines))
 }
 
+/// Gives plotters its one font, by which text is measured in SVG too.
+fn register_font() -> Result<()> {
+    const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans-ascii.ttf");
+    plotters::style::register_font("sans-serif", FontStyle::Normal, FONT)
+        .map_err(|_| anyhow!("the bundled font is damaged"))
+}
+
 fn svg(paint: impl FnOnce(&Area<SVGBackend<'_>>) -> Result<()>) -> Result<String> {
+    register_font()?;
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();

@@ -1,0 +1,34 @@
+//! The network that ships inside the crate.
+#![cfg(feature = "pretrained")]
+
+mod common;
+
+use std::io::Cursor;
+
+use common::drawn;
+use petnet::Classifier;
+
+#[test]
+fn it_is_small_and_answers_offline_from_any_thread() {
+    let size = include_bytes!("../models/cats-vs-dogs.safetensors").len();
+    assert!(size < 5_000_000, "{size} bytes");
+    let classifier = Classifier::pretrained().unwrap();
+    assert_eq!(classifier.labels(), ["cat", "dog"]);
+    let mut photo = Cursor::new(Vec::new());
+    drawn(0, 0).write_to(&mut photo, image::ImageFormat::Png).unwrap();
+    let classify = || classifier.classify_bytes(photo.get_ref()).unwrap();
+    let answers = std::thread::scope(|scope| {
+        let threads = [scope.spawn(classify), scope.spawn(classify)];
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(answers[0], answers[1]);
+    assert!((answers[0].probabilities().iter().sum::<f32>() - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn it_says_where_it_came_from() {
+    let classifier = Classifier::pretrained().unwrap();
+    let info = classifier.info();
+    assert_eq!(info.data_digest.len(), 64);
+    assert!(info.settings.get("seed").is_some() && info.history.is_array());
+}

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The backends that the default build leaves out: ndarray must agree with cpu, and wgpu must train
+# and predict on software Vulkan. Cold, this compiles for half an hour on two cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_TARGET_DIR="${PETNET_WGPU_TARGET:-$PWD/target/wgpu}"
+# The full search for the best kernels takes longer on software Vulkan than the training itself.
+export CUBECL_AUTOTUNE_LEVEL=minimal
+
+if ! ls /usr/share/vulkan/icd.d/*.json >/dev/null 2>&1; then
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers
+fi
+cargo build --release -p petnet-train --features wgpu,ndarray
+petnet="$CARGO_TARGET_DIR/release/petnet-train"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 - "$work/shapes" <<'PY'
+# Eight BMP pictures a class, 24 x 24: stripes along or across.
+import pathlib, struct, sys
+for name, along in (("across", 0), ("along", 1)):
+    folder = pathlib.Path(sys.argv[1], name)
+    folder.mkdir(parents=True)
+    for number in range(8):
+        pixels = bytes(
+            value
+            for y in range(24)
+            for x in range(24)
+            for value in ((((x, y)[along] + number) // 4 % 2) * 120 + number * 9, number * 20, 90)
+        )
+        head = struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54)
+        info = struct.pack("<IiiHHIIiiII", 40, 24, 24, 1, 24, 0, len(pixels), 2835, 2835, 0, 0)
+        (folder / f"{number}.bmp").write_bytes(b"BM" + head + info + pixels)
+PY
+
+cat >"$work/tiny.yaml" <<YAML
+image_size: 16
+num_epochs: 2
+batch_size: 4
+ema_decay: 0
+YAML
+"$petnet" fit --config "$work/tiny.yaml" --data "$work/shapes" --out "$work/cpu" --quiet
+answers() { "$petnet" predict --model "$work/cpu/best.safetensors" --format csv --quiet --device "$1" "$work/shapes"; }
+answers cpu >"$work/cpu.csv"
+for device in ndarray wgpu; do
+    answers "$device" >"$work/$device.csv"
+    python3 - "$work/cpu.csv" "$work/$device.csv" "$device" <<'PY'
+import csv, sys
+rows = [list(csv.DictReader(open(path))) for path in sys.argv[1:3]]
+worst = max(abs(float(a["confidence"]) - float(b["confidence"])) for a, b in zip(*rows))
+assert len(rows[0]) == len(rows[1]) > 0 and worst < 1e-3, worst
+print(f"{sys.argv[3]}: {len(rows[0])} pictures, largest difference of confidence to cpu {worst:.1e}")
+PY
+done
+"$petnet" fit --config "$work/tiny.yaml" --data "$work/shapes" --out "$work/wgpu" --device wgpu
+echo "wgpu trained and predicted"
