@@ -29,7 +29,7 @@ pub(crate) struct Evaluate {
     /// Folder for metrics.json and report.html
     #[arg(long, default_value = "reports")]
     out: PathBuf,
-    /// auto, cpu, ndarray or wgpu[:N]
+    /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, default_value = "cpu")]
     device: Device,
 }

@@ -33,7 +33,7 @@ pub(crate) struct Fit {
     /// Passes over the photos [default: num_epochs]
     #[arg(long)]
     epochs: Option<usize>,
-    /// auto, cpu, ndarray or wgpu[:N]
+    /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Go on from where a killed or interrupted run with the same settings stopped

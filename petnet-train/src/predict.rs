@@ -23,7 +23,7 @@ pub(crate) struct Predict {
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// auto, cpu, ndarray or wgpu[:N]
+    /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, default_value = "cpu")]
     device: Device,
 }

@@ -9,6 +9,8 @@ use crate::Output;
 
 /// Exit status for bad usage or configuration.
 const BAD_USAGE: u8 = 2;
+/// Exit status of what Ctrl-C ended, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 pub(crate) fn start_log(output: Output, level: &str) {
     let level = if output.quiet { "error" } else { level };
@@ -30,6 +32,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         }
     }
     eprintln!("error: {text}");
+    if matches!(error.downcast_ref(), Some(petnet::Error::Interrupted)) {
+        return ExitCode::from(INTERRUPTED);
+    }
     let usage = error.chain().any(|cause| {
         cause.is::<crate::config::ConfigError>()
             || matches!(

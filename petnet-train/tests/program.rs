@@ -1,4 +1,5 @@
 //! The real binary, as a user runs it, on drawn pictures.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::Path;

@@ -50,7 +50,7 @@ pub enum Error {
         loss: f32,
     },
     /// Someone asked to stop; the state was saved and `resume` goes on from there.
-    #[error("interrupted; the state is saved, continue with resume")]
+    #[error("interrupted; the state is saved, continue with `--resume`")]
     Interrupted,
     /// The file system refused.
     #[error("{path}: {source}")]

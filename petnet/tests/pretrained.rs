@@ -1,4 +1,5 @@
 //! The network that ships inside the crate.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "pretrained")]
 
 mod common;

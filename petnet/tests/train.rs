@@ -1,4 +1,5 @@
 //! Training on drawn pictures: it learns, repeats itself, and fails with a reason.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "train")]
 
 mod common;

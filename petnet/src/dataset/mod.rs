@@ -112,14 +112,7 @@ impl Dataset {
         let names = source.list()?;
         let total = names.len();
         let pictures: Vec<String> = names.into_iter().filter(|n| is_picture(n)).collect();
-        let root = common_root(&pictures);
-        let labelled: Vec<(String, &str)> = pictures
-            .iter()
-            .filter_map(|name| {
-                let (class, _) = name.get(root..)?.split_once('/')?;
-                Some((name.clone(), class))
-            })
-            .collect();
+        let labelled = with_folder(&pictures);
         let ignored = total - labelled.len();
         let (classes, index) = class_names(labelled.iter().map(|(_, class)| *class));
         if classes.len() < 2 {
@@ -142,17 +135,12 @@ impl Dataset {
         let mut prints = Vec::new();
         let mut rejects = Vec::new();
         for ((path, class), outcome) in labelled.iter().zip(inspected) {
-            let path = path.clone();
+            let path = path.to_string();
             match outcome {
                 Ok((sha256, print)) => {
                     let class = index[&class_key(class)];
-                    samples.push(Sample {
-                        path,
-                        class,
-                        sha256: sha256.clone(),
-                        group: 0,
-                        split: None,
-                    });
+                    let sha = sha256.clone();
+                    samples.push(Sample { path, class, sha256: sha, group: 0, split: None });
                     prints.push((sha256, print));
                 }
                 Err(reason) => rejects.push(Reject { path, reason: reason.to_string() }),
@@ -371,6 +359,15 @@ fn is_picture(name: &str) -> bool {
     let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
     let hidden = name.split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
     !hidden && ending.is_some_and(|ending| PICTURE_ENDINGS.contains(&ending.as_str()))
+}
+
+/// Each name with the folder that is its class; names outside any folder are left out.
+fn with_folder(names: &[String]) -> Vec<(&str, &str)> {
+    let root = common_root(names);
+    names
+        .iter()
+        .filter_map(|name| Some((name.as_str(), name.get(root..)?.split_once('/')?.0)))
+        .collect()
 }
 
 /// Length of the folders that all names share above their class folder (`PetImages/`).

@@ -1,4 +1,5 @@
 //! `simple_cnn` against PyTorch: the fixture is written by `scripts/golden.py`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use burn::module::Module as _;
 use burn::optim::decay::WeightDecayConfig;

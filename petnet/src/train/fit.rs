@@ -128,7 +128,8 @@ impl<'a> Fit<'a> {
                 learning_rate: rate,
                 images_per_second: photos as f64 / began.elapsed().as_secs_f64(),
             });
-            let due = self.trainer.save_every > 0 && progress.step % self.trainer.save_every == 0;
+            let due = self.trainer.save_every > 0
+                && progress.step.is_multiple_of(self.trainer.save_every);
             let stop = observer.stop() && progress.step < steps;
             if due || stop {
                 self.save_state()?;
