@@ -7,12 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use petnet::dataset::Split;
+use petnet::metrics::confidence_for;
 use petnet::train::{EpochReport, Observer, StepReport};
-use petnet::{Classifier, Dataset, Device, Trainer};
+use petnet::{Classifier, Dataset, Device, Precision, Trainer};
 
 use crate::config::Config;
 use crate::report::{charts, files};
 use crate::{Output, terminal};
+
+/// Share of the answers above a model's threshold that must be right on validation photos.
+const SURE: f64 = 0.99;
 
 /// Train a network.
 #[derive(clap::Args)]
@@ -60,7 +64,11 @@ impl Fit {
         watcher.bar.finish_and_clear();
         let out = &config.checkpoint.save_dir;
         let classifier = Classifier::new(fitted.best.clone(), self.device)?;
-        let metrics = classifier.evaluate(&valid, |_| ())?.metrics();
+        let evaluation = classifier.evaluate(&valid, |_| ())?;
+        let metrics = evaluation.metrics();
+        let threshold = confidence_for(SURE, &evaluation.probabilities, &evaluation.truth);
+        let best = fitted.best.with_threshold(threshold.unwrap_or(1.0));
+        best.save(out.join(Trainer::BEST), Precision::F32)?;
         files::write(&out.join("loss_curves.png"), &charts::loss_curves_png(&fitted.history)?)?;
         files::write(&out.join("confusion_matrix.npy"), &files::npy(&metrics.confusion_matrix))?;
         files::write_json(&out.join("metrics.json"), &metrics)?;

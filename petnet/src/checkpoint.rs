@@ -35,6 +35,9 @@ pub struct ModelInfo {
     pub preprocess: Preprocess,
     /// Its first layer.
     pub normalization: Normalization,
+    /// Answers of less confidence than this are unsure; 0 where it was never chosen.
+    #[serde(default)]
+    pub threshold: f32,
     /// The resolved settings of the training, as they were.
     #[serde(default)]
     pub settings: serde_json::Value,
@@ -59,6 +62,7 @@ impl ModelInfo {
             labels,
             preprocess,
             normalization: Normalization::default(),
+            threshold: 0.0,
             settings: serde_json::Value::Null,
             metrics: serde_json::Value::Null,
             history: serde_json::Value::Null,
@@ -101,6 +105,13 @@ impl Checkpoint {
         self.weights.values().map(|w| w.values.len()).sum()
     }
 
+    /// Sets the confidence below which answers are unsure, see [`ModelInfo::threshold`].
+    #[must_use]
+    pub fn with_threshold(mut self, threshold: f32) -> Self {
+        self.info.threshold = threshold;
+        self
+    }
+
     /// Reads a file written by [`Checkpoint::save`].
     ///
     /// # Errors
@@ -126,8 +137,12 @@ impl Checkpoint {
     /// None in a sound build; a damaged build answers [`Error::Checkpoint`].
     #[cfg(feature = "pretrained")]
     pub fn pretrained() -> Result<Self> {
-        Self::from_bytes(include_bytes!("../models/cats-vs-dogs.safetensors"))
+        Self::from_bytes(Self::PRETRAINED)
     }
+
+    /// The bundled model's file.
+    #[cfg(feature = "pretrained")]
+    pub const PRETRAINED: &[u8] = include_bytes!("../models/cats-vs-dogs.safetensors");
 
     /// Writes one file: first beside `path`, then renamed over it, so that a crash leaves the old
     /// file or the new one.

@@ -9,6 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::metrics::argmax;
 use crate::model::Network;
 use crate::preprocess::{Limits, Pixels};
 
@@ -148,18 +149,13 @@ impl Classifier {
     /// [`Error::Config`] when a picture has another size than the model's,
     /// [`Error::Device`] when the device fails.
     pub fn classify_pixels(&self, pictures: &[Pixels]) -> Result<Vec<Prediction>> {
-        let size = self.info.preprocess.size;
-        if let Some(odd) = pictures.iter().find(|p| (p.width(), p.height()) != (size, size)) {
-            let (width, height) = (odd.width(), odd.height());
-            return Err(Error::Config(format!(
-                "a picture is {width} x {height}, the model takes {size} x {size}"
-            )));
-        }
+        pictures.iter().try_for_each(|picture| self.check_size(picture))?;
         if pictures.is_empty() {
             return Ok(Vec::new());
         }
         let bytes: Vec<u8> = pictures.iter().flat_map(Pixels::data).copied().collect();
-        let images = to_tensor(bytes, pictures.len(), size as usize, &self.device); // [n, 3, s, s]
+        let size = self.info.preprocess.size as usize;
+        let images = to_tensor(bytes, pictures.len(), size, &self.device); // [n, 3, s, s]
         let probabilities = softmax(self.network.forward(images), 1); // [n, classes]
         let rows = probabilities
             .try_into_data()
@@ -169,12 +165,20 @@ impl Classifier {
         Ok(rows.chunks(self.info.labels.len()).map(|row| self.prediction(row)).collect())
     }
 
-    #[cfg(feature = "train")]
+    pub(crate) fn check_size(&self, picture: &Pixels) -> Result<()> {
+        let (size, width, height) = (self.info.preprocess.size, picture.width(), picture.height());
+        if (width, height) == (size, size) {
+            return Ok(());
+        }
+        Err(Error::Config(format!(
+            "a picture is {width} x {height}, the model takes {size} x {size}"
+        )))
+    }
+
     pub(crate) fn network(&self) -> &Network {
         &self.network
     }
 
-    #[cfg(feature = "train")]
     pub(crate) fn device(&self) -> &burn::tensor::Device {
         &self.device
     }
@@ -184,14 +188,12 @@ impl Classifier {
         one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
     }
 
-    fn prediction(&self, probabilities: &[f32]) -> Prediction {
-        let best = probabilities.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        let index = best.map_or(0, |(index, _)| index);
-        Prediction {
-            label: self.info.labels[index].clone(),
-            index,
-            probabilities: probabilities.to_vec(),
-        }
+    pub(crate) fn prediction(&self, probabilities: &[f32]) -> Prediction {
+        let index = argmax(probabilities);
+        let mut prediction =
+            Prediction::new(self.info.labels[index].clone(), index, probabilities.to_vec());
+        prediction.sure = prediction.confidence() >= self.info.threshold;
+        prediction
     }
 }
 
@@ -212,9 +214,14 @@ pub struct Prediction {
     label: String,
     index: usize,
     probabilities: Vec<f32>,
+    sure: bool,
 }
 
 impl Prediction {
+    pub(crate) fn new(label: String, index: usize, probabilities: Vec<f32>) -> Self {
+        Self { label, index, probabilities, sure: true }
+    }
+
     /// Name of the likeliest class.
     pub fn label(&self) -> &str {
         &self.label
@@ -228,6 +235,11 @@ impl Prediction {
     /// Its probability, 0 to 1.
     pub fn confidence(&self) -> f32 {
         self.probabilities[self.index]
+    }
+
+    /// Whether the confidence reaches the model's [`ModelInfo::threshold`].
+    pub fn is_sure(&self) -> bool {
+        self.sure
     }
 
     /// One probability a class; they sum to 1.

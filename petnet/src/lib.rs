@@ -11,6 +11,7 @@ mod device;
 mod error;
 #[cfg(feature = "train")]
 mod evaluate;
+mod explain;
 #[cfg(feature = "train")]
 pub mod loader;
 pub mod metrics;
@@ -27,5 +28,6 @@ pub use device::Device;
 pub use error::{Error, ImageError, Result};
 #[cfg(feature = "train")]
 pub use evaluate::Evaluation;
+pub use explain::Explanation;
 #[cfg(feature = "train")]
 pub use train::Trainer;

@@ -91,6 +91,27 @@ impl Metrics {
     }
 }
 
+/// The lowest confidence at which the answers that reach it are right in at least `share` of all
+/// cases; `None` where no confidence is enough.
+pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -> Option<f32> {
+    let mut answers: Vec<(f32, bool)> = probabilities
+        .iter()
+        .zip(truth)
+        .map(|(row, class)| (row[argmax(row)], argmax(row) == *class))
+        .collect();
+    answers.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut right, mut lowest) = (0, None);
+    for (rank, (confidence, is_right)) in answers.iter().enumerate() {
+        right += usize::from(*is_right);
+        // Equal confidences stand or fall together.
+        let last = answers.get(rank + 1).is_none_or(|next| next.0 < *confidence);
+        if last && right as f64 >= share * (rank + 1) as f64 {
+            lowest = Some(*confidence);
+        }
+    }
+    lowest
+}
+
 /// Index of the largest value, the first of equals; 0 for an empty row.
 pub fn argmax(row: &[f32]) -> usize {
     let best = row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (index, &value)| {

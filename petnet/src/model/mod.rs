@@ -103,4 +103,12 @@ impl Network {
             Self::SimpleCnn(net) => net.forward(images),
         }
     }
+
+    /// `[1, 3, h, w]` of 0 to 255 -> logits `[1, classes]` and, for the likeliest class, the heat
+    /// map of the last convolution `[1, h', w']`, 0 or more.
+    pub fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
+        match self {
+            Self::SimpleCnn(net) => net.explain(image),
+        }
+    }
 }

@@ -77,11 +77,34 @@ impl SimpleCnnConfig {
 impl SimpleCnn {
     /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`; `h` and `w` at least 2^blocks.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = self.normalization.forward(images);
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x)); // [n, 256, h/16, w/16]
-        let x = self.global.forward(x).flatten(1, 3); // [n, 256]
+        let x = self.pool(self.features(images)); // [n, 256]
         let x = relu(self.hidden.forward(x)); // [n, 128]
         self.head.forward(self.dropout.forward(x)) // [n, classes]
+    }
+
+    /// See [`Network::explain`](super::Network::explain).
+    pub(super) fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
+        let maps = self.features(image); // [1, 256, h', w']
+        let hidden = relu(self.hidden.forward(self.pool(maps.clone()))); // [1, 128]
+        let logits = self.head.forward(hidden.clone()); // [1, classes]
+        let best = logits.clone().argmax(1).reshape([1]); // [1]
+        let towards = self.head.weight.val().select(1, best).transpose(); // [1, 128]
+        // The gradient of the best logit by the pooled features: ReLU passes what it let through.
+        let gradient = towards * hidden.greater_scalar(0).float(); // [1, 128]
+        let gradient = gradient.matmul(self.hidden.weight.val().transpose()); // [1, 256]
+        let channels = gradient.dims()[1];
+        let heat = maps * gradient.reshape([1, channels, 1, 1]); // [1, 256, h', w']
+        (logits, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
+    }
+
+    /// The last block's output `[n, 256, h/16, w/16]`.
+    fn features(&self, images: Tensor<4>) -> Tensor<4> {
+        let x = self.normalization.forward(images);
+        self.blocks.iter().fold(x, |x, block| block.forward(x))
+    }
+
+    fn pool(&self, maps: Tensor<4>) -> Tensor<2> {
+        self.global.forward(maps).flatten(1, 3) // [n, 256]
     }
 }
 
@@ -112,4 +135,34 @@ fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
     linear.weight = narrow.init([inputs, outputs], device);
     linear.bias = Some(Initializer::Zeros.init([outputs], device));
     linear
+}
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heat_map_is_what_automatic_differentiation_gives() {
+        let device = Device::flex().autodiff();
+        device.seed(3);
+        let config = SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.0 };
+        let net = config.build(2, Normalization::default(), &device);
+        let values: Vec<f32> = (0..3 * 16 * 12).map(|i| (i * 31 % 251) as f32).collect();
+        let data = burn::tensor::TensorData::new(values, [1, 3, 16, 12]);
+        let image = Tensor::<4>::from_data(data, &device);
+        let maps = net.features(image.clone()).detach().require_grad(); // [1, 6, 4, 3]
+        let logits = net.head.forward(relu(net.hidden.forward(net.pool(maps.clone()))));
+        let gradients = logits.max_dim(1).sum().backward();
+        let gradient = maps.grad(&gradients).unwrap(); // [1, 6, 4, 3]
+        // Grad-CAM weighs each channel by the mean of its gradient.
+        let weights = gradient.sum_dim(2).sum_dim(3); // [1, 6, 1, 1]
+        let expected = relu((maps.inner() * weights).sum_dim(1)); // [1, 1, 4, 3]
+        let (_, heat) = net.explain(image);
+        let numbers = |data: burn::tensor::TensorData| data.try_into_vec_as::<f32>().unwrap();
+        let (ours, theirs) = (numbers(heat.inner().into_data()), numbers(expected.into_data()));
+        assert!(theirs.iter().any(|value| *value > 0.0), "{theirs:?}");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert!((ours - theirs).abs() < 1e-6, "{ours} is not {theirs}");
+        }
+    }
 }

@@ -1,0 +1,119 @@
+//! What all requests share, and the phases of the service's life.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use metrics::counter;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::{mpsc, watch};
+
+use crate::access::Keys;
+use crate::batcher::Batcher;
+use crate::model::{Model, Slot};
+use crate::problem::Problem;
+use crate::settings::Settings;
+use crate::telemetry;
+use crate::upload::Uploads;
+
+/// Where the service stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(crate) enum Phase {
+    /// Open to all.
+    Serving,
+    /// Not ready, but serving those who have not heard yet.
+    Draining,
+    /// No new connections; open requests finish.
+    Closing,
+}
+
+/// The state behind every request.
+pub(crate) struct App {
+    pub(crate) settings: Settings,
+    pub(crate) slot: Slot,
+    pub(crate) batcher: Batcher,
+    pub(crate) uploads: Uploads,
+    pub(crate) keys: Keys,
+    pub(crate) metrics: PrometheusHandle,
+    phase: watch::Sender<Phase>,
+}
+
+impl App {
+    pub(crate) fn new(settings: Settings) -> Result<Self> {
+        Ok(Self {
+            slot: Slot::default(),
+            batcher: Batcher::start(settings.queue, settings.max_batch)?,
+            uploads: Uploads::new(&settings),
+            keys: Keys::new(&settings.api_keys_sha256)?,
+            metrics: telemetry::metrics_handle()?,
+            phase: watch::Sender::new(Phase::Serving),
+            settings,
+        })
+    }
+
+    /// Waits for [`Phase::Closing`].
+    pub(crate) async fn closing(&self) {
+        // The sender is part of `self` and cannot be gone.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Closing).await;
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    pub(crate) fn serving(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving
+    }
+
+    /// # Errors
+    /// 503 while no model is loaded.
+    pub(crate) fn model(&self) -> Result<Arc<Model>, Problem> {
+        self.slot.get().ok_or_else(Problem::not_ready)
+    }
+
+    /// Loads the model anew; on failure the old one goes on serving.
+    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Arc<Model>> {
+        let app = Arc::clone(self);
+        let loaded = tokio::task::spawn_blocking(move || app.slot.reload(&app.settings)).await;
+        let outcome = loaded.unwrap_or_else(|e| Err(e.into()));
+        if let Err(error) = &outcome {
+            counter!("model_reloads_total", "result" => "refused").increment(1);
+            tracing::error!(error = format!("{error:#}"), "the new model was refused");
+        }
+        outcome
+    }
+}
+
+/// Reloads the model when asked, and when its file has changed and then kept still for a look.
+pub(crate) async fn follow_model(app: Arc<App>, mut asked: mpsc::Receiver<()>) {
+    let look = app.settings.watch;
+    let watching = look > Duration::ZERO && app.settings.model != "pretrained";
+    let mut ticks = tokio::time::interval(if watching { look } else { Duration::MAX / 4 });
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut loaded, mut seen) = (stamp(&app), stamp(&app));
+    let mut open = true;
+    loop {
+        tokio::select! {
+            message = asked.recv(), if open => {
+                open = message.is_some();
+                if !open { continue }
+                loaded = stamp(&app);
+            }
+            _ = ticks.tick() => {
+                let now = stamp(&app);
+                let settled = now == seen && now != loaded;
+                seen = now;
+                if !settled { continue }
+                loaded = now;
+            }
+        }
+        // A refusal is logged and counted where it happens.
+        let _ = app.reload().await;
+    }
+}
+
+/// What changes when the model's file is replaced.
+fn stamp(app: &App) -> Option<(SystemTime, u64)> {
+    let file = std::fs::metadata(&app.settings.model).ok()?;
+    Some((file.modified().ok()?, file.len()))
+}

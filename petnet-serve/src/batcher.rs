@@ -1,0 +1,258 @@
+//! Photos in, answers out: decoding on its own threads, one thread that owns the network's time.
+//!
+//! Work-conserving: whenever the network is free it takes what waits, up to a batch, and never
+//! waits for more. Bounded: a photo needs a place from decoding to answer; without a free one the
+//! caller hears so at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use metrics::{counter, gauge, histogram};
+use petnet::preprocess::Pixels;
+use petnet::{Explanation, Prediction};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::model::Model;
+use crate::problem::Problem;
+
+/// The right to have some photos in the house.
+pub(crate) struct Ticket(OwnedSemaphorePermit);
+
+impl Ticket {
+    /// One photo's share.
+    pub(crate) fn split(&mut self) -> Option<Self> {
+        self.0.split(1).map(Self)
+    }
+}
+
+/// Where the time of a photo went.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Timings {
+    pub(crate) decode: Duration,
+    pub(crate) queue: Duration,
+    pub(crate) model: Duration,
+}
+
+/// What the network said.
+pub(crate) struct Answer<T> {
+    pub(crate) value: T,
+    pub(crate) timings: Timings,
+}
+
+type Reply<T> = oneshot::Sender<Result<Answer<T>, Problem>>;
+
+enum Work {
+    Classify(Reply<Prediction>),
+    Explain(Reply<Explanation>),
+}
+
+impl Work {
+    /// Whether nobody waits for the answer any more.
+    fn abandoned(&self) -> bool {
+        match self {
+            Self::Classify(reply) => reply.is_closed(),
+            Self::Explain(reply) => reply.is_closed(),
+        }
+    }
+}
+
+struct Job {
+    work: Work,
+    model: Arc<Model>,
+    pixels: Pixels,
+    decode: Duration,
+    queued: Instant,
+    _place: Ticket,
+}
+
+/// Handle to the threads; they end when it is dropped.
+pub(crate) struct Batcher {
+    places: Arc<Semaphore>,
+    capacity: usize,
+    jobs: Sender<Job>,
+    /// Moving mean of the time a photo takes, in nanoseconds.
+    pace: Arc<AtomicU64>,
+}
+
+impl Batcher {
+    pub(crate) fn start(capacity: usize, max_batch: usize) -> std::io::Result<Self> {
+        let (jobs, waiting) = channel();
+        let pace = Arc::new(AtomicU64::new(0));
+        let measured = Arc::clone(&pace);
+        std::thread::Builder::new()
+            .name("network".into())
+            .spawn(move || serve(&waiting, max_batch.max(1), &measured))?;
+        Ok(Self { places: Arc::new(Semaphore::new(capacity)), capacity, jobs, pace })
+    }
+
+    /// Places for `photos` photos.
+    ///
+    /// # Errors
+    /// 503 with the seconds until there should be room, 413 when there can never be.
+    pub(crate) fn admit(&self, photos: usize) -> Result<Ticket, Problem> {
+        let wanted = u32::try_from(photos).unwrap_or(u32::MAX);
+        if photos > self.capacity {
+            let detail =
+                format!("{photos} photos, more than the {} there is room for", self.capacity);
+            return Err(Problem::too_large(detail));
+        }
+        match Arc::clone(&self.places).try_acquire_many_owned(wanted) {
+            Ok(permit) => Ok(Ticket(permit)),
+            Err(_) => Err(Problem::overloaded(self.seconds_to_wait(photos))),
+        }
+    }
+
+    fn seconds_to_wait(&self, photos: usize) -> u64 {
+        let ahead = self.capacity - self.places.available_permits() + photos;
+        let wait = Duration::from_nanos(self.pace.load(Ordering::Relaxed)) * ahead as u32;
+        wait.as_secs_f64().ceil().clamp(1.0, 60.0) as u64
+    }
+
+    /// Photos in the house.
+    pub(crate) fn depth(&self) -> usize {
+        self.capacity - self.places.available_permits()
+    }
+
+    pub(crate) async fn classify(
+        &self,
+        model: Arc<Model>,
+        photo: Bytes,
+        place: Ticket,
+        patience: Duration,
+    ) -> Result<Answer<Prediction>, Problem> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Work::Classify(reply), model, photo, place);
+        wait(answer, patience).await
+    }
+
+    pub(crate) async fn explain(
+        &self,
+        model: Arc<Model>,
+        photo: Bytes,
+        place: Ticket,
+        patience: Duration,
+    ) -> Result<Answer<Explanation>, Problem> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Work::Explain(reply), model, photo, place);
+        wait(answer, patience).await
+    }
+
+    fn submit(&self, work: Work, model: Arc<Model>, photo: Bytes, place: Ticket) {
+        let jobs = self.jobs.clone();
+        // The runtime's blocking threads are the decoding pool; `main` bounds their number.
+        tokio::task::spawn_blocking(move || {
+            if work.abandoned() {
+                return;
+            }
+            let began = Instant::now();
+            let pixels = model.classifier.preprocess(&photo);
+            let decode = began.elapsed();
+            histogram!("preprocessing_duration_seconds").record(decode);
+            match (pixels, work) {
+                (Ok(pixels), work) => {
+                    let queued = Instant::now();
+                    // The receiver lives as long as the process.
+                    let _ = jobs.send(Job { work, model, pixels, decode, queued, _place: place });
+                }
+                (Err(error), Work::Classify(reply)) => drop(reply.send(Err(error.into()))),
+                (Err(error), Work::Explain(reply)) => drop(reply.send(Err(error.into()))),
+            }
+        });
+    }
+}
+
+async fn wait<T>(
+    answer: oneshot::Receiver<Result<Answer<T>, Problem>>,
+    patience: Duration,
+) -> Result<Answer<T>, Problem> {
+    match tokio::time::timeout(patience, answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(Problem::internal()),
+        Err(_) => Err(Problem::overloaded(1)),
+    }
+}
+
+fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64) {
+    while let Ok(first) = waiting.recv() {
+        let mut jobs = vec![first];
+        jobs.extend(waiting.try_iter().take(max_batch - 1));
+        jobs.retain(|job| !job.work.abandoned());
+        let photos = jobs.len();
+        if photos == 0 {
+            continue;
+        }
+        let began = Instant::now();
+        while let Some(job) = jobs.first() {
+            // After a reload, photos decoded for the old model are still answered by it.
+            let model = Arc::clone(&job.model);
+            let (same, others): (Vec<_>, Vec<_>) =
+                jobs.into_iter().partition(|job| Arc::ptr_eq(&job.model, &model));
+            answer(&model, same);
+            jobs = others;
+        }
+        let each = began.elapsed().as_nanos() as u64 / photos as u64;
+        let old = pace.load(Ordering::Relaxed);
+        pace.store(if old == 0 { each } else { (old * 7 + each) / 8 }, Ordering::Relaxed);
+    }
+}
+
+/// One pass for all that want an answer, then one each for those who want to know why.
+fn answer(model: &Model, jobs: Vec<Job>) {
+    let (mut pictures, mut replies) = (Vec::new(), Vec::new());
+    let began = Instant::now();
+    for job in jobs {
+        let queue = began.saturating_duration_since(job.queued);
+        let timings = Timings { decode: job.decode, queue, model: Duration::ZERO };
+        match job.work {
+            Work::Classify(reply) => {
+                pictures.push(job.pixels);
+                replies.push((reply, timings, job._place));
+            }
+            Work::Explain(reply) => {
+                let began = Instant::now();
+                let outcome = contain(|| model.classifier.explain_pixels(&job.pixels));
+                let timings = Timings { model: began.elapsed(), ..timings };
+                let _ = reply.send(outcome.map(|value| Answer { value, timings }));
+            }
+        }
+    }
+    if pictures.is_empty() {
+        return;
+    }
+    histogram!("batch_size").record(pictures.len() as f64);
+    let began = Instant::now();
+    let outcome = contain(|| model.classifier.classify_pixels(&pictures));
+    let took = began.elapsed();
+    histogram!("inference_duration_seconds").record(took);
+    match outcome {
+        Ok(predictions) => {
+            for ((reply, timings, _place), value) in replies.into_iter().zip(predictions) {
+                let timings = Timings { model: took, ..timings };
+                let _ = reply.send(Ok(Answer { value, timings }));
+            }
+        }
+        Err(problem) => {
+            replies.into_iter().for_each(|(reply, ..)| drop(reply.send(Err(problem.clone()))));
+        }
+    }
+}
+
+/// A panic below must cost one batch, not the thread that serves them all.
+fn contain<T>(work: impl FnOnce() -> petnet::Result<T>) -> Result<T, Problem> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome.map_err(Problem::from),
+        Err(_) => {
+            counter!("inference_panics_total").increment(1);
+            tracing::error!("the network panicked");
+            Err(Problem::internal())
+        }
+    }
+}
+
+/// Publishes the depth of the queue; called when metrics are read.
+pub(crate) fn record_depth(batcher: &Batcher) {
+    gauge!("batch_queue_depth").set(batcher.depth() as f64);
+}

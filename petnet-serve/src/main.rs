@@ -1,0 +1,60 @@
+//! `petnet-serve`: the classifier over HTTP.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use petnet_serve::{Listeners, MetricsAddr, Settings, run, start_log};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Exit status for bad usage or configuration.
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let settings = Settings::parse();
+    if let Err(error) = start_log(&settings) {
+        eprintln!("error: {error:#}");
+        return ExitCode::from(BAD_USAGE);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let decoders = if settings.decode_threads == 0 { cores } else { settings.decode_threads };
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(decoders + 1)
+        .build()
+        .context("no runtime")
+        .and_then(|runtime| runtime.block_on(serve(settings)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(settings: Settings) -> Result<()> {
+    let port = settings.port.parse().with_context(|| format!("--port `{}`", settings.port))?;
+    let api = bind(SocketAddr::new(settings.host, port)).await?;
+    let metrics = match settings.metrics_addr {
+        MetricsAddr::Off => None,
+        MetricsAddr::At(address) => Some(bind(address).await?),
+    };
+    let (mut term, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (ask, reload) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(
+        async move { while hangup.recv().await.is_some() && ask.send(()).await.is_ok() {} },
+    );
+    let stop = async move {
+        tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () }
+    };
+    run(Listeners { api, metrics }, settings, reload, stop).await
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}

@@ -1,0 +1,110 @@
+//! Errors as clients see them: `application/problem+json` (RFC 9457).
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Response, StatusCode};
+use petnet::{Error, ImageError};
+use serde_json::json;
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
+    pub(crate) detail: String,
+    /// Short name for metrics.
+    pub(crate) kind: &'static str,
+    retry_after: Option<u64>,
+    allow: Option<&'static str>,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), kind, retry_after: None, allow: None }
+    }
+
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    }
+
+    pub(crate) fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+    }
+
+    pub(crate) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed; see its log")
+    }
+
+    pub(crate) fn not_ready() -> Self {
+        let detail = "no model is loaded";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", detail).retry_after(1)
+    }
+
+    pub(crate) fn overloaded(seconds: u64) -> Self {
+        let detail = format!("too many photos are waiting; try again in {seconds} s");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(seconds)
+    }
+
+    pub(crate) fn method(allow: &'static str) -> Self {
+        let detail = format!("this path takes {allow}");
+        let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
+        Self { allow: Some(allow), ..problem }
+    }
+
+    pub(crate) fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        })
+    }
+
+    pub(crate) fn response(&self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from(self.json().to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<ImageError> for Problem {
+    fn from(error: ImageError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ImageError::Empty | ImageError::UnknownFormat => {
+                Self::new(StatusCode::BAD_REQUEST, "not_an_image", detail)
+            }
+            ImageError::TooLarge { .. }
+            | ImageError::TooManyPixels { .. }
+            | ImageError::TooMuchMemory => Self::too_large(detail),
+            _ => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "broken_image", detail),
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Image(error) => error.into(),
+            other => {
+                tracing::error!(error = %other, "the model failed");
+                Self::internal()
+            }
+        }
+    }
+}

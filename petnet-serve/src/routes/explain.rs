@@ -1,0 +1,91 @@
+//! `/explain`: the answer, and where the network looked.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Request, StatusCode};
+use petnet::Explanation;
+use petnet::preprocess::{Limits, Pixels, decode_at_least};
+use serde_json::{Value, json};
+
+use super::predict::{describe, milliseconds, new_id, note};
+use super::{Reply, accepts, json as json_reply, text};
+use crate::app::App;
+use crate::problem::Problem;
+
+/// Longer side of the picture in the answer, in pixels.
+const SIDE: u32 = 512;
+
+pub(super) async fn explain(
+    app: &Arc<App>,
+    request: &mut Request<Incoming>,
+) -> Result<Reply, Problem> {
+    app.keys.check(request.headers())?;
+    let model = app.model()?;
+    let wants_json = accepts(request.headers(), "application/json");
+    let upload = app.uploads.read(request, &app.settings).await?;
+    let began = Instant::now();
+    let bytes = upload.size;
+    let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?.bytes?;
+    let place = app.batcher.admit(1)?;
+    let patience = app.settings.request_timeout;
+    let answer = app.batcher.explain(Arc::clone(&model), photo.clone(), place, patience).await?;
+    let timings = answer.timings;
+    let explanation = answer.value;
+    let limits = Limits { max_pixels: app.settings.max_pixels, ..Limits::default() };
+    let (explanation, png) = tokio::task::spawn_blocking(move || {
+        let png = draw(&explanation, &photo, &limits);
+        (explanation, png)
+    })
+    .await
+    .map_err(|_| Problem::internal())?;
+    let (png, prediction) = (png?, explanation.prediction());
+    let id = new_id();
+    let mut fields = describe(prediction, &model, &id);
+    let mut reply = if wants_json {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(&png);
+        let (width, height) = explanation.size();
+        let heat = json!({ "width": width, "height": height, "values": explanation.heat() });
+        fields.insert("heatmap".into(), heat);
+        fields.insert("overlay".into(), format!("data:image/png;base64,{encoded}").into());
+        fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()));
+        json_reply(StatusCode::OK, &Value::Object(fields))
+    } else {
+        let mut reply = text("image/png", png);
+        if let Ok(label) = HeaderValue::from_str(prediction.label()) {
+            reply.headers_mut().insert(HeaderName::from_static("x-predicted-class"), label);
+        }
+        let confidence = HeaderValue::from_str(&prediction.confidence().to_string());
+        if let Ok(confidence) = confidence {
+            reply.headers_mut().insert(HeaderName::from_static("x-confidence"), confidence);
+        }
+        reply
+    };
+    reply.extensions_mut().insert(note(prediction, id, timings, bytes));
+    Ok(reply)
+}
+
+/// The photo under the heat map, as a PNG file.
+fn draw(explanation: &Explanation, photo: &Bytes, limits: &Limits) -> Result<Bytes, Problem> {
+    let pixels = shrink(decode_at_least(photo, limits, SIDE)?).ok_or_else(Problem::internal)?;
+    let overlay = explanation.overlay(&pixels);
+    let (width, height) = (overlay.width(), overlay.height());
+    let picture = image::RgbImage::from_raw(width, height, overlay.into_data()).unwrap_or_default();
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut png, image::ImageFormat::Png).map_err(|_| Problem::internal())?;
+    Ok(png.into_inner().into())
+}
+
+fn shrink(pixels: Pixels) -> Option<Pixels> {
+    let (width, height) = (pixels.width(), pixels.height());
+    if width.max(height) <= SIDE {
+        return Some(pixels);
+    }
+    let picture = image::RgbImage::from_raw(width, height, pixels.into_data())?;
+    let small = image::DynamicImage::from(picture).thumbnail(SIDE, SIDE).into_rgb8();
+    Pixels::new(small.width(), small.height(), small.into_raw())
+}

@@ -1,0 +1,95 @@
+//! What people look at: the page, the documentation, the API's description.
+
+use std::sync::OnceLock;
+
+use base64::Engine as _;
+use hyper::header::{
+    CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, VARY,
+    X_FRAME_OPTIONS,
+};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::{ROUTES, Reply, accepts, json as json_reply, text};
+use crate::app::App;
+
+const OPENAPI: &str = include_str!("../../assets/openapi.json");
+
+/// JSON for clients, the page for browsers.
+pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
+    static POLICY: OnceLock<HeaderValue> = OnceLock::new();
+    let mut reply = if accepts(headers, "text/html") {
+        page(include_str!("../../assets/page.html"), &POLICY)
+    } else {
+        let endpoints: Vec<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
+        let body = json!({
+            "name": "petnet",
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": app.slot.get().map(|model| model.name.clone()),
+            "endpoints": endpoints,
+        });
+        json_reply(hyper::StatusCode::OK, &body)
+    };
+    reply.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    reply
+}
+
+pub(super) fn docs() -> Reply {
+    static POLICY: OnceLock<HeaderValue> = OnceLock::new();
+    page(include_str!("../../assets/docs.html"), &POLICY)
+}
+
+pub(super) fn openapi() -> Reply {
+    text("application/json", OPENAPI)
+}
+
+fn page(html: &'static str, policy: &'static OnceLock<HeaderValue>) -> Reply {
+    let mut reply = text("text/html; charset=utf-8", html);
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, policy.get_or_init(|| security_policy(html)).clone());
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(
+        HeaderName::from_static("permissions-policy"),
+        HeaderValue::from_static("camera=(self), microphone=(), geolocation=()"),
+    );
+    reply
+}
+
+/// Lets a page run its own script and style and nothing else.
+fn security_policy(html: &str) -> HeaderValue {
+    let hash = |tag: &str| {
+        let inside = html
+            .split_once(&format!("<{tag}>"))
+            .and_then(|(_, rest)| rest.split_once(&format!("</{tag}>")))
+            .map_or("", |(inside, _)| inside);
+        base64::engine::general_purpose::STANDARD.encode(Sha256::digest(inside))
+    };
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src blob: data:; \
+         connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+        hash("script"),
+        hash("style"),
+    );
+    HeaderValue::from_str(&policy)
+        .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_knows_every_path_and_method_and_no_other() {
+        let described: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let paths = described["paths"].as_object().unwrap();
+        let mut ours: Vec<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
+        let mut theirs: Vec<&str> = paths.keys().map(String::as_str).collect();
+        (ours.sort_unstable(), theirs.sort_unstable());
+        assert_eq!(ours, theirs);
+        for (path, allow) in ROUTES {
+            let method = if allow == "POST" { "post" } else { "get" };
+            assert!(paths[path].get(method).is_some(), "{method} {path}");
+        }
+    }
+}

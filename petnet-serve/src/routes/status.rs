@@ -1,0 +1,81 @@
+//! How the service is: for clients, probes, Prometheus and operators.
+
+use std::time::SystemTime;
+
+use hyper::StatusCode;
+use metrics::counter;
+use serde_json::{Value, json};
+
+use super::{Reply, json as json_reply, text};
+use crate::app::App;
+use crate::batcher::record_depth;
+
+/// The contract's health check.
+pub(super) fn health(app: &App) -> Reply {
+    counter!("health_check_requests_total").increment(1);
+    let loaded = app.slot.get().is_some();
+    let body = json!({
+        "status": if loaded { "healthy" } else { "unhealthy" },
+        "model_loaded": loaded,
+        "device": app.settings.device.to_string(),
+        "timestamp": timestamp(SystemTime::now()),
+    });
+    json_reply(if loaded { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+}
+
+/// Whether traffic should come here.
+pub(super) fn ready(app: &App) -> Reply {
+    let (status, word) = match (app.serving(), app.slot.get().is_some()) {
+        (true, true) => (StatusCode::OK, "ready"),
+        (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    json_reply(status, &json!({ "status": word }))
+}
+
+pub(super) fn metrics(app: &App) -> Reply {
+    record_depth(&app.batcher);
+    text("text/plain; version=0.0.4", app.metrics.render())
+}
+
+pub(super) fn version(app: &App) -> Reply {
+    let model = app.slot.get().map(|model| {
+        json!({
+            "name": model.name,
+            "version": model.version,
+            "sha256": model.sha256,
+            "architecture": model.classifier.info().architecture.name(),
+            "classes": model.classifier.labels(),
+            "threshold": model.classifier.info().threshold,
+            "loaded": timestamp(model.loaded),
+        })
+    });
+    let body = json!({
+        "name": env!("CARGO_PKG_NAME"),
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": option_env!("PETNET_COMMIT"),
+        "model": model,
+    });
+    json_reply(StatusCode::OK, &body)
+}
+
+/// What runs beside what the environment says should run; `match` is null where it says nothing.
+pub(super) fn compare(app: &App) -> Reply {
+    let settings = &app.settings;
+    let model = app.slot.get().map(|model| model.sha256.clone());
+    let entry = |running: Option<&str>, expected: Option<&str>| {
+        let same = expected.map(|e| running.is_some_and(|r| r.eq_ignore_ascii_case(e)));
+        (json!({ "running": running, "expected": expected, "match": same }), same)
+    };
+    let (model, model_same) = entry(model.as_deref(), settings.expect_model_sha256.as_deref());
+    let (build, build_same) =
+        entry(Some(env!("CARGO_PKG_VERSION")), settings.expect_version.as_deref());
+    let said: Vec<bool> = [model_same, build_same].into_iter().flatten().collect();
+    let all = if said.is_empty() { Value::Null } else { said.iter().all(|same| *same).into() };
+    let body = json!({ "match": all, "model_sha256": model, "version": build });
+    json_reply(StatusCode::OK, &body)
+}
+
+fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}

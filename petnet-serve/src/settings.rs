@@ -1,0 +1,173 @@
+//! Every setting, as a flag and as an environment variable.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use petnet::Device;
+
+const EXAMPLES: &str = "\
+Examples:
+  petnet-serve
+  petnet-serve --model models/best.safetensors --port 9000
+  PETNET_MODEL=model.safetensors PETNET_LOG_FORMAT=json petnet-serve
+  curl -F file=@rex.jpg localhost:8000/predict";
+
+/// Serve an image classifier over HTTP.
+#[derive(Parser, Clone, Debug)]
+#[command(version, about, after_help = EXAMPLES)]
+pub struct Settings {
+    /// Model file, or `pretrained` for the bundled one [env: also MODEL_PATH]
+    #[arg(long, env = "PETNET_MODEL", default_value_t = fallback("MODEL_PATH", "pretrained"), help_heading = "Model")]
+    pub model: String,
+    /// auto, cpu, ndarray, wgpu or wgpu:N
+    #[arg(long, env = "PETNET_DEVICE", default_value = "cpu", help_heading = "Model")]
+    pub device: Device,
+    /// How often to look whether the model file has changed; 0s never looks
+    #[arg(long, env = "PETNET_WATCH", value_parser = duration, default_value = "2s", help_heading = "Model")]
+    pub watch: Duration,
+
+    /// SHA-256 of the model file that should be running, for /artifacts/compare
+    #[arg(long, env = "PETNET_EXPECT_MODEL_SHA256", help_heading = "Model")]
+    pub expect_model_sha256: Option<String>,
+    /// Version of petnet-serve that should be running, for /artifacts/compare
+    #[arg(long, env = "PETNET_EXPECT_VERSION", help_heading = "Model")]
+    pub expect_version: Option<String>,
+
+    /// Address to listen on
+    #[arg(long, env = "PETNET_HOST", default_value = "0.0.0.0", help_heading = "Network")]
+    pub host: std::net::IpAddr,
+    /// Port to listen on; 0 takes a free one [env: also PORT]
+    #[arg(long, env = "PETNET_PORT", default_value_t = fallback("PORT", "8000"), help_heading = "Network")]
+    pub port: String,
+    /// Address that serves /metrics alone, or `off`
+    #[arg(
+        long,
+        env = "PETNET_METRICS_ADDR",
+        default_value = "0.0.0.0:8081",
+        help_heading = "Network"
+    )]
+    pub metrics_addr: MetricsAddr,
+    /// Certificate chain in PEM; with --tls-key the service speaks https
+    #[arg(long, env = "PETNET_TLS_CERT", requires = "tls_key", help_heading = "Network")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key in PEM
+    #[arg(long, env = "PETNET_TLS_KEY", requires = "tls_cert", help_heading = "Network")]
+    pub tls_key: Option<PathBuf>,
+    /// Origin that browsers on other sites may call from, or `*`
+    #[arg(long, env = "PETNET_CORS_ORIGIN", help_heading = "Network")]
+    pub cors_origin: Option<String>,
+
+    /// Largest request body in bytes
+    #[arg(long, env = "PETNET_MAX_BODY", default_value_t = 16 << 20, help_heading = "Limits")]
+    pub max_body: usize,
+    /// Most bytes of request bodies in memory at a time
+    #[arg(long, env = "PETNET_MAX_BUFFERED", default_value_t = 256 << 20, help_heading = "Limits")]
+    pub max_buffered: usize,
+    /// Largest photo in pixels
+    #[arg(long, env = "PETNET_MAX_PIXELS", default_value_t = 50_000_000, help_heading = "Limits")]
+    pub max_pixels: u64,
+    /// Most photos in one request
+    #[arg(long, env = "PETNET_MAX_PARTS", default_value_t = 32, help_heading = "Limits")]
+    pub max_parts: usize,
+    /// Most bytes of request headers
+    #[arg(long, env = "PETNET_MAX_HEADER", default_value_t = 16 << 10, help_heading = "Limits")]
+    pub max_header: usize,
+    /// Most open connections; more wait
+    #[arg(long, env = "PETNET_MAX_CONNECTIONS", default_value_t = 1024, help_heading = "Limits")]
+    pub max_connections: usize,
+    /// Longest wait for a request's headers, also on an idle connection
+    #[arg(long, env = "PETNET_HEADER_TIMEOUT", value_parser = duration, default_value = "20s", help_heading = "Limits")]
+    pub header_timeout: Duration,
+    /// Longest wait for a request's body
+    #[arg(long, env = "PETNET_BODY_TIMEOUT", value_parser = duration, default_value = "20s", help_heading = "Limits")]
+    pub body_timeout: Duration,
+    /// Longest wait for an answer of the model
+    #[arg(long, env = "PETNET_REQUEST_TIMEOUT", value_parser = duration, default_value = "10s", help_heading = "Limits")]
+    pub request_timeout: Duration,
+
+    /// Most photos in one pass through the network
+    #[arg(long, env = "PETNET_MAX_BATCH", default_value_t = 32, help_heading = "Batching")]
+    pub max_batch: usize,
+    /// Most photos in the house, from decoding to answer; more are refused at once
+    #[arg(long, env = "PETNET_QUEUE", default_value_t = 64, help_heading = "Batching")]
+    pub queue: usize,
+    /// Threads that decode photos; 0 takes one a core
+    #[arg(long, env = "PETNET_DECODE_THREADS", default_value_t = 0, help_heading = "Batching")]
+    pub decode_threads: usize,
+
+    /// After SIGTERM, how long to serve on while /readyz says no
+    #[arg(long, env = "PETNET_DRAIN_DELAY", value_parser = duration, default_value = "5s", help_heading = "Shutdown")]
+    pub drain_delay: Duration,
+    /// How long open requests may take to finish then
+    #[arg(long, env = "PETNET_GRACE", value_parser = duration, default_value = "20s", help_heading = "Shutdown")]
+    pub grace: Duration,
+
+    /// SHA-256 of each accepted API key in hex, separated by commas (`printf %s KEY | sha256sum`);
+    /// without one, everything but /admin is open
+    #[arg(
+        long,
+        env = "PETNET_API_KEYS_SHA256",
+        value_delimiter = ',',
+        hide_env_values = true,
+        help_heading = "Access"
+    )]
+    pub api_keys_sha256: Vec<String>,
+
+    /// How to log
+    #[arg(
+        long,
+        env = "PETNET_LOG_FORMAT",
+        value_enum,
+        default_value = "auto",
+        help_heading = "Logs"
+    )]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug or trace
+    #[arg(long, env = "PETNET_LOG", default_value = "info", help_heading = "Logs")]
+    pub log_level: String,
+}
+
+impl Default for Settings {
+    /// The defaults of `--help`, without the environment's.
+    fn default() -> Self {
+        Self::parse_from(["petnet-serve"])
+    }
+}
+
+/// Where metrics are served alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAddr {
+    /// Nowhere; `/metrics` on the service's own port stays.
+    Off,
+    /// On this address.
+    At(SocketAddr),
+}
+
+impl std::str::FromStr for MetricsAddr {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" { Ok(Self::Off) } else { text.parse().map(Self::At) }
+    }
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Pretty on a terminal, else JSON.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+fn fallback(variable: &str, default: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| default.into())
+}

@@ -1,0 +1,181 @@
+//! The real binary on a free port, and an HTTP client of a few lines.
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use serde_json::Value;
+
+/// A running server; ended with the test.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Server {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_on(0, arguments)
+    }
+
+    /// Starts and waits until it is ready.
+    pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+            .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--log-format", "json"])
+            .args(["--metrics-addr", "off"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut early = Vec::new();
+        let address = loop {
+            let line = lines.next().expect("the server ended before it was ready").unwrap();
+            let Ok(entry) = serde_json::from_str::<Value>(&line) else { panic!("{line}") };
+            let address = entry["address"].as_str().map(|a| a.parse().unwrap());
+            let ready = entry["message"] == "ready";
+            early.push(entry);
+            if let (true, Some(address)) = (ready, address) {
+                break address;
+            }
+        };
+        let log = Arc::new(Mutex::new(early));
+        let written = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Ok(entry) = serde_json::from_str(&line) {
+                    written.lock().unwrap().push(entry);
+                }
+            }
+        });
+        Self { child, address, log }
+    }
+
+    pub(crate) fn log(&self) -> Vec<Value> {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// The exit status, within `patience`.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Option<i32> {
+        let began = Instant::now();
+        while began.elapsed() < patience {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("still running after {patience:?}");
+    }
+
+    /// Resident memory in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        self.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+    }
+
+    pub(crate) fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.send(&post(path, headers, body))
+    }
+
+    /// Sends bytes as they are and reads to the end.
+    pub(crate) fn send(&self, bytes: &[u8]) -> Reply {
+        let mut stream = self.connect();
+        // A server that has refused already may have closed its end.
+        let _ = stream.write_all(bytes);
+        let mut reply = Vec::new();
+        let _ = stream.read_to_end(&mut reply);
+        Reply::parse(&reply)
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|w| w == b"\r\n\r\n");
+        let head = String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).to_string();
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let body = end.map_or(Vec::new(), |end| bytes[end + 4..].to_vec());
+        Self { status, head, body }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+pub(crate) fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut request = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
+    [request.as_bytes(), body].concat()
+}
+
+/// Parts named `file` as (content type, bytes), the way existing clients send them.
+pub(crate) fn multipart(parts: &[(&str, &[u8])]) -> (String, Vec<u8>) {
+    let mut body = Vec::new();
+    for (number, (kind, bytes)) in parts.iter().enumerate() {
+        let head = format!(
+            "--XyZ\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{number}.jpg\"\r\n\
+             content-type: {kind}\r\n\r\n"
+        );
+        body.extend_from_slice(head.as_bytes());
+        body.extend_from_slice(bytes);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(b"--XyZ--\r\n");
+    ("multipart/form-data; boundary=XyZ".into(), body)
+}
+
+/// A drawn picture of 200 x 150 pixels.
+pub(crate) fn picture(format: ImageFormat) -> Vec<u8> {
+    let picture = RgbImage::from_fn(200, 150, |x, y| {
+        Rgb([(x * 3 % 251) as u8, (y * 5 % 241) as u8, ((x + y) % 200) as u8])
+    });
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::from(picture).write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}

@@ -1,0 +1,188 @@
+//! Restarts and reloads under load: nobody notices.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Reply, Server, picture, post};
+use image::ImageFormat;
+use petnet::{Checkpoint, Precision};
+
+/// A model file like the bundled one, but for its digest.
+fn write_model(path: &Path, threshold: f32) {
+    let model = Checkpoint::pretrained().unwrap().with_threshold(threshold);
+    model.save(path, Precision::F16).unwrap();
+}
+
+fn version(server: &Server) -> String {
+    server.get("/version").json()["model"]["version"].as_str().unwrap().to_string()
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
+}
+
+/// Clients that send photos to whichever address is ready, and count what fails.
+struct Load {
+    stop: Arc<AtomicBool>,
+    ready: Arc<Vec<AtomicBool>>,
+    sent: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(addresses: &[std::net::SocketAddr]) -> Self {
+        let mut load = Self {
+            stop: Arc::default(),
+            ready: Arc::new(addresses.iter().map(|_| AtomicBool::new(true)).collect()),
+            sent: Arc::default(),
+            failed: Arc::default(),
+            threads: Vec::new(),
+        };
+        let request = Arc::new(post(
+            "/predict",
+            &[("content-type", "image/jpeg")],
+            &picture(ImageFormat::Jpeg),
+        ));
+        for _ in 0..3 {
+            let (stop, ready) = (Arc::clone(&load.stop), Arc::clone(&load.ready));
+            let (sent, failed) = (Arc::clone(&load.sent), Arc::clone(&load.failed));
+            let (addresses, request) = (addresses.to_vec(), Arc::clone(&request));
+            load.threads.push(std::thread::spawn(move || {
+                let mut turn = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    turn = (turn + 1) % addresses.len();
+                    if ready[turn].load(Ordering::Relaxed) {
+                        let right = ask(addresses[turn], &request) == 200;
+                        sent.fetch_add(1, Ordering::Relaxed);
+                        failed.fetch_add(usize::from(!right), Ordering::Relaxed);
+                    }
+                }
+            }));
+        }
+        load
+    }
+
+    /// Asks a server whether it is ready, as a load balancer would.
+    fn probe(&self, which: usize, address: std::net::SocketAddr) {
+        let request = b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        self.ready[which].store(ask(address, request) == 200, Ordering::Relaxed);
+    }
+
+    fn finish(self) -> (usize, usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        (self.sent.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+}
+
+/// The status of an answer; 0 for none.
+fn ask(address: std::net::SocketAddr, request: &[u8]) -> u16 {
+    use std::io::{Read, Write};
+    let mut reply = Vec::new();
+    let outcome = std::net::TcpStream::connect(address).and_then(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.write_all(request)?;
+        stream.read_to_end(&mut reply)
+    });
+    if outcome.is_err() { 0 } else { Reply::parse(&reply).status }
+}
+
+#[test]
+fn twenty_restarts_lose_no_request() {
+    let settings = ["--drain-delay", "150ms"];
+    let mut servers = [Server::start(&settings), Server::start(&settings)];
+    let addresses = [servers[0].address, servers[1].address];
+    let load = Load::start(&addresses);
+    for turn in 0..20 {
+        let which = turn % 2;
+        servers[which].signal("-TERM");
+        until("not ready", || {
+            load.probe(which, addresses[which]);
+            !load.ready[which].load(Ordering::Relaxed)
+        });
+        assert_eq!(servers[which].wait(Duration::from_secs(10)), Some(0), "a clean exit");
+        servers[which] = Server::start_on(addresses[which].port(), &settings);
+        load.probe(which, addresses[which]);
+    }
+    let (sent, failed) = load.finish();
+    assert!(sent > 100, "{sent} requests are no load");
+    assert_eq!(failed, 0, "of {sent}");
+}
+
+#[test]
+fn twenty_reloads_lose_no_request_and_each_takes_effect() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write_model(&path, 0.5);
+    let server = Server::start(&["--model", path.to_str().unwrap(), "--watch", "0s"]);
+    let load = Load::start(&[server.address]);
+    for turn in 0..20u8 {
+        let before = version(&server);
+        write_model(&path, 0.5 + f32::from(turn + 1) / 100.0);
+        server.signal("-HUP");
+        until("the new version", || version(&server) != before);
+    }
+    let (sent, failed) = load.finish();
+    assert!(sent > 100, "{sent} requests are no load");
+    assert_eq!(failed, 0, "of {sent}");
+}
+
+#[test]
+fn a_changed_file_is_taken_up_and_a_broken_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write_model(&path, 0.5);
+    let server = Server::start(&["--model", path.to_str().unwrap(), "--watch", "50ms"]);
+    let first = version(&server);
+    write_model(&path, 0.6);
+    until("the new version", || version(&server) != first);
+    let second = version(&server);
+    let refused = || {
+        let text = String::from_utf8(server.get("/metrics").body).unwrap();
+        text.contains("model_reloads_total{result=\"refused\"} 1")
+    };
+    fs::write(&path, b"no model").unwrap();
+    until("the refusal", refused);
+    assert_eq!(version(&server), second, "the old model stays");
+    let headers = [("content-type", "image/png")];
+    assert_eq!(server.post("/predict", &headers, &picture(ImageFormat::Png)).status, 200);
+    write_model(&path, 0.7);
+    until("the repaired file", || version(&server) != second);
+}
+
+#[test]
+fn while_draining_it_serves_says_so_and_sends_clients_away() {
+    let mut server = Server::start(&["--drain-delay", "1s"]);
+    assert_eq!(server.get("/readyz").status, 200);
+    server.signal("-TERM");
+    until("draining", || server.get("/readyz").status == 503);
+    assert_eq!(server.get("/livez").status, 200);
+    let request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let reply = server.send(request);
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_ends_the_start_with_a_reason() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+        .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off", "--model", "nothing"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.lines().last().unwrap().starts_with("error: nothing"), "{said}");
+}

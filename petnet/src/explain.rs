@@ -1,0 +1,135 @@
+//! Where a network looked: a heat map over the photo (Selvaraju et al., "Grad-CAM", 2017).
+//!
+//! All networks here end in a global average, so that the gradient that Grad-CAM needs is a
+//! product of weights; inference is enough.
+
+use burn::tensor::activation::softmax;
+
+use crate::classifier::{Classifier, Prediction, to_tensor};
+use crate::error::{Error, Result};
+use crate::preprocess::Pixels;
+
+/// A prediction with its heat map.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    prediction: Prediction,
+    width: usize,
+    height: usize,
+    heat: Vec<f32>,
+}
+
+impl Explanation {
+    /// The answer that the heat map is about.
+    pub fn prediction(&self) -> &Prediction {
+        &self.prediction
+    }
+
+    /// Columns and rows of [`Explanation::heat`], those of the last convolution.
+    pub fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
+    /// How much each place spoke for the answer, 0 to 1, rows from the top.
+    pub fn heat(&self) -> &[f32] {
+        &self.heat
+    }
+
+    /// The photo with the heat over it, at the photo's size: blue is cold, red is hot.
+    pub fn overlay(&self, photo: &Pixels) -> Pixels {
+        const OPACITY: f32 = 0.5;
+        let mut picture = photo.clone();
+        let (width, height) = (photo.width() as usize, photo.height() as usize);
+        for (place, pixel) in picture.data_mut().as_chunks_mut::<3>().0.iter_mut().enumerate() {
+            let (x, y) = (place % width, place / width);
+            let heat = self.at(centre(x, width, self.width), centre(y, height, self.height));
+            let colour = colour(heat);
+            for (value, tint) in pixel.iter_mut().zip(colour) {
+                *value = (f32::from(*value) * (1.0 - OPACITY) + tint * OPACITY).round() as u8;
+            }
+        }
+        picture
+    }
+
+    /// Bilinear between cells.
+    fn at(&self, x: f32, y: f32) -> f32 {
+        let (x0, y0) = (x as usize, y as usize);
+        let (x1, y1) = ((x0 + 1).min(self.width - 1), (y0 + 1).min(self.height - 1));
+        let cell = |x: usize, y: usize| self.heat[y * self.width + x];
+        let (fx, fy) = (x - x0 as f32, y - y0 as f32);
+        let top = cell(x0, y0) + (cell(x1, y0) - cell(x0, y0)) * fx;
+        let low = cell(x0, y1) + (cell(x1, y1) - cell(x0, y1)) * fx;
+        top + (low - top) * fy
+    }
+}
+
+/// Where the middle of pixel `at` of `pixels` lies among `cells`.
+fn centre(at: usize, pixels: usize, cells: usize) -> f32 {
+    let place = (at as f32 + 0.5) / pixels as f32 * cells as f32 - 0.5;
+    place.clamp(0.0, (cells - 1) as f32)
+}
+
+/// Blue, cyan, yellow, red from 0 to 1.
+fn colour(heat: f32) -> [f32; 3] {
+    const STOPS: [[f32; 3]; 5] = [
+        [30.0, 40.0, 160.0],
+        [20.0, 150.0, 210.0],
+        [120.0, 210.0, 120.0],
+        [250.0, 210.0, 50.0],
+        [220.0, 40.0, 30.0],
+    ];
+    let place = heat.clamp(0.0, 1.0) * (STOPS.len() - 1) as f32;
+    let low = (place as usize).min(STOPS.len() - 2);
+    let part = place - low as f32;
+    [0, 1, 2].map(|c| STOPS[low][c] + (STOPS[low + 1][c] - STOPS[low][c]) * part)
+}
+
+impl Classifier {
+    /// Classifies an encoded photo and says where it looked.
+    ///
+    /// # Errors
+    /// As [`Classifier::classify_bytes`].
+    pub fn explain_bytes(&self, bytes: &[u8]) -> Result<Explanation> {
+        self.explain_pixels(&self.preprocess(bytes)?)
+    }
+
+    /// Classifies a picture that [`Classifier::preprocess`] made and says where the network looked.
+    ///
+    /// # Errors
+    /// As [`Classifier::classify_pixels`].
+    pub fn explain_pixels(&self, picture: &Pixels) -> Result<Explanation> {
+        self.check_size(picture)?;
+        let size = picture.width() as usize;
+        let image = to_tensor(picture.data().to_vec(), 1, size, self.device()); // [1, 3, s, s]
+        let (logits, heat) = self.network().explain(image); // [1, classes], [1, h, w]
+        let [_, height, width] = heat.dims();
+        let probabilities = numbers(softmax(logits, 1).try_into_data())?;
+        let mut heat = numbers(heat.try_into_data())?;
+        let top = heat.iter().copied().fold(0.0, f32::max);
+        if top > 0.0 {
+            heat.iter_mut().for_each(|value| *value /= top);
+        }
+        Ok(Explanation { prediction: self.prediction(&probabilities), width, height, heat })
+    }
+}
+
+fn numbers<E: std::fmt::Display>(data: Result<burn::tensor::TensorData, E>) -> Result<Vec<f32>> {
+    let data = data.map_err(|e| Error::Device(e.to_string()))?;
+    data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overlay_is_hot_where_the_heat_is() {
+        let prediction = Prediction::new("cat".into(), 0, vec![1.0]);
+        let explanation =
+            Explanation { prediction, width: 2, height: 2, heat: vec![0.0, 0.0, 0.0, 1.0] };
+        let photo = Pixels::new(8, 6, vec![128; 8 * 6 * 3]).unwrap();
+        let overlay = explanation.overlay(&photo);
+        let at = |x: usize, y: usize| overlay.data().as_chunks::<3>().0[y * 8 + x];
+        let (cold, hot) = (at(0, 0), at(7, 5));
+        assert!(cold[2] > cold[0] && hot[0] > hot[2], "{cold:?} {hot:?}");
+    }
+}

@@ -1,0 +1,87 @@
+// Drives the page; run by scripts/page-test.sh.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+const { chromium } = createRequire(process.env.MODULES)("playwright-core");
+const [photo, shots] = process.argv.slice(2);
+const address = "http://127.0.0.1:18800/";
+const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox"] });
+
+async function open(options) {
+  const page = await browser.newPage(options);
+  const complaints = [];
+  page.on("console", message => { if (message.type() === "error") complaints.push(message.text()); });
+  page.on("pageerror", error => complaints.push(String(error)));
+  await page.goto(address);
+  return { page, complaints };
+}
+
+async function answered(page) {
+  await page.waitForFunction(() => !document.getElementById("result").hidden
+    && document.getElementById("heat").src.startsWith("data:image/png"));
+  const label = await page.textContent("#answer");
+  assert.match(label, /^(cat|dog)$/);
+  assert.equal(await page.locator("[role=meter]").count(), 2);
+  return label;
+}
+
+// Choose a file, look at the heat map.
+const { page, complaints } = await open({ viewport: { width: 1100, height: 900 } });
+await page.setInputFiles("#file", photo);
+const label = await answered(page);
+await page.screenshot({ path: `${shots}/page.png` });
+await page.click("#why");
+assert.equal(await page.getAttribute("#why", "aria-pressed"), "true");
+await page.waitForTimeout(400);
+await page.screenshot({ path: `${shots}/page-heat.png` });
+
+// Drop and paste.
+for (const kind of ["drop", "paste"]) {
+  await page.reload();
+  const bytes = [...readFileSync(photo)];
+  await page.evaluate(([kind, bytes]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], "photo.jpg", { type: "image/jpeg" }));
+    const event = kind === "drop"
+      ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+      : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+    document.body.dispatchEvent(event);
+  }, [kind, bytes]);
+  assert.equal(await answered(page), label, kind);
+}
+
+// The keyboard reaches everything, and arrows change the language.
+await page.reload();
+const reached = [];
+for (let step = 0; step < 5; step++) {
+  await page.keyboard.press("Tab");
+  reached.push(await page.evaluate(() => document.activeElement.id || document.activeElement.dataset.language));
+}
+assert.deepEqual(reached.slice(0, 3), ["file", "camera", "curl"]);
+await page.focus("[data-language=curl]");
+await page.keyboard.press("ArrowRight");
+assert.match(await page.textContent("#snippet"), /import requests/);
+
+// A file that is no photo: a message, no result.
+await page.setInputFiles("#file", { name: "notes.jpg", mimeType: "image/jpeg", buffer: Buffer.from("no photo") });
+await page.waitForSelector(".error");
+assert.match(await page.textContent("#status"), /not a JPEG/);
+assert.equal(await page.isHidden("#result"), true);
+assert.deepEqual(complaints.filter(text => !/status of 400/.test(text)), []);
+
+// A phone.
+const phone = await open({ viewport: { width: 375, height: 740 }, isMobile: true, deviceScaleFactor: 2 });
+await phone.page.setInputFiles("#file", photo);
+await answered(phone.page);
+assert.ok(await phone.page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "no sideways scrolling");
+await phone.page.screenshot({ path: `${shots}/page-phone.png` });
+assert.deepEqual(phone.complaints, []);
+
+// The documentation lists every path.
+await page.goto(address + "docs");
+await page.waitForSelector("details");
+assert.equal(await page.locator("details").count(), 13);
+await page.screenshot({ path: `${shots}/docs.png` });
+await browser.close();
+console.log(`the page works: ${label}; screenshots in ${shots}`);
