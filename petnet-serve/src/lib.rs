@@ -52,7 +52,8 @@ pub async fn run(
 ) -> Result<()> {
     let tls = tls::acceptor(&settings)?;
     let api = listeners.api.local_addr()?;
-    tracing::info!(address = %api, settings = ?settings, "starting");
+    let shown = serde_json::to_string(&settings)?;
+    tracing::info!(address = %api, settings = shown, "starting");
     let app = Arc::new(App::new(settings)?);
     let mut server = Server::new(Arc::clone(&app));
     server.listen(listeners.api, Face::Api, tls);

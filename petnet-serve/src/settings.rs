@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use petnet::Device;
+use serde::{Serialize, Serializer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,7 +16,7 @@ Examples:
   curl -F file=@rex.jpg localhost:8000/predict";
 
 /// Serve an image classifier over HTTP.
-#[derive(Parser, Clone, Debug)]
+#[derive(Parser, Clone, Debug, Serialize)]
 #[command(version, about, after_help = EXAMPLES)]
 pub struct Settings {
     /// Model file, or `pretrained` for the bundled one [env: also MODEL_PATH]
@@ -23,9 +24,11 @@ pub struct Settings {
     pub model: String,
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, env = "PETNET_DEVICE", default_value = "cpu", help_heading = "Model")]
+    #[serde(serialize_with = "as_text")]
     pub device: Device,
     /// How often to look whether the model file has changed; 0s never looks
     #[arg(long, env = "PETNET_WATCH", value_parser = duration, default_value = "2s", help_heading = "Model")]
+    #[serde(serialize_with = "as_text")]
     pub watch: Duration,
 
     /// SHA-256 of the model file that should be running, for /artifacts/compare
@@ -48,6 +51,7 @@ pub struct Settings {
         default_value = "0.0.0.0:8081",
         help_heading = "Network"
     )]
+    #[serde(serialize_with = "as_text")]
     pub metrics_addr: MetricsAddr,
     /// Certificate chain in PEM; with --tls-key the service speaks https
     #[arg(long, env = "PETNET_TLS_CERT", requires = "tls_key", help_heading = "Network")]
@@ -79,12 +83,15 @@ pub struct Settings {
     pub max_connections: usize,
     /// Longest wait for a request's headers, also on an idle connection
     #[arg(long, env = "PETNET_HEADER_TIMEOUT", value_parser = duration, default_value = "20s", help_heading = "Limits")]
+    #[serde(serialize_with = "as_text")]
     pub header_timeout: Duration,
     /// Longest wait for a request's body
     #[arg(long, env = "PETNET_BODY_TIMEOUT", value_parser = duration, default_value = "20s", help_heading = "Limits")]
+    #[serde(serialize_with = "as_text")]
     pub body_timeout: Duration,
     /// Longest wait for an answer of the model
     #[arg(long, env = "PETNET_REQUEST_TIMEOUT", value_parser = duration, default_value = "10s", help_heading = "Limits")]
+    #[serde(serialize_with = "as_text")]
     pub request_timeout: Duration,
 
     /// Most photos in one pass through the network
@@ -99,9 +106,11 @@ pub struct Settings {
 
     /// After SIGTERM, how long to serve on while /readyz says no
     #[arg(long, env = "PETNET_DRAIN_DELAY", value_parser = duration, default_value = "5s", help_heading = "Shutdown")]
+    #[serde(serialize_with = "as_text")]
     pub drain_delay: Duration,
     /// How long open requests may take to finish then
     #[arg(long, env = "PETNET_GRACE", value_parser = duration, default_value = "20s", help_heading = "Shutdown")]
+    #[serde(serialize_with = "as_text")]
     pub grace: Duration,
 
     /// SHA-256 of each accepted API key in hex, separated by commas (`printf %s KEY | sha256sum`);
@@ -113,6 +122,7 @@ pub struct Settings {
         hide_env_values = true,
         help_heading = "Access"
     )]
+    #[serde(skip)]
     pub api_keys_sha256: Vec<String>,
 
     /// How to log
@@ -123,9 +133,10 @@ pub struct Settings {
         default_value = "auto",
         help_heading = "Logs"
     )]
+    #[serde(serialize_with = "as_text")]
     pub log_format: LogFormat,
     /// error, warn, info, debug or trace
-    #[arg(long, env = "PETNET_LOG", default_value = "info", help_heading = "Logs")]
+    #[arg(long = "log", env = "PETNET_LOG", default_value = "info", help_heading = "Logs")]
     pub log_level: String,
 }
 
@@ -166,6 +177,10 @@ pub enum LogFormat {
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
+}
+
+fn as_text<T: std::fmt::Debug, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("{value:?}"))
 }
 
 fn fallback(variable: &str, default: &str) -> String {

@@ -23,7 +23,7 @@ const PHOTOS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// # Errors
 /// When the level is unknown.
 pub fn start_log(settings: &Settings) -> Result<()> {
-    let filter = EnvFilter::try_new(&settings.log_level).context("--log-level")?;
+    let filter = EnvFilter::try_new(&settings.log_level).context("--log")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let pretty = match settings.log_format {
         LogFormat::Pretty => true,
