@@ -14,10 +14,10 @@ const BAD_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let settings = Settings::parse();
-    if let Err(error) = start_log(&settings) {
-        eprintln!("error: {error:#}");
-        return ExitCode::from(BAD_USAGE);
-    }
+    let address = match start_log(&settings).and_then(|()| settings.address()) {
+        Ok(address) => address,
+        Err(error) => return fail(&error, BAD_USAGE),
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let decoders = if settings.decode_threads == 0 { cores } else { settings.decode_threads };
     let outcome = tokio::runtime::Builder::new_multi_thread()
@@ -25,19 +25,17 @@ fn main() -> ExitCode {
         .max_blocking_threads(decoders + 1)
         .build()
         .context("no runtime")
-        .and_then(|runtime| runtime.block_on(serve(settings)));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+        .and_then(|runtime| runtime.block_on(serve(settings, address)));
+    outcome.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
-async fn serve(settings: Settings) -> Result<()> {
-    let port = settings.port.parse().with_context(|| format!("--port `{}`", settings.port))?;
-    let api = bind(SocketAddr::new(settings.host, port)).await?;
+fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(status)
+}
+
+async fn serve(settings: Settings, address: SocketAddr) -> Result<()> {
+    let api = bind(address).await?;
     let metrics = match settings.metrics_addr {
         MetricsAddr::Off => None,
         MetricsAddr::At(address) => Some(bind(address).await?),

@@ -129,11 +129,11 @@ impl Connection {
         let spare = std::os::fd::AsFd::as_fd(&stream).try_clone_to_owned();
         let outcome = self.http1_on(TokioIo::new(stream)).await;
         let silent = requests.load(Ordering::Relaxed) == 0;
-        if let (Err(error), Ok(spare), true) = (outcome, spare, silent) {
-            if error.is_timeout() {
-                let mut socket = std::net::TcpStream::from(spare);
-                let _ = socket.write_all(timed_out().as_bytes());
-            }
+        if let (Err(error), Ok(spare), true) = (outcome, spare, silent)
+            && error.is_timeout()
+        {
+            let mut socket = std::net::TcpStream::from(spare);
+            let _ = socket.write_all(timed_out().as_bytes());
         }
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use petnet::Device;
 use serde::{Serialize, Serializer};
@@ -144,6 +145,17 @@ impl Default for Settings {
     /// The defaults of `--help`, without the environment's.
     fn default() -> Self {
         Self::parse_from(["petnet-serve"])
+    }
+}
+
+impl Settings {
+    /// Where to listen.
+    ///
+    /// # Errors
+    /// When the port is no number from 0 to 65535.
+    pub fn address(&self) -> anyhow::Result<SocketAddr> {
+        let port = self.port.parse().with_context(|| format!("--port {}", self.port))?;
+        Ok(SocketAddr::new(self.host, port))
     }
 }
 

@@ -85,7 +85,8 @@ mod tests {
         let paths = described["paths"].as_object().unwrap();
         let mut ours: Vec<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
         let mut theirs: Vec<&str> = paths.keys().map(String::as_str).collect();
-        (ours.sort_unstable(), theirs.sort_unstable());
+        ours.sort_unstable();
+        theirs.sort_unstable();
         assert_eq!(ours, theirs);
         for (path, allow) in ROUTES {
             let method = if allow == "POST" { "post" } else { "get" };
