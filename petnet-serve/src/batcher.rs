@@ -65,7 +65,7 @@ struct Job {
     pixels: Pixels,
     decode: Duration,
     queued: Instant,
-    _place: Ticket,
+    place: Ticket,
 }
 
 /// Handle to the threads; they end when it is dropped.
@@ -155,7 +155,7 @@ impl Batcher {
                 (Ok(pixels), work) => {
                     let queued = Instant::now();
                     // The receiver lives as long as the process.
-                    let _ = jobs.send(Job { work, model, pixels, decode, queued, _place: place });
+                    let _ = jobs.send(Job { work, model, pixels, decode, queued, place });
                 }
                 (Err(error), Work::Classify(reply)) => drop(reply.send(Err(error.into()))),
                 (Err(error), Work::Explain(reply)) => drop(reply.send(Err(error.into()))),
@@ -209,7 +209,7 @@ fn answer(model: &Model, jobs: Vec<Job>) {
         match job.work {
             Work::Classify(reply) => {
                 pictures.push(job.pixels);
-                replies.push((reply, timings, job._place));
+                replies.push((reply, timings, job.place));
             }
             Work::Explain(reply) => {
                 let began = Instant::now();
