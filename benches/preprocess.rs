@@ -3,15 +3,17 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use petnet::augment::{Augment, Key};
-use petnet::preprocess::{Limits, Preprocess, Resize, decode};
+use petnet::preprocess::{Limits, Preprocess, Resize, decode, resize};
 
 fn preprocess(criterion: &mut Criterion) {
     let limits = Limits::default();
-    let to = Preprocess { size: 224, resize: Resize::Squeeze };
-    for (width, height) in [(500, 375), (4000, 3000)] {
+    for (width, height, size) in [(500, 375, 64), (500, 375, 224), (4000, 3000, 224)] {
         let photo = petnet_benches::jpeg(width, height);
-        criterion.bench_function(&format!("preprocess/{width}x{height}-to-224"), |bencher| {
-            bencher.iter(|| to.run(&photo, &limits));
+        let to = Preprocess { size, resize: Resize::Squeeze };
+        let mut group = criterion.benchmark_group(format!("preprocess/{width}x{height}-to-{size}"));
+        group.bench_function("reduced", |bencher| bencher.iter(|| to.run(&photo, &limits)));
+        group.bench_function("whole", |bencher| {
+            bencher.iter(|| decode(&photo, &limits).and_then(|p| resize(&p, size, to.resize)));
         });
     }
     let photo = decode(&petnet_benches::jpeg(160, 160), &limits).expect("a sound JPEG");

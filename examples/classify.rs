@@ -1,6 +1,6 @@
 //! Classify photos with the network that ships inside the crate.
 //!
-//! Run with `cargo run --release -p petnet --example classify -- rex.jpg tom.jpg`
+//! Run with `cargo run --release --example classify -- rex.jpg tom.jpg`
 
 use petnet::Classifier;
 

@@ -1,6 +1,6 @@
 //! Print which classes a model confuses on a folder of photos.
 //!
-//! Run with `cargo run --release -p petnet --features train --example confusion -- photos`
+//! Run with `cargo run --release --example confusion -- photos`
 
 use petnet::{Classifier, Dataset};
 

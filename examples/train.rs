@@ -1,6 +1,6 @@
 //! Train a classifier on your own folder: one sub-folder per class, any number of classes.
 //!
-//! Run with `cargo run --release -p petnet --features train --example train -- photos`
+//! Run with `cargo run --release --example train -- photos`
 
 use petnet::train::{EpochReport, Observer};
 use petnet::{Dataset, Trainer};

@@ -50,12 +50,16 @@ enum Work {
 }
 
 impl Work {
-    /// Whether nobody waits for the answer any more.
-    fn abandoned(&self) -> bool {
-        match self {
+    /// Whether somebody still waits for the answer; counts it where nobody does.
+    fn wanted(&self) -> bool {
+        let gone = match self {
             Self::Classify(reply) => reply.is_closed(),
             Self::Explain(reply) => reply.is_closed(),
+        };
+        if gone {
+            counter!("predictions_abandoned_total").increment(1);
         }
+        !gone
     }
 }
 
@@ -144,7 +148,7 @@ impl Batcher {
         let jobs = self.jobs.clone();
         // The runtime's blocking threads are the decoding pool; `main` bounds their number.
         tokio::task::spawn_blocking(move || {
-            if work.abandoned() {
+            if !work.wanted() {
                 return;
             }
             let began = Instant::now();
@@ -179,7 +183,7 @@ fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64) {
     while let Ok(first) = waiting.recv() {
         let mut jobs = vec![first];
         jobs.extend(waiting.try_iter().take(max_batch - 1));
-        jobs.retain(|job| !job.work.abandoned());
+        jobs.retain(|job| job.work.wanted());
         let photos = jobs.len();
         if photos == 0 {
             continue;

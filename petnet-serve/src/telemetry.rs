@@ -60,6 +60,7 @@ fn describe() {
     describe_counter!("health_check_requests_total", "Requests to /health");
     describe_counter!("model_reloads_total", "Attempts to load a model, by result");
     describe_counter!("inference_panics_total", "Panics of the network that were contained");
+    describe_counter!("predictions_abandoned_total", "Photos whose client left before its turn");
     describe_histogram!("prediction_latency_seconds", "From a prediction request to its answer");
     describe_histogram!("preprocessing_duration_seconds", "Decoding and resizing one photo");
     describe_histogram!("inference_duration_seconds", "One pass through the network");

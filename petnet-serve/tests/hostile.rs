@@ -161,3 +161,27 @@ fn overload_is_answered_at_once_with_a_time_to_come_back() {
     let waits = statuses.iter().filter(|(status, _)| *status == 503).map(|(_, wait)| *wait);
     assert!(waits.into_iter().all(|wait| (1..=60).contains(&wait.unwrap_or(0))));
 }
+
+#[test]
+fn who_leaves_costs_no_time_of_the_network() {
+    let server = Server::start(&["--max-batch", "1", "--decode-threads", "1"]);
+    let request = post("/predict", &[JPEG], &picture(ImageFormat::Jpeg));
+    for _ in 0..10 {
+        // Open at once and dropped at once: most leave before their turn.
+        let clients: Vec<_> = (0..20)
+            .map(|_| {
+                let mut stream = server.connect();
+                stream.write_all(&request).unwrap();
+                stream
+            })
+            .collect();
+        drop(clients);
+    }
+    assert_eq!(server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status, 200);
+    let metrics = String::from_utf8(server.get("/metrics").body).unwrap();
+    let abandoned = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("predictions_abandoned_total "))
+        .map_or(0, |count| count.parse().unwrap());
+    assert!((1..=200).contains(&abandoned), "{abandoned} dropped\n{metrics}");
+}

@@ -90,18 +90,23 @@ fn open_ndarray() -> Result<burn::tensor::Device> {
 #[cfg(feature = "wgpu")]
 fn open_wgpu(index: Option<usize>) -> Result<burn::tensor::Device> {
     use burn::tensor::{Device, DeviceKind};
-    let kind = index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu);
-    // The driver stack may panic where it finds no adapter; that must reach the caller as an error.
-    let opened = std::panic::catch_unwind(|| {
-        let device = Device::wgpu(kind);
-        device.sync().map(|()| device)
-    });
-    match opened {
-        Ok(Ok(device)) => Ok(device),
-        _ => Err(Error::Device(
-            "no usable GPU adapter was found: install a Vulkan driver or use `--device cpu`".into(),
-        )),
+    use std::collections::BTreeMap;
+    use std::sync::{Mutex, PoisonError};
+
+    // wgpu answers a second initialisation of the same adapter with an error.
+    static OPENED: Mutex<BTreeMap<Option<usize>, Device>> = Mutex::new(BTreeMap::new());
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = opened.get(&index) {
+        return Ok(device.clone());
     }
+    let kind = index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu);
+    let device = Device::wgpu_options().device_kind(kind).init().map_err(|e| {
+        Error::Device(format!(
+            "no usable GPU adapter ({e}): install a Vulkan driver, or use `--device cpu`"
+        ))
+    })?;
+    opened.insert(index, device.clone());
+    Ok(device)
 }
 
 #[cfg(not(feature = "wgpu"))]
