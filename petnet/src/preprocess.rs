@@ -114,8 +114,9 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels, ImageError> {
     contain(bytes, limits, || decode_full(bytes, limits))
 }
 
-/// Like [`decode`], but a large JPEG may come back at 1/2, 1/4 or 1/8 of its size, as long as
-/// both sides keep at least twice `side` pixels: the inverse DCT is then much cheaper.
+/// Like [`decode`], but a large JPEG may come back at 1/4 or 1/8 of its size, as long as both
+/// sides keep at least twice `side` pixels: the inverse DCT is then much cheaper. (At 1/2 the
+/// decoder that can scale is slower than the one that cannot: `benches/preprocess.rs`.)
 ///
 /// # Errors
 /// As [`decode`].
@@ -247,14 +248,11 @@ fn decode_scaled_jpeg(
     let Some(info) = decoder.info() else { return Ok(None) };
     check_size(info.width.into(), info.height.into(), limits)?;
     let enough = side.saturating_mul(2);
-    if u32::from(info.width.min(info.height)) < enough.saturating_mul(2) {
+    let shorter = u32::from(info.width.min(info.height));
+    let Some(factor) = [8, 4].into_iter().find(|factor| shorter / factor >= enough) else {
         return Ok(None);
-    }
-    let reduced = |side: u16| -> u16 {
-        let factor =
-            [8, 4, 2].into_iter().find(|f| u32::from(info.width.min(info.height)) / f >= enough);
-        (u32::from(side) / factor.unwrap_or(1)) as u16
     };
+    let reduced = |side: u16| (u32::from(side) / factor) as u16;
     let Ok((width, height)) = decoder.scale(reduced(info.width), reduced(info.height)) else {
         return Ok(None);
     };
