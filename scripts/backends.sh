@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${PETNET_WGPU_TARGET:-$PWD/target/wgpu}"
 # The full search for the best kernels takes longer on software Vulkan than the training itself.
-export CUBECL_AUTOTUNE_LEVEL=minimal
+export CUBECL_AUTOTUNE_LEVEL=minimal XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
 
 if ! ls /usr/share/vulkan/icd.d/*.json >/dev/null 2>&1; then
     apt-get update -qq && apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers

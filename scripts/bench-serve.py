@@ -70,6 +70,19 @@ def petnet(port, model):
     return Service(port, command + ["--model", model, "--log", "warn"])
 
 
+def overhead(service, photo):
+    """What a lone client waits for beyond decoding and the network, by the server's own clocks."""
+    alone = load(service.port, photo, 1)
+    text = urllib.request.urlopen(f"http://127.0.0.1:{service.port}/metrics").read().decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
+    stages = ("preprocessing_duration_seconds", "inference_duration_seconds")
+    work = [float(values[f"{s}_sum"]) / float(values[f"{s}_count"]) * 1e3 for s in stages]
+    return (
+        f"alone, decoding {work[0]:.2f} ms + network {work[1]:.2f} ms (means), answered in "
+        f"{alone['p50_ms']} ms (median): {alone['p50_ms'] - sum(work):+.2f} ms"
+    )
+
+
 def measure(name, service, photo):
     rows = []
     for connections in (1, 8, 32):
@@ -97,6 +110,8 @@ def main():
     results, facts = {}, []
     for name, start in services.items():
         service = start()
+        if name.startswith("petnet"):
+            facts.append(f"{name}: {overhead(service, photo)}")
         results[name] = measure(name, service, photo)
         if name.startswith("petnet"):
             top = max(row["per_second"] for row in results[name].values())

@@ -99,7 +99,7 @@ pub struct Settings {
     #[arg(long, env = "PETNET_MAX_BATCH", default_value_t = 16, help_heading = "Batching")]
     pub max_batch: usize,
     /// Most photos in the house, from decoding to answer; more are refused at once
-    #[arg(long, env = "PETNET_QUEUE", default_value_t = 40, help_heading = "Batching")]
+    #[arg(long, env = "PETNET_QUEUE", default_value_t = 32, help_heading = "Batching")]
     pub queue: usize,
     /// Threads that decode photos; 0 takes one a core
     #[arg(long, env = "PETNET_DECODE_THREADS", default_value_t = 0, help_heading = "Batching")]
