@@ -109,7 +109,9 @@ fn ask(address: std::net::SocketAddr, request: &[u8]) -> u16 {
 #[test]
 fn twenty_restarts_lose_no_request() {
     let settings = ["--drain-delay", "150ms"];
-    let mut servers = [Server::start(&settings), Server::start(&settings)];
+    // Below the system's own range: no connection may take the port while its server restarts.
+    let port = 20_000 + (std::process::id() % 5_000) as u16 * 2;
+    let mut servers = [Server::start_on(port, &settings), Server::start_on(port + 1, &settings)];
     let addresses = [servers[0].address, servers[1].address];
     let load = Load::start(&addresses);
     for turn in 0..20 {
