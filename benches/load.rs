@@ -1,7 +1,7 @@
 //! A load client: closed loop (each connection asks again when answered) or open loop (requests
 //! fall due at a rate, whatever the server does; latency counts from when they fell due).
 //!
-//! Run with `cargo run --release -p petnet-serve --example load -- ADDRESS PHOTO CONNECTIONS SECONDS [RATE]`
+//! Run with `cargo run --release --example load -- ADDRESS PHOTO CONNECTIONS SECONDS [RATE]`
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

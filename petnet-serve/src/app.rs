@@ -17,7 +17,7 @@ use crate::telemetry;
 use crate::upload::Uploads;
 
 /// Where the service stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Open to all.
     Serving,
@@ -42,7 +42,7 @@ impl App {
     pub(crate) fn new(settings: Settings) -> Result<Self> {
         Ok(Self {
             slot: Slot::default(),
-            batcher: Batcher::start(settings.queue, settings.max_batch)?,
+            batcher: Batcher::start(&settings)?,
             uploads: Uploads::new(&settings),
             keys: Keys::new(&settings.api_keys_sha256)?,
             metrics: telemetry::metrics_handle()?,

@@ -10,13 +10,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, histogram};
 use petnet::preprocess::Pixels;
 use petnet::{Explanation, Prediction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::model::Model;
 use crate::problem::Problem;
+use crate::settings::Settings;
 
 /// The right to have some photos in the house.
 pub(crate) struct Ticket(OwnedSemaphorePermit);
@@ -61,6 +62,13 @@ impl Work {
         }
         !gone
     }
+
+    fn fail(self, problem: Problem) {
+        match self {
+            Self::Classify(reply) => drop(reply.send(Err(problem))),
+            Self::Explain(reply) => drop(reply.send(Err(problem))),
+        }
+    }
 }
 
 struct Job {
@@ -76,20 +84,24 @@ struct Job {
 pub(crate) struct Batcher {
     places: Arc<Semaphore>,
     capacity: usize,
+    /// Longest wait for an answer.
+    patience: Duration,
     jobs: Sender<Job>,
     /// Moving mean of the time a photo takes, in nanoseconds.
     pace: Arc<AtomicU64>,
 }
 
 impl Batcher {
-    pub(crate) fn start(capacity: usize, max_batch: usize) -> std::io::Result<Self> {
+    pub(crate) fn start(settings: &Settings) -> std::io::Result<Self> {
+        let (capacity, max_batch) = (settings.queue, settings.max_batch.max(1));
         let (jobs, waiting) = channel();
         let pace = Arc::new(AtomicU64::new(0));
         let measured = Arc::clone(&pace);
         std::thread::Builder::new()
             .name("network".into())
-            .spawn(move || serve(&waiting, max_batch.max(1), &measured))?;
-        Ok(Self { places: Arc::new(Semaphore::new(capacity)), capacity, jobs, pace })
+            .spawn(move || serve(&waiting, max_batch, &measured))?;
+        let places = Arc::new(Semaphore::new(capacity));
+        Ok(Self { places, capacity, patience: settings.request_timeout, jobs, pace })
     }
 
     /// Places for `photos` photos.
@@ -110,8 +122,8 @@ impl Batcher {
     }
 
     fn seconds_to_wait(&self, photos: usize) -> u64 {
-        let ahead = self.capacity - self.places.available_permits() + photos;
-        let wait = Duration::from_nanos(self.pace.load(Ordering::Relaxed)) * ahead as u32;
+        let ahead = (self.depth() + photos) as u32;
+        let wait = Duration::from_nanos(self.pace.load(Ordering::Relaxed)) * ahead;
         wait.as_secs_f64().ceil().clamp(1.0, 60.0) as u64
     }
 
@@ -120,28 +132,42 @@ impl Batcher {
         self.capacity - self.places.available_permits()
     }
 
+    /// # Errors
+    /// What the photo is refused for; 503 when no answer came in time.
     pub(crate) async fn classify(
         &self,
         model: Arc<Model>,
         photo: Bytes,
         place: Ticket,
-        patience: Duration,
     ) -> Result<Answer<Prediction>, Problem> {
-        let (reply, answer) = oneshot::channel();
-        self.submit(Work::Classify(reply), model, photo, place);
-        wait(answer, patience).await
+        self.ask(Work::Classify, model, photo, place).await
     }
 
+    /// # Errors
+    /// As [`Batcher::classify`].
     pub(crate) async fn explain(
         &self,
         model: Arc<Model>,
         photo: Bytes,
         place: Ticket,
-        patience: Duration,
     ) -> Result<Answer<Explanation>, Problem> {
+        self.ask(Work::Explain, model, photo, place).await
+    }
+
+    async fn ask<T>(
+        &self,
+        work: fn(Reply<T>) -> Work,
+        model: Arc<Model>,
+        photo: Bytes,
+        place: Ticket,
+    ) -> Result<Answer<T>, Problem> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Work::Explain(reply), model, photo, place);
-        wait(answer, patience).await
+        self.submit(work(reply), model, photo, place);
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Problem::internal()),
+            Err(_) => Err(Problem::overloaded(1)),
+        }
     }
 
     fn submit(&self, work: Work, model: Arc<Model>, photo: Bytes, place: Ticket) {
@@ -155,27 +181,15 @@ impl Batcher {
             let pixels = model.classifier.preprocess(&photo);
             let decode = began.elapsed();
             histogram!("preprocessing_duration_seconds").record(decode);
-            match (pixels, work) {
-                (Ok(pixels), work) => {
+            match pixels {
+                Ok(pixels) => {
                     let queued = Instant::now();
                     // The receiver lives as long as the process.
                     let _ = jobs.send(Job { work, model, pixels, decode, queued, place });
                 }
-                (Err(error), Work::Classify(reply)) => drop(reply.send(Err(error.into()))),
-                (Err(error), Work::Explain(reply)) => drop(reply.send(Err(error.into()))),
+                Err(error) => work.fail(error.into()),
             }
         });
-    }
-}
-
-async fn wait<T>(
-    answer: oneshot::Receiver<Result<Answer<T>, Problem>>,
-    patience: Duration,
-) -> Result<Answer<T>, Problem> {
-    match tokio::time::timeout(patience, answer).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(Problem::internal()),
-        Err(_) => Err(Problem::overloaded(1)),
     }
 }
 
@@ -254,9 +268,4 @@ fn contain<T>(work: impl FnOnce() -> petnet::Result<T>) -> Result<T, Problem> {
             Err(Problem::internal())
         }
     }
-}
-
-/// Publishes the depth of the queue; called when metrics are read.
-pub(crate) fn record_depth(batcher: &Batcher) {
-    gauge!("batch_queue_depth").set(batcher.depth() as f64);
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
-use petnet::preprocess::{Limits, Pixels};
+use petnet::preprocess::Pixels;
 use petnet::{Checkpoint, Classifier};
 use sha2::{Digest, Sha256};
 
@@ -34,12 +34,8 @@ impl Model {
         };
         let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         let checkpoint = Checkpoint::from_bytes(&bytes).with_context(|| settings.model.clone())?;
-        let limits = Limits {
-            max_bytes: settings.max_body as u64,
-            max_pixels: settings.max_pixels,
-            ..Limits::default()
-        };
-        let classifier = Classifier::new(checkpoint, settings.device)?.with_limits(limits);
+        let classifier =
+            Classifier::new(checkpoint, settings.device)?.with_limits(settings.limits());
         let model = Self {
             classifier,
             name,

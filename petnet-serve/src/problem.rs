@@ -51,7 +51,7 @@ impl Problem {
         Self { allow: Some(allow), ..problem }
     }
 
-    pub(crate) fn retry_after(self, seconds: u64) -> Self {
+    fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 

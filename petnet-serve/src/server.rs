@@ -32,6 +32,7 @@ pub(crate) enum Face {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// All listeners and their connections.
 pub(crate) struct Server {
     app: Arc<App>,
@@ -102,19 +103,16 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let patience = self.app.settings.header_timeout;
         let Some(tls) = tls else {
-            let first = tokio::select! {
-                first = timeout(patience, speaks_http2(&stream)) => first,
-                () = self.app.closing() => return,
-            };
-            return match first {
-                Ok(Ok(true)) => self.http2(TokioIo::new(stream)).await,
-                Ok(Ok(false)) => self.http1(stream).await,
-                Ok(Err(_)) => (),
-                Err(_) => tell_timeout(&stream),
+            return match self.while_open(timeout(patience, speaks_http2(&stream))).await {
+                Some(Ok(Ok(true))) => self.http2(TokioIo::new(stream)).await,
+                Some(Ok(Ok(false))) => self.http1(stream).await,
+                Some(Err(_)) => tell_timeout(&stream),
+                Some(Ok(Err(_))) | None => (),
             };
         };
         // Who fails the handshake, or takes too long for it, cannot be told in HTTP.
-        if let Ok(Ok(stream)) = timeout(patience, tls.accept(stream)).await {
+        let handshake = self.while_open(timeout(patience, tls.accept(stream))).await;
+        if let Some(Ok(Ok(stream))) = handshake {
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                 self.http2(TokioIo::new(stream)).await;
             } else {
@@ -167,12 +165,19 @@ impl Connection {
         let _ = self.until_closing(connection).await;
     }
 
+    /// `None` when [`Phase::Closing`](crate::app::Phase) comes first.
+    async fn while_open<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            outcome = work => Some(outcome),
+            () = self.app.closing() => None,
+        }
+    }
+
     /// Runs a connection; from [`Phase::Closing`](crate::app::Phase) on it takes no further request.
     async fn until_closing<C: GracefulConnection>(&self, connection: C) -> Result<(), C::Error> {
         let mut connection = pin!(connection);
-        tokio::select! {
-            outcome = connection.as_mut() => return outcome,
-            () = self.app.closing() => (),
+        if let Some(outcome) = self.while_open(connection.as_mut()).await {
+            return outcome;
         }
         connection.as_mut().graceful_shutdown();
         connection.await

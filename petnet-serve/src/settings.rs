@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use petnet::Device;
+use petnet::preprocess::Limits;
 use serde::{Serialize, Serializer};
 
 const EXAMPLES: &str = "\
@@ -149,6 +150,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What is decoded at most.
+    pub(crate) fn limits(&self) -> Limits {
+        let max_bytes = self.max_body as u64;
+        Limits { max_bytes, max_pixels: self.max_pixels, ..Limits::default() }
+    }
+
     /// Where to listen.
     ///
     /// # Errors

@@ -109,7 +109,6 @@ impl Record<'_> {
         if let Some(problem) = &note.problem {
             counter!("prediction_errors_total", "error_type" => problem.kind).increment(1);
         }
-        let ms = |time: Duration| (time.as_secs_f64() * 1e5).round() / 100.0;
         tracing::info!(
             target: "petnet_serve::request",
             id = self.id,
@@ -117,18 +116,23 @@ impl Record<'_> {
             method = %self.method,
             route = self.route,
             status,
-            ms = ms(self.took),
+            ms = milliseconds(self.took),
             bytes = note.bytes,
             photos = note.photos,
-            decode_ms = ms(note.timings.decode),
-            queue_ms = ms(note.timings.queue),
-            model_ms = ms(note.timings.model),
+            decode_ms = milliseconds(note.timings.decode),
+            queue_ms = milliseconds(note.timings.queue),
+            model_ms = milliseconds(note.timings.model),
             prediction_id = note.prediction_id.as_deref(),
             label = note.label.as_deref(),
             confidence = note.confidence,
             problem = note.problem.as_ref().map(|p| p.detail.as_str()),
         );
     }
+}
+
+/// To a hundredth.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 100.0
 }
 
 /// Methods that strangers invent must not become labels.

@@ -157,11 +157,7 @@ impl Classifier {
         let size = self.info.preprocess.size as usize;
         let images = to_tensor(bytes, pictures.len(), size, &self.device); // [n, 3, s, s]
         let probabilities = softmax(self.network.forward(images), 1); // [n, classes]
-        let rows = probabilities
-            .try_into_data()
-            .map_err(|e| Error::Device(e.to_string()))?
-            .try_into_vec_as::<f32>()
-            .map_err(|e| Error::Device(format!("{e:?}")))?;
+        let rows = numbers(probabilities)?;
         Ok(rows.chunks(self.info.labels.len()).map(|row| self.prediction(row)).collect())
     }
 
@@ -206,6 +202,12 @@ pub(crate) fn to_tensor(
 ) -> Tensor<4> {
     let data = TensorData::new(bytes, [count, size, size, 3]).convert::<f32>();
     Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
+}
+
+/// A tensor's values, in order.
+pub(crate) fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let data = tensor.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
+    data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))
 }
 
 /// The answer for one photo. Displays as `dog (98 %)`.

@@ -4,9 +4,9 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 
 use crate::augment::Augment;
-use crate::classifier::{Classifier, to_tensor};
+use crate::classifier::{Classifier, numbers, to_tensor};
 use crate::dataset::Dataset;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::loader::{Loader, LoaderSettings};
 use crate::metrics::Metrics;
 use crate::model::Network;
@@ -74,7 +74,5 @@ pub(crate) fn run(
 /// `[n, classes]` -> a vector a row.
 pub(crate) fn rows(tensor: Tensor<2>) -> Result<Vec<Vec<f32>>> {
     let [_, columns] = tensor.dims();
-    let data = tensor.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
-    let flat = data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))?;
-    Ok(flat.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
+    Ok(numbers(tensor)?.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
 }

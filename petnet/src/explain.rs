@@ -5,8 +5,8 @@
 
 use burn::tensor::activation::softmax;
 
-use crate::classifier::{Classifier, Prediction, to_tensor};
-use crate::error::{Error, Result};
+use crate::classifier::{Classifier, Prediction, numbers, to_tensor};
+use crate::error::Result;
 use crate::preprocess::Pixels;
 
 /// A prediction with its heat map.
@@ -102,19 +102,14 @@ impl Classifier {
         let image = to_tensor(picture.data().to_vec(), 1, size, self.device()); // [1, 3, s, s]
         let (logits, heat) = self.network().explain(image); // [1, classes], [1, h, w]
         let [_, height, width] = heat.dims();
-        let probabilities = numbers(softmax(logits, 1).try_into_data())?;
-        let mut heat = numbers(heat.try_into_data())?;
+        let probabilities = numbers(softmax(logits, 1))?;
+        let mut heat = numbers(heat)?;
         let top = heat.iter().copied().fold(0.0, f32::max);
         if top > 0.0 {
             heat.iter_mut().for_each(|value| *value /= top);
         }
         Ok(Explanation { prediction: self.prediction(&probabilities), width, height, heat })
     }
-}
-
-fn numbers<E: std::fmt::Display>(data: Result<burn::tensor::TensorData, E>) -> Result<Vec<f32>> {
-    let data = data.map_err(|e| Error::Device(e.to_string()))?;
-    data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))
 }
 
 #[cfg(test)]

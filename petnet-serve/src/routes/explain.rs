@@ -12,10 +12,11 @@ use petnet::Explanation;
 use petnet::preprocess::{Limits, Pixels, decode_at_least};
 use serde_json::{Value, json};
 
-use super::predict::{describe, milliseconds, new_id, note};
-use super::{Reply, accepts, json as json_reply, text};
+use super::predict::{describe, note};
+use super::{Reply, accepts, json as json_reply, new_id, text};
 use crate::app::App;
 use crate::problem::Problem;
+use crate::telemetry::milliseconds;
 
 /// Longer side of the picture in the answer, in pixels.
 const SIDE: u32 = 512;
@@ -32,11 +33,10 @@ pub(super) async fn explain(
     let bytes = upload.size;
     let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?.bytes?;
     let place = app.batcher.admit(1)?;
-    let patience = app.settings.request_timeout;
-    let answer = app.batcher.explain(Arc::clone(&model), photo.clone(), place, patience).await?;
+    let answer = app.batcher.explain(Arc::clone(&model), photo.clone(), place).await?;
     let timings = answer.timings;
     let explanation = answer.value;
-    let limits = Limits { max_pixels: app.settings.max_pixels, ..Limits::default() };
+    let limits = app.settings.limits();
     let (explanation, png) = tokio::task::spawn_blocking(move || {
         let png = draw(&explanation, &photo, &limits);
         (explanation, png)
@@ -52,7 +52,7 @@ pub(super) async fn explain(
         let heat = json!({ "width": width, "height": height, "values": explanation.heat() });
         fields.insert("heatmap".into(), heat);
         fields.insert("overlay".into(), format!("data:image/png;base64,{encoded}").into());
-        fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()));
+        fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()).into());
         json_reply(StatusCode::OK, &Value::Object(fields))
     } else {
         let mut reply = text("image/png", png);

@@ -130,7 +130,8 @@ fn finish(app: &App, reply: &mut Reply, id: &str, version: Version) {
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
         let allowed = HeaderValue::from_static("authorization, content-type, x-api-key");
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed);
-        headers.insert(VARY, HeaderValue::from_static("origin"));
+        // `/` varies by what the client accepts, too.
+        headers.append(VARY, HeaderValue::from_static("origin"));
     }
     // While draining, kept-alive clients are asked to come back elsewhere.
     if !app.serving() && version < Version::HTTP_2 {
@@ -181,8 +182,13 @@ fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
     match sent {
         Some(id) if (1..=128).contains(&id.len()) => id.to_string(),
-        _ => uuid::Uuid::now_v7().to_string(),
+        _ => new_id(),
     }
+}
+
+/// Unique, and in the order of time.
+fn new_id() -> String {
+    uuid::Uuid::now_v7().to_string()
 }
 
 /// The trace that a W3C `traceparent` names: `00-<32 hex>-<16 hex>-<2 hex>`.

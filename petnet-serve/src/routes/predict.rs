@@ -1,7 +1,7 @@
 //! `/predict` and `/predict/batch`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use hyper::body::Incoming;
@@ -10,12 +10,12 @@ use metrics::counter;
 use petnet::Prediction;
 use serde_json::{Map, Value, json};
 
-use super::{Reply, json as json_reply};
+use super::{Reply, json as json_reply, new_id};
 use crate::app::App;
 use crate::batcher::Timings;
 use crate::model::Model;
 use crate::problem::Problem;
-use crate::telemetry::Note;
+use crate::telemetry::{Note, milliseconds};
 
 pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Result<Reply, Problem> {
     app.keys.check(request.headers())?;
@@ -25,11 +25,10 @@ pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Resu
     let bytes = upload.size;
     let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?;
     let place = app.batcher.admit(1)?;
-    let patience = app.settings.request_timeout;
-    let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place, patience).await?;
+    let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place).await?;
     let id = new_id();
     let mut fields = describe(&answer.value, &model, &id);
-    fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()));
+    fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()).into());
     let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
     reply.extensions_mut().insert(note(&answer.value, id, answer.timings, bytes));
     Ok(reply)
@@ -50,8 +49,7 @@ pub(super) async fn many(
         let place = places.split().ok_or_else(Problem::internal);
         let model = Arc::clone(&model);
         async move {
-            let patience = app.settings.request_timeout;
-            let answer = app.batcher.classify(model, photo.bytes?, place?, patience).await?;
+            let answer = app.batcher.classify(model, photo.bytes?, place?).await?;
             Ok::<_, Problem>(answer.value)
         }
     });
@@ -115,14 +113,6 @@ pub(super) fn note(prediction: &Prediction, id: String, timings: Timings, bytes:
         bytes,
         problem: None,
     }
-}
-
-pub(super) fn new_id() -> String {
-    uuid::Uuid::now_v7().to_string()
-}
-
-pub(super) fn milliseconds(time: Duration) -> Value {
-    ((time.as_secs_f64() * 1e5).round() / 100.0).into()
 }
 
 /// Six digits: what an f32 holds.

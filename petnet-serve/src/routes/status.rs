@@ -3,12 +3,11 @@
 use std::time::SystemTime;
 
 use hyper::StatusCode;
-use metrics::counter;
+use metrics::{counter, gauge};
 use serde_json::{Value, json};
 
 use super::{Reply, json as json_reply, text};
 use crate::app::App;
-use crate::batcher::record_depth;
 
 /// The contract's health check.
 pub(super) fn health(app: &App) -> Reply {
@@ -34,7 +33,7 @@ pub(super) fn ready(app: &App) -> Reply {
 }
 
 pub(super) fn metrics(app: &App) -> Reply {
-    record_depth(&app.batcher);
+    gauge!("batch_queue_depth").set(app.batcher.depth() as f64);
     text("text/plain; version=0.0.4", app.metrics.render())
 }
 
