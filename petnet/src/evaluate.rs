@@ -35,7 +35,8 @@ impl Classifier {
     /// order. `progress` hears how many photos each batch had.
     ///
     /// # Errors
-    /// [`Error::Dataset`] when a class is unknown to the model; what photos and device refuse.
+    /// [`Error::Dataset`](crate::Error::Dataset) when a class is unknown to the model; what photos and
+    /// device refuse.
     pub fn evaluate(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Evaluation> {
         let dataset = dataset.clone().with_labels(self.labels())?;
         let settings = LoaderSettings {
