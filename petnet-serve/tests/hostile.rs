@@ -164,7 +164,9 @@ fn overload_is_answered_at_once_with_a_time_to_come_back() {
 
 #[test]
 fn who_leaves_costs_no_time_of_the_network() {
-    let server = Server::start(&["--max-batch", "1", "--decode-threads", "1"]);
+    // Room for all of them: who has left keeps a place until its turn comes.
+    let room = ["--max-batch", "1", "--decode-threads", "1", "--queue", "256"];
+    let server = Server::start(&room);
     let request = post("/predict", &[JPEG], &picture(ImageFormat::Jpeg));
     for _ in 0..10 {
         // Open at once and dropped at once: most leave before their turn.
