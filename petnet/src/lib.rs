@@ -12,6 +12,7 @@ mod error;
 #[cfg(feature = "train")]
 mod evaluate;
 mod explain;
+mod kernel;
 #[cfg(feature = "train")]
 pub mod loader;
 pub mod metrics;

@@ -5,6 +5,9 @@
 
 #[cfg(all(test, feature = "train"))]
 mod golden;
+mod layers;
+mod pet_net;
+mod pixels;
 mod simple_cnn;
 pub(crate) mod weights;
 
@@ -12,6 +15,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+pub use pet_net::{PetNet, PetNetConfig};
 pub use simple_cnn::{SimpleCnn, SimpleCnnConfig};
 
 use crate::error::{Error, Result};
@@ -52,11 +56,14 @@ impl Normalization {
 pub enum Architecture {
     /// The reference system's four-block network.
     SimpleCnn(SimpleCnnConfig),
+    /// The residual network that petnet ships.
+    #[serde(rename = "petnet")]
+    PetNet(PetNetConfig),
 }
 
 impl Architecture {
     /// The names that [`Architecture::named`] knows.
-    pub const NAMES: &[&str] = &["simple_cnn"];
+    pub const NAMES: &[&str] = &["petnet", "simple_cnn"];
 
     /// The default size of a network by name.
     ///
@@ -64,6 +71,7 @@ impl Architecture {
     /// [`Error::Config`] for a name that is not in [`Architecture::NAMES`].
     pub fn named(name: &str, dropout: f64) -> Result<Self> {
         match name {
+            "petnet" => Ok(Self::PetNet(PetNetConfig { dropout, ..Default::default() })),
             "simple_cnn" => Ok(Self::SimpleCnn(SimpleCnnConfig { dropout, ..Default::default() })),
             other => Err(Error::Config(format!(
                 "unknown model_name `{other}`, known: {}",
@@ -76,6 +84,7 @@ impl Architecture {
     pub fn name(&self) -> &'static str {
         match self {
             Self::SimpleCnn(_) => "simple_cnn",
+            Self::PetNet(_) => "petnet",
         }
     }
 
@@ -85,6 +94,7 @@ impl Architecture {
             Self::SimpleCnn(config) => {
                 Network::SimpleCnn(config.build(classes, normalization, device))
             }
+            Self::PetNet(config) => Network::PetNet(config.build(classes, normalization, device)),
         }
     }
 }
@@ -94,6 +104,8 @@ impl Architecture {
 pub enum Network {
     /// See [`SimpleCnn`].
     SimpleCnn(SimpleCnn),
+    /// See [`PetNet`].
+    PetNet(PetNet),
 }
 
 impl Network {
@@ -101,6 +113,7 @@ impl Network {
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         match self {
             Self::SimpleCnn(net) => net.forward(images),
+            Self::PetNet(net) => net.forward(images),
         }
     }
 
@@ -109,6 +122,7 @@ impl Network {
     pub fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
         match self {
             Self::SimpleCnn(net) => net.explain(image),
+            Self::PetNet(net) => net.explain(image),
         }
     }
 }

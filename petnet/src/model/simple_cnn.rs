@@ -1,17 +1,14 @@
 //! The reference system's network, by configuration of channels.
 
 use burn::module::Module;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::pool::{AdaptiveAvgPool2d, AdaptiveAvgPool2dConfig, MaxPool2d, MaxPool2dConfig};
-use burn::nn::{
-    BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Initializer, Linear, LinearConfig,
-    PaddingConfig2d,
-};
+use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Normalization;
+use super::layers::{ConvNorm, Maps, linear};
+use crate::kernel::Activation;
 
 /// Widths of a [`SimpleCnn`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,18 +35,10 @@ impl Default for SimpleCnnConfig {
 pub struct SimpleCnn {
     #[module(skip)]
     normalization: Normalization,
-    blocks: Vec<Block>,
-    global: AdaptiveAvgPool2d,
+    blocks: Vec<ConvNorm>,
     hidden: Linear,
     dropout: Dropout,
     head: Linear,
-}
-
-#[derive(Module, Debug)]
-struct Block {
-    conv: Conv2d,
-    norm: BatchNorm,
-    pool: MaxPool2d,
 }
 
 impl SimpleCnnConfig {
@@ -61,12 +50,14 @@ impl SimpleCnnConfig {
         device: &Device,
     ) -> SimpleCnn {
         let inputs = std::iter::once(&3).chain(&self.channels);
-        let blocks = inputs.zip(&self.channels).map(|(&i, &o)| Block::new(i, o, device)).collect();
+        let blocks = inputs
+            .zip(&self.channels)
+            .map(|(&inputs, &outputs)| ConvNorm::new([inputs, outputs], 3, 1, true, device))
+            .collect();
         let features = self.channels.last().copied().unwrap_or(3);
         SimpleCnn {
             normalization,
             blocks,
-            global: AdaptiveAvgPool2dConfig::new([1, 1]).init(),
             hidden: linear(features, self.hidden, device),
             dropout: DropoutConfig::new(self.dropout).init(),
             head: linear(self.hidden, classes, device),
@@ -77,15 +68,16 @@ impl SimpleCnnConfig {
 impl SimpleCnn {
     /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`; `h` and `w` at least 2^blocks.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = self.pool(self.features(images)); // [n, 256]
+        let x = self.features(images).mean(); // [n, 256]
         let x = relu(self.hidden.forward(x)); // [n, 128]
         self.head.forward(self.dropout.forward(x)) // [n, classes]
     }
 
     /// See [`Network::explain`](super::Network::explain).
     pub(super) fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
-        let maps = self.features(image); // [1, 256, h', w']
-        let hidden = relu(self.hidden.forward(self.pool(maps.clone()))); // [1, 128]
+        let maps = self.features(image);
+        let hidden = relu(self.hidden.forward(maps.clone().mean())); // [1, 128]
+        let maps = maps.planes(); // [1, 256, h', w']
         let logits = self.head.forward(hidden.clone()); // [1, classes]
         let best = logits.clone().argmax(1).reshape([1]); // [1]
         let towards = self.head.weight.val().select(1, best).transpose(); // [1, 128]
@@ -97,44 +89,11 @@ impl SimpleCnn {
         (logits, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
     }
 
-    /// The last block's output `[n, 256, h/16, w/16]`.
-    fn features(&self, images: Tensor<4>) -> Tensor<4> {
-        let x = self.normalization.forward(images);
-        self.blocks.iter().fold(x, |x, block| block.forward(x))
+    /// The last block's output, of sides `h/16` and `w/16`.
+    fn features(&self, images: Tensor<4>) -> Maps {
+        let x = Maps::new(self.normalization.forward(images));
+        self.blocks.iter().fold(x, |x, block| block.forward(x, None, Activation::ReluPool))
     }
-
-    fn pool(&self, maps: Tensor<4>) -> Tensor<2> {
-        self.global.forward(maps).flatten(1, 3) // [n, 256]
-    }
-}
-
-impl Block {
-    fn new(inputs: usize, outputs: usize, device: &Device) -> Self {
-        let mut conv = Conv2dConfig::new([inputs, outputs], [3, 3])
-            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
-            .init(device);
-        let fan_out = outputs * 9;
-        let kaiming = Initializer::Normal { mean: 0.0, std: (2.0 / fan_out as f64).sqrt() };
-        conv.weight = kaiming.init([outputs, inputs, 3, 3], device);
-        conv.bias = Some(Initializer::Zeros.init([outputs], device));
-        Self {
-            conv,
-            norm: BatchNormConfig::new(outputs).init(device),
-            pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
-        }
-    }
-
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.pool.forward(relu(self.norm.forward(self.conv.forward(x)))) // [n, outputs, h/2, w/2]
-    }
-}
-
-fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
-    let mut linear = LinearConfig::new(inputs, outputs).init(device);
-    let narrow = Initializer::Normal { mean: 0.0, std: 0.01 };
-    linear.weight = narrow.init([inputs, outputs], device);
-    linear.bias = Some(Initializer::Zeros.init([outputs], device));
-    linear
 }
 
 #[cfg(all(test, feature = "train"))]
@@ -150,8 +109,9 @@ mod tests {
         let values: Vec<f32> = (0..3 * 16 * 12).map(|i| (i * 31 % 251) as f32).collect();
         let data = burn::tensor::TensorData::new(values, [1, 3, 16, 12]);
         let image = Tensor::<4>::from_data(data, &device);
-        let maps = net.features(image.clone()).detach().require_grad(); // [1, 6, 4, 3]
-        let logits = net.head.forward(relu(net.hidden.forward(net.pool(maps.clone()))));
+        let maps = net.features(image.clone()).planes().detach().require_grad(); // [1, 6, 4, 3]
+        let pooled = maps.clone().reshape([1, 6, 12]).mean_dim(2).reshape([1, 6]); // [1, 6]
+        let logits = net.head.forward(relu(net.hidden.forward(pooled)));
         let gradients = logits.max_dim(1).sum().backward();
         let gradient = maps.grad(&gradients).unwrap(); // [1, 6, 4, 3]
         // Grad-CAM weighs each channel by the mean of its gradient.

@@ -1,0 +1,386 @@
+//! Batch normalisation (Ioffe and Szegedy, 2015) with what follows it: a sum with a shortcut, ReLU
+//! and max pooling, in as few passes over memory as there can be.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+/// Rows whose sums are taken in single precision before they join the others in double.
+const ROWS: usize = 512;
+
+/// Where maps are normalised: `[height, width, batch, channels]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Norm {
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) batch: usize,
+    pub(crate) channels: usize,
+    pub(crate) activation: Activation,
+}
+
+/// What follows the normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// Nothing.
+    Linear,
+    /// ReLU.
+    Relu,
+    /// ReLU, then the largest of each two by two pixels; a last odd row or column is left out.
+    ReluPool,
+}
+
+/// Mean and (biased) variance of each channel.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Statistics {
+    pub(crate) mean: Vec<f32>,
+    pub(crate) variance: Vec<f32>,
+}
+
+/// A channel's map: `value * scale + shift`.
+#[derive(Debug, Clone)]
+pub(crate) struct Affine {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Affine {
+    pub(crate) fn new(statistics: &Statistics, gamma: &[f32], beta: &[f32], epsilon: f32) -> Self {
+        let Statistics { mean, variance } = statistics;
+        let scale: Vec<f32> =
+            gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
+        let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+        Self { scale, shift }
+    }
+}
+
+/// What [`Norm::backward`] starts from.
+pub(crate) struct Slopes<'a> {
+    /// The gradient of the output; overwritten.
+    pub(crate) dy: &'a mut [f32],
+    /// The input.
+    pub(crate) z: &'a [f32],
+    /// The output, where a shortcut was added to it.
+    pub(crate) y: Option<&'a [f32]>,
+    pub(crate) statistics: &'a Statistics,
+    pub(crate) affine: &'a Affine,
+    pub(crate) epsilon: f32,
+}
+
+/// Sums of a channel over all rows.
+struct Sums {
+    /// Of the gradient.
+    plain: Vec<f64>,
+    /// Of the gradient times the input's distance from its mean.
+    centred: Vec<f64>,
+}
+
+impl Norm {
+    pub(crate) fn len(&self) -> usize {
+        self.height * self.width * self.batch * self.channels
+    }
+
+    /// Height and width of the output.
+    pub(crate) fn out_size(&self) -> (usize, usize) {
+        match self.activation {
+            Activation::ReluPool => (self.height / 2, self.width / 2),
+            Activation::Linear | Activation::Relu => (self.height, self.width),
+        }
+    }
+
+    pub(crate) fn out_len(&self) -> usize {
+        let (height, width) = self.out_size();
+        height * width * self.batch * self.channels
+    }
+
+    /// Merges the chunks' means and squared distances in order (Chan et al., 1979).
+    pub(crate) fn statistics(&self, z: &[f32]) -> Statistics {
+        let channels = self.channels;
+        let chunks: Vec<_> = z
+            .par_chunks(ROWS * channels)
+            .map(|rows| (rows.len() / channels, moments(rows, channels)))
+            .collect();
+        let (mut count, mut mean, mut squares) = (0.0, vec![0.0; channels], vec![0.0; channels]);
+        for (rows, (chunk_mean, chunk_squares)) in chunks {
+            let rows = rows as f64;
+            let total = count + rows;
+            for c in 0..channels {
+                let delta = f64::from(chunk_mean[c]) - mean[c];
+                mean[c] += delta * rows / total;
+                squares[c] += f64::from(chunk_squares[c]) + delta * delta * count * rows / total;
+            }
+            count = total;
+        }
+        Statistics {
+            mean: mean.iter().map(|mean| *mean as f32).collect(),
+            variance: squares.iter().map(|squares| (squares / count) as f32).collect(),
+        }
+    }
+
+    /// The output from the input and, for [`Activation::Relu`] and [`Activation::Linear`], a
+    /// shortcut of its shape.
+    pub(crate) fn forward(
+        &self,
+        z: &[f32],
+        affine: &Affine,
+        shortcut: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        assert!(z.len() == self.len() && out.len() == self.out_len());
+        let Affine { scale, shift } = affine;
+        if self.activation == Activation::ReluPool {
+            return self.pooled(z, affine, out);
+        }
+        let floor = if self.activation == Activation::Relu { 0.0 } else { f32::NEG_INFINITY };
+        let chunk = ROWS * self.channels;
+        out.par_chunks_mut(chunk).enumerate().for_each(|(place, out)| {
+            let z = &z[place * chunk..][..out.len()];
+            let shortcut = shortcut.map(|all| &all[place * chunk..][..out.len()]);
+            Arch::new().dispatch(|| {
+                let rows = out.chunks_exact_mut(self.channels).zip(z.chunks_exact(self.channels));
+                for (row, (out, z)) in rows.enumerate() {
+                    for (((out, z), scale), shift) in out.iter_mut().zip(z).zip(scale).zip(shift) {
+                        *out = z * scale + shift;
+                    }
+                    if let Some(shortcut) = shortcut {
+                        let shortcut = &shortcut[row * self.channels..];
+                        out.iter_mut().zip(shortcut).for_each(|(out, other)| *out += other);
+                    }
+                    out.iter_mut().for_each(|out| *out = out.max(floor));
+                }
+            });
+        });
+    }
+
+    fn pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
+        let channels = self.channels;
+        out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
+            Arch::new().dispatch(|| {
+                for (place, out) in out.chunks_exact_mut(channels).enumerate() {
+                    let window = self.window(z, y, place);
+                    for c in 0..channels {
+                        let value = |k: usize| window[k][c] * scale[c] + shift[c];
+                        out[c] = value(0).max(value(1)).max(value(2).max(value(3))).max(0.0);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Values of a row of the output.
+    fn out_row(&self) -> usize {
+        self.out_size().1 * self.batch * self.channels
+    }
+
+    /// The four inputs, `channels` each, of output `place` (pixel and photo) of row `y`.
+    #[inline(always)]
+    fn window<'a>(&self, z: &'a [f32], y: usize, place: usize) -> [&'a [f32]; 4] {
+        let (x, photo) = (place / self.batch, place % self.batch);
+        [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(down, right)| {
+            let pixel = (2 * y + down) * self.width + 2 * x + right;
+            &z[(pixel * self.batch + photo) * self.channels..][..self.channels]
+        })
+    }
+
+    /// Leaves in `slopes.dy` the gradient before the activation, which is the shortcut's too
+    /// (not when pooling), and in `dz` that of the input; returns those of gamma and beta.
+    pub(crate) fn backward(&self, slopes: Slopes<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+        assert!(slopes.dy.len() == self.out_len() && dz.len() == self.len());
+        let Slopes { dy, z, y, statistics, affine, epsilon } = slopes;
+        let sums = match self.activation {
+            Activation::ReluPool => self.pooled_sums(dy, z, &statistics.mean, affine),
+            _ => self.sums(dy, (z, y), &statistics.mean, affine),
+        };
+        let rows = (self.len() / self.channels) as f64;
+        let inverse: Vec<f64> =
+            statistics.variance.iter().map(|v| 1.0 / f64::from(v + epsilon).sqrt()).collect();
+        // dz = scale * dy + slope * z + offset, channel by channel.
+        let (mut slope, mut offset) = (vec![0.0; self.channels], vec![0.0; self.channels]);
+        for c in 0..self.channels {
+            let scale = f64::from(affine.scale[c]);
+            let towards = -scale * inverse[c] * inverse[c] * sums.centred[c] / rows;
+            slope[c] = towards as f32;
+            offset[c] =
+                (-scale * sums.plain[c] / rows - f64::from(statistics.mean[c]) * towards) as f32;
+        }
+        let lines = Lines { scale: &affine.scale, slope: &slope, offset: &offset };
+        match self.activation {
+            Activation::ReluPool => self.unpool(dy, z, (affine, lines), dz),
+            _ => self.spread(dy, z, lines, dz),
+        }
+        let gamma = sums.centred.iter().zip(&inverse).map(|(sum, i)| (sum * i) as f32).collect();
+        (gamma, sums.plain.iter().map(|sum| *sum as f32).collect())
+    }
+
+    /// Clears the gradient where ReLU did not let through, and sums it.
+    fn sums(
+        &self,
+        dy: &mut [f32],
+        (z, y): (&[f32], Option<&[f32]>),
+        mean: &[f32],
+        Affine { scale, shift }: &Affine,
+    ) -> Sums {
+        let (channels, relu) = (self.channels, self.activation == Activation::Relu);
+        let chunk = ROWS * channels;
+        let parts = dy.par_chunks_mut(chunk).enumerate().map(|(place, dy)| {
+            let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
+            let z = &z[place * chunk..][..dy.len()];
+            let y = y.map(|y| &y[place * chunk..][..dy.len()]);
+            Arch::new().dispatch(|| {
+                for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
+                    let z = &z[row * channels..][..channels];
+                    match y.map(|y| &y[row * channels..][..channels]) {
+                        _ if !relu => {}
+                        Some(y) => {
+                            for (dy, y) in dy.iter_mut().zip(y) {
+                                *dy = if *y > 0.0 { *dy } else { 0.0 };
+                            }
+                        }
+                        None => {
+                            for (((dy, z), scale), shift) in dy.iter_mut().zip(z).zip(scale).zip(shift)
+                            {
+                                *dy = if z * scale + shift > 0.0 { *dy } else { 0.0 };
+                            }
+                        }
+                    }
+                    add(&mut plain, dy.iter().copied());
+                    add(&mut centred, dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)));
+                }
+            });
+            (plain, centred)
+        });
+        Sums::merge(parts.collect(), channels)
+    }
+
+    fn pooled_sums(
+        &self,
+        dy: &[f32],
+        z: &[f32],
+        mean: &[f32],
+        Affine { scale, shift }: &Affine,
+    ) -> Sums {
+        let channels = self.channels;
+        let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
+            let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
+            Arch::new().dispatch(|| {
+                for (place, dy) in dy.chunks_exact(channels).enumerate() {
+                    let window = self.window(z, y, place);
+                    for c in 0..channels {
+                        let values = window.map(|z| z[c]);
+                        let taken = pick(values, scale[c], shift[c]);
+                        let from: f32 = (0..4).map(|k| taken[k] * (values[k] - mean[c])).sum();
+                        let any: f32 = taken.iter().sum();
+                        plain[c] += dy[c] * any;
+                        centred[c] += dy[c] * from;
+                    }
+                }
+            });
+            (plain, centred)
+        });
+        Sums::merge(parts.collect(), channels)
+    }
+
+    fn spread(&self, dy: &[f32], z: &[f32], lines: Lines<'_>, dz: &mut [f32]) {
+        let (channels, chunk) = (self.channels, ROWS * self.channels);
+        dz.par_chunks_mut(chunk).enumerate().for_each(|(place, dz)| {
+            let (dy, z) = (&dy[place * chunk..][..dz.len()], &z[place * chunk..][..dz.len()]);
+            Arch::new().dispatch(|| {
+                for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
+                    let (dy, z) = (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
+                    for c in 0..channels {
+                        dz[c] = lines.scale[c] * dy[c] + (lines.slope[c] * z[c] + lines.offset[c]);
+                    }
+                }
+            });
+        });
+    }
+
+    fn unpool(
+        &self,
+        dy: &[f32],
+        z: &[f32],
+        (affine, lines): (&Affine, Lines<'_>),
+        dz: &mut [f32],
+    ) {
+        let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
+        let row = self.width * batch * channels;
+        dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
+            let z_rows = &z[2 * y * row..][..dz.len()];
+            Arch::new().dispatch(|| {
+                // What no window covers gets no gradient of its own.
+                for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels)) {
+                    for c in 0..channels {
+                        dz[c] = lines.slope[c] * z[c] + lines.offset[c];
+                    }
+                }
+                let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
+                for place in 0..windows {
+                    let window = self.window(z, y, place);
+                    let dy = &dy[(y * out_width * batch + place) * channels..][..channels];
+                    let (x, photo) = (place / batch, place % batch);
+                    for k in 0..4 {
+                        let pixel = (k / 2) * self.width + 2 * x + k % 2;
+                        let dz = &mut dz[(pixel * batch + photo) * channels..][..channels];
+                        for c in 0..channels {
+                            let taken = pick(window.map(|z| z[c]), affine.scale[c], affine.shift[c]);
+                            dz[c] += lines.scale[c] * dy[c] * taken[k];
+                        }
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Of each channel: `scale * dy + slope * z + offset`.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    scale: &'a [f32],
+    slope: &'a [f32],
+    offset: &'a [f32],
+}
+
+impl Sums {
+    fn merge(parts: Vec<(Vec<f32>, Vec<f32>)>, channels: usize) -> Self {
+        let mut sums = Self { plain: vec![0.0; channels], centred: vec![0.0; channels] };
+        for (plain, centred) in parts {
+            for c in 0..channels {
+                sums.plain[c] += f64::from(plain[c]);
+                sums.centred[c] += f64::from(centred[c]);
+            }
+        }
+        sums
+    }
+}
+
+#[inline(always)]
+fn add(sums: &mut [f32], values: impl Iterator<Item = f32>) {
+    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+}
+
+/// 1 for the first largest of four values after an affine map, unless ReLU stops it; else 0.
+#[inline(always)]
+fn pick(values: [f32; 4], scale: f32, shift: f32) -> [f32; 4] {
+    let mapped = values.map(|value| value * scale + shift);
+    let largest = mapped[0].max(mapped[1]).max(mapped[2].max(mapped[3]));
+    let mut left = if largest > 0.0 { 1.0 } else { 0.0 };
+    mapped.map(|value| {
+        let taken = if value == largest { left } else { 0.0 };
+        left -= taken;
+        taken
+    })
+}
+
+/// Mean and sum of squared distances from it, of each channel.
+fn moments(rows: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
+    let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+    let share = channels as f32 / rows.len() as f32;
+    Arch::new().dispatch(|| {
+        for row in rows.chunks_exact(channels) {
+            add(&mut mean, row.iter().copied());
+        }
+        mean.iter_mut().for_each(|mean| *mean *= share);
+        for row in rows.chunks_exact(channels) {
+            add(&mut squares, row.iter().zip(&mean).map(|(value, mean)| (value - mean).powi(2)));
+        }
+    });
+    (mean, squares)
+}

@@ -1,0 +1,468 @@
+//! Convolution and batch normalisation on burn's CPU tensors through [`crate::kernel`], with their
+//! gradients: the door between the two. Maps are `[h, w, n, c]` here.
+//!
+//! burn-flex spends most of a training step in layers of few channels and many pixels; these
+//! kernels do not. Other devices take burn's own operations.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::kernel::{self, Activation, Affine, Conv, Norm, Packed, Statistics};
+
+/// Buffers below this length are not worth keeping.
+const WORTH_KEEPING: usize = 1 << 14;
+/// With fewer inputs than this, patches are copied out.
+const FEW_INPUTS: usize = 8;
+
+/// Whether tensors of this device can come here.
+pub(super) fn supports(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+/// Stride and padding of a convolution, and what follows a normalisation, are its settings.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spacing {
+    pub(super) stride: usize,
+    pub(super) padding: usize,
+}
+
+/// A normalised batch with the statistics it was normalised by.
+pub(super) struct Normalized {
+    pub(super) maps: Tensor<4>,
+    pub(super) mean: Tensor<1>,
+    pub(super) variance: Tensor<1>,
+}
+
+/// `[h, w, n, inputs]` by `[outputs, inputs, k, k]` -> `[h', w', n, outputs]`.
+pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, spacing: Spacing) -> Tensor<4> {
+    #[cfg(feature = "train")]
+    if x.device().is_autodiff() {
+        return gradients::conv(x, weight, spacing);
+    }
+    let (out, _) = convolve(&plain(x), &plain(weight), spacing, false);
+    Tensor::from_primitive::<Flex>(out)
+}
+
+/// Normalises by the batch's own statistics; the shortcut is added before the activation.
+#[cfg(feature = "train")]
+pub(super) use gradients::norm;
+
+/// Normalises by `gamma`, `beta` and given statistics.
+pub(super) fn affine(
+    z: Tensor<4>,
+    [gamma, beta, mean, variance]: [Tensor<1>; 4],
+    epsilon: f64,
+    shortcut: Option<Tensor<4>>,
+    activation: Activation,
+) -> Tensor<4> {
+    let (z, shortcut) = (plain(z), shortcut.map(plain));
+    let [gamma, beta, mean, variance] = [gamma, beta, mean, variance].map(plain);
+    let statistics =
+        Statistics { mean: values(&mean).to_vec(), variance: values(&variance).to_vec() };
+    let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon as f32);
+    Tensor::from_primitive::<Flex>(apply(&z, &affine, shortcut.as_ref(), activation))
+}
+
+fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    let primitive = tensor.try_into_primitive::<Flex>();
+    primitive.expect("`supports` was asked").to_contiguous()
+}
+
+fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("a contiguous tensor of f32")
+}
+
+fn sizes<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    tensor.layout().shape().dims::<D>()
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+fn shape_of(x: &FlexTensor, weight: &FlexTensor, spacing: Spacing) -> Conv {
+    let [height, width, batch, inputs] = sizes(x);
+    let [outputs, _, kernel, _] = sizes(weight);
+    let Spacing { stride, padding } = spacing;
+    Conv { height, width, batch, inputs, outputs, kernel, stride, padding }
+}
+
+/// The output and, where they were copied out and are wanted, the patches it was made from.
+fn convolve(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    spacing: Spacing,
+    input_has_gradient: bool,
+) -> (FlexTensor, Option<FlexTensor>) {
+    let conv = shape_of(x, weight, spacing);
+    let weights = values(weight);
+    let (taps, inputs) = (conv.taps(), conv.inputs);
+    let mut out = kernel::take(conv.out_len());
+    let shape = [conv.out_height(), conv.out_width(), conv.batch, conv.outputs];
+    if inputs >= FEW_INPUTS || input_has_gradient || taps == 1 {
+        let packed = Packed::new([taps, inputs, conv.outputs], |tap, input, output| {
+            weights[(output * inputs + input) * taps + tap]
+        });
+        conv.forward(values(x), &packed, &mut out);
+        return (tensor(out, shape), None);
+    }
+    let unfolded = conv.unfolded();
+    let mut patches = kernel::take(unfolded.in_len());
+    conv.unfold(values(x), &mut patches);
+    let packed = Packed::new([1, taps * inputs, conv.outputs], |_, place, output| {
+        weights[(output * inputs + place % inputs) * taps + place / inputs]
+    });
+    unfolded.forward(&patches, &packed, &mut out);
+    let [height, width, batch, _] = shape;
+    (tensor(out, shape), Some(tensor(patches, [height, width, batch, taps * inputs])))
+}
+
+fn norm_of(z: &FlexTensor, activation: Activation) -> Norm {
+    let [height, width, batch, channels] = sizes(z);
+    Norm { height, width, batch, channels, activation }
+}
+
+fn apply(
+    z: &FlexTensor,
+    affine: &Affine,
+    shortcut: Option<&FlexTensor>,
+    activation: Activation,
+) -> FlexTensor {
+    let norm = norm_of(z, activation);
+    let mut out = kernel::take(norm.out_len());
+    norm.forward(values(z), affine, shortcut.map(values), &mut out);
+    let (height, width) = norm.out_size();
+    tensor(out, [height, width, norm.batch, norm.channels])
+}
+
+/// Keeps a tensor's memory for the next one, if nothing else holds it.
+#[cfg(feature = "train")]
+fn recycle(tensor: FlexTensor) {
+    if tensor.is_unique() && tensor.layout().num_elements() >= WORTH_KEEPING {
+        if let Ok(buffer) = tensor.into_data().try_into_vec_as::<f32>() {
+            kernel::give(buffer);
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+mod gradients {
+    use burn::backend::Autodiff;
+    use burn::backend::autodiff::checkpoint::base::Checkpointer;
+    use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+    use burn::backend::tensor::FloatTensor;
+
+    use super::*;
+    use crate::kernel::Slopes;
+
+    type Tracked = FloatTensor<Autodiff<Flex>>;
+
+    fn tracked<const D: usize>(tensor: Tensor<D>) -> Tracked {
+        tensor.try_into_primitive::<Autodiff<Flex>>().expect("`supports` was asked")
+    }
+
+    #[derive(Debug)]
+    struct ConvBackward;
+
+    /// What the gradient of a convolution needs; `patches` in place of `x` where there are some.
+    #[derive(Debug, Clone)]
+    struct ConvState {
+        x: FlexTensor,
+        patches: Option<FlexTensor>,
+        weight: FlexTensor,
+        spacing: Spacing,
+    }
+
+    pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, spacing: Spacing) -> Tensor<4> {
+        let (x, weight) = (tracked(x), tracked(weight));
+        let input_has_gradient = x.is_tracked();
+        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let (out, patches) = convolve(&x, &weight, spacing, input_has_gradient);
+        let prepared = ConvBackward
+            .prepare::<NoCheckpointing>([x_node, weight_node])
+            .compute_bound()
+            .stateful();
+        Tensor::from_primitive::<Autodiff<Flex>>(match prepared {
+            OpsKind::Tracked(prepared) => {
+                prepared.finish(ConvState { x, patches, weight, spacing }, out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(out),
+        })
+    }
+
+    impl Backward<Flex, 2> for ConvBackward {
+        type State = ConvState;
+
+        fn backward(self, ops: Ops<ConvState, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+            let [x_node, weight_node] = ops.parents;
+            let ConvState { x, patches, weight, spacing } = ops.state;
+            let conv = shape_of(&x, &weight, spacing);
+            if let Some(node) = weight_node {
+                let shape: [usize; 4] = sizes(&weight);
+                let (taps, inputs) = (conv.taps(), conv.inputs);
+                // Patches list all inputs of a tap, whole maps all taps of an input.
+                let dw = match &patches {
+                    Some(patches) => {
+                        let dw = weight_gradient(&conv.unfolded(), values(patches), values(&dy));
+                        fold(&dw, shape, |input, tap| tap * inputs + input)
+                    }
+                    None => {
+                        let dw = weight_gradient(&conv, values(&x), values(&dy));
+                        fold(&dw, shape, |input, tap| input * taps + tap)
+                    }
+                };
+                grads.register::<Flex>(node.id, tensor(dw, shape));
+            }
+            if let Some(node) = x_node {
+                let dx = input_gradient(&conv, values(&weight), values(&dy));
+                let shape = [conv.height, conv.width, conv.batch, conv.inputs];
+                grads.register::<Flex>(node.id, tensor(dx, shape));
+            }
+            [Some(dy), Some(x), patches].into_iter().flatten().for_each(recycle);
+        }
+    }
+
+    fn weight_gradient(conv: &Conv, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let mut dw = vec![0.0; conv.inputs * conv.taps() * conv.outputs];
+        conv.backward_weights(x, dy, &mut dw);
+        dw
+    }
+
+    /// The kernels' order, where `row` finds the outputs, to burn's `[outputs, inputs, k, k]`.
+    fn fold(
+        dw: &[f32],
+        [outputs, inputs, k, _]: [usize; 4],
+        row: impl Fn(usize, usize) -> usize,
+    ) -> Vec<f32> {
+        let taps = k * k;
+        let mut folded = vec![0.0; dw.len()];
+        for (output, values) in folded.chunks_exact_mut(inputs * taps).enumerate() {
+            for (at, value) in values.iter_mut().enumerate() {
+                *value = dw[row(at / taps, at % taps) * outputs + output];
+            }
+        }
+        folded
+    }
+
+    fn input_gradient(conv: &Conv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
+        let (taps, inputs) = (conv.taps(), conv.inputs);
+        let packed = Packed::new([taps, conv.outputs, inputs], |tap, output, input| {
+            weights[(output * inputs + input) * taps + tap]
+        });
+        let mut dx = kernel::take(conv.in_len());
+        conv.backward_input(dy, &packed, &mut dx);
+        dx
+    }
+
+    #[derive(Debug)]
+    struct NormBackward;
+
+    #[derive(Debug, Clone)]
+    struct NormState {
+        z: FlexTensor,
+        /// The output, where a shortcut was added.
+        y: Option<FlexTensor>,
+        statistics: Statistics,
+        affine: Affine,
+        epsilon: f32,
+        activation: Activation,
+    }
+
+    pub(crate) fn norm(
+        z: Tensor<4>,
+        [gamma, beta]: [Tensor<1>; 2],
+        epsilon: f64,
+        shortcut: Option<Tensor<4>>,
+        activation: Activation,
+    ) -> Normalized {
+        let device = z.device().inner();
+        let epsilon = epsilon as f32;
+        let (z, gamma, beta) = (tracked(z), tracked(gamma), tracked(beta));
+        // A shortcut that is not there has no gradient; any untracked node can stand for it.
+        let shortcut = shortcut.map(tracked);
+        let nodes = [z.node(), gamma.node(), beta.node()];
+        let z = z.into_primitive().to_contiguous();
+        let norm = norm_of(&z, activation);
+        let statistics = norm.statistics(values(&z));
+        let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+        let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon);
+        let plain = |values: &[f32]| Tensor::from_floats(values, &device);
+        let (mean, variance) = (plain(&statistics.mean), plain(&statistics.variance));
+        let state = |z: FlexTensor, y: Option<FlexTensor>| NormState {
+            z,
+            y,
+            statistics: statistics.clone(),
+            affine: affine.clone(),
+            epsilon,
+            activation,
+        };
+        let maps = match shortcut {
+            None => {
+                let out = apply(&z, &affine, None, activation);
+                match NormBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+                    OpsKind::Tracked(prepared) => prepared.finish(state(z, None), out),
+                    OpsKind::UnTracked(prepared) => prepared.finish(out),
+                }
+            }
+            Some(shortcut) => {
+                let (shortcut, node) = shortcut.into_parts();
+                let shortcut = shortcut.to_contiguous();
+                let out = apply(&z, &affine, Some(&shortcut), activation);
+                let [a, b, c] = nodes;
+                let prepared = NormBackward.prepare::<NoCheckpointing>([a, b, c, node]);
+                match prepared.compute_bound().stateful() {
+                    OpsKind::Tracked(prepared) => {
+                        prepared.finish(state(z, Some(out.clone())), out)
+                    }
+                    OpsKind::UnTracked(prepared) => prepared.finish(out),
+                }
+            }
+        };
+        Normalized { maps: Tensor::from_primitive::<Autodiff<Flex>>(maps), mean, variance }
+    }
+
+    impl<const N: usize> Backward<Flex, N> for NormBackward {
+        type State = NormState;
+
+        fn backward(self, ops: Ops<NormState, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let mut dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+            let NormState { z, y, statistics, affine, epsilon, activation } = ops.state;
+            let norm = norm_of(&z, activation);
+            let mut dz = kernel::take(norm.len());
+            let slopes = Slopes {
+                dy: dy.storage_mut::<f32>(),
+                z: values(&z),
+                y: y.as_ref().map(values),
+                statistics: &statistics,
+                affine: &affine,
+                epsilon,
+            };
+            let (gamma, beta) = norm.backward(slopes, &mut dz);
+            let mut dy = Some(dy);
+            let mut dz = Some(tensor(dz, sizes::<4>(&z)));
+            let mut affine = [gamma, beta].map(|g| Some(tensor(g, [norm.channels])));
+            for (place, parent) in ops.parents.into_iter().enumerate() {
+                let gradient = match place {
+                    0 => dz.take(),
+                    1 | 2 => affine[place - 1].take(),
+                    _ => dy.take(),
+                };
+                if let Some((node, gradient)) = parent.zip(gradient) {
+                    grads.register::<Flex>(node.id, gradient);
+                }
+            }
+            [dy, Some(z), y].into_iter().flatten().for_each(recycle);
+        }
+    }
+}
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use super::super::layers::{ConvNorm, Maps};
+    use super::*;
+
+    fn noise<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+        let mut state = seed;
+        let values = (0..shape.iter().product())
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect::<Vec<f32>>();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    /// Output, and gradients of the input, the shortcut and all weights, flat.
+    fn run(
+        layer: &ConvNorm,
+        [x, shortcut, slope]: [Tensor<4>; 3],
+        activation: Activation,
+        (fast, with_shortcut): (bool, bool),
+    ) -> Vec<Vec<f32>> {
+        let (x, shortcut) = (x.require_grad(), shortcut.require_grad());
+        let maps = |planes: &Tensor<4>| match fast {
+            true => Maps::Pixels(planes.clone().permute([2, 3, 0, 1])),
+            false => Maps::Planes(planes.clone()),
+        };
+        let added = with_shortcut.then(|| maps(&shortcut));
+        let out = layer.forward(maps(&x), added, activation).planes();
+        let [n, c, h, w] = out.dims();
+        let slope = slope.slice([0..n, 0..c, 0..h, 0..w]);
+        let grads = (out.clone() * slope).sum().backward();
+        let flat = |tensor: Tensor<4>| tensor.into_data().try_into_vec_as::<f32>().unwrap();
+        let mut all = vec![flat(out.inner()), flat(x.grad(&grads).unwrap())];
+        if with_shortcut {
+            all.push(flat(shortcut.grad(&grads).unwrap()));
+        }
+        all.extend(layer.gradients(&grads));
+        all
+    }
+
+    #[test]
+    fn the_kernels_give_what_burns_own_operations_give_and_their_gradients() {
+        let device = Device::flex().autodiff();
+        // height, width, photos, inputs, outputs, kernel, stride
+        let cases = [
+            (9_usize, 7_usize, 3, 3, 5, 3, 1_usize),
+            (8, 8, 2, 3, 16, 3, 2),
+            (7, 6, 9, 12, 50, 3, 1),
+            (6, 6, 17, 20, 33, 3, 2),
+            (5, 8, 8, 16, 24, 1, 2),
+            (4, 4, 1, 9, 17, 3, 1),
+            (2, 2, 6, 8, 49, 3, 1),
+        ];
+        for (case, (h, w, n, inputs, outputs, kernel, stride)) in cases.into_iter().enumerate() {
+            device.seed(case as u64);
+            let layer = ConvNorm::new([inputs, outputs], kernel, stride, case % 2 == 0, &device);
+            let seed = case as u64 * 3;
+            let (oh, ow) = (h.div_ceil(stride), w.div_ceil(stride));
+            let tensors = [
+                noise([n, inputs, h, w], seed + 1, &device),
+                noise([n, outputs, oh, ow], seed + 2, &device),
+                noise([n, outputs, oh, ow], seed + 3, &device),
+            ];
+            for (activation, shortcut) in [
+                (Activation::Linear, false),
+                (Activation::Relu, false),
+                (Activation::Relu, true),
+                (Activation::ReluPool, false),
+            ] {
+                let ours = run(&layer, tensors.clone(), activation, (true, shortcut));
+                let theirs = run(&layer, tensors.clone(), activation, (false, shortcut));
+                assert_eq!(ours.len(), theirs.len());
+                for (part, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+                    assert_eq!(ours.len(), theirs.len(), "case {case} {activation:?} part {part}");
+                    let scale = theirs.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
+                    for (ours, theirs) in ours.iter().zip(theirs) {
+                        let close = (ours - theirs).abs() < 2e-5 * scale;
+                        assert!(close, "case {case} {activation:?} part {part}: {ours} {theirs}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn running_statistics_and_inference_agree_with_burns() {
+        let device = Device::flex().autodiff();
+        device.seed(5);
+        let x = noise([6, 4, 8, 8], 7, &device);
+        let planes = ConvNorm::new([4, 10], 3, 1, true, &device);
+        let pixels = planes.clone().copied();
+        for _ in 0..3 {
+            planes.forward(Maps::Planes(x.clone()), None, Activation::Relu);
+            pixels.forward(Maps::new(x.clone()), None, Activation::Relu);
+        }
+        let x = x.inner();
+        let [planes, pixels] = [planes, pixels].map(|layer| burn::module::Module::valid(&layer));
+        let theirs = planes.forward(Maps::Planes(x.clone()), None, Activation::ReluPool).planes();
+        let ours = pixels.forward(Maps::new(x), None, Activation::ReluPool).planes();
+        let distance = (ours - theirs).abs().max().into_scalar::<f32>();
+        assert!(distance < 1e-5, "{distance}");
+    }
+}
