@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use petnet::augment::Augment;
-use petnet::model::Architecture;
+use petnet::model::{Architecture, PetNetConfig};
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{Monitor, Optimizer, Schedule};
+use petnet::train::{Monitor, Optimizer, Resizing, Schedule};
 use petnet::{Device, Trainer};
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +30,10 @@ pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     model_name: String,
     num_classes: Option<usize>,
+    petnet: WidthsConfig,
     dropout_rate: f64,
     image_size: u32,
+    progressive: Vec<Resizing>,
     resize: Resize,
     pub(crate) num_epochs: usize,
     batch_size: usize,
@@ -52,6 +54,15 @@ pub(crate) struct Config {
     pub(crate) checkpoint: CheckpointConfig,
     logging: LoggingConfig,
     mlflow: MlflowConfig,
+}
+
+/// Of `model_name: petnet`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct WidthsConfig {
+    stem: usize,
+    widths: Vec<usize>,
+    depths: Vec<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,8 +95,10 @@ impl Default for Config {
             data_dir: "data/processed".into(),
             model_name: trainer.architecture.name().into(),
             num_classes: None,
+            petnet: WidthsConfig::default(),
             dropout_rate: 0.5,
             image_size: trainer.preprocess.size,
+            progressive: trainer.progressive,
             resize: trainer.preprocess.resize,
             num_epochs: trainer.epochs,
             batch_size: trainer.batch_size,
@@ -107,6 +120,13 @@ impl Default for Config {
             logging: LoggingConfig::default(),
             mlflow: MlflowConfig::default(),
         }
+    }
+}
+
+impl Default for WidthsConfig {
+    fn default() -> Self {
+        let PetNetConfig { stem, widths, depths, .. } = PetNetConfig::default();
+        Self { stem, widths, depths }
     }
 }
 
@@ -157,6 +177,15 @@ impl Config {
         self.logging.log_every_n_steps
     }
 
+    fn architecture(&self) -> Result<Architecture> {
+        let mut architecture = Architecture::named(&self.model_name, self.dropout_rate)?;
+        if let Architecture::PetNet(net) = &mut architecture {
+            let WidthsConfig { stem, widths, depths } = self.petnet.clone();
+            *net = PetNetConfig { stem, widths, depths, dropout: self.dropout_rate };
+        }
+        Ok(architecture)
+    }
+
     /// What the library needs to train.
     pub(crate) fn trainer(&self, classes: usize, device: Device) -> Result<Trainer> {
         if let Some(expected) = self.num_classes.filter(|n| *n != classes) {
@@ -164,9 +193,9 @@ impl Config {
             return Err(ConfigError(found).into());
         }
         Ok(Trainer {
-            architecture: Architecture::named(&self.model_name, self.dropout_rate)
-                .context("model_name")?,
+            architecture: self.architecture()?,
             preprocess: Preprocess { size: self.image_size, resize: self.resize },
+            progressive: self.progressive.clone(),
             epochs: self.num_epochs,
             batch_size: self.batch_size,
             learning_rate: self.learning_rate,

@@ -46,6 +46,12 @@ pub struct Augment {
     /// Probability that a rectangle (2 % to 20 % of the area) turns to noise
     /// (Zhong et al., "Random erasing data augmentation", 2017).
     pub erasing: f32,
+    /// Two photos of a batch are blended, by a share drawn from Beta(mixup, mixup)
+    /// (Zhang et al., "mixup", 2017).
+    pub mixup: f32,
+    /// A rectangle of one photo of a batch is pasted over another, its area drawn from
+    /// Beta(cutmix, cutmix) (Yun et al., "CutMix", 2019); with mixup, batches take turns by chance.
+    pub cutmix: f32,
 }
 
 impl Default for Augment {
@@ -67,6 +73,8 @@ impl Default for Augment {
             noise: 0.05,
             noise_std: 8.0,
             erasing: 0.0,
+            mixup: 0.0,
+            cutmix: 0.0,
         }
     }
 }
@@ -112,6 +120,8 @@ impl Augment {
             noise: 0.0,
             noise_std: 0.0,
             erasing: 0.0,
+            mixup: 0.0,
+            cutmix: 0.0,
         }
     }
 
@@ -130,6 +140,8 @@ impl Augment {
             ("blur", self.blur),
             ("noise", self.noise),
             ("erasing", self.erasing),
+            ("mixup", self.mixup),
+            ("cutmix", self.cutmix),
         ];
         if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..=1.0).contains(v)) {
             return Err(Error::Config(format!(
@@ -169,6 +181,42 @@ impl Augment {
             erase(&mut pixels, &mut rng);
         }
         Ok(pixels)
+    }
+
+    /// Mixes each of `count` pictures with the one at the same place from the end; returns the share
+    /// that the picture itself keeps, 1 where nothing was mixed.
+    pub(crate) fn mix(&self, images: &mut [u8], (count, side): (usize, usize), key: Key) -> f32 {
+        let mut rng = key.rng();
+        let cut = match (self.mixup > 0.0, self.cutmix > 0.0) {
+            (false, false) => return 1.0,
+            (true, true) => chance(&mut rng, 0.5),
+            (_, cut) => cut,
+        };
+        let share = beta(&mut rng, if cut { self.cutmix } else { self.mixup });
+        let size = images.len() / count.max(1);
+        let (mut columns, mut rows, mut kept) = (0..side, 0..side, share);
+        if cut {
+            let span = ((1.0 - share).sqrt() * side as f32) as usize;
+            let mut start = || (rng.random::<f32>() * (side - span + 1) as f32) as usize;
+            let (left, top) = (start(), start());
+            (columns, rows) = (left..left + span, top..top + span);
+            kept = 1.0 - (span * span) as f32 / (side * side) as f32;
+        }
+        let share = if cut { 0.0 } else { share };
+        let (front, back) = images.split_at_mut(count / 2 * size);
+        // The middle one of an odd number has no partner but itself.
+        let back = &mut back[count % 2 * size..];
+        for (a, b) in front.chunks_exact_mut(size).zip(back.chunks_exact_mut(size).rev()) {
+            for y in rows.clone() {
+                let line = (y * side + columns.start) * 3..(y * side + columns.end) * 3;
+                for (a, b) in a[line.clone()].iter_mut().zip(&mut b[line]) {
+                    let (x, y) = (f32::from(*a), f32::from(*b));
+                    *a = (x * share + y * (1.0 - share) + 0.5) as u8;
+                    *b = (y * share + x * (1.0 - share) + 0.5) as u8;
+                }
+            }
+        }
+        kept
     }
 
     /// A random part of the photo, resized (Szegedy et al., "Going deeper with convolutions", 2014).
@@ -272,6 +320,16 @@ fn between(rng: &mut ChaCha8Rng, low: f32, high: f32) -> f32 {
 
 fn around(rng: &mut ChaCha8Rng, most: f32) -> f32 {
     between(rng, -most, most)
+}
+
+/// A draw from Beta(alpha, alpha), alpha at most 1 (Jöhnk, 1964).
+fn beta(rng: &mut ChaCha8Rng, alpha: f32) -> f32 {
+    loop {
+        let [x, y] = [0, 1].map(|_| rng.random::<f32>().powf(1.0 / alpha));
+        if x + y <= 1.0 && x + y > 0.0 {
+            return x / (x + y);
+        }
+    }
 }
 
 fn flip(pixels: &mut Pixels) {

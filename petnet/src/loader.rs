@@ -10,19 +10,24 @@ use rand::seq::SliceRandom;
 
 use crate::augment::{Augment, Key};
 use crate::dataset::Dataset;
-use crate::error::{Error, Result};
-use crate::preprocess::{Limits, Pixels, Preprocess, decode_at_least};
+use crate::error::{Error, ImageError, Result};
+use crate::preprocess::{
+    Limits, Pixels, Preprocess, Resize, decode_at_least, lanczos, resize, resize_with,
+};
 
 /// Batches that wait for the network, per worker.
 const QUEUED: usize = 2;
 
 /// Photos of one step, in a fixed order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// `[n, size, size, 3]`.
     pub images: Vec<u8>,
     /// Class of each photo.
     pub targets: Vec<usize>,
+    /// Share of each picture that is its own photo; the rest is of the photo at the same place
+    /// from the batch's end. 1 unless [`Augment::mixup`] or [`Augment::cutmix`] are on.
+    pub kept: f32,
     /// Place of each photo in the data set.
     pub indices: Vec<usize>,
 }
@@ -46,6 +51,30 @@ pub struct LoaderSettings {
     pub shuffle: bool,
 }
 
+impl LoaderSettings {
+    /// What is kept of a photo between epochs: no more pixels than the network can tell apart.
+    fn shrink(&self, photo: Pixels) -> Result<Pixels, ImageError> {
+        let Preprocess { size, resize: mode } = self.preprocess;
+        if self.augment == Augment::none() {
+            return resize(&photo, size, mode);
+        }
+        // Crops are drawn from it: a quarter more, so that most need not be enlarged.
+        let size = size + size / 4;
+        let shorter = photo.width().min(photo.height());
+        let (width, height) = match mode {
+            Resize::Squeeze => (size, size),
+            Resize::CenterCrop => {
+                let scaled = |side: u32| (u64::from(side) * u64::from(size)).div_ceil(shorter.into());
+                (scaled(photo.width()) as u32, scaled(photo.height()) as u32)
+            }
+        };
+        if width >= photo.width() && height >= photo.height() {
+            return Ok(photo);
+        }
+        resize_with(&photo, width, height, &lanczos())
+    }
+}
+
 /// Makes the batches of any epoch of a data set.
 #[derive(Debug, Clone)]
 pub struct Loader {
@@ -63,6 +92,13 @@ impl Loader {
             settings: Arc::new(settings),
             cache: Arc::new(cache),
         }
+    }
+
+    /// The same photos under other settings, with a cache of their own.
+    pub(crate) fn with_settings(&self, settings: LoaderSettings) -> Self {
+        let cache = Cache::new(self.dataset.len(), settings.cache_bytes);
+        let dataset = Arc::clone(&self.dataset);
+        Self { dataset, settings: Arc::new(settings), cache: Arc::new(cache) }
     }
 
     /// Number of batches an epoch.
@@ -128,7 +164,9 @@ impl Loader {
             };
             let photo = self.cache.get(index, || {
                 let bytes = self.dataset.read(index)?;
-                decode_at_least(&bytes, &Limits::default(), settings.preprocess.size)
+                let limits = Limits::default();
+                decode_at_least(&bytes, &limits, settings.preprocess.size)
+                    .and_then(|photo| settings.shrink(photo))
                     .map_err(refused)
             })?;
             let key = Key { seed: settings.seed, epoch, index };
@@ -137,7 +175,11 @@ impl Loader {
             images.extend_from_slice(input.data());
         }
         let targets = indices.iter().map(|i| self.dataset.samples()[*i].class).collect();
-        Ok(Batch { images, targets, indices: indices.to_vec() })
+        // Every photo is first in one batch at most, and photos' own keys are below the half.
+        let first = indices.first().copied().unwrap_or_default();
+        let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };
+        let kept = settings.augment.mix(&mut images, (indices.len(), side), key);
+        Ok(Batch { images, targets, kept, indices: indices.to_vec() })
     }
 }
 

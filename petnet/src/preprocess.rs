@@ -132,13 +132,15 @@ pub fn decode_at_least(bytes: &[u8], limits: &Limits, side: u32) -> Result<Pixel
 /// # Errors
 /// [`ImageError::Unsupported`] when `size` is zero.
 pub fn resize(pixels: &Pixels, size: u32, how: Resize) -> Result<Pixels, ImageError> {
-    let options = fir::ResizeOptions::new()
-        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3));
     let options = match how {
-        Resize::Squeeze => options,
-        Resize::CenterCrop => options.fit_into_destination(Some((0.5, 0.5))),
+        Resize::Squeeze => lanczos(),
+        Resize::CenterCrop => lanczos().fit_into_destination(Some((0.5, 0.5))),
     };
     resize_with(pixels, size, size, &options)
+}
+
+pub(crate) fn lanczos() -> fir::ResizeOptions {
+    fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3))
 }
 
 pub(crate) fn resize_with(

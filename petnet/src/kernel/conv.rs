@@ -237,11 +237,13 @@ impl Packed {
             rest = after;
             let first = first * lanes;
             let used = (width * lanes).min(outputs - first);
-            for (row, values) in block.chunks_exact_mut(width * lanes).enumerate() {
+            let rows = block.par_chunks_exact_mut(width * lanes).with_min_len(64).enumerate();
+            rows.for_each(|(row, values)| {
+                let (tap, input) = (row / inputs, row % inputs);
                 for (output, value) in values[..used].iter_mut().enumerate() {
-                    *value = weight(row / inputs, row % inputs, first + output);
+                    *value = weight(tap, input, first + output);
                 }
-            }
+            });
         }
         Self { data, taps, inputs, outputs, lanes }
     }

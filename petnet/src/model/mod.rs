@@ -88,6 +88,26 @@ impl Architecture {
         }
     }
 
+    /// # Errors
+    /// [`Error::Config`] when it has no layers, or layers of no width.
+    pub fn validate(&self) -> Result<()> {
+        let (widths, depths) = match self {
+            Self::SimpleCnn(config) => (config.channels.clone(), config.channels.clone()),
+            Self::PetNet(config) => {
+                ([&[config.stem], config.widths.as_slice()].concat(), config.depths.clone())
+            }
+        };
+        let stages = widths.len() - usize::from(matches!(self, Self::PetNet(_)));
+        let positive = |sizes: &[usize]| sizes.iter().all(|size| (1..=4096).contains(size));
+        if stages == 0 || stages != depths.len() || !positive(&widths) || !positive(&depths) {
+            return Err(Error::Config(format!(
+                "{} needs as many depths as widths, at least one, each between 1 and 4096",
+                self.name()
+            )));
+        }
+        Ok(())
+    }
+
     /// Builds the network with fresh random weights.
     pub fn build(&self, classes: usize, normalization: Normalization, device: &Device) -> Network {
         match self {

@@ -154,6 +154,7 @@ mod gradients {
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
     use burn::backend::tensor::FloatTensor;
+    use rayon::prelude::*;
 
     use super::*;
     use crate::kernel::Slopes;
@@ -237,15 +238,18 @@ mod gradients {
     fn fold(
         dw: &[f32],
         [outputs, inputs, k, _]: [usize; 4],
-        row: impl Fn(usize, usize) -> usize,
+        row: impl Fn(usize, usize) -> usize + Sync,
     ) -> Vec<f32> {
         let taps = k * k;
         let mut folded = vec![0.0; dw.len()];
-        for (output, values) in folded.chunks_exact_mut(inputs * taps).enumerate() {
-            for (at, value) in values.iter_mut().enumerate() {
-                *value = dw[row(at / taps, at % taps) * outputs + output];
+        let values = folded.par_chunks_exact_mut(inputs * taps).with_min_len(4).enumerate();
+        values.for_each(|(output, values)| {
+            for (input, values) in values.chunks_exact_mut(taps).enumerate() {
+                for (tap, value) in values.iter_mut().enumerate() {
+                    *value = dw[row(input, tap) * outputs + output];
+                }
             }
-        }
+        });
         folded
     }
 

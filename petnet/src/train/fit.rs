@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use burn::module::Module;
+use burn::module::{Module, ParamGroup};
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -21,6 +21,7 @@ use crate::evaluate::{self, Evaluation};
 use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::argmax;
 use crate::model::Normalization;
+use crate::preprocess::Preprocess;
 
 /// Photos a pass when no gradients are kept.
 const EVALUATION_BATCH: usize = 64;
@@ -67,8 +68,8 @@ impl<'a> Fit<'a> {
         let mut fit = Self {
             trainer,
             info,
-            train: Loader::new(train, settings(trainer, true)),
-            valid: Loader::new(valid, settings(trainer, false)),
+            train: Loader::new(train, settings(trainer, true, trainer.preprocess.size)),
+            valid: Loader::new(valid, settings(trainer, false, trainer.preprocess.size)),
             loss: CrossEntropyLossConfig::new()
                 .with_smoothing((trainer.label_smoothing > 0.0).then_some(trainer.label_smoothing))
                 .init(&device),
@@ -93,6 +94,7 @@ impl<'a> Fit<'a> {
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Fitted> {
         while self.state.progress.epoch < self.trainer.epochs && !self.stalled() {
+            self.resize();
             self.train_epoch(observer)?;
             let report = self.finish_epoch()?;
             observer.epoch(&report);
@@ -103,6 +105,15 @@ impl<'a> Fit<'a> {
         let last = self.checkpoint(serde_json::Value::Null);
         let best = self.best.take().unwrap_or_else(|| last.clone());
         Ok(Fitted { best, last, history: self.state.progress.history })
+    }
+
+    /// Loaders of this epoch's size; photos are decoded anew where it changes.
+    fn resize(&mut self) {
+        let size = self.trainer.size_in(self.state.progress.epoch);
+        if size as usize != self.train.size() {
+            self.train = self.train.with_settings(settings(self.trainer, true, size));
+            self.valid = self.valid.with_settings(settings(self.trainer, false, size));
+        }
     }
 
     fn stalled(&self) -> bool {
@@ -148,12 +159,10 @@ impl<'a> Fit<'a> {
         // Dropout draws from the device's generator: seeded by place, it needs no saved state.
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
         self.device.seed(rand::Rng::next_u64(&mut place.rng()));
-        let (photos, size) = (batch.targets.len(), self.trainer.preprocess.size as usize);
+        let (photos, size) = (batch.targets.len(), self.train.size());
         let images = to_tensor(batch.images, photos, size, &self.device); // [n, 3, s, s]
-        let classes: Vec<i32> = batch.targets.iter().map(|t| *t as i32).collect();
-        let targets = Tensor::<1, Int>::from_ints(classes.as_slice(), &self.device);
         let logits = self.state.model.forward(images); // [n, classes]
-        let loss = self.loss.forward(logits.clone(), targets); // [1]
+        let loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
         let value = loss.clone().into_scalar::<f32>();
         if !value.is_finite() {
             return Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: value });
@@ -177,6 +186,20 @@ impl<'a> Fit<'a> {
         progress.step += 1;
         progress.updates += 1;
         Ok(rate)
+    }
+
+    /// Cross entropy; of mixed pictures, each photo's by its share.
+    fn loss(&self, logits: Tensor<2>, targets: &[usize], kept: f32) -> Tensor<1> {
+        let mut classes: Vec<i32> = targets.iter().map(|t| *t as i32).collect();
+        let targets = Tensor::<1, Int>::from_ints(classes.as_slice(), &self.device);
+        let own = self.loss.forward(logits.clone(), targets); // [1]
+        if kept >= 1.0 {
+            return own;
+        }
+        classes.reverse();
+        let targets = Tensor::<1, Int>::from_ints(classes.as_slice(), &self.device);
+        let other = self.loss.forward(logits, targets); // [1]
+        own * kept + other * (1.0 - kept)
     }
 
     fn learning_rate(&self) -> f64 {
@@ -273,14 +296,14 @@ impl<'a> Fit<'a> {
     }
 }
 
-fn settings(trainer: &Trainer, training: bool) -> LoaderSettings {
+fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSettings {
     // Validation photos are read as often as training photos, and are some tenth of them.
     let cache = trainer.cache_mb << 20;
     LoaderSettings {
         batch_size: if training { trainer.batch_size } else { EVALUATION_BATCH },
         workers: trainer.workers,
         cache_bytes: if training { cache / 10 * 9 } else { cache / 10 },
-        preprocess: trainer.preprocess,
+        preprocess: Preprocess { size, ..trainer.preprocess },
         augment: if training { trainer.augment } else { Augment::none() },
         seed: trainer.seed,
         shuffle: training,
@@ -288,21 +311,29 @@ fn settings(trainer: &Trainer, training: bool) -> LoaderSettings {
 }
 
 fn optimizer(trainer: &Trainer) -> ModuleOptimizer {
-    let decay = WeightDecayConfig::new(trainer.weight_decay as f32);
+    // Decay of norms and biases would only fight what they are for.
+    let plain = ParamGroup::from_any_predicates(vec!["norm", "bias"]);
+    let penalty = trainer.weight_decay as f32;
+    let decay = (penalty > 0.0).then(|| WeightDecayConfig::new(penalty));
     match trainer.optimizer {
         Optimizer::Adam => {
-            AdamConfig::new().with_epsilon(1e-8).with_weight_decay(Some(decay)).init()
+            let adam = AdamConfig::new().with_epsilon(1e-8);
+            let all = adam.clone().with_weight_decay(decay).init();
+            all.with_group(plain, adam.with_weight_decay(None).build(), None)
         }
-        Optimizer::AdamW => AdamWConfig::new()
-            .with_epsilon(1e-8)
-            .with_weight_decay(trainer.weight_decay as f32)
-            .init(),
+        Optimizer::AdamW => {
+            let adam = AdamWConfig::new().with_epsilon(1e-8);
+            let all = adam.clone().with_weight_decay(penalty).init();
+            all.with_group(plain, adam.with_weight_decay(0.0).build(), None)
+        }
         Optimizer::Sgd => {
             let momentum = MomentumConfig::new()
                 .with_momentum(trainer.momentum)
                 .with_dampening(0.0)
                 .with_nesterov(trainer.momentum > 0.0);
-            SgdConfig::new().with_weight_decay(Some(decay)).with_momentum(Some(momentum)).init()
+            let sgd = SgdConfig::new().with_momentum(Some(momentum));
+            let all = sgd.clone().with_weight_decay(decay).init();
+            all.with_group(plain, sgd.with_weight_decay(None).build(), None)
         }
     }
 }

@@ -46,6 +46,16 @@ pub enum Monitor {
     ValLoss,
 }
 
+/// Epochs at a smaller input, see [`Trainer::progressive`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resizing {
+    /// Side of the network's input, in pixels.
+    pub size: u32,
+    /// Share of all epochs, 0 to 1.
+    pub share: f64,
+}
+
 /// Settings of a training, and the verb.
 ///
 /// ```no_run
@@ -62,6 +72,10 @@ pub struct Trainer {
     pub architecture: Architecture,
     /// Its input.
     pub preprocess: Preprocess,
+    /// Smaller inputs to begin with, in order; [`Trainer::preprocess`] comes last
+    /// (Touvron et al., "Fixing the train-test resolution discrepancy", 2019). Epochs are counted,
+    /// so that the rounded shares decide where one size ends.
+    pub progressive: Vec<Resizing>,
     /// Passes over the training photos.
     pub epochs: usize,
     /// Photos a step.
@@ -76,7 +90,7 @@ pub struct Trainer {
     pub optimizer: Optimizer,
     /// Momentum of [`Optimizer::Sgd`].
     pub momentum: f64,
-    /// Pull of the weights towards zero.
+    /// Pull of the weights towards zero; norms and biases are left alone.
     pub weight_decay: f64,
     /// Share of the target that is spread over all classes, 0 to 1.
     pub label_smoothing: f32,
@@ -118,6 +132,7 @@ impl Default for Trainer {
         Self {
             architecture: Architecture::SimpleCnn(SimpleCnnConfig::default()),
             preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
+            progressive: Vec::new(),
             epochs: 16,
             batch_size: 32,
             learning_rate: 2e-3,
@@ -258,18 +273,34 @@ impl Trainer {
         fit::Fit::start(self, train, valid)?.run(observer)
     }
 
+    /// Side of the network's input in an epoch, from 0.
+    fn size_in(&self, epoch: usize) -> u32 {
+        let mut ends = 0.0;
+        let stage = self.progressive.iter().find(|stage| {
+            ends += stage.share;
+            epoch < (ends * self.epochs as f64).round() as usize
+        });
+        stage.map_or(self.preprocess.size, |stage| stage.size)
+    }
+
     fn validate(&self) -> Result<()> {
         let bad = |key: &str, value: &dyn std::fmt::Display, range: &str| {
             Err(Error::Config(format!("{key} is {value}, must be {range}")))
         };
+        self.architecture.validate()?;
         if self.epochs == 0 {
             return bad("num_epochs", &0, "at least 1");
         }
         if self.batch_size < 2 {
             return bad("batch_size", &self.batch_size, "at least 2");
         }
-        if !(8..=1024).contains(&self.preprocess.size) {
-            return bad("image_size", &self.preprocess.size, "between 8 and 1024");
+        let sizes = self.progressive.iter().map(|stage| stage.size);
+        if let Some(size) = sizes.chain([self.preprocess.size]).find(|s| !(8..=1024).contains(s)) {
+            return bad("image_size", &size, "between 8 and 1024");
+        }
+        let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
+        if !(0.0..=1.0).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {
+            return bad("the shares of progressive together", &share, "between 0 and 1");
         }
         if !(self.learning_rate > 0.0 && self.learning_rate <= 10.0) {
             return bad("learning_rate", &self.learning_rate, "above 0 and at most 10");
