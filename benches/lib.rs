@@ -1,11 +1,6 @@
-//! What the benchmarks share: drawn pictures, and `simple_cnn` with random weights.
+//! What the benchmarks share: drawn pictures.
 
-use burn::tensor::{Device, Tensor, TensorData};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
-use petnet::model::{Architecture, Network, Normalization, SimpleCnnConfig};
-
-/// Side of the input at which petnet is compared with its peers, in pixels.
-pub const SIDE: usize = 128;
 
 /// A drawn picture of some detail, encoded as JPEG.
 ///
@@ -20,16 +15,4 @@ pub fn jpeg(width: u32, height: u32) -> Vec<u8> {
     let written = DynamicImage::from(picture).write_to(&mut bytes, ImageFormat::Jpeg);
     written.expect("memory takes any JPEG");
     bytes.into_inner()
-}
-
-/// `simple_cnn` of the default widths for two classes.
-pub fn network(device: &Device) -> Network {
-    let config = SimpleCnnConfig::default();
-    Architecture::SimpleCnn(config).build(2, Normalization::default(), device)
-}
-
-/// `[n, 3, side, side]` of 0 to 255.
-pub fn images(count: usize, side: usize, device: &Device) -> Tensor<4> {
-    let values = (0..count * 3 * side * side).map(|i| (i * 7 % 256) as f32).collect();
-    Tensor::from_data(TensorData::new::<f32, _>(values, [count, 3, side, side]), device)
 }

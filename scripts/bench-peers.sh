@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Forward pass and training step of simple_cnn beside PyTorch's, in one run.
+# Forward passes and training steps of both networks beside PyTorch's, turn by turn in one run.
 # Usage: scripts/bench-peers.sh [FOLDER of the Python environment with PyTorch]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,6 +7,5 @@ peers=${1:-/tmp/peers}
 if [ ! -x "$peers/bin/python" ]; then
     ../shared/tools/peers-venv.sh "$peers"
 fi
-target=${CARGO_TARGET_DIR:-target}
-cargo bench -p petnet-benches --bench forward --bench train_step
-"$peers/bin/python" benches/peers/torch_twin.py "$target/criterion"
+cargo build --release --example speed
+"$peers/bin/python" benches/peers/torch_twin.py "${CARGO_TARGET_DIR:-target}/release/examples/speed"

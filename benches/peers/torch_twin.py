@@ -1,27 +1,32 @@
-"""PyTorch's twin of the benches `forward` and `train_step`; prints petnet's median over PyTorch's.
+"""PyTorch's twins of petnet's networks; prints both sides' medians, taken turn by turn in one run.
 
-Run by scripts/bench-peers.sh, after criterion has written its estimates.
+Run by scripts/bench-peers.sh with the program that `benches/speed.rs` became.
 """
 
-import json
 import statistics
+import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
+ROUNDS = 3
+CASES = [
+    ("forward", "simple_cnn", 128, 1),
+    ("forward", "simple_cnn", 128, 16),
+    ("forward", "simple_cnn", 224, 1),
+    ("forward", "petnet", 128, 1),
+    ("forward", "petnet", 128, 16),
+    ("step", "simple_cnn", 128, 32),
+    ("step", "petnet", 64, 64),
+    ("step", "petnet", 128, 32),
+]
 
-class SimpleCNN(nn.Module):
+
+class Normalized(nn.Module):
     def __init__(self):
         super().__init__()
-        layers, channels = [], 3
-        for width in (32, 64, 128, 256):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-            channels = width
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 2))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
@@ -29,12 +34,49 @@ class SimpleCNN(nn.Module):
         return self.head(self.body((x / 255 - self.mean) / self.std).mean((2, 3)))
 
 
-def images(count, side):
-    values = torch.arange(count * 3 * side * side) * 7 % 256
-    return values.float().view(count, 3, side, side)
+class SimpleCNN(Normalized):
+    def __init__(self):
+        super().__init__()
+        layers, channels = [], 3
+        for width in (32, 64, 128, 256):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            channels = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2))
 
 
-def median_seconds(work, runs):
+def conv(inputs, outputs, kernel, stride):
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+
+
+class Residual(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.inner = nn.Sequential(*conv(inputs, outputs, 3, stride), nn.ReLU(), *conv(outputs, outputs, 3, 1))
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Sequential(*conv(inputs, outputs, 1, stride))
+
+    def forward(self, x):
+        return torch.relu(self.inner(x) + self.shortcut(x))
+
+
+class PetNet(Normalized):
+    def __init__(self):
+        super().__init__()
+        layers = [*conv(3, 32, 3, 2), nn.ReLU(), *conv(32, 48, 3, 2), nn.ReLU()]
+        inputs = 48
+        for stage, width in enumerate((48, 96, 192, 320)):
+            layers.append(Residual(inputs, width, 2 if stage else 1))
+            inputs = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(inputs, 2)
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+NETWORKS = {"simple_cnn": SimpleCNN, "petnet": PetNet}
+
+
+def median_seconds(work, runs=15):
     for _ in range(3):
         work()
     times = []
@@ -45,38 +87,56 @@ def median_seconds(work, runs):
     return statistics.median(times)
 
 
-def forward(count, side):
-    network, batch = SimpleCNN().eval(), images(count, side)
+def images(count, side):
+    values = torch.arange(count * 3 * side * side) * 7 % 256
+    return values.float().view(count, 3, side, side)
+
+
+def forward(name, side, count, layout):
+    network = NETWORKS[name]().eval().to(memory_format=layout)
+    batch = images(count, side).to(memory_format=layout)
     with torch.inference_mode():
-        return median_seconds(lambda: network(batch), 20)
+        return median_seconds(lambda: network(batch))
 
 
-def train_step(count, side):
-    network, batch = SimpleCNN().train(), images(count, side)
+def step(name, side, count, layout):
+    network = NETWORKS[name]().train().to(memory_format=layout)
+    batch = images(count, side).to(memory_format=layout)
     targets = torch.arange(count) % 2
-    adam = torch.optim.Adam(network.parameters(), lr=1e-3)
+    sgd = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     loss = nn.CrossEntropyLoss()
 
-    def step():
-        adam.zero_grad()
+    def once():
+        sgd.zero_grad()
         loss(network(batch), targets).backward()
-        adam.step()
+        sgd.step()
 
-    return median_seconds(step, 8)
+    return median_seconds(once)
 
 
-def main(criterion):
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads; medians, ms per image")
-    print(f"{'':28}{'petnet':>9}{'PyTorch':>9}{'ratio':>7}")
-    cases = [("forward", forward, side, count) for side, count in ((128, 1), (128, 16), (224, 1))]
-    cases.append(("train_step", train_step, 128, 32))
-    for group, twin, side, count in cases:
-        name = f"{side}px_batch-{count}"
-        estimates = json.loads((criterion / group / name / "new" / "estimates.json").read_text())
-        ours = estimates["median"]["point_estimate"] / 1e6 / count
-        theirs = twin(count, side) * 1e3 / count
-        print(f"{group + ' ' + name:28}{ours:9.2f}{theirs:9.2f}{ours / theirs:7.2f}")
+def sgemm():
+    """The machine's rate of large products, in GFLOP/s."""
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    return 2 * 2048**3 / median_seconds(lambda: a @ b, 9) * 1e-9
+
+
+def main(program):
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, sgemm {sgemm():.0f} GFLOP/s")
+    print(f"medians of {ROUNDS} rounds, milliseconds per image")
+    print(f"{'':32}{'petnet':>9}{'PyTorch':>9}{'petnet / PyTorch':>18}")
+    for case in CASES:
+        what, name, side, count = case
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            ours.append(float(subprocess.check_output([program, *map(str, case)])))
+            measure = forward if what == "forward" else step
+            # Which layout is faster depends on the network: PyTorch gets the better one.
+            times = [measure(name, side, count, layout) for layout in LAYOUTS]
+            theirs.append(min(times) * 1e3 / count)
+        ours, theirs = statistics.median(ours), statistics.median(theirs)
+        label = f"{what} {name} {side} px, batch {count}"
+        print(f"{label:32}{ours:9.3f}{theirs:9.3f}{ours / theirs:18.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

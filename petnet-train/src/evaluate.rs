@@ -54,6 +54,7 @@ impl Evaluate {
         let info = classifier.info();
         let mut figures = serde_json::to_value(&metrics)?;
         if let Some(map) = figures.as_object_mut() {
+            map.insert("coverage".into(), json!(evaluation.coverage()));
             map.insert("classes".into(), json!(info.labels));
             map.insert(
                 "model".into(),
@@ -92,6 +93,8 @@ impl Evaluate {
         }
         println!("log loss   {:.4}", metrics.log_loss);
         println!("ECE        {}", percent(metrics.ece));
+        let coverage = evaluation.coverage();
+        println!("answered   {}, rightly {}", percent(coverage.share), percent(coverage.accuracy));
         println!("report     {}", page.display());
         Ok(())
     }

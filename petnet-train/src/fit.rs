@@ -7,16 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use petnet::dataset::Split;
-use petnet::metrics::confidence_for;
 use petnet::train::{EpochReport, Observer, StepReport};
 use petnet::{Classifier, Dataset, Device, Precision, Trainer};
 
 use crate::config::Config;
 use crate::report::{charts, files};
 use crate::{Output, terminal};
-
-/// Share of the answers above a model's threshold that must be right on validation photos.
-const SURE: f64 = 0.99;
 
 /// Train a network.
 #[derive(clap::Args)]
@@ -61,14 +57,15 @@ impl Fit {
         tracing::info!(settings = %serde_json::to_string(&config)?, "training");
         let mut watcher = Watcher::new(trainer.epochs, config.log_every(), output)?;
         let fitted = trainer.fit_observed(&train, &valid, &mut watcher)?;
-        watcher.bar.finish_and_clear();
+        watcher.finish();
         let out = &config.checkpoint.save_dir;
-        let classifier = Classifier::new(fitted.best.clone(), self.device)?;
-        let evaluation = classifier.evaluate(&valid, |_| ())?;
-        let metrics = evaluation.metrics();
-        let threshold = confidence_for(SURE, &evaluation.probabilities, &evaluation.truth);
-        let best = fitted.best.with_threshold(threshold.unwrap_or(1.0));
+        let best = fitted.best.calibrated(&train, &valid, self.device)?;
         best.save(out.join(Trainer::BEST), Precision::F32)?;
+        if !trainer.save_best_only {
+            let last = fitted.last.calibrated(&train, &valid, self.device)?;
+            last.save(out.join(Trainer::LAST), Precision::F32)?;
+        }
+        let metrics = Classifier::new(best, self.device)?.evaluate(&valid, |_| ())?.metrics();
         files::write(&out.join("loss_curves.png"), &charts::loss_curves_png(&fitted.history)?)?;
         files::write(&out.join("confusion_matrix.npy"), &files::npy(&metrics.confusion_matrix))?;
         files::write_json(&out.join("metrics.json"), &metrics)?;
@@ -86,7 +83,8 @@ impl Fit {
     }
 }
 
-fn open(path: &Path) -> Result<(Dataset, Dataset)> {
+/// Training and validation photos.
+pub(crate) fn open(path: &Path) -> Result<(Dataset, Dataset)> {
     let dataset = Dataset::open(path)?;
     if dataset.samples().iter().any(|sample| sample.split.is_some()) {
         return Ok((dataset.part(Split::Train)?, dataset.part(Split::Val)?));
@@ -95,7 +93,7 @@ fn open(path: &Path) -> Result<(Dataset, Dataset)> {
 }
 
 /// Draws the bar, prints a line an epoch, and hears Ctrl-C.
-struct Watcher {
+pub(crate) struct Watcher {
     bar: ProgressBar,
     epochs: usize,
     log_every: usize,
@@ -104,7 +102,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn new(epochs: usize, log_every: usize, output: Output) -> Result<Self> {
+    pub(crate) fn new(epochs: usize, log_every: usize, output: Output) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let heard = Arc::clone(&stop);
         // The first Ctrl-C ends at the next step with the state saved; a second one ends at once.
@@ -114,6 +112,10 @@ impl Watcher {
             }
         })?;
         Ok(Self { bar: terminal::bar(0, "", output), epochs, log_every, stop, output })
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
     }
 }
 

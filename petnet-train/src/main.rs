@@ -1,9 +1,11 @@
 //! `petnet-train`: from an archive of photos to a trained, evaluated classifier.
 
+mod calibrate;
 mod config;
 mod evaluate;
 mod export;
 mod fit;
+mod lr_find;
 mod predict;
 mod prepare;
 mod report;
@@ -45,8 +47,10 @@ struct Output {
 enum Command {
     Prepare(prepare::Prepare),
     Fit(fit::Fit),
+    LrFind(lr_find::LrFind),
     Evaluate(evaluate::Evaluate),
     Predict(predict::Predict),
+    Calibrate(calibrate::Calibrate),
     Export(export::Export),
 }
 
@@ -55,8 +59,10 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Prepare(command) => command.run(cli.output),
         Command::Fit(command) => command.run(cli.output),
+        Command::LrFind(command) => command.run(cli.output),
         Command::Evaluate(command) => command.run(cli.output),
         Command::Predict(command) => command.run(cli.output),
+        Command::Calibrate(command) => command.run(cli.output),
         Command::Export(command) => command.run(cli.output),
     };
     outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)

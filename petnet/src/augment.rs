@@ -396,3 +396,31 @@ fn erase(pixels: &mut Pixels, rng: &mut ChaCha8Rng) {
         line[left * 3..(left + w as usize) * 3].fill_with(|| rng.random());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixing_keeps_the_share_that_it_says() {
+        let (count, side) = (6, 32);
+        let pixels = side * side * 3;
+        for (mixup, cutmix) in [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)] {
+            let augment = Augment { mixup, cutmix, ..Augment::none() };
+            for epoch in 0..20 {
+                let key = Key { seed: 1, epoch, index: 2 };
+                // The first half is black, the second white.
+                let mut images = vec![0; count / 2 * pixels];
+                images.resize(count * pixels, 255);
+                let kept = augment.mix(&mut images, (count, side), key);
+                assert!((0.0..=1.0).contains(&kept) && (kept == 1.0 || mixup + cutmix > 0.0));
+                for (place, picture) in images.chunks_exact(pixels).enumerate() {
+                    let light: u64 = picture.iter().map(|value| u64::from(*value)).sum();
+                    let white = light as f32 / (255 * pixels) as f32;
+                    let own = if place < count / 2 { 1.0 - white } else { white };
+                    assert!((own - kept).abs() < 0.01, "{augment:?} {place}: {own} {kept}");
+                }
+            }
+        }
+    }
+}

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Error, Result};
 use crate::model::weights::{self, Weight, Weights};
 use crate::model::{Architecture, Network, Normalization};
+use crate::novelty::Novelty;
 use crate::preprocess::Preprocess;
 
 const INFO_KEY: &str = "petnet";
@@ -35,9 +36,15 @@ pub struct ModelInfo {
     pub preprocess: Preprocess,
     /// Its first layer.
     pub normalization: Normalization,
+    /// Logits are divided by it before they become probabilities; 1 where it was never chosen.
+    #[serde(default = "one")]
+    pub temperature: f32,
     /// Answers of less confidence than this are unsure; 0 where it was never chosen.
     #[serde(default)]
     pub threshold: f32,
+    /// What known photos look like to the network; absent where it was never learned.
+    #[serde(default)]
+    pub novelty: Option<Novelty>,
     /// The resolved settings of the training, as they were.
     #[serde(default)]
     pub settings: serde_json::Value,
@@ -52,6 +59,10 @@ pub struct ModelInfo {
     pub data_digest: String,
 }
 
+fn one() -> f32 {
+    1.0
+}
+
 impl ModelInfo {
     /// A new model's description, with nothing measured yet.
     pub fn new(architecture: Architecture, labels: Vec<String>, preprocess: Preprocess) -> Self {
@@ -62,7 +73,9 @@ impl ModelInfo {
             labels,
             preprocess,
             normalization: Normalization::default(),
+            temperature: 1.0,
             threshold: 0.0,
+            novelty: None,
             settings: serde_json::Value::Null,
             metrics: serde_json::Value::Null,
             history: serde_json::Value::Null,
@@ -105,11 +118,15 @@ impl Checkpoint {
         self.weights.values().map(|w| w.values.len()).sum()
     }
 
-    /// Sets the confidence below which answers are unsure, see [`ModelInfo::threshold`].
-    #[must_use]
-    pub fn with_threshold(mut self, threshold: f32) -> Self {
-        self.info.threshold = threshold;
-        self
+    #[cfg(feature = "train")]
+    pub(crate) fn with_calibration(
+        &self,
+        temperature: f32,
+        threshold: f32,
+        novelty: Option<Novelty>,
+    ) -> Self {
+        let info = ModelInfo { temperature, threshold, novelty, ..self.info.clone() };
+        Self { info, weights: self.weights.clone() }
     }
 
     /// Reads a file written by [`Checkpoint::save`].

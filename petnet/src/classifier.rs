@@ -156,9 +156,9 @@ impl Classifier {
         let bytes: Vec<u8> = pictures.iter().flat_map(Pixels::data).copied().collect();
         let size = self.info.preprocess.size as usize;
         let images = to_tensor(bytes, pictures.len(), size, &self.device); // [n, 3, s, s]
-        let probabilities = softmax(self.network.forward(images), 1); // [n, classes]
-        let rows = numbers(probabilities)?;
-        Ok(rows.chunks(self.info.labels.len()).map(|row| self.prediction(row)).collect())
+        let features = self.network.features(images); // [n, width]
+        let answers = answers(&self.network, features, self.info.temperature)?;
+        Ok(answers.into_iter().map(|answer| self.prediction(answer)).collect())
     }
 
     pub(crate) fn check_size(&self, picture: &Pixels) -> Result<()> {
@@ -184,13 +184,43 @@ impl Classifier {
         one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
     }
 
-    pub(crate) fn prediction(&self, probabilities: &[f32]) -> Prediction {
-        let index = argmax(probabilities);
-        let mut prediction =
-            Prediction::new(self.info.labels[index].clone(), index, probabilities.to_vec());
-        prediction.sure = prediction.confidence() >= self.info.threshold;
+    pub(crate) fn prediction(&self, Answer { probabilities, features }: Answer) -> Prediction {
+        let index = argmax(&probabilities);
+        let mut prediction = Prediction::new(self.info.labels[index].clone(), index, probabilities);
+        if let Some(novelty) = &self.info.novelty {
+            let distance = novelty.distance(&features);
+            prediction.novelty = Some(distance);
+            prediction.familiar = novelty.is_familiar(distance);
+        }
+        prediction.sure =
+            prediction.familiar && prediction.confidence() >= self.info.threshold;
         prediction
     }
+}
+
+/// What a network says about one picture.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) probabilities: Vec<f32>,
+    pub(crate) features: Vec<f32>,
+}
+
+/// The answers for `features`, `[n, width]`.
+pub(crate) fn answers(
+    network: &Network,
+    features: Tensor<2>,
+    temperature: f32,
+) -> Result<Vec<Answer>> {
+    let logits = network.classify(features.clone()); // [n, classes]
+    let probabilities = rows(softmax(logits / temperature, 1))?;
+    let pairs = probabilities.into_iter().zip(rows(features)?);
+    Ok(pairs.map(|(probabilities, features)| Answer { probabilities, features }).collect())
+}
+
+/// `[n, m]` -> a vector a row.
+pub(crate) fn rows(tensor: Tensor<2>) -> Result<Vec<Vec<f32>>> {
+    let [_, columns] = tensor.dims();
+    Ok(numbers(tensor)?.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
 }
 
 /// `[n, size, size, 3]` bytes -> `[n, 3, size, size]` floats of 0 to 255 on the device.
@@ -216,12 +246,14 @@ pub struct Prediction {
     label: String,
     index: usize,
     probabilities: Vec<f32>,
+    novelty: Option<f32>,
+    familiar: bool,
     sure: bool,
 }
 
 impl Prediction {
     pub(crate) fn new(label: String, index: usize, probabilities: Vec<f32>) -> Self {
-        Self { label, index, probabilities, sure: true }
+        Self { label, index, probabilities, novelty: None, familiar: true, sure: true }
     }
 
     /// Name of the likeliest class.
@@ -239,7 +271,20 @@ impl Prediction {
         self.probabilities[self.index]
     }
 
-    /// Whether the confidence reaches the model's [`ModelInfo::threshold`].
+    /// How far the photo is from those that the model knows, see [`Novelty::distance`]; absent
+    /// where the model never learned it.
+    ///
+    /// [`Novelty::distance`]: crate::Novelty::distance
+    pub fn novelty(&self) -> Option<f32> {
+        self.novelty
+    }
+
+    /// Whether the photo is like those that the model knows.
+    pub fn is_familiar(&self) -> bool {
+        self.familiar
+    }
+
+    /// Whether the photo is familiar and the confidence reaches [`ModelInfo::threshold`].
     pub fn is_sure(&self) -> bool {
         self.sure
     }

@@ -1,32 +1,59 @@
 //! A network over a whole data set: probabilities, truth and the figures that follow.
 
-use burn::tensor::activation::softmax;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
+use serde::Serialize;
 
 use crate::augment::Augment;
-use crate::classifier::{Classifier, numbers, to_tensor};
+use crate::classifier::{Answer, Classifier, answers, to_tensor};
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::loader::{Loader, LoaderSettings};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, argmax};
 use crate::model::Network;
 
 const BATCH: usize = 64;
 
 /// What a network said about every photo of a data set.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
     /// A row a photo, a column a class.
     pub probabilities: Vec<Vec<f32>>,
+    /// A row a photo: what the network saw in it, the means of its last maps.
+    pub features: Vec<Vec<f32>>,
     /// True class of each photo.
     pub truth: Vec<usize>,
+    /// Whether the model would answer, and not say that it is unsure.
+    pub sure: Vec<bool>,
     classes: usize,
+}
+
+/// What a model that may be unsure answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Coverage {
+    /// Share of the photos that get an answer.
+    pub share: f64,
+    /// Share of those answers that are right.
+    pub accuracy: f64,
 }
 
 impl Evaluation {
     /// All figures.
     pub fn metrics(&self) -> Metrics {
         Metrics::compute(&self.probabilities, &self.truth, self.classes)
+    }
+
+    /// Figures of the answers that are not "unsure".
+    pub fn coverage(&self) -> Coverage {
+        let rows = self.probabilities.iter().zip(&self.truth).zip(&self.sure);
+        let given: Vec<bool> = rows
+            .filter(|(_, sure)| **sure)
+            .map(|((row, truth), _)| argmax(row) == *truth)
+            .collect();
+        let right = given.iter().filter(|right| **right).count();
+        Coverage {
+            share: given.len() as f64 / self.truth.len().max(1) as f64,
+            accuracy: right as f64 / given.len().max(1) as f64,
+        }
     }
 }
 
@@ -49,31 +76,37 @@ impl Classifier {
             shuffle: false,
         };
         let loader = Loader::new(&dataset, settings);
-        run(self.network(), &loader, self.labels().len(), self.device(), &progress)
+        let network = (self.network(), self.info().temperature);
+        let mut evaluation =
+            run(network, &loader, self.labels().len(), self.device(), &progress)?;
+        let answers = evaluation.probabilities.iter().zip(&evaluation.features);
+        evaluation.sure = answers
+            .map(|(row, features)| Answer { probabilities: row.clone(), features: features.clone() })
+            .map(|answer| self.prediction(answer).is_sure())
+            .collect();
+        Ok(evaluation)
     }
 }
 
 pub(crate) fn run(
-    network: &Network,
+    (network, temperature): (&Network, f32),
     loader: &Loader,
     classes: usize,
     device: &Device,
     progress: &dyn Fn(usize),
 ) -> Result<Evaluation> {
-    let mut evaluation = Evaluation { probabilities: Vec::new(), truth: Vec::new(), classes };
+    let mut evaluation = Evaluation { classes, ..Evaluation::default() };
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let photos = batch.targets.len();
         let images = to_tensor(batch.images, photos, loader.size(), device); // [n, 3, s, s]
-        evaluation.probabilities.extend(rows(softmax(network.forward(images), 1))?);
+        for answer in answers(network, network.features(images), temperature)? {
+            evaluation.probabilities.push(answer.probabilities);
+            evaluation.features.push(answer.features);
+        }
         evaluation.truth.extend(batch.targets);
+        evaluation.sure.resize(evaluation.truth.len(), true);
         progress(photos);
     }
     Ok(evaluation)
-}
-
-/// `[n, classes]` -> a vector a row.
-pub(crate) fn rows(tensor: Tensor<2>) -> Result<Vec<Vec<f32>>> {
-    let [_, columns] = tensor.dims();
-    Ok(numbers(tensor)?.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
 }

@@ -3,6 +3,8 @@
 
 #[cfg(feature = "train")]
 pub mod augment;
+#[cfg(feature = "train")]
+mod calibrate;
 mod checkpoint;
 mod classifier;
 #[cfg(feature = "train")]
@@ -17,6 +19,7 @@ mod kernel;
 pub mod loader;
 pub mod metrics;
 pub mod model;
+mod novelty;
 pub mod preprocess;
 #[cfg(feature = "train")]
 pub mod train;
@@ -28,7 +31,8 @@ pub use dataset::Dataset;
 pub use device::Device;
 pub use error::{Error, ImageError, Result};
 #[cfg(feature = "train")]
-pub use evaluate::Evaluation;
+pub use evaluate::{Coverage, Evaluation};
 pub use explain::Explanation;
+pub use novelty::Novelty;
 #[cfg(feature = "train")]
 pub use train::Trainer;

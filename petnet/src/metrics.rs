@@ -112,6 +112,31 @@ pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -
     lowest
 }
 
+/// The temperature by which logits must be divided for the lowest log loss: above 1 where a model
+/// is too sure of itself. `probabilities` are those at temperature 1.
+pub fn temperature_for(probabilities: &[Vec<f32>], truth: &[usize]) -> f32 {
+    let logits: Vec<Vec<f64>> = probabilities
+        .iter()
+        .map(|row| row.iter().map(|p| f64::from(*p).max(1e-30).ln()).collect())
+        .collect();
+    let loss = |logarithm: f64| -> f64 {
+        let scale = (-logarithm).exp();
+        let of = |row: &Vec<f64>, class: usize| {
+            let sum: f64 = row.iter().map(|other| ((other - row[class]) * scale).exp()).sum();
+            sum.ln()
+        };
+        logits.iter().zip(truth).map(|(row, class)| of(row, *class)).sum()
+    };
+    // The loss has one valley: golden-section search, between 1/20 and 20.
+    let golden = (5f64.sqrt() - 1.0) / 2.0;
+    let (mut low, mut high) = (-3.0, 3.0);
+    while high - low > 1e-4 {
+        let (a, b) = (high - golden * (high - low), low + golden * (high - low));
+        if loss(a) < loss(b) { high = b } else { low = a }
+    }
+    ((low + high) / 2.0).exp() as f32
+}
+
 /// Index of the largest value, the first of equals; 0 for an empty row.
 pub fn argmax(row: &[f32]) -> usize {
     let best = row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (index, &value)| {

@@ -7,9 +7,9 @@ mod common;
 use common::draw_folder;
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
-use petnet::model::{Architecture, SimpleCnnConfig};
+use petnet::model::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::train::{Optimizer, Schedule};
+use petnet::train::{Optimizer, Resizing, Schedule};
 use petnet::{Classifier, Dataset, Device, Error, Trainer};
 use tempfile::tempdir;
 
@@ -182,6 +182,73 @@ fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
         let fixed = augment.horizontal_flip == 1.0 || augment.blur == 1.0;
         assert!(fixed || other != changed, "{augment:?}");
     }
+}
+
+#[test]
+fn small_pictures_come_first_and_the_best_model_is_one_of_the_final_size() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["horizontal", "vertical"], 16);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let stage = |size, share| Resizing { size, share };
+    let trainer = Trainer {
+        architecture: Architecture::PetNet(PetNetConfig {
+            stem: 8,
+            widths: vec![8, 16],
+            depths: vec![1, 2],
+            dropout: 0.1,
+        }),
+        progressive: vec![stage(16, 0.4), stage(20, 0.4)],
+        epochs: 10,
+        optimizer: Optimizer::Sgd,
+        learning_rate: 0.05,
+        schedule: Schedule::Cosine,
+        weight_decay: 5e-4,
+        augment: Augment { mixup: 0.2, cutmix: 1.0, ..Augment::none() },
+        ..tiny()
+    };
+    let fitted = trainer.fit(&dataset, &dataset).unwrap();
+    let best = fitted.history.iter().rposition(|epoch| epoch.best).unwrap();
+    assert!(best >= 8, "{:?}", fitted.history);
+    assert_eq!(fitted.last.info().preprocess.size, 24);
+    let first = &fitted.history[0];
+    assert!(fitted.history[9].train_loss < first.train_loss, "{:?}", fitted.history);
+    let wrong = Trainer { progressive: vec![stage(16, 0.6), stage(16, 0.6)], ..trainer };
+    assert!(matches!(wrong.fit(&dataset, &dataset), Err(Error::Config(_))));
+}
+
+#[test]
+fn after_calibration_confidence_is_honest_and_noise_is_not_familiar() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["horizontal", "vertical"], 40);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let fitted = Trainer { label_smoothing: 0.2, ..tiny() }.fit(&dataset, &dataset).unwrap();
+    let plain = Classifier::new(fitted.last.clone(), Device::Cpu).unwrap();
+    let before = plain.evaluate(&dataset, |_| ()).unwrap().metrics();
+    let checkpoint = fitted.last.calibrated(&dataset, &dataset, Device::Cpu).unwrap();
+    assert!(checkpoint.info().temperature < 1.0, "smoothed labels make a model too modest");
+    let classifier = Classifier::new(checkpoint, Device::Cpu).unwrap();
+    let evaluation = classifier.evaluate(&dataset, |_| ()).unwrap();
+    let (after, coverage) = (evaluation.metrics(), evaluation.coverage());
+    assert!(after.log_loss <= before.log_loss && after.accuracy == before.accuracy);
+    assert!(coverage.share > 0.9 && coverage.accuracy >= 0.99, "{coverage:?}");
+    let noise = (0..24 * 24 * 3).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
+    let noise = Pixels::new(24, 24, noise.collect()).unwrap();
+    let guess = classifier.classify_pixels(&[noise]).unwrap().remove(0);
+    assert!(!guess.is_familiar() && !guess.is_sure(), "{guess:?}");
+}
+
+#[test]
+fn the_range_test_ends_when_the_loss_is_lost_and_suggests_a_rate() {
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 16);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let trainer = Trainer { optimizer: Optimizer::Sgd, grad_clip: 0.0, ..tiny() };
+    let curve = trainer.find_rate(&dataset, 1e-4..1e3, 80, &mut ()).unwrap();
+    assert!(curve.points.len() < 80, "{}", curve.points.len());
+    assert!(curve.points.windows(2).all(|pair| pair[0].rate < pair[1].rate));
+    let rate = curve.suggestion().unwrap();
+    assert!((1e-4..10.0).contains(&rate), "{rate}");
+    assert!(matches!(trainer.find_rate(&dataset, 1.0..0.1, 80, &mut ()), Err(Error::Config(_))));
 }
 
 #[test]

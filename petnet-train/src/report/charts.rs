@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use petnet::metrics::CalibrationBin;
-use petnet::train::EpochReport;
+use petnet::train::{EpochReport, RateCurve};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -64,6 +64,36 @@ pub(crate) fn loss_curves_png(history: &[EpochReport]) -> Result<Vec<u8>> {
         root.present().map_err(|e| anyhow!("{e}"))?;
     }
     png(&pixels, width, height)
+}
+
+/// Loss over the learning rate of a range test as a PNG, the suggestion marked.
+pub(crate) fn rate_curve_png(curve: &RateCurve, suggestion: Option<f64>) -> Result<Vec<u8>> {
+    register_font()?;
+    let points: Vec<_> = curve.points.iter().map(|p| (p.rate.log10(), p.loss)).collect();
+    let ends = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
+    };
+    let (left, right) = ends(&mut points.iter().map(|p| p.0));
+    let (low, high) = ends(&mut points.iter().map(|p| p.1));
+    let margin = ((high - low) * 0.05).max(1e-3);
+    let frame = Frame {
+        title: "Learning-rate range test",
+        x: ("log10 of the learning rate", left..right.max(left + 1e-3)),
+        y: ("smoothed loss", low - margin..high + margin),
+    };
+    let mut lines = vec![Line { name: "loss", colour: BLUE, points }];
+    if let Some(rate) = suggestion {
+        let x = rate.log10();
+        let points = vec![(x, low - margin), (x, high + margin)];
+        lines.push(Line { name: "suggested", colour: ORANGE, points });
+    }
+    let mut pixels = vec![255; (SIZE.0 * SIZE.1 * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
+        draw(&root, &frame, &lines)?;
+        root.present().map_err(|e| anyhow!("{e}"))?;
+    }
+    png(&pixels, SIZE.0, SIZE.1)
 }
 
 /// True positive rate over false positive rate, a curve a class (for two classes, of the second).

@@ -269,6 +269,12 @@ impl Dataset {
         Ok(part)
     }
 
+    /// Every `step`-th photo.
+    pub(crate) fn every(&self, step: usize) -> Self {
+        let samples = self.samples.iter().step_by(step.max(1)).cloned();
+        Self { samples: samples.collect(), ..self.clone() }
+    }
+
     fn assign(&self, shares: [f64; 3], seed: u64) -> Vec<Split> {
         let mut groups: HashMap<usize, Vec<usize>> = HashMap::new();
         for (index, sample) in self.samples.iter().enumerate() {

@@ -189,6 +189,11 @@ impl ConvNorm {
     }
 }
 
+/// Of a square convolution with an output of `side` pixels; `weights` are inputs times outputs.
+pub(super) fn conv_flops(side: usize, kernel: usize, weights: usize) -> u64 {
+    2 * (side * side * kernel * kernel * weights) as u64
+}
+
 /// Normal(0, 0.01) weights, no bias at first.
 pub(super) fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
     let mut linear = LinearConfig::new(inputs, outputs).init(device);

@@ -108,6 +108,15 @@ impl Architecture {
         Ok(())
     }
 
+    /// Floating-point operations of one picture of `side` pixels, two for each multiply-add of a
+    /// convolution; all else is little beside them.
+    pub fn flops(&self, side: usize) -> u64 {
+        match self {
+            Self::SimpleCnn(config) => config.flops(side),
+            Self::PetNet(config) => config.flops(side),
+        }
+    }
+
     /// Builds the network with fresh random weights.
     pub fn build(&self, classes: usize, normalization: Normalization, device: &Device) -> Network {
         match self {
@@ -131,13 +140,26 @@ pub enum Network {
 impl Network {
     /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        self.classify(self.features(images))
+    }
+
+    /// `[n, 3, h, w]` of 0 to 255 -> the means of the last maps, `[n, width]`.
+    pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         match self {
-            Self::SimpleCnn(net) => net.forward(images),
-            Self::PetNet(net) => net.forward(images),
+            Self::SimpleCnn(net) => net.features(images),
+            Self::PetNet(net) => net.features(images),
         }
     }
 
-    /// `[1, 3, h, w]` of 0 to 255 -> logits `[1, classes]` and, for the likeliest class, the heat
+    /// What [`Network::features`] gave -> logits `[n, classes]`.
+    pub fn classify(&self, features: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::SimpleCnn(net) => net.classify(features),
+            Self::PetNet(net) => net.classify(features),
+        }
+    }
+
+    /// `[1, 3, h, w]` of 0 to 255 -> features `[1, width]` and, for the likeliest class, the heat
     /// map of the last convolution `[1, h', w']`, 0 or more.
     pub fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
         match self {

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Normalization;
-use super::layers::{ConvNorm, Maps, linear};
+use super::layers::{ConvNorm, Maps, conv_flops, linear};
 use crate::kernel::Activation;
 
 /// Widths and depths of a [`PetNet`].
@@ -80,26 +80,48 @@ impl PetNetConfig {
     }
 }
 
+impl PetNetConfig {
+    pub(super) fn flops(&self, side: usize) -> u64 {
+        let first = self.widths.first().copied().unwrap_or(self.stem);
+        let (mut side, mut inputs) = (side.div_ceil(4), first);
+        let mut sum = conv_flops(side * 2, 3, 3 * self.stem) + conv_flops(side, 3, self.stem * first);
+        for (stage, (&width, &depth)) in self.widths.iter().zip(&self.depths).enumerate() {
+            side = if stage > 0 { side.div_ceil(2) } else { side };
+            for place in 0..depth {
+                let shortcut = place == 0 && (stage > 0 || inputs != width);
+                sum += conv_flops(side, 3, inputs * width) + conv_flops(side, 3, width * width);
+                sum += if shortcut { conv_flops(side, 1, inputs * width) } else { 0 };
+                inputs = width;
+            }
+        }
+        sum
+    }
+}
+
 impl PetNet {
-    /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`.
-    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = self.features(images).mean(); // [n, width]
-        self.head.forward(self.dropout.forward(x)) // [n, classes]
+    /// `[n, 3, h, w]` of 0 to 255 -> `[n, width]`.
+    pub(super) fn features(&self, images: Tensor<4>) -> Tensor<2> {
+        self.maps(images).mean()
+    }
+
+    pub(super) fn classify(&self, features: Tensor<2>) -> Tensor<2> {
+        self.head.forward(self.dropout.forward(features)) // [n, classes]
     }
 
     /// See [`Network::explain`](super::Network::explain).
     pub(super) fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
-        let maps = self.features(image);
-        let logits = self.head.forward(maps.clone().mean()); // [1, classes]
+        let maps = self.maps(image);
+        let features = maps.clone().mean(); // [1, width]
+        let logits = self.head.forward(features.clone()); // [1, classes]
         let maps = maps.planes(); // [1, width, h', w']
-        let best = logits.clone().argmax(1).reshape([1]); // [1]
+        let best = logits.argmax(1).reshape([1]); // [1]
         let towards = self.head.weight.val().select(1, best); // [width, 1]
         let width = maps.dims()[1];
         let heat = maps * towards.reshape([1, width, 1, 1]); // [1, width, h', w']
-        (logits, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
+        (features, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
     }
 
-    fn features(&self, images: Tensor<4>) -> Maps {
+    fn maps(&self, images: Tensor<4>) -> Maps {
         let x = Maps::new(self.normalization.forward(images));
         let x = self.stem.iter().fold(x, |x, conv| conv.forward(x, None, Activation::Relu));
         self.blocks.iter().fold(x, |x, block| block.forward(x))
@@ -124,5 +146,27 @@ impl Residual {
             None => x,
         };
         self.second.forward(inner, Some(shortcut), Activation::Relu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_and_operations_are_those_of_the_drawing() {
+        let device = Device::flex();
+        let config = PetNetConfig { stem: 4, widths: vec![6, 8], depths: vec![1, 1], dropout: 0.0 };
+        let net = config.build(2, Normalization::default(), &device);
+        let weights: usize = 27 * 4 + 36 * 6 + 2 * 54 * 6 + (54 + 72) * 8 + 48 + 16;
+        let norms = 2 * (4 + 6 + 6 + 6 + 8 + 8 + 8);
+        assert_eq!(net.num_params(), weights + norms + norms + 2);
+        let places = [(16, 27 * 4), (8, 36 * 6 + 2 * 54 * 6), (4, (54 + 72) * 8 + 48)];
+        let products: usize = places.iter().map(|(side, weights)| side * side * weights).sum();
+        assert_eq!(config.flops(32), 2 * products as u64);
+        let images = Tensor::<4>::zeros([2, 3, 32, 24], &device);
+        assert_eq!(net.classify(net.features(images.clone())).dims(), [2, 2]);
+        let (features, heat) = net.explain(images.slice([0..1]));
+        assert_eq!((features.dims(), heat.dims()), ([1, 8], [1, 4, 3]));
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Normalization;
-use super::layers::{ConvNorm, Maps, linear};
+use super::layers::{ConvNorm, Maps, conv_flops, linear};
 use crate::kernel::Activation;
 
 /// Widths of a [`SimpleCnn`].
@@ -65,32 +65,43 @@ impl SimpleCnnConfig {
     }
 }
 
+impl SimpleCnnConfig {
+    pub(super) fn flops(&self, side: usize) -> u64 {
+        let layers = std::iter::once(&3).chain(&self.channels).zip(&self.channels).enumerate();
+        layers.map(|(block, (inputs, outputs))| conv_flops(side >> block, 3, inputs * outputs)).sum()
+    }
+}
+
 impl SimpleCnn {
-    /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`; `h` and `w` at least 2^blocks.
-    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = self.features(images).mean(); // [n, 256]
-        let x = relu(self.hidden.forward(x)); // [n, 128]
+    /// `[n, 3, h, w]` of 0 to 255 -> `[n, 256]`; `h` and `w` at least 2^blocks.
+    pub(super) fn features(&self, images: Tensor<4>) -> Tensor<2> {
+        self.maps(images).mean()
+    }
+
+    pub(super) fn classify(&self, features: Tensor<2>) -> Tensor<2> {
+        let x = relu(self.hidden.forward(features)); // [n, 128]
         self.head.forward(self.dropout.forward(x)) // [n, classes]
     }
 
     /// See [`Network::explain`](super::Network::explain).
     pub(super) fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
-        let maps = self.features(image);
-        let hidden = relu(self.hidden.forward(maps.clone().mean())); // [1, 128]
+        let maps = self.maps(image);
+        let features = maps.clone().mean(); // [1, 256]
+        let hidden = relu(self.hidden.forward(features.clone())); // [1, 128]
         let maps = maps.planes(); // [1, 256, h', w']
         let logits = self.head.forward(hidden.clone()); // [1, classes]
-        let best = logits.clone().argmax(1).reshape([1]); // [1]
+        let best = logits.argmax(1).reshape([1]); // [1]
         let towards = self.head.weight.val().select(1, best).transpose(); // [1, 128]
         // The gradient of the best logit by the pooled features: ReLU passes what it let through.
         let gradient = towards * hidden.greater_scalar(0).float(); // [1, 128]
         let gradient = gradient.matmul(self.hidden.weight.val().transpose()); // [1, 256]
         let channels = gradient.dims()[1];
         let heat = maps * gradient.reshape([1, channels, 1, 1]); // [1, 256, h', w']
-        (logits, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
+        (features, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
     }
 
     /// The last block's output, of sides `h/16` and `w/16`.
-    fn features(&self, images: Tensor<4>) -> Maps {
+    fn maps(&self, images: Tensor<4>) -> Maps {
         let x = Maps::new(self.normalization.forward(images));
         self.blocks.iter().fold(x, |x, block| block.forward(x, None, Activation::ReluPool))
     }
@@ -109,7 +120,7 @@ mod tests {
         let values: Vec<f32> = (0..3 * 16 * 12).map(|i| (i * 31 % 251) as f32).collect();
         let data = burn::tensor::TensorData::new(values, [1, 3, 16, 12]);
         let image = Tensor::<4>::from_data(data, &device);
-        let maps = net.features(image.clone()).planes().detach().require_grad(); // [1, 6, 4, 3]
+        let maps = net.maps(image.clone()).planes().detach().require_grad(); // [1, 6, 4, 3]
         let pooled = maps.clone().reshape([1, 6, 12]).mean_dim(2).reshape([1, 6]); // [1, 6]
         let logits = net.head.forward(relu(net.hidden.forward(pooled)));
         let gradients = logits.max_dim(1).sum().backward();

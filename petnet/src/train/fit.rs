@@ -14,7 +14,7 @@ use super::state::{Progress, State};
 use super::{EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema};
 use crate::augment::{Augment, Key};
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
-use crate::classifier::to_tensor;
+use crate::classifier::{rows, to_tensor};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluation};
@@ -107,12 +107,18 @@ impl<'a> Fit<'a> {
         Ok(Fitted { best, last, history: self.state.progress.history })
     }
 
-    /// Loaders of this epoch's size; photos are decoded anew where it changes.
+    /// Loaders of this epoch's size, for which photos are decoded anew where it changes. What was
+    /// best at another size is not comparable, and forgotten.
     fn resize(&mut self) {
-        let size = self.trainer.size_in(self.state.progress.epoch);
+        let Progress { epoch, step, .. } = self.state.progress;
+        let size = self.trainer.size_in(epoch);
         if size as usize != self.train.size() {
             self.train = self.train.with_settings(settings(self.trainer, true, size));
             self.valid = self.valid.with_settings(settings(self.trainer, false, size));
+        }
+        if epoch > 0 && step == 0 && size != self.trainer.size_in(epoch - 1) {
+            self.best = None;
+            (self.state.progress.best_score, self.state.progress.epochs_since_best) = (None, 0);
         }
     }
 
@@ -124,24 +130,17 @@ impl<'a> Fit<'a> {
     fn train_epoch(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let steps = self.train.steps();
         let Progress { epoch, step, .. } = self.state.progress;
-        for batch in self.train.epoch(epoch, step) {
+        let mut batches = self.train.epoch(epoch, step);
+        loop {
             let began = Instant::now();
-            let batch = batch?;
-            let photos = batch.targets.len();
-            let rate = self.step(batch)?;
-            let progress = &self.state.progress;
-            observer.step(&StepReport {
-                epoch: progress.epoch + 1,
-                step: progress.step,
-                steps,
-                loss: progress.loss_sum / progress.seen as f64,
-                accuracy: progress.right as f64 / progress.seen as f64,
-                learning_rate: rate,
-                images_per_second: photos as f64 / began.elapsed().as_secs_f64(),
-            });
-            let due = self.trainer.save_every > 0
-                && progress.step.is_multiple_of(self.trainer.save_every);
-            let stop = observer.stop() && progress.step < steps;
+            let Some(batch) = batches.next() else { return Ok(()) };
+            self.state.progress.waited += began.elapsed().as_secs_f64();
+            let rate = self.learning_rate();
+            self.step(batch?, rate)?;
+            observer.step(&self.report(rate, began));
+            let step = self.state.progress.step;
+            let due = self.trainer.save_every > 0 && step.is_multiple_of(self.trainer.save_every);
+            let stop = observer.stop() && step < steps;
             if due || stop {
                 self.save_state()?;
             }
@@ -149,12 +148,42 @@ impl<'a> Fit<'a> {
                 return Err(Error::Interrupted);
             }
         }
-        Ok(())
     }
 
-    /// One step; returns its learning rate.
-    fn step(&mut self, batch: Batch) -> Result<f64> {
-        let rate = self.learning_rate();
+    /// Steps at given rates; `seen` hears each one's loss and says whether to go on.
+    pub(super) fn steps_at(
+        &mut self,
+        mut rates: impl Iterator<Item = f64>,
+        mut seen: impl FnMut(f32, &StepReport) -> bool,
+    ) -> Result<()> {
+        loop {
+            for batch in self.train.epoch(self.state.progress.epoch, 0) {
+                let Some(rate) = rates.next() else { return Ok(()) };
+                let began = Instant::now();
+                let loss = self.step(batch?, rate)?;
+                if !seen(loss, &self.report(rate, began)) {
+                    return Ok(());
+                }
+            }
+            self.state.progress.epoch += 1;
+        }
+    }
+
+    fn report(&self, learning_rate: f64, began: Instant) -> StepReport {
+        let progress = &self.state.progress;
+        StepReport {
+            epoch: progress.epoch + 1,
+            step: progress.step,
+            steps: self.train.steps(),
+            loss: progress.loss_sum / progress.seen as f64,
+            accuracy: progress.right as f64 / progress.seen as f64,
+            learning_rate,
+            images_per_second: self.trainer.batch_size as f64 / began.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// One step; returns its loss.
+    fn step(&mut self, batch: Batch, rate: f64) -> Result<f32> {
         let Progress { epoch, step, updates, .. } = self.state.progress;
         // Dropout draws from the device's generator: seeded by place, it needs no saved state.
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
@@ -178,14 +207,14 @@ impl<'a> Fit<'a> {
             self.state.average =
                 Some(ema::update(average, &model, self.trainer.ema_decay, updates));
         }
-        let rows = evaluate::rows(logits.inner())?;
+        let rows = rows(logits.inner())?;
         let progress = &mut self.state.progress;
         progress.loss_sum += f64::from(value) * photos as f64;
         progress.right += rows.iter().zip(&batch.targets).filter(|(r, t)| argmax(r) == **t).count();
         progress.seen += photos;
         progress.step += 1;
         progress.updates += 1;
-        Ok(rate)
+        Ok(value)
     }
 
     /// Cross entropy; of mixed pictures, each photo's by its share.
@@ -240,11 +269,13 @@ impl<'a> Fit<'a> {
             val_loss: metrics.log_loss,
             val_accuracy: metrics.accuracy,
             seconds,
+            waited: progress.waited,
             best,
         };
         progress.history.push(report.clone());
         progress.epoch += 1;
         (progress.step, progress.loss_sum, progress.right, progress.seen) = (0, 0.0, 0, 0);
+        progress.waited = 0.0;
         let figures = serde_json::to_value(&metrics).map_err(|e| Error::Config(e.to_string()))?;
         let checkpoint = self.checkpoint(json!({ "epoch": report.epoch, "validation": figures }));
         if let Some(out) = &self.trainer.out {
@@ -266,7 +297,7 @@ impl<'a> Fit<'a> {
     fn validate(&self) -> Result<Evaluation> {
         let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
         let device = self.device.clone().inner();
-        evaluate::run(&network, &self.valid, self.info.labels.len(), &device, &|_| {})
+        evaluate::run((&network, 1.0), &self.valid, self.info.labels.len(), &device, &|_| {})
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Checkpoint {

@@ -7,6 +7,7 @@
 mod clip;
 mod ema;
 mod fit;
+mod lr_find;
 mod schedule;
 mod state;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use lr_find::{RateCurve, RatePoint};
 pub use schedule::Schedule;
 
 use crate::augment::Augment;
@@ -176,6 +178,9 @@ pub struct EpochReport {
     pub val_accuracy: f64,
     /// Seconds since training began, interruptions left out.
     pub seconds: f64,
+    /// Seconds of this epoch in which the network waited for a batch.
+    #[serde(default)]
+    pub waited: f64,
     /// Whether this is the best epoch so far.
     pub best: bool,
 }
@@ -195,7 +200,7 @@ pub struct StepReport {
     pub accuracy: f64,
     /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Photos trained per second, by this step alone.
+    /// Photos a second, the wait for the batch included.
     pub images_per_second: f64,
 }
 

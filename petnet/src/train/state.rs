@@ -36,6 +36,9 @@ pub(super) struct Progress {
     pub(super) best_score: Option<f64>,
     pub(super) epochs_since_best: usize,
     pub(super) seconds: f64,
+    /// Seconds of this epoch in which no batch was ready.
+    #[serde(default)]
+    pub(super) waited: f64,
     pub(super) history: Vec<EpochReport>,
     /// What must be equal for a resumed training to make sense.
     pub(super) identity: serde_json::Value,

@@ -1,0 +1,40 @@
+//! After training: what makes a model's confidence honest, and lets it say that it does not know.
+
+use crate::checkpoint::Checkpoint;
+use crate::classifier::Classifier;
+use crate::dataset::Dataset;
+use crate::device::Device;
+use crate::error::Result;
+use crate::metrics::{confidence_for, temperature_for};
+use crate::novelty::Novelty;
+
+/// Share of the answers that a model calls sure that must be right on validation photos.
+const SURE: f64 = 0.99;
+/// Share of validation photos that are familiar.
+const FAMILIAR: f64 = 0.99;
+/// Training photos that are enough to know where features lie.
+const ENOUGH: usize = 4000;
+
+impl Checkpoint {
+    /// Chooses by validation photos the temperature (Guo et al., "On calibration of modern neural
+    /// networks", 2017), the threshold above which 99 % of answers are right, and, from training
+    /// photos, what is familiar.
+    ///
+    /// # Errors
+    /// As [`Classifier::evaluate`].
+    pub fn calibrated(self, train: &Dataset, valid: &Dataset, device: Device) -> Result<Self> {
+        let plain = self.with_calibration(1.0, 0.0, None);
+        let classifier = Classifier::new(plain.clone(), device)?;
+        let known = classifier.evaluate(&train.every(train.len().div_ceil(ENOUGH)), |_| ())?;
+        let held_out = classifier.evaluate(valid, |_| ())?;
+        let temperature = temperature_for(&held_out.probabilities, &held_out.truth);
+        let classes = plain.info().labels.len();
+        let features = (known.features.as_slice(), known.truth.as_slice());
+        let novelty = Novelty::learn(features, &held_out.features, classes, FAMILIAR);
+        let warm = plain.with_calibration(temperature, 0.0, Some(novelty));
+        let judged = Classifier::new(warm.clone(), device)?.evaluate(valid, |_| ())?;
+        let threshold = confidence_for(SURE, &judged.probabilities, &judged.truth);
+        let novelty = warm.info().novelty.clone();
+        Ok(warm.with_calibration(temperature, threshold.unwrap_or(1.0), novelty))
+    }
+}

@@ -1,0 +1,108 @@
+//! The learning-rate range test (Smith, "Cyclical learning rates", 2015): a short training whose
+//! rate rises from far too low to far too high.
+
+use super::fit::Fit;
+use super::{Observer, StepReport, Trainer};
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+
+/// Weight of what came before in the smoothed loss.
+const SMOOTHING: f64 = 0.95;
+/// A loss this many times the lowest one ends the test.
+const LOST: f64 = 3.0;
+
+/// One step of the test.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RatePoint {
+    /// Learning rate of the step.
+    pub rate: f64,
+    /// Loss, smoothed over steps.
+    pub loss: f64,
+}
+
+/// What the test found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RateCurve {
+    /// One point a step, rates rising.
+    pub points: Vec<RatePoint>,
+}
+
+impl RateCurve {
+    /// The rate at which the loss fell fastest, a good peak for a schedule that decays; `None`
+    /// where it never fell.
+    pub fn suggestion(&self) -> Option<f64> {
+        const REACH: usize = 5;
+        let lowest = self.points.iter().map(|p| p.loss).fold(f64::INFINITY, f64::min);
+        let end = self.points.iter().position(|p| p.loss == lowest)?;
+        let slopes = self.points[..=end].windows(2 * REACH + 1).map(|window| {
+            let (first, middle, last) = (window[0], window[REACH], window[2 * REACH]);
+            ((last.loss - first.loss) / (last.rate / first.rate).ln(), middle.rate)
+        });
+        slopes.filter(|(slope, _)| *slope < 0.0).min_by(|a, b| a.0.total_cmp(&b.0)).map(|s| s.1)
+    }
+}
+
+impl Trainer {
+    /// Trains `steps` steps at rates that rise evenly in the logarithm, or until the loss is lost.
+    /// Nothing is saved.
+    ///
+    /// # Errors
+    /// As [`Trainer::fit`]; [`Error::Config`] when the range is empty or there are too few steps.
+    pub fn find_rate(
+        &self,
+        train: &Dataset,
+        range: std::ops::Range<f64>,
+        steps: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<RateCurve> {
+        self.validate()?;
+        if !(range.start > 0.0 && range.start < range.end) || steps < 20 {
+            return Err(Error::Config(
+                "a rate test needs 0 < lowest < highest and at least 20 steps".into(),
+            ));
+        }
+        let trainer = Self { out: None, ..self.clone() };
+        let mut fit = Fit::start(&trainer, train, train)?;
+        let growth = (range.end / range.start).powf(1.0 / (steps - 1) as f64);
+        let rates = (0..steps).map(|step| range.start * growth.powi(step as i32));
+        let (mut points, mut average, mut weight) = (Vec::new(), 0.0, 0.0);
+        let (mut lowest, mut interrupted) = (f64::INFINITY, false);
+        let outcome = fit.steps_at(rates, |loss, report| {
+            average = average * SMOOTHING + f64::from(loss) * (1.0 - SMOOTHING);
+            weight = weight * SMOOTHING + 1.0 - SMOOTHING;
+            let loss = average / weight;
+            points.push(RatePoint { rate: report.learning_rate, loss });
+            lowest = loss.min(lowest);
+            let report = StepReport { step: points.len(), steps, loss, ..*report };
+            observer.step(&report);
+            interrupted = observer.stop();
+            !interrupted && loss <= lowest * LOST
+        });
+        match outcome {
+            // A loss that is no number is where the rates end, not a failure.
+            Ok(()) | Err(Error::Diverged { .. }) if !interrupted => {}
+            Ok(()) => return Err(Error::Interrupted),
+            Err(error) => return Err(error),
+        }
+        Ok(RateCurve { points })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_suggestion_lies_on_the_steepest_fall() {
+        let loss = |place: f64| 0.7 - 0.5 / (1.0 + (-(place - 40.0) / 3.0).exp())
+            + 4.0 / (1.0 + (-(place - 80.0) / 2.0).exp());
+        let points: Vec<RatePoint> = (0..90)
+            .map(|i| RatePoint { rate: 1e-5 * 1.1f64.powi(i), loss: loss(f64::from(i)) })
+            .collect();
+        let rate = RateCurve { points }.suggestion().unwrap();
+        let place = (rate / 1e-5).ln() / 1.1f64.ln();
+        assert!((place - 40.0).abs() < 3.0, "{place}");
+        let rising = (0..30).map(|i| RatePoint { rate: f64::from(i + 1), loss: f64::from(i) });
+        assert_eq!(RateCurve { points: rising.collect() }.suggestion(), None);
+    }
+}
