@@ -30,6 +30,7 @@ fn the_references_clients_find_what_they_know() {
     assert!((sum - 1.0).abs() < 1e-5, "{answer}");
     assert!(answer["processing_time_ms"].as_f64().unwrap() > 0.0);
     assert!(["cat", "dog", "unsure"].contains(&answer["decision"].as_str().unwrap()));
+    assert!(answer["familiar"].is_boolean());
     assert_eq!(answer["prediction_id"].as_str().unwrap().len(), 36);
     assert_eq!(answer["model"]["name"], "cats-vs-dogs");
 

@@ -118,8 +118,10 @@ impl Checkpoint {
         self.weights.values().map(|w| w.values.len()).sum()
     }
 
-    #[cfg(feature = "train")]
-    pub(crate) fn with_calibration(
+    /// The same model with another [`ModelInfo::temperature`], [`ModelInfo::threshold`] and
+    /// [`ModelInfo::novelty`].
+    #[must_use]
+    pub fn with_calibration(
         &self,
         temperature: f32,
         threshold: f32,

@@ -192,8 +192,7 @@ impl Classifier {
             prediction.novelty = Some(distance);
             prediction.familiar = novelty.is_familiar(distance);
         }
-        prediction.sure =
-            prediction.familiar && prediction.confidence() >= self.info.threshold;
+        prediction.sure = prediction.familiar && prediction.confidence() >= self.info.threshold;
         prediction
     }
 }

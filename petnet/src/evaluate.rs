@@ -77,11 +77,13 @@ impl Classifier {
         };
         let loader = Loader::new(&dataset, settings);
         let network = (self.network(), self.info().temperature);
-        let mut evaluation =
-            run(network, &loader, self.labels().len(), self.device(), &progress)?;
+        let mut evaluation = run(network, &loader, self.labels().len(), self.device(), &progress)?;
         let answers = evaluation.probabilities.iter().zip(&evaluation.features);
         evaluation.sure = answers
-            .map(|(row, features)| Answer { probabilities: row.clone(), features: features.clone() })
+            .map(|(row, features)| Answer {
+                probabilities: row.clone(),
+                features: features.clone(),
+            })
             .map(|answer| self.prediction(answer).is_sure())
             .collect();
         Ok(evaluation)

@@ -64,7 +64,8 @@ impl LoaderSettings {
         let (width, height) = match mode {
             Resize::Squeeze => (size, size),
             Resize::CenterCrop => {
-                let scaled = |side: u32| (u64::from(side) * u64::from(size)).div_ceil(shorter.into());
+                let scaled =
+                    |side: u32| (u64::from(side) * u64::from(size)).div_ceil(shorter.into());
                 (scaled(photo.width()) as u32, scaled(photo.height()) as u32)
             }
         };

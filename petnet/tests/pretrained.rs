@@ -3,11 +3,16 @@
 #![cfg(feature = "pretrained")]
 
 mod common;
+#[path = "common/things.rs"]
+mod things;
 
 use std::io::Cursor;
 
 use common::drawn;
 use petnet::Classifier;
+use things::{KINDS, thing};
+
+const EACH: u32 = 8;
 
 #[test]
 fn it_is_small_and_answers_offline_from_any_thread() {
@@ -32,4 +37,25 @@ fn it_says_where_it_came_from() {
     let info = classifier.info();
     assert_eq!(info.data_digest.len(), 64);
     assert!(info.settings.get("seed").is_some() && info.history.is_array());
+}
+
+#[test]
+fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
+    let classifier = Classifier::pretrained().unwrap();
+    let (mut unfamiliar, mut unsure) = (0, 0);
+    for kind in KINDS {
+        let mut strange = 0;
+        for number in 0..EACH {
+            let mut picture = Cursor::new(Vec::new());
+            thing(kind, number).write_to(&mut picture, image::ImageFormat::Png).unwrap();
+            let guess = classifier.classify_bytes(picture.get_ref()).unwrap();
+            strange += u32::from(!guess.is_familiar());
+            unsure += u32::from(!guess.is_sure());
+        }
+        println!("{kind}: {strange} of {EACH} unfamiliar");
+        unfamiliar += strange;
+    }
+    let all = KINDS.len() as u32 * EACH;
+    println!("{unfamiliar} of {all} unfamiliar, {unsure} unsure");
+    assert!(unsure * 10 >= all * 8, "{unsure} of {all} unsure");
 }

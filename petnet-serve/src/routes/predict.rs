@@ -98,6 +98,7 @@ pub(super) fn describe(prediction: &Prediction, model: &Model, id: &str) -> Map<
         ("confidence".to_string(), rounded(prediction.confidence())),
         ("probabilities".to_string(), probabilities.into()),
         ("decision".to_string(), decision.into()),
+        ("familiar".to_string(), prediction.is_familiar().into()),
         ("prediction_id".to_string(), id.into()),
         ("model".to_string(), json!({ "name": model.name, "version": model.version })),
     ])

@@ -12,7 +12,9 @@
 mod conv;
 mod norm;
 mod pool;
+mod tiles;
 
-pub(crate) use conv::{Conv, Packed};
+pub(crate) use conv::Conv;
 pub(crate) use norm::{Activation, Affine, Norm, Slopes, Statistics};
 pub(crate) use pool::{give, take};
+pub(crate) use tiles::Packed;

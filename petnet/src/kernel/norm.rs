@@ -235,7 +235,8 @@ impl Norm {
                             }
                         }
                         None => {
-                            for (((dy, z), scale), shift) in dy.iter_mut().zip(z).zip(scale).zip(shift)
+                            for (((dy, z), scale), shift) in
+                                dy.iter_mut().zip(z).zip(scale).zip(shift)
                             {
                                 *dy = if z * scale + shift > 0.0 { *dy } else { 0.0 };
                             }
@@ -284,7 +285,8 @@ impl Norm {
             let (dy, z) = (&dy[place * chunk..][..dz.len()], &z[place * chunk..][..dz.len()]);
             Arch::new().dispatch(|| {
                 for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
-                    let (dy, z) = (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
+                    let (dy, z) =
+                        (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
                     for c in 0..channels {
                         dz[c] = lines.scale[c] * dy[c] + (lines.slope[c] * z[c] + lines.offset[c]);
                     }
@@ -293,13 +295,7 @@ impl Norm {
         });
     }
 
-    fn unpool(
-        &self,
-        dy: &[f32],
-        z: &[f32],
-        (affine, lines): (&Affine, Lines<'_>),
-        dz: &mut [f32],
-    ) {
+    fn unpool(&self, dy: &[f32], z: &[f32], (affine, lines): (&Affine, Lines<'_>), dz: &mut [f32]) {
         let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
         let row = self.width * batch * channels;
         dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
@@ -320,7 +316,8 @@ impl Norm {
                         let pixel = (k / 2) * self.width + 2 * x + k % 2;
                         let dz = &mut dz[(pixel * batch + photo) * channels..][..channels];
                         for c in 0..channels {
-                            let taken = pick(window.map(|z| z[c]), affine.scale[c], affine.shift[c]);
+                            let taken =
+                                pick(window.map(|z| z[c]), affine.scale[c], affine.shift[c]);
                             dz[c] += lines.scale[c] * dy[c] * taken[k];
                         }
                     }

@@ -3,9 +3,9 @@
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::pool::MaxPool2dConfig;
 use burn::nn::{BatchNorm, BatchNormConfig, Initializer, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::activation::relu;
-use burn::nn::pool::MaxPool2dConfig;
 use burn::tensor::{Device, Tensor};
 
 use super::pixels::{self, Spacing};
@@ -132,7 +132,8 @@ impl ConvNorm {
         shortcut: Option<Tensor<4>>,
         activation: Activation,
     ) -> Tensor<4> {
-        let spacing = Spacing { stride: self.conv.stride[0], padding: self.conv.kernel_size[0] / 2 };
+        let spacing =
+            Spacing { stride: self.conv.stride[0], padding: self.conv.kernel_size[0] / 2 };
         let z = pixels::conv(x, self.conv.weight.val(), spacing); // [h', w', n, outputs]
         let norm = &self.norm;
         let (gamma, beta) = (norm.gamma.val(), norm.beta.val());
@@ -160,8 +161,7 @@ impl ConvNorm {
     #[cfg(feature = "train")]
     fn remember(&self, mean: Tensor<1>, variance: Tensor<1>) {
         let momentum = self.norm.momentum;
-        for (running, new) in
-            [(&self.norm.running_mean, mean), (&self.norm.running_var, variance)]
+        for (running, new) in [(&self.norm.running_mean, mean), (&self.norm.running_var, variance)]
         {
             let old = running.value_sync();
             let new = Tensor::from_inner(new).to_device(&old.device());

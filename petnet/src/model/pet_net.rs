@@ -84,7 +84,8 @@ impl PetNetConfig {
     pub(super) fn flops(&self, side: usize) -> u64 {
         let first = self.widths.first().copied().unwrap_or(self.stem);
         let (mut side, mut inputs) = (side.div_ceil(4), first);
-        let mut sum = conv_flops(side * 2, 3, 3 * self.stem) + conv_flops(side, 3, self.stem * first);
+        let mut sum =
+            conv_flops(side * 2, 3, 3 * self.stem) + conv_flops(side, 3, self.stem * first);
         for (stage, (&width, &depth)) in self.widths.iter().zip(&self.depths).enumerate() {
             side = if stage > 0 { side.div_ceil(2) } else { side };
             for place in 0..depth {
@@ -134,8 +135,7 @@ impl Residual {
         Self {
             first: ConvNorm::new([inputs, outputs], 3, stride, false, device),
             second: ConvNorm::new([outputs, outputs], 3, 1, false, device).silent(),
-            shortcut: changes
-                .then(|| ConvNorm::new([inputs, outputs], 1, stride, false, device)),
+            shortcut: changes.then(|| ConvNorm::new([inputs, outputs], 1, stride, false, device)),
         }
     }
 

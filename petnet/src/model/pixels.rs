@@ -139,10 +139,11 @@ fn apply(
 /// Keeps a tensor's memory for the next one, if nothing else holds it.
 #[cfg(feature = "train")]
 fn recycle(tensor: FlexTensor) {
-    if tensor.is_unique() && tensor.layout().num_elements() >= WORTH_KEEPING {
-        if let Ok(buffer) = tensor.into_data().try_into_vec_as::<f32>() {
-            kernel::give(buffer);
-        }
+    if tensor.is_unique()
+        && tensor.layout().num_elements() >= WORTH_KEEPING
+        && let Ok(buffer) = tensor.into_data().try_into_vec_as::<f32>()
+    {
+        kernel::give(buffer);
     }
 }
 
@@ -320,9 +321,7 @@ mod gradients {
                 let [a, b, c] = nodes;
                 let prepared = NormBackward.prepare::<NoCheckpointing>([a, b, c, node]);
                 match prepared.compute_bound().stateful() {
-                    OpsKind::Tracked(prepared) => {
-                        prepared.finish(state(z, Some(out.clone())), out)
-                    }
+                    OpsKind::Tracked(prepared) => prepared.finish(state(z, Some(out.clone())), out),
                     OpsKind::UnTracked(prepared) => prepared.finish(out),
                 }
             }

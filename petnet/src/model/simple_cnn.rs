@@ -68,7 +68,9 @@ impl SimpleCnnConfig {
 impl SimpleCnnConfig {
     pub(super) fn flops(&self, side: usize) -> u64 {
         let layers = std::iter::once(&3).chain(&self.channels).zip(&self.channels).enumerate();
-        layers.map(|(block, (inputs, outputs))| conv_flops(side >> block, 3, inputs * outputs)).sum()
+        layers
+            .map(|(block, (inputs, outputs))| conv_flops(side >> block, 3, inputs * outputs))
+            .sum()
     }
 }
 

@@ -94,8 +94,10 @@ mod tests {
 
     #[test]
     fn the_suggestion_lies_on_the_steepest_fall() {
-        let loss = |place: f64| 0.7 - 0.5 / (1.0 + (-(place - 40.0) / 3.0).exp())
-            + 4.0 / (1.0 + (-(place - 80.0) / 2.0).exp());
+        let loss = |place: f64| {
+            0.7 - 0.5 / (1.0 + (-(place - 40.0) / 3.0).exp())
+                + 4.0 / (1.0 + (-(place - 80.0) / 2.0).exp())
+        };
         let points: Vec<RatePoint> = (0..90)
             .map(|i| RatePoint { rate: 1e-5 * 1.1f64.powi(i), loss: loss(f64::from(i)) })
             .collect();

@@ -1,0 +1,367 @@
+//! Small dense products whose sums stay in registers, with whatever vectors the machine has.
+#![allow(
+    unsafe_code,
+    reason = "bounds checks in the innermost loop halve the speed; tests compare with plain loops"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+)]
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::conv::Conv;
+
+/// Most vectors of output channels that are summed at once.
+const WIDTH: usize = 3;
+/// Most rows (pixels, or inputs of a weights' gradient) that are summed at once.
+pub(super) const ROWS: usize = 8;
+/// Rows of a pass over the weights' gradient: few enough to stay in the first cache.
+const PASS: usize = 64;
+
+/// Weights in the order in which the products read them: blocks of output channels, each
+/// `[taps, inputs, width of the block]`, the last one filled up with zeros.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    data: Vec<f32>,
+    taps: usize,
+    inputs: usize,
+    outputs: usize,
+    lanes: usize,
+}
+
+impl Packed {
+    /// `weight(tap, input, output)` gives each value.
+    pub(crate) fn new(
+        [taps, inputs, outputs]: [usize; 3],
+        weight: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> Self {
+        let lanes = Arch::new().dispatch(Lanes);
+        let vectors = outputs.div_ceil(lanes);
+        let mut data = vec![0.0; taps * inputs * vectors * lanes];
+        let mut rest = data.as_mut_slice();
+        for (first, width) in blocks(vectors) {
+            let (block, after) = rest.split_at_mut(taps * inputs * width * lanes);
+            rest = after;
+            let first = first * lanes;
+            let used = (width * lanes).min(outputs - first);
+            let rows = block.par_chunks_exact_mut(width * lanes).with_min_len(64).enumerate();
+            rows.for_each(|(row, values)| {
+                let (tap, input) = (row / inputs, row % inputs);
+                for (output, value) in values[..used].iter_mut().enumerate() {
+                    *value = weight(tap, input, first + output);
+                }
+            });
+        }
+        Self { data, taps, inputs, outputs, lanes }
+    }
+}
+
+struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+/// First vector and number of vectors of each block of output channels, as even as can be.
+#[inline(always)]
+fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = vectors.div_ceil(WIDTH);
+    (0..count).map(move |block| {
+        let first = block * vectors / count;
+        (first, (block + 1) * vectors / count - first)
+    })
+}
+
+/// How many of `left` rows to take at once.
+#[inline(always)]
+fn rows_at_once<S: Simd>(left: usize) -> usize {
+    match left {
+        8.. if S::REGISTER_COUNT >= 32 => 8,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Runs `$tile` with its rows and width as constants, so that its sums stay in registers; as a
+/// function of its own, or the compiler would spill them.
+macro_rules! in_registers {
+    ($simd:ident, $rows:expr, $width:expr, $tile:ident $fields:tt) => {
+        match ($rows, $width) {
+            (8, 3) => $simd.vectorize($tile::<8, 3> $fields),
+            (8, 2) => $simd.vectorize($tile::<8, 2> $fields),
+            (8, _) => $simd.vectorize($tile::<8, 1> $fields),
+            (4, 3) => $simd.vectorize($tile::<4, 3> $fields),
+            (4, 2) => $simd.vectorize($tile::<4, 2> $fields),
+            (4, _) => $simd.vectorize($tile::<4, 1> $fields),
+            (2, 3) => $simd.vectorize($tile::<2, 3> $fields),
+            (2, 2) => $simd.vectorize($tile::<2, 2> $fields),
+            (2, _) => $simd.vectorize($tile::<2, 1> $fields),
+            (_, 3) => $simd.vectorize($tile::<1, 3> $fields),
+            (_, 2) => $simd.vectorize($tile::<1, 2> $fields),
+            (_, _) => $simd.vectorize($tile::<1, 1> $fields),
+        }
+    };
+}
+
+/// Rows of the input from `start`, times the weights of a tap.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Term {
+    pub(super) start: usize,
+    pub(super) tap: usize,
+}
+
+/// Consecutive rows of the output that sum the same terms.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    pub(super) terms: Vec<Term>,
+}
+
+/// One row of pixels of a convolution's output.
+pub(super) struct Product<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) weights: &'a Packed,
+    /// From one row of the input to that of the next row of the output.
+    pub(super) step: usize,
+    pub(super) runs: &'a [Run],
+    pub(super) out: &'a mut [f32],
+}
+
+/// A block of output channels.
+struct Block<'a> {
+    x: &'a [f32],
+    weights: &'a [f32],
+    inputs: usize,
+    step: usize,
+    /// Channels of the whole output, and the block's first one.
+    outputs: usize,
+    first: usize,
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Packed { data, taps, inputs, outputs, lanes } = self.weights;
+        let mut rest = data.as_slice();
+        for (first, width) in blocks(outputs.div_ceil(*lanes)) {
+            let (weights, after) = rest.split_at(taps * inputs * width * lanes);
+            rest = after;
+            let block = Block {
+                x: self.x,
+                weights,
+                inputs: *inputs,
+                step: self.step,
+                outputs: *outputs,
+                first: first * lanes,
+            };
+            for run in self.runs {
+                let mut row = 0;
+                while row < run.rows {
+                    let count = rows_at_once::<S>(run.rows - row);
+                    let out = &mut self.out[(run.first + row) * outputs..];
+                    let offset = row * self.step;
+                    let (block, terms) = (&block, &run.terms);
+                    in_registers!(simd, count, width, Products { block, terms, offset, out });
+                    row += count;
+                }
+            }
+        }
+    }
+}
+
+/// `R` rows of the output by `V` vectors of its channels.
+struct Products<'a, const R: usize, const V: usize> {
+    block: &'a Block<'a>,
+    terms: &'a [Term],
+    /// From each term's start to this tile's input.
+    offset: usize,
+    /// From the tile's first row on.
+    out: &'a mut [f32],
+}
+
+impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Block { x, weights, inputs, step, outputs, first } = *self.block;
+        let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        for term in self.terms {
+            let rows = &x[term.start + self.offset..][..(R - 1) * step + inputs];
+            let weights = &weights[term.tap * inputs..][..inputs];
+            for (input, weights) in weights.iter().enumerate() {
+                for row in 0..R {
+                    // SAFETY: below (R - 1) * step + inputs, the length, as row < R and
+                    // input < inputs.
+                    let value = unsafe { *rows.get_unchecked(row * step + input) };
+                    let value = simd.splat_f32s(value);
+                    for vector in 0..V {
+                        let sum = sums[row][vector];
+                        sums[row][vector] = simd.mul_add_e_f32s(value, weights[vector], sum);
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            store(simd, &mut self.out[row * outputs..][first..outputs], sums);
+        }
+    }
+}
+
+/// What some rows add to the gradient of the weights of `count` inputs from `first` on.
+pub(super) struct WeightGradient<'a> {
+    pub(super) conv: Conv,
+    pub(super) x: &'a [f32],
+    pub(super) dy: &'a [f32],
+    /// Rows of the output.
+    pub(super) rows: Range<usize>,
+    pub(super) first: usize,
+    pub(super) count: usize,
+    /// `[count, taps, outputs]`.
+    pub(super) dw: &'a mut [f32],
+}
+
+/// Neighbouring output pixels and what one tap reads for them.
+struct Pass<'a> {
+    conv: &'a Conv,
+    /// From the first input of the first pixel on.
+    x: &'a [f32],
+    dy: &'a [f32],
+    tap: usize,
+    /// First output channel.
+    output: usize,
+}
+
+impl WithSimd for WeightGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let conv = self.conv;
+        let pixels = PASS.div_ceil(conv.batch);
+        for y in self.rows.clone() {
+            for from in (0..conv.out_width()).step_by(pixels) {
+                for (first, width) in blocks(conv.outputs.div_ceil(S::F32_LANES)) {
+                    for tap in 0..conv.taps() {
+                        let output = first * S::F32_LANES;
+                        self.pass(simd, (y, from..from + pixels), tap, (output, width));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl WeightGradient<'_> {
+    #[inline(always)]
+    fn pass<S: Simd>(
+        &mut self,
+        simd: S,
+        (y, pixels): (usize, Range<usize>),
+        tap: usize,
+        (output, width): (usize, usize),
+    ) {
+        let conv = &self.conv;
+        let Some(source_y) = conv.rows().source(y, tap / conv.kernel) else { return };
+        let reading = conv.columns().reading(tap % conv.kernel);
+        let pixels = pixels.start.max(reading.start)..pixels.end.min(reading.end);
+        if pixels.is_empty() {
+            return;
+        }
+        let Some(source_x) = conv.columns().source(pixels.start, tap % conv.kernel) else { return };
+        let (x_pixel, dy_pixel) = (conv.batch * conv.inputs, conv.batch * conv.outputs);
+        let dy = &self.dy[y * conv.out_width() * dy_pixel..];
+        let x = &self.x[(source_y * conv.width + source_x) * x_pixel + self.first..];
+        let dy = &dy[pixels.start * dy_pixel..pixels.end * dy_pixel];
+        let mut input = 0;
+        while input < self.count {
+            let count = rows_at_once::<S>(self.count - input);
+            let pass = &Pass { conv, x: &x[input..], dy, tap, output };
+            let dw = &mut self.dw[input * conv.taps() * conv.outputs..];
+            in_registers!(simd, count, width, OuterProducts { pass, dw });
+            input += count;
+        }
+    }
+}
+
+/// `R` inputs by `V` vectors of output channels.
+struct OuterProducts<'a, const R: usize, const V: usize> {
+    pass: &'a Pass<'a>,
+    dw: &'a mut [f32],
+}
+
+impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Pass { conv, x, dy, tap, output } = *self.pass;
+        let Conv { inputs, outputs, batch, .. } = *conv;
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        for (pixel, dy) in dy.chunks_exact(batch * outputs).enumerate() {
+            let x = &x[pixel * conv.stride * batch * inputs..][..(batch - 1) * inputs + R];
+            for (photo, dy) in dy.chunks_exact(outputs).enumerate() {
+                let slopes = load::<S, V>(simd, &dy[output..]);
+                for row in 0..R {
+                    // SAFETY: below (batch - 1) * inputs + R, the length, as photo < batch and
+                    // row < R.
+                    let value = unsafe { *x.get_unchecked(photo * inputs + row) };
+                    let value = simd.splat_f32s(value);
+                    for vector in 0..V {
+                        let sum = sums[row][vector];
+                        sums[row][vector] = simd.mul_add_e_f32s(value, slopes[vector], sum);
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let dw = &mut self.dw[(row * conv.taps() + tap) * outputs..][output..outputs];
+            let mut totals = load::<S, V>(simd, dw);
+            for vector in 0..V {
+                totals[vector] = simd.add_f32s(totals[vector], sums[vector]);
+            }
+            store(simd, dw, &totals);
+        }
+    }
+}
+
+/// The first `V` vectors of `values`, zeros where it ends.
+#[inline(always)]
+fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
+    let (whole, _) = S::as_simd_f32s(values);
+    match whole.first_chunk::<V>() {
+        Some(whole) => *whole,
+        None => {
+            let mut vectors = [simd.splat_f32s(0.0); V];
+            for (vector, part) in vectors.iter_mut().zip(values.chunks(S::F32_LANES)) {
+                *vector = simd.partial_load_f32s(part);
+            }
+            vectors
+        }
+    }
+}
+
+/// Writes as much of the vectors as there is room for.
+#[inline(always)]
+fn store<S: Simd, const V: usize>(simd: S, values: &mut [f32], vectors: &[S::f32s; V]) {
+    // A loop of constant length: with another one the sums would leave their registers.
+    for (place, vector) in vectors.iter().enumerate() {
+        let start = (place * S::F32_LANES).min(values.len());
+        let end = (start + S::F32_LANES).min(values.len());
+        simd.partial_store_f32s(&mut values[start..end], *vector);
+    }
+}
