@@ -170,25 +170,6 @@ impl ConvNorm {
     }
 }
 
-#[cfg(all(test, feature = "train"))]
-impl ConvNorm {
-    /// Gradients of weight, gamma and beta.
-    pub(super) fn gradients(&self, gradients: &burn::tensor::Gradients) -> Vec<Vec<f32>> {
-        let flat = |data: burn::tensor::TensorData| data.try_into_vec_as::<f32>().unwrap();
-        vec![
-            flat(self.conv.weight.val().grad(gradients).unwrap().into_data()),
-            flat(self.norm.gamma.val().grad(gradients).unwrap().into_data()),
-            flat(self.norm.beta.val().grad(gradients).unwrap().into_data()),
-        ]
-    }
-
-    /// The same weights with running statistics of its own.
-    pub(super) fn copied(self) -> Self {
-        let weights = super::weights::read(&self);
-        super::weights::write(self, weights).unwrap()
-    }
-}
-
 /// Of a square convolution with an output of `side` pixels; `weights` are inputs times outputs.
 pub(super) fn conv_flops(side: usize, kernel: usize, weights: usize) -> u64 {
     2 * (side * side * kernel * kernel * weights) as u64
@@ -201,4 +182,118 @@ pub(super) fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
     linear.weight = narrow.init([inputs, outputs], device);
     linear.bias = Some(Initializer::Zeros.init([outputs], device));
     linear
+}
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::model::weights;
+
+    fn noise<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+        let mut state = seed;
+        let values = (0..shape.iter().product())
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect::<Vec<f32>>();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    fn flat<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+        tensor.into_data().try_into_vec_as::<f32>().unwrap()
+    }
+
+    /// Output, and gradients of the input, the shortcut and all weights, flat.
+    fn run(
+        layer: &ConvNorm,
+        [x, shortcut, slope]: [Tensor<4>; 3],
+        activation: Activation,
+        (fast, with_shortcut): (bool, bool),
+    ) -> Vec<Vec<f32>> {
+        let (x, shortcut) = (x.require_grad(), shortcut.require_grad());
+        let maps = |planes: &Tensor<4>| match fast {
+            true => Maps::Pixels(planes.clone().permute([2, 3, 0, 1])),
+            false => Maps::Planes(planes.clone()),
+        };
+        let added = with_shortcut.then(|| maps(&shortcut));
+        let out = layer.forward(maps(&x), added, activation).planes();
+        let [n, c, h, w] = out.dims();
+        let slope = slope.slice([0..n, 0..c, 0..h, 0..w]);
+        let grads = (out.clone() * slope).sum().backward();
+        let mut all = vec![flat(out.inner()), flat(x.grad(&grads).unwrap())];
+        if with_shortcut {
+            all.push(flat(shortcut.grad(&grads).unwrap()));
+        }
+        all.push(flat(layer.conv.weight.val().grad(&grads).unwrap()));
+        all.push(flat(layer.norm.gamma.val().grad(&grads).unwrap()));
+        all.push(flat(layer.norm.beta.val().grad(&grads).unwrap()));
+        all
+    }
+
+    #[test]
+    fn the_kernels_give_what_burns_own_operations_give_and_their_gradients() {
+        let device = Device::flex().autodiff();
+        // height, width, photos, inputs, outputs, kernel, stride
+        let cases = [
+            (9_usize, 7_usize, 3, 3, 5, 3, 1_usize),
+            (8, 8, 2, 3, 16, 3, 2),
+            (7, 6, 9, 12, 50, 3, 1),
+            (6, 6, 17, 20, 33, 3, 2),
+            (5, 8, 8, 16, 24, 1, 2),
+            (4, 4, 1, 9, 17, 3, 1),
+            (2, 2, 6, 8, 49, 3, 1),
+        ];
+        for (case, (h, w, n, inputs, outputs, kernel, stride)) in cases.into_iter().enumerate() {
+            device.seed(case as u64);
+            let layer = ConvNorm::new([inputs, outputs], kernel, stride, case % 2 == 0, &device);
+            let seed = case as u64 * 3;
+            let (oh, ow) = (h.div_ceil(stride), w.div_ceil(stride));
+            let tensors = [
+                noise([n, inputs, h, w], seed + 1, &device),
+                noise([n, outputs, oh, ow], seed + 2, &device),
+                noise([n, outputs, oh, ow], seed + 3, &device),
+            ];
+            for (activation, shortcut) in [
+                (Activation::Linear, false),
+                (Activation::Relu, false),
+                (Activation::Relu, true),
+                (Activation::ReluPool, false),
+            ] {
+                let ours = run(&layer, tensors.clone(), activation, (true, shortcut));
+                let theirs = run(&layer, tensors.clone(), activation, (false, shortcut));
+                assert_eq!(ours.len(), theirs.len());
+                for (part, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+                    assert_eq!(ours.len(), theirs.len(), "case {case} {activation:?} part {part}");
+                    let scale = theirs.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
+                    for (ours, theirs) in ours.iter().zip(theirs) {
+                        let close = (ours - theirs).abs() < 2e-5 * scale;
+                        assert!(close, "case {case} {activation:?} part {part}: {ours} {theirs}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn running_statistics_and_inference_agree_with_burns() {
+        let device = Device::flex().autodiff();
+        device.seed(5);
+        let x = noise([6, 4, 8, 8], 7, &device);
+        let planes = ConvNorm::new([4, 10], 3, 1, true, &device);
+        let pixels = ConvNorm::new([4, 10], 3, 1, true, &device);
+        let pixels = weights::write(pixels, weights::read(&planes)).unwrap();
+        for _ in 0..3 {
+            planes.forward(Maps::Planes(x.clone()), None, Activation::Relu);
+            pixels.forward(Maps::new(x.clone()), None, Activation::Relu);
+        }
+        let x = x.inner();
+        let [planes, pixels] = [planes, pixels].map(|layer| burn::module::Module::valid(&layer));
+        let theirs = planes.forward(Maps::Planes(x.clone()), None, Activation::ReluPool).planes();
+        let ours = pixels.forward(Maps::new(x), None, Activation::ReluPool).planes();
+        let distance = (ours - theirs).abs().max().into_scalar::<f32>();
+        assert!(distance < 1e-5, "{distance}");
+    }
 }
