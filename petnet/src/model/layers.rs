@@ -186,6 +186,8 @@ pub(super) fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
 
 #[cfg(all(test, feature = "train"))]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use burn::tensor::TensorData;
 
     use super::*;
