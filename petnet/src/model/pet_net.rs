@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(config.flops(32), 2 * products as u64);
         let images = Tensor::<4>::zeros([2, 3, 32, 24], &device);
         assert_eq!(net.classify(net.features(images.clone())).dims(), [2, 2]);
-        let (features, heat) = net.explain(images.slice([0..1]));
+        let (features, heat) = net.explain(images.narrow(0, 0, 1));
         assert_eq!((features.dims(), heat.dims()), ([1, 8], [1, 4, 3]));
     }
 }
