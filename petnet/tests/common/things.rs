@@ -52,74 +52,56 @@ fn colour(seed: u32) -> [u8; 3] {
 
 /// Picture `number` of a kind, from [`KINDS`].
 pub(crate) fn thing(kind: &str, number: u32) -> RgbImage {
-    let (a, b) = (colour(number * 2), colour(number * 2 + 1));
-    RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| {
-        let (u, v) = (x as f32, y as f32);
-        Rgb(match kind {
-            "noise" => colour(hash(x, y, number)),
-            "plain" => a,
-            "gradient" => mix(a, b, (u + v * (number % 3) as f32) / 420.0),
-            "stripes" => {
-                if (x * (1 + number % 2) + y * (number % 3)) / (6 + number * 3) % 2 == 0 {
-                    a
-                } else {
-                    b
-                }
-            }
-            "checks" => {
-                if (x / (8 + number * 4) + y / (8 + number * 4)) % 2 == 0 {
-                    a
-                } else {
-                    b
-                }
-            }
-            "circles" => {
-                let (dx, dy) = (u - 120.0, v - 90.0);
-                if ((dx * dx + dy * dy).sqrt() / (8.0 + number as f32 * 2.0)) as u32 % 2 == 0 {
-                    a
-                } else {
-                    b
-                }
-            }
-            "page" => {
-                let line = y % 14 > 4 && y % 14 < 11 && (16..224).contains(&x) && y > 12;
-                let ink = line
-                    && hash(x / 3, y / 14, number) % 5 > 1
-                    && hash(x / 2, y / 2, number) % 3 > 0;
-                if ink { [30, 30, 40] } else { [250, 248, 240] }
-            }
-            "chart" => {
-                let height = 30 + hash(x / 30, 1, number) % 120;
-                let bar = x % 30 > 8 && 170 - y.min(170) < height;
-                if bar {
-                    a
-                } else if y == 170 || x == 8 {
-                    [0; 3]
-                } else {
-                    [255; 3]
-                }
-            }
-            "clouds" => mix(a, b, clouds(u, v, number as f32)),
-            "landscape" => {
-                let horizon = 80.0 + 25.0 * clouds(u, 0.0, number as f32);
-                let grain = clouds(u * 6.0, v * 6.0, number as f32 + 0.5);
-                if v < horizon {
-                    mix([120, 170, 230], [235, 240, 250], clouds(u, v * 2.0, number as f32))
-                } else {
-                    mix([40, 90, 30], [120, 150, 60], grain)
-                }
-            }
-            "bricks" => {
-                let row = y / 16;
-                let joint = y % 16 < 2 || (x + row % 2 * 18) % 36 < 2;
-                let tone = hash((x + row % 2 * 18) / 36, row, number) % 40;
-                if joint { [190, 185, 175] } else { [150 + tone as u8, 70 + (tone / 2) as u8, 50] }
-            }
-            _ => mix(
-                [4, 4, 8],
-                [40, 36, 30],
-                clouds(u, v, number as f32) * 0.5 + (hash(x, y, number) % 50) as f32 / 200.0,
-            ),
-        })
+    RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| match kind {
+        "noise" | "plain" | "gradient" | "stripes" | "checks" | "circles" => {
+            Rgb(pattern(kind, number, (x, y)))
+        }
+        _ => Rgb(scene(kind, number, (x, y))),
     })
+}
+
+fn pattern(kind: &str, number: u32, (x, y): (u32, u32)) -> [u8; 3] {
+    let (u, v) = (x as f32, y as f32);
+    let (a, b) = (colour(number * 2), colour(number * 2 + 1));
+    let cell = match kind {
+        "noise" => return colour(hash(x, y, number)),
+        "plain" => return a,
+        "gradient" => return mix(a, b, (u + v * (number % 3) as f32) / 420.0),
+        "stripes" => (x * (1 + number % 2) + y * (number % 3)) / (6 + number * 3),
+        "checks" => x / (8 + number * 4) + y / (8 + number * 4),
+        _ => ((u - 120.0).hypot(v - 90.0) / (8.0 + number as f32 * 2.0)) as u32,
+    };
+    if cell.is_multiple_of(2) { a } else { b }
+}
+
+fn scene(kind: &str, number: u32, (x, y): (u32, u32)) -> [u8; 3] {
+    let (u, v, seed) = (x as f32, y as f32, number as f32);
+    match kind {
+        "page" => {
+            let line = (5..11).contains(&(y % 14)) && (16..224).contains(&x) && y > 12;
+            let word = hash(x / 3, y / 14, number) % 5 > 1;
+            let ink = line && word && hash(x / 2, y / 2, number) % 3 > 0;
+            if ink { [30, 30, 40] } else { [250, 248, 240] }
+        }
+        "chart" if y == 170 || x == 8 => [0; 3],
+        "chart" => {
+            let bar = x % 30 > 8 && 170 - y.min(170) < 30 + hash(x / 30, 1, number) % 120;
+            if bar { colour(number) } else { [255; 3] }
+        }
+        "clouds" => mix(colour(number * 2), colour(number * 2 + 1), clouds(u, v, seed)),
+        "landscape" if v < 80.0 + 25.0 * clouds(u, 0.0, seed) => {
+            mix([120, 170, 230], [235, 240, 250], clouds(u, v * 2.0, seed))
+        }
+        "landscape" => mix([40, 90, 30], [120, 150, 60], clouds(u * 6.0, v * 6.0, seed + 0.5)),
+        "bricks" => {
+            let (row, along) = (y / 16, x + y / 16 % 2 * 18);
+            let tone = (hash(along / 36, row, number) % 40) as u8;
+            let joint = y % 16 < 2 || along % 36 < 2;
+            if joint { [190, 185, 175] } else { [150 + tone, 70 + tone / 2, 50] }
+        }
+        _ => {
+            let grain = (hash(x, y, number) % 50) as f32 / 200.0;
+            mix([4, 4, 8], [40, 36, 30], clouds(u, v, seed) * 0.5 + grain)
+        }
+    }
 }
