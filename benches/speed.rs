@@ -58,7 +58,8 @@ fn step(name: &str, side: usize, count: usize) -> f64 {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, name, side, count] = arguments.as_slice() else {
-        panic!("usage: speed forward|step petnet|simple_cnn SIDE BATCH");
+        eprintln!("usage: speed forward|step petnet|simple_cnn SIDE BATCH");
+        std::process::exit(2);
     };
     let (side, count) = (side.parse().expect("a side"), count.parse().expect("a batch"));
     let seconds = match what.as_str() {
