@@ -80,7 +80,7 @@ fn scene(kind: &str, number: u32, (x, y): (u32, u32)) -> [u8; 3] {
         "page" => {
             let line = (5..11).contains(&(y % 14)) && (16..224).contains(&x) && y > 12;
             let word = hash(x / 3, y / 14, number) % 5 > 1;
-            let ink = line && word && hash(x / 2, y / 2, number) % 3 > 0;
+            let ink = line && word && !hash(x / 2, y / 2, number).is_multiple_of(3);
             if ink { [30, 30, 40] } else { [250, 248, 240] }
         }
         "chart" if y == 170 || x == 8 => [0; 3],
