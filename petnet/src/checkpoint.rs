@@ -174,6 +174,10 @@ impl Checkpoint {
         write_atomically(path, &bytes)
     }
 
+    pub(crate) fn into_parts(self) -> (ModelInfo, Weights) {
+        (self.info, self.weights)
+    }
+
     /// Builds the network and fills in the weights.
     ///
     /// # Errors

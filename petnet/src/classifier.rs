@@ -3,15 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use burn::tensor::activation::softmax;
-use burn::tensor::{Tensor, TensorData};
-
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
+use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::metrics::argmax;
-use crate::model::Network;
 use crate::preprocess::{Limits, Pixels};
+use crate::runner::Runner;
 
 /// A trained network with all that it needs to read photos; share it between threads freely.
 ///
@@ -29,8 +27,7 @@ use crate::preprocess::{Limits, Pixels};
 #[derive(Debug)]
 pub struct Classifier {
     info: ModelInfo,
-    network: Network,
-    device: burn::tensor::Device,
+    runner: Runner,
     limits: Limits,
     parameters: usize,
 }
@@ -59,10 +56,9 @@ impl Classifier {
     /// [`Error::Device`] when the device cannot be had, [`Error::Checkpoint`] when the weights do
     /// not fit the architecture.
     pub fn new(checkpoint: Checkpoint, device: Device) -> Result<Self> {
-        let device = device.open()?;
         let parameters = checkpoint.parameters();
-        let (info, network) = checkpoint.network(&device)?;
-        Ok(Self { info, network, device, limits: Limits::default(), parameters })
+        let (info, runner) = Runner::new(checkpoint, device)?;
+        Ok(Self { info, runner, limits: Limits::default(), parameters })
     }
 
     /// Replaces the bounds on what is decoded.
@@ -155,10 +151,8 @@ impl Classifier {
         }
         let bytes: Vec<u8> = pictures.iter().flat_map(Pixels::data).copied().collect();
         let size = self.info.preprocess.size as usize;
-        let images = to_tensor(bytes, pictures.len(), size, &self.device); // [n, 3, s, s]
-        let features = self.network.features(images); // [n, width]
-        let answers = answers(&self.network, features, self.info.temperature)?;
-        Ok(answers.into_iter().map(|answer| self.prediction(answer)).collect())
+        let outputs = self.runner.run(bytes, pictures.len(), size)?;
+        Ok(outputs.into_iter().map(|outputs| self.prediction(outputs)).collect())
     }
 
     pub(crate) fn check_size(&self, picture: &Pixels) -> Result<()> {
@@ -171,12 +165,8 @@ impl Classifier {
         )))
     }
 
-    pub(crate) fn network(&self) -> &Network {
-        &self.network
-    }
-
-    pub(crate) fn device(&self) -> &burn::tensor::Device {
-        &self.device
+    pub(crate) fn runner(&self) -> &Runner {
+        &self.runner
     }
 
     fn classify_one(&self, pixels: Pixels) -> Result<Prediction> {
@@ -184,59 +174,36 @@ impl Classifier {
         one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
     }
 
-    pub(crate) fn prediction(&self, Answer { probabilities, features }: Answer) -> Prediction {
+    pub(crate) fn prediction(&self, Outputs { logits, features }: Outputs) -> Prediction {
+        let probabilities = softmax(&logits, self.info.temperature);
         let index = argmax(&probabilities);
-        let mut prediction = Prediction::new(self.info.labels[index].clone(), index, probabilities);
-        if let Some(novelty) = &self.info.novelty {
-            let distance = novelty.distance(&features);
-            prediction.novelty = Some(distance);
-            prediction.familiar = novelty.is_familiar(distance);
-        }
-        prediction.sure = prediction.familiar && prediction.confidence() >= self.info.threshold;
-        prediction
+        let novelty = self.info.novelty.as_ref().map(|novelty| novelty.distance(&features));
+        let familiar = self.is_familiar(novelty);
+        let sure = familiar && probabilities[index] >= self.info.threshold;
+        let label = self.info.labels[index].clone();
+        Prediction { label, index, probabilities, novelty, familiar, sure }
+    }
+
+    fn is_familiar(&self, distance: Option<f32>) -> bool {
+        let novelty = self.info.novelty.as_ref().zip(distance);
+        novelty.is_none_or(|(novelty, distance)| novelty.is_familiar(distance))
+    }
+
+    /// Whether an answer is given, and not "unsure".
+    #[cfg(feature = "train")]
+    pub(crate) fn is_sure(&self, features: &[f32], probabilities: &[f32]) -> bool {
+        let distance = self.info.novelty.as_ref().map(|novelty| novelty.distance(features));
+        self.is_familiar(distance) && probabilities[argmax(probabilities)] >= self.info.threshold
     }
 }
 
-/// What a network says about one picture.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) probabilities: Vec<f32>,
-    pub(crate) features: Vec<f32>,
-}
-
-/// The answers for `features`, `[n, width]`.
-pub(crate) fn answers(
-    network: &Network,
-    features: Tensor<2>,
-    temperature: f32,
-) -> Result<Vec<Answer>> {
-    let logits = network.classify(features.clone()); // [n, classes]
-    let probabilities = rows(softmax(logits / temperature, 1))?;
-    let pairs = probabilities.into_iter().zip(rows(features)?);
-    Ok(pairs.map(|(probabilities, features)| Answer { probabilities, features }).collect())
-}
-
-/// `[n, m]` -> a vector a row.
-pub(crate) fn rows(tensor: Tensor<2>) -> Result<Vec<Vec<f32>>> {
-    let [_, columns] = tensor.dims();
-    Ok(numbers(tensor)?.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
-}
-
-/// `[n, size, size, 3]` bytes -> `[n, 3, size, size]` floats of 0 to 255 on the device.
-pub(crate) fn to_tensor(
-    bytes: Vec<u8>,
-    count: usize,
-    size: usize,
-    device: &burn::tensor::Device,
-) -> Tensor<4> {
-    let data = TensorData::new(bytes, [count, size, size, 3]).convert::<f32>();
-    Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
-}
-
-/// A tensor's values, in order.
-pub(crate) fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
-    data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))
+/// Probabilities that sum to 1.
+pub(crate) fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
+    // Relative to the largest, no exponential overflows.
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f32> = logits.iter().map(|z| ((z - largest) / temperature).exp()).collect();
+    let sum: f32 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
 }
 
 /// The answer for one photo. Displays as `dog (98 %)`.
@@ -251,6 +218,7 @@ pub struct Prediction {
 }
 
 impl Prediction {
+    #[cfg(test)]
     pub(crate) fn new(label: String, index: usize, probabilities: Vec<f32>) -> Self {
         Self { label, index, probabilities, novelty: None, familiar: true, sure: true }
     }

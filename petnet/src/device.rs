@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// Where a network computes: `auto`, `cpu` (burn-flex), `ndarray`, or `wgpu[:n]`.
+/// Where a network computes: `auto`, `cpu`, `flex`, `ndarray`, or `wgpu[:n]`.
 ///
 /// ```
 /// let device: petnet::Device = "cpu".parse()?;
@@ -17,9 +17,11 @@ use crate::error::{Error, Result};
 pub enum Device {
     /// A GPU where the `wgpu` feature finds one, else the CPU.
     Auto,
-    /// The CPU, through burn-flex.
+    /// The CPU: petnet's own engine for inference, burn-flex with petnet's kernels for training.
     #[default]
     Cpu,
+    /// The CPU, through burn-flex for inference too.
+    Flex,
     /// The CPU, through burn's older ndarray backend; slow to train.
     NdArray,
     /// A GPU through wgpu; the number counts discrete GPUs from 0, `None` takes the best one.
@@ -32,12 +34,13 @@ impl FromStr for Device {
     fn from_str(name: &str) -> Result<Self> {
         let unknown = || {
             Error::Device(format!(
-                "unknown device `{name}`: use auto, cpu, ndarray, wgpu or wgpu:N"
+                "unknown device `{name}`: use auto, cpu, flex, ndarray, wgpu or wgpu:N"
             ))
         };
         match name {
             "auto" => Ok(Self::Auto),
-            "cpu" | "flex" => Ok(Self::Cpu),
+            "cpu" => Ok(Self::Cpu),
+            "flex" => Ok(Self::Flex),
             "ndarray" => Ok(Self::NdArray),
             "wgpu" | "gpu" => Ok(Self::Wgpu(None)),
             other => {
@@ -53,6 +56,7 @@ impl fmt::Display for Device {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
+            Self::Flex => f.write_str("flex"),
             Self::NdArray => f.write_str("ndarray"),
             Self::Wgpu(None) => f.write_str("wgpu"),
             Self::Wgpu(Some(index)) => write!(f, "wgpu:{index}"),
@@ -65,7 +69,7 @@ impl Device {
     /// [`Error::Device`] when the backend was not compiled in or finds no adapter.
     pub(crate) fn open(self) -> Result<burn::tensor::Device> {
         match self {
-            Self::Cpu => Ok(burn::tensor::Device::flex()),
+            Self::Cpu | Self::Flex => Ok(burn::tensor::Device::flex()),
             Self::Auto => Ok(open_wgpu(None).unwrap_or_else(|_| burn::tensor::Device::flex())),
             Self::NdArray => open_ndarray(),
             Self::Wgpu(index) => open_wgpu(index),

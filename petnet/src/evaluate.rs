@@ -1,15 +1,14 @@
 //! A network over a whole data set: probabilities, truth and the figures that follow.
 
-use burn::tensor::Device;
 use serde::Serialize;
 
 use crate::augment::Augment;
-use crate::classifier::{Answer, Classifier, answers, to_tensor};
+use crate::classifier::{Classifier, softmax};
 use crate::dataset::Dataset;
+use crate::engine::Outputs;
 use crate::error::Result;
 use crate::loader::{Loader, LoaderSettings};
 use crate::metrics::{Metrics, argmax};
-use crate::model::Network;
 
 const BATCH: usize = 64;
 
@@ -76,35 +75,31 @@ impl Classifier {
             shuffle: false,
         };
         let loader = Loader::new(&dataset, settings);
-        let network = (self.network(), self.info().temperature);
-        let mut evaluation = run(network, &loader, self.labels().len(), self.device(), &progress)?;
-        let answers = evaluation.probabilities.iter().zip(&evaluation.features);
-        evaluation.sure = answers
-            .map(|(row, features)| Answer {
-                probabilities: row.clone(),
-                features: features.clone(),
-            })
-            .map(|answer| self.prediction(answer).is_sure())
-            .collect();
+        let run = |pixels, count| self.runner().run(pixels, count, loader.size());
+        let mut evaluation =
+            run_over(&loader, self.labels().len(), (&run, self.info().temperature), &progress)?;
+        let answers = evaluation.features.iter().zip(&evaluation.probabilities);
+        evaluation.sure = answers.map(|(features, row)| self.is_sure(features, row)).collect();
         Ok(evaluation)
     }
 }
 
-pub(crate) fn run(
-    (network, temperature): (&Network, f32),
+/// Pictures, `[count, size, size, 3]`, to what a network says of each.
+type Run<'a> = dyn Fn(Vec<u8>, usize) -> Result<Vec<Outputs>> + 'a;
+
+pub(crate) fn run_over(
     loader: &Loader,
     classes: usize,
-    device: &Device,
+    (run, temperature): (&Run<'_>, f32),
     progress: &dyn Fn(usize),
 ) -> Result<Evaluation> {
     let mut evaluation = Evaluation { classes, ..Evaluation::default() };
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let photos = batch.targets.len();
-        let images = to_tensor(batch.images, photos, loader.size(), device); // [n, 3, s, s]
-        for answer in answers(network, network.features(images), temperature)? {
-            evaluation.probabilities.push(answer.probabilities);
-            evaluation.features.push(answer.features);
+        for Outputs { logits, features } in run(batch.images, photos)? {
+            evaluation.probabilities.push(softmax(&logits, temperature));
+            evaluation.features.push(features);
         }
         evaluation.truth.extend(batch.targets);
         evaluation.sure.resize(evaluation.truth.len(), true);

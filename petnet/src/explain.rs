@@ -3,8 +3,8 @@
 //! All networks here end in a global average, so that the gradient that Grad-CAM needs is a
 //! product of weights; inference is enough.
 
-use crate::classifier::{Classifier, Prediction, answers, numbers, to_tensor};
-use crate::error::{Error, Result};
+use crate::classifier::{Classifier, Prediction};
+use crate::error::Result;
 use crate::preprocess::Pixels;
 
 /// A prediction with its heat map.
@@ -97,17 +97,14 @@ impl Classifier {
     pub fn explain_pixels(&self, picture: &Pixels) -> Result<Explanation> {
         self.check_size(picture)?;
         let size = picture.width() as usize;
-        let image = to_tensor(picture.data().to_vec(), 1, size, self.device()); // [1, 3, s, s]
-        let (features, heat) = self.network().explain(image); // [1, width], [1, h, w]
-        let [_, height, width] = heat.dims();
-        let mut heat = numbers(heat)?;
+        let pixels = picture.data().to_vec();
+        let (outputs, ([height, width], mut heat)) = self.runner().explain(pixels, size)?;
         let top = heat.iter().copied().fold(0.0, f32::max);
         if top > 0.0 {
             heat.iter_mut().for_each(|value| *value /= top);
         }
-        let answer = answers(self.network(), features, self.info().temperature)?.pop();
-        let answer = answer.ok_or_else(|| Error::Device("an answer is missing".into()))?;
-        Ok(Explanation { prediction: self.prediction(answer), width, height, heat })
+        let prediction = self.prediction(outputs);
+        Ok(Explanation { prediction, width, height, heat })
     }
 }
 

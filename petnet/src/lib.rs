@@ -10,6 +10,7 @@ mod classifier;
 #[cfg(feature = "train")]
 pub mod dataset;
 mod device;
+mod engine;
 mod error;
 #[cfg(feature = "train")]
 mod evaluate;
@@ -21,6 +22,7 @@ pub mod metrics;
 pub mod model;
 mod novelty;
 pub mod preprocess;
+mod runner;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::tiles::{Packed, Product, ROWS, Run, Term, WeightGradient};
+use super::tiles::{After, Packed, Product, ROWS, Run, Term, WeightGradient};
 
 /// A square convolution over a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,14 +93,14 @@ impl Conv {
         // Rows of neighbouring pixels lie at one distance, and are one run, in these two cases.
         let joined = self.stride == 1 || self.batch == 1;
         let step = self.inputs * if self.batch == 1 { self.stride } else { 1 };
-        let row = columns.out * self.batch * self.outputs;
+        let (row, after) = (columns.out * self.batch * self.outputs, After::default());
         out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
             let terms = |x: usize| {
                 let (source_y, source_x) = (|t| rows.source(y, t), |t| columns.source(x, t));
                 self.terms(source_y, source_x, (self.width, self.inputs))
             };
             let runs = self.runs(columns.out, joined, terms);
-            Arch::new().dispatch(Product { x, weights, step, runs: &runs, out });
+            Product { x, weights: weights.view(), step, runs: &runs, after, out }.run();
         });
     }
 
@@ -109,7 +109,7 @@ impl Conv {
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
         let (rows, columns) = (self.rows(), self.columns());
-        let row = self.width * self.batch * self.inputs;
+        let (row, after) = (self.width * self.batch * self.inputs, After::default());
         dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
             let terms = |x: usize| {
                 let (target_y, target_x) = (|t| rows.target(y, t), |t| columns.target(x, t));
@@ -117,7 +117,8 @@ impl Conv {
             };
             let runs = self.runs(self.width, self.stride == 1, terms);
             let step = self.outputs;
-            Arch::new().dispatch(Product { x: dy, weights, step, runs: &runs, out: dx });
+            let weights = weights.view();
+            Product { x: dy, weights, step, runs: &runs, after, out: dx }.run();
         });
     }
 

@@ -17,4 +17,4 @@ mod tiles;
 pub(crate) use conv::Conv;
 pub(crate) use norm::{Activation, Affine, Norm, Slopes, Statistics};
 pub(crate) use pool::{give, take};
-pub(crate) use tiles::Packed;
+pub(crate) use tiles::{After, Packed, Product, Run, Term};

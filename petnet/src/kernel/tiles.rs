@@ -60,6 +60,30 @@ impl Packed {
     }
 }
 
+impl Packed {
+    pub(crate) fn view(&self) -> View<'_> {
+        let Self { taps, inputs, outputs, lanes, .. } = *self;
+        View { data: &self.data, taps, inputs, outputs, lanes }
+    }
+}
+
+/// [`Packed`] weights as a product reads them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    data: &'a [f32],
+    taps: usize,
+    inputs: usize,
+    outputs: usize,
+    lanes: usize,
+}
+
+impl View<'_> {
+    /// For inputs that were copied out, all taps of a pixel side by side.
+    pub(crate) fn flat(self) -> Self {
+        Self { taps: 1, inputs: self.taps * self.inputs, ..self }
+    }
+}
+
 struct Lanes;
 
 impl WithSimd for Lanes {
@@ -115,27 +139,38 @@ macro_rules! in_registers {
 
 /// Rows of the input from `start`, times the weights of a tap.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Term {
-    pub(super) start: usize,
-    pub(super) tap: usize,
+pub(crate) struct Term {
+    pub(crate) start: usize,
+    pub(crate) tap: usize,
 }
 
 /// Consecutive rows of the output that sum the same terms.
 #[derive(Debug)]
-pub(super) struct Run {
-    pub(super) first: usize,
-    pub(super) rows: usize,
-    pub(super) terms: Vec<Term>,
+pub(crate) struct Run {
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    pub(crate) terms: Vec<Term>,
+}
+
+/// What becomes of the sums before they are written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct After<'a> {
+    /// Added to each row.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Added to the whole, of the output's shape.
+    pub(crate) shortcut: Option<&'a [f32]>,
+    pub(crate) relu: bool,
 }
 
 /// One row of pixels of a convolution's output.
-pub(super) struct Product<'a> {
-    pub(super) x: &'a [f32],
-    pub(super) weights: &'a Packed,
+pub(crate) struct Product<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) weights: View<'a>,
     /// From one row of the input to that of the next row of the output.
-    pub(super) step: usize,
-    pub(super) runs: &'a [Run],
-    pub(super) out: &'a mut [f32],
+    pub(crate) step: usize,
+    pub(crate) runs: &'a [Run],
+    pub(crate) after: After<'a>,
+    pub(crate) out: &'a mut [f32],
 }
 
 /// A block of output channels.
@@ -147,6 +182,14 @@ struct Block<'a> {
     /// Channels of the whole output, and the block's first one.
     outputs: usize,
     first: usize,
+    after: After<'a>,
+}
+
+impl Product<'_> {
+    /// Fills the whole row.
+    pub(crate) fn run(self) {
+        Arch::new().dispatch(self);
+    }
 }
 
 impl WithSimd for Product<'_> {
@@ -154,27 +197,34 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Packed { data, taps, inputs, outputs, lanes } = self.weights;
-        let mut rest = data.as_slice();
-        for (first, width) in blocks(outputs.div_ceil(*lanes)) {
+        let View { data, taps, inputs, outputs, lanes } = self.weights;
+        let mut rest = data;
+        for (first, width) in blocks(outputs.div_ceil(lanes)) {
             let (weights, after) = rest.split_at(taps * inputs * width * lanes);
             rest = after;
             let block = Block {
                 x: self.x,
                 weights,
-                inputs: *inputs,
+                inputs,
                 step: self.step,
-                outputs: *outputs,
+                outputs,
                 first: first * lanes,
+                after: self.after,
             };
             for run in self.runs {
                 let mut row = 0;
                 while row < run.rows {
                     let count = rows_at_once::<S>(run.rows - row);
-                    let out = &mut self.out[(run.first + row) * outputs..];
+                    let place = run.first + row;
+                    let out = &mut self.out[place * outputs..];
                     let offset = row * self.step;
                     let (block, terms) = (&block, &run.terms);
-                    in_registers!(simd, count, width, Products { block, terms, offset, out });
+                    in_registers!(
+                        simd,
+                        count,
+                        width,
+                        Products { block, terms, offset, place, out }
+                    );
                     row += count;
                 }
             }
@@ -188,7 +238,9 @@ struct Products<'a, const R: usize, const V: usize> {
     terms: &'a [Term],
     /// From each term's start to this tile's input.
     offset: usize,
-    /// From the tile's first row on.
+    /// The tile's first row.
+    place: usize,
+    /// From there on.
     out: &'a mut [f32],
 }
 
@@ -197,7 +249,7 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Block { x, weights, inputs, step, outputs, first } = *self.block;
+        let Block { x, weights, inputs, step, outputs, first, after } = *self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for term in self.terms {
@@ -216,10 +268,30 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
                 }
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            store(simd, &mut self.out[row * outputs..][first..outputs], sums);
+        for (row, mut sums) in sums.into_iter().enumerate() {
+            if let Some(bias) = after.bias {
+                sums = add(simd, sums, &bias[first..outputs]);
+            }
+            if let Some(shortcut) = after.shortcut {
+                sums = add(simd, sums, &shortcut[(self.place + row) * outputs..][first..outputs]);
+            }
+            if after.relu {
+                for vector in 0..V {
+                    sums[vector] = simd.max_f32s(sums[vector], simd.splat_f32s(0.0));
+                }
+            }
+            store(simd, &mut self.out[row * outputs..][first..outputs], &sums);
         }
     }
+}
+
+#[inline(always)]
+fn add<S: Simd, const V: usize>(simd: S, mut sums: [S::f32s; V], values: &[f32]) -> [S::f32s; V] {
+    let values = load::<S, V>(simd, values);
+    for vector in 0..V {
+        sums[vector] = simd.add_f32s(sums[vector], values[vector]);
+    }
+    sums
 }
 
 /// What some rows add to the gradient of the weights of `count` inputs from `first` on.
@@ -330,11 +402,7 @@ impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
         }
         for (row, sums) in sums.iter().enumerate() {
             let dw = &mut self.dw[(row * conv.taps() + tap) * outputs..][output..outputs];
-            let mut totals = load::<S, V>(simd, dw);
-            for vector in 0..V {
-                totals[vector] = simd.add_f32s(totals[vector], sums[vector]);
-            }
-            store(simd, dw, &totals);
+            store(simd, dw, &add(simd, *sums, dw));
         }
     }
 }

@@ -14,7 +14,6 @@ use super::state::{Progress, State};
 use super::{EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema};
 use crate::augment::{Augment, Key};
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
-use crate::classifier::{rows, to_tensor};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluation};
@@ -22,6 +21,7 @@ use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::argmax;
 use crate::model::Normalization;
 use crate::preprocess::Preprocess;
+use crate::runner::{outputs, rows, to_tensor};
 
 /// Photos a pass when no gradients are kept.
 const EVALUATION_BATCH: usize = 64;
@@ -297,7 +297,9 @@ impl<'a> Fit<'a> {
     fn validate(&self) -> Result<Evaluation> {
         let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
         let device = self.device.clone().inner();
-        evaluate::run((&network, 1.0), &self.valid, self.info.labels.len(), &device, &|_| {})
+        let size = self.valid.size();
+        let run = |pixels, count| outputs(&network, to_tensor(pixels, count, size, &device));
+        evaluate::run_over(&self.valid, self.info.labels.len(), (&run, 1.0), &|_| {})
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Checkpoint {
