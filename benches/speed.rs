@@ -8,6 +8,8 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use petnet::model::{Architecture, Network, Normalization};
+use petnet::preprocess::{Pixels, Preprocess, Resize};
+use petnet::{Checkpoint, Classifier, ModelInfo};
 
 const RUNS: usize = 15;
 
@@ -34,10 +36,18 @@ fn images(count: usize, side: usize, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new::<f32, _>(values, [count, 3, side, side]), device)
 }
 
-fn forward(name: &str, side: usize, count: usize) -> f64 {
-    let device = Device::flex();
-    let (network, batch) = (network(name, &device), images(count, side, &device));
-    median(|| drop(network.forward(batch.clone()).into_data()))
+/// What a user calls, without decoding: the engine on `cpu`, burn's path on `flex`.
+fn forward(name: &str, side: usize, count: usize, device: petnet::Device) -> f64 {
+    let network = network(name, &Device::flex());
+    let architecture = Architecture::named(name, 0.0).expect("petnet or simple_cnn");
+    let preprocess = Preprocess { size: side as u32, resize: Resize::Squeeze };
+    let info = ModelInfo::new(architecture, vec!["cat".into(), "dog".into()], preprocess);
+    let classifier = Classifier::new(Checkpoint::new(info, &network), device).expect("a device");
+    let pictures: Vec<Pixels> = (0..count)
+        .map(|photo| (0..side * side * 3).map(|i| ((i + photo) * 7 % 256) as u8).collect())
+        .filter_map(|values| Pixels::new(side as u32, side as u32, values))
+        .collect();
+    median(|| drop(classifier.classify_pixels(&pictures)))
 }
 
 fn step(name: &str, side: usize, count: usize) -> f64 {
@@ -58,12 +68,13 @@ fn step(name: &str, side: usize, count: usize) -> f64 {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, name, side, count] = arguments.as_slice() else {
-        eprintln!("usage: speed forward|step petnet|simple_cnn SIDE BATCH");
+        eprintln!("usage: speed forward|flex|step petnet|simple_cnn SIDE BATCH");
         std::process::exit(2);
     };
     let (side, count) = (side.parse().expect("a side"), count.parse().expect("a batch"));
     let seconds = match what.as_str() {
-        "forward" => forward(name, side, count),
+        "forward" => forward(name, side, count, petnet::Device::Cpu),
+        "flex" => forward(name, side, count, petnet::Device::Flex),
         _ => step(name, side, count),
     };
     println!("{:.4}", seconds * 1e3 / count as f64);

@@ -11,11 +11,13 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::architecture::{Architecture, Normalization};
 use crate::error::{Error, Result};
-use crate::model::weights::{self, Weight, Weights};
-use crate::model::{Architecture, Network, Normalization};
+#[cfg(feature = "burn")]
+use crate::model::Network;
 use crate::novelty::Novelty;
 use crate::preprocess::Preprocess;
+use crate::weights::{Weight, Weights};
 
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
@@ -104,8 +106,9 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Copies the weights out of a network.
+    #[cfg(feature = "burn")]
     pub fn new(info: ModelInfo, network: &Network) -> Self {
-        Self { info, weights: weights::read(network) }
+        Self { info, weights: crate::model::weights::read(network) }
     }
 
     /// What the model says about itself.
@@ -182,11 +185,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] when weights and architecture do not fit each other.
+    #[cfg(feature = "burn")]
     pub(crate) fn network(self, device: &burn::tensor::Device) -> Result<(ModelInfo, Network)> {
         let Self { info, weights } = self;
         let network = info.architecture.build(info.labels.len(), info.normalization, device);
-        let network =
-            weights::write(network, weights).map_err(|e| Error::checkpoint("<weights>", e))?;
+        let network = crate::model::weights::write(network, weights)
+            .map_err(|e| Error::checkpoint("<weights>", e))?;
         Ok((info, network))
     }
 

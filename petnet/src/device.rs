@@ -65,16 +65,41 @@ impl fmt::Display for Device {
 }
 
 impl Device {
+    /// The feature that brings it.
+    #[cfg(not(feature = "burn"))]
+    pub(crate) fn feature(self) -> &'static str {
+        match self {
+            Self::Cpu | Self::Flex => "flex",
+            Self::NdArray => "ndarray",
+            Self::Auto | Self::Wgpu(_) => "wgpu",
+        }
+    }
+}
+
+#[cfg(feature = "burn")]
+impl Device {
     /// # Errors
     /// [`Error::Device`] when the backend was not compiled in or finds no adapter.
     pub(crate) fn open(self) -> Result<burn::tensor::Device> {
         match self {
-            Self::Cpu | Self::Flex => Ok(burn::tensor::Device::flex()),
-            Self::Auto => Ok(open_wgpu(None).unwrap_or_else(|_| burn::tensor::Device::flex())),
+            Self::Cpu | Self::Flex => open_flex(),
+            Self::Auto => open_wgpu(None).or_else(|_| open_flex()),
             Self::NdArray => open_ndarray(),
             Self::Wgpu(index) => open_wgpu(index),
         }
     }
+}
+
+#[cfg(feature = "flex")]
+fn open_flex() -> Result<burn::tensor::Device> {
+    Ok(burn::tensor::Device::flex())
+}
+
+#[cfg(all(feature = "burn", not(feature = "flex")))]
+fn open_flex() -> Result<burn::tensor::Device> {
+    Err(Error::Device(
+        "`flex` was not compiled in: build with `--features flex`, or use `cpu`".into(),
+    ))
 }
 
 #[cfg(feature = "ndarray")]
@@ -84,7 +109,7 @@ fn open_ndarray() -> Result<burn::tensor::Device> {
     Ok(device)
 }
 
-#[cfg(not(feature = "ndarray"))]
+#[cfg(all(feature = "burn", not(feature = "ndarray")))]
 fn open_ndarray() -> Result<burn::tensor::Device> {
     Err(Error::Device(
         "`ndarray` was not compiled in: build with `--features ndarray`, or use `cpu`".into(),
@@ -113,7 +138,7 @@ fn open_wgpu(index: Option<usize>) -> Result<burn::tensor::Device> {
     Ok(device)
 }
 
-#[cfg(not(feature = "wgpu"))]
+#[cfg(all(feature = "burn", not(feature = "wgpu")))]
 fn open_wgpu(_: Option<usize>) -> Result<burn::tensor::Device> {
     Err(Error::Device(
         "`wgpu` was not compiled in: build with `--features wgpu`, or use `cpu`".into(),

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![recursion_limit = "256"]
 
+pub mod architecture;
 #[cfg(feature = "train")]
 pub mod augment;
 #[cfg(feature = "train")]
@@ -19,12 +20,14 @@ mod kernel;
 #[cfg(feature = "train")]
 pub mod loader;
 pub mod metrics;
+#[cfg(feature = "burn")]
 pub mod model;
 mod novelty;
 pub mod preprocess;
 mod runner;
 #[cfg(feature = "train")]
 pub mod train;
+mod weights;
 
 pub use checkpoint::{Checkpoint, ModelInfo, Precision, write_atomically};
 pub use classifier::{Classifier, Prediction};

@@ -1,18 +1,21 @@
 //! What runs a classifier's network: the CPU's engine, or burn on any device.
 
-use burn::tensor::{Tensor, TensorData};
-
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
 use crate::engine::{self, Outputs, Plan};
 use crate::error::{Error, Result};
-use crate::model::Network;
+#[cfg(feature = "burn")]
+use crate::model::{Network, run};
 
 /// A network in a form that can be run.
 #[derive(Debug)]
 pub(crate) enum Runner {
     Engine(Plan),
-    Burn { network: Network, device: burn::tensor::Device },
+    #[cfg(feature = "burn")]
+    Burn {
+        network: Network,
+        device: burn::tensor::Device,
+    },
 }
 
 /// Rows, columns and values of a heat map.
@@ -20,23 +23,46 @@ pub(crate) type Heat = ([usize; 2], Vec<f32>);
 
 impl Runner {
     pub(crate) fn new(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
-        if device == Device::Cpu {
-            let (info, weights) = checkpoint.into_parts();
-            let plan = engine::compile(&info.architecture, info.normalization, &weights)
-                .map_err(|e| Error::checkpoint("<weights>", e))?;
-            return Ok((info, Self::Engine(plan)));
+        match device {
+            Device::Cpu => Self::on_engine(checkpoint),
+            Device::Auto if cfg!(feature = "wgpu") => {
+                let gpu = Self::on_burn(checkpoint.clone(), Device::Wgpu(None));
+                gpu.or_else(|_| Self::on_engine(checkpoint))
+            }
+            Device::Auto => Self::on_engine(checkpoint),
+            other => Self::on_burn(checkpoint, other),
         }
+    }
+
+    fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
+        let (info, weights) = checkpoint.into_parts();
+        let plan = engine::compile(&info.architecture, info.normalization, &weights)
+            .map_err(|e| Error::checkpoint("<weights>", e))?;
+        Ok((info, Self::Engine(plan)))
+    }
+
+    #[cfg(feature = "burn")]
+    fn on_burn(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
         let device = device.open()?;
         let (info, network) = checkpoint.network(&device)?;
         Ok((info, Self::Burn { network, device }))
+    }
+
+    #[cfg(not(feature = "burn"))]
+    fn on_burn(_: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
+        Err(Error::Device(format!(
+            "`{device}` was not compiled in: build with `--features {}`, or use `cpu`",
+            device.feature()
+        )))
     }
 
     /// `pixels` are `[count, side, side, 3]`.
     pub(crate) fn run(&self, pixels: Vec<u8>, count: usize, side: usize) -> Result<Vec<Outputs>> {
         match self {
             Self::Engine(plan) => Ok(plan.run(&pixels, count, side)),
+            #[cfg(feature = "burn")]
             Self::Burn { network, device } => {
-                outputs(network, to_tensor(pixels, count, side, device))
+                run::outputs(network, run::to_tensor(pixels, count, side, device))
             }
         }
     }
@@ -49,51 +75,14 @@ impl Runner {
                 let (outputs, size, heat) = explained.ok_or_else(nothing)?;
                 Ok((outputs, (size, heat)))
             }
+            #[cfg(feature = "burn")]
             Self::Burn { network, device } => {
-                let image = to_tensor(pixels, 1, side, device); // [1, 3, s, s]
-                let (features, heat) = network.explain(image); // [1, width], [1, h, w]
-                let [_, height, width] = heat.dims();
-                let outputs = answers(network, features)?.pop().ok_or_else(nothing)?;
-                Ok((outputs, ([height, width], numbers(heat)?)))
+                run::explain(network, run::to_tensor(pixels, 1, side, device))
             }
         }
     }
 }
 
-fn nothing() -> Error {
+pub(crate) fn nothing() -> Error {
     Error::Device("an answer is missing".into())
-}
-
-/// `[n, 3, s, s]` -> what the network says of each picture.
-pub(crate) fn outputs(network: &Network, images: Tensor<4>) -> Result<Vec<Outputs>> {
-    answers(network, network.features(images))
-}
-
-fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outputs>> {
-    let logits = rows(network.classify(features.clone()))?; // [n, classes]
-    let pairs = logits.into_iter().zip(rows(features)?);
-    Ok(pairs.map(|(logits, features)| Outputs { logits, features }).collect())
-}
-
-/// `[n, size, size, 3]` bytes -> `[n, 3, size, size]` floats of 0 to 255 on the device.
-pub(crate) fn to_tensor(
-    bytes: Vec<u8>,
-    count: usize,
-    size: usize,
-    device: &burn::tensor::Device,
-) -> Tensor<4> {
-    let data = TensorData::new(bytes, [count, size, size, 3]).convert::<f32>();
-    Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
-}
-
-/// A tensor's values, in order.
-fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
-    data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))
-}
-
-/// `[n, m]` -> a vector a row.
-pub(crate) fn rows(tensor: Tensor<2>) -> Result<Vec<Vec<f32>>> {
-    let [_, columns] = tensor.dims();
-    Ok(numbers(tensor)?.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
 }

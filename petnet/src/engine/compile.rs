@@ -1,8 +1,8 @@
 //! The plan of each architecture, from its weights by name.
 
 use super::plan::Plan;
-use crate::model::weights::Weights;
-use crate::model::{Architecture, Normalization, PetNetConfig, SimpleCnnConfig};
+use crate::architecture::{Architecture, Normalization, PetNetConfig, SimpleCnnConfig};
+use crate::weights::Weights;
 
 /// What follows a convolution: stride, ReLU, pooling.
 const POOLED: (usize, bool, bool) = (1, true, true);

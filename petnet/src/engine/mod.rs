@@ -13,16 +13,17 @@ mod plan;
 pub(crate) use compile::compile;
 pub(crate) use plan::{Outputs, Plan};
 
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
     use burn::tensor::Device;
 
     use super::*;
-    use crate::model::weights::{self, Weights};
+    use crate::model::run;
+    use crate::model::weights;
     use crate::model::{Architecture, Normalization, PetNetConfig, SimpleCnnConfig};
-    use crate::runner;
+    use crate::weights::Weights;
 
     /// Weights of a network whose norms have seen something.
     fn weights(architecture: &Architecture, device: &Device) -> Weights {
@@ -68,8 +69,8 @@ mod tests {
                 let pixels: Vec<u8> = (0..count * side * side * 3)
                     .map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8)
                     .collect();
-                let images = runner::to_tensor(pixels.clone(), count, side, &device);
-                let theirs = runner::outputs(&network, images).unwrap();
+                let images = run::to_tensor(pixels.clone(), count, side, &device);
+                let theirs = run::outputs(&network, images).unwrap();
                 // Twice: the second pass finds buffers that were used.
                 for _ in 0..2 {
                     let ours = plan.run(&pixels, count, side);
@@ -81,7 +82,7 @@ mod tests {
                 }
             }
             let pixels: Vec<u8> = (0..side * side * 3).map(|i| (i * 31 % 251) as u8).collect();
-            let image = runner::to_tensor(pixels.clone(), 1, side, &device);
+            let image = run::to_tensor(pixels.clone(), 1, side, &device);
             let (_, heat) = network.explain(image);
             let [_, height, width] = heat.dims();
             let (_, size, ours) = plan.explain(&pixels, side).unwrap();

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::head::{self, Dense};
 use super::layer::{BORDER, Form, Layer, Shape};
-use crate::model::Normalization;
-use crate::model::weights::Weights;
+use crate::architecture::Normalization;
+use crate::weights::Weights;
 
 /// Most photos that share a pass: deep layers read their weights once for all of them.
 const GROUP: usize = 8;

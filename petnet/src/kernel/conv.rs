@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
-use super::tiles::{After, Packed, Product, ROWS, Run, Term, WeightGradient};
+#[cfg(feature = "train")]
+use super::gradient::WeightGradient;
+use super::tiles::{After, Packed, Product, Run, Term};
 
 /// A square convolution over a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +105,7 @@ impl Conv {
         });
     }
 
+    #[cfg(feature = "train")]
     /// The gradient of the input from that of the output; `weights` have inputs and outputs
     /// exchanged.
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
@@ -156,13 +158,14 @@ impl Conv {
     }
 
     /// The gradient of the weights, `[inputs, taps, outputs]`.
+    #[cfg(feature = "train")]
     pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         assert!(x.len() == self.in_len() && dy.len() == self.out_len());
         // Few tasks: each reads its rows of both maps whole. Where rows are many, weights are few,
         // and a sum for each part of the rows costs little.
         let height = self.out_height();
         let parts = if height >= 16 { 4 } else { 2 };
-        let share = self.inputs.div_ceil(2 * ROWS) * ROWS;
+        let share = self.inputs.div_ceil(16) * 8;
         let mut sums = vec![0.0; parts * dw.len()];
         let tasks = sums.chunks_exact_mut(dw.len()).enumerate().flat_map(|(part, sums)| {
             let rows = height * part / parts..height * (part + 1) / parts;
@@ -171,7 +174,15 @@ impl Conv {
         });
         tasks.collect::<Vec<_>>().into_par_iter().for_each(|(rows, first, dw)| {
             let count = share.min(self.inputs - first);
-            Arch::new().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
+            pulp::Arch::new().dispatch(WeightGradient {
+                conv: *self,
+                x,
+                dy,
+                rows,
+                first,
+                count,
+                dw,
+            });
         });
         let len = dw.len();
         dw.par_chunks_mut(1 << 12).enumerate().for_each(|(chunk, dw)| {

@@ -1,5 +1,6 @@
-//! Arithmetic on plain slices, for CPUs: convolution and batch normalisation, both directions.
-//! Knows no tensors, no layers, no gradients' graph.
+//! Arithmetic on plain slices, for CPUs: products for convolutions, and for training on the CPU
+//! convolution and batch normalisation in both directions. Knows no tensors, no layers, no graph
+//! of gradients.
 //!
 //! Activations lie as `[height, width, photo, channel]`: the channels of one pixel of one photo
 //! are contiguous, then come the photos of the batch. At each output pixel a convolution is then
@@ -9,12 +10,37 @@
 //!
 //! Every sum is taken by one task in one order, so that the thread count changes no bit.
 
+#[cfg(feature = "flex")]
 mod conv;
+#[cfg(feature = "train")]
+mod gradient;
+#[cfg(feature = "flex")]
+#[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training goes backward"))]
 mod norm;
+#[cfg(feature = "flex")]
 mod pool;
 mod tiles;
 
+#[cfg(feature = "flex")]
 pub(crate) use conv::Conv;
-pub(crate) use norm::{Activation, Affine, Norm, Slopes, Statistics};
-pub(crate) use pool::{give, take};
+#[cfg(feature = "train")]
+pub(crate) use norm::Slopes;
+#[cfg(feature = "flex")]
+pub(crate) use norm::{Affine, Norm, Statistics};
+#[cfg(feature = "train")]
+pub(crate) use pool::give;
+#[cfg(feature = "flex")]
+pub(crate) use pool::take;
 pub(crate) use tiles::{After, Packed, Product, Run, Term};
+
+/// What follows a normalisation.
+#[cfg(feature = "burn")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// Nothing.
+    Linear,
+    /// ReLU.
+    Relu,
+    /// ReLU, then the largest of each two by two pixels; a last odd row or column is left out.
+    ReluPool,
+}

@@ -4,6 +4,8 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::Activation;
+
 /// Rows whose sums are taken in single precision before they join the others in double.
 const ROWS: usize = 512;
 
@@ -15,17 +17,6 @@ pub(crate) struct Norm {
     pub(crate) batch: usize,
     pub(crate) channels: usize,
     pub(crate) activation: Activation,
-}
-
-/// What follows the normalisation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Activation {
-    /// Nothing.
-    Linear,
-    /// ReLU.
-    Relu,
-    /// ReLU, then the largest of each two by two pixels; a last odd row or column is left out.
-    ReluPool,
 }
 
 /// Mean and (biased) variance of each channel.

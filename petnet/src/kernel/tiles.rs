@@ -8,20 +8,11 @@
     reason = "loops of constant length over sums must unroll, or the sums leave their registers"
 )]
 
-use std::ops::Range;
-
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::conv::Conv;
-
 /// Most vectors of output channels that are summed at once.
 const WIDTH: usize = 3;
-/// Most rows (pixels, or inputs of a weights' gradient) that are summed at once.
-pub(super) const ROWS: usize = 8;
-/// Rows of a pass over the weights' gradient: few enough to stay in the first cache.
-const PASS: usize = 64;
-
 /// Weights in the order in which the products read them: blocks of output channels, each
 /// `[taps, inputs, width of the block]`, the last one filled up with zeros.
 #[derive(Debug)]
@@ -97,7 +88,7 @@ impl WithSimd for Lanes {
 
 /// First vector and number of vectors of each block of output channels, as even as can be.
 #[inline(always)]
-fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = vectors.div_ceil(WIDTH);
     (0..count).map(move |block| {
         let first = block * vectors / count;
@@ -107,7 +98,7 @@ fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// How many of `left` rows to take at once.
 #[inline(always)]
-fn rows_at_once<S: Simd>(left: usize) -> usize {
+pub(super) fn rows_at_once<S: Simd>(left: usize) -> usize {
     match left {
         8.. if S::REGISTER_COUNT >= 32 => 8,
         4.. => 4,
@@ -136,6 +127,9 @@ macro_rules! in_registers {
         }
     };
 }
+
+#[cfg(feature = "train")]
+pub(super) use in_registers;
 
 /// Rows of the input from `start`, times the weights of a tap.
 #[derive(Debug, Clone, Copy)]
@@ -286,7 +280,11 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
 }
 
 #[inline(always)]
-fn add<S: Simd, const V: usize>(simd: S, mut sums: [S::f32s; V], values: &[f32]) -> [S::f32s; V] {
+pub(super) fn add<S: Simd, const V: usize>(
+    simd: S,
+    mut sums: [S::f32s; V],
+    values: &[f32],
+) -> [S::f32s; V] {
     let values = load::<S, V>(simd, values);
     for vector in 0..V {
         sums[vector] = simd.add_f32s(sums[vector], values[vector]);
@@ -294,122 +292,9 @@ fn add<S: Simd, const V: usize>(simd: S, mut sums: [S::f32s; V], values: &[f32])
     sums
 }
 
-/// What some rows add to the gradient of the weights of `count` inputs from `first` on.
-pub(super) struct WeightGradient<'a> {
-    pub(super) conv: Conv,
-    pub(super) x: &'a [f32],
-    pub(super) dy: &'a [f32],
-    /// Rows of the output.
-    pub(super) rows: Range<usize>,
-    pub(super) first: usize,
-    pub(super) count: usize,
-    /// `[count, taps, outputs]`.
-    pub(super) dw: &'a mut [f32],
-}
-
-/// Neighbouring output pixels and what one tap reads for them.
-struct Pass<'a> {
-    conv: &'a Conv,
-    /// From the first input of the first pixel on.
-    x: &'a [f32],
-    dy: &'a [f32],
-    tap: usize,
-    /// First output channel.
-    output: usize,
-}
-
-impl WithSimd for WeightGradient<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let conv = self.conv;
-        let pixels = PASS.div_ceil(conv.batch);
-        for y in self.rows.clone() {
-            for from in (0..conv.out_width()).step_by(pixels) {
-                for (first, width) in blocks(conv.outputs.div_ceil(S::F32_LANES)) {
-                    for tap in 0..conv.taps() {
-                        let output = first * S::F32_LANES;
-                        self.pass(simd, (y, from..from + pixels), tap, (output, width));
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl WeightGradient<'_> {
-    #[inline(always)]
-    fn pass<S: Simd>(
-        &mut self,
-        simd: S,
-        (y, pixels): (usize, Range<usize>),
-        tap: usize,
-        (output, width): (usize, usize),
-    ) {
-        let conv = &self.conv;
-        let Some(source_y) = conv.rows().source(y, tap / conv.kernel) else { return };
-        let reading = conv.columns().reading(tap % conv.kernel);
-        let pixels = pixels.start.max(reading.start)..pixels.end.min(reading.end);
-        if pixels.is_empty() {
-            return;
-        }
-        let Some(source_x) = conv.columns().source(pixels.start, tap % conv.kernel) else { return };
-        let (x_pixel, dy_pixel) = (conv.batch * conv.inputs, conv.batch * conv.outputs);
-        let dy = &self.dy[y * conv.out_width() * dy_pixel..];
-        let x = &self.x[(source_y * conv.width + source_x) * x_pixel + self.first..];
-        let dy = &dy[pixels.start * dy_pixel..pixels.end * dy_pixel];
-        let mut input = 0;
-        while input < self.count {
-            let count = rows_at_once::<S>(self.count - input);
-            let pass = &Pass { conv, x: &x[input..], dy, tap, output };
-            let dw = &mut self.dw[input * conv.taps() * conv.outputs..];
-            in_registers!(simd, count, width, OuterProducts { pass, dw });
-            input += count;
-        }
-    }
-}
-
-/// `R` inputs by `V` vectors of output channels.
-struct OuterProducts<'a, const R: usize, const V: usize> {
-    pass: &'a Pass<'a>,
-    dw: &'a mut [f32],
-}
-
-impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Pass { conv, x, dy, tap, output } = *self.pass;
-        let Conv { inputs, outputs, batch, .. } = *conv;
-        let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        for (pixel, dy) in dy.chunks_exact(batch * outputs).enumerate() {
-            let x = &x[pixel * conv.stride * batch * inputs..][..(batch - 1) * inputs + R];
-            for (photo, dy) in dy.chunks_exact(outputs).enumerate() {
-                let slopes = load::<S, V>(simd, &dy[output..]);
-                for row in 0..R {
-                    // SAFETY: below (batch - 1) * inputs + R, the length, as photo < batch and
-                    // row < R.
-                    let value = unsafe { *x.get_unchecked(photo * inputs + row) };
-                    let value = simd.splat_f32s(value);
-                    for vector in 0..V {
-                        let sum = sums[row][vector];
-                        sums[row][vector] = simd.mul_add_e_f32s(value, slopes[vector], sum);
-                    }
-                }
-            }
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            let dw = &mut self.dw[(row * conv.taps() + tap) * outputs..][output..outputs];
-            store(simd, dw, &add(simd, *sums, dw));
-        }
-    }
-}
-
 /// The first `V` vectors of `values`, zeros where it ends.
 #[inline(always)]
-fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
+pub(super) fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
     let (whole, _) = S::as_simd_f32s(values);
     match whole.first_chunk::<V>() {
         Some(whole) => *whole,
@@ -425,7 +310,7 @@ fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
 
 /// Writes as much of the vectors as there is room for.
 #[inline(always)]
-fn store<S: Simd, const V: usize>(simd: S, values: &mut [f32], vectors: &[S::f32s; V]) {
+pub(super) fn store<S: Simd, const V: usize>(simd: S, values: &mut [f32], vectors: &[S::f32s; V]) {
     // A loop of constant length: with another one the sums would leave their registers.
     for (place, vector) in vectors.iter().enumerate() {
         let start = (place * S::F32_LANES).min(values.len());

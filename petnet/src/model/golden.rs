@@ -7,7 +7,9 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 
-use super::weights::{Weight, Weights, read, write};
+use super::weights::{read, write};
+use crate::weights::{Weight, Weights};
+
 use super::{Architecture, Network, Normalization, SimpleCnnConfig};
 
 const FIXTURE: &[u8] = include_bytes!("../../tests/golden/simple_cnn.safetensors");

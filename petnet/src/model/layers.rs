@@ -8,6 +8,7 @@ use burn::nn::{BatchNorm, BatchNormConfig, Initializer, Linear, LinearConfig, Pa
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 
+#[cfg(feature = "flex")]
 use super::pixels::{self, Spacing};
 use crate::kernel::Activation;
 
@@ -17,23 +18,25 @@ pub(super) enum Maps {
     /// `[n, c, h, w]`.
     Planes(Tensor<4>),
     /// `[h, w, n, c]`.
+    #[cfg(feature = "flex")]
     Pixels(Tensor<4>),
 }
 
 impl Maps {
     /// From `[n, c, h, w]`.
     pub(super) fn new(planes: Tensor<4>) -> Self {
+        #[cfg(feature = "flex")]
         if pixels::supports(&planes.device()) {
-            Self::Pixels(planes.permute([2, 3, 0, 1])) // [h, w, n, c]
-        } else {
-            Self::Planes(planes)
+            return Self::Pixels(planes.permute([2, 3, 0, 1])); // [h, w, n, c]
         }
+        Self::Planes(planes)
     }
 
     /// To `[n, c, h, w]`.
     pub(super) fn planes(self) -> Tensor<4> {
         match self {
             Self::Planes(planes) => planes,
+            #[cfg(feature = "flex")]
             Self::Pixels(pixels) => pixels.permute([2, 3, 0, 1]), // [n, c, h, w]
         }
     }
@@ -45,6 +48,7 @@ impl Maps {
                 let [n, c, h, w] = planes.dims();
                 planes.reshape([n, c, h * w]).mean_dim(2).reshape([n, c]) // [n, c]
             }
+            #[cfg(feature = "flex")]
             Self::Pixels(pixels) => {
                 let [h, w, n, c] = pixels.dims();
                 pixels.reshape([h * w, n, c]).mean_dim(0).reshape([n, c]) // [n, c]
@@ -96,6 +100,7 @@ impl ConvNorm {
     pub(super) fn forward(&self, x: Maps, shortcut: Option<Maps>, activation: Activation) -> Maps {
         match x {
             Maps::Planes(x) => Maps::Planes(self.planes(x, shortcut.map(Maps::planes), activation)),
+            #[cfg(feature = "flex")]
             Maps::Pixels(x) => {
                 let shortcut = shortcut.map(|maps| match maps {
                     Maps::Pixels(pixels) => pixels,
@@ -126,6 +131,7 @@ impl ConvNorm {
         }
     }
 
+    #[cfg(feature = "flex")]
     fn pixels(
         &self,
         x: Tensor<4>,
@@ -168,11 +174,6 @@ impl ConvNorm {
             running.update((old * (1.0 - momentum) + new * momentum).detach());
         }
     }
-}
-
-/// Of a square convolution with an output of `side` pixels; `weights` are inputs times outputs.
-pub(super) fn conv_flops(side: usize, kernel: usize, weights: usize) -> u64 {
-    2 * (side * side * kernel * kernel * weights) as u64
 }
 
 /// Normal(0, 0.01) weights, no bias at first.

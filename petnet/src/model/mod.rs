@@ -7,35 +7,19 @@
 mod golden;
 mod layers;
 mod pet_net;
+#[cfg(feature = "flex")]
 mod pixels;
+pub(crate) mod run;
 mod simple_cnn;
 pub(crate) mod weights;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
-pub use pet_net::{PetNet, PetNetConfig};
-pub use simple_cnn::{SimpleCnn, SimpleCnnConfig};
+pub use pet_net::PetNet;
+pub use simple_cnn::SimpleCnn;
 
-use crate::error::{Error, Result};
-
-/// Mean and standard deviation of a channel's values (0 to 1), in the order R, G, B.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Normalization {
-    /// Subtracted first.
-    pub mean: [f32; 3],
-    /// Divided by then.
-    pub std: [f32; 3],
-}
-
-impl Default for Normalization {
-    /// The figures of ImageNet.
-    fn default() -> Self {
-        Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
-    }
-}
+pub use crate::architecture::{Architecture, Normalization, PetNetConfig, SimpleCnnConfig};
 
 impl Normalization {
     /// `[n, 3, h, w]` of 0 to 255 -> the same shape, about zero mean and unit variance.
@@ -49,74 +33,7 @@ impl Normalization {
     }
 }
 
-/// Which network, and how large; enough to build it without weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Architecture {
-    /// The reference system's four-block network.
-    SimpleCnn(SimpleCnnConfig),
-    /// The residual network that petnet ships.
-    #[serde(rename = "petnet")]
-    PetNet(PetNetConfig),
-}
-
 impl Architecture {
-    /// The names that [`Architecture::named`] knows.
-    pub const NAMES: &[&str] = &["petnet", "simple_cnn"];
-
-    /// The default size of a network by name.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a name that is not in [`Architecture::NAMES`].
-    pub fn named(name: &str, dropout: f64) -> Result<Self> {
-        match name {
-            "petnet" => Ok(Self::PetNet(PetNetConfig { dropout, ..Default::default() })),
-            "simple_cnn" => Ok(Self::SimpleCnn(SimpleCnnConfig { dropout, ..Default::default() })),
-            other => Err(Error::Config(format!(
-                "unknown model_name `{other}`, known: {}",
-                Self::NAMES.join(", ")
-            ))),
-        }
-    }
-
-    /// The name as settings and checkpoints write it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::SimpleCnn(_) => "simple_cnn",
-            Self::PetNet(_) => "petnet",
-        }
-    }
-
-    /// # Errors
-    /// [`Error::Config`] when it has no layers, or layers of no width.
-    pub fn validate(&self) -> Result<()> {
-        let (widths, depths) = match self {
-            Self::SimpleCnn(config) => (config.channels.clone(), config.channels.clone()),
-            Self::PetNet(config) => {
-                ([&[config.stem], config.widths.as_slice()].concat(), config.depths.clone())
-            }
-        };
-        let stages = widths.len() - usize::from(matches!(self, Self::PetNet(_)));
-        let positive = |sizes: &[usize]| sizes.iter().all(|size| (1..=4096).contains(size));
-        if stages == 0 || stages != depths.len() || !positive(&widths) || !positive(&depths) {
-            return Err(Error::Config(format!(
-                "{} needs as many depths as widths, at least one, each between 1 and 4096",
-                self.name()
-            )));
-        }
-        Ok(())
-    }
-
-    /// Floating-point operations of one picture of `side` pixels, two for each multiply-add of a
-    /// convolution; all else is little beside them.
-    pub fn flops(&self, side: usize) -> u64 {
-        match self {
-            Self::SimpleCnn(config) => config.flops(side),
-            Self::PetNet(config) => config.flops(side),
-        }
-    }
-
     /// Builds the network with fresh random weights.
     pub fn build(&self, classes: usize, normalization: Normalization, device: &Device) -> Network {
         match self {

@@ -4,31 +4,10 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
-use super::Normalization;
-use super::layers::{ConvNorm, Maps, conv_flops, linear};
+use super::layers::{ConvNorm, Maps, linear};
+use super::{Normalization, PetNetConfig};
 use crate::kernel::Activation;
-
-/// Widths and depths of a [`PetNet`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PetNetConfig {
-    /// Channels of the first convolution.
-    pub stem: usize,
-    /// Channels of each stage; every stage but the first halves both sides.
-    pub widths: Vec<usize>,
-    /// Residual blocks of each stage.
-    pub depths: Vec<usize>,
-    /// Share of the pooled features that is dropped in training, 0 to 1.
-    pub dropout: f64,
-}
-
-impl Default for PetNetConfig {
-    fn default() -> Self {
-        Self { stem: 32, widths: vec![48, 96, 192, 320], depths: vec![1, 1, 1, 1], dropout: 0.0 }
-    }
-}
 
 /// Two convolutions of stride 2, stages of residual blocks of two 3x3 convolutions each
 /// (He et al., "Deep residual learning", 2015), the global average, one linear layer.
@@ -77,25 +56,6 @@ impl PetNetConfig {
             dropout: DropoutConfig::new(self.dropout).init(),
             head: linear(inputs, classes, device),
         }
-    }
-}
-
-impl PetNetConfig {
-    pub(super) fn flops(&self, side: usize) -> u64 {
-        let first = self.widths.first().copied().unwrap_or(self.stem);
-        let (mut side, mut inputs) = (side.div_ceil(4), first);
-        let mut sum =
-            conv_flops(side * 2, 3, 3 * self.stem) + conv_flops(side, 3, self.stem * first);
-        for (stage, (&width, &depth)) in self.widths.iter().zip(&self.depths).enumerate() {
-            side = if stage > 0 { side.div_ceil(2) } else { side };
-            for place in 0..depth {
-                let shortcut = place == 0 && (stage > 0 || inputs != width);
-                sum += conv_flops(side, 3, inputs * width) + conv_flops(side, 3, width * width);
-                sum += if shortcut { conv_flops(side, 1, inputs * width) } else { 0 };
-                inputs = width;
-            }
-        }
-        sum
     }
 }
 

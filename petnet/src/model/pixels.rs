@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::kernel::{self, Activation, Affine, Conv, Norm, Packed, Statistics};
 
 /// Buffers below this length are not worth keeping.
+#[cfg(feature = "train")]
 const WORTH_KEEPING: usize = 1 << 14;
 /// With fewer inputs than this, patches are copied out.
 const FEW_INPUTS: usize = 8;
@@ -28,6 +29,7 @@ pub(super) struct Spacing {
 }
 
 /// A normalised batch with the statistics it was normalised by.
+#[cfg(feature = "train")]
 pub(super) struct Normalized {
     pub(super) maps: Tensor<4>,
     pub(super) mean: Tensor<1>,

@@ -4,29 +4,10 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
-use super::Normalization;
-use super::layers::{ConvNorm, Maps, conv_flops, linear};
+use super::layers::{ConvNorm, Maps, linear};
+use super::{Normalization, SimpleCnnConfig};
 use crate::kernel::Activation;
-
-/// Widths of a [`SimpleCnn`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SimpleCnnConfig {
-    /// Channels of each block; every block halves both sides of the picture.
-    pub channels: Vec<usize>,
-    /// Width of the layer before the logits.
-    pub hidden: usize,
-    /// Share of that layer that is dropped in training, 0 to 1.
-    pub dropout: f64,
-}
-
-impl Default for SimpleCnnConfig {
-    fn default() -> Self {
-        Self { channels: vec![32, 64, 128, 256], hidden: 128, dropout: 0.5 }
-    }
-}
 
 /// Blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global average, two linears.
 ///
@@ -62,15 +43,6 @@ impl SimpleCnnConfig {
             dropout: DropoutConfig::new(self.dropout).init(),
             head: linear(self.hidden, classes, device),
         }
-    }
-}
-
-impl SimpleCnnConfig {
-    pub(super) fn flops(&self, side: usize) -> u64 {
-        let layers = std::iter::once(&3).chain(&self.channels).zip(&self.channels).enumerate();
-        layers
-            .map(|(block, (inputs, outputs))| conv_flops(side >> block, 3, inputs * outputs))
-            .sum()
     }
 }
 

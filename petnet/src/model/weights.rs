@@ -1,19 +1,9 @@
-//! A network's parameters as named, flat numbers, and back.
-
-use std::collections::BTreeMap;
+//! A module's parameters as named, flat numbers, and back.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 
-/// Shape and values of one parameter or buffer.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Weight {
-    pub(crate) shape: Vec<usize>,
-    pub(crate) values: Vec<f32>,
-}
-
-/// Parameters and buffers by their path, e.g. `blocks.0.conv.weight`.
-pub(crate) type Weights = BTreeMap<String, Weight>;
+use crate::weights::{Weight, Weights};
 
 /// Reads every float of `module`; batch-norm statistics included.
 pub(crate) fn read<M: Module>(module: &M) -> Weights {

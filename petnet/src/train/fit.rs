@@ -20,8 +20,8 @@ use crate::evaluate::{self, Evaluation};
 use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::argmax;
 use crate::model::Normalization;
+use crate::model::run::{outputs, rows, to_tensor};
 use crate::preprocess::Preprocess;
-use crate::runner::{outputs, rows, to_tensor};
 
 /// Photos a pass when no gradients are kept.
 const EVALUATION_BATCH: usize = 64;

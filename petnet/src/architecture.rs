@@ -1,0 +1,165 @@
+//! Which network, and how large: plain settings, enough to build it, to count its operations and
+//! to find its weights. Knows no tensors.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Mean and standard deviation of a channel's values (0 to 1), in the order R, G, B.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalization {
+    /// Subtracted first.
+    pub mean: [f32; 3],
+    /// Divided by then.
+    pub std: [f32; 3],
+}
+
+impl Default for Normalization {
+    /// The figures of ImageNet.
+    fn default() -> Self {
+        Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
+    }
+}
+
+/// Which network, and how large; enough to build it without weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Architecture {
+    /// The reference system's four-block network.
+    SimpleCnn(SimpleCnnConfig),
+    /// The residual network that petnet ships.
+    #[serde(rename = "petnet")]
+    PetNet(PetNetConfig),
+}
+
+impl Architecture {
+    /// The names that [`Architecture::named`] knows.
+    pub const NAMES: &[&str] = &["petnet", "simple_cnn"];
+
+    /// The default size of a network by name.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a name that is not in [`Architecture::NAMES`].
+    pub fn named(name: &str, dropout: f64) -> Result<Self> {
+        match name {
+            "petnet" => Ok(Self::PetNet(PetNetConfig { dropout, ..Default::default() })),
+            "simple_cnn" => Ok(Self::SimpleCnn(SimpleCnnConfig { dropout, ..Default::default() })),
+            other => Err(Error::Config(format!(
+                "unknown model_name `{other}`, known: {}",
+                Self::NAMES.join(", ")
+            ))),
+        }
+    }
+
+    /// The name as settings and checkpoints write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SimpleCnn(_) => "simple_cnn",
+            Self::PetNet(_) => "petnet",
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Config`] when it has no layers, or layers of no width.
+    pub fn validate(&self) -> Result<()> {
+        let (widths, depths) = match self {
+            Self::SimpleCnn(config) => (config.channels.clone(), config.channels.clone()),
+            Self::PetNet(config) => {
+                ([&[config.stem], config.widths.as_slice()].concat(), config.depths.clone())
+            }
+        };
+        let stages = widths.len() - usize::from(matches!(self, Self::PetNet(_)));
+        let positive = |sizes: &[usize]| sizes.iter().all(|size| (1..=4096).contains(size));
+        if stages == 0 || stages != depths.len() || !positive(&widths) || !positive(&depths) {
+            return Err(Error::Config(format!(
+                "{} needs as many depths as widths, at least one, each between 1 and 4096",
+                self.name()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Floating-point operations of one picture of `side` pixels, two for each multiply-add of a
+    /// convolution; all else is little beside them.
+    pub fn flops(&self, side: usize) -> u64 {
+        match self {
+            Self::SimpleCnn(config) => config.flops(side),
+            Self::PetNet(config) => config.flops(side),
+        }
+    }
+}
+
+/// Widths of `simple_cnn`: blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global
+/// average, two linear layers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SimpleCnnConfig {
+    /// Channels of each block; every block halves both sides of the picture.
+    pub channels: Vec<usize>,
+    /// Width of the layer before the logits.
+    pub hidden: usize,
+    /// Share of that layer that is dropped in training, 0 to 1.
+    pub dropout: f64,
+}
+
+impl Default for SimpleCnnConfig {
+    fn default() -> Self {
+        Self { channels: vec![32, 64, 128, 256], hidden: 128, dropout: 0.5 }
+    }
+}
+
+impl SimpleCnnConfig {
+    fn flops(&self, side: usize) -> u64 {
+        let layers = std::iter::once(&3).chain(&self.channels).zip(&self.channels).enumerate();
+        layers
+            .map(|(block, (inputs, outputs))| conv_flops(side >> block, 3, inputs * outputs))
+            .sum()
+    }
+}
+
+/// Widths and depths of `petnet`: two convolutions of stride 2, stages of residual blocks, the
+/// global average, one linear layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PetNetConfig {
+    /// Channels of the first convolution.
+    pub stem: usize,
+    /// Channels of each stage; every stage but the first halves both sides.
+    pub widths: Vec<usize>,
+    /// Residual blocks of each stage.
+    pub depths: Vec<usize>,
+    /// Share of the pooled features that is dropped in training, 0 to 1.
+    pub dropout: f64,
+}
+
+impl Default for PetNetConfig {
+    fn default() -> Self {
+        Self { stem: 32, widths: vec![48, 96, 192, 320], depths: vec![1, 1, 1, 1], dropout: 0.0 }
+    }
+}
+
+impl PetNetConfig {
+    fn flops(&self, side: usize) -> u64 {
+        let first = self.widths.first().copied().unwrap_or(self.stem);
+        let (mut side, mut inputs) = (side.div_ceil(4), first);
+        let mut sum =
+            conv_flops(side * 2, 3, 3 * self.stem) + conv_flops(side, 3, self.stem * first);
+        for (stage, (&width, &depth)) in self.widths.iter().zip(&self.depths).enumerate() {
+            side = if stage > 0 { side.div_ceil(2) } else { side };
+            for place in 0..depth {
+                let shortcut = place == 0 && (stage > 0 || inputs != width);
+                sum += conv_flops(side, 3, inputs * width) + conv_flops(side, 3, width * width);
+                sum += if shortcut { conv_flops(side, 1, inputs * width) } else { 0 };
+                inputs = width;
+            }
+        }
+        sum
+    }
+}
+
+/// Of a square convolution with an output of `side` pixels; `weights` are inputs times outputs.
+fn conv_flops(side: usize, kernel: usize, weights: usize) -> u64 {
+    2 * (side * side * kernel * kernel * weights) as u64
+}
