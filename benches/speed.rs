@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use petnet::model::{Architecture, Network, Normalization};
+use petnet::model::{Architecture, Network, Normalization, PetNetConfig};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::{Checkpoint, Classifier, ModelInfo};
 
@@ -26,9 +27,22 @@ fn median(mut work: impl FnMut()) -> f64 {
     seconds[RUNS / 2]
 }
 
+/// A name, or `petnet/STEM/WIDTHS/DEPTHS` with numbers between commas.
+fn architecture(name: &str) -> Architecture {
+    let numbers = |text: &str| text.split(',').map(|n| n.parse().expect("a number")).collect();
+    match name.split('/').collect::<Vec<_>>()[..] {
+        ["petnet", stem, widths, depths] => Architecture::PetNet(PetNetConfig {
+            stem: stem.parse().expect("a number"),
+            widths: numbers(widths),
+            depths: numbers(depths),
+            dropout: 0.0,
+        }),
+        _ => Architecture::named(name, 0.0).expect("petnet or simple_cnn"),
+    }
+}
+
 fn network(name: &str, device: &Device) -> Network {
-    let architecture = Architecture::named(name, 0.0).expect("petnet or simple_cnn");
-    architecture.build(2, Normalization::default(), device)
+    architecture(name).build(2, Normalization::default(), device)
 }
 
 fn images(count: usize, side: usize, device: &Device) -> Tensor<4> {
@@ -39,7 +53,7 @@ fn images(count: usize, side: usize, device: &Device) -> Tensor<4> {
 /// What a user calls, without decoding: the engine on `cpu`, burn's path on `flex`.
 fn forward(name: &str, side: usize, count: usize, device: petnet::Device) -> f64 {
     let network = network(name, &Device::flex());
-    let architecture = Architecture::named(name, 0.0).expect("petnet or simple_cnn");
+    let architecture = architecture(name);
     let preprocess = Preprocess { size: side as u32, resize: Resize::Squeeze };
     let info = ModelInfo::new(architecture, vec!["cat".into(), "dog".into()], preprocess);
     let classifier = Classifier::new(Checkpoint::new(info, &network), device).expect("a device");
@@ -68,11 +82,16 @@ fn step(name: &str, side: usize, count: usize) -> f64 {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, name, side, count] = arguments.as_slice() else {
-        eprintln!("usage: speed forward|flex|step petnet|simple_cnn SIDE BATCH");
+        eprintln!("usage: speed forward|flex|step|size NETWORK SIDE BATCH");
         std::process::exit(2);
     };
     let (side, count) = (side.parse().expect("a side"), count.parse().expect("a batch"));
     let seconds = match what.as_str() {
+        "size" => {
+            let parameters = network(name, &Device::flex()).num_params();
+            let flops = architecture(name).flops(side) as f64 * 1e-9;
+            return println!("{parameters} parameters, {flops:.3} GFLOP");
+        }
         "forward" => forward(name, side, count, petnet::Device::Cpu),
         "flex" => forward(name, side, count, petnet::Device::Flex),
         _ => step(name, side, count),

@@ -32,24 +32,28 @@ for name, along in (("across", 0), ("along", 1)):
         (folder / f"{number}.bmp").write_bytes(b"BM" + head + info + pixels)
 PY
 
-cat >"$work/tiny.yaml" <<YAML
+for network in simple_cnn petnet; do
+    cat >"$work/tiny.yaml" <<YAML
+model_name: $network
+petnet: {stem: 8, widths: [8, 16], depths: [1, 1]}
 image_size: 16
 num_epochs: 2
 batch_size: 4
 ema_decay: 0
 YAML
-"$petnet" fit --config "$work/tiny.yaml" --data "$work/shapes" --out "$work/cpu" --quiet
-answers() { "$petnet" predict --model "$work/cpu/best.safetensors" --format csv --quiet --device "$1" "$work/shapes"; }
-answers cpu >"$work/cpu.csv"
-for device in ndarray wgpu; do
-    answers "$device" >"$work/$device.csv"
-    python3 - "$work/cpu.csv" "$work/$device.csv" "$device" <<'PY'
+    "$petnet" fit --config "$work/tiny.yaml" --data "$work/shapes" --out "$work/cpu" --quiet
+    answers() { "$petnet" predict --model "$work/cpu/best.safetensors" --format csv --quiet --device "$1" "$work/shapes"; }
+    answers cpu >"$work/cpu.csv"
+    for device in flex ndarray wgpu; do
+        answers "$device" >"$work/$device.csv"
+        python3 - "$work/cpu.csv" "$work/$device.csv" "$network on $device" <<'PY'
 import csv, sys
 rows = [list(csv.DictReader(open(path))) for path in sys.argv[1:3]]
 worst = max(abs(float(a["confidence"]) - float(b["confidence"])) for a, b in zip(*rows))
 assert len(rows[0]) == len(rows[1]) > 0 and worst < 1e-3, worst
 print(f"{sys.argv[3]}: {len(rows[0])} pictures, largest difference of confidence to cpu {worst:.1e}")
 PY
+    done
+    "$petnet" fit --config "$work/tiny.yaml" --data "$work/shapes" --out "$work/wgpu" --device wgpu
+    echo "$network trained and predicted on wgpu"
 done
-"$petnet" fit --config "$work/tiny.yaml" --data "$work/shapes" --out "$work/wgpu" --device wgpu
-echo "wgpu trained and predicted"

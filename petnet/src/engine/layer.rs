@@ -1,6 +1,7 @@
 //! A convolution with all that follows it, from one bordered map to another.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -44,7 +45,7 @@ impl Shape {
     }
 
     /// Where a row's first pixel begins, and where its last one ends, within the row.
-    fn inside(self) -> std::ops::Range<usize> {
+    fn inside(self) -> Range<usize> {
         BORDER * self.pixel()..(BORDER + self.width) * self.pixel()
     }
 }
@@ -92,15 +93,55 @@ impl Layer {
     /// Fills the inside of `out`; a shortcut has its shape.
     pub(super) fn run(&self, x: &[f32], input: Shape, shortcut: Option<&[f32]>, out: &mut [f32]) {
         let shape = self.shape(input);
-        let rows = out.par_chunks_mut(shape.row()).skip(BORDER).take(shape.height);
-        rows.enumerate().for_each(|(y, out)| {
-            let out = &mut out[shape.inside()];
-            if self.form.pool {
-                return self.pooled(x, input, y, out);
+        let rows = out.par_chunks_exact_mut(shape.row()).skip(BORDER).take(shape.height);
+        let shortcut =
+            |y: usize| shortcut.map(|all| &all[(y + BORDER) * shape.row()..][shape.inside()]);
+        if self.form.pool {
+            return rows.enumerate().for_each(|(y, out)| {
+                self.pooled(x, input, y, &mut out[shape.inside()]);
+            });
+        }
+        let places = shape.width * shape.batch;
+        if places >= FEW {
+            return rows.enumerate().for_each(|(y, out)| {
+                self.row(x, input, y, shortcut(y), &mut out[shape.inside()]);
+            });
+        }
+        // Narrow maps: some rows together, so that weights are read fewer times.
+        let together = FEW.div_ceil(places);
+        let mut rows: Vec<&mut [f32]> = rows.collect();
+        rows.par_chunks_mut(together).enumerate().for_each(|(chunk, rows)| {
+            let first = chunk * together;
+            let mut sums = ROWS.take();
+            sums.clear();
+            for y in first..first + rows.len() {
+                match shortcut(y) {
+                    Some(shortcut) => sums.extend_from_slice(shortcut),
+                    None => sums.resize(sums.len() + places * self.form.outputs, 0.0),
+                }
             }
-            let shortcut = shortcut.map(|all| &all[(y + BORDER) * shape.row()..][shape.inside()]);
-            self.row(x, input, y, shortcut, out);
+            self.product(x, input, first..first + rows.len(), &mut sums);
+            let sums = sums.chunks_exact(places * self.form.outputs);
+            rows.iter_mut().zip(sums).for_each(|(row, sums)| {
+                row[shape.inside()].copy_from_slice(sums);
+            });
         });
+    }
+
+    /// Adds rows of the convolution to what lies in `out` (a shortcut, or zeros), by patches.
+    fn product(&self, x: &[f32], input: Shape, rows: Range<usize>, out: &mut [f32]) {
+        let mut patches = PATCHES.take();
+        patches.clear();
+        rows.for_each(|y| self.patches(x, input, y, &mut patches));
+        let places = out.len() / self.form.outputs;
+        let run = Run { first: 0, rows: places, terms: vec![Term { start: 0, tap: 0 }] };
+        let after =
+            After { bias: Some(&self.bias), add: true, relu: self.form.relu, shortcut: None };
+        let weights = self.weights.view().flat();
+        let step = patches.len() / places;
+        let runs = std::slice::from_ref(&run);
+        Product { x: &patches, weights, step, runs, after, out }.run();
+        PATCHES.set(patches);
     }
 
     /// Row `y` of the output, two rows of the convolution.
@@ -128,17 +169,14 @@ impl Layer {
     fn row(&self, x: &[f32], input: Shape, y: usize, shortcut: Option<&[f32]>, out: &mut [f32]) {
         let Form { inputs, outputs, relu, stride, .. } = self.form;
         let places = out.len() / outputs;
-        let after = After { bias: Some(&self.bias), shortcut, relu };
-        if places < FEW || inputs < FEW {
-            let mut patches = PATCHES.take();
-            let patch = self.patches(x, input, y, &mut patches);
-            let run = Run { first: 0, rows: places, terms: vec![Term { start: 0, tap: 0 }] };
-            let runs = std::slice::from_ref(&run);
-            let weights = self.weights.view().flat();
-            Product { x: &patches, weights, step: patch, runs, after, out }.run();
-            PATCHES.set(patches);
-            return;
+        if inputs < FEW {
+            match shortcut {
+                Some(shortcut) => out.copy_from_slice(shortcut),
+                None => out.fill(0.0),
+            }
+            return self.product(x, input, y..y + 1, out);
         }
+        let after = After { bias: Some(&self.bias), shortcut, add: false, relu };
         // Pixels that a stride apart lie at one distance are one run: one photo, or stride 1.
         let joined = stride == 1 || input.batch == 1;
         let step = inputs * if input.batch == 1 { stride } else { 1 };
@@ -174,11 +212,10 @@ impl Layer {
         (y * self.form.stride + self.origin() + ky) * input.row()
     }
 
-    /// Copies all taps of a row's pixels side by side; returns how many values each has.
-    fn patches(&self, x: &[f32], input: Shape, y: usize, patches: &mut Vec<f32>) -> usize {
+    /// Copies all taps of a row's pixels side by side.
+    fn patches(&self, x: &[f32], input: Shape, y: usize, patches: &mut Vec<f32>) {
         let Form { inputs, kernel, stride, .. } = self.form;
         let width = input.width.div_ceil(stride);
-        patches.clear();
         for place in 0..width {
             for photo in 0..input.batch {
                 for ky in 0..kernel {
@@ -191,6 +228,5 @@ impl Layer {
                 }
             }
         }
-        kernel * kernel * inputs
     }
 }

@@ -153,6 +153,8 @@ pub(crate) struct After<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     /// Added to the whole, of the output's shape.
     pub(crate) shortcut: Option<&'a [f32]>,
+    /// Whether what lies in the output is added too.
+    pub(crate) add: bool,
     pub(crate) relu: bool,
 }
 
@@ -269,12 +271,16 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
             if let Some(shortcut) = after.shortcut {
                 sums = add(simd, sums, &shortcut[(self.place + row) * outputs..][first..outputs]);
             }
+            let out = &mut self.out[row * outputs..][first..outputs];
+            if after.add {
+                sums = add(simd, sums, out);
+            }
             if after.relu {
                 for vector in 0..V {
                     sums[vector] = simd.max_f32s(sums[vector], simd.splat_f32s(0.0));
                 }
             }
-            store(simd, &mut self.out[row * outputs..][first..outputs], &sums);
+            store(simd, out, &sums);
         }
     }
 }
