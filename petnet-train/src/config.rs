@@ -31,6 +31,7 @@ pub(crate) struct Config {
     model_name: String,
     num_classes: Option<usize>,
     petnet: WidthsConfig,
+    init: Option<PathBuf>,
     dropout_rate: f64,
     image_size: u32,
     progressive: Vec<Resizing>,
@@ -96,6 +97,7 @@ impl Default for Config {
             model_name: trainer.architecture.name().into(),
             num_classes: None,
             petnet: WidthsConfig::default(),
+            init: trainer.init,
             dropout_rate: 0.5,
             image_size: trainer.preprocess.size,
             progressive: trainer.progressive,
@@ -194,6 +196,7 @@ impl Config {
         }
         Ok(Trainer {
             architecture: self.architecture()?,
+            init: self.init.clone(),
             preprocess: Preprocess { size: self.image_size, resize: self.resize },
             progressive: self.progressive.clone(),
             epochs: self.num_epochs,

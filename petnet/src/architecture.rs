@@ -64,17 +64,17 @@ impl Architecture {
     /// # Errors
     /// [`Error::Config`] when it has no layers, or layers of no width.
     pub fn validate(&self) -> Result<()> {
-        let (widths, depths) = match self {
-            Self::SimpleCnn(config) => (config.channels.clone(), config.channels.clone()),
-            Self::PetNet(config) => {
-                ([&[config.stem], config.widths.as_slice()].concat(), config.depths.clone())
+        let fits = |sizes: &[usize]| sizes.iter().all(|size| (1..=4096).contains(size));
+        let sound = match self {
+            Self::SimpleCnn(config) => !config.channels.is_empty() && fits(&config.channels),
+            Self::PetNet(PetNetConfig { stem, widths, depths, .. }) => {
+                let paired = !widths.is_empty() && widths.len() == depths.len();
+                paired && fits(&[*stem]) && fits(widths) && depths.iter().all(|d| *d <= 64)
             }
         };
-        let stages = widths.len() - usize::from(matches!(self, Self::PetNet(_)));
-        let positive = |sizes: &[usize]| sizes.iter().all(|size| (1..=4096).contains(size));
-        if stages == 0 || stages != depths.len() || !positive(&widths) || !positive(&depths) {
+        if !sound {
             return Err(Error::Config(format!(
-                "{} needs as many depths as widths, at least one, each between 1 and 4096",
+                "{} needs at least one width, as many depths (0 to 64), and widths of 1 to 4096",
                 self.name()
             )));
         }
@@ -128,7 +128,8 @@ pub struct PetNetConfig {
     pub stem: usize,
     /// Channels of each stage; every stage but the first halves both sides.
     pub widths: Vec<usize>,
-    /// Residual blocks of each stage.
+    /// Residual blocks of each stage; a stage of none is left out, but for the first one's width,
+    /// which is the stem's.
     pub depths: Vec<usize>,
     /// Share of the pooled features that is dropped in training, 0 to 1.
     pub dropout: f64,
@@ -147,7 +148,7 @@ impl PetNetConfig {
         let mut sum =
             conv_flops(side * 2, 3, 3 * self.stem) + conv_flops(side, 3, self.stem * first);
         for (stage, (&width, &depth)) in self.widths.iter().zip(&self.depths).enumerate() {
-            side = if stage > 0 { side.div_ceil(2) } else { side };
+            side = if stage > 0 && depth > 0 { side.div_ceil(2) } else { side };
             for place in 0..depth {
                 let shortcut = place == 0 && (stage > 0 || inputs != width);
                 sum += conv_flops(side, 3, inputs * width) + conv_flops(side, 3, width * width);

@@ -187,11 +187,16 @@ impl Checkpoint {
     /// [`Error::Checkpoint`] when weights and architecture do not fit each other.
     #[cfg(feature = "burn")]
     pub(crate) fn network(self, device: &burn::tensor::Device) -> Result<(ModelInfo, Network)> {
-        let Self { info, weights } = self;
+        let info = self.info.clone();
         let network = info.architecture.build(info.labels.len(), info.normalization, device);
-        let network = crate::model::weights::write(network, weights)
-            .map_err(|e| Error::checkpoint("<weights>", e))?;
-        Ok((info, network))
+        Ok((info, self.fill(network)?))
+    }
+
+    /// Gives a network these weights.
+    #[cfg(feature = "burn")]
+    pub(crate) fn fill(self, network: Network) -> Result<Network> {
+        crate::model::weights::write(network, self.weights)
+            .map_err(|e| Error::checkpoint("<weights>", e))
     }
 
     fn to_bytes(&self, precision: Precision) -> Result<Vec<u8>, String> {

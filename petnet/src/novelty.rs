@@ -1,6 +1,6 @@
-//! How far a photo is from all that a model was trained on: a distance in the space of pooled
-//! features (Lee et al., "A simple unified framework for detecting out-of-distribution samples",
-//! 2018, with one spread a feature instead of a covariance).
+//! How far a photo is from all that a model was trained on: the angle between its features and
+//! those of each class (Techapanurak et al., "Hyperparameter-free out-of-distribution detection
+//! using cosine similarity", 2019).
 
 use serde::{Deserialize, Serialize};
 
@@ -9,21 +9,19 @@ use serde::{Deserialize, Serialize};
 pub struct Novelty {
     /// Mean features of each class.
     centres: Vec<Vec<f32>>,
-    /// One over the variance of each feature within its class.
-    precisions: Vec<f32>,
     /// Distances beyond this are strange.
     limit: f32,
 }
 
 impl Novelty {
-    /// The mean squared distance from the nearest class, in units of the features' own spread:
-    /// about 1 for photos like the known ones.
+    /// One minus the cosine of the angle to the nearest class: 0 for a photo like its mean, 1 for
+    /// one that has nothing in common with any class.
     pub fn distance(&self, features: &[f32]) -> f32 {
-        let from = |centre: &Vec<f32>| {
-            let terms = features.iter().zip(centre).zip(&self.precisions);
-            terms.map(|((f, c), p)| (f - c).powi(2) * p).sum::<f32>() / features.len() as f32
+        let length = dot(features, features).sqrt().max(f32::MIN_POSITIVE);
+        let cosine = |centre: &Vec<f32>| {
+            dot(features, centre) / (length * dot(centre, centre).sqrt().max(f32::MIN_POSITIVE))
         };
-        self.centres.iter().map(from).fold(f32::INFINITY, f32::min)
+        1.0 - self.centres.iter().map(cosine).fold(-1.0, f32::max)
     }
 
     /// Whether a photo at this distance is like the known ones.
@@ -40,26 +38,13 @@ impl Novelty {
         classes: usize,
         share: f64,
     ) -> Self {
-        let width = rows.first().map_or(0, Vec::len);
-        let mut centres = vec![vec![0.0; width]; classes];
-        let mut counts = vec![0.0_f32; classes];
+        // Sums point where means do.
+        let mut centres = vec![vec![0.0; rows.first().map_or(0, Vec::len)]; classes];
         for (row, &class) in rows.iter().zip(truth) {
-            counts[class] += 1.0;
-            centres[class].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            let share = 1.0 / rows.len() as f32;
+            centres[class].iter_mut().zip(row).for_each(|(sum, value)| *sum += value * share);
         }
-        for (centre, count) in centres.iter_mut().zip(&counts) {
-            centre.iter_mut().for_each(|sum| *sum /= count.max(1.0));
-        }
-        let mut variances = vec![0.0; width];
-        for (row, &class) in rows.iter().zip(truth) {
-            for ((sum, value), centre) in variances.iter_mut().zip(row).zip(&centres[class]) {
-                *sum += (value - centre).powi(2) / rows.len() as f32;
-            }
-        }
-        // A feature that hardly moves would otherwise outweigh all others.
-        let floor = variances.iter().sum::<f32>() / width.max(1) as f32 * 0.01 + f32::MIN_POSITIVE;
-        let precisions = variances.iter().map(|variance| 1.0 / variance.max(floor)).collect();
-        let mut novelty = Self { centres, precisions, limit: f32::INFINITY };
+        let mut novelty = Self { centres, limit: f32::INFINITY };
         let mut distances: Vec<f32> = held_out.iter().map(|row| novelty.distance(row)).collect();
         distances.sort_by(f32::total_cmp);
         let place = (distances.len() as f64 * share).ceil() as usize;
@@ -68,21 +53,29 @@ impl Novelty {
     }
 }
 
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
 #[cfg(all(test, feature = "train"))]
 mod tests {
     use super::*;
 
     #[test]
     fn what_lies_between_the_classes_is_strange_and_the_share_of_known_photos_is_kept() {
-        let row = |i: usize, centre: f32| -> Vec<f32> {
-            (0..8).map(|k| centre + ((i * 7 + k * 13) % 11) as f32 / 11.0).collect()
+        // Each class has features of its own, and a little of the other's.
+        let row = |photo: usize, class: usize| -> Vec<f32> {
+            let weak = (photo % 10) as f32 / 30.0;
+            (0..8).map(|k| if k / 4 == class { 1.0 + weak } else { weak }).collect()
         };
-        let rows: Vec<Vec<f32>> = (0..200).map(|i| row(i, (i % 2 * 10) as f32)).collect();
+        let rows: Vec<Vec<f32>> = (0..200).map(|i| row(i / 2, i % 2)).collect();
         let truth: Vec<usize> = (0..200).map(|i| i % 2).collect();
         let novelty = Novelty::learn((&rows, &truth), &rows, 2, 0.9);
         let familiar = rows.iter().filter(|row| novelty.is_familiar(novelty.distance(row))).count();
         assert!((180..=200).contains(&familiar), "{familiar}");
-        assert!(!novelty.is_familiar(novelty.distance(&[5.0; 8])));
-        assert!(novelty.distance(&row(1, 0.0)) < 3.0);
+        assert!(!novelty.is_familiar(novelty.distance(&[1.0; 8])));
+        assert!(!novelty.is_familiar(novelty.distance(&[0.0; 8])), "nothing at all is strange");
+        let loud: Vec<f32> = row(5, 0).iter().map(|value| value * 9.0).collect();
+        assert!(novelty.is_familiar(novelty.distance(&loud)), "only the direction counts");
     }
 }

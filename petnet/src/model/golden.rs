@@ -8,9 +8,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 
 use super::weights::{read, write};
-use crate::weights::{Weight, Weights};
-
 use super::{Architecture, Network, Normalization, SimpleCnnConfig};
+use crate::weights::{Weight, Weights};
 
 const FIXTURE: &[u8] = include_bytes!("../../tests/golden/simple_cnn.safetensors");
 

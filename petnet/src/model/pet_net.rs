@@ -112,6 +112,7 @@ impl Residual {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Architecture;
 
     #[test]
     fn parameters_and_operations_are_those_of_the_drawing() {
@@ -123,7 +124,7 @@ mod tests {
         assert_eq!(net.num_params(), weights + norms + norms + 2);
         let places = [(16, 27 * 4), (8, 36 * 6 + 2 * 54 * 6), (4, (54 + 72) * 8 + 48)];
         let products: usize = places.iter().map(|(side, weights)| side * side * weights).sum();
-        assert_eq!(config.flops(32), 2 * products as u64);
+        assert_eq!(Architecture::PetNet(config).flops(32), 2 * products as u64);
         let images = Tensor::<4>::zeros([2, 3, 32, 24], &device);
         assert_eq!(net.classify(net.features(images.clone())).dims(), [2, 2]);
         let (features, heat) = net.explain(images.narrow(0, 0, 1));

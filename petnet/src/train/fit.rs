@@ -54,6 +54,10 @@ impl<'a> Fit<'a> {
         device.seed(trainer.seed);
         let classes = info.labels.len();
         let model = trainer.architecture.build(classes, Normalization::default(), &device);
+        let model = match &trainer.init {
+            Some(path) => Checkpoint::load(path)?.fill(model)?,
+            None => model,
+        };
         let mut identity = info.settings.clone();
         if let Some(map) = identity.as_object_mut() {
             // How photos are fetched changes no result.

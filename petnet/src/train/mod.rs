@@ -72,6 +72,8 @@ pub struct Resizing {
 pub struct Trainer {
     /// The network.
     pub architecture: Architecture,
+    /// A model file whose weights training starts from, instead of random ones.
+    pub init: Option<PathBuf>,
     /// Its input.
     pub preprocess: Preprocess,
     /// Smaller inputs to begin with, in order; [`Trainer::preprocess`] comes last
@@ -133,6 +135,7 @@ impl Default for Trainer {
     fn default() -> Self {
         Self {
             architecture: Architecture::SimpleCnn(SimpleCnnConfig::default()),
+            init: None,
             preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
             progressive: Vec::new(),
             epochs: 16,
