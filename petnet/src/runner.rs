@@ -13,7 +13,7 @@ pub(crate) enum Runner {
     Engine(Plan),
     #[cfg(feature = "burn")]
     Burn {
-        network: Network,
+        network: Box<Network>,
         device: burn::tensor::Device,
     },
 }
@@ -45,7 +45,7 @@ impl Runner {
     fn on_burn(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
         let device = device.open()?;
         let (info, network) = checkpoint.network(&device)?;
-        Ok((info, Self::Burn { network, device }))
+        Ok((info, Self::Burn { network: Box::new(network), device }))
     }
 
     #[cfg(not(feature = "burn"))]

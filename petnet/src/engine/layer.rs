@@ -50,6 +50,13 @@ impl Shape {
     }
 }
 
+/// A map to read, its border included.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) shape: Shape,
+}
+
 /// What a layer is before its weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Form {
@@ -91,20 +98,20 @@ impl Layer {
     }
 
     /// Fills the inside of `out`; a shortcut has its shape.
-    pub(super) fn run(&self, x: &[f32], input: Shape, shortcut: Option<&[f32]>, out: &mut [f32]) {
-        let shape = self.shape(input);
+    pub(super) fn run(&self, input: Input<'_>, shortcut: Option<&[f32]>, out: &mut [f32]) {
+        let shape = self.shape(input.shape);
         let rows = out.par_chunks_exact_mut(shape.row()).skip(BORDER).take(shape.height);
         let shortcut =
             |y: usize| shortcut.map(|all| &all[(y + BORDER) * shape.row()..][shape.inside()]);
         if self.form.pool {
             return rows.enumerate().for_each(|(y, out)| {
-                self.pooled(x, input, y, &mut out[shape.inside()]);
+                self.pooled(input, y, &mut out[shape.inside()]);
             });
         }
         let places = shape.width * shape.batch;
         if places >= FEW {
             return rows.enumerate().for_each(|(y, out)| {
-                self.row(x, input, y, shortcut(y), &mut out[shape.inside()]);
+                self.row(input, y, shortcut(y), &mut out[shape.inside()]);
             });
         }
         // Narrow maps: some rows together, so that weights are read fewer times.
@@ -120,7 +127,7 @@ impl Layer {
                     None => sums.resize(sums.len() + places * self.form.outputs, 0.0),
                 }
             }
-            self.product(x, input, first..first + rows.len(), &mut sums);
+            self.product(input, first..first + rows.len(), &mut sums);
             let sums = sums.chunks_exact(places * self.form.outputs);
             rows.iter_mut().zip(sums).for_each(|(row, sums)| {
                 row[shape.inside()].copy_from_slice(sums);
@@ -129,10 +136,10 @@ impl Layer {
     }
 
     /// Adds rows of the convolution to what lies in `out` (a shortcut, or zeros), by patches.
-    fn product(&self, x: &[f32], input: Shape, rows: Range<usize>, out: &mut [f32]) {
+    fn product(&self, input: Input<'_>, rows: Range<usize>, out: &mut [f32]) {
         let mut patches = PATCHES.take();
         patches.clear();
-        rows.for_each(|y| self.patches(x, input, y, &mut patches));
+        rows.for_each(|y| self.patches(input, y, &mut patches));
         let places = out.len() / self.form.outputs;
         let run = Run { first: 0, rows: places, terms: vec![Term { start: 0, tap: 0 }] };
         let after =
@@ -145,14 +152,14 @@ impl Layer {
     }
 
     /// Row `y` of the output, two rows of the convolution.
-    fn pooled(&self, x: &[f32], input: Shape, y: usize, out: &mut [f32]) {
-        let pixel = input.batch * self.form.outputs;
-        let row = input.width.div_ceil(self.form.stride) * pixel;
+    fn pooled(&self, input: Input<'_>, y: usize, out: &mut [f32]) {
+        let pixel = input.shape.batch * self.form.outputs;
+        let row = input.shape.width.div_ceil(self.form.stride) * pixel;
         let mut rows = ROWS.take();
         rows.resize(2 * row, 0.0);
         let (upper, lower) = rows.split_at_mut(row);
-        self.row(x, input, 2 * y, None, upper);
-        self.row(x, input, 2 * y + 1, None, lower);
+        self.row(input, 2 * y, None, upper);
+        self.row(input, 2 * y + 1, None, lower);
         let pairs = upper.chunks_exact(2 * pixel).zip(lower.chunks_exact(2 * pixel));
         pulp::Arch::new().dispatch(|| {
             for (out, (upper, lower)) in out.chunks_exact_mut(pixel).zip(pairs) {
@@ -166,7 +173,7 @@ impl Layer {
     }
 
     /// Row `y` of the convolution, `[width, batch, outputs]`.
-    fn row(&self, x: &[f32], input: Shape, y: usize, shortcut: Option<&[f32]>, out: &mut [f32]) {
+    fn row(&self, input: Input<'_>, y: usize, shortcut: Option<&[f32]>, out: &mut [f32]) {
         let Form { inputs, outputs, relu, stride, .. } = self.form;
         let places = out.len() / outputs;
         if inputs < FEW {
@@ -174,21 +181,22 @@ impl Layer {
                 Some(shortcut) => out.copy_from_slice(shortcut),
                 None => out.fill(0.0),
             }
-            return self.product(x, input, y..y + 1, out);
+            return self.product(input, y..y + 1, out);
         }
         let after = After { bias: Some(&self.bias), shortcut, add: false, relu };
         // Pixels that a stride apart lie at one distance are one run: one photo, or stride 1.
-        let joined = stride == 1 || input.batch == 1;
-        let step = inputs * if input.batch == 1 { stride } else { 1 };
-        let pixels = if joined { 1 } else { places / input.batch };
+        let joined = stride == 1 || input.shape.batch == 1;
+        let step = inputs * if input.shape.batch == 1 { stride } else { 1 };
+        let pixels = if joined { 1 } else { places / input.shape.batch };
         let runs: Vec<Run> = (0..pixels)
             .map(|pixel| Run {
-                first: pixel * input.batch,
+                first: pixel * input.shape.batch,
                 rows: places / pixels,
-                terms: self.terms(input, y, pixel),
+                terms: self.terms(input.shape, y, pixel),
             })
             .collect();
-        Product { x, weights: self.weights.view(), step, runs: &runs, after, out }.run();
+        let (x, weights) = (input.values, self.weights.view());
+        Product { x, weights, step, runs: &runs, after, out }.run();
     }
 
     fn terms(&self, input: Shape, y: usize, x: usize) -> Vec<Term> {
@@ -213,7 +221,8 @@ impl Layer {
     }
 
     /// Copies all taps of a row's pixels side by side.
-    fn patches(&self, x: &[f32], input: Shape, y: usize, patches: &mut Vec<f32>) {
+    fn patches(&self, input: Input<'_>, y: usize, patches: &mut Vec<f32>) {
+        let Input { values, shape: input } = input;
         let Form { inputs, kernel, stride, .. } = self.form;
         let width = input.width.div_ceil(stride);
         for place in 0..width {
@@ -223,7 +232,7 @@ impl Layer {
                     for kx in 0..kernel {
                         let pixel = (place * stride + self.origin() + kx) * input.pixel();
                         let start = row + pixel + photo * inputs;
-                        patches.extend_from_slice(&x[start..start + inputs]);
+                        patches.extend_from_slice(&values[start..start + inputs]);
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::head::{self, Dense};
-use super::layer::{BORDER, Form, Layer, Shape};
+use super::layer::{BORDER, Form, Input, Layer, Shape};
 use crate::architecture::Normalization;
 use crate::weights::Weights;
 
@@ -146,7 +146,8 @@ impl Plan {
             // An output comes after all that it is made from.
             let (done, rest) = arena.buffers.split_at_mut(place + 1);
             let shortcut = step.shortcut.map(|from| done[from].as_slice());
-            step.layer.run(&done[step.from], arena.shapes[step.from], shortcut, &mut rest[0]);
+            let input = Input { values: &done[step.from], shape: arena.shapes[step.from] };
+            step.layer.run(input, shortcut, &mut rest[0]);
         }
         arena
     }
