@@ -11,7 +11,7 @@ use crate::fit::{self, Watcher};
 use crate::report::{charts, files};
 use crate::{Output, terminal};
 
-/// Find a learning rate: train briefly while it rises, and see where the loss falls fastest
+/// Find a learning rate: train briefly while it rises, and see where the loss is lowest
 ///
 /// The suggestion is a peak for schedules that decay. Nothing is saved but the picture.
 #[derive(clap::Args)]
