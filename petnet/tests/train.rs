@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use common::draw_folder;
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
@@ -12,6 +14,12 @@ use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::train::{Optimizer, Resizing, Schedule};
 use petnet::{Classifier, Dataset, Device, Error, Trainer};
 use tempfile::tempdir;
+
+/// burn-flex draws weights from one generator for the whole process: trainings take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn tiny() -> Trainer {
     Trainer {
@@ -36,6 +44,7 @@ fn tiny() -> Trainer {
 
 #[test]
 fn it_starts_near_ln_classes_and_overfits_a_few_pictures() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["horizontal", "vertical", "diagonal"], 8);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -58,6 +67,7 @@ fn it_starts_near_ln_classes_and_overfits_a_few_pictures() {
 
 #[test]
 fn every_optimiser_and_schedule_lowers_the_loss() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 16);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -85,6 +95,7 @@ fn every_optimiser_and_schedule_lowers_the_loss() {
 
 #[test]
 fn a_loss_that_is_no_number_stops_with_a_reason() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 16);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -102,6 +113,7 @@ fn a_loss_that_is_no_number_stops_with_a_reason() {
 
 #[test]
 fn early_stopping_ends_before_the_last_epoch() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 8);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -113,6 +125,7 @@ fn early_stopping_ends_before_the_last_epoch() {
 
 #[test]
 fn settings_out_of_range_are_named() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 2);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -130,6 +143,7 @@ fn settings_out_of_range_are_named() {
 
 #[test]
 fn batches_do_not_depend_on_the_number_of_workers() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 15);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -155,6 +169,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
 
 #[test]
 fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
+    let _alone = alone();
     let photo = Pixels::new(48, 48, common::drawn(0, 1).into_raw()).unwrap();
     let to = Preprocess { size: 32, resize: Resize::Squeeze };
     let key = Key { seed: 1, epoch: 2, index: 3 };
@@ -186,6 +201,7 @@ fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
 
 #[test]
 fn small_pictures_come_first_and_the_best_model_is_one_of_the_final_size() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["horizontal", "vertical"], 16);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -218,6 +234,7 @@ fn small_pictures_come_first_and_the_best_model_is_one_of_the_final_size() {
 
 #[test]
 fn after_calibration_confidence_is_honest_and_known_pictures_are_familiar() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["horizontal", "vertical"], 40);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -238,6 +255,7 @@ fn after_calibration_confidence_is_honest_and_known_pictures_are_familiar() {
 
 #[test]
 fn the_range_test_raises_the_rate_step_by_step() {
+    let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 16);
     let dataset = Dataset::open(root.path()).unwrap();
@@ -252,6 +270,7 @@ fn the_range_test_raises_the_rate_step_by_step() {
 
 #[test]
 fn a_device_that_was_not_compiled_in_is_an_error_with_a_hint() {
+    let _alone = alone();
     if cfg!(not(feature = "wgpu")) {
         let root = tempdir().unwrap();
         draw_folder(root.path(), &["a", "b"], 2);
