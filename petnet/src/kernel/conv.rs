@@ -105,9 +105,9 @@ impl Conv {
         });
     }
 
-    #[cfg(feature = "train")]
     /// The gradient of the input from that of the output; `weights` have inputs and outputs
     /// exchanged.
+    #[cfg(feature = "train")]
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
         let (rows, columns) = (self.rows(), self.columns());

@@ -1,7 +1,7 @@
 //! Small dense products whose sums stay in registers, with whatever vectors the machine has.
 #![allow(
     unsafe_code,
-    reason = "bounds checks in the innermost loop halve the speed; tests compare with plain loops"
+    reason = "bounds checks in the innermost loop halve the speed; tests compare with burn's"
 )]
 #![allow(
     clippy::needless_range_loop,

@@ -21,7 +21,7 @@ pub(super) fn supports(device: &Device) -> bool {
     *device == Device::flex()
 }
 
-/// Stride and padding of a convolution, and what follows a normalisation, are its settings.
+/// Of a convolution, on all sides alike.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spacing {
     pub(super) stride: usize,
@@ -290,7 +290,6 @@ mod gradients {
         let device = z.device().inner();
         let epsilon = epsilon as f32;
         let (z, gamma, beta) = (tracked(z), tracked(gamma), tracked(beta));
-        // A shortcut that is not there has no gradient; any untracked node can stand for it.
         let shortcut = shortcut.map(tracked);
         let nodes = [z.node(), gamma.node(), beta.node()];
         let z = z.into_primitive().to_contiguous();
