@@ -1,4 +1,4 @@
-//! Median milliseconds per image of one case, for scripts/bench-peers.sh.
+//! Median milliseconds per image of one case, for the scripts that compare with peers.
 //! Run with `cargo run --release --features train --example speed -- step petnet 128 32`.
 
 use std::time::Instant;
@@ -10,7 +10,7 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use petnet::model::{Architecture, Network, Normalization, PetNetConfig};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::{Checkpoint, Classifier, ModelInfo};
+use petnet::{Checkpoint, Classifier, ModelInfo, Precision};
 
 const RUNS: usize = 15;
 
@@ -42,6 +42,7 @@ fn architecture(name: &str) -> Architecture {
 }
 
 fn network(name: &str, device: &Device) -> Network {
+    device.seed(1);
     architecture(name).build(2, Normalization::default(), device)
 }
 
@@ -50,18 +51,46 @@ fn images(count: usize, side: usize, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new::<f32, _>(values, [count, 3, side, side]), device)
 }
 
-/// What a user calls, without decoding: the engine on `cpu`, burn's path on `flex`.
-fn forward(name: &str, side: usize, count: usize, device: petnet::Device) -> f64 {
-    let network = network(name, &Device::flex());
-    let architecture = architecture(name);
+/// A model file, or a network of random weights.
+fn checkpoint(name: &str, side: usize) -> Checkpoint {
+    if name.ends_with(".safetensors") {
+        return Checkpoint::load(name).expect("a model file");
+    }
     let preprocess = Preprocess { size: side as u32, resize: Resize::Squeeze };
-    let info = ModelInfo::new(architecture, vec!["cat".into(), "dog".into()], preprocess);
-    let classifier = Classifier::new(Checkpoint::new(info, &network), device).expect("a device");
-    let pictures: Vec<Pixels> = (0..count)
+    let info = ModelInfo::new(architecture(name), vec!["cat".into(), "dog".into()], preprocess);
+    Checkpoint::new(info, &network(name, &Device::flex()))
+}
+
+fn pictures(side: usize, count: usize) -> Vec<Pixels> {
+    (0..count)
         .map(|photo| (0..side * side * 3).map(|i| ((i + photo) * 7 % 256) as u8).collect())
         .filter_map(|values| Pixels::new(side as u32, side as u32, values))
-        .collect();
-    median(|| drop(classifier.classify_pixels(&pictures)))
+        .collect()
+}
+
+/// Median microseconds of each convolution, and its rate.
+fn profile(name: &str, side: usize, count: usize) {
+    let classifier = Classifier::new(checkpoint(name, side), petnet::Device::Cpu).expect("a model");
+    let pictures = pictures(side, count);
+    let runs: Vec<_> =
+        (0..RUNS).map(|_| classifier.profile(&pictures).expect("fitting pictures")).collect();
+    for (place, layer) in runs[0].iter().enumerate() {
+        let mut times: Vec<_> = runs.iter().map(|layers| layers[place].time).collect();
+        times.sort();
+        let seconds = times[RUNS / 2].as_secs_f64();
+        let rate = layer.flops as f64 / seconds * 1e-9;
+        println!("{:32} {:9.0} us {rate:7.1} GFLOP/s", layer.name, seconds * 1e6);
+    }
+}
+
+/// What a user calls, without decoding: the engine on `cpu`, burn's path on `flex`. Milliseconds
+/// per image, and the first picture's probability of the first class.
+fn forward(name: &str, side: usize, count: usize, device: petnet::Device) {
+    let classifier = Classifier::new(checkpoint(name, side), device).expect("a device");
+    let pictures = pictures(side, count);
+    let seconds = median(|| drop(classifier.classify_pixels(&pictures)));
+    let answers = classifier.classify_pixels(&pictures).expect("answers");
+    println!("{:.4} {:.6}", seconds * 1e3 / count as f64, answers[0].probabilities()[0]);
 }
 
 fn step(name: &str, side: usize, count: usize) -> f64 {
@@ -82,19 +111,24 @@ fn step(name: &str, side: usize, count: usize) -> f64 {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, name, side, count] = arguments.as_slice() else {
-        eprintln!("usage: speed forward|flex|step|size NETWORK SIDE BATCH");
+        eprintln!("usage: speed forward|flex|profile|step|size NETWORK|FILE SIDE BATCH");
+        eprintln!("       speed save NETWORK SIDE FILE");
         std::process::exit(2);
     };
-    let (side, count) = (side.parse().expect("a side"), count.parse().expect("a batch"));
-    let seconds = match what.as_str() {
+    let side = side.parse().expect("a side");
+    if what == "save" {
+        return checkpoint(name, side).save(count, Precision::F32).expect("a writable file");
+    }
+    let count = count.parse().expect("a batch");
+    match what.as_str() {
         "size" => {
             let parameters = network(name, &Device::flex()).num_params();
             let flops = architecture(name).flops(side) as f64 * 1e-9;
-            return println!("{parameters} parameters, {flops:.3} GFLOP");
+            println!("{parameters} parameters, {flops:.3} GFLOP");
         }
+        "profile" => profile(name, side, count),
         "forward" => forward(name, side, count, petnet::Device::Cpu),
         "flex" => forward(name, side, count, petnet::Device::Flex),
-        _ => step(name, side, count),
-    };
-    println!("{:.4}", seconds * 1e3 / count as f64);
+        _ => println!("{:.4}", step(name, side, count) * 1e3 / count as f64),
+    }
 }

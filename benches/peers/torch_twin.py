@@ -35,14 +35,14 @@ class Normalized(nn.Module):
 
 
 class SimpleCNN(Normalized):
-    def __init__(self):
+    def __init__(self, widths=(32, 64, 128, 256), hidden=128):
         super().__init__()
         layers, channels = [], 3
-        for width in (32, 64, 128, 256):
+        for width in widths:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
         self.body = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2))
+        self.head = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, 2))
 
 
 def conv(inputs, outputs, kernel, stride):
@@ -61,13 +61,14 @@ class Residual(nn.Module):
 
 
 class PetNet(Normalized):
-    def __init__(self):
+    def __init__(self, stem=32, widths=(48, 96, 192, 320), depths=(0, 1, 1, 1)):
         super().__init__()
-        layers = [*conv(3, 32, 3, 2), nn.ReLU(), *conv(32, 48, 3, 2), nn.ReLU()]
-        inputs = 48
-        for stage, width in enumerate((48, 96, 192, 320)):
-            layers.append(Residual(inputs, width, 2 if stage else 1))
-            inputs = width
+        inputs = widths[0]
+        layers = [*conv(3, stem, 3, 2), nn.ReLU(), *conv(stem, inputs, 3, 2), nn.ReLU()]
+        for stage, (width, depth) in enumerate(zip(widths, depths)):
+            for place in range(depth):
+                layers.append(Residual(inputs, width, 2 if stage and place == 0 else 1))
+                inputs = width
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(inputs, 2)
 
@@ -128,7 +129,7 @@ def main(program):
         what, name, side, count = case
         ours, theirs = [], []
         for _ in range(ROUNDS):
-            ours.append(float(subprocess.check_output([program, *map(str, case)])))
+            ours.append(float(subprocess.check_output([program, *map(str, case)]).split()[0]))
             measure = forward if what == "forward" else step
             # Which layout is faster depends on the network: PyTorch gets the better one.
             times = [measure(name, side, count, layout) for layout in LAYOUTS]

@@ -4,12 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use petnet::{Dataset, Device, dataset};
-use serde_json::json;
+use petnet::metrics::Metrics;
+use petnet::{Checkpoint, Classifier, Coverage, Dataset, Device, dataset};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::predict::open_model;
 use crate::report::{files, page::Report};
 use crate::{Output, terminal};
+
+/// Share of right answers that the reference system's network reaches.
+const REFERENCE: f64 = 0.92;
 
 /// Judge a model on a data set and write a report.
 #[derive(clap::Args)]
@@ -34,6 +39,48 @@ pub(crate) struct Evaluate {
     device: Device,
 }
 
+fn print(metrics: &Metrics, coverage: Coverage) {
+    let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
+    println!("photos     {}", metrics.num_samples);
+    println!("accuracy   {}", percent(metrics.accuracy));
+    println!("precision  {}", percent(metrics.precision));
+    println!("recall     {}", percent(metrics.recall));
+    println!("F1         {}", percent(metrics.f1_score));
+    if let Some(area) = metrics.roc_auc {
+        println!("ROC AUC    {area:.4}");
+    }
+    println!("log loss   {:.4}", metrics.log_loss);
+    println!("ECE        {}", percent(metrics.ece));
+    println!("answered   {}, rightly {}", percent(coverage.share), percent(coverage.accuracy));
+}
+
+/// What a model takes: to keep, to run and to train.
+#[derive(Serialize)]
+struct Cost {
+    /// Weights and statistics of norms.
+    values: usize,
+    file_bytes: u64,
+    /// A photo, a multiply-add counted as two.
+    flops: u64,
+    epochs: usize,
+    minutes: Option<f64>,
+    minutes_to_reference: Option<f64>,
+}
+
+impl Cost {
+    fn print(&self) {
+        let Self { values, file_bytes, flops, epochs, minutes, minutes_to_reference } = self;
+        println!("size       {values} values, {:.2} MB", *file_bytes as f64 * 1e-6);
+        println!("operations {:.3} GFLOP a photo", *flops as f64 * 1e-9);
+        if let Some(minutes) = minutes {
+            println!("training   {epochs} epochs in {minutes:.1} minutes");
+        }
+        if let Some(minutes) = minutes_to_reference {
+            println!("           {} % of validation photos after {minutes:.1}", REFERENCE * 100.0);
+        }
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Split {
     Train,
@@ -52,6 +99,7 @@ impl Evaluate {
         bar.finish_and_clear();
         let metrics = evaluation.metrics();
         let info = classifier.info();
+        let cost = self.cost(&classifier)?;
         let mut figures = serde_json::to_value(&metrics)?;
         if let Some(map) = figures.as_object_mut() {
             map.insert("coverage".into(), json!(evaluation.coverage()));
@@ -63,6 +111,7 @@ impl Evaluate {
                     "architecture": info.architecture,
                     "petnet_version": info.petnet_version,
                     "training_data": info.data_digest,
+                    "cost": cost,
                 }),
             );
             map.insert("data".into(), json!({ "source": source, "digest": dataset.digest() }));
@@ -82,21 +131,29 @@ impl Evaluate {
             println!("{}", serde_json::to_string(&figures)?);
             return Ok(());
         }
-        let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-        println!("photos     {}", metrics.num_samples);
-        println!("accuracy   {}", percent(metrics.accuracy));
-        println!("precision  {}", percent(metrics.precision));
-        println!("recall     {}", percent(metrics.recall));
-        println!("F1         {}", percent(metrics.f1_score));
-        if let Some(area) = metrics.roc_auc {
-            println!("ROC AUC    {area:.4}");
-        }
-        println!("log loss   {:.4}", metrics.log_loss);
-        println!("ECE        {}", percent(metrics.ece));
-        let coverage = evaluation.coverage();
-        println!("answered   {}, rightly {}", percent(coverage.share), percent(coverage.accuracy));
+        print(&metrics, evaluation.coverage());
+        cost.print();
         println!("report     {}", page.display());
         Ok(())
+    }
+
+    fn cost(&self, classifier: &Classifier) -> Result<Cost> {
+        let info = classifier.info();
+        let file_bytes = match self.model.as_str() {
+            "pretrained" => Checkpoint::PRETRAINED.len() as u64,
+            path => std::fs::metadata(path)?.len(),
+        };
+        let epochs = info.history.as_array().map(Vec::as_slice).unwrap_or_default();
+        let minutes = |epoch: &Value| epoch["seconds"].as_f64().map(|seconds| seconds / 60.0);
+        let good = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE);
+        Ok(Cost {
+            values: classifier.parameters(),
+            file_bytes,
+            flops: info.architecture.flops(info.preprocess.size as usize),
+            epochs: epochs.len(),
+            minutes: epochs.last().and_then(minutes),
+            minutes_to_reference: epochs.iter().find(good).and_then(minutes),
+        })
     }
 
     fn open_data(&self) -> Result<(Dataset, String)> {

@@ -137,7 +137,7 @@ pub struct PetNetConfig {
 
 impl Default for PetNetConfig {
     fn default() -> Self {
-        Self { stem: 32, widths: vec![48, 96, 192, 320], depths: vec![1, 1, 1, 1], dropout: 0.0 }
+        Self { stem: 32, widths: vec![48, 96, 192, 320], depths: vec![0, 1, 1, 1], dropout: 0.0 }
     }
 }
 

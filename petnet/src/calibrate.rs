@@ -1,7 +1,7 @@
 //! After training: what makes a model's confidence honest, and lets it say that it does not know.
 
 use crate::checkpoint::Checkpoint;
-use crate::classifier::Classifier;
+use crate::classifier::{Classifier, softmax};
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::error::Result;
@@ -31,10 +31,10 @@ impl Checkpoint {
         let classes = plain.info().labels.len();
         let features = (known.features.as_slice(), known.truth.as_slice());
         let novelty = Novelty::learn(features, &held_out.features, classes, FAMILIAR);
-        let warm = plain.with_calibration(temperature, 0.0, Some(novelty));
-        let judged = Classifier::new(warm.clone(), device)?.evaluate(valid, |_| ())?;
-        let threshold = confidence_for(SURE, &judged.probabilities, &judged.truth);
-        let novelty = warm.info().novelty.clone();
-        Ok(warm.with_calibration(temperature, threshold.unwrap_or(1.0), novelty))
+        // Logarithms of probabilities are logits, but for a constant that softmax does not see.
+        let logits = |row: &Vec<f32>| row.iter().map(|p| p.max(1e-30).ln()).collect::<Vec<f32>>();
+        let warm = held_out.probabilities.iter().map(|row| softmax(&logits(row), temperature));
+        let threshold = confidence_for(SURE, &warm.collect::<Vec<_>>(), &held_out.truth);
+        Ok(plain.with_calibration(temperature, threshold.unwrap_or(1.0), Some(novelty)))
     }
 }

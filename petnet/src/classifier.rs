@@ -145,14 +145,19 @@ impl Classifier {
     /// [`Error::Config`] when a picture has another size than the model's,
     /// [`Error::Device`] when the device fails.
     pub fn classify_pixels(&self, pictures: &[Pixels]) -> Result<Vec<Prediction>> {
-        pictures.iter().try_for_each(|picture| self.check_size(picture))?;
         if pictures.is_empty() {
             return Ok(Vec::new());
         }
-        let bytes: Vec<u8> = pictures.iter().flat_map(Pixels::data).copied().collect();
+        let bytes = self.bytes(pictures)?;
         let size = self.info.preprocess.size as usize;
         let outputs = self.runner.run(bytes, pictures.len(), size)?;
         Ok(outputs.into_iter().map(|outputs| self.prediction(outputs)).collect())
+    }
+
+    /// `[n, size, size, 3]`.
+    pub(crate) fn bytes(&self, pictures: &[Pixels]) -> Result<Vec<u8>> {
+        pictures.iter().try_for_each(|picture| self.check_size(picture))?;
+        Ok(pictures.iter().map(Pixels::data).collect::<Vec<_>>().concat())
     }
 
     pub(crate) fn check_size(&self, picture: &Pixels) -> Result<()> {
@@ -176,24 +181,18 @@ impl Classifier {
 
     pub(crate) fn prediction(&self, Outputs { logits, features }: Outputs) -> Prediction {
         let probabilities = softmax(&logits, self.info.temperature);
+        self.judged(&features, probabilities)
+    }
+
+    /// What is made of probabilities, and of what the network saw.
+    pub(crate) fn judged(&self, features: &[f32], probabilities: Vec<f32>) -> Prediction {
         let index = argmax(&probabilities);
-        let novelty = self.info.novelty.as_ref().map(|novelty| novelty.distance(&features));
-        let familiar = self.is_familiar(novelty);
+        let known = self.info.novelty.as_ref();
+        let novelty = known.map(|known| known.distance(features));
+        let familiar = known.zip(novelty).is_none_or(|(known, far)| known.is_familiar(far));
         let sure = familiar && probabilities[index] >= self.info.threshold;
         let label = self.info.labels[index].clone();
         Prediction { label, index, probabilities, novelty, familiar, sure }
-    }
-
-    fn is_familiar(&self, distance: Option<f32>) -> bool {
-        let novelty = self.info.novelty.as_ref().zip(distance);
-        novelty.is_none_or(|(novelty, distance)| novelty.is_familiar(distance))
-    }
-
-    /// Whether an answer is given, and not "unsure".
-    #[cfg(feature = "train")]
-    pub(crate) fn is_sure(&self, features: &[f32], probabilities: &[f32]) -> bool {
-        let distance = self.info.novelty.as_ref().map(|novelty| novelty.distance(features));
-        self.is_familiar(distance) && probabilities[argmax(probabilities)] >= self.info.threshold
     }
 }
 

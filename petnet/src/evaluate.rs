@@ -79,7 +79,8 @@ impl Classifier {
         let mut evaluation =
             run_over(&loader, self.labels().len(), (&run, self.info().temperature), &progress)?;
         let answers = evaluation.features.iter().zip(&evaluation.probabilities);
-        evaluation.sure = answers.map(|(features, row)| self.is_sure(features, row)).collect();
+        evaluation.sure =
+            answers.map(|(features, row)| self.judged(features, row.clone()).is_sure()).collect();
         Ok(evaluation)
     }
 }

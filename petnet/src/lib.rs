@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod model;
 mod novelty;
 pub mod preprocess;
+mod profile;
 mod runner;
 #[cfg(feature = "train")]
 pub mod train;
@@ -39,5 +40,6 @@ pub use error::{Error, ImageError, Result};
 pub use evaluate::{Coverage, Evaluation};
 pub use explain::Explanation;
 pub use novelty::Novelty;
+pub use profile::LayerTime;
 #[cfg(feature = "train")]
 pub use train::Trainer;

@@ -6,6 +6,7 @@ use crate::engine::{self, Outputs, Plan};
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
 use crate::model::{Network, run};
+use crate::profile::LayerTime;
 
 /// A network in a form that can be run.
 #[derive(Debug)]
@@ -36,7 +37,8 @@ impl Runner {
 
     fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
         let (info, weights) = checkpoint.into_parts();
-        let plan = engine::compile(&info.architecture, info.normalization, &weights)
+        let side = info.preprocess.size as usize;
+        let plan = engine::compile(&info.architecture, info.normalization, side, &weights)
             .map_err(|e| Error::checkpoint("<weights>", e))?;
         Ok((info, Self::Engine(plan)))
     }
@@ -59,7 +61,7 @@ impl Runner {
     /// `pixels` are `[count, side, side, 3]`.
     pub(crate) fn run(&self, pixels: Vec<u8>, count: usize, side: usize) -> Result<Vec<Outputs>> {
         match self {
-            Self::Engine(plan) => Ok(plan.run(&pixels, count, side)),
+            Self::Engine(plan) => Ok(plan.run(&pixels, count)),
             #[cfg(feature = "burn")]
             Self::Burn { network, device } => {
                 run::outputs(network, run::to_tensor(pixels, count, side, device))
@@ -67,11 +69,25 @@ impl Runner {
         }
     }
 
+    /// See [`crate::Classifier::profile`].
+    pub(crate) fn profile(&self, pixels: &[u8], count: usize) -> Vec<LayerTime> {
+        match self {
+            Self::Engine(plan) => {
+                let layers = plan.profile(pixels, count).into_iter();
+                layers
+                    .map(|(name, flops, time)| LayerTime { name: name.into(), flops, time })
+                    .collect()
+            }
+            #[cfg(feature = "burn")]
+            Self::Burn { .. } => Vec::new(),
+        }
+    }
+
     /// One picture, and where the network looked.
     pub(crate) fn explain(&self, pixels: Vec<u8>, side: usize) -> Result<(Outputs, Heat)> {
         match self {
             Self::Engine(plan) => {
-                let explained = plan.explain(&pixels, side);
+                let explained = plan.explain(&pixels);
                 let (outputs, size, heat) = explained.ok_or_else(nothing)?;
                 Ok((outputs, (size, heat)))
             }

@@ -12,9 +12,10 @@ const POOLED: (usize, bool, bool) = (1, true, true);
 pub(crate) fn compile(
     architecture: &Architecture,
     normalization: Normalization,
+    side: usize,
     weights: &Weights,
 ) -> Result<Plan, String> {
-    let plan = Plan::new(normalization);
+    let plan = Plan::new(normalization, side);
     match architecture {
         Architecture::SimpleCnn(config) => simple_cnn(plan, config, weights),
         Architecture::PetNet(config) => pet_net(plan, config, weights),

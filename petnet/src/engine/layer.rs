@@ -3,21 +3,24 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use pulp::Simd;
 use rayon::prelude::*;
 
-use crate::kernel::{After, Packed, Product, Run, Term};
+use super::winograd::Winograd;
+use crate::kernel::{After, Packed, Product, Run, Steps, Term, load};
 
 /// Zeros around each map, in pixels.
 pub(super) const BORDER: usize = 1;
-/// Where a row of the output has fewer places than this, or a pixel of the input fewer channels,
-/// taps are copied side by side first: long products beat short ones.
+/// With rows of fewer places, all places of a map are copied out and multiplied together.
 const FEW: usize = 8;
 
 thread_local! {
-    /// Patches of a row.
-    static PATCHES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// Rows that wait to be pooled.
     static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What all places of a small map read.
+    static PATCHES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What comes of it.
+    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A map's sides without its border, the photos in it and its channels.
@@ -57,6 +60,53 @@ pub(super) struct Input<'a> {
     pub(super) shape: Shape,
 }
 
+/// What is done with the sums of a convolution.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Finish<'a> {
+    bias: &'a [f32],
+    /// A whole map, its border included.
+    shortcut: Option<&'a [f32]>,
+    relu: bool,
+}
+
+impl Finish<'_> {
+    /// `at` is where `out` begins in its map, and `channel` its first channel.
+    #[inline(always)]
+    pub(super) fn write(&self, sums: &[f32], channel: usize, at: usize, out: &mut [f32]) {
+        let bias = &self.bias[channel..];
+        for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+            *out = sum + bias;
+        }
+        if let Some(shortcut) = self.shortcut {
+            out.iter_mut().zip(&shortcut[at..]).for_each(|(out, other)| *out += other);
+        }
+        if self.relu {
+            out.iter_mut().for_each(|out| *out = out.max(0.0));
+        }
+    }
+
+    /// The same for one vector.
+    #[inline(always)]
+    pub(super) fn apply<S: Simd>(
+        &self,
+        simd: S,
+        sum: S::f32s,
+        channels: Range<usize>,
+        at: usize,
+    ) -> S::f32s {
+        let count = channels.len();
+        let mut value = simd.add_f32s(sum, load::<S, 1>(simd, &self.bias[channels])[0]);
+        if let Some(shortcut) = self.shortcut {
+            let shortcut = load::<S, 1>(simd, &shortcut[at..at + count])[0];
+            value = simd.add_f32s(value, shortcut);
+        }
+        if self.relu {
+            value = simd.max_f32s(value, simd.splat_f32s(0.0));
+        }
+        value
+    }
+}
+
 /// What a layer is before its weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Form {
@@ -73,22 +123,46 @@ pub(super) struct Form {
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) form: Form,
-    weights: Packed,
+    weights: Weights,
     bias: Vec<f32>,
 }
 
+#[derive(Debug)]
+enum Weights {
+    /// Of a photo's own map, three channels deep: the pixels of a row are one long vector.
+    Picture(Packed),
+    Plain(Packed),
+    Transformed(Winograd),
+}
+
 impl Layer {
-    /// `weights` are `[outputs, inputs, kernel, kernel]`, batch norm folded in.
-    pub(super) fn new(form: Form, weights: &[f32], bias: Vec<f32>) -> Self {
+    /// `weights` are `[outputs, inputs, kernel, kernel]`, batch norm folded in. The input's batch is
+    /// of no account; `picture` says that its photos lie one after the other.
+    pub(super) fn new(
+        form: Form,
+        weights: &[f32],
+        bias: Vec<f32>,
+        (input, picture): (Shape, bool),
+    ) -> Self {
         let (inputs, taps) = (form.inputs, form.kernel * form.kernel);
-        let packed = Packed::new([taps, inputs, form.outputs], |tap, input, output| {
-            weights[(output * inputs + input) * taps + tap]
-        });
-        Self { form, weights: packed, bias }
+        let winograd = (form.kernel == 3 && form.stride == 1 && !picture)
+            .then(|| Winograd::side_for(input.height, input.width))
+            .flatten();
+        let packed = || {
+            Packed::new([taps, inputs, form.outputs], |tap, input, output| {
+                weights[(output * inputs + input) * taps + tap]
+            })
+        };
+        let weights = match winograd {
+            Some(side) => Weights::Transformed(Winograd::new(side, inputs, weights)),
+            None if picture => Weights::Picture(packed()),
+            None => Weights::Plain(packed()),
+        };
+        Self { form, weights, bias }
     }
 
     pub(super) fn shape(&self, input: Shape) -> Shape {
-        let pool = if self.form.pool { 2 } else { 1 };
+        let pool = self.pool();
         Shape {
             height: input.height.div_ceil(self.form.stride) / pool,
             width: input.width.div_ceil(self.form.stride) / pool,
@@ -97,117 +171,147 @@ impl Layer {
         }
     }
 
+    fn pool(&self) -> usize {
+        if self.form.pool { 2 } else { 1 }
+    }
+
+    /// Two for each multiply-add.
+    pub(super) fn flops(&self, input: Shape) -> u64 {
+        let Form { inputs, outputs, kernel, stride, .. } = self.form;
+        let places = input.height.div_ceil(stride) * input.width.div_ceil(stride) * input.batch;
+        2 * (places * kernel * kernel * inputs * outputs) as u64
+    }
+
     /// Fills the inside of `out`; a shortcut has its shape.
     pub(super) fn run(&self, input: Input<'_>, shortcut: Option<&[f32]>, out: &mut [f32]) {
         let shape = self.shape(input.shape);
-        let rows = out.par_chunks_exact_mut(shape.row()).skip(BORDER).take(shape.height);
-        let shortcut =
-            |y: usize| shortcut.map(|all| &all[(y + BORDER) * shape.row()..][shape.inside()]);
-        if self.form.pool {
-            return rows.enumerate().for_each(|(y, out)| {
-                self.pooled(input, y, &mut out[shape.inside()]);
-            });
-        }
-        let places = shape.width * shape.batch;
-        if places >= FEW {
-            return rows.enumerate().for_each(|(y, out)| {
-                self.row(input, y, shortcut(y), &mut out[shape.inside()]);
-            });
-        }
-        // Narrow maps: some rows together, so that weights are read fewer times.
-        let together = FEW.div_ceil(places);
-        let mut rows: Vec<&mut [f32]> = rows.collect();
-        rows.par_chunks_mut(together).enumerate().for_each(|(chunk, rows)| {
-            let first = chunk * together;
-            let mut sums = ROWS.take();
-            sums.clear();
-            for y in first..first + rows.len() {
-                match shortcut(y) {
-                    Some(shortcut) => sums.extend_from_slice(shortcut),
-                    None => sums.resize(sums.len() + places * self.form.outputs, 0.0),
-                }
+        let finish = Finish { bias: &self.bias, shortcut, relu: self.form.relu };
+        let few = shape.width * shape.batch < FEW && !self.form.pool;
+        let weights = match &self.weights {
+            Weights::Transformed(winograd) => {
+                return winograd.run(input, finish, (shape, self.pool()), out);
             }
-            self.product(input, first..first + rows.len(), &mut sums);
-            let sums = sums.chunks_exact(places * self.form.outputs);
-            rows.iter_mut().zip(sums).for_each(|(row, sums)| {
-                row[shape.inside()].copy_from_slice(sums);
-            });
+            Weights::Plain(weights) if few => return self.together(input, weights, finish, out),
+            Weights::Plain(weights) | Weights::Picture(weights) => weights,
+        };
+        let rows = out.par_chunks_exact_mut(shape.row()).skip(BORDER).take(shape.height);
+        rows.enumerate().for_each(|(y, out)| {
+            let out = &mut out[shape.inside()];
+            if self.form.pool {
+                return self.pooled(input, weights, y, out);
+            }
+            let shortcut = shortcut.map(|all| &all[(y + BORDER) * shape.row()..][shape.inside()]);
+            self.row(input, weights, (y, shortcut), out);
         });
     }
 
-    /// Adds rows of the convolution to what lies in `out` (a shortcut, or zeros), by patches.
-    fn product(&self, input: Input<'_>, rows: Range<usize>, out: &mut [f32]) {
-        let mut patches = PATCHES.take();
+    /// Small maps: one product for all places, so that weights are read once; threads share the
+    /// output channels.
+    fn together(&self, input: Input<'_>, weights: &Packed, finish: Finish<'_>, out: &mut [f32]) {
+        let shape = self.shape(input.shape);
+        let (mut patches, mut sums) = (PATCHES.take(), SUMS.take());
         patches.clear();
-        rows.for_each(|y| self.patches(input, y, &mut patches));
-        let places = out.len() / self.form.outputs;
+        (0..shape.height).for_each(|y| self.patches(input, y, &mut patches));
+        let places = shape.height * shape.width * shape.batch;
         let run = Run { first: 0, rows: places, terms: vec![Term { start: 0, tap: 0 }] };
-        let after =
-            After { bias: Some(&self.bias), add: true, relu: self.form.relu, shortcut: None };
-        let weights = self.weights.view().flat();
-        let step = patches.len() / places;
+        let steps = Steps::even(patches.len() / places);
         let runs = std::slice::from_ref(&run);
-        Product { x: &patches, weights, step, runs, after, out }.run();
+        sums.resize(places * shape.channels, 0.0);
+        let mut rest = sums.as_mut_slice();
+        let mut blocks = Vec::new();
+        for (first, weights) in weights.view().joined(self.form.kernel.pow(2)).blocks() {
+            let (sums, after) = rest.split_at_mut(places * weights.outputs());
+            rest = after;
+            blocks.push((first, weights, sums));
+        }
+        let x = patches.as_slice();
+        blocks.par_iter_mut().for_each(|(_, weights, out)| {
+            let (after, spread) = (After::default(), weights.outputs());
+            Product { x, weights: *weights, steps, runs, after, spread, out }.run();
+        });
+        for (first, weights, sums) in blocks {
+            for (place, sums) in sums.chunks_exact(weights.outputs()).enumerate() {
+                let (y, place) = (place / (places / shape.height), place % (places / shape.height));
+                let at = (y + BORDER) * shape.row() + BORDER * shape.pixel();
+                let at = at + place * shape.channels + first;
+                finish.write(sums, first, at, &mut out[at..at + weights.outputs()]);
+            }
+        }
         PATCHES.set(patches);
+        SUMS.set(sums);
     }
 
     /// Row `y` of the output, two rows of the convolution.
-    fn pooled(&self, input: Input<'_>, y: usize, out: &mut [f32]) {
+    fn pooled(&self, input: Input<'_>, weights: &Packed, y: usize, out: &mut [f32]) {
         let pixel = input.shape.batch * self.form.outputs;
         let row = input.shape.width.div_ceil(self.form.stride) * pixel;
         let mut rows = ROWS.take();
         rows.resize(2 * row, 0.0);
         let (upper, lower) = rows.split_at_mut(row);
-        self.row(input, 2 * y, None, upper);
-        self.row(input, 2 * y + 1, None, lower);
+        self.row(input, weights, (2 * y, None), upper);
+        self.row(input, weights, (2 * y + 1, None), lower);
         let pairs = upper.chunks_exact(2 * pixel).zip(lower.chunks_exact(2 * pixel));
-        pulp::Arch::new().dispatch(|| {
-            for (out, (upper, lower)) in out.chunks_exact_mut(pixel).zip(pairs) {
-                for c in 0..pixel {
-                    let right = c + pixel;
-                    out[c] = upper[c].max(upper[right]).max(lower[c].max(lower[right]));
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (out, (upper, lower)) in out.chunks_exact_mut(pixel).zip(pairs) {
+                    for c in 0..pixel {
+                        let right = c + pixel;
+                        out[c] = upper[c].max(upper[right]).max(lower[c].max(lower[right]));
+                    }
                 }
-            }
-        });
+            },
+        );
         ROWS.set(rows);
     }
 
     /// Row `y` of the convolution, `[width, batch, outputs]`.
-    fn row(&self, input: Input<'_>, y: usize, shortcut: Option<&[f32]>, out: &mut [f32]) {
-        let Form { inputs, outputs, relu, stride, .. } = self.form;
-        let places = out.len() / outputs;
-        if inputs < FEW {
-            match shortcut {
-                Some(shortcut) => out.copy_from_slice(shortcut),
-                None => out.fill(0.0),
-            }
-            return self.product(input, y..y + 1, out);
+    fn row(
+        &self,
+        input: Input<'_>,
+        weights: &Packed,
+        (y, shortcut): (usize, Option<&[f32]>),
+        out: &mut [f32],
+    ) {
+        let Form { inputs, outputs, stride, relu, .. } = self.form;
+        let after = After { bias: Some(&self.bias), shortcut, relu };
+        if matches!(self.weights, Weights::Picture(_)) {
+            return self.picture_row(input, weights, (y, after), out);
         }
-        let after = After { bias: Some(&self.bias), shortcut, add: false, relu };
-        // Pixels that a stride apart lie at one distance are one run: one photo, or stride 1.
-        let joined = stride == 1 || input.shape.batch == 1;
-        let step = inputs * if input.shape.batch == 1 { stride } else { 1 };
-        let pixels = if joined { 1 } else { places / input.shape.batch };
-        let runs: Vec<Run> = (0..pixels)
-            .map(|pixel| Run {
-                first: pixel * input.shape.batch,
-                rows: places / pixels,
-                terms: self.terms(input.shape, y, pixel),
-            })
-            .collect();
-        let (x, weights) = (input.values, self.weights.view());
-        Product { x, weights, step, runs: &runs, after, out }.run();
+        let (batch, pixel) = (input.shape.batch, input.shape.pixel());
+        let runs = [Run { first: 0, rows: out.len() / outputs, terms: self.terms(input.shape, y) }];
+        let steps = Steps { near: inputs, group: batch, far: stride * pixel };
+        let (x, weights) = (input.values, weights.view());
+        Product { x, weights, steps, runs: &runs, after, spread: outputs, out }.run();
     }
 
-    fn terms(&self, input: Shape, y: usize, x: usize) -> Vec<Term> {
+    /// The same for pictures that lie one after the other: a row of taps is one vector.
+    fn picture_row(
+        &self,
+        Input { values, shape }: Input<'_>,
+        weights: &Packed,
+        (y, after): (usize, After<'_>),
+        out: &mut [f32],
+    ) {
+        let Form { inputs, outputs, kernel, stride, .. } = self.form;
+        let spread = shape.batch * outputs;
+        let one = Shape { batch: 1, ..shape };
+        for (photo, x) in values.chunks_exact(one.len()).enumerate() {
+            let terms = (0..kernel)
+                .map(|ky| Term { start: self.start(one, y, ky) + self.origin() * inputs, tap: ky });
+            let rows = out.len() / spread;
+            let runs = [Run { first: 0, rows, terms: terms.collect() }];
+            let (weights, steps) = (weights.view().joined(kernel), Steps::even(stride * inputs));
+            let out = &mut out[photo * outputs..];
+            Product { x, weights, steps, runs: &runs, after, spread, out }.run();
+        }
+    }
+
+    fn terms(&self, input: Shape, y: usize) -> Vec<Term> {
         let kernel = self.form.kernel;
         let taps = (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx)));
-        taps.map(|(ky, kx)| Term {
-            start: self.start(input, y, ky)
-                + (x * self.form.stride + self.origin() + kx) * input.pixel(),
-            tap: ky * kernel + kx,
-        })
-        .collect()
+        let start = |ky, kx| self.start(input, y, ky) + (self.origin() + kx) * input.pixel();
+        taps.map(|(ky, kx)| Term { start: start(ky, kx), tap: ky * kernel + kx }).collect()
     }
 
     /// Pixels of the border that a layer does not read.

@@ -7,7 +7,9 @@ use rayon::prelude::*;
 
 #[cfg(feature = "train")]
 use super::gradient::WeightGradient;
-use super::tiles::{After, Packed, Product, Run, Term};
+#[cfg(feature = "train")]
+use super::tiles::Packed;
+use super::tiles::{After, Product, Run, Steps, Term, View};
 
 /// A square convolution over a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +90,7 @@ impl Conv {
     }
 
     /// `[out_height, out_width, batch, outputs]` from `[height, width, batch, inputs]`.
-    pub(crate) fn forward(&self, x: &[f32], weights: &Packed, out: &mut [f32]) {
+    pub(crate) fn forward(&self, x: &[f32], weights: View<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
         let (rows, columns) = (self.rows(), self.columns());
         // Rows of neighbouring pixels lie at one distance, and are one run, in these two cases.
@@ -101,7 +103,8 @@ impl Conv {
                 self.terms(source_y, source_x, (self.width, self.inputs))
             };
             let runs = self.runs(columns.out, joined, terms);
-            Product { x, weights: weights.view(), step, runs: &runs, after, out }.run();
+            let steps = Steps::even(step);
+            Product { x, weights, steps, runs: &runs, after, spread: self.outputs, out }.run();
         });
     }
 
@@ -118,9 +121,9 @@ impl Conv {
                 self.terms(target_y, target_x, (columns.out, self.outputs))
             };
             let runs = self.runs(self.width, self.stride == 1, terms);
-            let step = self.outputs;
-            let weights = weights.view();
-            Product { x: dy, weights, step, runs: &runs, after, out: dx }.run();
+            let (steps, weights) = (Steps::even(self.outputs), weights.view());
+            let spread = self.inputs;
+            Product { x: dy, weights, steps, runs: &runs, after, spread, out: dx }.run();
         });
     }
 

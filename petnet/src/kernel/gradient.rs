@@ -13,7 +13,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::conv::Conv;
-use super::tiles::{add, blocks, in_registers, load, rows_at_once, store};
+use super::tiles::{add, blocks_of, in_registers, load, rows_at_once, store};
 
 /// Rows of a pass over the weights' gradient: few enough to stay in the first cache.
 const PASS: usize = 64;
@@ -51,7 +51,7 @@ impl WithSimd for WeightGradient<'_> {
         let pixels = PASS.div_ceil(conv.batch);
         for y in self.rows.clone() {
             for from in (0..conv.out_width()).step_by(pixels) {
-                for (first, width) in blocks(conv.outputs.div_ceil(S::F32_LANES)) {
+                for (first, width) in blocks_of::<S>(conv.outputs) {
                     for tap in 0..conv.taps() {
                         let output = first * S::F32_LANES;
                         self.pass(simd, (y, from..from + pixels), tap, (output, width));

@@ -31,7 +31,7 @@ pub(crate) use norm::{Affine, Norm, Statistics};
 pub(crate) use pool::give;
 #[cfg(feature = "flex")]
 pub(crate) use pool::take;
-pub(crate) use tiles::{After, Packed, Product, Run, Term};
+pub(crate) use tiles::{After, Packed, Product, Run, Steps, Term, View, load, store};
 
 /// What follows a normalisation.
 #[cfg(feature = "burn")]

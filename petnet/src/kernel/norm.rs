@@ -125,34 +125,43 @@ impl Norm {
         out.par_chunks_mut(chunk).enumerate().for_each(|(place, out)| {
             let z = &z[place * chunk..][..out.len()];
             let shortcut = shortcut.map(|all| &all[place * chunk..][..out.len()]);
-            Arch::new().dispatch(|| {
-                let rows = out.chunks_exact_mut(self.channels).zip(z.chunks_exact(self.channels));
-                for (row, (out, z)) in rows.enumerate() {
-                    for (((out, z), scale), shift) in out.iter_mut().zip(z).zip(scale).zip(shift) {
-                        *out = z * scale + shift;
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let rows =
+                        out.chunks_exact_mut(self.channels).zip(z.chunks_exact(self.channels));
+                    for (row, (out, z)) in rows.enumerate() {
+                        for (((out, z), scale), shift) in
+                            out.iter_mut().zip(z).zip(scale).zip(shift)
+                        {
+                            *out = z * scale + shift;
+                        }
+                        if let Some(shortcut) = shortcut {
+                            let shortcut = &shortcut[row * self.channels..];
+                            out.iter_mut().zip(shortcut).for_each(|(out, other)| *out += other);
+                        }
+                        out.iter_mut().for_each(|out| *out = out.max(floor));
                     }
-                    if let Some(shortcut) = shortcut {
-                        let shortcut = &shortcut[row * self.channels..];
-                        out.iter_mut().zip(shortcut).for_each(|(out, other)| *out += other);
-                    }
-                    out.iter_mut().for_each(|out| *out = out.max(floor));
-                }
-            });
+                },
+            );
         });
     }
 
     fn pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
         let channels = self.channels;
         out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
-            Arch::new().dispatch(|| {
-                for (place, out) in out.chunks_exact_mut(channels).enumerate() {
-                    let window = self.window(z, y, place);
-                    for c in 0..channels {
-                        let value = |k: usize| window[k][c] * scale[c] + shift[c];
-                        out[c] = value(0).max(value(1)).max(value(2).max(value(3))).max(0.0);
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (place, out) in out.chunks_exact_mut(channels).enumerate() {
+                        let window = self.window(z, y, place);
+                        for c in 0..channels {
+                            let value = |k: usize| window[k][c] * scale[c] + shift[c];
+                            out[c] = value(0).max(value(1)).max(value(2).max(value(3))).max(0.0);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 
@@ -215,28 +224,34 @@ impl Norm {
             let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
             let z = &z[place * chunk..][..dy.len()];
             let y = y.map(|y| &y[place * chunk..][..dy.len()]);
-            Arch::new().dispatch(|| {
-                for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
-                    let z = &z[row * channels..][..channels];
-                    match y.map(|y| &y[row * channels..][..channels]) {
-                        _ if !relu => {}
-                        Some(y) => {
-                            for (dy, y) in dy.iter_mut().zip(y) {
-                                *dy = if *y > 0.0 { *dy } else { 0.0 };
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
+                        let z = &z[row * channels..][..channels];
+                        match y.map(|y| &y[row * channels..][..channels]) {
+                            _ if !relu => {}
+                            Some(y) => {
+                                for (dy, y) in dy.iter_mut().zip(y) {
+                                    *dy = if *y > 0.0 { *dy } else { 0.0 };
+                                }
+                            }
+                            None => {
+                                for (((dy, z), scale), shift) in
+                                    dy.iter_mut().zip(z).zip(scale).zip(shift)
+                                {
+                                    *dy = if z * scale + shift > 0.0 { *dy } else { 0.0 };
+                                }
                             }
                         }
-                        None => {
-                            for (((dy, z), scale), shift) in
-                                dy.iter_mut().zip(z).zip(scale).zip(shift)
-                            {
-                                *dy = if z * scale + shift > 0.0 { *dy } else { 0.0 };
-                            }
-                        }
+                        add(&mut plain, dy.iter().copied());
+                        add(
+                            &mut centred,
+                            dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)),
+                        );
                     }
-                    add(&mut plain, dy.iter().copied());
-                    add(&mut centred, dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)));
-                }
-            });
+                },
+            );
             (plain, centred)
         });
         Sums::merge(parts.collect(), channels)
@@ -252,19 +267,22 @@ impl Norm {
         let channels = self.channels;
         let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
             let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
-            Arch::new().dispatch(|| {
-                for (place, dy) in dy.chunks_exact(channels).enumerate() {
-                    let window = self.window(z, y, place);
-                    for c in 0..channels {
-                        let values = window.map(|z| z[c]);
-                        let taken = pick(values, scale[c], shift[c]);
-                        let from: f32 = (0..4).map(|k| taken[k] * (values[k] - mean[c])).sum();
-                        let any: f32 = taken.iter().sum();
-                        plain[c] += dy[c] * any;
-                        centred[c] += dy[c] * from;
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (place, dy) in dy.chunks_exact(channels).enumerate() {
+                        let window = self.window(z, y, place);
+                        for c in 0..channels {
+                            let values = window.map(|z| z[c]);
+                            let taken = pick(values, scale[c], shift[c]);
+                            let from: f32 = (0..4).map(|k| taken[k] * (values[k] - mean[c])).sum();
+                            let any: f32 = taken.iter().sum();
+                            plain[c] += dy[c] * any;
+                            centred[c] += dy[c] * from;
+                        }
                     }
-                }
-            });
+                },
+            );
             (plain, centred)
         });
         Sums::merge(parts.collect(), channels)
@@ -274,15 +292,19 @@ impl Norm {
         let (channels, chunk) = (self.channels, ROWS * self.channels);
         dz.par_chunks_mut(chunk).enumerate().for_each(|(place, dz)| {
             let (dy, z) = (&dy[place * chunk..][..dz.len()], &z[place * chunk..][..dz.len()]);
-            Arch::new().dispatch(|| {
-                for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
-                    let (dy, z) =
-                        (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
-                    for c in 0..channels {
-                        dz[c] = lines.scale[c] * dy[c] + (lines.slope[c] * z[c] + lines.offset[c]);
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
+                        let (dy, z) =
+                            (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
+                        for c in 0..channels {
+                            dz[c] =
+                                lines.scale[c] * dy[c] + (lines.slope[c] * z[c] + lines.offset[c]);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 
@@ -291,29 +313,33 @@ impl Norm {
         let row = self.width * batch * channels;
         dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
             let z_rows = &z[2 * y * row..][..dz.len()];
-            Arch::new().dispatch(|| {
-                // What no window covers gets no gradient of its own.
-                for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels)) {
-                    for c in 0..channels {
-                        dz[c] = lines.slope[c] * z[c] + lines.offset[c];
-                    }
-                }
-                let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
-                for place in 0..windows {
-                    let window = self.window(z, y, place);
-                    let dy = &dy[(y * out_width * batch + place) * channels..][..channels];
-                    let (x, photo) = (place / batch, place % batch);
-                    for k in 0..4 {
-                        let pixel = (k / 2) * self.width + 2 * x + k % 2;
-                        let dz = &mut dz[(pixel * batch + photo) * channels..][..channels];
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    // What no window covers gets no gradient of its own.
+                    for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels))
+                    {
                         for c in 0..channels {
-                            let taken =
-                                pick(window.map(|z| z[c]), affine.scale[c], affine.shift[c]);
-                            dz[c] += lines.scale[c] * dy[c] * taken[k];
+                            dz[c] = lines.slope[c] * z[c] + lines.offset[c];
                         }
                     }
-                }
-            });
+                    let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
+                    for place in 0..windows {
+                        let window = self.window(z, y, place);
+                        let dy = &dy[(y * out_width * batch + place) * channels..][..channels];
+                        let (x, photo) = (place / batch, place % batch);
+                        for k in 0..4 {
+                            let pixel = (k / 2) * self.width + 2 * x + k % 2;
+                            let dz = &mut dz[(pixel * batch + photo) * channels..][..channels];
+                            for c in 0..channels {
+                                let taken =
+                                    pick(window.map(|z| z[c]), affine.scale[c], affine.shift[c]);
+                                dz[c] += lines.scale[c] * dy[c] * taken[k];
+                            }
+                        }
+                    }
+                },
+            );
         });
     }
 }
@@ -361,14 +387,20 @@ fn pick(values: [f32; 4], scale: f32, shift: f32) -> [f32; 4] {
 fn moments(rows: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
     let share = channels as f32 / rows.len() as f32;
-    Arch::new().dispatch(|| {
-        for row in rows.chunks_exact(channels) {
-            add(&mut mean, row.iter().copied());
-        }
-        mean.iter_mut().for_each(|mean| *mean *= share);
-        for row in rows.chunks_exact(channels) {
-            add(&mut squares, row.iter().zip(&mean).map(|(value, mean)| (value - mean).powi(2)));
-        }
-    });
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact(channels) {
+                add(&mut mean, row.iter().copied());
+            }
+            mean.iter_mut().for_each(|mean| *mean *= share);
+            for row in rows.chunks_exact(channels) {
+                add(
+                    &mut squares,
+                    row.iter().zip(&mean).map(|(value, mean)| (value - mean).powi(2)),
+                );
+            }
+        },
+    );
     (mean, squares)
 }

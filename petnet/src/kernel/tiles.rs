@@ -8,11 +8,38 @@
     reason = "loops of constant length over sums must unroll, or the sums leave their registers"
 )]
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Most vectors of output channels that are summed at once.
-const WIDTH: usize = 3;
+/// What a machine's vectors are good for.
+#[derive(Debug, Clone, Copy)]
+struct Vectors {
+    /// Values in each.
+    lanes: usize,
+    /// Most vectors of output channels that are summed at once.
+    width: usize,
+}
+
+struct Ask;
+
+impl WithSimd for Ask {
+    type Output = Vectors;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Vectors {
+        Vectors { lanes: S::F32_LANES, width: width::<S>() }
+    }
+}
+
+/// Sums, a row's weights and an input must fit the registers, with some to spare: compilers
+/// shuffle sums about when they just do.
+#[inline(always)]
+const fn width<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
+}
+
 /// Weights in the order in which the products read them: blocks of output channels, each
 /// `[taps, inputs, width of the block]`, the last one filled up with zeros.
 #[derive(Debug)]
@@ -21,7 +48,7 @@ pub(crate) struct Packed {
     taps: usize,
     inputs: usize,
     outputs: usize,
-    lanes: usize,
+    vectors: Vectors,
 }
 
 impl Packed {
@@ -30,11 +57,11 @@ impl Packed {
         [taps, inputs, outputs]: [usize; 3],
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let lanes = Arch::new().dispatch(Lanes);
-        let vectors = outputs.div_ceil(lanes);
-        let mut data = vec![0.0; taps * inputs * vectors * lanes];
+        let vectors = Arch::new().dispatch(Ask);
+        let lanes = vectors.lanes;
+        let mut data = vec![0.0; taps * inputs * outputs.next_multiple_of(lanes)];
         let mut rest = data.as_mut_slice();
-        for (first, width) in blocks(vectors) {
+        for (first, width) in blocks(outputs.div_ceil(lanes), vectors.width) {
             let (block, after) = rest.split_at_mut(taps * inputs * width * lanes);
             rest = after;
             let first = first * lanes;
@@ -47,14 +74,12 @@ impl Packed {
                 }
             });
         }
-        Self { data, taps, inputs, outputs, lanes }
+        Self { data, taps, inputs, outputs, vectors }
     }
-}
 
-impl Packed {
     pub(crate) fn view(&self) -> View<'_> {
-        let Self { taps, inputs, outputs, lanes, .. } = *self;
-        View { data: &self.data, taps, inputs, outputs, lanes }
+        let Self { taps, inputs, outputs, vectors, .. } = *self;
+        View { data: &self.data, taps, inputs, outputs, vectors }
     }
 }
 
@@ -65,31 +90,43 @@ pub(crate) struct View<'a> {
     taps: usize,
     inputs: usize,
     outputs: usize,
-    lanes: usize,
+    vectors: Vectors,
 }
 
-impl View<'_> {
-    /// For inputs that were copied out, all taps of a pixel side by side.
-    pub(crate) fn flat(self) -> Self {
-        Self { taps: 1, inputs: self.taps * self.inputs, ..self }
+impl<'a> View<'a> {
+    /// Output channels.
+    pub(crate) fn outputs(self) -> usize {
+        self.outputs
+    }
+
+    /// For inputs that lie side by side for some taps: as many taps fewer, with as many more inputs.
+    pub(crate) fn joined(self, taps: usize) -> Self {
+        Self { taps: self.taps / taps, inputs: self.inputs * taps, ..self }
+    }
+
+    /// Parts to be summed at once, and their first output channels.
+    pub(crate) fn blocks(self) -> impl Iterator<Item = (usize, Self)> {
+        let Self { taps, inputs, outputs, vectors: Vectors { lanes, width }, .. } = self;
+        let mut rest = self.data;
+        blocks(outputs.div_ceil(lanes), width).map(move |(first, width)| {
+            let (data, after) = rest.split_at(taps * inputs * width * lanes);
+            rest = after;
+            let first = first * lanes;
+            (first, View { data, outputs: (outputs - first).min(width * lanes), ..self })
+        })
     }
 }
 
-struct Lanes;
-
-impl WithSimd for Lanes {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        S::F32_LANES
-    }
-}
-
-/// First vector and number of vectors of each block of output channels, as even as can be.
+/// First vector and number of vectors of each block of output channels.
 #[inline(always)]
-pub(super) fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = vectors.div_ceil(WIDTH);
+pub(super) fn blocks_of<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    blocks(outputs.div_ceil(S::F32_LANES), width::<S>())
+}
+
+/// As even as can be, of at most `width` each.
+#[inline(always)]
+fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = vectors.div_ceil(width);
     (0..count).map(move |block| {
         let first = block * vectors / count;
         (first, (block + 1) * vectors / count - first)
@@ -101,6 +138,8 @@ pub(super) fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
 pub(super) fn rows_at_once<S: Simd>(left: usize) -> usize {
     match left {
         8.. if S::REGISTER_COUNT >= 32 => 8,
+        // Eight are better halved than parted into six and two.
+        6.. if S::REGISTER_COUNT < 32 && left != 8 => 6,
         4.. => 4,
         2.. => 2,
         _ => 1,
@@ -115,6 +154,8 @@ macro_rules! in_registers {
             (8, 3) => $simd.vectorize($tile::<8, 3> $fields),
             (8, 2) => $simd.vectorize($tile::<8, 2> $fields),
             (8, _) => $simd.vectorize($tile::<8, 1> $fields),
+            (6, 2) => $simd.vectorize($tile::<6, 2> $fields),
+            (6, _) => $simd.vectorize($tile::<6, 1> $fields),
             (4, 3) => $simd.vectorize($tile::<4, 3> $fields),
             (4, 2) => $simd.vectorize($tile::<4, 2> $fields),
             (4, _) => $simd.vectorize($tile::<4, 1> $fields),
@@ -138,6 +179,27 @@ pub(crate) struct Term {
     pub(crate) tap: usize,
 }
 
+/// Where the rows of a product lie in its input: so many at one distance, then the next so many.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    pub(crate) near: usize,
+    /// Rows that are `near` each other.
+    pub(crate) group: usize,
+    pub(crate) far: usize,
+}
+
+impl Steps {
+    /// All at one distance.
+    pub(crate) fn even(near: usize) -> Self {
+        Self { near, group: usize::MAX, far: 0 }
+    }
+
+    #[inline(always)]
+    fn offset(self, row: usize) -> usize {
+        row / self.group * self.far + row % self.group * self.near
+    }
+}
+
 /// Consecutive rows of the output that sum the same terms.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -153,8 +215,6 @@ pub(crate) struct After<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     /// Added to the whole, of the output's shape.
     pub(crate) shortcut: Option<&'a [f32]>,
-    /// Whether what lies in the output is added too.
-    pub(crate) add: bool,
     pub(crate) relu: bool,
 }
 
@@ -162,10 +222,12 @@ pub(crate) struct After<'a> {
 pub(crate) struct Product<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) weights: View<'a>,
-    /// From one row of the input to that of the next row of the output.
-    pub(crate) step: usize,
+    /// From a run's first row of the input to that of each row of the output.
+    pub(crate) steps: Steps,
     pub(crate) runs: &'a [Run],
     pub(crate) after: After<'a>,
+    /// From one row of the output to the next.
+    pub(crate) spread: usize,
     pub(crate) out: &'a mut [f32],
 }
 
@@ -174,10 +236,10 @@ struct Block<'a> {
     x: &'a [f32],
     weights: &'a [f32],
     inputs: usize,
-    step: usize,
-    /// Channels of the whole output, and the block's first one.
-    outputs: usize,
-    first: usize,
+    steps: Steps,
+    /// Of the output.
+    channels: Range<usize>,
+    spread: usize,
     after: After<'a>,
 }
 
@@ -193,34 +255,25 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let View { data, taps, inputs, outputs, lanes } = self.weights;
-        let mut rest = data;
-        for (first, width) in blocks(outputs.div_ceil(lanes)) {
-            let (weights, after) = rest.split_at(taps * inputs * width * lanes);
-            rest = after;
+        for (first, weights) in self.weights.blocks() {
             let block = Block {
                 x: self.x,
-                weights,
-                inputs,
-                step: self.step,
-                outputs,
-                first: first * lanes,
+                weights: weights.data,
+                inputs: weights.inputs,
+                steps: self.steps,
+                channels: first..first + weights.outputs,
+                spread: self.spread,
                 after: self.after,
             };
+            let width = weights.outputs.div_ceil(S::F32_LANES);
             for run in self.runs {
                 let mut row = 0;
                 while row < run.rows {
                     let count = rows_at_once::<S>(run.rows - row);
                     let place = run.first + row;
-                    let out = &mut self.out[place * outputs..];
-                    let offset = row * self.step;
+                    let out = &mut self.out[place * self.spread..];
                     let (block, terms) = (&block, &run.terms);
-                    in_registers!(
-                        simd,
-                        count,
-                        width,
-                        Products { block, terms, offset, place, out }
-                    );
+                    in_registers!(simd, count, width, Products { block, terms, row, place, out });
                     row += count;
                 }
             }
@@ -232,9 +285,8 @@ impl WithSimd for Product<'_> {
 struct Products<'a, const R: usize, const V: usize> {
     block: &'a Block<'a>,
     terms: &'a [Term],
-    /// From each term's start to this tile's input.
-    offset: usize,
-    /// The tile's first row.
+    /// The tile's first row in its run, and in the output.
+    row: usize,
     place: usize,
     /// From there on.
     out: &'a mut [f32],
@@ -245,17 +297,22 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Block { x, weights, inputs, step, outputs, first, after } = *self.block;
+        let &Block { x, weights, inputs, steps, ref channels, spread, after } = self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        let (mut offsets, mut last) = ([0; R], 0);
+        for row in 0..R {
+            offsets[row] = steps.offset(self.row + row);
+            last = offsets[row].max(last);
+        }
         for term in self.terms {
-            let rows = &x[term.start + self.offset..][..(R - 1) * step + inputs];
+            let rows = &x[term.start..][..last + inputs];
             let weights = &weights[term.tap * inputs..][..inputs];
             for (input, weights) in weights.iter().enumerate() {
                 for row in 0..R {
-                    // SAFETY: below (R - 1) * step + inputs, the length, as row < R and
-                    // input < inputs.
-                    let value = unsafe { *rows.get_unchecked(row * step + input) };
+                    // SAFETY: below last + inputs, the length, as input < inputs and no offset is
+                    // above the last.
+                    let value = unsafe { *rows.get_unchecked(offsets[row] + input) };
                     let value = simd.splat_f32s(value);
                     for vector in 0..V {
                         let sum = sums[row][vector];
@@ -266,15 +323,13 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
         }
         for (row, mut sums) in sums.into_iter().enumerate() {
             if let Some(bias) = after.bias {
-                sums = add(simd, sums, &bias[first..outputs]);
+                sums = add(simd, sums, &bias[channels.clone()]);
             }
             if let Some(shortcut) = after.shortcut {
-                sums = add(simd, sums, &shortcut[(self.place + row) * outputs..][first..outputs]);
+                let shortcut = &shortcut[(self.place + row) * spread..];
+                sums = add(simd, sums, &shortcut[channels.clone()]);
             }
-            let out = &mut self.out[row * outputs..][first..outputs];
-            if after.add {
-                sums = add(simd, sums, out);
-            }
+            let out = &mut self.out[row * spread..][channels.clone()];
             if after.relu {
                 for vector in 0..V {
                     sums[vector] = simd.max_f32s(sums[vector], simd.splat_f32s(0.0));
@@ -300,7 +355,7 @@ pub(super) fn add<S: Simd, const V: usize>(
 
 /// The first `V` vectors of `values`, zeros where it ends.
 #[inline(always)]
-pub(super) fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
+pub(crate) fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
     let (whole, _) = S::as_simd_f32s(values);
     match whole.first_chunk::<V>() {
         Some(whole) => *whole,
@@ -316,7 +371,10 @@ pub(super) fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s
 
 /// Writes as much of the vectors as there is room for.
 #[inline(always)]
-pub(super) fn store<S: Simd, const V: usize>(simd: S, values: &mut [f32], vectors: &[S::f32s; V]) {
+pub(crate) fn store<S: Simd, const V: usize>(simd: S, values: &mut [f32], vectors: &[S::f32s; V]) {
+    if let Some(whole) = S::as_mut_simd_f32s(values).0.first_chunk_mut::<V>() {
+        return *whole = *vectors;
+    }
     // A loop of constant length: with another one the sums would leave their registers.
     for (place, vector) in vectors.iter().enumerate() {
         let start = (place * S::F32_LANES).min(values.len());

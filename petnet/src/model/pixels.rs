@@ -102,20 +102,17 @@ fn convolve(
     let (taps, inputs) = (conv.taps(), conv.inputs);
     let mut out = kernel::take(conv.out_len());
     let shape = [conv.out_height(), conv.out_width(), conv.batch, conv.outputs];
+    let packed = Packed::new([taps, inputs, conv.outputs], |tap, input, output| {
+        weights[(output * inputs + input) * taps + tap]
+    });
     if inputs >= FEW_INPUTS || input_has_gradient || taps == 1 {
-        let packed = Packed::new([taps, inputs, conv.outputs], |tap, input, output| {
-            weights[(output * inputs + input) * taps + tap]
-        });
-        conv.forward(values(x), &packed, &mut out);
+        conv.forward(values(x), packed.view(), &mut out);
         return (tensor(out, shape), None);
     }
     let unfolded = conv.unfolded();
     let mut patches = kernel::take(unfolded.in_len());
     conv.unfold(values(x), &mut patches);
-    let packed = Packed::new([1, taps * inputs, conv.outputs], |_, place, output| {
-        weights[(output * inputs + place % inputs) * taps + place / inputs]
-    });
-    unfolded.forward(&patches, &packed, &mut out);
+    unfolded.forward(&patches, packed.view().joined(taps), &mut out);
     let [height, width, batch, _] = shape;
     (tensor(out, shape), Some(tensor(patches, [height, width, batch, taps * inputs])))
 }

@@ -72,8 +72,8 @@ impl<'a> Fit<'a> {
         let mut fit = Self {
             trainer,
             info,
-            train: Loader::new(train, settings(trainer, true, trainer.preprocess.size)),
-            valid: Loader::new(valid, settings(trainer, false, trainer.preprocess.size)),
+            train: Loader::new(train, settings(trainer, true, trainer.size_in(0))),
+            valid: Loader::new(valid, settings(trainer, false, trainer.judged_in(0))),
             loss: CrossEntropyLossConfig::new()
                 .with_smoothing((trainer.label_smoothing > 0.0).then_some(trainer.label_smoothing))
                 .init(&device),
@@ -115,10 +115,12 @@ impl<'a> Fit<'a> {
     /// best at another size is not comparable, and forgotten.
     fn resize(&mut self) {
         let Progress { epoch, step, .. } = self.state.progress;
-        let size = self.trainer.size_in(epoch);
+        let (size, judged) = (self.trainer.size_in(epoch), self.trainer.judged_in(epoch));
         if size as usize != self.train.size() {
             self.train = self.train.with_settings(settings(self.trainer, true, size));
-            self.valid = self.valid.with_settings(settings(self.trainer, false, size));
+        }
+        if judged as usize != self.valid.size() {
+            self.valid = self.valid.with_settings(settings(self.trainer, false, judged));
         }
         if epoch > 0 && step == 0 && size != self.trainer.size_in(epoch - 1) {
             self.best = None;
@@ -140,7 +142,9 @@ impl<'a> Fit<'a> {
             let Some(batch) = batches.next() else { return Ok(()) };
             self.state.progress.waited += began.elapsed().as_secs_f64();
             let rate = self.learning_rate();
-            self.step(batch?, rate)?;
+            let batch = batch?;
+            // One way into the pool, not one for each of a step's operations: threads are slow to wake.
+            rayon::scope(|_| self.step(batch, rate))?;
             observer.step(&self.report(rate, began));
             let step = self.state.progress.step;
             let due = self.trainer.save_every > 0 && step.is_multiple_of(self.trainer.save_every);

@@ -77,8 +77,9 @@ pub struct Trainer {
     /// Its input.
     pub preprocess: Preprocess,
     /// Smaller inputs to begin with, in order; [`Trainer::preprocess`] comes last
-    /// (Touvron et al., "Fixing the train-test resolution discrepancy", 2019). Epochs are counted,
-    /// so that the rounded shares decide where one size ends.
+    /// (Touvron et al., "Fixing the train-test resolution discrepancy", 2019). Shares that add to 1
+    /// leave it for validation alone: crops show what they show enlarged, so a network wants a
+    /// larger input afterwards. Epochs are counted, so the rounded shares decide where one ends.
     pub progressive: Vec<Resizing>,
     /// Passes over the training photos.
     pub epochs: usize,
@@ -289,6 +290,13 @@ impl Trainer {
             epoch < (ends * self.epochs as f64).round() as usize
         });
         stage.map_or(self.preprocess.size, |stage| stage.size)
+    }
+
+    /// Side of the input that an epoch is judged at: the last size's epochs at the model's own.
+    fn judged_in(&self, epoch: usize) -> u32 {
+        let size = self.size_in(epoch);
+        let last = size == self.size_in(self.epochs.saturating_sub(1));
+        if last { self.preprocess.size } else { size }
     }
 
     fn validate(&self) -> Result<()> {
