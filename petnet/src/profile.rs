@@ -1,0 +1,31 @@
+//! Where a pass through a network spends its time.
+
+use std::time::Duration;
+
+use crate::classifier::Classifier;
+use crate::error::Result;
+use crate::preprocess::Pixels;
+
+/// One convolution of a pass, with all that is done on its output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerTime {
+    /// As its weights are called.
+    pub name: String,
+    /// Floating-point operations by the definition of a convolution, two for each multiply-add; it
+    /// may be computed with fewer.
+    pub flops: u64,
+    /// Of this one pass.
+    pub time: Duration,
+}
+
+impl Classifier {
+    /// The time of each convolution when some pictures go through the network together, once.
+    /// Empty on devices other than `cpu`.
+    ///
+    /// # Errors
+    /// As [`Classifier::classify_pixels`].
+    pub fn profile(&self, pictures: &[Pixels]) -> Result<Vec<LayerTime>> {
+        let bytes = self.bytes(pictures)?;
+        Ok(self.runner().profile(&bytes, pictures.len()))
+    }
+}
