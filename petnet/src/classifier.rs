@@ -149,8 +149,7 @@ impl Classifier {
             return Ok(Vec::new());
         }
         let bytes = self.bytes(pictures)?;
-        let size = self.info.preprocess.size as usize;
-        let outputs = self.runner.run(bytes, pictures.len(), size)?;
+        let outputs = self.runner.run(bytes, pictures.len())?;
         Ok(outputs.into_iter().map(|outputs| self.prediction(outputs)).collect())
     }
 

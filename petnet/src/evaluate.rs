@@ -75,7 +75,7 @@ impl Classifier {
             shuffle: false,
         };
         let loader = Loader::new(&dataset, settings);
-        let run = |pixels, count| self.runner().run(pixels, count, loader.size());
+        let run = |pixels, count| self.runner().run(pixels, count);
         let mut evaluation =
             run_over(&loader, self.labels().len(), (&run, self.info().temperature), &progress)?;
         let answers = evaluation.features.iter().zip(&evaluation.probabilities);

@@ -96,9 +96,8 @@ impl Classifier {
     /// As [`Classifier::classify_pixels`].
     pub fn explain_pixels(&self, picture: &Pixels) -> Result<Explanation> {
         self.check_size(picture)?;
-        let size = picture.width() as usize;
         let pixels = picture.data().to_vec();
-        let (outputs, ([height, width], mut heat)) = self.runner().explain(pixels, size)?;
+        let (outputs, ([height, width], mut heat)) = self.runner().explain(pixels)?;
         let top = heat.iter().copied().fold(0.0, f32::max);
         if top > 0.0 {
             heat.iter_mut().for_each(|value| *value /= top);

@@ -16,6 +16,8 @@ pub(crate) enum Runner {
     Burn {
         network: Box<Network>,
         device: burn::tensor::Device,
+        /// Of the input, in pixels.
+        side: usize,
     },
 }
 
@@ -47,7 +49,8 @@ impl Runner {
     fn on_burn(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
         let device = device.open()?;
         let (info, network) = checkpoint.network(&device)?;
-        Ok((info, Self::Burn { network: Box::new(network), device }))
+        let side = info.preprocess.size as usize;
+        Ok((info, Self::Burn { network: Box::new(network), device, side }))
     }
 
     #[cfg(not(feature = "burn"))]
@@ -59,12 +62,12 @@ impl Runner {
     }
 
     /// `pixels` are `[count, side, side, 3]`.
-    pub(crate) fn run(&self, pixels: Vec<u8>, count: usize, side: usize) -> Result<Vec<Outputs>> {
+    pub(crate) fn run(&self, pixels: Vec<u8>, count: usize) -> Result<Vec<Outputs>> {
         match self {
             Self::Engine(plan) => Ok(plan.run(&pixels, count)),
             #[cfg(feature = "burn")]
-            Self::Burn { network, device } => {
-                run::outputs(network, run::to_tensor(pixels, count, side, device))
+            Self::Burn { network, device, side } => {
+                run::outputs(network, run::to_tensor(pixels, count, *side, device))
             }
         }
     }
@@ -84,7 +87,7 @@ impl Runner {
     }
 
     /// One picture, and where the network looked.
-    pub(crate) fn explain(&self, pixels: Vec<u8>, side: usize) -> Result<(Outputs, Heat)> {
+    pub(crate) fn explain(&self, pixels: Vec<u8>) -> Result<(Outputs, Heat)> {
         match self {
             Self::Engine(plan) => {
                 let explained = plan.explain(&pixels);
@@ -92,8 +95,8 @@ impl Runner {
                 Ok((outputs, (size, heat)))
             }
             #[cfg(feature = "burn")]
-            Self::Burn { network, device } => {
-                run::explain(network, run::to_tensor(pixels, 1, side, device))
+            Self::Burn { network, device, side } => {
+                run::explain(network, run::to_tensor(pixels, 1, *side, device))
             }
         }
     }

@@ -118,6 +118,7 @@ impl<'a> View<'a> {
 }
 
 /// First vector and number of vectors of each block of output channels.
+#[cfg(feature = "train")]
 #[inline(always)]
 pub(super) fn blocks_of<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
     blocks(outputs.div_ceil(S::F32_LANES), width::<S>())

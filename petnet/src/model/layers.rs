@@ -86,16 +86,6 @@ impl ConvNorm {
         Self { conv, norm: BatchNormConfig::new(outputs).init(device) }
     }
 
-    /// Says nothing at first, so that what it is added to passes unchanged
-    /// (Goyal et al., "Accurate, large minibatch SGD", 2017).
-    pub(super) fn silent(mut self) -> Self {
-        self.norm.gamma = self.norm.gamma.map(|gamma| match gamma.is_require_grad() {
-            true => gamma.zeros_like().require_grad(),
-            false => gamma.zeros_like(),
-        });
-        self
-    }
-
     /// The shortcut is added before the activation.
     pub(super) fn forward(&self, x: Maps, shortcut: Option<Maps>, activation: Activation) -> Maps {
         match x {
