@@ -50,9 +50,9 @@ fn sgemm() -> f64 {
     2.0 * (PRODUCT as f64).powi(3) / seconds * 1e-9
 }
 
-fn layers(classifier: &Classifier, pictures: &[Pixels], sgemm: f64) {
+fn layers(classifier: &Classifier, picture: &Pixels, sgemm: f64) {
     let profiles: Vec<_> =
-        (0..RUNS).map(|_| classifier.profile(pictures).expect("fitting pictures")).collect();
+        (0..RUNS).map(|_| classifier.profile(picture).expect("a fitting picture")).collect();
     for (place, layer) in profiles[0].iter().enumerate() {
         let mut runs = profiles.iter();
         let seconds = median(|| runs.next().map_or(0.0, |run| run[place].time.as_secs_f64()));
@@ -67,10 +67,10 @@ fn engine(criterion: &mut Criterion) {
     for (name, size) in [("petnet", 160), ("simple_cnn", 224)] {
         let classifier = classifier(name, size);
         let mut group = criterion.benchmark_group(format!("engine/{name}-{size}"));
+        println!("{name} {size} px");
+        layers(&classifier, &pictures(size, 1)[0], sgemm);
         for count in [1, 16] {
             let pictures = pictures(size, count);
-            println!("{name} {size} px, {count} at a time");
-            layers(&classifier, &pictures, sgemm);
             group.throughput(Throughput::Elements(count as u64));
             group.bench_with_input(
                 BenchmarkId::from_parameter(count),

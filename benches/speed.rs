@@ -69,11 +69,11 @@ fn pictures(side: usize, count: usize) -> Vec<Pixels> {
 }
 
 /// Median microseconds of each convolution, and its rate.
-fn profile(name: &str, side: usize, count: usize) {
+fn profile(name: &str, side: usize) {
     let classifier = Classifier::new(checkpoint(name, side), petnet::Device::Cpu).expect("a model");
-    let pictures = pictures(side, count);
+    let picture = &pictures(side, 1)[0];
     let runs: Vec<_> =
-        (0..RUNS).map(|_| classifier.profile(&pictures).expect("fitting pictures")).collect();
+        (0..RUNS).map(|_| classifier.profile(picture).expect("a fitting picture")).collect();
     for (place, layer) in runs[0].iter().enumerate() {
         let mut times: Vec<_> = runs.iter().map(|layers| layers[place].time).collect();
         times.sort();
@@ -126,7 +126,7 @@ fn main() {
             let flops = architecture(name).flops(side) as f64 * 1e-9;
             println!("{parameters} parameters, {flops:.3} GFLOP");
         }
-        "profile" => profile(name, side, count),
+        "profile" => profile(name, side),
         "forward" => forward(name, side, count, petnet::Device::Cpu),
         "flex" => forward(name, side, count, petnet::Device::Flex),
         _ => println!("{:.4}", step(name, side, count) * 1e3 / count as f64),

@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result};
 use hyper::{Method, StatusCode};
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::batcher::Timings;
 use crate::problem::Problem;
@@ -23,17 +25,18 @@ const PHOTOS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// # Errors
 /// When the level is unknown.
 pub fn start_log(settings: &Settings) -> Result<()> {
-    let filter = EnvFilter::try_new(&settings.log_level).context("--log")?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let wanted: Targets = settings.log_level.parse().context("--log")?;
+    let log = tracing_subscriber::registry().with(wanted);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let pretty = match settings.log_format {
         LogFormat::Pretty => true,
         LogFormat::Json => false,
         LogFormat::Auto => std::io::stderr().is_terminal(),
     };
     if pretty {
-        log.init();
+        log.with(lines).init();
     } else {
-        log.json().flatten_event(true).with_current_span(false).init();
+        log.with(lines.json().flatten_event(true).with_current_span(false)).init();
     }
     Ok(())
 }

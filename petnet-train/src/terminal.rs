@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::Output;
 
@@ -14,12 +16,11 @@ const INTERRUPTED: u8 = 130;
 
 pub(crate) fn start_log(output: Output, level: &str) {
     let level = if output.quiet { "error" } else { level };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+    let asked = std::env::var("RUST_LOG").ok().and_then(|log| log.parse::<Targets>().ok());
+    // The levels' names are known.
+    let wanted = asked.or_else(|| level.parse().ok()).unwrap_or_default();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time();
+    tracing_subscriber::registry().with(wanted).with(lines).init();
 }
 
 /// Prints an error once and chooses the exit status.

@@ -149,7 +149,7 @@ impl Classifier {
             return Ok(Vec::new());
         }
         let bytes = self.bytes(pictures)?;
-        let outputs = self.runner.run(bytes, pictures.len())?;
+        let outputs = self.runner.run(bytes)?;
         Ok(outputs.into_iter().map(|outputs| self.prediction(outputs)).collect())
     }
 

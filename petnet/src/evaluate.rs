@@ -75,7 +75,7 @@ impl Classifier {
             shuffle: false,
         };
         let loader = Loader::new(&dataset, settings);
-        let run = |pixels, count| self.runner().run(pixels, count);
+        let run = |pixels| self.runner().run(pixels);
         let mut evaluation =
             run_over(&loader, self.labels().len(), (&run, self.info().temperature), &progress)?;
         let answers = evaluation.features.iter().zip(&evaluation.probabilities);
@@ -86,7 +86,7 @@ impl Classifier {
 }
 
 /// Pictures, `[count, size, size, 3]`, to what a network says of each.
-type Run<'a> = dyn Fn(Vec<u8>, usize) -> Result<Vec<Outputs>> + 'a;
+type Run<'a> = dyn Fn(Vec<u8>) -> Result<Vec<Outputs>> + 'a;
 
 pub(crate) fn run_over(
     loader: &Loader,
@@ -98,7 +98,7 @@ pub(crate) fn run_over(
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let photos = batch.targets.len();
-        for Outputs { logits, features } in run(batch.images, photos)? {
+        for Outputs { logits, features } in run(batch.images)? {
             evaluation.probabilities.push(softmax(&logits, temperature));
             evaluation.features.push(features);
         }

@@ -6,6 +6,8 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fast_image_resize as fir;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
@@ -150,13 +152,14 @@ pub(crate) fn resize_with(
     options: &fir::ResizeOptions,
 ) -> Result<Pixels, ImageError> {
     let unsupported = |e: &dyn std::fmt::Display| ImageError::Unsupported(e.to_string());
-    let (from_width, from_height) = (pixels.width, pixels.height);
-    let from =
-        fir::images::ImageRef::new(from_width, from_height, &pixels.data, fir::PixelType::U8x3)
-            .map_err(|e| unsupported(&e))?;
-    let mut to = fir::images::Image::new(width, height, fir::PixelType::U8x3);
-    fir::Resizer::new().resize(&from, &mut to, options).map_err(|e| unsupported(&e))?;
-    Pixels::new(width, height, to.into_vec())
+    let mut data = vec![0; width as usize * height as usize * 3];
+    // Typed images keep the code for all other kinds of pixels, megabytes of it, out of the program.
+    let from = TypedImageRef::<U8x3>::from_buffer(pixels.width, pixels.height, &pixels.data)
+        .map_err(|e| unsupported(&e))?;
+    let mut to =
+        TypedImage::<U8x3>::from_buffer(width, height, &mut data).map_err(|e| unsupported(&e))?;
+    fir::Resizer::new().resize_typed(&from, &mut to, options).map_err(|e| unsupported(&e))?;
+    Pixels::new(width, height, data)
         .ok_or_else(|| ImageError::Unsupported("resize to an empty picture".into()))
 }
 

@@ -19,13 +19,13 @@ pub struct LayerTime {
 }
 
 impl Classifier {
-    /// The time of each convolution when some pictures go through the network together, once.
-    /// Empty on devices other than `cpu`.
+    /// The time of each convolution when a picture goes through the network, once. Empty on devices
+    /// other than `cpu`.
     ///
     /// # Errors
     /// As [`Classifier::classify_pixels`].
-    pub fn profile(&self, pictures: &[Pixels]) -> Result<Vec<LayerTime>> {
-        let bytes = self.bytes(pictures)?;
-        Ok(self.runner().profile(&bytes, pictures.len()))
+    pub fn profile(&self, picture: &Pixels) -> Result<Vec<LayerTime>> {
+        self.check_size(picture)?;
+        Ok(self.runner().profile(picture.data()))
     }
 }

@@ -62,21 +62,21 @@ impl Runner {
     }
 
     /// `pixels` are `[count, side, side, 3]`.
-    pub(crate) fn run(&self, pixels: Vec<u8>, count: usize) -> Result<Vec<Outputs>> {
+    pub(crate) fn run(&self, pixels: Vec<u8>) -> Result<Vec<Outputs>> {
         match self {
-            Self::Engine(plan) => Ok(plan.run(&pixels, count)),
+            Self::Engine(plan) => Ok(plan.run(&pixels)),
             #[cfg(feature = "burn")]
             Self::Burn { network, device, side } => {
-                run::outputs(network, run::to_tensor(pixels, count, *side, device))
+                run::outputs(network, run::to_tensor(pixels, *side, device))
             }
         }
     }
 
     /// See [`crate::Classifier::profile`].
-    pub(crate) fn profile(&self, pixels: &[u8], count: usize) -> Vec<LayerTime> {
+    pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<LayerTime> {
         match self {
             Self::Engine(plan) => {
-                let layers = plan.profile(pixels, count).into_iter();
+                let layers = plan.profile(pixels).into_iter();
                 layers
                     .map(|(name, flops, time)| LayerTime { name: name.into(), flops, time })
                     .collect()
@@ -90,18 +90,13 @@ impl Runner {
     pub(crate) fn explain(&self, pixels: Vec<u8>) -> Result<(Outputs, Heat)> {
         match self {
             Self::Engine(plan) => {
-                let explained = plan.explain(&pixels);
-                let (outputs, size, heat) = explained.ok_or_else(nothing)?;
+                let (outputs, size, heat) = plan.explain(&pixels);
                 Ok((outputs, (size, heat)))
             }
             #[cfg(feature = "burn")]
             Self::Burn { network, device, side } => {
-                run::explain(network, run::to_tensor(pixels, 1, *side, device))
+                run::explain(network, run::to_tensor(pixels, *side, device))
             }
         }
     }
-}
-
-pub(crate) fn nothing() -> Error {
-    Error::Device("an answer is missing".into())
 }

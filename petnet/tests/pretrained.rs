@@ -14,15 +14,20 @@ use things::{KINDS, thing};
 
 const EACH: u32 = 8;
 
+fn png(picture: &image::RgbImage) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
 #[test]
 fn it_is_small_and_answers_offline_from_any_thread() {
     let size = include_bytes!("../models/cats-vs-dogs.safetensors").len();
     assert!(size < 5_000_000, "{size} bytes");
     let classifier = Classifier::pretrained().unwrap();
     assert_eq!(classifier.labels(), ["cat", "dog"]);
-    let mut photo = Cursor::new(Vec::new());
-    drawn(0, 0).write_to(&mut photo, image::ImageFormat::Png).unwrap();
-    let classify = || classifier.classify_bytes(photo.get_ref()).unwrap();
+    let photo = png(&drawn(0, 0));
+    let classify = || classifier.classify_bytes(&photo).unwrap();
     let answers = std::thread::scope(|scope| {
         let threads = [scope.spawn(classify), scope.spawn(classify)];
         threads.map(|thread| thread.join().unwrap())
@@ -46,9 +51,7 @@ fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
     for kind in KINDS {
         let mut strange = 0;
         for number in 0..EACH {
-            let mut picture = Cursor::new(Vec::new());
-            thing(kind, number).write_to(&mut picture, image::ImageFormat::Png).unwrap();
-            let guess = classifier.classify_bytes(picture.get_ref()).unwrap();
+            let guess = classifier.classify_bytes(&png(&thing(kind, number))).unwrap();
             strange += u32::from(!guess.is_familiar());
             unsure += u32::from(!guess.is_sure());
         }
@@ -58,4 +61,19 @@ fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
     let all = KINDS.len() as u32 * EACH;
     println!("{unfamiliar} of {all} unfamiliar, {unsure} unsure");
     assert!(unsure * 10 >= all * 8, "{unsure} of {all} unsure");
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn the_engine_says_what_burn_says_of_drawn_pictures() {
+    use petnet::{Checkpoint, Device};
+    let on = |device| Classifier::new(Checkpoint::pretrained().unwrap(), device).unwrap();
+    let (engine, burn) = (on(Device::Cpu), on(Device::Flex));
+    for kind in KINDS {
+        let photo = png(&thing(kind, 0));
+        let [ours, theirs] = [&engine, &burn].map(|c| c.classify_bytes(&photo).unwrap());
+        for (ours, theirs) in ours.probabilities().iter().zip(theirs.probabilities()) {
+            assert!((ours - theirs).abs() < 1e-4, "{kind}: {ours} is not {theirs}");
+        }
+    }
 }

@@ -7,12 +7,14 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::winograd::Winograd;
-use crate::kernel::{After, Packed, Product, Run, Steps, Term, load};
+use crate::kernel::{After, Packed, Product, Run, Term, arch, load};
 
 /// Zeros around each map, in pixels.
 pub(super) const BORDER: usize = 1;
 /// With rows of fewer places, all places of a map are copied out and multiplied together.
 const FEW: usize = 8;
+/// With fewer, transforming tiles costs more than it saves in products.
+const FEWEST_INPUTS: usize = 4;
 
 thread_local! {
     /// Rows that wait to be pooled.
@@ -23,12 +25,11 @@ thread_local! {
     static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A map's sides without its border, the photos in it and its channels.
+/// A map's sides without its border, and its channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) height: usize,
     pub(super) width: usize,
-    pub(super) batch: usize,
     pub(super) channels: usize,
 }
 
@@ -40,16 +41,12 @@ impl Shape {
 
     /// Values of a row with its border.
     pub(super) fn row(self) -> usize {
-        (self.width + 2 * BORDER) * self.pixel()
-    }
-
-    pub(super) fn pixel(self) -> usize {
-        self.batch * self.channels
+        (self.width + 2 * BORDER) * self.channels
     }
 
     /// Where a row's first pixel begins, and where its last one ends, within the row.
     fn inside(self) -> Range<usize> {
-        BORDER * self.pixel()..(BORDER + self.width) * self.pixel()
+        BORDER * self.channels..(BORDER + self.width) * self.channels
     }
 }
 
@@ -58,6 +55,15 @@ impl Shape {
 pub(super) struct Input<'a> {
     pub(super) values: &'a [f32],
     pub(super) shape: Shape,
+    /// Whether all threads share the work on it.
+    pub(super) shared: bool,
+}
+
+impl Input<'_> {
+    /// Fewest parts of the work that are worth a thread of their own.
+    pub(super) fn grain(self) -> usize {
+        if self.shared { 1 } else { usize::MAX }
+    }
 }
 
 /// What is done with the sums of a convolution.
@@ -129,23 +135,15 @@ pub(super) struct Layer {
 
 #[derive(Debug)]
 enum Weights {
-    /// Of a photo's own map, three channels deep: the pixels of a row are one long vector.
-    Picture(Packed),
     Plain(Packed),
     Transformed(Winograd),
 }
 
 impl Layer {
-    /// `weights` are `[outputs, inputs, kernel, kernel]`, batch norm folded in. The input's batch is
-    /// of no account; `picture` says that its photos lie one after the other.
-    pub(super) fn new(
-        form: Form,
-        weights: &[f32],
-        bias: Vec<f32>,
-        (input, picture): (Shape, bool),
-    ) -> Self {
+    /// `weights` are `[outputs, inputs, kernel, kernel]`, batch norm folded in.
+    pub(super) fn new(form: Form, weights: &[f32], bias: Vec<f32>, input: Shape) -> Self {
         let (inputs, taps) = (form.inputs, form.kernel * form.kernel);
-        let winograd = (form.kernel == 3 && form.stride == 1 && !picture)
+        let winograd = (form.kernel == 3 && form.stride == 1 && inputs >= FEWEST_INPUTS)
             .then(|| Winograd::side_for(input.height, input.width))
             .flatten();
         let packed = || {
@@ -155,7 +153,6 @@ impl Layer {
         };
         let weights = match winograd {
             Some(side) => Weights::Transformed(Winograd::new(side, inputs, weights)),
-            None if picture => Weights::Picture(packed()),
             None => Weights::Plain(packed()),
         };
         Self { form, weights, bias }
@@ -166,7 +163,6 @@ impl Layer {
         Shape {
             height: input.height.div_ceil(self.form.stride) / pool,
             width: input.width.div_ceil(self.form.stride) / pool,
-            batch: input.batch,
             channels: self.form.outputs,
         }
     }
@@ -178,7 +174,7 @@ impl Layer {
     /// Two for each multiply-add.
     pub(super) fn flops(&self, input: Shape) -> u64 {
         let Form { inputs, outputs, kernel, stride, .. } = self.form;
-        let places = input.height.div_ceil(stride) * input.width.div_ceil(stride) * input.batch;
+        let places = input.height.div_ceil(stride) * input.width.div_ceil(stride);
         2 * (places * kernel * kernel * inputs * outputs) as u64
     }
 
@@ -186,16 +182,16 @@ impl Layer {
     pub(super) fn run(&self, input: Input<'_>, shortcut: Option<&[f32]>, out: &mut [f32]) {
         let shape = self.shape(input.shape);
         let finish = Finish { bias: &self.bias, shortcut, relu: self.form.relu };
-        let few = shape.width * shape.batch < FEW && !self.form.pool;
+        let few = shape.width < FEW && !self.form.pool;
         let weights = match &self.weights {
             Weights::Transformed(winograd) => {
                 return winograd.run(input, finish, (shape, self.pool()), out);
             }
             Weights::Plain(weights) if few => return self.together(input, weights, finish, out),
-            Weights::Plain(weights) | Weights::Picture(weights) => weights,
+            Weights::Plain(weights) => weights,
         };
         let rows = out.par_chunks_exact_mut(shape.row()).skip(BORDER).take(shape.height);
-        rows.enumerate().for_each(|(y, out)| {
+        rows.enumerate().with_min_len(input.grain()).for_each(|(y, out)| {
             let out = &mut out[shape.inside()];
             if self.form.pool {
                 return self.pooled(input, weights, y, out);
@@ -212,9 +208,9 @@ impl Layer {
         let (mut patches, mut sums) = (PATCHES.take(), SUMS.take());
         patches.clear();
         (0..shape.height).for_each(|y| self.patches(input, y, &mut patches));
-        let places = shape.height * shape.width * shape.batch;
+        let places = shape.height * shape.width;
         let run = Run { first: 0, rows: places, terms: vec![Term { start: 0, tap: 0 }] };
-        let steps = Steps::even(patches.len() / places);
+        let step = patches.len() / places;
         let runs = std::slice::from_ref(&run);
         sums.resize(places * shape.channels, 0.0);
         let mut rest = sums.as_mut_slice();
@@ -225,15 +221,13 @@ impl Layer {
             blocks.push((first, weights, sums));
         }
         let x = patches.as_slice();
-        blocks.par_iter_mut().for_each(|(_, weights, out)| {
-            let (after, spread) = (After::default(), weights.outputs());
-            Product { x, weights: *weights, steps, runs, after, spread, out }.run();
+        blocks.par_iter_mut().with_min_len(input.grain()).for_each(|(_, weights, out)| {
+            Product { x, weights: *weights, step, runs, after: After::default(), out }.run();
         });
         for (first, weights, sums) in blocks {
             for (place, sums) in sums.chunks_exact(weights.outputs()).enumerate() {
-                let (y, place) = (place / (places / shape.height), place % (places / shape.height));
-                let at = (y + BORDER) * shape.row() + BORDER * shape.pixel();
-                let at = at + place * shape.channels + first;
+                let (y, x) = (place / shape.width, place % shape.width);
+                let at = (y + BORDER) * shape.row() + (x + BORDER) * shape.channels + first;
                 finish.write(sums, first, at, &mut out[at..at + weights.outputs()]);
             }
         }
@@ -243,7 +237,7 @@ impl Layer {
 
     /// Row `y` of the output, two rows of the convolution.
     fn pooled(&self, input: Input<'_>, weights: &Packed, y: usize, out: &mut [f32]) {
-        let pixel = input.shape.batch * self.form.outputs;
+        let pixel = self.form.outputs;
         let row = input.shape.width.div_ceil(self.form.stride) * pixel;
         let mut rows = ROWS.take();
         rows.resize(2 * row, 0.0);
@@ -251,7 +245,7 @@ impl Layer {
         self.row(input, weights, (2 * y, None), upper);
         self.row(input, weights, (2 * y + 1, None), lower);
         let pairs = upper.chunks_exact(2 * pixel).zip(lower.chunks_exact(2 * pixel));
-        pulp::Arch::new().dispatch(
+        arch().dispatch(
             #[inline(always)]
             || {
                 for (out, (upper, lower)) in out.chunks_exact_mut(pixel).zip(pairs) {
@@ -265,7 +259,8 @@ impl Layer {
         ROWS.set(rows);
     }
 
-    /// Row `y` of the convolution, `[width, batch, outputs]`.
+    /// Row `y` of the convolution, `[width, outputs]`. What lies side by side in a row of the input is
+    /// one long product.
     fn row(
         &self,
         input: Input<'_>,
@@ -273,45 +268,15 @@ impl Layer {
         (y, shortcut): (usize, Option<&[f32]>),
         out: &mut [f32],
     ) {
-        let Form { inputs, outputs, stride, relu, .. } = self.form;
+        let Form { inputs, outputs, kernel, stride, relu, .. } = self.form;
+        let terms = (0..kernel).map(|ky| Term {
+            start: self.start(input.shape, y, ky) + self.origin() * inputs,
+            tap: ky,
+        });
+        let runs = [Run { first: 0, rows: out.len() / outputs, terms: terms.collect() }];
         let after = After { bias: Some(&self.bias), shortcut, relu };
-        if matches!(self.weights, Weights::Picture(_)) {
-            return self.picture_row(input, weights, (y, after), out);
-        }
-        let (batch, pixel) = (input.shape.batch, input.shape.pixel());
-        let runs = [Run { first: 0, rows: out.len() / outputs, terms: self.terms(input.shape, y) }];
-        let steps = Steps { near: inputs, group: batch, far: stride * pixel };
-        let (x, weights) = (input.values, weights.view());
-        Product { x, weights, steps, runs: &runs, after, spread: outputs, out }.run();
-    }
-
-    /// The same for pictures that lie one after the other: a row of taps is one vector.
-    fn picture_row(
-        &self,
-        Input { values, shape }: Input<'_>,
-        weights: &Packed,
-        (y, after): (usize, After<'_>),
-        out: &mut [f32],
-    ) {
-        let Form { inputs, outputs, kernel, stride, .. } = self.form;
-        let spread = shape.batch * outputs;
-        let one = Shape { batch: 1, ..shape };
-        for (photo, x) in values.chunks_exact(one.len()).enumerate() {
-            let terms = (0..kernel)
-                .map(|ky| Term { start: self.start(one, y, ky) + self.origin() * inputs, tap: ky });
-            let rows = out.len() / spread;
-            let runs = [Run { first: 0, rows, terms: terms.collect() }];
-            let (weights, steps) = (weights.view().joined(kernel), Steps::even(stride * inputs));
-            let out = &mut out[photo * outputs..];
-            Product { x, weights, steps, runs: &runs, after, spread, out }.run();
-        }
-    }
-
-    fn terms(&self, input: Shape, y: usize) -> Vec<Term> {
-        let kernel = self.form.kernel;
-        let taps = (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx)));
-        let start = |ky, kx| self.start(input, y, ky) + (self.origin() + kx) * input.pixel();
-        taps.map(|(ky, kx)| Term { start: start(ky, kx), tap: ky * kernel + kx }).collect()
+        let (weights, step) = (weights.view().joined(kernel), stride * inputs);
+        Product { x: input.values, weights, step, runs: &runs, after, out }.run();
     }
 
     /// Pixels of the border that a layer does not read.
@@ -325,20 +290,12 @@ impl Layer {
     }
 
     /// Copies all taps of a row's pixels side by side.
-    fn patches(&self, input: Input<'_>, y: usize, patches: &mut Vec<f32>) {
-        let Input { values, shape: input } = input;
+    fn patches(&self, Input { values, shape, .. }: Input<'_>, y: usize, patches: &mut Vec<f32>) {
         let Form { inputs, kernel, stride, .. } = self.form;
-        let width = input.width.div_ceil(stride);
-        for place in 0..width {
-            for photo in 0..input.batch {
-                for ky in 0..kernel {
-                    let row = self.start(input, y, ky);
-                    for kx in 0..kernel {
-                        let pixel = (place * stride + self.origin() + kx) * input.pixel();
-                        let start = row + pixel + photo * inputs;
-                        patches.extend_from_slice(&values[start..start + inputs]);
-                    }
-                }
+        for place in 0..shape.width.div_ceil(stride) {
+            for ky in 0..kernel {
+                let start = self.start(shape, y, ky) + (place * stride + self.origin()) * inputs;
+                patches.extend_from_slice(&values[start..start + kernel * inputs]);
             }
         }
     }

@@ -11,8 +11,6 @@ use super::layer::{BORDER, Form, Input, Layer, Shape};
 use crate::architecture::Normalization;
 use crate::weights::Weights;
 
-/// Most photos that share a pass: deep layers read their weights once for all of them.
-const GROUP: usize = 8;
 /// What batch norm adds to a variance.
 const EPSILON: f32 = 1e-5;
 
@@ -21,7 +19,7 @@ const EPSILON: f32 = 1e-5;
 pub(crate) struct Plan {
     /// What the first layer's weights and bias have taken in; the pictures' bytes go in as they are.
     normalization: Normalization,
-    /// Of each buffer, for one photo.
+    /// Of each buffer.
     shapes: Vec<Shape>,
     steps: Vec<Step>,
     head: Vec<Dense>,
@@ -38,11 +36,7 @@ struct Step {
 }
 
 /// The buffers of one pass. Borders are zero, in pictures what becomes zero.
-#[derive(Debug)]
-struct Arena {
-    shapes: Vec<Shape>,
-    buffers: Vec<Vec<f32>>,
-}
+type Arena = Vec<Vec<f32>>;
 
 /// What the network says of one photo.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +49,7 @@ pub(crate) struct Outputs {
 impl Plan {
     /// For pictures of `side` pixels.
     pub(crate) fn new(normalization: Normalization, side: usize) -> Self {
-        let shapes = vec![Shape { height: side, width: side, batch: 1, channels: 3 }];
+        let shapes = vec![Shape { height: side, width: side, channels: 3 }];
         let (steps, head) = (Vec::new(), Vec::new());
         Self { normalization, shapes, steps, head, arenas: Mutex::default() }
     }
@@ -96,7 +90,7 @@ impl Plan {
         }
         let form = Form { inputs, outputs, kernel, stride, relu, pool };
         let input = self.shapes[from];
-        let layer = Layer::new(form, &folded, bias, (input, from == 0));
+        let layer = Layer::new(form, &folded, bias, input);
         self.shapes.push(layer.shape(input));
         self.steps.push(Step { name: prefix.into(), layer, from, shortcut });
         Ok(self.steps.len())
@@ -133,139 +127,128 @@ impl Plan {
     }
 
     /// `pixels` are `[count, side, side, 3]`. Many photos run side by side, one on all cores.
-    pub(crate) fn run(&self, pixels: &[u8], count: usize) -> Vec<Outputs> {
-        let group = count.div_ceil(rayon::current_num_threads()).clamp(1, GROUP);
-        let size = self.picture();
-        let groups: Vec<_> = pixels.par_chunks(group * size).collect::<Vec<_>>();
-        let outputs = groups.into_par_iter().map(|pixels| {
-            let arena = self.pass(pixels, pixels.len() / size, |_, _, _| {});
-            let outputs = self.answers(&arena);
-            self.keep(arena);
-            outputs
-        });
-        outputs.collect::<Vec<_>>().concat()
+    pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
+        let size = self.shapes[0].height * self.shapes[0].width * 3;
+        if pixels.len() == size {
+            return vec![self.alone(pixels, |_, _| {}, |arena| self.answer(arena))];
+        }
+        let photos = pixels.par_chunks_exact(size);
+        let one = |pixels| self.pass((pixels, false), |_, _| {}, |arena| self.answer(arena));
+        photos.map(one).collect()
     }
 
     /// One photo's answer and how much each place of its last maps spoke for the likeliest class:
     /// height, width and values of 0 or more.
-    pub(crate) fn explain(&self, pixels: &[u8]) -> Option<(Outputs, [usize; 2], Vec<f32>)> {
-        let arena = self.pass(pixels, 1, |_, _, _| {});
-        let outputs = self.answers(&arena).pop()?;
-        let class = crate::metrics::argmax(&outputs.logits);
-        let slope = head::slope(&self.head, &outputs.features, class);
-        let (shape, maps) = arena.last()?;
-        let heat = inside(maps, shape)
-            .map(|pixel| pixel.iter().zip(&slope).map(|(x, s)| x * s).sum::<f32>().max(0.0))
-            .collect();
-        self.keep(arena);
-        Some((outputs, [shape.height, shape.width], heat))
+    pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, [usize; 2], Vec<f32>) {
+        let read = |arena: &Arena| {
+            let outputs = self.answer(arena);
+            let class = crate::metrics::argmax(&outputs.logits);
+            let slope = head::slope(&self.head, &outputs.features, class);
+            let speaks = |pixel: &[f32]| pixel.iter().zip(&slope).map(|(x, s)| x * s).sum::<f32>();
+            let (Shape { height, width, .. }, pixels) = self.last(arena);
+            (outputs, [height, width], pixels.map(|pixel| speaks(pixel).max(0.0)).collect())
+        };
+        self.alone(pixels, |_, _| {}, read)
     }
 
-    /// Each convolution's name, operations (two for a multiply-add) and time, of one pass of all
-    /// photos together.
-    pub(crate) fn profile(&self, pixels: &[u8], count: usize) -> Vec<(&str, u64, Duration)> {
+    /// Each convolution's name, operations (two for a multiply-add) and time, of one photo's pass.
+    pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         let mut layers = Vec::new();
-        let arena = self.pass(pixels, count, |step, input, time| {
-            layers.push((step.name.as_str(), step.layer.flops(input), time));
-        });
-        self.keep(arena);
+        let note = |step: usize, time| {
+            let Step { name, layer, from, .. } = &self.steps[step];
+            layers.push((name.as_str(), layer.flops(self.shapes[*from]), time));
+        };
+        self.alone(pixels, note, |_| ());
         layers
     }
 
-    /// `done` hears of each step, its input and its time.
-    fn pass<'a>(
-        &'a self,
+    /// [`Plan::pass`] on all cores.
+    fn alone<T: Send>(
+        &self,
         pixels: &[u8],
-        batch: usize,
-        done: impl FnMut(&'a Step, Shape, Duration) + Send,
-    ) -> Arena {
+        done: impl FnMut(usize, Duration) + Send,
+        read: impl FnOnce(&Arena) -> T + Send,
+    ) -> T {
         // One way into the pool, not one for each layer: threads are slow to wake.
         rayon::scope(|_| {
-            let _awake = (batch == 1).then(Awake::keep);
-            self.pass_here(pixels, batch, done)
+            let _awake = Awake::keep();
+            self.pass((pixels, true), done, read)
         })
     }
 
-    fn pass_here<'a>(
-        &'a self,
-        pixels: &[u8],
-        batch: usize,
-        mut done: impl FnMut(&'a Step, Shape, Duration),
-    ) -> Arena {
-        let mut arena = self.arena(batch);
+    /// One photo through the network, each layer on all cores where it is `shared`. `done` hears of
+    /// each step and its time; then `read` sees all that was computed.
+    fn pass<T>(
+        &self,
+        (pixels, shared): (&[u8], bool),
+        mut done: impl FnMut(usize, Duration),
+        read: impl FnOnce(&Arena) -> T,
+    ) -> T {
+        let mut arena = self.arena();
         self.load(pixels, &mut arena);
         for (place, step) in self.steps.iter().enumerate() {
-            // An output comes after all that it is made from.
             let began = Instant::now();
-            let (earlier, rest) = arena.buffers.split_at_mut(place + 1);
+            // An output comes after all that it is made from.
+            let (earlier, rest) = arena.split_at_mut(place + 1);
             let shortcut = step.shortcut.map(|from| earlier[from].as_slice());
-            let input = Input { values: &earlier[step.from], shape: arena.shapes[step.from] };
+            let input =
+                Input { values: &earlier[step.from], shape: self.shapes[step.from], shared };
             step.layer.run(input, shortcut, &mut rest[0]);
-            done(step, input.shape, began.elapsed());
+            done(place, began.elapsed());
         }
-        arena
+        let value = read(&arena);
+        self.keep(arena);
+        value
     }
 
-    /// Values of a picture.
-    fn picture(&self) -> usize {
-        self.shapes[0].height * self.shapes[0].width * 3
-    }
-
-    /// Puts the pictures into buffer 0, one after the other.
+    /// Puts a picture into buffer 0.
     fn load(&self, pixels: &[u8], arena: &mut Arena) {
         let shape = self.shapes[0];
-        let maps = arena.buffers[0].chunks_exact_mut(shape.len());
-        for (pixels, map) in pixels.chunks_exact(self.picture()).zip(maps) {
-            let rows = map.chunks_exact_mut(shape.row()).skip(BORDER);
-            for (line, to) in pixels.chunks_exact(shape.width * 3).zip(rows) {
-                let to = to[BORDER * 3..].iter_mut();
-                line.iter().zip(to).for_each(|(from, to)| *to = f32::from(*from));
-            }
+        let rows = arena[0].chunks_exact_mut(shape.row()).skip(BORDER);
+        for (line, to) in pixels.chunks_exact(shape.width * 3).zip(rows) {
+            let to = to[BORDER * 3..].iter_mut();
+            line.iter().zip(to).for_each(|(from, to)| *to = f32::from(*from));
         }
     }
 
-    fn answers(&self, arena: &Arena) -> Vec<Outputs> {
-        let Some((shape, maps)) = arena.last() else { return Vec::new() };
-        let mut sums = vec![0.0; shape.pixel()];
-        for pixel in inside(maps, shape) {
-            sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
+    fn answer(&self, arena: &Arena) -> Outputs {
+        let (shape, pixels) = self.last(arena);
+        let mut features = vec![0.0; shape.channels];
+        for pixel in pixels {
+            features.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
         }
         let places = (shape.height * shape.width) as f32;
-        let photos = sums.chunks_exact(shape.channels).map(|sums| {
-            let features: Vec<f32> = sums.iter().map(|sum| sum / places).collect();
-            Outputs { logits: head::run(&self.head, &features), features }
-        });
-        photos.collect()
+        features.iter_mut().for_each(|sum| *sum /= places);
+        Outputs { logits: head::run(&self.head, &features), features }
     }
 
-    fn arena(&self, batch: usize) -> Arena {
-        let mut free = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = free.iter().position(|arena| arena.shapes[0].batch == batch) {
-            return free.swap_remove(place);
-        }
-        drop(free);
-        let shapes: Vec<Shape> =
-            self.shapes.iter().map(|shape| Shape { batch, ..*shape }).collect();
-        let mut buffers: Vec<_> = shapes.iter().map(|shape| vec![0.0; shape.len()]).collect();
-        // Zero is what the mean becomes.
-        let mean = self.normalization.mean.map(|mean| mean * 255.0);
-        buffers[0].chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&mean));
-        Arena { shapes, buffers }
+    /// Shape and pixels of the last maps, their border left out.
+    fn last<'a>(&self, arena: &'a Arena) -> (Shape, impl Iterator<Item = &'a [f32]>) {
+        let place = self.steps.len();
+        let shape = self.shapes[place];
+        let rows = arena[place].chunks_exact(shape.row()).skip(BORDER).take(shape.height);
+        let inside =
+            move |row: &'a [f32]| row.chunks_exact(shape.channels).skip(BORDER).take(shape.width);
+        (shape, rows.flat_map(inside))
     }
 
-    /// For the next pass of this shape; no more than there are threads.
+    fn arena(&self) -> Arena {
+        let kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| {
+            let mut arena: Arena = self.shapes.iter().map(|s| vec![0.0; s.len()]).collect();
+            // Zero is what the mean becomes.
+            let mean = self.normalization.mean.map(|mean| mean * 255.0);
+            arena[0].chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&mean));
+            arena
+        })
+    }
+
+    /// For the next pass; no more than there are threads.
     fn keep(&self, arena: Arena) {
-        let mut free = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() >= 2 * rayon::current_num_threads() {
-            free.remove(0);
+        let mut kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < rayon::current_num_threads() {
+            kept.push(arena);
         }
-        free.push(arena);
-    }
-}
-
-impl Arena {
-    fn last(&self) -> Option<(Shape, &[f32])> {
-        Some((*self.shapes.last()?, self.buffers.last()?))
     }
 }
 
@@ -294,10 +277,4 @@ impl Drop for Awake {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// The pixels of a map, its border left out.
-fn inside(maps: &[f32], shape: Shape) -> impl Iterator<Item = &[f32]> {
-    let rows = maps.chunks_exact(shape.row()).skip(BORDER).take(shape.height);
-    rows.flat_map(move |row| row.chunks_exact(shape.pixel()).skip(BORDER).take(shape.width))
 }

@@ -10,11 +10,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::layer::{BORDER, Finish, Input, Shape};
-use crate::kernel::{After, Packed, Product, Run, Steps, Term, View, load, store};
+use crate::kernel::{After, Packed, Product, Run, Term, View, arch, load, store};
 
 /// Most values of transformed input at a time, so that they stay in the second cache.
 const CHUNK: usize = 1 << 16;
@@ -42,19 +42,17 @@ struct Tiles {
     first: usize,
     rows: usize,
     columns: usize,
-    batch: usize,
 }
 
 impl Tiles {
     fn count(&self) -> usize {
-        self.rows * self.columns * self.batch
+        self.rows * self.columns
     }
 
-    /// Row, column and photo of one.
+    /// Row and column of one.
     #[inline(always)]
-    fn place(&self, tile: usize) -> [usize; 3] {
-        let (place, photo) = (tile / self.batch, tile % self.batch);
-        [self.first + place / self.columns, place % self.columns, photo]
+    fn place(&self, tile: usize) -> [usize; 2] {
+        [self.first + tile / self.columns, tile % self.columns]
     }
 }
 
@@ -90,21 +88,22 @@ impl Winograd {
     ) {
         let columns = (shape.width * pool).div_ceil(self.side);
         let rows = (shape.height * pool).div_ceil(self.side);
-        let row_of_tiles = (self.side + 2).pow(2) * self.inputs * columns * shape.batch;
+        let row_of_tiles = (self.side + 2).pow(2) * self.inputs * columns;
         // A chunk for each thread, but no larger than the cache.
-        let share = rows.div_ceil(rayon::current_num_threads());
+        let share = if input.shared { rows.div_ceil(rayon::current_num_threads()) } else { rows };
         let fitting = (CHUNK / row_of_tiles).max(1);
-        let few = rows * columns * shape.batch < 2 * FEWEST_TILES;
+        let few = input.shared && rows * columns < 2 * FEWEST_TILES;
         let together = if few { rows } else { fitting.min(share) };
         let height = together * self.side / pool;
         let inside = &mut out[BORDER * shape.row()..(BORDER + shape.height) * shape.row()];
-        inside.par_chunks_mut(height * shape.row()).enumerate().for_each(|(chunk, out)| {
+        let chunks = inside.par_chunks_mut(height * shape.row()).enumerate();
+        chunks.with_min_len(input.grain()).for_each(|(chunk, out)| {
             let first = chunk * together;
             let rows = together.min(rows - first);
-            let tiles = Tiles { first, rows, columns, batch: shape.batch };
+            let tiles = Tiles { first, rows, columns };
             let [mut x, mut sums] = SCRATCH.take();
             x.resize((self.side + 2).pow(2) * tiles.count() * self.inputs, 0.0);
-            let (arch, side, weights) = (Arch::new(), self.side, self.weights.view());
+            let (arch, side, weights) = (arch(), self.side, self.weights.view());
             arch.dispatch(Transform { input, tiles: &tiles, side, to: &mut x });
             self.multiply(&x, tiles.count(), few, &mut sums);
             let (tiles, first) = (&tiles, first * side / pool);
@@ -133,9 +132,8 @@ impl Winograd {
         });
         let runs: Vec<Run> = runs.collect();
         let one = |weights: View<'_>, out: &mut [f32]| {
-            let (after, spread) = (After::default(), weights.outputs());
-            let steps = Steps::even(self.inputs);
-            Product { x, weights, steps, runs: &runs, after, spread, out }.run();
+            let (step, after) = (self.inputs, After::default());
+            Product { x, weights, step, runs: &runs, after, out }.run();
         };
         sums.resize(places * tiles * self.weights.view().outputs(), 0.0);
         let mut rest = sums.as_mut_slice();
@@ -176,12 +174,12 @@ impl WithSimd for Transform<'_> {
 impl Transform<'_> {
     #[inline(always)]
     fn each<S: Simd, K: Kind<T, M>, const T: usize, const M: usize>(self, simd: S) {
-        let Self { input: Input { values, shape }, tiles, to, .. } = self;
+        let Self { input: Input { values, shape, .. }, tiles, to, .. } = self;
         let (height, width) = (shape.height + 2 * BORDER, shape.width + 2 * BORDER);
-        let (plane, pixel) = (tiles.count() * shape.channels, shape.pixel());
+        let plane = tiles.count() * shape.channels;
         for tile in 0..tiles.count() {
-            let [down, right, photo] = tiles.place(tile);
-            let start = (down * M * width + right * M) * pixel + photo * shape.channels;
+            let [down, right] = tiles.place(tile);
+            let start = (down * M * width + right * M) * shape.channels;
             // Where the map ends, so do the last tiles: the rest counts as zeros.
             let (rows, columns) = (T.min(height - down * M), T.min(width - right * M));
             for channel in (0..shape.channels).step_by(S::F32_LANES) {
@@ -190,7 +188,7 @@ impl Transform<'_> {
                 for y in 0..rows {
                     let mut row = [simd.splat_f32s(0.0); T];
                     for x in 0..columns {
-                        let at = start + (y * width + x) * pixel + channel;
+                        let at = start + (y * width + x) * shape.channels + channel;
                         row[x] = load::<S, 1>(simd, &values[at..at + count])[0];
                     }
                     half[y] = K::input(simd, row);
@@ -285,7 +283,7 @@ impl Restore<'_> {
         &mut self,
         simd: S,
         pixels: &[[S::f32s; M]; M],
-        [down, right, photo]: [usize; 3],
+        [down, right]: [usize; 2],
         channels: Range<usize>,
     ) {
         let Self { shape, pool, first, finish, .. } = *self;
@@ -298,9 +296,8 @@ impl Restore<'_> {
                     let right = simd.max_f32s(up[2 * x + 1], low[2 * x + 1]);
                     value = simd.max_f32s(simd.max_f32s(value, low[2 * x]), right);
                 }
-                let pixel = (BORDER + right * side + x) * shape.pixel();
-                let at = (down * side + y - first) * shape.row() + pixel;
-                let at = at + photo * shape.channels + channels.start;
+                let pixel = (BORDER + right * side + x) * shape.channels;
+                let at = (down * side + y - first) * shape.row() + pixel + channels.start;
                 let out = &mut self.out[at..at + channels.len()];
                 let whole = (BORDER + first) * shape.row() + at;
                 store(simd, out, &[finish.apply(simd, value, channels.clone(), whole)]);

@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::arch;
 #[cfg(feature = "train")]
 use super::gradient::WeightGradient;
 #[cfg(feature = "train")]
 use super::tiles::Packed;
-use super::tiles::{After, Product, Run, Steps, Term, View};
+use super::tiles::{After, Product, Run, Term, View};
 
 /// A square convolution over a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,8 +104,7 @@ impl Conv {
                 self.terms(source_y, source_x, (self.width, self.inputs))
             };
             let runs = self.runs(columns.out, joined, terms);
-            let steps = Steps::even(step);
-            Product { x, weights, steps, runs: &runs, after, spread: self.outputs, out }.run();
+            Product { x, weights, step, runs: &runs, after, out }.run();
         });
     }
 
@@ -121,9 +121,8 @@ impl Conv {
                 self.terms(target_y, target_x, (columns.out, self.outputs))
             };
             let runs = self.runs(self.width, self.stride == 1, terms);
-            let (steps, weights) = (Steps::even(self.outputs), weights.view());
-            let spread = self.inputs;
-            Product { x: dy, weights, steps, runs: &runs, after, spread, out: dx }.run();
+            let (step, weights) = (self.outputs, weights.view());
+            Product { x: dy, weights, step, runs: &runs, after, out: dx }.run();
         });
     }
 
@@ -177,15 +176,7 @@ impl Conv {
         });
         tasks.collect::<Vec<_>>().into_par_iter().for_each(|(rows, first, dw)| {
             let count = share.min(self.inputs - first);
-            pulp::Arch::new().dispatch(WeightGradient {
-                conv: *self,
-                x,
-                dy,
-                rows,
-                first,
-                count,
-                dw,
-            });
+            arch().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
         });
         let len = dw.len();
         dw.par_chunks_mut(1 << 12).enumerate().for_each(|(chunk, dw)| {

@@ -31,7 +31,27 @@ pub(crate) use norm::{Affine, Norm, Statistics};
 pub(crate) use pool::give;
 #[cfg(feature = "flex")]
 pub(crate) use pool::take;
-pub(crate) use tiles::{After, Packed, Product, Run, Steps, Term, View, load, store};
+pub(crate) use tiles::{After, Packed, Product, Run, Term, View, load, store};
+
+/// The widest vectors that this machine has: AVX-512, AVX2 or NEON where they are, else plain numbers.
+#[inline(always)]
+pub(crate) fn arch() -> pulp::Arch {
+    #[cfg(test)]
+    if let Some(arch) = *FORCED {
+        return arch;
+    }
+    pulp::Arch::new()
+}
+
+/// Narrower vectors, for a test process that asks for them: all that is packed and multiplied in
+/// one process must agree on their width.
+#[cfg(test)]
+static FORCED: std::sync::LazyLock<Option<pulp::Arch>> =
+    std::sync::LazyLock::new(|| match std::env::var("PETNET_TEST_VECTORS").ok()?.as_str() {
+        #[cfg(target_arch = "x86_64")]
+        "avx2" => pulp::x86::V3::try_new().map(pulp::Arch::V3),
+        _ => Some(pulp::Arch::Scalar),
+    });
 
 /// What follows a normalisation.
 #[cfg(feature = "burn")]

@@ -1,10 +1,9 @@
 //! Batch normalisation (Ioffe and Szegedy, 2015) with what follows it: a sum with a shortcut, ReLU
 //! and max pooling, in as few passes over memory as there can be.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
-use super::Activation;
+use super::{Activation, arch};
 
 /// Rows whose sums are taken in single precision before they join the others in double.
 const ROWS: usize = 512;
@@ -125,7 +124,7 @@ impl Norm {
         out.par_chunks_mut(chunk).enumerate().for_each(|(place, out)| {
             let z = &z[place * chunk..][..out.len()];
             let shortcut = shortcut.map(|all| &all[place * chunk..][..out.len()]);
-            Arch::new().dispatch(
+            arch().dispatch(
                 #[inline(always)]
                 || {
                     let rows =
@@ -150,7 +149,7 @@ impl Norm {
     fn pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
         let channels = self.channels;
         out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
-            Arch::new().dispatch(
+            arch().dispatch(
                 #[inline(always)]
                 || {
                     for (place, out) in out.chunks_exact_mut(channels).enumerate() {
@@ -224,7 +223,7 @@ impl Norm {
             let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
             let z = &z[place * chunk..][..dy.len()];
             let y = y.map(|y| &y[place * chunk..][..dy.len()]);
-            Arch::new().dispatch(
+            arch().dispatch(
                 #[inline(always)]
                 || {
                     for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
@@ -267,7 +266,7 @@ impl Norm {
         let channels = self.channels;
         let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
             let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
-            Arch::new().dispatch(
+            arch().dispatch(
                 #[inline(always)]
                 || {
                     for (place, dy) in dy.chunks_exact(channels).enumerate() {
@@ -292,7 +291,7 @@ impl Norm {
         let (channels, chunk) = (self.channels, ROWS * self.channels);
         dz.par_chunks_mut(chunk).enumerate().for_each(|(place, dz)| {
             let (dy, z) = (&dy[place * chunk..][..dz.len()], &z[place * chunk..][..dz.len()]);
-            Arch::new().dispatch(
+            arch().dispatch(
                 #[inline(always)]
                 || {
                     for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
@@ -313,7 +312,7 @@ impl Norm {
         let row = self.width * batch * channels;
         dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
             let z_rows = &z[2 * y * row..][..dz.len()];
-            Arch::new().dispatch(
+            arch().dispatch(
                 #[inline(always)]
                 || {
                     // What no window covers gets no gradient of its own.
@@ -387,7 +386,7 @@ fn pick(values: [f32; 4], scale: f32, shift: f32) -> [f32; 4] {
 fn moments(rows: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
     let share = channels as f32 / rows.len() as f32;
-    Arch::new().dispatch(
+    arch().dispatch(
         #[inline(always)]
         || {
             for row in rows.chunks_exact(channels) {

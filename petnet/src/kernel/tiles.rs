@@ -10,8 +10,10 @@
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+use super::arch;
 
 /// What a machine's vectors are good for.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +59,7 @@ impl Packed {
         [taps, inputs, outputs]: [usize; 3],
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let vectors = Arch::new().dispatch(Ask);
+        let vectors = arch().dispatch(Ask);
         let lanes = vectors.lanes;
         let mut data = vec![0.0; taps * inputs * outputs.next_multiple_of(lanes)];
         let mut rest = data.as_mut_slice();
@@ -180,27 +182,6 @@ pub(crate) struct Term {
     pub(crate) tap: usize,
 }
 
-/// Where the rows of a product lie in its input: so many at one distance, then the next so many.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Steps {
-    pub(crate) near: usize,
-    /// Rows that are `near` each other.
-    pub(crate) group: usize,
-    pub(crate) far: usize,
-}
-
-impl Steps {
-    /// All at one distance.
-    pub(crate) fn even(near: usize) -> Self {
-        Self { near, group: usize::MAX, far: 0 }
-    }
-
-    #[inline(always)]
-    fn offset(self, row: usize) -> usize {
-        row / self.group * self.far + row % self.group * self.near
-    }
-}
-
 /// Consecutive rows of the output that sum the same terms.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -223,12 +204,10 @@ pub(crate) struct After<'a> {
 pub(crate) struct Product<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) weights: View<'a>,
-    /// From a run's first row of the input to that of each row of the output.
-    pub(crate) steps: Steps,
+    /// From a row of the input to that of the next row of the output.
+    pub(crate) step: usize,
     pub(crate) runs: &'a [Run],
     pub(crate) after: After<'a>,
-    /// From one row of the output to the next.
-    pub(crate) spread: usize,
     pub(crate) out: &'a mut [f32],
 }
 
@@ -237,17 +216,18 @@ struct Block<'a> {
     x: &'a [f32],
     weights: &'a [f32],
     inputs: usize,
-    steps: Steps,
+    step: usize,
     /// Of the output.
     channels: Range<usize>,
-    spread: usize,
+    /// Values of a row of the output.
+    row: usize,
     after: After<'a>,
 }
 
 impl Product<'_> {
     /// Fills the whole row.
     pub(crate) fn run(self) {
-        Arch::new().dispatch(self);
+        arch().dispatch(self);
     }
 }
 
@@ -261,9 +241,9 @@ impl WithSimd for Product<'_> {
                 x: self.x,
                 weights: weights.data,
                 inputs: weights.inputs,
-                steps: self.steps,
+                step: self.step,
                 channels: first..first + weights.outputs,
-                spread: self.spread,
+                row: self.weights.outputs,
                 after: self.after,
             };
             let width = weights.outputs.div_ceil(S::F32_LANES);
@@ -272,7 +252,7 @@ impl WithSimd for Product<'_> {
                 while row < run.rows {
                     let count = rows_at_once::<S>(run.rows - row);
                     let place = run.first + row;
-                    let out = &mut self.out[place * self.spread..];
+                    let out = &mut self.out[place * self.weights.outputs..];
                     let (block, terms) = (&block, &run.terms);
                     in_registers!(simd, count, width, Products { block, terms, row, place, out });
                     row += count;
@@ -298,22 +278,16 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let &Block { x, weights, inputs, steps, ref channels, spread, after } = self.block;
+        let &Block { x, weights, inputs, step, ref channels, row: width, after } = self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        let (mut offsets, mut last) = ([0; R], 0);
-        for row in 0..R {
-            offsets[row] = steps.offset(self.row + row);
-            last = offsets[row].max(last);
-        }
         for term in self.terms {
-            let rows = &x[term.start..][..last + inputs];
+            let rows = &x[term.start + self.row * step..][..(R - 1) * step + inputs];
             let weights = &weights[term.tap * inputs..][..inputs];
             for (input, weights) in weights.iter().enumerate() {
                 for row in 0..R {
-                    // SAFETY: below last + inputs, the length, as input < inputs and no offset is
-                    // above the last.
-                    let value = unsafe { *rows.get_unchecked(offsets[row] + input) };
+                    // SAFETY: below (R - 1) * step + inputs, the length, as row < R and input < inputs.
+                    let value = unsafe { *rows.get_unchecked(row * step + input) };
                     let value = simd.splat_f32s(value);
                     for vector in 0..V {
                         let sum = sums[row][vector];
@@ -327,10 +301,10 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
                 sums = add(simd, sums, &bias[channels.clone()]);
             }
             if let Some(shortcut) = after.shortcut {
-                let shortcut = &shortcut[(self.place + row) * spread..];
+                let shortcut = &shortcut[(self.place + row) * width..];
                 sums = add(simd, sums, &shortcut[channels.clone()]);
             }
-            let out = &mut self.out[row * spread..][channels.clone()];
+            let out = &mut self.out[row * width..][channels.clone()];
             if after.relu {
                 for vector in 0..V {
                     sums[vector] = simd.max_f32s(sums[vector], simd.splat_f32s(0.0));

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::Network;
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
-use crate::runner::{self, Heat};
+use crate::runner::Heat;
 
 /// `[n, 3, s, s]` -> what the network says of each picture.
 pub(crate) fn outputs(network: &Network, images: Tensor<4>) -> Result<Vec<Outputs>> {
@@ -16,8 +16,12 @@ pub(crate) fn outputs(network: &Network, images: Tensor<4>) -> Result<Vec<Output
 pub(crate) fn explain(network: &Network, image: Tensor<4>) -> Result<(Outputs, Heat)> {
     let (features, heat) = network.explain(image); // [1, width], [1, h, w]
     let [_, height, width] = heat.dims();
-    let outputs = answers(network, features)?.pop().ok_or_else(runner::nothing)?;
+    let outputs = answers(network, features)?.pop().ok_or_else(nothing)?;
     Ok((outputs, ([height, width], numbers(heat)?)))
+}
+
+fn nothing() -> Error {
+    Error::Device("an answer is missing".into())
 }
 
 fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outputs>> {
@@ -27,12 +31,8 @@ fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outputs>> {
 }
 
 /// `[n, size, size, 3]` bytes -> `[n, 3, size, size]` floats of 0 to 255 on the device.
-pub(crate) fn to_tensor(
-    bytes: Vec<u8>,
-    count: usize,
-    size: usize,
-    device: &burn::tensor::Device,
-) -> Tensor<4> {
+pub(crate) fn to_tensor(bytes: Vec<u8>, size: usize, device: &burn::tensor::Device) -> Tensor<4> {
+    let count = bytes.len() / (size * size * 3);
     let data = TensorData::new(bytes, [count, size, size, 3]).convert::<f32>();
     Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
 }

@@ -197,7 +197,7 @@ impl<'a> Fit<'a> {
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
         self.device.seed(rand::Rng::next_u64(&mut place.rng()));
         let (photos, size) = (batch.targets.len(), self.train.size());
-        let images = to_tensor(batch.images, photos, size, &self.device); // [n, 3, s, s]
+        let images = to_tensor(batch.images, size, &self.device); // [n, 3, s, s]
         let logits = self.state.model.forward(images); // [n, classes]
         let loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
         let value = loss.clone().into_scalar::<f32>();
@@ -306,7 +306,7 @@ impl<'a> Fit<'a> {
         let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
         let device = self.device.clone().inner();
         let size = self.valid.size();
-        let run = |pixels, count| outputs(&network, to_tensor(pixels, count, size, &device));
+        let run = |pixels| outputs(&network, to_tensor(pixels, size, &device));
         evaluate::run_over(&self.valid, self.info.labels.len(), (&run, 1.0), &|_| {})
     }
 

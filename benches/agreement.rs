@@ -1,0 +1,31 @@
+//! Whether the engine and burn's own path say the same of real photos: the largest difference of a
+//! probability, and the decisions that differ. Run with
+//! `cargo run --release --features train --example agreement -- data/processed test`.
+
+use petnet::dataset::Split;
+use petnet::{Checkpoint, Classifier, Dataset, Device, Evaluation};
+
+fn judged(dataset: &Dataset, device: Device) -> petnet::Result<Evaluation> {
+    Classifier::new(Checkpoint::pretrained()?, device)?.evaluate(dataset, |_| ())
+}
+
+fn main() -> petnet::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [data, split] = arguments.as_slice() else {
+        eprintln!("usage: agreement PREPARED_FOLDER train|val|test");
+        std::process::exit(2);
+    };
+    let split = [Split::Train, Split::Val, Split::Test].into_iter().find(|s| s.name() == split);
+    let dataset = Dataset::open(data)?.part(split.unwrap_or(Split::Val))?;
+    let (engine, burn) = (judged(&dataset, Device::Cpu)?, judged(&dataset, Device::Flex)?);
+    let pairs = || engine.probabilities.iter().zip(&burn.probabilities);
+    let difference = pairs()
+        .flat_map(|(a, b)| a.iter().zip(b).map(|(a, b)| (a - b).abs()))
+        .fold(0.0_f32, f32::max);
+    let dog = |row: &[f32]| row[1] > row[0];
+    let changed = pairs().filter(|(a, b)| dog(a) != dog(b)).count();
+    let unsure = engine.sure.iter().zip(&burn.sure).filter(|(a, b)| a != b).count();
+    println!("{} photos: probabilities within {difference:.1e},", dataset.len());
+    println!("{changed} other decisions, {unsure} other refusals to decide");
+    Ok(())
+}
