@@ -146,14 +146,13 @@ impl Layer {
         let winograd = (form.kernel == 3 && form.stride == 1 && inputs >= FEWEST_INPUTS)
             .then(|| Winograd::side_for(input.height, input.width))
             .flatten();
-        let packed = || {
-            Packed::new([taps, inputs, form.outputs], |tap, input, output| {
-                weights[(output * inputs + input) * taps + tap]
-            })
-        };
         let weights = match winograd {
             Some(side) => Weights::Transformed(Winograd::new(side, inputs, weights)),
-            None => Weights::Plain(packed()),
+            None => {
+                Weights::Plain(Packed::new([taps, inputs, form.outputs], |tap, input, output| {
+                    weights[(output * inputs + input) * taps + tap]
+                }))
+            }
         };
         Self { form, weights, bias }
     }
