@@ -86,6 +86,12 @@ impl ConvNorm {
         Self { conv, norm: BatchNormConfig::new(outputs).init(device) }
     }
 
+    /// How much a batch moves the running statistics, 0 to 1.
+    #[cfg(feature = "train")]
+    pub(super) fn set_momentum(&mut self, momentum: f64) {
+        self.norm.momentum = momentum;
+    }
+
     /// The shortcut is added before the activation.
     pub(super) fn forward(&self, x: Maps, shortcut: Option<Maps>, activation: Activation) -> Maps {
         match x {

@@ -84,4 +84,13 @@ impl Network {
             Self::PetNet(net) => net.explain(image),
         }
     }
+
+    /// How much a batch in training moves the norms' running statistics, 0 to 1.
+    #[cfg(feature = "train")]
+    pub(crate) fn set_momentum(&mut self, momentum: f64) {
+        match self {
+            Self::SimpleCnn(net) => net.set_momentum(momentum),
+            Self::PetNet(net) => net.set_momentum(momentum),
+        }
+    }
 }

@@ -83,6 +83,15 @@ impl PetNet {
         (features, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
     }
 
+    /// See [`Network::set_momentum`](super::Network::set_momentum).
+    #[cfg(feature = "train")]
+    pub(super) fn set_momentum(&mut self, momentum: f64) {
+        let blocks = self.blocks.iter_mut();
+        let convs =
+            blocks.flat_map(|b| [&mut b.first, &mut b.second].into_iter().chain(&mut b.shortcut));
+        self.stem.iter_mut().chain(convs).for_each(|conv| conv.set_momentum(momentum));
+    }
+
     fn maps(&self, images: Tensor<4>) -> Maps {
         let x = Maps::new(self.normalization.forward(images));
         let x = self.stem.iter().fold(x, |x, conv| conv.forward(x, None, Activation::Relu));

@@ -74,6 +74,12 @@ impl SimpleCnn {
         (features, relu(heat.sum_dim(1).squeeze_dim::<3>(1))) // [1, h', w']
     }
 
+    /// See [`Network::set_momentum`](super::Network::set_momentum).
+    #[cfg(feature = "train")]
+    pub(super) fn set_momentum(&mut self, momentum: f64) {
+        self.blocks.iter_mut().for_each(|conv| conv.set_momentum(momentum));
+    }
+
     /// The last block's output, of sides `h/16` and `w/16`.
     fn maps(&self, images: Tensor<4>) -> Maps {
         let x = Maps::new(self.normalization.forward(images));

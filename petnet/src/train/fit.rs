@@ -10,6 +10,7 @@ use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, Sgd
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::json;
 
+use super::settle::settle;
 use super::state::{Progress, State};
 use super::{EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema};
 use crate::augment::{Augment, Key};
@@ -18,7 +19,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluation};
 use crate::loader::{Batch, Loader, LoaderSettings};
-use crate::metrics::argmax;
+use crate::metrics::{Metrics, argmax};
 use crate::model::Normalization;
 use crate::model::run::{outputs, rows, to_tensor};
 use crate::preprocess::Preprocess;
@@ -63,6 +64,8 @@ impl<'a> Fit<'a> {
             // How photos are fetched changes no result.
             map.remove("workers");
             map.remove("cache_mb");
+            // What comes after the last epoch changes no epoch.
+            map.remove("settle_photos");
             map.insert("training data".into(), json!(info.data_digest));
             map.insert("validation data".into(), json!(valid.digest()));
         }
@@ -106,9 +109,48 @@ impl<'a> Fit<'a> {
                 return Err(Error::Interrupted);
             }
         }
-        let last = self.checkpoint(serde_json::Value::Null);
+        let last = match self.trainer.settle_photos {
+            0 => self.checkpoint(serde_json::Value::Null),
+            photos => self.settled(photos)?,
+        };
         let best = self.best.take().unwrap_or_else(|| last.clone());
         Ok(Fitted { best, last, history: self.state.progress.history })
+    }
+
+    /// The last weights with norms that have seen whole photos; the best, if they are.
+    fn settled(&mut self, photos: usize) -> Result<Checkpoint> {
+        let size = self.trainer.preprocess.size;
+        let plain = settings(self.trainer, false, size);
+        self.valid = self.valid.with_settings(plain.clone());
+        let whole = self.train.with_settings(LoaderSettings { shuffle: true, ..plain });
+        let batches = photos.div_ceil(EVALUATION_BATCH);
+        let model = self.state.model.clone();
+        self.state.model = settle(model, &whole, batches, &self.device)?;
+        let metrics = self.validate()?.metrics();
+        let score = self.score(&metrics);
+        let epoch = self.state.progress.epoch;
+        let last = self.judged(epoch, &metrics)?;
+        if self.state.progress.best_score.is_none_or(|best| score > best) {
+            self.best = Some(last.clone());
+        }
+        tracing::info!(accuracy = metrics.accuracy, log_loss = metrics.log_loss, "norms settled");
+        if let Some(out) = &self.trainer.out {
+            last.save(out.join(Trainer::LAST), Precision::F32)?;
+        }
+        Ok(last)
+    }
+
+    fn score(&self, metrics: &Metrics) -> f64 {
+        match self.trainer.monitor {
+            Monitor::ValAccuracy => metrics.accuracy,
+            Monitor::ValLoss => -metrics.log_loss,
+        }
+    }
+
+    /// The network as it is, with its figures.
+    fn judged(&self, epoch: usize, metrics: &Metrics) -> Result<Checkpoint> {
+        let figures = serde_json::to_value(metrics).map_err(|e| Error::Config(e.to_string()))?;
+        Ok(self.checkpoint(json!({ "epoch": epoch, "validation": figures })))
     }
 
     /// Loaders of this epoch's size, for which photos are decoded anew where it changes. What was
@@ -256,10 +298,7 @@ impl<'a> Fit<'a> {
         let evaluation = self.validate()?;
         let metrics = evaluation.metrics();
         let learning_rate = self.learning_rate();
-        let score = match self.trainer.monitor {
-            Monitor::ValAccuracy => metrics.accuracy,
-            Monitor::ValLoss => -metrics.log_loss,
-        };
+        let score = self.score(&metrics);
         let seconds = self.seconds();
         let progress = &mut self.state.progress;
         let best = progress.best_score.is_none_or(|best| score > best);
@@ -284,8 +323,7 @@ impl<'a> Fit<'a> {
         progress.epoch += 1;
         (progress.step, progress.loss_sum, progress.right, progress.seen) = (0, 0.0, 0, 0);
         progress.waited = 0.0;
-        let figures = serde_json::to_value(&metrics).map_err(|e| Error::Config(e.to_string()))?;
-        let checkpoint = self.checkpoint(json!({ "epoch": report.epoch, "validation": figures }));
+        let checkpoint = self.judged(report.epoch, &metrics)?;
         if let Some(out) = &self.trainer.out {
             if best {
                 checkpoint.save(out.join(Trainer::BEST), Precision::F32)?;

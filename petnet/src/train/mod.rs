@@ -9,6 +9,7 @@ mod ema;
 mod fit;
 mod lr_find;
 mod schedule;
+mod settle;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -103,6 +104,9 @@ pub struct Trainer {
     pub grad_clip: f64,
     /// Decay a step of the averaged weights that are evaluated and saved; 0 for no average.
     pub ema_decay: f64,
+    /// Whole training photos at the end, over which batch norms take their final statistics at the
+    /// model's own size; 0 keeps those of the last batches. Not with averaged weights.
+    pub settle_photos: usize,
     /// Epochs without a better model before training stops; 0 for never.
     pub early_stopping: usize,
     /// What "better" means.
@@ -150,6 +154,7 @@ impl Default for Trainer {
             label_smoothing: 0.0,
             grad_clip: 5.0,
             ema_decay: 0.999,
+            settle_photos: 0,
             early_stopping: 0,
             monitor: Monitor::ValAccuracy,
             augment: Augment::default(),
@@ -329,6 +334,9 @@ impl Trainer {
         ];
         if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
             return bad(key, value, "at least 0 and below 1");
+        }
+        if self.settle_photos > 0 && self.ema_decay > 0.0 {
+            return bad("settle_photos", &self.settle_photos, "0 where ema_decay is not");
         }
         if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
             return bad("grad_clip or warmup_epochs", &"negative", "at least 0");
