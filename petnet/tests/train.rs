@@ -124,6 +124,30 @@ fn early_stopping_ends_before_the_last_epoch() {
 }
 
 #[test]
+fn norms_settle_on_whole_photos_and_nothing_else_moves() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 16);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let trained_at_less = vec![Resizing { size: 16, share: 1.0 }];
+    let trainer = Trainer { epochs: 2, progressive: trained_at_less, ..tiny() };
+    let [plain, settled, again] = [0, 32, 32].map(|settle_photos| {
+        let last =
+            Trainer { settle_photos, ..trainer.clone() }.fit(&dataset, &dataset).unwrap().last;
+        let path = root.path().join("last.safetensors");
+        last.save(&path, petnet::Precision::F32).unwrap();
+        std::fs::read(path).unwrap()
+    });
+    let files = [&plain, &settled, &again];
+    let [plain, settled, again] = files.map(|b| safetensors::SafeTensors::deserialize(b).unwrap());
+    for (name, before) in plain.tensors() {
+        let after = settled.tensor(&name).unwrap();
+        assert_eq!(before.data() == after.data(), !name.contains("running"), "{name}");
+        assert!(after.data() == again.tensor(&name).unwrap().data(), "{name}");
+    }
+}
+
+#[test]
 fn settings_out_of_range_are_named() {
     let _alone = alone();
     let root = tempdir().unwrap();
@@ -133,6 +157,7 @@ fn settings_out_of_range_are_named() {
         (Trainer { epochs: 0, ..tiny() }, "num_epochs"),
         (Trainer { learning_rate: f64::NAN, ..tiny() }, "learning_rate"),
         (Trainer { ema_decay: 1.0, ..tiny() }, "ema_decay"),
+        (Trainer { ema_decay: 0.5, settle_photos: 8, ..tiny() }, "settle_photos"),
         (Trainer { augment: Augment { blur: 2.0, ..Augment::none() }, ..tiny() }, "blur"),
     ];
     for (trainer, key) in wrong {
