@@ -9,14 +9,19 @@ fn judged(dataset: &Dataset, device: Device) -> petnet::Result<Evaluation> {
     Classifier::new(Checkpoint::pretrained()?, device)?.evaluate(dataset, |_| ())
 }
 
+fn usage() -> ! {
+    eprintln!("usage: agreement PREPARED_FOLDER train|val|test");
+    std::process::exit(2)
+}
+
 fn main() -> petnet::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [data, split] = arguments.as_slice() else {
-        eprintln!("usage: agreement PREPARED_FOLDER train|val|test");
-        std::process::exit(2);
+    let named = |name: &String| {
+        [Split::Train, Split::Val, Split::Test].into_iter().find(|split| split.name() == name)
     };
-    let split = [Split::Train, Split::Val, Split::Test].into_iter().find(|s| s.name() == split);
-    let dataset = Dataset::open(data)?.part(split.unwrap_or(Split::Val))?;
+    let [Some(data), Some(split)] = [arguments.first(), arguments.get(1)] else { usage() };
+    let Some(split) = named(split) else { usage() };
+    let dataset = Dataset::open(data)?.part(split)?;
     let (engine, burn) = (judged(&dataset, Device::Cpu)?, judged(&dataset, Device::Flex)?);
     let pairs = || engine.probabilities.iter().zip(&burn.probabilities);
     let difference = pairs()

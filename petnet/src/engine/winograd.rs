@@ -107,9 +107,8 @@ impl Winograd {
             arch.dispatch(Transform { input, tiles: &tiles, side, to: &mut x });
             self.multiply(&x, tiles.count(), few, &mut sums);
             let (tiles, first) = (&tiles, first * side / pool);
-            let sums_of = &sums;
             arch.dispatch(Restore {
-                sums: sums_of,
+                sums: &sums,
                 tiles,
                 side,
                 weights,

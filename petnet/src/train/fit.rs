@@ -130,14 +130,25 @@ impl<'a> Fit<'a> {
         let score = self.score(&metrics);
         let epoch = self.state.progress.epoch;
         let last = self.judged(epoch, &metrics)?;
-        if self.state.progress.best_score.is_none_or(|best| score > best) {
+        let best = self.state.progress.best_score.is_none_or(|best| score > best);
+        tracing::info!(accuracy = metrics.accuracy, log_loss = metrics.log_loss, "norms settled");
+        self.keep(&last, best)?;
+        if best {
             self.best = Some(last.clone());
         }
-        tracing::info!(accuracy = metrics.accuracy, log_loss = metrics.log_loss, "norms settled");
-        if let Some(out) = &self.trainer.out {
-            last.save(out.join(Trainer::LAST), Precision::F32)?;
-        }
         Ok(last)
+    }
+
+    /// Writes the files that a model belongs in.
+    fn keep(&self, model: &Checkpoint, best: bool) -> Result<()> {
+        let Some(out) = &self.trainer.out else { return Ok(()) };
+        if best {
+            model.save(out.join(Trainer::BEST), Precision::F32)?;
+        }
+        if !self.trainer.save_best_only {
+            model.save(out.join(Trainer::LAST), Precision::F32)?;
+        }
+        Ok(())
     }
 
     fn score(&self, metrics: &Metrics) -> f64 {
@@ -324,14 +335,7 @@ impl<'a> Fit<'a> {
         (progress.step, progress.loss_sum, progress.right, progress.seen) = (0, 0.0, 0, 0);
         progress.waited = 0.0;
         let checkpoint = self.judged(report.epoch, &metrics)?;
-        if let Some(out) = &self.trainer.out {
-            if best {
-                checkpoint.save(out.join(Trainer::BEST), Precision::F32)?;
-            }
-            if !self.trainer.save_best_only {
-                checkpoint.save(out.join(Trainer::LAST), Precision::F32)?;
-            }
-        }
+        self.keep(&checkpoint, best)?;
         // The state comes last: killed before this line, a resumed run repeats the epoch's end.
         self.save_state()?;
         if best {

@@ -9,9 +9,6 @@ use crate::loader::Loader;
 use crate::model::Network;
 use crate::model::run::to_tensor;
 
-/// What networks are trained with.
-const MOMENTUM: f64 = 0.1;
-
 /// The network with each norm at the mean of its statistics over some batches. It lives on `device`,
 /// which could follow gradients, and is trained no more.
 pub(super) fn settle(
@@ -26,6 +23,5 @@ pub(super) fn settle(
         network.set_momentum(1.0 / (seen + 1) as f64);
         network.features(to_tensor(batch?.images, loader.size(), device));
     }
-    network.set_momentum(MOMENTUM);
     Ok(network)
 }
