@@ -55,7 +55,7 @@ pub(crate) struct Config {
     augmentation: Augment,
     pub(crate) checkpoint: CheckpointConfig,
     logging: LoggingConfig,
-    mlflow: MlflowConfig,
+    pub(crate) mlflow: MlflowConfig,
 }
 
 /// Of `model_name: petnet`.
@@ -85,9 +85,9 @@ struct LoggingConfig {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-struct MlflowConfig {
-    experiment_name: String,
-    tracking_uri: Option<String>,
+pub(crate) struct MlflowConfig {
+    pub(crate) experiment_name: String,
+    pub(crate) tracking_uri: Option<String>,
 }
 
 impl Default for Config {
@@ -171,6 +171,11 @@ impl Config {
         let taken = serde_yaml::to_value(&config).map_err(|e| e.to_string())?;
         refuse_unknown(&given, &taken, "")?;
         Ok(config)
+    }
+
+    /// What a run of these settings is called.
+    pub(crate) fn run_name(&self) -> String {
+        format!("{}-{}px", self.model_name, self.image_size)
     }
 
     pub(crate) fn log_level(&self) -> &str {

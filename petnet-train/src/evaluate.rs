@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 use petnet::metrics::Metrics;
-use petnet::{Checkpoint, Classifier, Coverage, Dataset, Device, dataset};
+use petnet::{Classifier, Coverage, Dataset, Device, dataset};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::predict::open_model;
+use crate::config::MlflowConfig;
+use crate::predict::{model_bytes, open_model};
 use crate::report::{files, page::Report};
+use crate::tracking::{self, Tracker, Tracking};
 use crate::{Output, terminal};
 
 /// Share of right answers that the reference system's network reaches.
@@ -126,7 +128,9 @@ impl Evaluate {
             source,
         };
         let page = self.out.join("report.html");
-        files::write(&page, report.html()?.as_bytes())?;
+        let html = report.html()?;
+        files::write(&page, html.as_bytes())?;
+        self.record(&report, &figures, &html)?;
         if output.json {
             println!("{}", serde_json::to_string(&figures)?);
             return Ok(());
@@ -137,12 +141,57 @@ impl Evaluate {
         Ok(())
     }
 
+    /// Adds the figures to the run that made the model; a model from elsewhere gets a run.
+    fn record(&self, report: &Report<'_>, figures: &Value, html: &str) -> Result<()> {
+        let Some(tracking) = Tracking::open(&MlflowConfig::default())? else { return Ok(()) };
+        let bytes = model_bytes(&self.model)?;
+        let name = format!("evaluate {}", self.model);
+        let run = tracking.run_with_model(&bytes, report.info, &name)?;
+        let mut tracker = Tracker::append(run, tracking.server.clone())?;
+        let (dataset, metrics) = (report.dataset, report.metrics);
+        let part = self.split_of(dataset).map_or("other", dataset::Split::name);
+        let digest = dataset.digest();
+        tracker.record(|run| {
+            let context = if part == "test" { "testing" } else { part };
+            let source = self.data.display().to_string();
+            run.input(&tracking::input(dataset, &source, &self.data), context)?;
+            run.tag(&format!("petnet.{part}_digest"), &digest)?;
+            let coverage = report.evaluation.coverage();
+            let values = [
+                ("accuracy", Some(metrics.accuracy)),
+                ("precision", Some(metrics.precision)),
+                ("recall", Some(metrics.recall)),
+                ("f1_score", Some(metrics.f1_score)),
+                ("roc_auc", metrics.roc_auc),
+                ("log_loss", Some(metrics.log_loss)),
+                ("ece", Some(metrics.ece)),
+                ("answered", Some(coverage.share)),
+                ("answered_accuracy", Some(coverage.accuracy)),
+                ("photos", Some(metrics.num_samples as f64)),
+            ];
+            for (name, value) in values {
+                if let Some(value) = value {
+                    run.metric(&format!("{part}_{name}"), value, 0)?;
+                }
+            }
+            run.artifact(&format!("{part}/metrics.json"), &files::json(figures)?)?;
+            run.artifact(&format!("{part}/report.html"), html.as_bytes())?;
+            let matrix = files::npy(&metrics.confusion_matrix);
+            run.artifact(&format!("{part}/confusion_matrix.npy"), &matrix)?;
+            tracking::log_mistakes(run, &format!("{part}/mistakes"), &report.worst_mistakes()?)
+        });
+        tracker.close();
+        Ok(())
+    }
+
+    /// The part of a prepared folder that a data set is.
+    fn split_of(&self, dataset: &Dataset) -> Option<dataset::Split> {
+        dataset.samples().first().and_then(|sample| sample.split)
+    }
+
     fn cost(&self, classifier: &Classifier) -> Result<Cost> {
         let info = classifier.info();
-        let file_bytes = match self.model.as_str() {
-            "pretrained" => Checkpoint::PRETRAINED.len() as u64,
-            path => std::fs::metadata(path)?.len(),
-        };
+        let file_bytes = model_bytes(&self.model)?.len() as u64;
         let epochs = info.history.as_array().map(Vec::as_slice).unwrap_or_default();
         let minutes = |epoch: &Value| epoch["seconds"].as_f64().map(|seconds| seconds / 60.0);
         let good = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE);

@@ -8,10 +8,12 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use petnet::dataset::Split;
 use petnet::train::{EpochReport, Observer, StepReport};
-use petnet::{Classifier, Dataset, Device, Precision, Trainer};
+use petnet::{Classifier, Dataset, Device, Error, Precision, Trainer};
 
 use crate::config::Config;
+use crate::report::page::Report;
 use crate::report::{charts, files};
+use crate::tracking::{self, Run, Status, Tracker, Tracking};
 use crate::{Output, terminal};
 
 /// Train a network.
@@ -36,6 +38,9 @@ pub(crate) struct Fit {
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, default_value = "cpu")]
     device: Device,
+    /// Name of the run in the tracking store [default: network and size]
+    #[arg(long)]
+    run_name: Option<String>,
     /// Go on from where a killed or interrupted run with the same settings stopped
     #[arg(long)]
     resume: bool,
@@ -55,32 +60,96 @@ impl Fit {
             tracing::warn!("ndarray trains some 30 times slower than cpu");
         }
         tracing::info!(settings = %serde_json::to_string(&config)?, "training");
-        let mut watcher = Watcher::new(trainer.epochs, config.log_every(), output)?;
-        let fitted = trainer.fit_observed(&train, &valid, &mut watcher)?;
-        watcher.finish();
-        let out = &config.checkpoint.save_dir;
-        let best = fitted.best.calibrated(&train, &valid, self.device)?;
-        best.save(out.join(Trainer::BEST), Precision::F32)?;
-        if !trainer.save_best_only {
-            let last = fitted.last.calibrated(&train, &valid, self.device)?;
-            last.save(out.join(Trainer::LAST), Precision::F32)?;
+        let name = self.run_name.unwrap_or_else(|| config.run_name());
+        let tracker = Tracking::open(&config.mlflow)?
+            .map(|tracking| {
+                let out = &config.checkpoint.save_dir;
+                let mut tracker = Tracker::begin(&tracking, &name, out, self.resume)?;
+                tracker.record(|run| describe(run, &config, &train, &valid));
+                Ok::<_, anyhow::Error>(tracker)
+            })
+            .transpose()?;
+        let mut watcher = Watcher::new(trainer.epochs, config.log_every(), output, tracker)?;
+        let outcome = fit(&config, &trainer, (&train, &valid), &mut watcher);
+        if let Some(tracker) = watcher.tracker.take() {
+            tracing::info!(run = tracker.run_id(), "tracked");
+            tracker.finish(match &outcome {
+                Ok(()) => Status::Finished,
+                Err(e) if matches!(e.downcast_ref(), Some(Error::Interrupted)) => Status::Killed,
+                Err(_) => Status::Failed,
+            });
         }
-        let metrics = Classifier::new(best, self.device)?.evaluate(&valid, |_| ())?.metrics();
-        files::write(&out.join("loss_curves.png"), &charts::loss_curves_png(&fitted.history)?)?;
-        files::write(&out.join("confusion_matrix.npy"), &files::npy(&metrics.confusion_matrix))?;
-        files::write_json(&out.join("metrics.json"), &metrics)?;
-        if output.json {
-            println!("{}", serde_json::to_string(&metrics)?);
-        } else {
-            println!(
-                "best validation accuracy {:.2} % (log loss {:.4}); wrote {}",
-                metrics.accuracy * 100.0,
-                metrics.log_loss,
-                out.join(Trainer::BEST).display()
-            );
-        }
-        Ok(())
+        outcome
     }
+}
+
+/// Trains, then writes what came out into the folder and the run.
+fn fit(
+    config: &Config,
+    trainer: &Trainer,
+    (train, valid): (&Dataset, &Dataset),
+    watcher: &mut Watcher,
+) -> Result<()> {
+    let fitted = trainer.fit_observed(train, valid, watcher)?;
+    watcher.finish();
+    let out = &config.checkpoint.save_dir;
+    let best = fitted.best.calibrated(train, valid, trainer.device)?;
+    let file = out.join(Trainer::BEST);
+    best.save(&file, Precision::F32)?;
+    if !trainer.save_best_only {
+        let last = fitted.last.calibrated(train, valid, trainer.device)?;
+        last.save(out.join(Trainer::LAST), Precision::F32)?;
+    }
+    let classifier = Classifier::new(best, trainer.device)?;
+    let evaluation = classifier.evaluate(valid, |_| ())?;
+    let metrics = evaluation.metrics();
+    let report = Report {
+        info: classifier.info(),
+        parameters: classifier.parameters(),
+        evaluation: &evaluation,
+        metrics: &metrics,
+        dataset: valid,
+        source: format!("{} (val)", config.data_dir.display()),
+    };
+    let results = [
+        ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),
+        ("confusion_matrix.npy", files::npy(&metrics.confusion_matrix)),
+        ("metrics.json", files::json(&metrics)?),
+        ("history.json", files::json(&fitted.history)?),
+        ("report.html", report.html()?.into_bytes()),
+    ];
+    for (name, bytes) in &results {
+        files::write(&out.join(name), bytes)?;
+    }
+    if let Some(tracker) = &mut watcher.tracker {
+        tracker.record(|run| {
+            results.iter().try_for_each(|(name, bytes)| run.artifact(name, bytes))?;
+            run.artifact("config.yaml", serde_yaml::to_string(config)?.as_bytes())?;
+            tracking::log_mistakes(run, "mistakes", &report.worst_mistakes()?)?;
+            tracking::log_model(run, &std::fs::read(&file)?, classifier.info())
+        });
+    }
+    if watcher.output.json {
+        println!("{}", serde_json::to_string(&metrics)?);
+    } else {
+        println!(
+            "best validation accuracy {:.2} % (log loss {:.4}); wrote {}",
+            metrics.accuracy * 100.0,
+            metrics.log_loss,
+            file.display()
+        );
+    }
+    Ok(())
+}
+
+/// Settings and data of a run.
+fn describe(run: &Run, config: &Config, train: &Dataset, valid: &Dataset) -> Result<()> {
+    for (key, value) in tracking::flatten(&serde_json::to_value(config)?) {
+        run.param(&key, &value)?;
+    }
+    let (path, name) = (&config.data_dir, config.data_dir.display().to_string());
+    run.input(&tracking::input(train, &name, path), "training")?;
+    run.input(&tracking::input(valid, &name, path), "validation")
 }
 
 /// Training and validation photos.
@@ -92,17 +161,23 @@ pub(crate) fn open(path: &Path) -> Result<(Dataset, Dataset)> {
     Ok(dataset.split(0.9)?)
 }
 
-/// Draws the bar, prints a line an epoch, and hears Ctrl-C.
+/// Draws the bar, prints a line an epoch, records both, and hears Ctrl-C.
 pub(crate) struct Watcher {
     bar: ProgressBar,
     epochs: usize,
     log_every: usize,
     stop: Arc<AtomicBool>,
     output: Output,
+    tracker: Option<Tracker>,
 }
 
 impl Watcher {
-    pub(crate) fn new(epochs: usize, log_every: usize, output: Output) -> Result<Self> {
+    pub(crate) fn new(
+        epochs: usize,
+        log_every: usize,
+        output: Output,
+        tracker: Option<Tracker>,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let heard = Arc::clone(&stop);
         // The first Ctrl-C ends at the next step with the state saved; a second one ends at once.
@@ -111,7 +186,7 @@ impl Watcher {
                 std::process::exit(130);
             }
         })?;
-        Ok(Self { bar: terminal::bar(0, "", output), epochs, log_every, stop, output })
+        Ok(Self { bar: terminal::bar(0, "", output), epochs, log_every, stop, output, tracker })
     }
 
     pub(crate) fn finish(&self) {
@@ -121,6 +196,9 @@ impl Watcher {
 
 impl Observer for Watcher {
     fn step(&mut self, report: &StepReport) {
+        if let Some(tracker) = &mut self.tracker {
+            tracker.step(report);
+        }
         self.bar.set_length(report.steps as u64);
         self.bar.set_position(report.step as u64);
         self.bar.set_prefix(format!("epoch {}/{}", report.epoch, self.epochs));
@@ -141,6 +219,9 @@ impl Observer for Watcher {
     }
 
     fn epoch(&mut self, report: &EpochReport) {
+        if let Some(tracker) = &mut self.tracker {
+            tracker.epoch(report);
+        }
         if self.output.quiet || self.output.json {
             return;
         }

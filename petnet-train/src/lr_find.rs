@@ -48,7 +48,7 @@ impl LrFind {
         config.data_dir = self.data.unwrap_or(config.data_dir);
         let (train, _) = fit::open(&config.data_dir)?;
         let trainer = config.trainer(train.classes().len(), self.device)?;
-        let mut watcher = Watcher::new(1, 0, output)?;
+        let mut watcher = Watcher::new(1, 0, output, None)?;
         let curve = trainer.find_rate(&train, self.from..self.to, self.steps, &mut watcher)?;
         watcher.finish();
         let suggestion = curve.suggestion();

@@ -10,6 +10,7 @@ mod predict;
 mod prepare;
 mod report;
 mod terminal;
+mod tracking;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use petnet::{Checkpoint, Classifier, Device, Prediction};
 
@@ -73,6 +73,14 @@ pub(crate) fn open_checkpoint(name: &str) -> Result<Checkpoint> {
     match name {
         "pretrained" => Ok(Checkpoint::pretrained()?),
         path => Ok(Checkpoint::load(path)?),
+    }
+}
+
+/// A model's file as it lies there.
+pub(crate) fn model_bytes(name: &str) -> Result<Vec<u8>> {
+    match name {
+        "pretrained" => Ok(Checkpoint::PRETRAINED.to_vec()),
+        path => std::fs::read(path).with_context(|| path.to_string()),
     }
 }
 

@@ -280,6 +280,12 @@ fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) ->
     hex(&hash.finalize())
 }
 
+/// SHA-256 of a file's bytes, in hex.
+#[cfg(feature = "mlflow")]
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

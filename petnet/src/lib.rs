@@ -20,6 +20,8 @@ mod kernel;
 #[cfg(feature = "train")]
 pub mod loader;
 pub mod metrics;
+#[cfg(feature = "mlflow")]
+pub mod mlflow;
 #[cfg(feature = "burn")]
 pub mod model;
 mod novelty;

@@ -14,9 +14,14 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    write(path, &json(value)?)
+}
+
+/// Indented, with a line feed at the end.
+pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    write(path, text.as_bytes())
+    Ok(text.into_bytes())
 }
 
 /// A matrix of counts as NumPy's format, version 1.0, `int64`.

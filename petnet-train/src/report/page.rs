@@ -6,7 +6,7 @@ use minijinja::{Environment, Value};
 use petnet::metrics::{self, Metrics};
 use petnet::train::EpochReport;
 use petnet::{Dataset, Evaluation, ModelInfo};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::charts;
@@ -27,13 +27,16 @@ pub(crate) struct Report<'a> {
     pub(crate) source: String,
 }
 
+/// A wrong answer.
 #[derive(Serialize)]
-struct Mistake {
+pub(crate) struct Mistake {
     path: String,
-    truth: String,
-    answer: String,
-    confidence: f32,
-    picture: String,
+    pub(crate) truth: String,
+    pub(crate) answer: String,
+    pub(crate) confidence: f32,
+    /// A small JPEG of the photo.
+    #[serde(serialize_with = "data_url")]
+    pub(crate) picture: Vec<u8>,
 }
 
 #[derive(Serialize)]
@@ -120,7 +123,7 @@ impl Report<'_> {
     }
 
     /// The most confident wrong answers, with their photos.
-    fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
+    pub(crate) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
         let Evaluation { probabilities, truth, .. } = self.evaluation;
         let mut wrong: Vec<(usize, usize, f32)> = probabilities
             .iter()
@@ -146,9 +149,14 @@ impl Report<'_> {
     }
 }
 
-/// A small JPEG as a data URL, the aspect kept.
-fn thumbnail(bytes: &[u8]) -> Result<String> {
+fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Error> {
     use base64::Engine as _;
+    let encoded = base64::engine::general_purpose::STANDARD.encode(jpeg);
+    to.serialize_str(&format!("data:image/jpeg;base64,{encoded}"))
+}
+
+/// A small JPEG, the aspect kept.
+fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
     let pixels = petnet::preprocess::decode(bytes, &petnet::preprocess::Limits::default())?;
     let picture = image::RgbImage::from_raw(pixels.width(), pixels.height(), pixels.into_data())
         .map(image::DynamicImage::ImageRgb8)
@@ -156,6 +164,5 @@ fn thumbnail(bytes: &[u8]) -> Result<String> {
         .thumbnail(160, 160);
     let mut jpeg = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut jpeg, image::ImageFormat::Jpeg)?;
-    let encoded = base64::engine::general_purpose::STANDARD.encode(jpeg.into_inner());
-    Ok(format!("data:image/jpeg;base64,{encoded}"))
+    Ok(jpeg.into_inner())
 }

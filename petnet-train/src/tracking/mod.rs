@@ -1,0 +1,320 @@
+//! Experiments under version: every training and evaluation is a run in an embedded store, and on
+//! an MLflow server where one is named. Neither a full disk nor the network ever ends a training.
+
+mod layout;
+mod run;
+mod sender;
+mod store;
+mod sync;
+mod system;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use petnet::mlflow::Server;
+use petnet::train::{EpochReport, StepReport};
+use petnet::{Dataset, ModelInfo};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+pub(crate) use run::{Input, Point, Run, Status};
+pub(crate) use store::Store;
+pub(crate) use sync::{Remote, sync};
+
+use crate::config::{ConfigError, MlflowConfig};
+use crate::report::page::Mistake;
+use sender::Sender;
+use system::Watch;
+
+/// The folder of the store where nothing else is said.
+const STORE: &str = "mlruns";
+/// Of this many steps one is recorded; all of an epoch are in its own figures.
+const STEPS: usize = 10;
+/// Photos of wrong answers that a run keeps.
+const MISTAKES: usize = 8;
+
+/// Where runs are recorded.
+#[derive(Debug)]
+pub(crate) struct Tracking {
+    pub(crate) store: Store,
+    pub(crate) server: Option<Server>,
+    experiment: String,
+}
+
+impl Tracking {
+    /// `MLFLOW_TRACKING_URI`, else the configuration, else the folder `mlruns`. Nothing where the
+    /// address is `off`.
+    pub(crate) fn open(config: &MlflowConfig) -> Result<Option<Self>> {
+        let uri = variable("MLFLOW_TRACKING_URI").or_else(|| config.tracking_uri.clone());
+        let uri = uri.unwrap_or_else(|| STORE.into());
+        if uri == "off" {
+            return Ok(None);
+        }
+        let (folder, server) = match uri.split_once("://") {
+            Some(("http" | "https", _)) => {
+                (STORE, Some(Server::from_variables(&uri, variable)?))
+            }
+            Some(("file", path)) => (path, None),
+            None => (uri.as_str(), None),
+            Some(_) => {
+                let known = "http(s)://HOST, a folder, or `off`";
+                return Err(ConfigError(format!("tracking address {uri}: must be {known}")).into());
+            }
+        };
+        let experiment = variable("MLFLOW_EXPERIMENT_NAME");
+        Ok(Some(Self {
+            store: Store::open(Path::new(folder))?,
+            server,
+            experiment: experiment.unwrap_or_else(|| config.experiment_name.clone()),
+        }))
+    }
+
+    /// The same, for commands that make no sense without.
+    pub(crate) fn required() -> Result<Self> {
+        Self::open(&MlflowConfig::default())?
+            .ok_or_else(|| ConfigError("tracking is `off`".into()).into())
+    }
+
+    /// The server, for commands that make no sense without.
+    pub(crate) fn server(&self) -> Result<&Server> {
+        let missing = "no tracking server: set MLFLOW_TRACKING_URI, e.g. http://localhost:5001";
+        self.server.as_ref().ok_or_else(|| ConfigError(missing.into()).into())
+    }
+
+    /// Begins a run and says where it came from.
+    pub(crate) fn start(&self, name: &str) -> Result<Run> {
+        let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_default();
+        let run = self.store.start(&self.experiment, name, &user)?;
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        run.tag("mlflow.user", &user)?;
+        run.tag("mlflow.source.name", &format!("petnet-train {}", arguments.join(" ")))?;
+        run.tag("mlflow.source.type", "LOCAL")?;
+        run.tag("petnet.version", env!("CARGO_PKG_VERSION"))?;
+        let git = [
+            ("mlflow.source.git.commit", ["rev-parse", "HEAD"].as_slice()),
+            ("mlflow.source.git.branch", &["rev-parse", "--abbrev-ref", "HEAD"]),
+            ("mlflow.source.git.repoURL", &["config", "--get", "remote.origin.url"]),
+        ];
+        for (tag, question) in git {
+            if let Some(answer) = ask_git(question) {
+                run.tag(tag, &answer)?;
+            }
+        }
+        Ok(run)
+    }
+
+    /// The run that made a model, or a new one that holds it.
+    pub(crate) fn run_with_model(&self, bytes: &[u8], info: &ModelInfo, name: &str) -> Result<Run> {
+        if let Some(run) = self.store.run_of_model(&sha256(bytes))? {
+            return Ok(run);
+        }
+        let mut run = self.start(name)?;
+        log_model(&run, bytes, info)?;
+        run.finish(Status::Finished)?;
+        Ok(run)
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn ask_git(question: &[&str]) -> Option<String> {
+    let answer = Command::new("git").args(question).output().ok().filter(|o| o.status.success())?;
+    Some(String::from_utf8(answer.stdout).ok()?.trim().to_string()).filter(|text| !text.is_empty())
+}
+
+/// SHA-256 of bytes in hex.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A model file as a logged model: with an `MLmodel` file and the digest by which it is found.
+pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()> {
+    const FILE: &str = "model.safetensors";
+    let digest = sha256(bytes);
+    let created = humantime::format_rfc3339_micros(std::time::SystemTime::now()).to_string();
+    let about = json!({
+        "artifact_path": "model",
+        "flavors": { "petnet": {
+            "file": FILE,
+            "architecture": info.architecture.name(),
+            "labels": info.labels,
+            "petnet_version": info.petnet_version,
+            "sha256": digest,
+        } },
+        "model_uuid": uuid::Uuid::now_v7().simple().to_string(),
+        "run_id": run.id(),
+        "utc_time_created": created.replace('T', " ").trim_end_matches('Z'),
+        "mlflow_version": "3.17.2",
+    });
+    let files = [("MLmodel", serde_yaml::to_string(&about)?.into_bytes()), (FILE, bytes.to_vec())];
+    let params = flatten(&json!({
+        "architecture": info.architecture,
+        "preprocess": info.preprocess,
+        "labels": info.labels,
+    }));
+    run.model(&files, &params, &[("petnet.sha256", &digest)])?;
+    run.tag("mlflow.log-model.history", &serde_json::to_string(&[about])?)
+}
+
+/// The worst wrong answers as small pictures, named by what they are and were taken for.
+pub(crate) fn log_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Result<()> {
+    for (rank, mistake) in mistakes.iter().take(MISTAKES).enumerate() {
+        let Mistake { truth, answer, confidence, picture, .. } = mistake;
+        let name = format!("{folder}/{:02}-{truth}-as-{answer}-{confidence:.3}.jpg", rank + 1);
+        run.artifact(&name, picture)?;
+    }
+    Ok(())
+}
+
+/// A data set as MLflow describes one.
+pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
+    let mut counts = vec![0usize; dataset.classes().len()];
+    for sample in dataset.samples() {
+        counts[sample.class] += 1;
+    }
+    let classes: serde_json::Map<String, Value> =
+        dataset.classes().iter().cloned().zip(counts.into_iter().map(Value::from)).collect();
+    let place = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    Input {
+        name: name.into(),
+        digest: dataset.digest().chars().take(36).collect(),
+        source_type: "local".into(),
+        source: json!({ "uri": place.display().to_string() }).to_string(),
+        schema: json!({ "photo": "image", "class": dataset.classes() }).to_string(),
+        profile: json!({ "num_rows": dataset.len(), "classes": classes }).to_string(),
+    }
+}
+
+/// `{"a": {"b": 1}}` as `a.b` = `1`.
+pub(crate) fn flatten(value: &Value) -> Vec<(String, String)> {
+    let mut flat = Vec::new();
+    let mut open = vec![(String::new(), value)];
+    while let Some((key, value)) = open.pop() {
+        match value {
+            Value::Object(map) => {
+                let prefix = if key.is_empty() { key } else { format!("{key}.") };
+                open.extend(map.iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
+            }
+            Value::String(text) => flat.push((key, text.clone())),
+            Value::Null => flat.push((key, "none".into())),
+            other => flat.push((key, other.to_string())),
+        }
+    }
+    flat.sort();
+    flat
+}
+
+/// Which run a folder of models belongs to, so that `--resume` goes on with it.
+fn run_file(out: &Path) -> PathBuf {
+    out.join("run_id")
+}
+
+/// A run under way.
+pub(crate) struct Tracker {
+    run: Run,
+    sender: Option<Sender>,
+    watch: Option<Watch>,
+    /// The newest step of each metric: a resumed training repeats some.
+    steps: HashMap<&'static str, i64>,
+    failed: bool,
+}
+
+impl Tracker {
+    /// Begins the run of a training into `out`, or goes on with the one that was begun there.
+    pub(crate) fn begin(
+        tracking: &Tracking,
+        name: &str,
+        out: &Path,
+        resume: bool,
+    ) -> Result<Self> {
+        let known = std::fs::read_to_string(run_file(out)).ok().filter(|_| resume);
+        let known = known.and_then(|id| tracking.store.run(id.trim()).ok());
+        let run = match known {
+            Some(mut run) => {
+                run.reopen()?;
+                run
+            }
+            None => tracking.start(name)?,
+        };
+        crate::report::files::write(&run_file(out), run.id().as_bytes())?;
+        Self::over(run, tracking.server.clone(), true)
+    }
+
+    /// Writes on to a run that has ended, without opening it again.
+    pub(crate) fn append(run: Run, server: Option<Server>) -> Result<Self> {
+        Self::over(run, server, false)
+    }
+
+    fn over(run: Run, server: Option<Server>, watch: bool) -> Result<Self> {
+        let sender = server.map(|server| Sender::start(&run, server)).transpose()?;
+        let watch = watch.then(|| Watch::start(&run)).transpose()?;
+        Ok(Self { run, sender, watch, steps: HashMap::new(), failed: false })
+    }
+
+    pub(crate) fn run_id(&self) -> &str {
+        self.run.id()
+    }
+
+    /// Records, and says once when the disk refuses.
+    pub(crate) fn record(&mut self, what: impl FnOnce(&Run) -> Result<()>) {
+        if let Err(error) = what(&self.run)
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            tracing::warn!(error = format!("{error:#}"), "tracking: the run is incomplete");
+        }
+    }
+
+    fn metric(&mut self, key: &'static str, value: f64, step: i64) {
+        let newest = self.steps.entry(key).or_insert_with(|| {
+            self.run.points(key).iter().map(|point| point.step).max().unwrap_or(i64::MIN)
+        });
+        if step > *newest {
+            *newest = step;
+            self.record(|run| run.metric(key, value, step));
+        }
+    }
+
+    pub(crate) fn step(&mut self, report: &StepReport) {
+        let step = (report.epoch - 1) * report.steps + report.step;
+        if step.is_multiple_of(STEPS) {
+            let step = step as i64;
+            self.metric("step/loss", report.loss, step);
+            self.metric("step/accuracy", report.accuracy, step);
+            self.metric("step/learning_rate", report.learning_rate, step);
+            self.metric("step/images_per_second", report.images_per_second, step);
+        }
+    }
+
+    pub(crate) fn epoch(&mut self, report: &EpochReport) {
+        let step = report.epoch as i64;
+        self.metric("train_loss", report.train_loss, step);
+        self.metric("train_accuracy", report.train_accuracy, step);
+        self.metric("val_loss", report.val_loss, step);
+        self.metric("val_accuracy", report.val_accuracy, step);
+        self.metric("learning_rate", report.learning_rate, step);
+        self.metric("seconds", report.seconds, step);
+        self.metric("loader_wait_seconds", report.waited, step);
+    }
+
+    /// Ends the run of a training and waits a moment for what is still to be sent.
+    pub(crate) fn finish(mut self, status: Status) {
+        if let Some(watch) = self.watch.take() {
+            watch.finish();
+        }
+        if let Err(error) = self.run.finish(status) {
+            tracing::warn!(error = format!("{error:#}"), "tracking: the run's end is not written");
+        }
+        self.close();
+    }
+
+    /// Waits a moment for what is still to be sent.
+    pub(crate) fn close(mut self) {
+        if self.sender.take().is_some_and(|sender| !sender.finish()) {
+            tracing::warn!("tracking: not all was sent; `petnet-train runs sync` sends the rest");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The embedded store: MLflow's file layout (`mlruns/`), which `mlflow migrate-filestore` turns
+//! into a database and `mlflow ui` opens. It knows files, not trainings and not servers.
+//!
+//! Every record is written before anything is sent anywhere, small files beside their place and
+//! renamed, metrics as appended lines; a line that a crash cut short is dropped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use uuid::Uuid;
+
+use super::layout::{META, address, file_name, folders, now, read_yaml, write_yaml};
+use super::run::{ExperimentMeta, Run};
+
+/// Folders of an experiment that are no runs.
+const NO_RUNS: [&str; 4] = ["datasets", "models", "tags", "traces"];
+
+/// A folder of experiments.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    pub(crate) fn open(root: &Path) -> Result<Self> {
+        fs::create_dir_all(root).with_context(|| root.display().to_string())?;
+        let root = root.canonicalize().with_context(|| root.display().to_string())?;
+        let store = Self { root };
+        if !store.root.join("0").join(META).is_file() {
+            store.write_experiment("0", "Default")?;
+        }
+        Ok(store)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn write_experiment(&self, id: &str, name: &str) -> Result<PathBuf> {
+        let folder = self.root.join(id);
+        let meta = ExperimentMeta {
+            artifact_location: address(&folder),
+            creation_time: now(),
+            experiment_id: id.into(),
+            last_update_time: now(),
+            lifecycle_stage: "active".into(),
+            name: name.into(),
+        };
+        write_yaml(&folder, &meta)?;
+        Ok(folder)
+    }
+
+    /// Folder and name of each experiment.
+    fn experiments(&self) -> Result<Vec<(PathBuf, String)>> {
+        let numbered = |folder: &PathBuf| {
+            folder.file_name().is_some_and(|name| name.to_string_lossy().parse::<i64>().is_ok())
+        };
+        folders(&self.root)?
+            .into_iter()
+            .filter(numbered)
+            .map(|folder| {
+                let ExperimentMeta { name, .. } = read_yaml(&folder)?;
+                Ok((folder, name))
+            })
+            .collect()
+    }
+
+    fn experiment(&self, name: &str) -> Result<PathBuf> {
+        let found = self.experiments()?.into_iter().find(|(_, other)| other == name);
+        match found {
+            Some((folder, _)) => Ok(folder),
+            None => {
+                // A 64-bit number, as MLflow's own file store draws them.
+                let id = (Uuid::now_v7().as_u128() >> 65) as i64 & (i64::MAX >> 1);
+                self.write_experiment(&id.to_string(), name)
+            }
+        }
+    }
+
+    /// Begins a run and holds it.
+    pub(crate) fn start(&self, experiment: &str, name: &str, user: &str) -> Result<Run> {
+        Run::create(&self.experiment(experiment)?, name, user)
+    }
+
+    /// Every run, the newest first. Those whose process is gone are marked as killed.
+    pub(crate) fn runs(&self) -> Result<Vec<Run>> {
+        let mut runs = Vec::new();
+        for (experiment, _) in self.experiments()? {
+            for folder in folders(&experiment)? {
+                if !NO_RUNS.contains(&file_name(&folder).as_str()) && folder.join(META).is_file() {
+                    runs.push(Run::open(folder)?);
+                }
+            }
+        }
+        runs.sort_by_key(|run| std::cmp::Reverse(run.meta().start_time));
+        Ok(runs)
+    }
+
+    /// The run whose identifier begins with `id`.
+    pub(crate) fn run(&self, id: &str) -> Result<Run> {
+        let mut found: Vec<Run> =
+            self.runs()?.into_iter().filter(|run| run.id().starts_with(id)).collect();
+        match (found.pop(), found.is_empty()) {
+            (Some(run), true) if !id.is_empty() => Ok(run),
+            (None, _) => bail!("no run {id} in {}", self.root.display()),
+            _ => bail!("more than one run begins with {id}"),
+        }
+    }
+
+    /// The run that made the model of this digest.
+    pub(crate) fn run_of_model(&self, sha256: &str) -> Result<Option<Run>> {
+        let runs = self.runs()?;
+        Ok(runs.into_iter().find(|run| {
+            let models = run.models().unwrap_or_default();
+            models.iter().any(|model| model.tag("petnet.sha256").as_deref() == Some(sha256))
+        }))
+    }
+}
+

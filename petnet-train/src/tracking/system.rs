@@ -1,0 +1,102 @@
+//! What the machine does while a run goes on, by the names of MLflow's system metrics.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sysinfo::{Disks, Networks, System};
+
+use super::run::Run;
+
+/// Time between two looks, as in MLflow.
+const EVERY: Duration = Duration::from_secs(10);
+const MEGABYTE: f64 = 1e6;
+
+/// The thread that looks.
+pub(super) struct Watch {
+    alive: SyncSender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Watch {
+    pub(super) fn start(run: &Run) -> std::io::Result<Self> {
+        let run = run.share();
+        let (alive, ended) = mpsc::sync_channel::<()>(0);
+        let name = "system metrics".to_string();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let Ok(mut look) = Look::new(&run) else { return };
+            while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+                look.log(&run);
+            }
+            // A short run has one look at least.
+            look.log(&run);
+        })?;
+        Ok(Self { alive, thread })
+    }
+
+    pub(super) fn finish(self) {
+        drop(self.alive);
+        // A panic over there must not end a training here.
+        let _ = self.thread.join();
+    }
+}
+
+struct Look {
+    system: System,
+    disks: Disks,
+    networks: Networks,
+    store: PathBuf,
+    step: i64,
+}
+
+impl Look {
+    fn new(run: &Run) -> Result<Self, sysinfo::Error> {
+        let mut system = System::new()?;
+        // The share of CPU time is that since the look before.
+        system.refresh_cpu_usage();
+        let last = run.points("system/cpu_utilization_percentage").last().map(|p| p.step + 1);
+        Ok(Self {
+            system,
+            disks: Disks::new_with_refreshed_list()?,
+            networks: Networks::new_with_refreshed_list()?,
+            store: run.folder().to_path_buf(),
+            step: last.unwrap_or_default(),
+        })
+    }
+
+    fn log(&mut self, run: &Run) {
+        self.system.refresh_cpu_usage();
+        self.system.refresh_memory();
+        self.disks.refresh(true);
+        self.networks.refresh(true);
+        let mut figures = vec![
+            ("cpu_utilization_percentage", f64::from(self.system.global_cpu_usage())),
+            ("system_memory_usage_megabytes", self.system.used_memory() as f64 / MEGABYTE),
+            (
+                "system_memory_usage_percentage",
+                percentage(self.system.used_memory(), self.system.total_memory()),
+            ),
+        ];
+        let disks = self.disks.iter().filter(|disk| self.store.starts_with(disk.mount_point()));
+        if let Some(disk) = disks.max_by_key(|disk| disk.mount_point().as_os_str().len()) {
+            let used = disk.total_space() - disk.available_space();
+            figures.push(("disk_usage_percentage", percentage(used, disk.total_space())));
+            figures.push(("disk_usage_megabytes", used as f64 / MEGABYTE));
+            figures.push(("disk_available_megabytes", disk.available_space() as f64 / MEGABYTE));
+        }
+        let received: u64 = self.networks.values().map(|n| n.total_received()).sum();
+        let sent: u64 = self.networks.values().map(|n| n.total_transmitted()).sum();
+        figures.push(("network_receive_megabytes", received as f64 / MEGABYTE));
+        figures.push(("network_transmit_megabytes", sent as f64 / MEGABYTE));
+        for (name, value) in figures {
+            // The run's own metrics say it when the disk is full.
+            let _ = run.metric(&format!("system/{name}"), value, self.step);
+        }
+        self.step += 1;
+    }
+}
+
+fn percentage(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64 * 100.0
+}

@@ -1,0 +1,330 @@
+//! What a trainer and a service need of an [MLflow](https://mlflow.org) tracking server: requests
+//! that fail with a reason, and the registry's models. It knows neither training nor networks.
+//!
+//! Paths and payloads are those of MLflow's REST API, tried against MLflow 3.17.
+
+mod registry;
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use ureq::http::{Response, StatusCode};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body};
+
+pub use registry::{ModelUri, ModelVersion, Which};
+
+use crate::error::{Error, Result};
+
+const API: &str = "api/2.0/mlflow";
+const ARTIFACTS: &str = "api/2.0/mlflow-artifacts/artifacts";
+/// Longest wait for a connection, and for the next bytes on one.
+const CONNECT: Duration = Duration::from_secs(5);
+const STALL: Duration = Duration::from_secs(60);
+/// Most bytes of a JSON answer.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// Why a server did not do what it was asked.
+#[non_exhaustive]
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Failure {
+    /// No answer: another try may succeed.
+    #[error("{server} cannot be reached: {reason}")]
+    Unreachable {
+        /// Its address.
+        server: String,
+        /// What the network said.
+        reason: String,
+    },
+    /// An answer that says no.
+    #[error("{server} refused ({status} {code}): {message}")]
+    Refused {
+        /// Its address.
+        server: String,
+        /// HTTP status.
+        status: u16,
+        /// MLflow's error code, e.g. `RESOURCE_DOES_NOT_EXIST`; empty where there is none.
+        code: String,
+        /// MLflow's message, or the beginning of the answer.
+        message: String,
+    },
+    /// An answer that makes no sense, or a file that cannot be read.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Failure {
+    /// Whether the same request may succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
+            Self::Invalid(_) => false,
+        }
+    }
+
+    /// Whether the server answered with this error code.
+    pub fn is(&self, wanted: &str) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == wanted)
+    }
+}
+
+/// A tracking server and the right to use it.
+///
+/// ```no_run
+/// use petnet::mlflow::{ModelUri, Server};
+///
+/// let server = Server::from_variables("http://localhost:5001", |name| std::env::var(name).ok())?;
+/// let uri: ModelUri = "models:/CatsDogsClassifier@champion".parse()?;
+/// let version = server.version(&uri)?;
+/// let file = server.weights(&version)?;
+/// println!("version {} has {} bytes", version.version, file.len());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Server {
+    agent: Agent,
+    /// Without credentials and without a slash at the end.
+    uri: String,
+    authorization: Option<String>,
+}
+
+impl Server {
+    /// A server by address, with credentials as MLflow's own clients take them: in the address
+    /// (`https://user:password@host`) or from `MLFLOW_TRACKING_USERNAME` and `_PASSWORD`,
+    /// `MLFLOW_TRACKING_TOKEN`, `MLFLOW_TRACKING_SERVER_CERT_PATH` and
+    /// `MLFLOW_TRACKING_INSECURE_TLS`, which `variable` looks up.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an address that is not http or https or a certificate that cannot be
+    /// read.
+    pub fn from_variables(uri: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let lookup = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let (scheme, rest) = uri
+            .split_once("://")
+            .filter(|(scheme, rest)| matches!(*scheme, "http" | "https") && !rest.is_empty())
+            .ok_or_else(|| {
+                Error::Config(format!("tracking server {uri}: must begin with http:// or https://"))
+            })?;
+        let authority = rest.find('/').unwrap_or(rest.len());
+        let (inside, host) = match rest[..authority].rfind('@') {
+            Some(at) => (Some(rest[..at].to_string()), &rest[at + 1..]),
+            None => (None, rest),
+        };
+        let user = lookup("MLFLOW_TRACKING_USERNAME").map(|name| {
+            format!("{name}:{}", lookup("MLFLOW_TRACKING_PASSWORD").unwrap_or_default())
+        });
+        let token = lookup("MLFLOW_TRACKING_TOKEN").map(|token| format!("Bearer {token}"));
+        let authorization = inside.or(user).map(|pair| format!("Basic {}", STANDARD.encode(pair))).or(token);
+        let tls = TlsConfig::builder()
+            .root_certs(match lookup("MLFLOW_TRACKING_SERVER_CERT_PATH") {
+                Some(path) => certificates(Path::new(&path))?,
+                None => RootCerts::WebPki,
+            })
+            .disable_verification(
+                lookup("MLFLOW_TRACKING_INSECURE_TLS").is_some_and(|v| v == "true" || v == "1"),
+            )
+            .build();
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT))
+            .timeout_per_read(Some(STALL))
+            .timeout_per_write(Some(STALL))
+            .user_agent(concat!("petnet/", env!("CARGO_PKG_VERSION")))
+            .tls_config(tls)
+            .build()
+            .into();
+        let uri = format!("{scheme}://{}", host.trim_end_matches('/'));
+        Ok(Self { agent, uri, authorization })
+    }
+
+    /// Its address, without credentials.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// GET below `/api/2.0/mlflow/`, e.g. `runs/get`.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
+        self.read(&format!("{API}/{path}"), query)
+    }
+
+    /// POST of JSON below `/api/2.0/mlflow/`.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.agent.post(self.url(&format!("{API}/{path}")));
+        self.answer(self.signed(request).send_json(body))
+    }
+
+    /// PATCH of JSON below `/api/2.0/mlflow/`.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.agent.patch(self.url(&format!("{API}/{path}")));
+        self.answer(self.signed(request).send_json(body))
+    }
+
+    /// Uploads a file through the server to its artifact store. `place` is what follows
+    /// `mlflow-artifacts:/` in an artifact's address.
+    ///
+    /// # Errors
+    /// [`Failure`]; [`Failure::Invalid`] when the file cannot be read.
+    pub fn upload(&self, place: &str, file: &Path) -> Result<(), Failure> {
+        let unreadable = |e: std::io::Error| Failure::Invalid(format!("{}: {e}", file.display()));
+        let content = File::open(file).map_err(unreadable)?;
+        let request = self.agent.put(self.url(&format!("{ARTIFACTS}/{}", encoded(place))));
+        let request = self.signed(request).header("content-type", "application/octet-stream");
+        self.answer(request.send(content)).map(|_| ())
+    }
+
+    /// Names and sizes of the files in a folder of the artifact store.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn list(&self, place: &str) -> Result<Vec<String>, Failure> {
+        let listing: Value = self.read(ARTIFACTS, &[("path", place)])?;
+        let files = listing["files"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(files
+            .iter()
+            .filter(|file| file["is_dir"] != json!(true))
+            .filter_map(|file| file["path"].as_str().map(str::to_string))
+            .collect())
+    }
+
+    /// An artifact's content, `limit` bytes at most.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn download(&self, place: &str, limit: u64) -> Result<Vec<u8>, Failure> {
+        let request = self.agent.get(self.url(&format!("{ARTIFACTS}/{}", encoded(place))));
+        let mut response = self.sound(self.signed(request).call())?;
+        let body = response.body_mut().with_config().limit(limit);
+        body.read_to_vec().map_err(|e| self.unreachable(&e))
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, Failure> {
+        let request = self.agent.get(self.url(path)).query_pairs(query.iter().copied());
+        let answer = self.answer(self.signed(request).call())?;
+        serde_json::from_value(answer).map_err(|e| self.nonsense(&e))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.uri)
+    }
+
+    fn signed<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.authorization {
+            Some(value) => request.header("authorization", value),
+            None => request,
+        }
+    }
+
+    fn unreachable(&self, reason: &dyn std::fmt::Display) -> Failure {
+        Failure::Unreachable { server: self.uri.clone(), reason: reason.to_string() }
+    }
+
+    fn nonsense(&self, reason: &dyn std::fmt::Display) -> Failure {
+        Failure::Invalid(format!("{} gave an answer that MLflow does not give: {reason}", self.uri))
+    }
+
+    /// The response, if its status says success.
+    fn sound(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failure> {
+        let mut response = sent.map_err(|e| self.unreachable(&e))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = text.unwrap_or_default();
+        let said: Value = serde_json::from_str(&text).unwrap_or_default();
+        let message = match said["message"].as_str() {
+            Some(message) => message.to_string(),
+            None if status == StatusCode::UNAUTHORIZED => {
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                    .to_string()
+            }
+            None => text.trim().chars().take(200).collect(),
+        };
+        Err(Failure::Refused {
+            server: self.uri.clone(),
+            status: status.as_u16(),
+            code: said["error_code"].as_str().unwrap_or_default().to_string(),
+            message,
+        })
+    }
+
+    fn answer(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
+        let mut response = self.sound(sent)?;
+        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = text.map_err(|e| self.unreachable(&e))?;
+        if text.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).map_err(|e| self.nonsense(&e))
+    }
+}
+
+fn certificates(path: &Path) -> Result<RootCerts> {
+    let pem = std::fs::read(path).map_err(Error::io(path))?;
+    let found: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if found.is_empty() {
+        return Err(Error::Config(format!("{}: no certificate in PEM", path.display())));
+    }
+    Ok(RootCerts::new_with_certs(&found))
+}
+
+/// A path with what URLs reserve written as `%XX`; slashes stay.
+fn encoded(path: &str) -> impl std::fmt::Display {
+    const RESERVED: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+    utf8_percent_encode(path, RESERVED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_come_from_the_address_or_the_variables_and_are_never_shown() {
+        let none = |_: &str| None;
+        let server = Server::from_variables("https://ann:pw@host:5/x.mlflow/", none).unwrap();
+        assert_eq!(server.uri(), "https://host:5/x.mlflow");
+        assert_eq!(server.authorization.as_deref(), Some("Basic YW5uOnB3"));
+        let given = |name: &str| match name {
+            "MLFLOW_TRACKING_USERNAME" => Some("ann".to_string()),
+            "MLFLOW_TRACKING_PASSWORD" => Some("secret".to_string()),
+            _ => None,
+        };
+        let server = Server::from_variables("http://host", given).unwrap();
+        assert_eq!(server.authorization.as_deref(), Some("Basic YW5uOnNlY3JldA=="));
+        let token = |name: &str| (name == "MLFLOW_TRACKING_TOKEN").then(|| "t".to_string());
+        let server = Server::from_variables("http://host", token).unwrap();
+        assert_eq!(server.authorization.as_deref(), Some("Bearer t"));
+        assert!(Server::from_variables("sqlite:///mlflow.db", none).is_err());
+    }
+
+    #[test]
+    fn a_path_is_encoded_and_its_slashes_stay() {
+        assert_eq!(encoded("1/a b+c.png").to_string(), "1/a%20b%2Bc.png");
+    }
+}
