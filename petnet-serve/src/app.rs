@@ -1,7 +1,7 @@
 //! What all requests share, and the phases of the service's life.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Result;
 use metrics::counter;
@@ -12,6 +12,7 @@ use crate::access::Keys;
 use crate::batcher::Batcher;
 use crate::model::{Model, Slot};
 use crate::problem::Problem;
+use crate::registry;
 use crate::settings::Settings;
 use crate::telemetry;
 use crate::upload::Uploads;
@@ -84,36 +85,58 @@ impl App {
     }
 }
 
-/// Reloads the model when asked, and when its file has changed and then kept still for a look.
+/// Reloads the model when asked; when its file has changed and then kept still for a look; and when
+/// its name stands for another version, if that is to be followed.
 pub(crate) async fn follow_model(app: Arc<App>, mut asked: mpsc::Receiver<()>) {
-    let look = app.settings.watch;
+    let named = registry::is_registered(&app.settings.model);
+    let look = if named { app.settings.follow.unwrap_or_default() } else { app.settings.watch };
     let watching = look > Duration::ZERO && app.settings.model != "pretrained";
     let mut ticks = tokio::time::interval(if watching { look } else { Duration::MAX / 4 });
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut loaded, mut seen) = (stamp(&app), stamp(&app));
+    let mut seen = if named { loaded_version(&app) } else { stamp(&app).await };
+    let mut loaded = seen.clone();
     let mut open = true;
     loop {
-        tokio::select! {
+        let now = tokio::select! {
             message = asked.recv(), if open => {
                 open = message.is_some();
                 if !open { continue }
-                loaded = stamp(&app);
+                stamp(&app).await
             }
             _ = ticks.tick() => {
-                let now = stamp(&app);
-                let settled = now == seen && now != loaded;
-                seen = now;
+                let now = stamp(&app).await;
+                // A registered version is complete; a file may still be written.
+                let settled = now != loaded && (if named { now.is_some() } else { now == seen });
+                seen.clone_from(&now);
                 if !settled { continue }
-                loaded = now;
+                now
             }
+        };
+        // A refusal is logged and counted where it happens. A download may succeed next time.
+        if app.reload().await.is_ok() || !named {
+            loaded = now;
         }
-        // A refusal is logged and counted where it happens.
-        let _ = app.reload().await;
     }
 }
 
-/// What changes when the model's file is replaced.
-fn stamp(app: &App) -> Option<(SystemTime, u64)> {
-    let file = std::fs::metadata(&app.settings.model).ok()?;
-    Some((file.modified().ok()?, file.len()))
+fn loaded_version(app: &App) -> Option<String> {
+    app.slot.get().and_then(|model| model.registered.clone())
+}
+
+/// What changes when the model is replaced.
+async fn stamp(app: &Arc<App>) -> Option<String> {
+    if !registry::is_registered(&app.settings.model) {
+        let file = std::fs::metadata(&app.settings.model).ok()?;
+        return Some(format!("{:?} {}", file.modified().ok()?, file.len()));
+    }
+    let asking = Arc::clone(app);
+    let current = tokio::task::spawn_blocking(move || registry::current(&asking.settings));
+    match current.await.ok()? {
+        Ok(version) => Some(version.version),
+        Err(error) => {
+            counter!("model_registry_errors_total").increment(1);
+            tracing::warn!(error = format!("{error:#}"), "the registry was not read");
+            None
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod app;
 mod batcher;
 mod model;
 mod problem;
+mod registry;
 mod routes;
 mod server;
 mod settings;

@@ -8,8 +8,7 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use petnet::preprocess::Pixels;
 use petnet::{Checkpoint, Classifier};
-use sha2::{Digest, Sha256};
-
+use crate::registry::{self, Registered};
 use crate::settings::Settings;
 
 /// A loaded, warm model.
@@ -20,19 +19,26 @@ pub(crate) struct Model {
     pub(crate) version: String,
     /// SHA-256 of the file, in hex.
     pub(crate) sha256: String,
+    /// Its number in the registry it came from.
+    pub(crate) registered: Option<String>,
     pub(crate) loaded: SystemTime,
 }
 
 impl Model {
     fn load(settings: &Settings) -> Result<Self> {
+        let mut registered = None;
         let (name, bytes) = if settings.model == "pretrained" {
             ("cats-vs-dogs".into(), Checkpoint::PRETRAINED.to_vec())
+        } else if registry::is_registered(&settings.model) {
+            let Registered { name, version, bytes } = registry::fetch(settings)?;
+            registered = Some(version);
+            (name, bytes)
         } else {
             let path = Path::new(&settings.model);
             let bytes = std::fs::read(path).with_context(|| settings.model.clone())?;
             (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), bytes)
         };
-        let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = registry::sha256(&bytes);
         let checkpoint = Checkpoint::from_bytes(&bytes).with_context(|| settings.model.clone())?;
         let classifier =
             Classifier::new(checkpoint, settings.device)?.with_limits(settings.limits());
@@ -41,6 +47,7 @@ impl Model {
             name,
             version: sha256.chars().take(12).collect(),
             sha256,
+            registered,
             loaded: SystemTime::now(),
         };
         model.warm_up()?;

@@ -14,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   petnet-serve
   petnet-serve --model models/best.safetensors --port 9000
+  MLFLOW_TRACKING_URI=http://mlflow:5001 petnet-serve --model models:/CatsDogsClassifier@champion --follow
   PETNET_MODEL=model.safetensors PETNET_LOG_FORMAT=json petnet-serve
   curl -F file=@rex.jpg localhost:8000/predict";
 
@@ -21,7 +22,8 @@ Examples:
 #[derive(Parser, Clone, Debug, Serialize)]
 #[command(version, about, after_help = EXAMPLES)]
 pub struct Settings {
-    /// Model file, or `pretrained` for the bundled one [env: also MODEL_PATH]
+    /// Model file, `pretrained` for the bundled one, or a registered model: models:/NAME@ALIAS,
+    /// models:/NAME/STAGE or models:/NAME/VERSION [env: also MODEL_PATH]
     #[arg(long, env = "PETNET_MODEL", default_value_t = fallback("MODEL_PATH", "pretrained"), help_heading = "Model")]
     pub model: String,
     /// auto, cpu, ndarray, wgpu or wgpu:N
@@ -33,6 +35,16 @@ pub struct Settings {
     #[serde(serialize_with = "as_text")]
     pub watch: Duration,
 
+    /// MLflow server that `models:/` names are looked up on
+    #[arg(long, env = "MLFLOW_TRACKING_URI", hide_env_values = true, help_heading = "Model")]
+    #[serde(skip)]
+    pub tracking_uri: Option<String>,
+    /// Look every so often what a `models:/` name stands for, and serve that
+    #[arg(long, env = "PETNET_FOLLOW", value_name = "EVERY", value_parser = duration, num_args = 0..=1, default_missing_value = "10s", help_heading = "Model")]
+    pub follow: Option<Duration>,
+    /// Folder that keeps downloaded models [default: petnet in the user's cache folder]
+    #[arg(long, env = "PETNET_MODEL_CACHE", help_heading = "Model")]
+    pub model_cache: Option<PathBuf>,
     /// SHA-256 of the model file that should be running, for /artifacts/compare
     #[arg(long, env = "PETNET_EXPECT_MODEL_SHA256", help_heading = "Model")]
     pub expect_model_sha256: Option<String>,

@@ -2,13 +2,16 @@
 
 mod calibrate;
 mod config;
+mod download;
 mod evaluate;
 mod export;
 mod fit;
 mod lr_find;
 mod predict;
 mod prepare;
+mod register;
 mod report;
+mod runs;
 mod terminal;
 mod tracking;
 
@@ -46,6 +49,7 @@ struct Output {
 
 #[derive(Subcommand)]
 enum Command {
+    Download(download::Download),
     Prepare(prepare::Prepare),
     Fit(fit::Fit),
     LrFind(lr_find::LrFind),
@@ -53,11 +57,14 @@ enum Command {
     Predict(predict::Predict),
     Calibrate(calibrate::Calibrate),
     Export(export::Export),
+    Runs(runs::Runs),
+    Register(register::Register),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
+        Command::Download(command) => command.run(cli.output),
         Command::Prepare(command) => command.run(cli.output),
         Command::Fit(command) => command.run(cli.output),
         Command::LrFind(command) => command.run(cli.output),
@@ -65,6 +72,8 @@ fn main() -> ExitCode {
         Command::Predict(command) => command.run(cli.output),
         Command::Calibrate(command) => command.run(cli.output),
         Command::Export(command) => command.run(cli.output),
+        Command::Runs(command) => command.run(cli.output),
+        Command::Register(command) => command.run(cli.output),
     };
     outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)
 }

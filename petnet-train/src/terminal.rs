@@ -58,6 +58,19 @@ pub(crate) fn bar(length: u64, what: &str, output: Output) -> ProgressBar {
         .with_prefix(what.to_string())
 }
 
+/// A bar over bytes.
+pub(crate) fn bytes(length: u64, what: &str, output: Output) -> ProgressBar {
+    if output.quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(
+        "{prefix} {bar:32} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]",
+    );
+    ProgressBar::new(length)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_prefix(what.to_string())
+}
+
 /// A counter for when the length is not known.
 pub(crate) fn counter(what: &str, output: Output) -> ProgressBar {
     if output.quiet {

@@ -43,6 +43,7 @@ pub(super) fn version(app: &App) -> Reply {
             "name": model.name,
             "version": model.version,
             "sha256": model.sha256,
+            "registry_version": model.registered,
             "architecture": model.classifier.info().architecture.name(),
             "classes": model.classifier.labels(),
             "threshold": model.classifier.info().threshold,

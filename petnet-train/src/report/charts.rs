@@ -9,6 +9,7 @@ use plotters::prelude::*;
 const SIZE: (u32, u32) = (480, 340);
 const BLUE: RGBColor = RGBColor(37, 99, 170);
 const ORANGE: RGBColor = RGBColor(214, 108, 24);
+const COLOURS: [RGBColor; 4] = [BLUE, ORANGE, RGBColor(46, 139, 87), RGBColor(140, 80, 160)];
 const GREY: RGBColor = RGBColor(150, 150, 150);
 
 type Area<B> = DrawingArea<B, Shift>;
@@ -98,10 +99,9 @@ pub(crate) fn rate_curve_png(curve: &RateCurve, suggestion: Option<f64>) -> Resu
 
 /// True positive rate over false positive rate, a curve a class (for two classes, of the second).
 pub(crate) fn roc(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
-    let colours = [BLUE, ORANGE, RGBColor(46, 139, 87), RGBColor(140, 80, 160)];
     let mut lines =
         vec![Line { name: "chance", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] }];
-    lines.extend(curves.iter().zip(colours.iter().cycle()).map(|((name, points), colour)| Line {
+    lines.extend(curves.iter().zip(COLOURS.iter().cycle()).map(|((name, points), colour)| Line {
         name,
         colour: *colour,
         points: points.clone(),
@@ -123,6 +123,18 @@ pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
     ];
     let frame =
         Frame { title: "Reliability", x: ("confidence", 0.0..1.0), y: ("accuracy", 0.0..1.0) };
+    svg(|area| draw(area, &frame, &lines))
+}
+
+/// A figure by epoch, a line a run.
+pub(crate) fn overlaid(title: &str, runs: &[(&str, Vec<(f64, f64)>)]) -> Result<String> {
+    let lines: Vec<_> = runs
+        .iter()
+        .zip(COLOURS.iter().cycle())
+        .map(|((name, points), colour)| Line { name, colour: *colour, points: points.clone() })
+        .collect();
+    let last = runs.iter().flat_map(|(_, points)| points).map(|p| p.0).fold(0.0, f64::max);
+    let frame = history_frame(title, &lines, last as usize);
     svg(|area| draw(area, &frame, &lines))
 }
 

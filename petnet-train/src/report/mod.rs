@@ -1,5 +1,6 @@
 //! What an evaluation leaves behind: figures, charts, one page.
 
 pub(crate) mod charts;
+pub(crate) mod compare;
 pub(crate) mod files;
 pub(crate) mod page;

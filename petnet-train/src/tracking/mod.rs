@@ -19,9 +19,9 @@ use petnet::{Dataset, ModelInfo};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use run::{Input, Point, Run, Status};
+pub(crate) use run::{Input, Run, Status};
 pub(crate) use store::Store;
-pub(crate) use sync::{Remote, sync};
+pub(crate) use sync::sync;
 
 use crate::config::{ConfigError, MlflowConfig};
 use crate::report::page::Mistake;
@@ -145,7 +145,7 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
             "petnet_version": info.petnet_version,
             "sha256": digest,
         } },
-        "model_uuid": uuid::Uuid::now_v7().simple().to_string(),
+        "model_uuid": uuid::Uuid::new_v4().simple().to_string(),
         "run_id": run.id(),
         "utc_time_created": created.replace('T', " ").trim_end_matches('Z'),
         "mlflow_version": "3.17.2",

@@ -152,7 +152,7 @@ pub(crate) struct Run {
 impl Run {
     /// Begins a run in an experiment's folder and holds it.
     pub(super) fn create(experiment: &Path, name: &str, user: &str) -> Result<Self> {
-        let id = Uuid::now_v7().simple().to_string();
+        let id = Uuid::new_v4().simple().to_string();
         let folder = experiment.join(&id);
         let meta = RunMeta {
             artifact_uri: address(&folder.join("artifacts")),
@@ -356,7 +356,7 @@ impl Run {
         params: &[(String, String)],
         tags: &[(&str, &str)],
     ) -> Result<ModelMeta> {
-        let id = format!("m-{}", Uuid::now_v7().simple());
+        let id = format!("m-{}", Uuid::new_v4().simple());
         let experiment = self.folder.parent().unwrap_or(&self.folder);
         let folder = experiment.join("models").join(&id);
         for (path, bytes) in files {

@@ -72,7 +72,7 @@ impl Store {
             Some((folder, _)) => Ok(folder),
             None => {
                 // A 64-bit number, as MLflow's own file store draws them.
-                let id = (Uuid::now_v7().as_u128() >> 65) as i64 & (i64::MAX >> 1);
+                let id = (Uuid::new_v4().as_u128() >> 65) as i64 & (i64::MAX >> 1);
                 self.write_experiment(&id.to_string(), name)
             }
         }

@@ -56,9 +56,8 @@ struct SentModel {
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
     pub(crate) run_id: String,
-    pub(crate) experiment_id: String,
-    /// Identifiers of its models there.
-    pub(crate) models: Vec<String>,
+    /// Identifiers of its models there by those in the store.
+    pub(crate) models: BTreeMap<String, String>,
 }
 
 /// A transfer under way.
@@ -80,9 +79,9 @@ pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
     let sent = read(run.folder()).remove(server.uri()).unwrap_or_default();
     let mut transfer = Transfer { run, server, sent, _lock: lock };
     transfer.run()?;
-    let Sent { run_id, experiment_id, models, .. } = transfer.sent;
-    let models = models.into_values().map(|model| model.id).collect();
-    Ok(Remote { run_id, experiment_id, models })
+    let Sent { run_id, models, .. } = transfer.sent;
+    let models = models.into_iter().map(|(local, model)| (local, model.id)).collect();
+    Ok(Remote { run_id, models })
 }
 
 fn read(folder: &Path) -> BTreeMap<String, Sent> {

@@ -1,0 +1,144 @@
+//! A model by its name in an MLflow registry: found, downloaded, checked and kept.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use petnet::mlflow::{Failure, ModelUri, ModelVersion, Server};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::settings::Settings;
+
+/// What a registered model's name begins with.
+const SCHEME: &str = "models:/";
+
+/// A registered model's file.
+pub(crate) struct Registered {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What a name stood for when it was last looked up.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    name: String,
+    version: String,
+    sha256: String,
+}
+
+/// Whether a model is named, and not a file.
+pub(crate) fn is_registered(model: &str) -> bool {
+    model.starts_with(SCHEME)
+}
+
+/// The version that the name stands for now.
+pub(crate) fn current(settings: &Settings) -> Result<ModelVersion> {
+    let uri: ModelUri = settings.model.parse()?;
+    Ok(server(settings)?.version(&uri)?)
+}
+
+/// The model's file, from the cache where it lies there already. When the server cannot be reached,
+/// what the name stood for last time is taken.
+pub(crate) fn fetch(settings: &Settings) -> Result<Registered> {
+    let server = server(settings)?;
+    let cache = Cache::of(settings, &server);
+    let found = settings.model.parse::<ModelUri>().map_err(anyhow::Error::from);
+    match found.and_then(|uri| Ok(server.version(&uri)?)) {
+        Ok(version) => cache.complete(&server, version),
+        Err(error) if is_passing(&error) => match cache.last() {
+            Some(registered) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, version = registered.version, "the cached model is taken");
+                Ok(registered)
+            }
+            None => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+fn is_passing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(Failure::is_transient)
+}
+
+fn server(settings: &Settings) -> Result<Server> {
+    let uri = settings.tracking_uri.as_deref().with_context(|| {
+        format!("{} needs a server: set MLFLOW_TRACKING_URI or --tracking-uri", settings.model)
+    })?;
+    Ok(Server::from_variables(uri, |name| std::env::var(name).ok())?)
+}
+
+struct Cache {
+    folder: PathBuf,
+    /// Holds what the name stood for.
+    pointer: PathBuf,
+}
+
+impl Cache {
+    fn of(settings: &Settings, server: &Server) -> Self {
+        let folder = settings.model_cache.clone().unwrap_or_else(default_folder);
+        let name = sha256(format!("{} {}", server.uri(), settings.model).as_bytes());
+        let pointer = folder.join(format!("{name}.json"));
+        Self { folder, pointer }
+    }
+
+    fn complete(&self, server: &Server, version: ModelVersion) -> Result<Registered> {
+        let kept = version.sha256().and_then(|digest| self.read(digest));
+        let bytes = match kept {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = server.weights(&version)?;
+                tracing::info!(name = version.name, version = version.version, "downloaded");
+                bytes
+            }
+        };
+        let registered = Registered { name: version.name, version: version.version, bytes };
+        if let Err(error) = self.keep(&registered) {
+            let folder = self.folder.display().to_string();
+            tracing::warn!(folder, error = format!("{error:#}"), "the model is not cached");
+        }
+        Ok(registered)
+    }
+
+    fn keep(&self, registered: &Registered) -> Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        let Registered { name, version, bytes } = registered;
+        let known =
+            Known { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
+        let file = self.file(&known.sha256);
+        if !file.is_file() {
+            petnet::write_atomically(&file, bytes)?;
+        }
+        Ok(petnet::write_atomically(&self.pointer, &serde_json::to_vec(&known)?)?)
+    }
+
+    fn last(&self) -> Option<Registered> {
+        let text = std::fs::read(&self.pointer).ok()?;
+        let Known { name, version, sha256 } = serde_json::from_slice(&text).ok()?;
+        Some(Registered { name, version, bytes: self.read(&sha256)? })
+    }
+
+    /// A file of the cache whose content is still what its name says.
+    fn read(&self, digest: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.file(digest)).ok().filter(|bytes| sha256(bytes) == digest)
+    }
+
+    fn file(&self, digest: &str) -> PathBuf {
+        // A digest from a server is text from a stranger.
+        let plain: String = digest.chars().filter(char::is_ascii_hexdigit).take(64).collect();
+        self.folder.join(format!("{plain}.safetensors"))
+    }
+}
+
+fn default_folder() -> PathBuf {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
+    let base = set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    base.unwrap_or_else(std::env::temp_dir).join("petnet")
+}
+
+/// SHA-256 in hex.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,315 @@
+//! `download`: a data set's archive, complete or not there.
+
+use std::fs::{self, File};
+use std::io::{BufReader, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use base64::Engine as _;
+use indicatif::ProgressBar;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use sysinfo::Disks;
+use ureq::Agent;
+use ureq::http::StatusCode;
+use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, IF_RANGE, RANGE};
+
+use crate::config::ConfigError;
+use crate::{Output, terminal};
+
+/// Tries in a row that bring nothing before the next address is taken.
+const TRIES: u32 = 4;
+/// Room that stays free on the disk.
+const SPARE: u64 = 64 << 20;
+
+/// Fetch a data set's archive: resumed where it was cut, and checked.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  petnet-train download
+  petnet-train download --from ~/Downloads/cats-vs-dogs.zip
+  petnet-train download --from https://mirror.example/cats-vs-dogs.zip
+  KAGGLE_USERNAME=ann KAGGLE_KEY=... petnet-train download")]
+pub(crate) struct Download {
+    /// Description of the data set
+    #[arg(long, default_value = "datasets/cats-vs-dogs.yaml")]
+    dataset: PathBuf,
+    /// Take the archive from this file or address, in place of the description's
+    #[arg(long, value_name = "FILE|URL")]
+    from: Option<String>,
+    /// Folder for the archive
+    #[arg(long, default_value = "data/raw")]
+    out: PathBuf,
+    /// Longest wait for the next bytes, in seconds
+    #[arg(long, default_value_t = 30)]
+    stall: u64,
+}
+
+/// `datasets/*.yaml`, as far as a download needs it.
+#[derive(Deserialize)]
+struct Manifest {
+    name: String,
+    file: String,
+    #[serde(default)]
+    urls: Vec<String>,
+    size: u64,
+    sha256: String,
+}
+
+impl Download {
+    pub(crate) fn run(self, output: Output) -> Result<()> {
+        terminal::start_log(output, "info");
+        let manifest = self.manifest()?;
+        let target = self.out.join(&manifest.file);
+        if target.is_file() && check(&target, &manifest).is_ok() {
+            println!("{} is complete", target.display());
+            return Ok(());
+        }
+        fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
+        let partial = self.out.join(format!(".{}.partial", manifest.file));
+        let have = fs::metadata(&partial).map_or(0, |meta| meta.len());
+        require_room(&self.out, manifest.size.saturating_sub(have))?;
+        let sources = match &self.from {
+            Some(from) => vec![from.clone()],
+            None => manifest.urls.clone(),
+        };
+        if sources.is_empty() {
+            let text = format!("{} names no address: give one with --from", self.dataset.display());
+            return Err(ConfigError(text).into());
+        }
+        let bar = terminal::bytes(manifest.size, &manifest.name, output);
+        let fetch = Fetch { manifest: &manifest, partial: &partial, bar, stall: self.stall };
+        let mut refusals = Vec::new();
+        for source in &sources {
+            let outcome = fetch.fetch(source).and_then(|()| check(&partial, &manifest));
+            match outcome {
+                Ok(()) => {
+                    fetch.bar.finish_and_clear();
+                    fs::rename(&partial, &target)?;
+                    let _ = fs::remove_file(fetch.etag_file());
+                    println!("{} ({} bytes, checked)", target.display(), manifest.size);
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(source, error = format!("{error:#}"), "not from here");
+                    refusals.push(format!("{source}: {error:#}"));
+                }
+            }
+        }
+        bail!("{} could not be fetched: {}", manifest.name, refusals.join("; "))
+    }
+
+    fn manifest(&self) -> Result<Manifest> {
+        let path = self.dataset.display();
+        let text = fs::read_to_string(&self.dataset)
+            .map_err(|e| ConfigError(format!("{path}: {e}")))?;
+        let manifest: Manifest =
+            serde_yaml::from_str(&text).map_err(|e| ConfigError(format!("{path}: {e}")))?;
+        if Path::new(&manifest.file).components().count() != 1 || manifest.file.starts_with('.') {
+            return Err(ConfigError(format!("{path}: `file` must be a plain name")).into());
+        }
+        Ok(manifest)
+    }
+}
+
+/// Size and digest; a wrong file is removed, since nothing can be added to it.
+fn check(file: &Path, manifest: &Manifest) -> Result<()> {
+    let mut hash = Sha256::new();
+    let mut reader = BufReader::with_capacity(1 << 20, File::open(file)?);
+    let size = std::io::copy(&mut reader, &mut HashWriter(&mut hash))?;
+    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if size == manifest.size && digest.eq_ignore_ascii_case(&manifest.sha256) {
+        return Ok(());
+    }
+    if file.extension().is_some_and(|extension| extension == "partial") {
+        fs::remove_file(file)?;
+    }
+    bail!("wrong content: {size} bytes with SHA-256 {digest}, expected {} bytes with {}", manifest.size, manifest.sha256)
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn require_room(folder: &Path, needed: u64) -> Result<()> {
+    let folder = folder.canonicalize()?;
+    let Ok(disks) = Disks::new_with_refreshed_list() else { return Ok(()) };
+    let disks = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
+    let Some(disk) = disks.max_by_key(|disk| disk.mount_point().as_os_str().len()) else {
+        return Ok(());
+    };
+    let free = disk.available_space();
+    if free < needed.saturating_add(SPARE) {
+        bail!("{}: {needed} bytes are to come, {free} are free", folder.display());
+    }
+    Ok(())
+}
+
+/// One archive on its way.
+struct Fetch<'a> {
+    manifest: &'a Manifest,
+    partial: &'a Path,
+    bar: ProgressBar,
+    stall: u64,
+}
+
+impl Fetch<'_> {
+    /// Which version of the file the partial one is the beginning of.
+    fn etag_file(&self) -> PathBuf {
+        self.partial.with_extension("etag")
+    }
+
+    fn fetch(&self, source: &str) -> Result<()> {
+        if !source.contains("://") {
+            return self.copy(Path::new(source));
+        }
+        let stall = Some(Duration::from_secs(self.stall));
+        let agent: Agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(stall)
+            .timeout_recv_response(stall)
+            .timeout_per_read(stall)
+            .user_agent(concat!("petnet/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .into();
+        let mut fruitless = 0;
+        loop {
+            let before = self.have();
+            match self.piece(&agent, source) {
+                Ok(()) if self.have() >= self.manifest.size => return Ok(()),
+                Ok(()) => tracing::warn!(source, bytes = self.have(), "cut short"),
+                Err(Refusal::Final(error)) => return Err(error),
+                Err(Refusal::Passing(error)) => {
+                    tracing::warn!(source, error = format!("{error:#}"), "interrupted");
+                }
+            }
+            fruitless = if self.have() > before { 0 } else { fruitless + 1 };
+            if fruitless == TRIES {
+                bail!("{TRIES} tries brought nothing more than {} bytes", self.have());
+            }
+            std::thread::sleep(Duration::from_millis(250 << fruitless));
+        }
+    }
+
+    fn have(&self) -> u64 {
+        fs::metadata(self.partial).map_or(0, |meta| meta.len())
+    }
+
+    fn copy(&self, file: &Path) -> Result<()> {
+        let reader = File::open(file).with_context(|| file.display().to_string())?;
+        let target = File::create(self.partial)?;
+        std::io::copy(&mut self.bar.wrap_read(reader), &mut &target)?;
+        Ok(target.sync_all()?)
+    }
+
+    /// One request: what is missing, or all where the server cannot give a part.
+    fn piece(&self, agent: &Agent, url: &str) -> Result<(), Refusal> {
+        let have = self.have();
+        // Packed bytes could not be appended to.
+        let mut request = agent.get(url).header(ACCEPT_ENCODING, "identity");
+        if have > 0 {
+            request = request.header(RANGE, format!("bytes={have}-"));
+            if let Ok(etag) = fs::read_to_string(self.etag_file()) {
+                request = request.header(IF_RANGE, etag);
+            }
+        }
+        if let Some(credentials) = kaggle_credentials(url)? {
+            request = request.header(AUTHORIZATION, credentials);
+        }
+        let response = request.call().map_err(|e| Refusal::Passing(e.into()))?;
+        let from = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT => have,
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                fs::remove_file(self.partial)?;
+                return Err(Refusal::Passing(anyhow!("the server has another file by now")));
+            }
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                return Err(Refusal::Passing(anyhow!("the server answered {status}")));
+            }
+            status => return Err(Refusal::Final(anyhow!("the server answered {status}"))),
+        };
+        if let Some(etag) = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok()) {
+            fs::write(self.etag_file(), etag)?;
+        }
+        let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        self.append(body, from)
+    }
+
+    fn append(&self, mut body: impl std::io::Read, from: u64) -> Result<(), Refusal> {
+        let mut file =
+            File::options().create(true).truncate(false).write(true).open(self.partial)?;
+        file.set_len(from)?;
+        file.seek(SeekFrom::Start(from))?;
+        self.bar.set_position(from);
+        let mut buffer = vec![0; 1 << 16];
+        let mut at = from;
+        loop {
+            let read = body.read(&mut buffer).map_err(|e| Refusal::Passing(e.into()))?;
+            if read == 0 {
+                file.sync_all()?;
+                return Ok(());
+            }
+            at += read as u64;
+            if at > self.manifest.size {
+                let expected = self.manifest.size;
+                fs::remove_file(self.partial)?;
+                return Err(Refusal::Final(anyhow!("more than the expected {expected} bytes")));
+            }
+            file.write_all(&buffer[..read])?;
+            self.bar.set_position(at);
+        }
+    }
+}
+
+/// Why a request brought less than it should.
+enum Refusal {
+    /// Another try may bring the rest.
+    Passing(anyhow::Error),
+    /// It will not.
+    Final(anyhow::Error),
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Self::Final(error.into())
+    }
+}
+
+/// From `KAGGLE_USERNAME` and `KAGGLE_KEY`, or `~/.kaggle/kaggle.json`, as Kaggle's own client.
+fn kaggle_credentials(url: &str) -> Result<Option<String>, Refusal> {
+    #[derive(Deserialize)]
+    struct Token {
+        username: String,
+        key: String,
+    }
+    let host = url.split('/').nth(2).unwrap_or_default();
+    if host != "kaggle.com" && !host.ends_with(".kaggle.com") {
+        return Ok(None);
+    }
+    let variable = |name: &str| std::env::var(name).ok();
+    let given = variable("KAGGLE_USERNAME").zip(variable("KAGGLE_KEY"));
+    let stored = || {
+        let folder = variable("KAGGLE_CONFIG_DIR").map(PathBuf::from);
+        let folder = folder.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".kaggle")))?;
+        let text = fs::read_to_string(folder.join("kaggle.json")).ok()?;
+        let Token { username, key } = serde_json::from_str(&text).ok()?;
+        Some((username, key))
+    };
+    let Some((user, key)) = given.or_else(stored) else {
+        return Err(Refusal::Final(anyhow!(
+            "Kaggle wants a token: set KAGGLE_USERNAME and KAGGLE_KEY, or store ~/.kaggle/kaggle.json"
+        )));
+    };
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{key}"));
+    Ok(Some(format!("Basic {pair}")))
+}

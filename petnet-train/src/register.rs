@@ -1,0 +1,205 @@
+//! `register`: a model under a name on the server, where services find it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use petnet::Checkpoint;
+use petnet::mlflow::{Failure, ModelUri, ModelVersion, Server, Which};
+use serde_json::{Value, json};
+
+use crate::predict::model_bytes;
+use crate::tracking::{self, Run, Tracking};
+use crate::{Output, terminal};
+
+/// Register a model on the MLflow server at MLFLOW_TRACKING_URI.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  petnet-train register --model models/best.safetensors --alias champion --stage Production
+  petnet-train register --run 019ab2 --alias challenger
+
+A model takes the champion's place only if it is as accurate on the same test photos, so
+`petnet-train evaluate` it first; --force skips the comparison.")]
+pub(crate) struct Register {
+    /// A recorded run: its identifier or the beginning of it
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    run: Option<String>,
+    /// A model file, or `pretrained`
+    #[arg(long)]
+    model: Option<String>,
+    /// Name of the registered model
+    #[arg(long, default_value = "CatsDogsClassifier")]
+    name: String,
+    /// Alias that the version takes, e.g. champion
+    #[arg(long)]
+    alias: Option<String>,
+    /// Stage that the version takes; those in it before are archived
+    #[arg(long, value_parser = ["Staging", "Production", "Archived"])]
+    stage: Option<String>,
+    /// Register even a model that is worse than the champion or was not compared with it
+    #[arg(long)]
+    force: bool,
+}
+
+/// What a model did on test photos.
+#[derive(Debug, Clone, PartialEq)]
+struct Judged {
+    digest: String,
+    accuracy: f64,
+}
+
+const DIGEST: &str = "petnet.sha256";
+const TEST_DIGEST: &str = "petnet.test_digest";
+const TEST_ACCURACY: &str = "petnet.test_accuracy";
+/// The alias of the model to beat.
+const CHAMPION: &str = "champion";
+
+impl Register {
+    pub(crate) fn run(self, output: Output) -> Result<()> {
+        terminal::start_log(output, "info");
+        let tracking = Tracking::required()?;
+        let server = tracking.server()?;
+        let run = self.find_run(&tracking)?;
+        let models = run.models()?;
+        let model = models.last().with_context(|| format!("run {} has no model", run.id()))?;
+        let digest = model.tag(DIGEST).context("the model has no digest")?;
+        let judged = judged(&run);
+        let known = self.known(server, &digest)?;
+        if !self.force {
+            self.compare(server, known.as_ref(), judged.as_ref())?;
+        }
+        let version = match known {
+            Some(version) => version.version,
+            None => {
+                let remote = tracking::sync(&run, server)?;
+                let id = remote.models.get(&model.meta.model_id);
+                let id = id.context("the server has not got the run's model")?;
+                self.create(server, &remote.run_id, id, &digest)?
+            }
+        };
+        let judged = judged.map_or_else(Vec::new, |judged| {
+            let accuracy = judged.accuracy.to_string();
+            vec![(TEST_DIGEST, judged.digest), (TEST_ACCURACY, accuracy)]
+        });
+        for (key, value) in judged {
+            let tag = json!({ "name": self.name, "version": version, "key": key, "value": value });
+            server.post("model-versions/set-tag", &tag)?;
+        }
+        self.promote(server, &version)?;
+        let uri = match &self.alias {
+            Some(alias) => format!("models:/{}@{alias}", self.name),
+            None => format!("models:/{}/{version}", self.name),
+        };
+        if output.json {
+            let answer = json!({ "name": self.name, "version": version, "uri": uri, "sha256": digest });
+            println!("{answer}");
+        } else {
+            println!("{} version {version} on {}", self.name, server.uri());
+            println!("petnet-serve --model {uri}");
+        }
+        Ok(())
+    }
+
+    fn find_run(&self, tracking: &Tracking) -> Result<Run> {
+        match (&self.run, &self.model) {
+            (Some(id), _) => tracking.store.run(id),
+            (None, model) => {
+                let name = model.as_deref().unwrap_or("pretrained");
+                let bytes = model_bytes(name)?;
+                let checkpoint = Checkpoint::from_bytes(&bytes)?;
+                let stem = PathBuf::from(name);
+                let stem = stem.file_stem().unwrap_or_default().to_string_lossy();
+                tracking.run_with_model(&bytes, checkpoint.info(), &format!("register {stem}"))
+            }
+        }
+    }
+
+    /// The version that this model already is.
+    fn known(&self, server: &Server, digest: &str) -> Result<Option<ModelVersion>> {
+        let filter = format!("name = '{}' AND tags.`{DIGEST}` = '{digest}'", self.name);
+        let query = [("filter", filter.as_str()), ("max_results", "1")];
+        let found: Value = server.get("model-versions/search", &query)?;
+        let first = found["model_versions"].get(0).cloned();
+        Ok(first.map(serde_json::from_value).transpose()?)
+    }
+
+    /// Refuses to put a model above a better one.
+    fn compare(
+        &self,
+        server: &Server,
+        known: Option<&ModelVersion>,
+        judged: Option<&Judged>,
+    ) -> Result<()> {
+        let uri = ModelUri { name: self.name.clone(), which: Which::Alias(CHAMPION.into()) };
+        let champion = match server.version(&uri) {
+            Ok(version) => version,
+            Err(failure) if is_missing(&failure) => return Ok(()),
+            Err(failure) => return Err(failure.into()),
+        };
+        if known.is_some_and(|known| known.version == champion.version) {
+            return Ok(());
+        }
+        let number = &champion.version;
+        let digest = champion.tag(TEST_DIGEST);
+        let best = champion.tag(TEST_ACCURACY).and_then(|text| text.parse::<f64>().ok());
+        match (judged, digest.zip(best)) {
+            (Some(own), Some((digest, best))) if own.digest == digest => {
+                if own.accuracy < best {
+                    bail!(
+                        "refused: accuracy {:.2} % is below the {:.2} % of the champion, version {number}, on the same test photos (--force registers it all the same)",
+                        own.accuracy * 100.0,
+                        best * 100.0
+                    );
+                }
+                Ok(())
+            }
+            // A mere candidate may be registered unseen; nothing takes the champion's place so.
+            _ if self.alias.as_deref() != Some(CHAMPION) && self.stage.is_none() => Ok(()),
+            _ => bail!(
+                "refused: this model and the champion, version {number}, were not judged on the same test photos; run `petnet-train evaluate` first, or --force"
+            ),
+        }
+    }
+
+    fn create(&self, server: &Server, run: &str, model: &str, digest: &str) -> Result<String> {
+        let created = server.post("registered-models/create", &json!({ "name": self.name }));
+        match created {
+            Err(failure) if !failure.is("RESOURCE_ALREADY_EXISTS") => return Err(failure.into()),
+            _ => (),
+        }
+        let body = json!({
+            "name": self.name,
+            "source": format!("models:/{model}"),
+            "run_id": run,
+            "model_id": model,
+            "tags": [{ "key": DIGEST, "value": digest }],
+        });
+        let answer = server.post("model-versions/create", &body)?;
+        let version = answer["model_version"]["version"].as_str();
+        Ok(version.context("the server registered a version without a number")?.into())
+    }
+
+    fn promote(&self, server: &Server, version: &str) -> Result<()> {
+        if let Some(stage) = &self.stage {
+            let body = json!({
+                "name": self.name,
+                "version": version,
+                "stage": stage,
+                "archive_existing_versions": stage != "Archived",
+            });
+            server.post("model-versions/transition-stage", &body)?;
+        }
+        if let Some(alias) = &self.alias {
+            let body = json!({ "name": self.name, "alias": alias, "version": version });
+            server.post("registered-models/alias", &body)?;
+        }
+        Ok(())
+    }
+}
+
+fn judged(run: &Run) -> Option<Judged> {
+    Some(Judged { digest: run.tag_value(TEST_DIGEST)?, accuracy: run.last("test_accuracy")? })
+}
+
+fn is_missing(failure: &Failure) -> bool {
+    failure.is("RESOURCE_DOES_NOT_EXIST") || failure.is("INVALID_PARAMETER_VALUE")
+}

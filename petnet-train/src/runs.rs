@@ -1,0 +1,222 @@
+//! `runs`: what was recorded, side by side, and to a server.
+
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::Result;
+use clap::Subcommand;
+use comfy_table::{Table, presets};
+use serde_json::{Value, json};
+
+use crate::config::ConfigError;
+use crate::report::{compare, files};
+use crate::tracking::{self, Run, Tracking};
+use crate::{Output, terminal};
+
+/// Figures that a list has room for, by their names and titles.
+const SHOWN: [(&str, &str); 4] = [
+    ("val_accuracy", "val acc"),
+    ("val_loss", "val loss"),
+    ("test_accuracy", "test acc"),
+    ("seconds", "seconds"),
+];
+
+/// List, show, compare and send recorded runs.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  petnet-train runs list
+  petnet-train runs show 019ab2
+  petnet-train runs compare 019ab2 019ab3 --html compare.html
+  MLFLOW_TRACKING_URI=http://localhost:5001 petnet-train runs sync")]
+pub(crate) struct Runs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All runs, the newest first
+    List,
+    /// One run: settings, figures, files
+    Show {
+        /// The identifier or its beginning
+        run: String,
+    },
+    /// Settings that differ and figures, side by side
+    Compare {
+        /// Identifiers or their beginnings
+        #[arg(required = true, num_args = 2..)]
+        runs: Vec<String>,
+        /// Also write a page with the curves of all runs in one chart each
+        #[arg(long, value_name = "PAGE.html")]
+        html: Option<PathBuf>,
+    },
+    /// Send what the server at MLFLOW_TRACKING_URI has not got yet
+    Sync {
+        /// Identifiers or their beginnings [default: all]
+        runs: Vec<String>,
+    },
+}
+
+impl Runs {
+    pub(crate) fn run(self, output: Output) -> Result<()> {
+        terminal::start_log(output, "info");
+        let tracking = Tracking::required()?;
+        match self.command {
+            Command::List => list(&tracking, output),
+            Command::Show { run } => show(&tracking.store.run(&run)?, output),
+            Command::Compare { runs, html } => {
+                let runs = named(&tracking, &runs)?;
+                if let Some(page) = html {
+                    files::write(&page, compare::html(&runs)?.as_bytes())?;
+                }
+                compare_runs(&runs, output)
+            }
+            Command::Sync { runs } => sync(&tracking, &runs, output),
+        }
+    }
+}
+
+fn named(tracking: &Tracking, names: &[String]) -> Result<Vec<Run>> {
+    names.iter().map(|name| tracking.store.run(name)).collect()
+}
+
+fn table(head: Vec<String>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(head);
+    table
+}
+
+fn time(millis: i64) -> String {
+    let time = UNIX_EPOCH + Duration::from_millis(millis.max(0) as u64);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn figure(run: &Run, key: &str) -> String {
+    let value = run.last(key);
+    value.map_or_else(|| "-".into(), |value| format!("{value:.4}"))
+}
+
+fn about(run: &Run) -> Value {
+    let meta = run.meta();
+    json!({
+        "run_id": run.id(),
+        "name": meta.run_name,
+        "status": meta.status().name(),
+        "start_time": meta.start_time,
+        "end_time": meta.end_time,
+    })
+}
+
+fn list(tracking: &Tracking, output: Output) -> Result<()> {
+    let runs = tracking.store.runs()?;
+    if output.json {
+        let all: Vec<Value> = runs.iter().map(about).collect();
+        println!("{}", serde_json::to_string(&all)?);
+        return Ok(());
+    }
+    let mut head: Vec<String> = ["run", "name", "status", "started"].map(String::from).into();
+    head.extend(SHOWN.map(|(_, title)| title.to_string()));
+    let mut table = table(head);
+    for run in &runs {
+        let meta = run.meta();
+        let status = meta.status().name().to_lowercase();
+        let mut row = vec![run.id().into(), meta.run_name.clone(), status, time(meta.start_time)];
+        row.extend(SHOWN.map(|(key, _)| figure(run, key)));
+        table.add_row(row);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn show(run: &Run, output: Output) -> Result<()> {
+    let figures: Vec<(String, f64)> = run
+        .metric_files()?
+        .into_iter()
+        .filter_map(|(key, _)| Some((run.last(&key)?, key)))
+        .map(|(value, key)| (key, value))
+        .collect();
+    let (params, tags) = (run.params()?, run.tags()?);
+    let artifacts: Vec<String> = run.artifacts()?.into_iter().map(|(path, _)| path).collect();
+    if output.json {
+        let mut all = about(run);
+        let object = |pairs: &[(String, String)]| -> serde_json::Map<String, Value> {
+            pairs.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect()
+        };
+        let last: serde_json::Map<String, Value> =
+            figures.iter().map(|(key, value)| (key.clone(), (*value).into())).collect();
+        all["params"] = object(&params).into();
+        all["tags"] = object(&tags).into();
+        all["metrics"] = last.into();
+        all["artifacts"] = json!(artifacts);
+        println!("{all}");
+        return Ok(());
+    }
+    let meta = run.meta();
+    println!("{} {} ({})", run.id(), meta.run_name, meta.status().name().to_lowercase());
+    println!("started {}", time(meta.start_time));
+    let rows = |title: &str, pairs: Vec<(String, String)>| {
+        let mut table = table(vec![title.to_string(), String::new()]);
+        for (key, value) in pairs {
+            table.add_row([key, value]);
+        }
+        println!("\n{table}");
+    };
+    rows("figure", figures.into_iter().map(|(key, v)| (key, format!("{v:.6}"))).collect());
+    rows("setting", params);
+    let short = |(key, _): &(String, String)| key != "mlflow.log-model.history";
+    rows("tag", tags.into_iter().filter(short).collect());
+    println!("\nfiles in {}", run.folder().join("artifacts").display());
+    artifacts.iter().for_each(|path| println!("  {path}"));
+    Ok(())
+}
+
+/// Rows of what differs: of settings those not equal in all runs, of figures all that are final.
+fn compare_runs(runs: &[Run], output: Output) -> Result<()> {
+    let settings: Vec<Vec<(String, String)>> =
+        runs.iter().map(Run::params).collect::<Result<_>>()?;
+    let differing = compare::differing(&settings);
+    let figures = compare::final_figures(runs)?;
+    if output.json {
+        let rows = |rows: &[(String, Vec<String>)]| -> serde_json::Map<String, Value> {
+            rows.iter().map(|(key, values)| (key.clone(), json!(values))).collect()
+        };
+        let ids: Vec<&str> = runs.iter().map(Run::id).collect();
+        let all = json!({ "runs": ids, "params": rows(&differing), "metrics": rows(&figures) });
+        println!("{all}");
+        return Ok(());
+    }
+    let mut head = vec![String::new()];
+    head.extend(runs.iter().map(compare::title));
+    let mut table = table(head);
+    for (key, values) in differing.into_iter().chain(figures) {
+        table.add_row([vec![key], values].concat());
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
+    let server = tracking.server()?;
+    let runs = match names {
+        [] => tracking.store.runs()?,
+        names => named(tracking, names)?,
+    };
+    if runs.is_empty() {
+        return Err(ConfigError(format!("no runs in {}", tracking.store.root().display())).into());
+    }
+    let bar = terminal::bar(runs.len() as u64, "sending", output);
+    let mut places = Vec::new();
+    for run in &runs {
+        let remote = tracking::sync(run, server)?;
+        places.push(json!({ "run_id": run.id(), "server_run_id": remote.run_id }));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if output.json {
+        println!("{}", json!(places));
+    } else {
+        println!("{} runs are complete on {}", runs.len(), server.uri());
+    }
+    Ok(())
+}
