@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::registry::{self, Registered};
+use crate::settings::Settings;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use petnet::preprocess::Pixels;
 use petnet::{Checkpoint, Classifier};
-use crate::registry::{self, Registered};
-use crate::settings::Settings;
 
 /// A loaded, warm model.
 pub(crate) struct Model {

@@ -104,8 +104,7 @@ impl Cache {
     fn keep(&self, registered: &Registered) -> Result<()> {
         std::fs::create_dir_all(&self.folder)?;
         let Registered { name, version, bytes } = registered;
-        let known =
-            Known { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
+        let known = Known { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
         let file = self.file(&known.sha256);
         if !file.is_file() {
             petnet::write_atomically(&file, bytes)?;

@@ -101,8 +101,8 @@ impl Download {
 
     fn manifest(&self) -> Result<Manifest> {
         let path = self.dataset.display();
-        let text = fs::read_to_string(&self.dataset)
-            .map_err(|e| ConfigError(format!("{path}: {e}")))?;
+        let text =
+            fs::read_to_string(&self.dataset).map_err(|e| ConfigError(format!("{path}: {e}")))?;
         let manifest: Manifest =
             serde_yaml::from_str(&text).map_err(|e| ConfigError(format!("{path}: {e}")))?;
         if Path::new(&manifest.file).components().count() != 1 || manifest.file.starts_with('.') {
@@ -124,7 +124,11 @@ fn check(file: &Path, manifest: &Manifest) -> Result<()> {
     if file.extension().is_some_and(|extension| extension == "partial") {
         fs::remove_file(file)?;
     }
-    bail!("wrong content: {size} bytes with SHA-256 {digest}, expected {} bytes with {}", manifest.size, manifest.sha256)
+    bail!(
+        "wrong content: {size} bytes with SHA-256 {digest}, expected {} bytes with {}",
+        manifest.size,
+        manifest.sha256
+    )
 }
 
 struct HashWriter<'a>(&'a mut Sha256);

@@ -90,7 +90,8 @@ impl Register {
             None => format!("models:/{}/{version}", self.name),
         };
         if output.json {
-            let answer = json!({ "name": self.name, "version": version, "uri": uri, "sha256": digest });
+            let answer =
+                json!({ "name": self.name, "version": version, "uri": uri, "sha256": digest });
             println!("{answer}");
         } else {
             println!("{} version {version} on {}", self.name, server.uri());

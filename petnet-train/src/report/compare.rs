@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn only_settings_that_differ_are_listed() {
-        let run = |rate: &str| vec![("rate".to_string(), rate.to_string()), ("seed".into(), "1".into())];
+        let run =
+            |rate: &str| vec![("rate".to_string(), rate.to_string()), ("seed".into(), "1".into())];
         let mut second = run("0.2");
         second.push(("extra".into(), "x".into()));
         let rows = differing(&[run("0.1"), second]);

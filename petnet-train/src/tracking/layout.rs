@@ -81,9 +81,5 @@ pub(super) fn tree(root: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 pub(super) fn texts(root: &Path) -> Result<Vec<(String, String)>> {
-    tree(root)?
-        .into_iter()
-        .map(|(key, file)| Ok((key, fs::read_to_string(&file)?)))
-        .collect()
+    tree(root)?.into_iter().map(|(key, file)| Ok((key, fs::read_to_string(&file)?))).collect()
 }
-

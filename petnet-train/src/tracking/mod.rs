@@ -53,9 +53,7 @@ impl Tracking {
             return Ok(None);
         }
         let (folder, server) = match uri.split_once("://") {
-            Some(("http" | "https", _)) => {
-                (STORE, Some(Server::from_variables(&uri, variable)?))
-            }
+            Some(("http" | "https", _)) => (STORE, Some(Server::from_variables(&uri, variable)?)),
             Some(("file", path)) => (path, None),
             None => (uri.as_str(), None),
             Some(_) => {
@@ -225,12 +223,7 @@ pub(crate) struct Tracker {
 
 impl Tracker {
     /// Begins the run of a training into `out`, or goes on with the one that was begun there.
-    pub(crate) fn begin(
-        tracking: &Tracking,
-        name: &str,
-        out: &Path,
-        resume: bool,
-    ) -> Result<Self> {
+    pub(crate) fn begin(tracking: &Tracking, name: &str, out: &Path, resume: bool) -> Result<Self> {
         let known = std::fs::read_to_string(run_file(out)).ok().filter(|_| resume);
         let known = known.and_then(|id| tracking.store.run(id.trim()).ok());
         let run = match known {

@@ -439,4 +439,3 @@ fn hold(folder: &Path) -> Result<Option<File>> {
         Err(fs::TryLockError::Error(e)) => Err(e.into()),
     }
 }
-

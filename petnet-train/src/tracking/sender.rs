@@ -67,8 +67,7 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
                 wait = Duration::ZERO;
             }
             Err(error) => {
-                let transient =
-                    error.downcast_ref::<Failure>().is_some_and(Failure::is_transient);
+                let transient = error.downcast_ref::<Failure>().is_some_and(Failure::is_transient);
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(
                         error = format!("{error:#}"),

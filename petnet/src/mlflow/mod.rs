@@ -121,7 +121,8 @@ impl Server {
             format!("{name}:{}", lookup("MLFLOW_TRACKING_PASSWORD").unwrap_or_default())
         });
         let token = lookup("MLFLOW_TRACKING_TOKEN").map(|token| format!("Bearer {token}"));
-        let authorization = inside.or(user).map(|pair| format!("Basic {}", STANDARD.encode(pair))).or(token);
+        let authorization =
+            inside.or(user).map(|pair| format!("Basic {}", STANDARD.encode(pair))).or(token);
         let tls = TlsConfig::builder()
             .root_certs(match lookup("MLFLOW_TRACKING_SERVER_CERT_PATH") {
                 Some(path) => certificates(Path::new(&path))?,

@@ -52,7 +52,8 @@ impl FromStr for ModelUri {
                 },
             )
         });
-        let empty = |which: &Which| matches!(which, Which::Alias(s) | Which::Stage(s) if s.is_empty());
+        let empty =
+            |which: &Which| matches!(which, Which::Alias(s) | Which::Stage(s) if s.is_empty());
         match parts {
             Some((name, which)) if !name.is_empty() && !empty(&which) => {
                 Ok(Self { name: name.into(), which })
@@ -187,7 +188,10 @@ mod tests {
         let read = |text: &str| text.parse::<ModelUri>().map(|uri| (uri.name, uri.which));
         let named = |which| ("Pets".to_string(), which);
         assert_eq!(read("models:/Pets@champion").unwrap(), named(Which::Alias("champion".into())));
-        assert_eq!(read("models:/Pets/Production").unwrap(), named(Which::Stage("Production".into())));
+        assert_eq!(
+            read("models:/Pets/Production").unwrap(),
+            named(Which::Stage("Production".into()))
+        );
         assert_eq!(read("models:/Pets/3").unwrap(), named(Which::Version(3)));
         assert_eq!(read("models:/Pets/latest").unwrap(), named(Which::Latest));
         for wrong in ["models:/", "models:/Pets", "models:/Pets@", "models:/Pets/", "pets.bin"] {
