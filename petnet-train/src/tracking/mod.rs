@@ -83,7 +83,7 @@ impl Tracking {
 
     /// Begins a run and says where it came from.
     pub(crate) fn start(&self, name: &str) -> Result<Run> {
-        let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_default();
+        let user = variable("USER").or_else(|| ask("id", &["-un"])).unwrap_or_default();
         let run = self.store.start(&self.experiment, name, &user)?;
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         run.tag("mlflow.user", &user)?;
@@ -96,7 +96,7 @@ impl Tracking {
             ("mlflow.source.git.repoURL", &["config", "--get", "remote.origin.url"]),
         ];
         for (tag, question) in git {
-            if let Some(answer) = ask_git(question) {
+            if let Some(answer) = ask("git", question) {
                 run.tag(tag, &answer)?;
             }
         }
@@ -119,9 +119,11 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-fn ask_git(question: &[&str]) -> Option<String> {
-    let answer = Command::new("git").args(question).output().ok().filter(|o| o.status.success())?;
-    Some(String::from_utf8(answer.stdout).ok()?.trim().to_string()).filter(|text| !text.is_empty())
+/// What a program of the system says, where there is one.
+fn ask(program: &str, question: &[&str]) -> Option<String> {
+    let answer = Command::new(program).args(question).output().ok()?;
+    let text = String::from_utf8(answer.stdout).ok().filter(|_| answer.status.success())?;
+    Some(text.trim().to_string()).filter(|text| !text.is_empty())
 }
 
 /// SHA-256 of bytes in hex.

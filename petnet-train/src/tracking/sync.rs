@@ -135,7 +135,9 @@ impl Transfer<'_> {
 
     fn experiment(&self) -> Result<String> {
         let name = self.run.experiment()?;
-        let created = self.server.post("experiments/create", &json!({ "name": name }));
+        let kind = json!({ "key": "mlflow.experimentKind", "value": "custom_model_development" });
+        let created =
+            self.server.post("experiments/create", &json!({ "name": name, "tags": [kind] }));
         match created {
             Ok(answer) => Ok(answer["experiment_id"].as_str().unwrap_or_default().into()),
             Err(failure) if failure.is("RESOURCE_ALREADY_EXISTS") => {
