@@ -188,8 +188,11 @@ impl Fetch<'_> {
         let mut fruitless = 0;
         loop {
             let before = self.have();
-            match self.piece(&agent, source) {
-                Ok(()) if self.have() >= self.manifest.size => return Ok(()),
+            let outcome = self.piece(&agent, source);
+            if self.have() >= self.manifest.size && !matches!(outcome, Err(Refusal::Final(_))) {
+                return Ok(());
+            }
+            match outcome {
                 Ok(()) => tracing::warn!(source, bytes = self.have(), "cut short"),
                 Err(Refusal::Final(error)) => return Err(error),
                 Err(Refusal::Passing(error)) => {

@@ -1,74 +1,14 @@
 //! The real binary, as a user runs it, on drawn pictures.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use image::{Rgb, RgbImage};
-use tempfile::TempDir;
-
-const SETTINGS: &str = "\
-image_size: 16
-num_epochs: 6
-batch_size: 4
-num_workers: 2
-ema_decay: 0.9
-checkpoint: {every_n_steps: 3}
-";
-
-fn petnet(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_petnet-train"));
-    command.current_dir(folder).args(arguments);
-    command
-}
-
-fn run(folder: &Path, arguments: &[&str]) -> Output {
-    petnet(folder, arguments).output().unwrap()
-}
-
-fn succeed(folder: &Path, arguments: &[&str]) -> String {
-    let output = run(folder, arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs what must fail; returns the exit status and the last line of the message.
-fn fail(folder: &Path, arguments: &[&str]) -> (i32, String) {
-    let output = run(folder, arguments);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{arguments:?} succeeded");
-    assert!(!errors.contains("panicked"), "{errors}");
-    (output.status.code().unwrap(), errors.lines().last().unwrap_or_default().to_string())
-}
-
-/// Thirty pictures a class: stripes along or across, no two alike.
-fn raw_pictures() -> TempDir {
-    let root = tempfile::tempdir().unwrap();
-    for (class, along) in [("Cat", true), ("Dog", false)] {
-        let folder = root.path().join("raw").join(class);
-        fs::create_dir_all(&folder).unwrap();
-        for number in 0..30u32 {
-            let picture = RgbImage::from_fn(40, 30, |x, y| {
-                let stripe = (if along { x } else { y } + number % 5) / 4 % 2;
-                let value = (stripe * 100 + number * 5 + x * y % 17) as u8;
-                Rgb([value, value / 2 + number as u8, 255 - value])
-            });
-            picture.save(folder.join(format!("{number}.png"))).unwrap();
-        }
-    }
-    fs::write(root.path().join("raw/Cat/666.jpg"), b"").unwrap();
-    fs::write(root.path().join("settings.yaml"), SETTINGS).unwrap();
-    root
-}
-
-fn prepared() -> TempDir {
-    let root = raw_pictures();
-    succeed(root.path(), &["prepare", "--raw", "raw", "--out", "data", "--size", "24", "--quiet"]);
-    root
-}
+use common::{fail, petnet, prepared, raw_pictures, succeed};
 
 const FIT: [&str; 6] = ["fit", "--config", "settings.yaml", "--data", "data", "--quiet"];
 
@@ -197,7 +137,13 @@ fn bad_input_ends_with_one_line_and_the_right_status() {
     fs::write(folder.join("bad.yaml"), "learning_rte: 1").unwrap();
     fs::write(folder.join("broken.yaml"), "a: [").unwrap();
     fs::write(folder.join("broken.safetensors"), b"junk").unwrap();
-    let cases: [(&[&str], i32, &str); 9] = [
+    fs::write(folder.join("tiny.yaml"), "image_size: 8").unwrap();
+    let cases: [(&[&str], i32, &str); 10] = [
+        (
+            &["fit", "--config", "tiny.yaml", "--data", "raw"],
+            2,
+            "image_size is 8, must be between 16",
+        ),
         (&["prepare", "--raw", "nowhere", "--out", "x"], 1, "nowhere"),
         (&["prepare", "--raw", "one", "--out", "x"], 1, "at least two classes"),
         (&["prepare", "--raw", "raw", "--out", "x", "--split", "0.5,0.1,0.1"], 2, "sum to 1"),

@@ -81,6 +81,17 @@ impl Architecture {
         Ok(())
     }
 
+    /// Smallest side of the input, in pixels, that leaves a map after the last layer.
+    pub fn min_size(&self) -> u32 {
+        match self {
+            // Each block halves the side, rounded down.
+            Self::SimpleCnn(config) => {
+                1u32.checked_shl(config.channels.len() as u32).unwrap_or(u32::MAX)
+            }
+            Self::PetNet(_) => 1,
+        }
+    }
+
     /// Floating-point operations of one picture of `side` pixels, two for each multiply-add of a
     /// convolution; all else is little beside them.
     pub fn flops(&self, side: usize) -> u64 {

@@ -316,8 +316,10 @@ impl Trainer {
             return bad("batch_size", &self.batch_size, "at least 2");
         }
         let sizes = self.progressive.iter().map(|stage| stage.size);
-        if let Some(size) = sizes.chain([self.preprocess.size]).find(|s| !(8..=1024).contains(s)) {
-            return bad("image_size", &size, "between 8 and 1024");
+        let smallest = self.architecture.min_size().max(8);
+        let mut sizes = sizes.chain([self.preprocess.size]);
+        if let Some(size) = sizes.find(|size| !(smallest..=1024).contains(size)) {
+            return bad("image_size", &size, &format!("between {smallest} and 1024"));
         }
         let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
         if !(0.0..=1.0).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {

@@ -1,0 +1,72 @@
+//! The real binary in a folder of drawn pictures.
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+const SETTINGS: &str = "\
+image_size: 16
+num_epochs: 6
+batch_size: 4
+num_workers: 2
+ema_decay: 0.9
+checkpoint: {every_n_steps: 3}
+";
+
+pub(crate) fn petnet(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_petnet-train"));
+    command.current_dir(folder).args(arguments);
+    // What the machine at hand is set to must not matter.
+    command.env_remove("MLFLOW_TRACKING_URI").env_remove("MLFLOW_EXPERIMENT_NAME");
+    command
+}
+
+pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Output {
+    petnet(folder, arguments).output().unwrap()
+}
+
+pub(crate) fn succeed(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs what must fail; returns the exit status and the last line of the message.
+pub(crate) fn fail(folder: &Path, arguments: &[&str]) -> (i32, String) {
+    let output = run(folder, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    assert!(!errors.contains("panicked"), "{errors}");
+    (output.status.code().unwrap(), errors.lines().last().unwrap_or_default().to_string())
+}
+
+/// Thirty pictures a class: stripes along or across, no two alike.
+pub(crate) fn raw_pictures() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (class, along) in [("Cat", true), ("Dog", false)] {
+        let folder = root.path().join("raw").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for number in 0..30u32 {
+            let picture = RgbImage::from_fn(40, 30, |x, y| {
+                let stripe = (if along { x } else { y } + number % 5) / 4 % 2;
+                let value = (stripe * 100 + number * 5 + x * y % 17) as u8;
+                Rgb([value, value / 2 + number as u8, 255 - value])
+            });
+            picture.save(folder.join(format!("{number}.png"))).unwrap();
+        }
+    }
+    fs::write(root.path().join("raw/Cat/666.jpg"), b"").unwrap();
+    fs::write(root.path().join("settings.yaml"), SETTINGS).unwrap();
+    root
+}
+
+pub(crate) fn prepared() -> TempDir {
+    let root = raw_pictures();
+    succeed(root.path(), &["prepare", "--raw", "raw", "--out", "data", "--size", "24", "--quiet"]);
+    root
+}
