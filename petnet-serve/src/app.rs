@@ -1,7 +1,7 @@
 //! What all requests share, and the phases of the service's life.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use metrics::counter;
@@ -93,50 +93,48 @@ pub(crate) async fn follow_model(app: Arc<App>, mut asked: mpsc::Receiver<()>) {
     let watching = look > Duration::ZERO && app.settings.model != "pretrained";
     let mut ticks = tokio::time::interval(if watching { look } else { Duration::MAX / 4 });
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut seen = if named { loaded_version(&app) } else { stamp(&app).await };
-    let mut loaded = seen.clone();
+    let (mut loaded, mut seen) = (stamp(&app), stamp(&app));
     let mut open = true;
     loop {
-        let now = tokio::select! {
+        tokio::select! {
             message = asked.recv(), if open => {
                 open = message.is_some();
                 if !open { continue }
-                stamp(&app).await
+                loaded = stamp(&app);
             }
-            _ = ticks.tick() => {
-                let now = stamp(&app).await;
-                // A registered version is complete; a file may still be written.
-                let settled = now != loaded && (if named { now.is_some() } else { now == seen });
-                seen.clone_from(&now);
+            _ = ticks.tick() => if named {
+                if !promoted(&app).await { continue }
+            } else {
+                let now = stamp(&app);
+                let settled = now == seen && now != loaded;
+                seen = now;
                 if !settled { continue }
-                now
+                loaded = now;
             }
-        };
-        // A refusal is logged and counted where it happens. A download may succeed next time.
-        if app.reload().await.is_ok() || !named {
-            loaded = now;
         }
+        // A refusal is logged and counted where it happens.
+        let _ = app.reload().await;
     }
 }
 
-fn loaded_version(app: &App) -> Option<String> {
-    app.slot.get().and_then(|model| model.registered.clone())
+/// What changes when the model's file is replaced.
+fn stamp(app: &App) -> Option<(SystemTime, u64)> {
+    let file = std::fs::metadata(&app.settings.model).ok()?;
+    Some((file.modified().ok()?, file.len()))
 }
 
-/// What changes when the model is replaced.
-async fn stamp(app: &Arc<App>) -> Option<String> {
-    if !registry::is_registered(&app.settings.model) {
-        let file = std::fs::metadata(&app.settings.model).ok()?;
-        return Some(format!("{:?} {}", file.modified().ok()?, file.len()));
-    }
+/// Whether the model's name stands for another version than the loaded one.
+async fn promoted(app: &Arc<App>) -> bool {
     let asking = Arc::clone(app);
-    let current = tokio::task::spawn_blocking(move || registry::current(&asking.settings));
-    match current.await.ok()? {
-        Ok(version) => Some(version.version),
+    let current = tokio::task::spawn_blocking(move || registry::current(&asking.settings)).await;
+    match current.unwrap_or_else(|e| Err(e.into())) {
+        Ok(version) => {
+            app.slot.get().and_then(|model| model.registered.clone()) != Some(version.version)
+        }
         Err(error) => {
             counter!("model_registry_errors_total").increment(1);
             tracing::warn!(error = format!("{error:#}"), "the registry was not read");
-            None
+            false
         }
     }
 }

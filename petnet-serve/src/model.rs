@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::registry::{self, Registered};
-use crate::settings::Settings;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use petnet::preprocess::Pixels;
-use petnet::{Checkpoint, Classifier};
+use petnet::{Checkpoint, Classifier, sha256};
+
+use crate::registry::{self, Registered};
+use crate::settings::Settings;
 
 /// A loaded, warm model.
 pub(crate) struct Model {
@@ -38,7 +39,7 @@ impl Model {
             let bytes = std::fs::read(path).with_context(|| settings.model.clone())?;
             (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), bytes)
         };
-        let sha256 = registry::sha256(&bytes);
+        let sha256 = sha256(&bytes);
         let checkpoint = Checkpoint::from_bytes(&bytes).with_context(|| settings.model.clone())?;
         let classifier =
             Classifier::new(checkpoint, settings.device)?.with_limits(settings.limits());

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use petnet::mlflow::{Failure, ModelUri, ModelVersion, Server};
+use petnet::mlflow::{Failure, ModelVersion, Server};
+use petnet::sha256;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::settings::Settings;
 
@@ -34,8 +34,11 @@ pub(crate) fn is_registered(model: &str) -> bool {
 
 /// The version that the name stands for now.
 pub(crate) fn current(settings: &Settings) -> Result<ModelVersion> {
-    let uri: ModelUri = settings.model.parse()?;
-    Ok(server(settings)?.version(&uri)?)
+    version(settings, &server(settings)?)
+}
+
+fn version(settings: &Settings, server: &Server) -> Result<ModelVersion> {
+    Ok(server.version(&settings.model.parse()?)?)
 }
 
 /// The model's file, from the cache where it lies there already. When the server cannot be reached,
@@ -43,8 +46,7 @@ pub(crate) fn current(settings: &Settings) -> Result<ModelVersion> {
 pub(crate) fn fetch(settings: &Settings) -> Result<Registered> {
     let server = server(settings)?;
     let cache = Cache::of(settings, &server);
-    let found = settings.model.parse::<ModelUri>().map_err(anyhow::Error::from);
-    match found.and_then(|uri| Ok(server.version(&uri)?)) {
+    match version(settings, &server) {
         Ok(version) => cache.complete(&server, version),
         Err(error) if is_passing(&error) => match cache.last() {
             Some(registered) => {
@@ -114,8 +116,9 @@ impl Cache {
 
     fn last(&self) -> Option<Registered> {
         let text = std::fs::read(&self.pointer).ok()?;
-        let Known { name, version, sha256 } = serde_json::from_slice(&text).ok()?;
-        Some(Registered { name, version, bytes: self.read(&sha256)? })
+        let known: Known = serde_json::from_slice(&text).ok()?;
+        let bytes = self.read(&known.sha256)?;
+        Some(Registered { name: known.name, version: known.version, bytes })
     }
 
     /// A file of the cache whose content is still what its name says.
@@ -135,9 +138,4 @@ fn default_folder() -> PathBuf {
     let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
     let base = set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     base.unwrap_or_else(std::env::temp_dir).join("petnet")
-}
-
-/// SHA-256 in hex.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -8,19 +8,14 @@ use std::time::{Duration, Instant};
 
 use common::{Server, multipart, picture};
 use image::ImageFormat;
-use petnet::{Checkpoint, Precision};
+use petnet::{Checkpoint, Precision, sha256};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use tiny_http::Response;
 
 struct Registry {
     address: String,
     /// The version that the alias `champion` stands for, and how often a file was fetched.
     state: Arc<Mutex<(usize, usize)>>,
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Two models that differ in what they call unsure.

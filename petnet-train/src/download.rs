@@ -10,12 +10,12 @@ use base64::Engine as _;
 use indicatif::ProgressBar;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use sysinfo::Disks;
 use ureq::Agent;
 use ureq::http::StatusCode;
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, IF_RANGE, RANGE};
 
 use crate::config::ConfigError;
+use crate::disk::{self, Space};
 use crate::{Output, terminal};
 
 /// Tries in a row that bring nothing before the next address is taken.
@@ -146,12 +146,7 @@ impl std::io::Write for HashWriter<'_> {
 
 fn require_room(folder: &Path, needed: u64) -> Result<()> {
     let folder = folder.canonicalize()?;
-    let Ok(disks) = Disks::new_with_refreshed_list() else { return Ok(()) };
-    let disks = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
-    let Some(disk) = disks.max_by_key(|disk| disk.mount_point().as_os_str().len()) else {
-        return Ok(());
-    };
-    let free = disk.available_space();
+    let Some(Space { free, .. }) = disk::space(&folder) else { return Ok(()) };
     if free < needed.saturating_add(SPARE) {
         bail!("{}: {needed} bytes are to come, {free} are free", folder.display());
     }

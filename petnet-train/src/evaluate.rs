@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::config::MlflowConfig;
 use crate::predict::{model_bytes, open_model};
-use crate::report::{files, page::Report};
+use crate::report::files;
+use crate::report::page::{Mistake, Report};
 use crate::tracking::{self, Tracker, Tracking};
 use crate::{Output, terminal};
 
@@ -101,7 +102,8 @@ impl Evaluate {
         bar.finish_and_clear();
         let metrics = evaluation.metrics();
         let info = classifier.info();
-        let cost = self.cost(&classifier)?;
+        let file = model_bytes(&self.model)?;
+        let cost = cost(&classifier, file.len());
         let mut figures = serde_json::to_value(&metrics)?;
         if let Some(map) = figures.as_object_mut() {
             map.insert("coverage".into(), json!(evaluation.coverage()));
@@ -128,28 +130,39 @@ impl Evaluate {
             source,
         };
         let page = self.out.join("report.html");
-        let html = report.html()?;
+        let mistakes = report.worst_mistakes()?;
+        let html = report.html(&mistakes)?;
         files::write(&page, html.as_bytes())?;
-        self.record(&report, &figures, &html)?;
+        let artifacts = [
+            ("metrics.json", files::json(&figures)?),
+            ("report.html", html.into_bytes()),
+            ("confusion_matrix.npy", files::npy(&metrics.confusion_matrix)),
+        ];
         if output.json {
             println!("{}", serde_json::to_string(&figures)?);
-            return Ok(());
+        } else {
+            print(&metrics, evaluation.coverage());
+            cost.print();
+            println!("report     {}", page.display());
         }
-        print(&metrics, evaluation.coverage());
-        cost.print();
-        println!("report     {}", page.display());
-        Ok(())
+        self.record(&file, &report, &artifacts, &mistakes)
     }
 
     /// Adds the figures to the run that made the model; a model from elsewhere gets a run.
-    fn record(&self, report: &Report<'_>, figures: &Value, html: &str) -> Result<()> {
+    fn record(
+        &self,
+        model: &[u8],
+        report: &Report<'_>,
+        artifacts: &[(&str, Vec<u8>)],
+        mistakes: &[Mistake],
+    ) -> Result<()> {
         let Some(tracking) = Tracking::open(&MlflowConfig::default())? else { return Ok(()) };
-        let bytes = model_bytes(&self.model)?;
         let name = format!("evaluate {}", self.model);
-        let run = tracking.run_with_model(&bytes, report.info, &name)?;
+        let run = tracking.run_with_model(model, report.info, &name)?;
         let mut tracker = Tracker::append(run, tracking.server.clone())?;
         let (dataset, metrics) = (report.dataset, report.metrics);
-        let part = self.split_of(dataset).map_or("other", dataset::Split::name);
+        let split = dataset.samples().first().and_then(|sample| sample.split);
+        let part = split.map_or("other", dataset::Split::name);
         let digest = dataset.digest();
         tracker.record(|run| {
             let context = if part == "test" { "testing" } else { part };
@@ -174,35 +187,13 @@ impl Evaluate {
                     run.metric(&format!("{part}_{name}"), value, 0)?;
                 }
             }
-            run.artifact(&format!("{part}/metrics.json"), &files::json(figures)?)?;
-            run.artifact(&format!("{part}/report.html"), html.as_bytes())?;
-            let matrix = files::npy(&metrics.confusion_matrix);
-            run.artifact(&format!("{part}/confusion_matrix.npy"), &matrix)?;
-            tracking::log_mistakes(run, &format!("{part}/mistakes"), &report.worst_mistakes()?)
+            for (name, bytes) in artifacts {
+                run.artifact(&format!("{part}/{name}"), bytes)?;
+            }
+            tracking::log_mistakes(run, &format!("{part}/mistakes"), mistakes)
         });
         tracker.close();
         Ok(())
-    }
-
-    /// The part of a prepared folder that a data set is.
-    fn split_of(&self, dataset: &Dataset) -> Option<dataset::Split> {
-        dataset.samples().first().and_then(|sample| sample.split)
-    }
-
-    fn cost(&self, classifier: &Classifier) -> Result<Cost> {
-        let info = classifier.info();
-        let file_bytes = model_bytes(&self.model)?.len() as u64;
-        let epochs = info.history.as_array().map(Vec::as_slice).unwrap_or_default();
-        let minutes = |epoch: &Value| epoch["seconds"].as_f64().map(|seconds| seconds / 60.0);
-        let good = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE);
-        Ok(Cost {
-            values: classifier.parameters(),
-            file_bytes,
-            flops: info.architecture.flops(info.preprocess.size as usize),
-            epochs: epochs.len(),
-            minutes: epochs.last().and_then(minutes),
-            minutes_to_reference: epochs.iter().find(good).and_then(minutes),
-        })
     }
 
     fn open_data(&self) -> Result<(Dataset, String)> {
@@ -217,5 +208,20 @@ impl Evaluate {
             Split::Test => dataset::Split::Test,
         };
         Ok((dataset.part(split)?, format!("{name} ({})", split.name())))
+    }
+}
+
+fn cost(classifier: &Classifier, file_bytes: usize) -> Cost {
+    let info = classifier.info();
+    let epochs = info.history.as_array().map(Vec::as_slice).unwrap_or_default();
+    let minutes = |epoch: &Value| epoch["seconds"].as_f64().map(|seconds| seconds / 60.0);
+    let good = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE);
+    Cost {
+        values: classifier.parameters(),
+        file_bytes: file_bytes as u64,
+        flops: info.architecture.flops(info.preprocess.size as usize),
+        epochs: epochs.len(),
+        minutes: epochs.last().and_then(minutes),
+        minutes_to_reference: epochs.iter().find(good).and_then(minutes),
     }
 }

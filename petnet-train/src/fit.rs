@@ -111,12 +111,13 @@ fn fit(
         dataset: valid,
         source: format!("{} (val)", config.data_dir.display()),
     };
+    let mistakes = report.worst_mistakes()?;
     let results = [
         ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),
         ("confusion_matrix.npy", files::npy(&metrics.confusion_matrix)),
         ("metrics.json", files::json(&metrics)?),
         ("history.json", files::json(&fitted.history)?),
-        ("report.html", report.html()?.into_bytes()),
+        ("report.html", report.html(&mistakes)?.into_bytes()),
     ];
     for (name, bytes) in &results {
         files::write(&out.join(name), bytes)?;
@@ -125,7 +126,7 @@ fn fit(
         tracker.record(|run| {
             results.iter().try_for_each(|(name, bytes)| run.artifact(name, bytes))?;
             run.artifact("config.yaml", serde_yaml::to_string(config)?.as_bytes())?;
-            tracking::log_mistakes(run, "mistakes", &report.worst_mistakes()?)?;
+            tracking::log_mistakes(run, "mistakes", &mistakes)?;
             tracking::log_model(run, &std::fs::read(&file)?, classifier.info())
         });
     }

@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod config;
+mod disk;
 mod download;
 mod evaluate;
 mod export;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use petnet::Checkpoint;
-use petnet::mlflow::{Failure, ModelUri, ModelVersion, Server, Which};
+use petnet::mlflow::{DIGEST_TAG, Failure, ModelUri, ModelVersion, Server, Which};
 use serde_json::{Value, json};
 
 use crate::predict::model_bytes;
@@ -47,7 +47,6 @@ struct Judged {
     accuracy: f64,
 }
 
-const DIGEST: &str = "petnet.sha256";
 const TEST_DIGEST: &str = "petnet.test_digest";
 const TEST_ACCURACY: &str = "petnet.test_accuracy";
 /// The alias of the model to beat.
@@ -61,7 +60,7 @@ impl Register {
         let run = self.find_run(&tracking)?;
         let models = run.models()?;
         let model = models.last().with_context(|| format!("run {} has no model", run.id()))?;
-        let digest = model.tag(DIGEST).context("the model has no digest")?;
+        let digest = model.tag(DIGEST_TAG).context("the model has no digest")?;
         let judged = judged(&run);
         let known = self.known(server, &digest)?;
         if !self.force {
@@ -116,7 +115,7 @@ impl Register {
 
     /// The version that this model already is.
     fn known(&self, server: &Server, digest: &str) -> Result<Option<ModelVersion>> {
-        let filter = format!("name = '{}' AND tags.`{DIGEST}` = '{digest}'", self.name);
+        let filter = format!("name = '{}' AND tags.`{DIGEST_TAG}` = '{digest}'", self.name);
         let query = [("filter", filter.as_str()), ("max_results", "1")];
         let found: Value = server.get("model-versions/search", &query)?;
         let first = found["model_versions"].get(0).cloned();
@@ -172,7 +171,7 @@ impl Register {
             "source": format!("models:/{model}"),
             "run_id": run,
             "model_id": model,
-            "tags": [{ "key": DIGEST, "value": digest }],
+            "tags": [{ "key": DIGEST_TAG, "value": digest }],
         });
         let answer = server.post("model-versions/create", &body)?;
         let version = answer["model_version"]["version"].as_str();
@@ -201,6 +200,7 @@ fn judged(run: &Run) -> Option<Judged> {
     Some(Judged { digest: run.tag_value(TEST_DIGEST)?, accuracy: run.last("test_accuracy")? })
 }
 
+/// MLflow calls an alias that nobody bears an invalid value, and a model that is not there missing.
 fn is_missing(failure: &Failure) -> bool {
     failure.is("RESOURCE_DOES_NOT_EXIST") || failure.is("INVALID_PARAMETER_VALUE")
 }

@@ -133,8 +133,7 @@ fn show(run: &Run, output: Output) -> Result<()> {
     let figures: Vec<(String, f64)> = run
         .metric_files()?
         .into_iter()
-        .filter_map(|(key, _)| Some((run.last(&key)?, key)))
-        .map(|(value, key)| (key, value))
+        .filter_map(|(key, _)| run.last(&key).map(|value| (key, value)))
         .collect();
     let (params, tags) = (run.params()?, run.tags()?);
     let artifacts: Vec<String> = run.artifacts()?.into_iter().map(|(path, _)| path).collect();

@@ -48,36 +48,26 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 
 /// A bar over `length` things, hidden when quiet or when standard error is no terminal.
 pub(crate) fn bar(length: u64, what: &str, output: Output) -> ProgressBar {
-    if output.quiet {
-        return ProgressBar::hidden();
-    }
-    let style =
-        ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len} {per_sec} {msg} [{eta}]");
-    ProgressBar::new(length)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        .with_prefix(what.to_string())
+    let template = "{prefix} {bar:32} {pos}/{len} {per_sec} {msg} [{eta}]";
+    progress(ProgressBar::new(length), template, what, output)
 }
 
 /// A bar over bytes.
 pub(crate) fn bytes(length: u64, what: &str, output: Output) -> ProgressBar {
-    if output.quiet {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template(
-        "{prefix} {bar:32} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]",
-    );
-    ProgressBar::new(length)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        .with_prefix(what.to_string())
+    let template = "{prefix} {bar:32} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]";
+    progress(ProgressBar::new(length), template, what, output)
 }
 
 /// A counter for when the length is not known.
 pub(crate) fn counter(what: &str, output: Output) -> ProgressBar {
+    progress(ProgressBar::no_length(), "{prefix} {pos} {per_sec} [{elapsed}]", what, output)
+}
+
+fn progress(bar: ProgressBar, template: &str, what: &str, output: Output) -> ProgressBar {
     if output.quiet {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{prefix} {pos} {per_sec} [{elapsed}]");
-    ProgressBar::no_length()
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+    let style = ProgressStyle::with_template(template);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         .with_prefix(what.to_string())
 }

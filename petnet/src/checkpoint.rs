@@ -280,9 +280,8 @@ fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) ->
     hex(&hash.finalize())
 }
 
-/// SHA-256 of a file's bytes, in hex.
-#[cfg(feature = "mlflow")]
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+/// SHA-256 in hex: of a model file, the digest by which registries know it.
+pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -32,7 +32,7 @@ mod runner;
 pub mod train;
 mod weights;
 
-pub use checkpoint::{Checkpoint, ModelInfo, Precision, write_atomically};
+pub use checkpoint::{Checkpoint, ModelInfo, Precision, sha256, write_atomically};
 pub use classifier::{Classifier, Prediction};
 #[cfg(feature = "train")]
 pub use dataset::Dataset;

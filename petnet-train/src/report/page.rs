@@ -48,7 +48,8 @@ struct ConfidenceRow {
 }
 
 impl Report<'_> {
-    pub(crate) fn html(&self) -> Result<String> {
+    /// The page, with the given [`Report::worst_mistakes`].
+    pub(crate) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
         let history: Vec<EpochReport> =
             serde_json::from_value(self.info.history.clone()).unwrap_or_default();
         let curves = if history.len() > 1 {
@@ -75,7 +76,7 @@ impl Report<'_> {
             "roc": charts::roc(&self.roc_curves())?,
             "reliability": charts::reliability(&bins)?,
             "confidence": self.by_confidence(),
-            "mistakes": self.worst_mistakes()?,
+            "mistakes": mistakes,
             "seconds": history.last().map(|e| e.seconds),
             "epochs": history.len(),
         });

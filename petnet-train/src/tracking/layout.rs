@@ -15,7 +15,7 @@ use crate::report::files;
 pub(super) const META: &str = "meta.yaml";
 
 /// Milliseconds since 1970, as MLflow has times.
-pub(crate) fn now() -> i64 {
+pub(super) fn now() -> i64 {
     millis(SystemTime::now())
 }
 
@@ -24,8 +24,7 @@ pub(super) fn millis(time: SystemTime) -> i64 {
 }
 
 pub(super) fn short_hash(text: &str) -> String {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(text).iter().take(16).map(|b| format!("{b:02x}")).collect()
+    petnet::sha256(text.as_bytes()).chars().take(32).collect()
 }
 
 pub(super) fn address(path: &Path) -> String {

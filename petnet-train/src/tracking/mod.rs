@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
-use petnet::mlflow::Server;
+use petnet::mlflow::{DIGEST_TAG, Server};
 use petnet::train::{EpochReport, StepReport};
-use petnet::{Dataset, ModelInfo};
+use petnet::{Dataset, ModelInfo, sha256};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 pub(crate) use run::{Input, Run, Status};
 pub(crate) use store::Store;
@@ -126,11 +125,6 @@ fn ask(program: &str, question: &[&str]) -> Option<String> {
     Some(text.trim().to_string()).filter(|text| !text.is_empty())
 }
 
-/// SHA-256 of bytes in hex.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A model file as a logged model: with an `MLmodel` file and the digest by which it is found.
 pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()> {
     const FILE: &str = "model.safetensors";
@@ -156,7 +150,7 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
         "preprocess": info.preprocess,
         "labels": info.labels,
     }));
-    run.model(&files, &params, &[("petnet.sha256", &digest)])?;
+    run.model(&files, &params, &[(DIGEST_TAG, &digest)])?;
     run.tag("mlflow.log-model.history", &serde_json::to_string(&[about])?)
 }
 

@@ -200,8 +200,12 @@ impl Run {
     }
 
     pub(crate) fn experiment(&self) -> Result<String> {
-        let folder = self.folder.parent().unwrap_or(&self.folder);
-        Ok(read_yaml::<ExperimentMeta>(folder)?.name)
+        Ok(read_yaml::<ExperimentMeta>(self.home())?.name)
+    }
+
+    /// The experiment's folder, in which runs share data sets and models.
+    fn home(&self) -> &Path {
+        self.folder.parent().unwrap_or(&self.folder)
     }
 
     /// The same run as another thread may read and write it.
@@ -321,8 +325,7 @@ impl Run {
     /// Records a data set and what it was for: training, validation or testing.
     pub(crate) fn input(&self, input: &Input, context: &str) -> Result<()> {
         let id = short_hash(&format!("{}{}{}", input.name, input.digest, input.source));
-        let experiment = self.folder.parent().unwrap_or(&self.folder);
-        write_yaml(&experiment.join("datasets").join(&id), input)?;
+        write_yaml(&self.home().join("datasets").join(&id), input)?;
         let link = Link {
             destination_id: id.clone(),
             destination_type: "RUN".into(),
@@ -337,12 +340,11 @@ impl Run {
 
     /// Each data set with its link's name and what it was for.
     pub(crate) fn inputs(&self) -> Result<Vec<(String, String, Input)>> {
-        let experiment = self.folder.parent().unwrap_or(&self.folder);
         folders(&self.folder.join("inputs"))?
             .into_iter()
             .map(|folder| {
                 let link: Link = read_yaml(&folder)?;
-                let input = read_yaml(&experiment.join("datasets").join(&link.source_id))?;
+                let input = read_yaml(&self.home().join("datasets").join(&link.source_id))?;
                 let context = link.tags.get("mlflow.data.context").cloned().unwrap_or_default();
                 Ok((file_name(&folder), context, input))
             })
@@ -355,10 +357,9 @@ impl Run {
         files: &[(&str, Vec<u8>)],
         params: &[(String, String)],
         tags: &[(&str, &str)],
-    ) -> Result<ModelMeta> {
+    ) -> Result<()> {
         let id = format!("m-{}", Uuid::new_v4().simple());
-        let experiment = self.folder.parent().unwrap_or(&self.folder);
-        let folder = experiment.join("models").join(&id);
+        let folder = self.home().join("models").join(&id);
         for (path, bytes) in files {
             files::write(&folder.join("artifacts").join(path), bytes)?;
         }
@@ -388,17 +389,15 @@ impl Run {
             step: 0,
             tags: Default::default(),
         };
-        write_yaml(&self.folder.join("outputs").join(&id), &link)?;
-        Ok(meta)
+        write_yaml(&self.folder.join("outputs").join(&id), &link)
     }
 
     /// The models that came out of this run.
     pub(crate) fn models(&self) -> Result<Vec<Model>> {
-        let experiment = self.folder.parent().unwrap_or(&self.folder);
         folders(&self.folder.join("outputs"))?
             .iter()
             .map(|link| {
-                let folder = experiment.join("models").join(file_name(link));
+                let folder = self.home().join("models").join(file_name(link));
                 Ok(Model { meta: read_yaml(&folder)?, folder })
             })
             .collect()

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use petnet::mlflow::DIGEST_TAG;
 use uuid::Uuid;
 
 use super::layout::{META, address, file_name, folders, now, read_yaml, write_yaml};
@@ -113,7 +114,7 @@ impl Store {
         let runs = self.runs()?;
         Ok(runs.into_iter().find(|run| {
             let models = run.models().unwrap_or_default();
-            models.iter().any(|model| model.tag("petnet.sha256").as_deref() == Some(sha256))
+            models.iter().any(|model| model.tag(DIGEST_TAG).as_deref() == Some(sha256))
         }))
     }
 }

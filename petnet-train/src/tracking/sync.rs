@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use petnet::mlflow::Server;
@@ -254,7 +254,7 @@ impl Transfer<'_> {
         if files.is_empty() {
             return Ok(());
         }
-        let folder = uploadable(place)?;
+        let folder = self.server.place(place)?;
         for (path, file) in files {
             let stamp = stamp(&file)?;
             if self.sent.artifacts.get(&path) != Some(&stamp) {
@@ -278,7 +278,7 @@ impl Transfer<'_> {
             self.sent.models.insert(local.clone(), SentModel { id: id.clone(), complete: false });
             self.keep()?;
             let place = there["info"]["artifact_uri"].as_str().unwrap_or_default();
-            let folder = uploadable(place)?;
+            let folder = self.server.place(place)?;
             for (path, file) in model.artifacts()? {
                 self.server.upload(&format!("{folder}/{path}"), &file)?;
             }
@@ -344,20 +344,12 @@ impl Transfer<'_> {
     }
 }
 
-/// Where a server takes uploads for an artifact address.
-fn uploadable(place: &str) -> Result<&str> {
-    let folder = place.strip_prefix("mlflow-artifacts:/").with_context(|| {
-        format!("the server keeps files at {place} and takes none itself: start it with --artifacts-destination")
-    })?;
-    Ok(folder.trim_start_matches('/').trim_end_matches('/'))
-}
-
 fn pairs(all: &[(String, String)]) -> Vec<Value> {
     let cut = |value: &str| value.chars().take(MAX_VALUE).collect::<String>();
     all.iter().map(|(key, value)| json!({ "key": key, "value": cut(value) })).collect()
 }
 
-fn stamp(file: &PathBuf) -> Result<String> {
+fn stamp(file: &Path) -> Result<String> {
     let meta = fs::metadata(file)?;
     let changed = humantime::format_rfc3339_nanos(meta.modified()?);
     Ok(format!("{} {changed}", meta.len()))

@@ -1,13 +1,13 @@
 //! What the machine does while a run goes on, by the names of MLflow's system metrics.
 
-use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use sysinfo::{Disks, Networks, System};
+use sysinfo::{Networks, System};
 
 use super::run::Run;
+use crate::disk::{self, Space};
 
 /// Time between two looks, as in MLflow.
 const EVERY: Duration = Duration::from_secs(10);
@@ -44,9 +44,7 @@ impl Watch {
 
 struct Look {
     system: System,
-    disks: Disks,
     networks: Networks,
-    store: PathBuf,
     step: i64,
 }
 
@@ -58,9 +56,7 @@ impl Look {
         let last = run.points("system/cpu_utilization_percentage").last().map(|p| p.step + 1);
         Ok(Self {
             system,
-            disks: Disks::new_with_refreshed_list()?,
             networks: Networks::new_with_refreshed_list()?,
-            store: run.folder().to_path_buf(),
             step: last.unwrap_or_default(),
         })
     }
@@ -68,7 +64,6 @@ impl Look {
     fn log(&mut self, run: &Run) {
         self.system.refresh_cpu_usage();
         self.system.refresh_memory();
-        self.disks.refresh(true);
         self.networks.refresh(true);
         let mut figures = vec![
             ("cpu_utilization_percentage", f64::from(self.system.global_cpu_usage())),
@@ -78,12 +73,11 @@ impl Look {
                 percentage(self.system.used_memory(), self.system.total_memory()),
             ),
         ];
-        let disks = self.disks.iter().filter(|disk| self.store.starts_with(disk.mount_point()));
-        if let Some(disk) = disks.max_by_key(|disk| disk.mount_point().as_os_str().len()) {
-            let used = disk.total_space() - disk.available_space();
-            figures.push(("disk_usage_percentage", percentage(used, disk.total_space())));
+        if let Some(Space { total, free }) = disk::space(run.folder()) {
+            let used = total.saturating_sub(free);
+            figures.push(("disk_usage_percentage", percentage(used, total)));
             figures.push(("disk_usage_megabytes", used as f64 / MEGABYTE));
-            figures.push(("disk_available_megabytes", disk.available_space() as f64 / MEGABYTE));
+            figures.push(("disk_available_megabytes", free as f64 / MEGABYTE));
         }
         let received: u64 = self.networks.values().map(|n| n.total_received()).sum();
         let sent: u64 = self.networks.values().map(|n| n.total_transmitted()).sum();

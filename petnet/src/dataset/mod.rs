@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use prepare::{Manifest, Prepare};
 
-use crate::checkpoint::hex;
+use crate::checkpoint::sha256;
 use crate::error::{Error, ImageError, Result};
 use crate::preprocess::{Limits, PICTURE_ENDINGS, Pixels, decode};
 use duplicates::Fingerprint;
@@ -128,7 +128,7 @@ impl Dataset {
                 let bytes = source.read(name, limits.max_bytes)?;
                 let pixels = decode(&bytes, limits)?;
                 each(name, &pixels)?;
-                Ok((hex(&Sha256::digest(&bytes)), Fingerprint::of(&pixels)?))
+                Ok((sha256(&bytes), Fingerprint::of(&pixels)?))
             })
             .collect();
         let mut samples = Vec::new();
@@ -320,7 +320,7 @@ impl Dataset {
             .map(|s| format!("{} {}\n", s.sha256, self.classes[s.class]))
             .collect();
         lines.sort();
-        hex(&Sha256::digest(lines.concat()))
+        sha256(lines.concat().as_bytes())
     }
 
     /// A photo's encoded bytes.

@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use image::codecs::jpeg::JpegEncoder;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::source::Source;
 use super::{Dataset, Reject, Sample, Split};
-use crate::checkpoint::{hex, write_atomically};
+use crate::checkpoint::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
 use crate::preprocess::{Limits, Pixels, resize_with};
 
@@ -241,7 +240,7 @@ fn staged_name(original: &str) -> String {
     let stem = original.rsplit_once('.').map_or(original, |(stem, _)| stem);
     let start = stem.char_indices().nth_back(59).map_or(0, |(at, _)| at);
     let name: String = stem[start..].chars().map(safe).collect();
-    let digest = hex(&Sha256::digest(original));
+    let digest = sha256(original.as_bytes());
     format!("{name}-{}.jpg", &digest[..8])
 }
 

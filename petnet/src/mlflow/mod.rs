@@ -18,7 +18,7 @@ use ureq::http::{Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-pub use registry::{ModelUri, ModelVersion, Which};
+pub use registry::{DIGEST_TAG, ModelUri, ModelVersion, Which};
 
 use crate::error::{Error, Result};
 
@@ -180,8 +180,23 @@ impl Server {
         self.answer(self.signed(request).send_json(body))
     }
 
-    /// Uploads a file through the server to its artifact store. `place` is what follows
-    /// `mlflow-artifacts:/` in an artifact's address.
+    /// What follows `mlflow-artifacts:/` in an artifact's address: where [`Server::upload`],
+    /// [`Server::list`] and [`Server::download`] find it.
+    ///
+    /// # Errors
+    /// [`Failure::Invalid`] for an address elsewhere, whose content the server neither takes nor
+    /// hands out.
+    pub fn place<'a>(&self, address: &'a str) -> Result<&'a str, Failure> {
+        let place = address.strip_prefix("mlflow-artifacts:/").ok_or_else(|| {
+            Failure::Invalid(format!(
+                "{} keeps files at {address} and passes none on: start it with --artifacts-destination",
+                self.uri
+            ))
+        })?;
+        Ok(place.trim_matches('/'))
+    }
+
+    /// Uploads a file through the server to its artifact store.
     ///
     /// # Errors
     /// [`Failure`]; [`Failure::Invalid`] when the file cannot be read.
@@ -193,7 +208,7 @@ impl Server {
         self.answer(request.send(content)).map(|_| ())
     }
 
-    /// Names and sizes of the files in a folder of the artifact store.
+    /// Names of the files in a folder of the artifact store.
     ///
     /// # Errors
     /// [`Failure`].

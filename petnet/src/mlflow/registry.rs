@@ -10,8 +10,8 @@ use crate::error::Error;
 
 /// Most bytes of a model file.
 const MAX_MODEL: u64 = 1 << 30;
-/// The version's tag that holds the SHA-256 of its model file, in hex.
-const DIGEST: &str = "petnet.sha256";
+/// The tag of a version or a logged model that holds the SHA-256 of its model file, in hex.
+pub const DIGEST_TAG: &str = "petnet.sha256";
 
 /// `models:/NAME@ALIAS`, `models:/NAME/STAGE`, `models:/NAME/VERSION` or `models:/NAME/latest`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl ModelVersion {
 
     /// SHA-256 of the model file in hex, where petnet registered it.
     pub fn sha256(&self) -> Option<&str> {
-        self.tag(DIGEST)
+        self.tag(DIGEST_TAG)
     }
 }
 
@@ -152,14 +152,7 @@ impl Server {
         let ModelVersion { name, version: number, .. } = version;
         let query = [("name", name.as_str()), ("version", number.as_str())];
         let answer: Value = self.get("model-versions/get-download-uri", &query)?;
-        let place = answer["artifact_uri"].as_str().unwrap_or_default();
-        let folder = place.strip_prefix("mlflow-artifacts:/").ok_or_else(|| {
-            Failure::Invalid(format!(
-                "{name} version {number} lies at {place}, which {} does not hand out: start it with --artifacts-destination",
-                self.uri()
-            ))
-        })?;
-        let folder = folder.trim_start_matches('/');
+        let folder = self.place(answer["artifact_uri"].as_str().unwrap_or_default())?;
         let files = self.list(folder)?;
         let mut models = files.iter().filter(|file| file.ends_with(".safetensors"));
         let (Some(file), None) = (models.next(), models.next()) else {
@@ -169,11 +162,9 @@ impl Server {
         };
         let bytes = self.download(&format!("{folder}/{file}"), MAX_MODEL)?;
         match version.sha256() {
-            Some(wanted) if crate::checkpoint::sha256(&bytes) != wanted => {
-                Err(Failure::Invalid(format!(
-                    "{name} version {number}: the file that came is not the one that was registered"
-                )))
-            }
+            Some(wanted) if crate::sha256(&bytes) != wanted => Err(Failure::Invalid(format!(
+                "{name} version {number}: the file that came is not the one that was registered"
+            ))),
             _ => Ok(bytes),
         }
     }
