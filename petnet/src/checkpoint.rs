@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::architecture::{Architecture, Normalization};
+use crate::drift::Reference;
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
 use crate::model::Network;
@@ -59,6 +60,15 @@ pub struct ModelInfo {
     /// SHA-256 over the training data set's members.
     #[serde(default)]
     pub data_digest: String,
+    /// When the training data was last changed, in seconds since 1970.
+    #[serde(default)]
+    pub data_time: Option<u64>,
+    /// When these weights were trained, in seconds since 1970.
+    #[serde(default)]
+    pub trained: Option<u64>,
+    /// What the photos were like that the model was judged on; absent where it was never learned.
+    #[serde(default)]
+    pub reference: Option<Reference>,
 }
 
 fn one() -> f32 {
@@ -82,6 +92,9 @@ impl ModelInfo {
             metrics: serde_json::Value::Null,
             history: serde_json::Value::Null,
             data_digest: String::new(),
+            data_time: None,
+            trained: None,
+            reference: None,
         }
     }
 }
@@ -132,6 +145,12 @@ impl Checkpoint {
     ) -> Self {
         let info = ModelInfo { temperature, threshold, novelty, ..self.info.clone() };
         Self { info, weights: self.weights.clone() }
+    }
+
+    /// The same model with another [`ModelInfo::reference`].
+    #[must_use]
+    pub fn with_reference(self, reference: Option<Reference>) -> Self {
+        Self { info: ModelInfo { reference, ..self.info }, ..self }
     }
 
     /// Reads a file written by [`Checkpoint::save`].

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
+use crate::drift::Traits;
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::metrics::argmax;
@@ -137,6 +138,16 @@ impl Classifier {
     /// [`Error::Image`].
     pub fn preprocess(&self, bytes: &[u8]) -> Result<Pixels> {
         Ok(self.info.preprocess.run(bytes, &self.limits)?)
+    }
+
+    /// [`Classifier::preprocess`], and what the photo is like, for [`drift`](crate::drift).
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn inspect(&self, bytes: &[u8]) -> Result<(Pixels, Traits)> {
+        let (pixels, own) = self.info.preprocess.run_measured(bytes, &self.limits)?;
+        let traits = Traits::of(&pixels, own);
+        Ok((pixels, traits))
     }
 
     /// Classifies pictures that [`Classifier::preprocess`] made.

@@ -11,6 +11,7 @@ mod classifier;
 #[cfg(feature = "train")]
 pub mod dataset;
 mod device;
+pub mod drift;
 mod engine;
 mod error;
 #[cfg(feature = "train")]

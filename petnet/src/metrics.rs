@@ -147,15 +147,23 @@ pub fn argmax(row: &[f32]) -> usize {
 
 /// Confidence against accuracy in equal bins of confidence, from 0 to 1.
 pub fn calibration(probabilities: &[Vec<f32>], truth: &[usize]) -> Vec<CalibrationBin> {
-    let mut sums = [(0.0, 0, 0); CALIBRATION_BINS];
-    for (row, &class) in probabilities.iter().zip(truth) {
+    let answers = probabilities.iter().zip(truth).map(|(row, class)| {
         let best = argmax(row);
-        let confidence = f64::from(row[best]);
+        (row[best], best == *class)
+    });
+    reliability(answers)
+}
+
+/// [`calibration`] of answers that are known by their confidence and by whether they were right.
+pub fn reliability(answers: impl Iterator<Item = (f32, bool)>) -> Vec<CalibrationBin> {
+    let mut sums = [(0.0, 0, 0); CALIBRATION_BINS];
+    for (confidence, correct) in answers {
+        let confidence = f64::from(confidence);
         let bin =
             ((confidence * CALIBRATION_BINS as f64).ceil() as usize).clamp(1, CALIBRATION_BINS) - 1;
         let (sum, right, count) = &mut sums[bin];
         *sum += confidence;
-        *right += usize::from(best == class);
+        *right += usize::from(correct);
         *count += 1;
     }
     sums.iter()
@@ -205,12 +213,14 @@ fn roc_auc(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Optio
     }
 }
 
-fn ece(bins: &[CalibrationBin]) -> f64 {
+/// Expected calibration error, see [`Metrics::ece`].
+pub fn ece(bins: &[CalibrationBin]) -> f64 {
     let total: usize = bins.iter().map(|bin| bin.count).sum();
     bins.iter().map(|bin| ratio(bin.count, total) * (bin.confidence - bin.accuracy).abs()).sum()
 }
 
-fn class_metrics(confusion: &[Vec<usize>], class: usize) -> ClassMetrics {
+/// Figures of one class from `[truth][answer]` counts.
+pub fn class_metrics(confusion: &[Vec<usize>], class: usize) -> ClassMetrics {
     let hits = confusion[class][class];
     let called: usize = confusion.iter().map(|row| row[class]).sum();
     let support: usize = confusion[class].iter().sum();

@@ -100,8 +100,20 @@ impl Preprocess {
     /// # Errors
     /// Any [`ImageError`]: the bytes decide which.
     pub fn run(&self, bytes: &[u8], limits: &Limits) -> Result<Pixels, ImageError> {
-        let pixels = decode_at_least(bytes, limits, self.size)?;
-        resize(&pixels, self.size, self.resize)
+        self.run_measured(bytes, limits).map(|(pixels, _)| pixels)
+    }
+
+    /// Like [`Preprocess::run`], with the photo's own width and height in pixels, upright.
+    ///
+    /// # Errors
+    /// As [`Preprocess::run`].
+    pub fn run_measured(
+        &self,
+        bytes: &[u8],
+        limits: &Limits,
+    ) -> Result<(Pixels, (u32, u32)), ImageError> {
+        let (pixels, own) = contain(bytes, limits, || decode_reduced(bytes, limits, self.size))?;
+        Ok((resize(&pixels, self.size, self.resize)?, own))
     }
 }
 
@@ -123,10 +135,21 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels, ImageError> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_at_least(bytes: &[u8], limits: &Limits, side: u32) -> Result<Pixels, ImageError> {
-    contain(bytes, limits, || match decode_scaled_jpeg(bytes, limits, side)? {
-        Some(pixels) => Ok(pixels),
-        None => decode_full(bytes, limits),
-    })
+    contain(bytes, limits, || decode_reduced(bytes, limits, side)).map(|(pixels, _)| pixels)
+}
+
+/// The picture, perhaps smaller than it is, and the size that it has.
+fn decode_reduced(
+    bytes: &[u8],
+    limits: &Limits,
+    side: u32,
+) -> Result<(Pixels, (u32, u32)), ImageError> {
+    if let Some(reduced) = decode_scaled_jpeg(bytes, limits, side)? {
+        return Ok(reduced);
+    }
+    let pixels = decode_full(bytes, limits)?;
+    let own = (pixels.width, pixels.height);
+    Ok((pixels, own))
 }
 
 /// Resizes to a square of `size` with a Lanczos filter of three lobes, antialiased as Pillow does.
@@ -163,11 +186,11 @@ pub(crate) fn resize_with(
         .ok_or_else(|| ImageError::Unsupported("resize to an empty picture".into()))
 }
 
-fn contain(
+fn contain<T>(
     bytes: &[u8],
     limits: &Limits,
-    decode: impl FnOnce() -> Result<Pixels, ImageError>,
-) -> Result<Pixels, ImageError> {
+    decode: impl FnOnce() -> Result<T, ImageError>,
+) -> Result<T, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty);
     }
@@ -241,7 +264,7 @@ fn decode_scaled_jpeg(
     bytes: &[u8],
     limits: &Limits,
     side: u32,
-) -> Result<Option<Pixels>, ImageError> {
+) -> Result<Option<(Pixels, (u32, u32))>, ImageError> {
     if !matches!(image::guess_format(bytes), Ok(ImageFormat::Jpeg)) {
         return Ok(None);
     }
@@ -262,6 +285,7 @@ fn decode_scaled_jpeg(
         return Ok(None);
     };
     let orientation = decoder.exif_data().and_then(Orientation::from_exif_chunk);
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     let Ok(data) = decoder.decode() else { return Ok(None) };
     let (width, height) = (width.into(), height.into());
     let picture = match info.pixel_format {
@@ -273,7 +297,14 @@ fn decode_scaled_jpeg(
         }
         _ => None,
     };
-    Ok(picture.map(|p| finish(p, orientation.unwrap_or(Orientation::NoTransforms))))
+    let own = match orientation {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => (info.height.into(), info.width.into()),
+        _ => (info.width.into(), info.height.into()),
+    };
+    Ok(picture.map(|picture| (finish(picture, orientation), own)))
 }
 
 fn from_image(error: image::ImageError) -> ImageError {

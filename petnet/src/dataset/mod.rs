@@ -8,6 +8,7 @@ mod source;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,8 @@ pub struct Sample {
     pub sha256: String,
     /// Photos with the same number are duplicates of each other.
     pub group: usize,
+    /// Width and height of the original in pixels, where they are known.
+    pub size: Option<(u32, u32)>,
     /// Where a prepared data set put it.
     pub split: Option<Split>,
 }
@@ -122,13 +125,14 @@ impl Dataset {
                 classes.len()
             )));
         }
-        let inspected: Vec<Result<(String, Fingerprint), ImageError>> = labelled
+        let inspected: Vec<Result<_, ImageError>> = labelled
             .par_iter()
             .map(|(name, _)| {
                 let bytes = source.read(name, limits.max_bytes)?;
                 let pixels = decode(&bytes, limits)?;
                 each(name, &pixels)?;
-                Ok((sha256(&bytes), Fingerprint::of(&pixels)?))
+                let size = (pixels.width(), pixels.height());
+                Ok((sha256(&bytes), Fingerprint::of(&pixels)?, size))
             })
             .collect();
         let mut samples = Vec::new();
@@ -137,10 +141,10 @@ impl Dataset {
         for ((path, class), outcome) in labelled.iter().zip(inspected) {
             let path = path.to_string();
             match outcome {
-                Ok((sha256, print)) => {
+                Ok((sha256, print, size)) => {
                     let class = index[&class_key(class)];
-                    let sha = sha256.clone();
-                    samples.push(Sample { path, class, sha256: sha, group: 0, split: None });
+                    let (sha, size) = (sha256.clone(), Some(size));
+                    samples.push(Sample { path, class, sha256: sha, group: 0, size, split: None });
                     prints.push((sha256, print));
                 }
                 Err(reason) => rejects.push(Reject { path, reason: reason.to_string() }),
@@ -321,6 +325,12 @@ impl Dataset {
             .collect();
         lines.sort();
         sha256(lines.concat().as_bytes())
+    }
+
+    /// When the data last changed on disk, in seconds since 1970: its manifest, archive or folder.
+    pub fn modified(&self) -> Option<u64> {
+        let since = self.source.modified()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        Some(since.as_secs())
     }
 
     /// A photo's encoded bytes.

@@ -86,6 +86,9 @@ pub struct Photo {
     pub group: usize,
     /// SHA-256 of the original file.
     pub sha256: String,
+    /// Width and height of the original in pixels.
+    #[serde(default)]
+    pub size: Option<(u32, u32)>,
 }
 
 impl Manifest {
@@ -180,6 +183,7 @@ impl Prepare {
                 split,
                 group: sample.group,
                 sha256: sample.sha256.clone(),
+                size: sample.size,
             })
             .collect();
         photos.sort_by(|a, b| a.original.cmp(&b.original));
@@ -223,7 +227,8 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
             Error::Dataset(format!("{}: class `{}` is not listed", path.display(), photo.class))
         })?;
         let (sha256, split) = (photo.sha256.clone(), Some(photo.split));
-        Ok(Sample { path: photo.path.clone(), class, sha256, group: photo.group, split })
+        let Photo { group, size, .. } = *photo;
+        Ok(Sample { path: photo.path.clone(), class, sha256, group, size, split })
     });
     Ok(Dataset {
         samples: samples.collect::<Result<_>>()?,

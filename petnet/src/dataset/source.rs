@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use zip::ZipArchive;
 
@@ -45,6 +46,18 @@ impl Source {
         };
         names.sort();
         Ok(names)
+    }
+
+    /// Time of the last change: of a prepared folder, its manifest's.
+    pub(crate) fn modified(&self) -> Option<SystemTime> {
+        let path = match self {
+            Self::Folder(root) => {
+                let manifest = root.join(super::Manifest::FILE);
+                if manifest.is_file() { manifest } else { root.clone() }
+            }
+            Self::Zip { path, .. } => path.clone(),
+        };
+        fs::metadata(path).ok()?.modified().ok()
     }
 
     /// A file's bytes, at most `limit` of them.

@@ -1,6 +1,6 @@
 //! The loop itself.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use burn::module::{Module, ParamGroup};
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
@@ -51,6 +51,7 @@ impl<'a> Fit<'a> {
         );
         info.settings = serde_json::to_value(trainer).map_err(|e| Error::Config(e.to_string()))?;
         info.data_digest = train.digest();
+        info.data_time = train.modified();
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
         let classes = info.labels.len();
@@ -240,6 +241,7 @@ impl<'a> Fit<'a> {
             accuracy: progress.right as f64 / progress.seen as f64,
             learning_rate,
             images_per_second: self.trainer.batch_size as f64 / began.elapsed().as_secs_f64(),
+            waited: progress.waited,
         }
     }
 
@@ -356,6 +358,10 @@ impl<'a> Fit<'a> {
         let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
         let mut info = self.info.clone();
         info.history = json!(self.state.progress.history);
+        info.trained = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map(|since| since.as_secs())
+            .ok();
         info.metrics = match metrics {
             serde_json::Value::Null => {
                 self.best.as_ref().map_or(metrics, |b| b.info().metrics.clone())

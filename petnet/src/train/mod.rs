@@ -211,6 +211,8 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Photos a second, the wait for the batch included.
     pub images_per_second: f64,
+    /// Seconds of the epoch so far in which the network waited for a batch.
+    pub waited: f64,
 }
 
 /// Someone who watches a training and may end it.
