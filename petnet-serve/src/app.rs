@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use metrics::counter;
-use metrics_exporter_prometheus::PrometheusHandle;
+use metrics::{counter, gauge};
 use tokio::sync::{mpsc, watch};
 
 use crate::access::Keys;
 use crate::batcher::Batcher;
+use crate::drift::Drift;
+use crate::feedback::Feedback;
 use crate::model::{Model, Slot};
 use crate::problem::Problem;
 use crate::registry;
+use crate::sessions::Sessions;
 use crate::settings::Settings;
-use crate::telemetry;
+use crate::telemetry::{Machine, Rates, Recorder, Traces};
 use crate::upload::Uploads;
 
 /// Where the service stands in its life.
@@ -35,18 +37,33 @@ pub(crate) struct App {
     pub(crate) batcher: Batcher,
     pub(crate) uploads: Uploads,
     pub(crate) keys: Keys,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) recorder: Recorder,
+    pub(crate) rates: Arc<Rates>,
+    pub(crate) traces: Traces,
+    pub(crate) sessions: Sessions,
+    pub(crate) drift: Drift,
+    pub(crate) feedback: Option<Feedback>,
+    machine: Machine,
     phase: watch::Sender<Phase>,
 }
 
 impl App {
     pub(crate) fn new(settings: Settings) -> Result<Self> {
+        let recorder = Recorder::get()?;
+        let rates = Arc::new(Rates::default());
+        let feedback = Feedback::open(&settings)?;
         Ok(Self {
             slot: Slot::default(),
-            batcher: Batcher::start(&settings)?,
+            batcher: Batcher::start(&settings, Arc::clone(&rates), feedback.is_some())?,
             uploads: Uploads::new(&settings),
             keys: Keys::new(&settings.api_keys_sha256)?,
-            metrics: telemetry::metrics_handle()?,
+            recorder,
+            rates,
+            traces: Traces::start(settings.otlp_endpoint.as_deref())?,
+            sessions: Sessions::new(settings.session_idle),
+            drift: Drift::new(settings.drift_window),
+            feedback,
+            machine: Machine::new(),
             phase: watch::Sender::new(Phase::Serving),
             settings,
         })
@@ -66,6 +83,25 @@ impl App {
         *self.phase.borrow() == Phase::Serving
     }
 
+    /// All metrics, in Prometheus' text format.
+    pub(crate) fn scrape(&self) -> String {
+        self.recorder.scrape(|| {
+            gauge!("build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            self.machine.observe(self.feedback.as_ref().map(Feedback::folder));
+            gauge!("active_user_sessions").set(self.sessions.active() as f64);
+            self.batcher.observe();
+            self.drift.observe();
+            self.rates.observe();
+            let model = self.slot.get();
+            if let Some(model) = &model {
+                model.observe();
+            }
+            if let Some(feedback) = &self.feedback {
+                feedback.observe(model.as_deref());
+            }
+        })
+    }
+
     /// # Errors
     /// 503 while no model is loaded.
     pub(crate) fn model(&self) -> Result<Arc<Model>, Problem> {
@@ -82,6 +118,30 @@ impl App {
             tracing::error!(error = format!("{error:#}"), "the new model was refused");
         }
         outcome
+    }
+}
+
+/// What must be done now and then, whether somebody asks for metrics or not.
+pub(crate) async fn keep_house(app: Arc<App>) {
+    const EVERY: Duration = Duration::from_secs(5);
+    /// Ticks between two looks at what is kept too long.
+    const RARELY: u64 = 12;
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for tick in 0.. {
+        ticks.tick().await;
+        let app = Arc::clone(&app);
+        // A panic over there ends one turn.
+        let _ = tokio::task::spawn_blocking(move || {
+            app.recorder.upkeep();
+            app.sessions.active();
+            if let Some(feedback) = &app.feedback
+                && tick % RARELY == 0
+            {
+                feedback.retain();
+            }
+        })
+        .await;
     }
 }
 

@@ -10,14 +10,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
+use petnet::drift::Traits;
 use petnet::preprocess::Pixels;
-use petnet::{Explanation, Prediction};
+use petnet::{Explanation, Prediction, sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::settings::Settings;
+use crate::telemetry::Rates;
 
 /// The right to have some photos in the house.
 pub(crate) struct Ticket(OwnedSemaphorePermit);
@@ -30,17 +32,42 @@ impl Ticket {
 }
 
 /// Where the time of a photo went.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Timings {
-    pub(crate) decode: Duration,
-    pub(crate) queue: Duration,
-    pub(crate) model: Duration,
+    pub(crate) decode: Stage,
+    pub(crate) queue: Stage,
+    /// From the batch's beginning to this answer.
+    pub(crate) batch: Stage,
+    pub(crate) model: Stage,
+    /// Photos in the batch.
+    pub(crate) photos: usize,
 }
 
-/// What the network said.
+/// A part of a photo's way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stage {
+    pub(crate) began: Instant,
+    pub(crate) took: Duration,
+}
+
+impl Stage {
+    pub(crate) fn since(began: Instant) -> Self {
+        Self { began, took: began.elapsed() }
+    }
+}
+
+/// What the network said, and of which photo.
 pub(crate) struct Answer<T> {
     pub(crate) value: T,
     pub(crate) timings: Timings,
+    pub(crate) photo: Photo,
+}
+
+/// What is remembered of a photo.
+pub(crate) struct Photo {
+    pub(crate) traits: Traits,
+    /// Of its bytes, in hex; where it is kept.
+    pub(crate) sha256: Option<String>,
 }
 
 type Reply<T> = oneshot::Sender<Result<Answer<T>, Problem>>;
@@ -75,7 +102,8 @@ struct Job {
     work: Work,
     model: Arc<Model>,
     pixels: Pixels,
-    decode: Duration,
+    photo: Photo,
+    decode: Stage,
     queued: Instant,
     place: Ticket,
 }
@@ -89,19 +117,25 @@ pub(crate) struct Batcher {
     jobs: Sender<Job>,
     /// Moving mean of the time a photo takes, in nanoseconds.
     pace: Arc<AtomicU64>,
+    /// Whether photos are known by their digest afterwards.
+    digests: bool,
 }
 
 impl Batcher {
-    pub(crate) fn start(settings: &Settings) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        settings: &Settings,
+        rates: Arc<Rates>,
+        digests: bool,
+    ) -> std::io::Result<Self> {
         let (capacity, max_batch) = (settings.queue, settings.max_batch.max(1));
         let (jobs, waiting) = channel();
         let pace = Arc::new(AtomicU64::new(0));
         let measured = Arc::clone(&pace);
         std::thread::Builder::new()
             .name("network".into())
-            .spawn(move || serve(&waiting, max_batch, &measured))?;
+            .spawn(move || serve(&waiting, max_batch, &measured, &rates))?;
         let places = Arc::new(Semaphore::new(capacity));
-        Ok(Self { places, capacity, patience: settings.request_timeout, jobs, pace })
+        Ok(Self { places, capacity, patience: settings.request_timeout, jobs, pace, digests })
     }
 
     /// Places for `photos` photos.
@@ -130,6 +164,12 @@ impl Batcher {
     /// Photos in the house.
     pub(crate) fn depth(&self) -> usize {
         self.capacity - self.places.available_permits()
+    }
+
+    /// Sets the gauges of the queue.
+    pub(crate) fn observe(&self) {
+        gauge!("batch_queue_depth").set(self.depth() as f64);
+        gauge!("batch_queue_capacity").set(self.capacity as f64);
     }
 
     /// # Errors
@@ -171,21 +211,24 @@ impl Batcher {
     }
 
     fn submit(&self, work: Work, model: Arc<Model>, photo: Bytes, place: Ticket) {
-        let jobs = self.jobs.clone();
+        let (jobs, digests) = (self.jobs.clone(), self.digests);
         // The runtime's blocking threads are the decoding pool; `main` bounds their number.
         tokio::task::spawn_blocking(move || {
             if !work.wanted() {
                 return;
             }
             let began = Instant::now();
-            let pixels = model.classifier.preprocess(&photo);
-            let decode = began.elapsed();
-            histogram!("preprocessing_duration_seconds").record(decode);
-            match pixels {
-                Ok(pixels) => {
+            let inspected = model.classifier.inspect(&photo);
+            let decode = Stage::since(began);
+            histogram!("preprocessing_duration_seconds").record(decode.took);
+            let result = if inspected.is_ok() { "ok" } else { "refused" };
+            counter!("preprocessing_images_total", "result" => result).increment(1);
+            match inspected {
+                Ok((pixels, traits)) => {
+                    let photo = Photo { traits, sha256: digests.then(|| sha256(&photo)) };
                     let queued = Instant::now();
                     // The receiver lives as long as the process.
-                    let _ = jobs.send(Job { work, model, pixels, decode, queued, place });
+                    let _ = jobs.send(Job { work, model, pixels, photo, decode, queued, place });
                 }
                 Err(error) => work.fail(error.into()),
             }
@@ -193,7 +236,7 @@ impl Batcher {
     }
 }
 
-fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64) {
+fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64, rates: &Rates) {
     while let Ok(first) = waiting.recv() {
         let mut jobs = vec![first];
         jobs.extend(waiting.try_iter().take(max_batch - 1));
@@ -208,7 +251,7 @@ fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64) {
             let model = Arc::clone(&job.model);
             let (same, others): (Vec<_>, Vec<_>) =
                 jobs.into_iter().partition(|job| Arc::ptr_eq(&job.model, &model));
-            answer(&model, same);
+            answer(&model, same, began, rates);
             jobs = others;
         }
         let each = began.elapsed().as_nanos() as u64 / photos as u64;
@@ -218,22 +261,24 @@ fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64) {
 }
 
 /// One pass for all that want an answer, then one each for those who want to know why.
-fn answer(model: &Model, jobs: Vec<Job>) {
+fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     let (mut pictures, mut replies) = (Vec::new(), Vec::new());
-    let began = Instant::now();
-    for job in jobs {
-        let queue = began.saturating_duration_since(job.queued);
-        let timings = Timings { decode: job.decode, queue, model: Duration::ZERO };
-        match job.work {
+    let photos = jobs.len();
+    let timings = |decode, queued: Instant, model: Stage| {
+        let queue = Stage { began: queued, took: batch.saturating_duration_since(queued) };
+        Timings { decode, queue, batch: Stage::since(batch), model, photos }
+    };
+    for Job { work, pixels, photo, decode, queued, place, .. } in jobs {
+        match work {
             Work::Classify(reply) => {
-                pictures.push(job.pixels);
-                replies.push((reply, timings, job.place));
+                pictures.push(pixels);
+                replies.push((reply, photo, (decode, queued), place));
             }
             Work::Explain(reply) => {
                 let began = Instant::now();
-                let outcome = contain(|| model.classifier.explain_pixels(&job.pixels));
-                let timings = Timings { model: began.elapsed(), ..timings };
-                let _ = reply.send(outcome.map(|value| Answer { value, timings }));
+                let outcome = contain(|| model.classifier.explain_pixels(&pixels));
+                let timings = timings(decode, queued, Stage::since(began));
+                let _ = reply.send(outcome.map(|value| Answer { value, timings, photo }));
             }
         }
     }
@@ -241,15 +286,17 @@ fn answer(model: &Model, jobs: Vec<Job>) {
         return;
     }
     histogram!("batch_size").record(pictures.len() as f64);
+    rates.batch(pictures.len());
     let began = Instant::now();
     let outcome = contain(|| model.classifier.classify_pixels(&pictures));
-    let took = began.elapsed();
-    histogram!("inference_duration_seconds").record(took);
+    let pass = Stage::since(began);
+    histogram!("inference_duration_seconds").record(pass.took);
     match outcome {
         Ok(predictions) => {
-            for ((reply, timings, _place), value) in replies.into_iter().zip(predictions) {
-                let timings = Timings { model: took, ..timings };
-                let _ = reply.send(Ok(Answer { value, timings }));
+            let replies = replies.into_iter().zip(predictions);
+            for ((reply, photo, (decode, queued), _place), value) in replies {
+                let timings = timings(decode, queued, pass);
+                let _ = reply.send(Ok(Answer { value, timings, photo }));
             }
         }
         Err(problem) => {

@@ -6,11 +6,14 @@
 mod access;
 mod app;
 mod batcher;
+mod drift;
+mod feedback;
 mod model;
 mod problem;
 mod registry;
 mod routes;
 mod server;
+mod sessions;
 mod settings;
 mod telemetry;
 mod tls;
@@ -67,6 +70,7 @@ pub async fn run(
         .context("loading the model panicked")??;
     tracing::info!(address = %api, "ready");
     let watching = tokio::spawn(app::follow_model(Arc::clone(&app), reload));
+    let housekeeping = tokio::spawn(app::keep_house(Arc::clone(&app)));
     shutdown.await;
     app.enter(Phase::Draining);
     tracing::info!(delay = ?app.settings.drain_delay, "draining");
@@ -74,6 +78,8 @@ pub async fn run(
     app.enter(Phase::Closing);
     watching.abort();
     server.finish(app.settings.grace).await;
+    housekeeping.abort();
+    tokio::task::spawn_blocking(move || app.traces.finish()).await?;
     tracing::info!("stopped");
     Ok(())
 }

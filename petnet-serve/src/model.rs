@@ -1,16 +1,23 @@
 //! The model that answers, and how another one takes its place.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
+use md5::{Digest as _, Md5};
+use metrics::{counter, gauge};
 use petnet::preprocess::Pixels;
 use petnet::{Checkpoint, Classifier, sha256};
+use serde::Deserialize;
 
 use crate::registry::{self, Registered};
 use crate::settings::Settings;
+
+/// Classes that metrics tell apart; the rest are `other`.
+pub(crate) const CLASSES: usize = 32;
 
 /// A loaded, warm model.
 pub(crate) struct Model {
@@ -40,6 +47,7 @@ impl Model {
             (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), bytes)
         };
         let sha256 = sha256(&bytes);
+        let pulled = settings.dvc_lock.as_deref().map(|lock| names(lock, &bytes)).transpose()?;
         let checkpoint = Checkpoint::from_bytes(&bytes).with_context(|| settings.model.clone())?;
         let classifier =
             Classifier::new(checkpoint, settings.device)?.with_limits(settings.limits());
@@ -52,7 +60,36 @@ impl Model {
             loaded: SystemTime::now(),
         };
         model.warm_up()?;
+        if pulled == Some(true) {
+            counter!("dvc_pulls_total").increment(1);
+        }
         Ok(model)
+    }
+
+    /// A class's name as a label of metrics, of which there must not be many.
+    pub(crate) fn class(&self, index: usize) -> String {
+        let name = self.classifier.labels().get(index).filter(|_| index < CLASSES);
+        name.map_or("other".into(), Clone::clone)
+    }
+
+    /// Sets the gauges that say which model this is.
+    pub(crate) fn observe(&self) {
+        let info = self.classifier.info();
+        gauge!(
+            "model_info",
+            "name" => self.name.clone(),
+            "version" => self.version.clone(),
+            "architecture" => info.architecture.name()
+        )
+        .set(1.0);
+        let loaded = self.loaded.duration_since(UNIX_EPOCH).unwrap_or_default();
+        gauge!("model_loaded_timestamp_seconds").set(loaded.as_secs_f64());
+        if let Some(trained) = info.trained {
+            gauge!("model_last_trained_timestamp").set(trained as f64);
+        }
+        if let Some(changed) = info.data_time {
+            gauge!("data_version_timestamp").set(changed as f64);
+        }
     }
 
     /// A first pass pays for what later ones find ready; and a model that fails on it never serves.
@@ -63,6 +100,33 @@ impl Model {
         self.classifier.classify_pixels(std::slice::from_ref(&blank))?;
         Ok(())
     }
+}
+
+/// Whether a `dvc.lock` names a file of these bytes among its outputs.
+fn names(lock: &Path, bytes: &[u8]) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Lock {
+        #[serde(default)]
+        stages: HashMap<String, Stage>,
+    }
+    #[derive(Deserialize)]
+    struct Stage {
+        #[serde(default)]
+        outs: Vec<Out>,
+    }
+    #[derive(Deserialize)]
+    struct Out {
+        md5: Option<String>,
+    }
+    let context = || lock.display().to_string();
+    let text = std::fs::read_to_string(lock).with_context(context)?;
+    let lock: Lock = serde_yaml::from_str(&text).with_context(context)?;
+    let digest: String = Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(lock
+        .stages
+        .values()
+        .flat_map(|stage| &stage.outs)
+        .any(|out| out.md5.as_deref() == Some(&digest)))
 }
 
 /// The place where the model stands; readers never wait.
@@ -78,7 +142,7 @@ impl Slot {
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
         let model = Arc::new(Model::load(settings)?);
         tracing::info!(name = model.name, version = model.version, "model loaded");
-        metrics::counter!("model_reloads_total", "result" => "loaded").increment(1);
+        counter!("model_reloads_total", "result" => "loaded").increment(1);
         self.0.store(Some(Arc::clone(&model)));
         Ok(model)
     }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,9 +54,9 @@ impl Server {
         tokio::spawn(async move {
             loop {
                 let place = Arc::clone(&room).acquire_owned().await;
-                let stream = tokio::select! {
+                let (stream, peer) = tokio::select! {
                     accepted = listener.accept() => match accepted {
-                        Ok((stream, _)) => stream,
+                        Ok(accepted) => accepted,
                         Err(error) => {
                             // Out of file descriptors, mostly: others must close theirs first.
                             tracing::warn!(%error, "cannot accept a connection");
@@ -65,8 +66,8 @@ impl Server {
                     },
                     () = app.closing() => return,
                 };
-                let connection =
-                    Connection { app: Arc::clone(&app), face, requests: Arc::default() };
+                let (app, peer) = (Arc::clone(&app), peer.ip());
+                let connection = Connection { app, face, peer, requests: Arc::default() };
                 let tls = tls.clone();
                 tokio::spawn(async move {
                     connection.serve(stream, tls).await;
@@ -94,6 +95,7 @@ impl Server {
 struct Connection {
     app: Arc<App>,
     face: Face,
+    peer: IpAddr,
     requests: Arc<AtomicUsize>,
 }
 
@@ -188,8 +190,8 @@ impl Connection {
         request: hyper::Request<hyper::body::Incoming>,
     ) -> impl Future<Output = Result<routes::Reply, Infallible>> + use<> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let (app, face) = (Arc::clone(&self.app), self.face);
-        async move { Ok(routes::handle(&app, face, request).await) }
+        let (app, face, peer) = (Arc::clone(&self.app), self.face, self.peer);
+        async move { Ok(routes::handle(&app, face, peer, request).await) }
     }
 }
 

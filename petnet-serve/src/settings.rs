@@ -45,6 +45,9 @@ pub struct Settings {
     /// Folder that keeps downloaded models [default: petnet in the user's cache folder]
     #[arg(long, env = "PETNET_MODEL_CACHE", help_heading = "Model")]
     pub model_cache: Option<PathBuf>,
+    /// A dvc.lock; a model that it names counts as pulled
+    #[arg(long, env = "PETNET_DVC_LOCK", help_heading = "Model")]
+    pub dvc_lock: Option<PathBuf>,
     /// SHA-256 of the model file that should be running, for /artifacts/compare
     #[arg(long, env = "PETNET_EXPECT_MODEL_SHA256", help_heading = "Model")]
     pub expect_model_sha256: Option<String>,
@@ -127,6 +130,35 @@ pub struct Settings {
     #[serde(serialize_with = "as_text")]
     pub grace: Duration,
 
+    /// Folder that keeps predictions for the labels that may come (no photos), or `off`
+    /// [default: feedback, where it can be written]
+    #[arg(long, env = "PETNET_FEEDBACK", help_heading = "Feedback and drift")]
+    pub feedback: Option<String>,
+    /// How long predictions and labels are kept
+    #[arg(long, env = "PETNET_FEEDBACK_KEEP", value_parser = duration, default_value = "30d", help_heading = "Feedback and drift")]
+    #[serde(serialize_with = "as_text")]
+    pub feedback_keep: Duration,
+    /// Most bytes of them on disk, besides a journal of 64 MiB
+    #[arg(
+        long,
+        env = "PETNET_FEEDBACK_MAX_BYTES",
+        default_value_t = 256 << 20,
+        help_heading = "Feedback and drift"
+    )]
+    pub feedback_max_bytes: u64,
+    /// Recent photos that are compared with those that the model was judged on
+    #[arg(
+        long,
+        env = "PETNET_DRIFT_WINDOW",
+        default_value_t = 1000,
+        help_heading = "Feedback and drift"
+    )]
+    pub drift_window: usize,
+    /// Time without a request that ends a client's session
+    #[arg(long, env = "PETNET_SESSION_IDLE", value_parser = duration, default_value = "15m", help_heading = "Feedback and drift")]
+    #[serde(serialize_with = "as_text")]
+    pub session_idle: Duration,
+
     /// SHA-256 of each accepted API key in hex, separated by commas (`printf %s KEY | sha256sum`);
     /// without one, everything but /admin is open
     #[arg(
@@ -139,18 +171,32 @@ pub struct Settings {
     #[serde(skip)]
     pub api_keys_sha256: Vec<String>,
 
+    /// OpenTelemetry collector that takes traces over HTTP; others of its variables (OTEL_SERVICE_NAME,
+    /// OTEL_TRACES_SAMPLER, ...) are heard too
+    #[arg(
+        long,
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        value_name = "http://HOST:4318",
+        help_heading = "Logs and traces"
+    )]
+    pub otlp_endpoint: Option<String>,
     /// How to log
     #[arg(
         long,
         env = "PETNET_LOG_FORMAT",
         value_enum,
         default_value = "auto",
-        help_heading = "Logs"
+        help_heading = "Logs and traces"
     )]
     #[serde(serialize_with = "as_text")]
     pub log_format: LogFormat,
     /// error, warn, info, debug or trace
-    #[arg(long = "log", env = "PETNET_LOG", default_value = "info", help_heading = "Logs")]
+    #[arg(
+        long = "log",
+        env = "PETNET_LOG",
+        default_value = "info",
+        help_heading = "Logs and traces"
+    )]
     pub log_level: String,
 }
 
@@ -162,6 +208,9 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Where feedback is kept unless told otherwise.
+    pub(crate) const FEEDBACK: &str = "feedback";
+
     /// What is decoded at most.
     pub(crate) fn limits(&self) -> Limits {
         let max_bytes = self.max_body as u64;

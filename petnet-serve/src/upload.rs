@@ -1,18 +1,26 @@
 //! Request bodies to photos: multipart, a raw picture, or base64 in JSON; all within limits.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use hyper::{Request, StatusCode, Version};
+use metrics::{counter, histogram};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::problem::Problem;
 use crate::settings::Settings;
+
+/// Most bytes of a body that is no photo.
+const SMALL: usize = 1 << 20;
+const LATE: &str = "the body did not arrive in time";
+const CUT: &str = "the body ended too early";
 
 /// A photo as it came, or what was wrong with its part of the body.
 pub(crate) struct Photo {
@@ -51,17 +59,22 @@ impl Uploads {
         let kind = content_type(request.headers());
         let form = Form::of(&kind)?;
         let reading = self.collect(request.body_mut(), settings.max_body);
-        let (body, memory) =
-            tokio::time::timeout(settings.body_timeout, reading).await.map_err(|_| {
-                let detail = "the body did not arrive in time";
-                Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail)
-            })??;
+        let (body, memory) = tokio::time::timeout(settings.body_timeout, reading)
+            .await
+            .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE))??;
         let size = body.len();
+        let began = Instant::now();
         let photos = match form {
-            Form::Raw => vec![Photo { name: None, bytes: Ok(body) }],
-            Form::Json => vec![Photo { name: None, bytes: Ok(from_json(&body)?) }],
-            Form::Multipart(boundary) => multipart(body, boundary, settings.max_parts).await?,
+            Form::Raw => Ok(vec![Photo { name: None, bytes: Ok(body) }]),
+            Form::Json => {
+                from_json(&body).map(|bytes| vec![Photo { name: None, bytes: Ok(bytes) }])
+            }
+            Form::Multipart(boundary) => multipart(body, boundary, settings.max_parts).await,
         };
+        histogram!("validation_duration_seconds").record(began.elapsed());
+        let photos = photos?;
+        let taken = photos.iter().flat_map(|photo| &photo.bytes).map(Bytes::len).sum::<usize>();
+        counter!("input_image_size_total").increment(taken as u64);
         Ok(Upload { photos, size, _memory: memory })
     }
 
@@ -79,7 +92,7 @@ impl Uploads {
         let mut memory = claim(0)?;
         let mut bytes = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::bad_request("the body ended too early"))?;
+            let frame = frame.map_err(|_| Problem::bad_request(CUT))?;
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > most {
                 return Err(over(most));
@@ -89,6 +102,29 @@ impl Uploads {
         }
         Ok((bytes.freeze(), memory))
     }
+}
+
+/// Reads a small JSON body.
+///
+/// # Errors
+/// 400, 408, 411, 413, 415.
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    request: &mut Request<Incoming>,
+    settings: &Settings,
+) -> Result<T, Problem> {
+    check_length(request, SMALL)?;
+    if !matches!(Form::of(&content_type(request.headers()))?, Form::Json) {
+        let detail = "send application/json";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+    }
+    let whole = Limited::new(request.body_mut(), SMALL).collect();
+    let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE);
+    let body = tokio::time::timeout(settings.body_timeout, whole).await.map_err(late)?;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() { over(SMALL) } else { Problem::bad_request(CUT) }
+    })?;
+    serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| Problem::bad_request(format!("the JSON is not as it should be: {error}")))
 }
 
 /// What the body claims to be.

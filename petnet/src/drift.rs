@@ -121,12 +121,14 @@ struct Distribution {
 }
 
 impl Distribution {
-    /// Bins of about equal size, and one at each end for what was never seen.
-    fn learn(mut values: Vec<f32>) -> Self {
+    /// Bins of about equal size, and one at each end for what was never seen; `None` where all
+    /// values are equal.
+    fn learn(mut values: Vec<f32>) -> Option<Self> {
         values.sort_by(f32::total_cmp);
-        let (Some(least), Some(most)) = (values.first(), values.last()) else {
-            return Self { edges: Vec::new(), counts: vec![0] };
-        };
+        let (least, most) = (values.first()?, values.last()?);
+        if least == most {
+            return None;
+        }
         let mut edges = vec![least.next_down()];
         edges.extend((1..PARTS).map(|part| values[values.len() * part / PARTS]));
         edges.push(*most);
@@ -136,7 +138,7 @@ impl Distribution {
             let bin = distribution.bin(value);
             distribution.counts[bin] += 1;
         }
-        distribution
+        Some(distribution)
     }
 
     fn bin(&self, value: f32) -> usize {
@@ -160,11 +162,15 @@ impl Distribution {
 pub struct Reference(BTreeMap<Statistic, Distribution>);
 
 impl Reference {
-    /// Learns from photos that are as they should be; a thousand are enough.
+    /// Learns from photos that are as they should be; a thousand are enough. A statistic in which
+    /// they are all alike is left out: photos that were cut to one size say nothing of those to come.
     pub fn learn(looks: &[Look]) -> Self {
-        let values = |place: usize| looks.iter().map(|look| look.0[place]).collect();
-        let learned = Statistic::ALL.iter().enumerate();
-        Self(learned.map(|(place, s)| (*s, Distribution::learn(values(place)))).collect())
+        let values =
+            |statistic: Statistic| looks.iter().map(move |look| look.0[statistic as usize]);
+        let learned = Statistic::ALL.into_iter().filter_map(|statistic| {
+            Some((statistic, Distribution::learn(values(statistic).collect())?))
+        });
+        Self(learned.collect())
     }
 }
 
@@ -295,12 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_always_the_same_is_missed_when_it_changes() {
-        let distribution = Distribution::learn(vec![1.0; 1000]);
-        assert!(distribution.psi(&[0, 300, 0]) < 1e-3, "{distribution:?}");
-        assert!(distribution.psi(&[300, 0, 0]) > 1.0);
-        assert_eq!([0.5, 1.0, 1.5].map(|v| distribution.bin(v)), [0, 1, 2]);
-        assert_eq!(Distribution::learn(Vec::new()).psi(&[5]), 0.0, "nothing is known");
+    fn what_was_never_seen_is_noticed_and_what_never_varied_is_not_watched() {
+        let distribution =
+            Distribution::learn((0..1000).map(|n| (n % 2) as f32).collect()).unwrap();
+        assert_eq!([-1.0, 0.0, 0.5, 1.0, 1.5].map(|v| distribution.bin(v)), [0, 1, 2, 2, 3]);
+        assert!(distribution.psi(&[0, 150, 150, 0]) < 0.01, "{distribution:?}");
+        assert!(distribution.psi(&[0, 150, 140, 10]) > 0.1);
+        assert_eq!(Distribution::learn(vec![1.0; 1000]), None);
+        assert_eq!(Distribution::learn(Vec::new()), None);
     }
 
     #[test]

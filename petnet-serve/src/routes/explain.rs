@@ -12,11 +12,12 @@ use petnet::Explanation;
 use petnet::preprocess::{Limits, Pixels, decode_at_least};
 use serde_json::{Value, json};
 
-use super::predict::{describe, note};
+use super::predict::{describe, note, remember};
 use super::{Reply, accepts, json as json_reply, new_id, text};
 use crate::app::App;
+use crate::batcher::Answer;
 use crate::problem::Problem;
-use crate::telemetry::milliseconds;
+use crate::telemetry::{Note, milliseconds};
 
 /// Longer side of the picture in the answer, in pixels.
 const SIDE: u32 = 512;
@@ -34,8 +35,7 @@ pub(super) async fn explain(
     let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?.bytes?;
     let place = app.batcher.admit(1)?;
     let answer = app.batcher.explain(Arc::clone(&model), photo.clone(), place).await?;
-    let timings = answer.timings;
-    let explanation = answer.value;
+    let Answer { value: explanation, timings, photo: known } = answer;
     let limits = app.settings.limits();
     let (explanation, png) = tokio::task::spawn_blocking(move || {
         let png = draw(&explanation, &photo, &limits);
@@ -45,7 +45,8 @@ pub(super) async fn explain(
     .map_err(|_| Problem::internal())?;
     let (png, prediction) = (png?, explanation.prediction());
     let id = new_id();
-    let mut fields = describe(prediction, &model, &id);
+    remember(app, &model, id, (prediction, &known));
+    let mut fields = describe(prediction, &model, id);
     let mut reply = if wants_json {
         let encoded = base64::engine::general_purpose::STANDARD.encode(&png);
         let (width, height) = explanation.size();
@@ -65,7 +66,8 @@ pub(super) async fn explain(
         }
         reply
     };
-    reply.extensions_mut().insert(note(prediction, id, timings, bytes));
+    let (accepted, timings) = (Some(began), vec![timings]);
+    reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(prediction, id) });
     Ok(reply)
 }
 

@@ -1,11 +1,14 @@
 //! From a request to its answer: which path, which method, and what every answer carries.
 
 mod admin;
+mod events;
 mod explain;
+mod feedback;
 mod pages;
 mod predict;
 mod status;
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,11 +24,12 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::problem::Problem;
 use crate::server::Face;
-use crate::telemetry::{Note, Record};
+use crate::telemetry::{Note, Parent, Record};
 
 /// An answer: small enough to be whole.
 pub(crate) type Reply = Response<Full<Bytes>>;
@@ -36,7 +40,7 @@ const GET: &str = "GET, HEAD";
 const POST: &str = "POST";
 
 /// Every path with the methods it takes.
-pub(crate) const ROUTES: [(&str, &str); 13] = [
+pub(crate) const ROUTES: [(&str, &str); 16] = [
     ("/", GET),
     ("/health", GET),
     ("/livez", GET),
@@ -49,16 +53,31 @@ pub(crate) const ROUTES: [(&str, &str); 13] = [
     ("/predict", POST),
     ("/predict/batch", POST),
     ("/explain", POST),
+    ("/feedback", POST),
+    ("/feedback/export", GET),
+    ("/events/adoption", POST),
     ("/admin/reload", POST),
 ];
 
+/// Paths that people and their programs come for; probes and scrapers are no visitors.
+const VISITED: [&str; 7] =
+    ["/", "/docs", "/predict", "/predict/batch", "/explain", "/feedback", "/events/adoption"];
+
 /// Answers any request; nothing it does can end the connection without an answer.
-pub(crate) async fn handle(app: &Arc<App>, face: Face, mut request: Request<Incoming>) -> Reply {
+pub(crate) async fn handle(
+    app: &Arc<App>,
+    face: Face,
+    peer: IpAddr,
+    mut request: Request<Incoming>,
+) -> Reply {
     let began = Instant::now();
     let (method, version) = (request.method().clone(), request.version());
     let id = request_id(request.headers());
-    let trace = trace_id(request.headers());
+    let parent = parent(request.headers());
     let known = ROUTES.iter().find(|(path, _)| *path == request.uri().path());
+    if known.is_some_and(|(path, _)| VISITED.contains(path)) {
+        app.sessions.touch(request.headers(), peer);
+    }
     let outcome = match known {
         Some(&(path, allow)) if face == Face::Api || path == "/metrics" => {
             let work = AssertUnwindSafe(dispatch(app, path, allow, &mut request));
@@ -78,14 +97,15 @@ pub(crate) async fn handle(app: &Arc<App>, face: Face, mut request: Request<Inco
     let note = reply.extensions_mut().remove::<Note>().unwrap_or_default();
     let record = Record {
         id: &id,
-        trace: trace.as_deref(),
+        parent,
         method: &method,
         route: known.map_or("unknown", |(path, _)| path),
         status: reply.status(),
+        began,
         took: began.elapsed(),
         note: &note,
     };
-    record.write();
+    record.write(&app.rates, &app.traces);
     reply
 }
 
@@ -114,6 +134,9 @@ async fn dispatch(
         "/predict" => predict::one(app, request).await,
         "/predict/batch" => predict::many(app, request).await,
         "/explain" => explain::explain(app, request).await,
+        "/feedback" => feedback::give(app, request).await,
+        "/feedback/export" => feedback::export(app, request).await,
+        "/events/adoption" => events::adoption(app, request).await,
         _ => admin::reload(app, request).await,
     }
 }
@@ -182,19 +205,15 @@ fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
     match sent {
         Some(id) if (1..=128).contains(&id.len()) => id.to_string(),
-        _ => new_id(),
+        _ => new_id().to_string(),
     }
 }
 
 /// Unique, and in the order of time.
-fn new_id() -> String {
-    uuid::Uuid::now_v7().to_string()
+fn new_id() -> Uuid {
+    Uuid::now_v7()
 }
 
-/// The trace that a W3C `traceparent` names: `00-<32 hex>-<16 hex>-<2 hex>`.
-fn trace_id(headers: &HeaderMap) -> Option<String> {
-    let parent = headers.get(TRACE_PARENT)?.to_str().ok()?;
-    let trace = parent.split('-').nth(1)?;
-    let sound = parent.len() >= 55 && trace.len() == 32;
-    (sound && trace.bytes().all(|b| b.is_ascii_hexdigit())).then(|| trace.to_string())
+fn parent(headers: &HeaderMap) -> Option<Parent> {
+    Parent::parse(headers.get(TRACE_PARENT)?.to_str().ok()?)
 }

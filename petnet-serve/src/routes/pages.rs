@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use base64::Engine as _;
 use hyper::header::{
-    CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, VARY,
+    CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, SET_COOKIE, VARY,
     X_FRAME_OPTIONS,
 };
 use serde_json::json;
@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{ROUTES, Reply, accepts, json as json_reply, text};
 use crate::app::App;
+use crate::sessions::{SESSION_COOKIE, cookie};
 
 const OPENAPI: &str = include_str!("../../assets/openapi.json");
 
@@ -19,7 +20,13 @@ const OPENAPI: &str = include_str!("../../assets/openapi.json");
 pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
     static POLICY: OnceLock<HeaderValue> = OnceLock::new();
     let mut reply = if accepts(headers, "text/html") {
-        page(include_str!("../../assets/page.html"), &POLICY)
+        let mut reply = page(include_str!("../../assets/page.html"), &POLICY);
+        if cookie(headers).is_none()
+            && let Ok(cookie) = HeaderValue::from_str(&new_cookie(app))
+        {
+            reply.headers_mut().insert(SET_COOKIE, cookie);
+        }
+        reply
     } else {
         let endpoints: Vec<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
         let body = json!({
@@ -32,6 +39,13 @@ pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
     };
     reply.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
     reply
+}
+
+/// Tells one visitor from another, for as long as the browser runs.
+fn new_cookie(app: &App) -> String {
+    let secure = if app.settings.tls_cert.is_some() { "; Secure" } else { "" };
+    let visitor = uuid::Uuid::new_v4();
+    format!("{SESSION_COOKIE}={visitor}; Path=/; HttpOnly; SameSite=Lax{secure}")
 }
 
 pub(super) fn docs() -> Reply {

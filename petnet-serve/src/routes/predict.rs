@@ -6,13 +6,16 @@ use std::time::Instant;
 use futures_util::future::join_all;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
-use metrics::counter;
+use metrics::{counter, histogram};
 use petnet::Prediction;
+use petnet::drift::Look;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use super::{Reply, json as json_reply, new_id};
 use crate::app::App;
-use crate::batcher::Timings;
+use crate::batcher::Photo;
+use crate::feedback::Predicted;
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::telemetry::{Note, milliseconds};
@@ -27,10 +30,13 @@ pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Resu
     let place = app.batcher.admit(1)?;
     let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place).await?;
     let id = new_id();
-    let mut fields = describe(&answer.value, &model, &id);
+    remember(app, &model, id, (&answer.value, &answer.photo));
+    let mut fields = describe(&answer.value, &model, id);
     fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()).into());
     let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
-    reply.extensions_mut().insert(note(&answer.value, id, answer.timings, bytes));
+    let accepted = Some(began);
+    let timings = vec![answer.timings];
+    reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(&answer.value, id) });
     Ok(reply)
 }
 
@@ -48,10 +54,7 @@ pub(super) async fn many(
     let answers = upload.photos.into_iter().map(|photo| {
         let place = places.split().ok_or_else(Problem::internal);
         let model = Arc::clone(&model);
-        async move {
-            let answer = app.batcher.classify(model, photo.bytes?, place?).await?;
-            Ok::<_, Problem>(answer.value)
-        }
+        async move { app.batcher.classify(model, photo.bytes?, place?).await }
     });
     // Collected first: every photo has its place before the first one is waited for.
     let answers: Vec<_> = answers.collect();
@@ -62,7 +65,11 @@ pub(super) async fn many(
         .enumerate()
         .map(|(index, (outcome, name))| {
             let mut fields = match outcome {
-                Ok(prediction) => describe(prediction, &model, &new_id()),
+                Ok(answer) => {
+                    let id = new_id();
+                    remember(app, &model, id, (&answer.value, &answer.photo));
+                    describe(&answer.value, &model, id)
+                }
                 Err(problem) => Map::from_iter([("error".to_string(), problem.json())]),
             };
             fields.insert("index".into(), index.into());
@@ -77,14 +84,37 @@ pub(super) async fn many(
         "processing_time_ms": milliseconds(began.elapsed()),
     });
     let mut reply = json_reply(StatusCode::OK, &body);
-    reply.extensions_mut().insert(Note { photos, bytes: upload.size, ..Note::default() });
+    let timings = outcomes.iter().flatten().map(|answer| answer.timings).collect();
+    let (accepted, bytes) = (Some(began), upload.size);
+    reply.extensions_mut().insert(Note { accepted, timings, photos, bytes, ..Note::default() });
     Ok(reply)
 }
 
+/// Counts an answer, holds it beside the model's reference, and keeps it for the label that may come.
+pub(super) fn remember(
+    app: &App,
+    model: &Model,
+    id: Uuid,
+    (prediction, photo): (&Prediction, &Photo),
+) {
+    let class = model.class(prediction.index());
+    counter!("prediction_requests_total", "class_predicted" => class.clone()).increment(1);
+    counter!("api_predictions_total", "class" => class.clone()).increment(1);
+    histogram!("model_prediction_confidence", "class" => class).record(prediction.confidence());
+    app.drift.push(model, Look::of(prediction, &photo.traits));
+    if let (Some(feedback), Some(sha256)) = (&app.feedback, &photo.sha256) {
+        let predicted = Predicted {
+            label: prediction.label().into(),
+            confidence: prediction.confidence(),
+            model: model.version.clone(),
+            sha256: sha256.clone(),
+        };
+        feedback.predicted(id, &predicted);
+    }
+}
+
 /// The fields that existing clients know, and what petnet adds to them.
-pub(super) fn describe(prediction: &Prediction, model: &Model, id: &str) -> Map<String, Value> {
-    counter!("prediction_requests_total", "class_predicted" => prediction.label().to_string())
-        .increment(1);
+pub(super) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<String, Value> {
     let labels = model.classifier.labels();
     let probabilities: Map<String, Value> = labels
         .iter()
@@ -99,20 +129,19 @@ pub(super) fn describe(prediction: &Prediction, model: &Model, id: &str) -> Map<
         ("probabilities".to_string(), probabilities.into()),
         ("decision".to_string(), decision.into()),
         ("familiar".to_string(), prediction.is_familiar().into()),
-        ("prediction_id".to_string(), id.into()),
+        ("prediction_id".to_string(), id.to_string().into()),
         ("model".to_string(), json!({ "name": model.name, "version": model.version })),
     ])
 }
 
-pub(super) fn note(prediction: &Prediction, id: String, timings: Timings, bytes: usize) -> Note {
+/// What the log says of one photo.
+pub(super) fn note(prediction: &Prediction, id: Uuid) -> Note {
     Note {
-        prediction_id: Some(id),
+        prediction_id: Some(id.to_string()),
         label: Some(prediction.label().to_string()),
         confidence: Some(prediction.confidence()),
-        timings,
         photos: 1,
-        bytes,
-        problem: None,
+        ..Note::default()
     }
 }
 

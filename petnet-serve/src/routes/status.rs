@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use hyper::StatusCode;
-use metrics::{counter, gauge};
+use metrics::counter;
 use serde_json::{Value, json};
 
 use super::{Reply, json as json_reply, text};
@@ -33,8 +33,7 @@ pub(super) fn ready(app: &App) -> Reply {
 }
 
 pub(super) fn metrics(app: &App) -> Reply {
-    gauge!("batch_queue_depth").set(app.batcher.depth() as f64);
-    text("text/plain; version=0.0.4", app.metrics.render())
+    text("text/plain; version=0.0.4", app.scrape())
 }
 
 pub(super) fn version(app: &App) -> Reply {
@@ -55,6 +54,7 @@ pub(super) fn version(app: &App) -> Reply {
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("PETNET_COMMIT"),
         "model": model,
+        "feedback": app.feedback.is_some(),
     });
     json_reply(StatusCode::OK, &body)
 }

@@ -1,6 +1,7 @@
 //! The real binary on a free port, and an HTTP client of a few lines.
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -28,6 +29,7 @@ impl Server {
             .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--log-format", "json"])
             .args(["--metrics-addr", "off"])
             .args(arguments)
+            .env("PETNET_FEEDBACK", "off")
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -76,6 +78,11 @@ impl Server {
         panic!("still running after {patience:?}");
     }
 
+    /// Waits for a server that was killed.
+    pub(crate) fn wait_killed(&mut self) {
+        self.child.wait().unwrap();
+    }
+
     /// Resident memory in bytes.
     pub(crate) fn memory(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -91,6 +98,24 @@ impl Server {
         self.send(&post(path, headers, body))
     }
 
+    /// The body of a JSON request's answer, and its status.
+    pub(crate) fn tell(&self, path: &str, body: &Value) -> (u16, Value) {
+        let headers = [("content-type", "application/json")];
+        let reply = self.post(path, &headers, body.to_string().as_bytes());
+        (reply.status, reply.json())
+    }
+
+    /// `/metrics`: each series with its value.
+    pub(crate) fn metrics(&self) -> BTreeMap<String, f64> {
+        let text = String::from_utf8(self.get("/metrics").body).unwrap();
+        let series = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        let parse = |line: &str| {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            (name.to_string(), value.parse().unwrap())
+        };
+        series.map(parse).collect()
+    }
+
     /// Sends bytes as they are and reads to the end.
     pub(crate) fn send(&self, bytes: &[u8]) -> Reply {
         let mut stream = self.connect();
@@ -99,6 +124,15 @@ impl Server {
         let mut reply = Vec::new();
         let _ = stream.read_to_end(&mut reply);
         Reply::parse(&reply)
+    }
+
+    /// The answer of a server that may be gone at any moment.
+    pub(crate) fn attempt(&self, bytes: &[u8]) -> Option<Reply> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.write_all(bytes).ok()?;
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).ok()?;
+        Some(Reply::parse(&reply))
     }
 
     pub(crate) fn connect(&self) -> TcpStream {
@@ -178,4 +212,40 @@ pub(crate) fn picture(format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     DynamicImage::from(picture).write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
+}
+
+/// A drawn photo by its number: light and shape vary as those of real ones do. 96 pixels a side or so.
+pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
+    let spread = |salt: u32| {
+        let mixed = number.wrapping_mul(2_654_435_761).rotate_left(salt);
+        (mixed >> 8) as f32 / (1 << 24) as f32
+    };
+    let (width, height) = [(96, 72), (72, 96), (90, 90), (120, 72)][number as usize % 4];
+    let (base, swing) = (90.0 + 60.0 * spread(3), 30.0 + 60.0 * spread(9));
+    let period = 4.0 + 20.0 * spread(17);
+    let photo = RgbImage::from_fn(width, height, |x, y| {
+        let wave = ((x as f32 / period).sin() + (y as f32 / period).cos()) / 2.0;
+        let value = (light * (base + swing * wave)).clamp(0.0, 255.0);
+        Rgb([value as u8, (value * 0.9) as u8, (value * 0.7) as u8])
+    });
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::from(photo).write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// The bundled model, judged on so many drawn photos of daylight.
+pub(crate) fn drawn_model(folder: &std::path::Path, photos: u32) -> std::path::PathBuf {
+    use petnet::drift::{Look, Reference};
+    let checkpoint = petnet::Checkpoint::pretrained().unwrap();
+    let classifier = petnet::Classifier::pretrained().unwrap();
+    let looks: Vec<Look> = (0..photos)
+        .map(|number| {
+            let (pixels, traits) = classifier.inspect(&drawn(number, 1.0)).unwrap();
+            Look::of(&classifier.classify_pixels(&[pixels]).unwrap()[0], &traits)
+        })
+        .collect();
+    let path = folder.join("drawn.safetensors");
+    let judged = checkpoint.with_reference(Some(Reference::learn(&looks)));
+    judged.save(&path, petnet::Precision::F16).unwrap();
+    path
 }

@@ -1,0 +1,47 @@
+//! Recent photos beside those that the model was judged on.
+
+use std::sync::{Mutex, PoisonError};
+
+use metrics::gauge;
+use petnet::drift::{Look, Window};
+
+use crate::model::Model;
+
+/// Photos below which an index is mostly chance.
+const ENOUGH: usize = 200;
+
+/// The window of the model that serves.
+pub(crate) struct Drift {
+    size: usize,
+    /// With the version of the model whose reference it is.
+    window: Mutex<Option<(String, Window)>>,
+}
+
+impl Drift {
+    pub(crate) fn new(size: usize) -> Self {
+        Self { size, window: Mutex::default() }
+    }
+
+    /// Takes in a photo; another model begins anew.
+    pub(crate) fn push(&self, model: &Model, look: Look) {
+        let Some(reference) = &model.classifier.info().reference else { return };
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.as_ref().is_none_or(|(version, _)| *version != model.version) {
+            *window = Some((model.version.clone(), Window::new(reference.clone(), self.size)));
+        }
+        if let Some((_, window)) = &mut *window {
+            window.push(look);
+        }
+    }
+
+    pub(crate) fn observe(&self) {
+        let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, window)) = &*window else { return };
+        gauge!("drift_window_photos").set(window.len() as f64);
+        if window.len() >= ENOUGH.min(self.size) {
+            for (statistic, psi) in window.stability() {
+                gauge!("drift_psi", "statistic" => statistic.name()).set(psi);
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `/events`: what the platform tells of its business.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
+use metrics::counter;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Reply, json as json_reply};
+use crate::app::App;
+use crate::model::CLASSES;
+use crate::problem::Problem;
+use crate::upload::read_json;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Adoption {
+    species: String,
+}
+
+pub(super) async fn adoption(
+    app: &Arc<App>,
+    request: &mut Request<Incoming>,
+) -> Result<Reply, Problem> {
+    app.keys.check(request.headers())?;
+    let Adoption { species } = read_json(request, &app.settings).await?;
+    let model = app.model()?;
+    let known: Vec<&str> = model
+        .classifier
+        .labels()
+        .iter()
+        .take(CLASSES)
+        .map(String::as_str)
+        .chain(["other"])
+        .collect();
+    if !known.contains(&species.as_str()) {
+        let detail = format!("`species` is one of {}", known.join(", "));
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail));
+    }
+    counter!("pet_adoptions_total", "species" => species.clone()).increment(1);
+    Ok(json_reply(StatusCode::ACCEPTED, &json!({ "species": species })))
+}

@@ -1,0 +1,171 @@
+//! `/feedback`: what earlier answers should have been, and all of that for the next training.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use hyper::body::Incoming;
+use hyper::header::{HeaderValue, LINK};
+use hyper::{Request, StatusCode};
+use metrics::counter;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Reply, json as json_reply, text};
+use crate::app::App;
+use crate::feedback::{Feedback, Labelled, Outcome};
+use crate::problem::Problem;
+use crate::upload::read_json;
+
+/// Most labels in one request, and in one answer.
+const MOST_GIVEN: usize = 1000;
+const MOST_TAKEN: usize = 10_000;
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Body {
+    One(Given),
+    Many { feedback: Vec<Given> },
+}
+
+#[derive(Deserialize)]
+struct Given {
+    prediction_id: Uuid,
+    label: String,
+}
+
+pub(super) async fn give(
+    app: &Arc<App>,
+    request: &mut Request<Incoming>,
+) -> Result<Reply, Problem> {
+    app.keys.check(request.headers())?;
+    switched_on(app)?;
+    let body: Body = read_json(request, &app.settings).await?;
+    let (given, many) = match body {
+        Body::One(given) => (vec![given], false),
+        Body::Many { feedback } => (feedback, true),
+    };
+    if given.len() > MOST_GIVEN {
+        return Err(Problem::too_large(format!("more than {MOST_GIVEN} labels")));
+    }
+    let outcomes = take(app, given).await?;
+    for outcome in &outcomes {
+        let result = match outcome {
+            Ok((Outcome::Taken { right: true, .. }, _)) => "right",
+            Ok((Outcome::Taken { right: false, .. }, _)) => "wrong",
+            _ => "refused",
+        };
+        counter!("feedback_total", "result" => result).increment(1);
+    }
+    let entries = outcomes.into_iter().map(|outcome| outcome.and_then(describe));
+    if many {
+        let entries = entries.map(|entry| entry.unwrap_or_else(|e| json!({ "error": e.json() })));
+        let body = json!({ "feedback": entries.collect::<Vec<_>>() });
+        return Ok(json_reply(StatusCode::OK, &body));
+    }
+    let entry = entries.last().unwrap_or_else(|| Err(Problem::internal()))?;
+    Ok(json_reply(StatusCode::OK, &entry))
+}
+
+/// What became of each label; those that no model knows are not taken to the store.
+async fn take(
+    app: &Arc<App>,
+    given: Vec<Given>,
+) -> Result<Vec<Result<(Outcome, Given), Problem>>, Problem> {
+    let model = app.model()?;
+    let labels = model.classifier.labels();
+    let known: Vec<(Uuid, String)> = given
+        .iter()
+        .filter(|given| labels.contains(&given.label))
+        .map(|given| (given.prediction_id, given.label.clone()))
+        .collect();
+    let asked = Arc::clone(app);
+    let outcomes = tokio::task::spawn_blocking(move || {
+        asked.feedback.as_ref().map(|feedback| feedback.label(known))
+    });
+    let outcomes = outcomes.await.map_err(|_| Problem::internal())?.transpose();
+    let mut outcomes = outcomes.map_err(failed)?.unwrap_or_default().into_iter();
+    let unknown = || {
+        let detail = format!("`label` is one of {}", labels.join(", "));
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail)
+    };
+    let paired = given.into_iter().map(|given| {
+        let outcome = if labels.contains(&given.label) { outcomes.next() } else { None };
+        outcome.map(|outcome| (outcome, given)).ok_or_else(unknown)
+    });
+    Ok(paired.collect())
+}
+
+fn describe((outcome, given): (Outcome, Given)) -> Result<Value, Problem> {
+    match outcome {
+        Outcome::Taken { predicted, right } => Ok(json!({
+            "prediction_id": given.prediction_id,
+            "label": given.label,
+            "predicted_class": predicted.label,
+            "correct": right,
+        })),
+        Outcome::Unknown => {
+            let detail =
+                format!("there is no prediction {}, or it is too old", given.prediction_id);
+            Err(Problem::new(StatusCode::NOT_FOUND, "unknown_prediction", detail))
+        }
+    }
+}
+
+pub(super) async fn export(
+    app: &Arc<App>,
+    request: &mut Request<Incoming>,
+) -> Result<Reply, Problem> {
+    app.keys.check(request.headers())?;
+    switched_on(app)?;
+    let after = after(request.uri().query().unwrap_or_default())?;
+    let asked = Arc::clone(app);
+    let labels = tokio::task::spawn_blocking(move || {
+        asked.feedback.as_ref().map(|feedback| feedback.export(after, MOST_TAKEN))
+    });
+    let labels = labels.await.map_err(|_| Problem::internal())?.transpose().map_err(failed)?;
+    let labels = labels.unwrap_or_default();
+    let lines: String = labels.iter().map(|(id, labelled)| line(*id, labelled)).collect();
+    let mut reply = text("application/x-ndjson", lines);
+    if let Some((last, _)) = labels.last().filter(|_| labels.len() == MOST_TAKEN) {
+        let next = format!("</feedback/export?after={last}>; rel=\"next\"");
+        if let Ok(next) = HeaderValue::from_str(&next) {
+            reply.headers_mut().insert(LINK, next);
+        }
+    }
+    Ok(reply)
+}
+
+fn line(id: Uuid, labelled: &Labelled) -> String {
+    let Labelled { predicted, actual, at } = labelled;
+    let at = UNIX_EPOCH + Duration::from_millis(*at);
+    let entry = json!({
+        "prediction_id": id,
+        "label": actual,
+        "predicted_class": predicted.label,
+        "confidence": predicted.confidence,
+        "model_version": predicted.model,
+        "sha256": predicted.sha256,
+        "labelled": humantime::format_rfc3339_millis(at).to_string(),
+    });
+    format!("{entry}\n")
+}
+
+/// The id in `?after=ID`.
+fn after(query: &str) -> Result<Option<Uuid>, Problem> {
+    let Some(id) = query.split('&').find_map(|pair| pair.strip_prefix("after=")) else {
+        return Ok(None);
+    };
+    id.parse().map(Some).map_err(|_| Problem::bad_request("`after` is a prediction_id"))
+}
+
+fn switched_on(app: &App) -> Result<&Feedback, Problem> {
+    let detail = "feedback is switched off: start the server with --feedback FOLDER";
+    let off = || Problem::new(StatusCode::NOT_IMPLEMENTED, "feedback_off", detail);
+    app.feedback.as_ref().ok_or_else(off)
+}
+
+fn failed(error: anyhow::Error) -> Problem {
+    tracing::error!(error = format!("{error:#}"), "the feedback store failed");
+    Problem::internal()
+}

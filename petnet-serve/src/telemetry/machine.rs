@@ -1,0 +1,185 @@
+//! What the process and its machine are doing; what cannot be measured here is left out.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use metrics::{counter, gauge};
+use metrics_process::collector::collect;
+
+/// Shortest time that CPU usage is averaged over.
+const SETTLE: Duration = Duration::from_secs(10);
+const MEGABYTE: f64 = 1e6;
+const DAY: u64 = 86_400;
+
+/// Looks at the process.
+pub(crate) struct Machine {
+    started: Instant,
+    /// Two earlier looks at the CPU time in seconds, the older first.
+    looks: Mutex<[(Instant, f64); 2]>,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        let first = (Instant::now(), collect().cpu_seconds_total.unwrap_or_default());
+        Self { started: Instant::now(), looks: Mutex::new([first; 2]) }
+    }
+
+    /// Sets the gauges of process, clock, GPUs and the disk below `folder`.
+    pub(crate) fn observe(&self, folder: Option<&Path>) {
+        let process = collect();
+        if let Some(bytes) = process.resident_memory_bytes {
+            gauge!("process_memory_usage_mb").set(bytes as f64 / MEGABYTE);
+        }
+        if let Some(seconds) = process.cpu_seconds_total {
+            counter!("process_cpu_seconds_total").absolute(seconds as u64);
+            if let Some(percent) = self.cpu_percent(seconds) {
+                gauge!("process_cpu_usage_percent").set(percent);
+            }
+        }
+        for (name, value) in [
+            ("process_resident_memory_bytes", process.resident_memory_bytes),
+            ("process_virtual_memory_bytes", process.virtual_memory_bytes),
+            // No limit is read as zero.
+            (
+                "process_virtual_memory_max_bytes",
+                process.virtual_memory_max_bytes.filter(|n| *n > 0),
+            ),
+            ("process_open_fds", process.open_fds),
+            ("process_max_fds", process.max_fds),
+            ("process_threads", process.threads),
+            ("process_start_time_seconds", process.start_time_seconds),
+        ] {
+            if let Some(value) = value {
+                gauge!(name).set(value as f64);
+            }
+        }
+        gauge!("service_uptime_seconds").set(self.started.elapsed().as_secs_f64());
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (hour, day) = clock(since.as_secs());
+        gauge!("current_hour").set(hour as f64);
+        gauge!("current_day_of_week").set(day as f64);
+        for gpu in gpus() {
+            gpu.observe();
+        }
+        if let Some(disk) = folder.and_then(|folder| rustix::fs::statvfs(folder).ok()) {
+            gauge!("disk_free_bytes").set(disk.f_bavail as f64 * disk.f_frsize as f64);
+            gauge!("disk_size_bytes").set(disk.f_blocks as f64 * disk.f_frsize as f64);
+        }
+    }
+
+    fn cpu_percent(&self, spent: f64) -> Option<f64> {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if now - looks[1].0 >= SETTLE {
+            *looks = [looks[1], (now, spent)];
+        }
+        let (then, before) = looks[0];
+        let took = (now - then).as_secs_f64();
+        (took > 0.0).then(|| (spent - before) / took * 100.0)
+    }
+}
+
+/// Hour, and day from Monday on, of a time in seconds since 1970, UTC.
+fn clock(seconds: u64) -> (u64, u64) {
+    // The first of January 1970 was a Thursday.
+    (seconds % DAY / 3600, (seconds / DAY + 3) % 7)
+}
+
+/// What one GPU says about itself.
+#[derive(Debug, PartialEq)]
+struct Gpu {
+    name: String,
+    /// 0 to 1.
+    busy: Option<f64>,
+    /// In bytes.
+    memory: Option<f64>,
+}
+
+impl Gpu {
+    fn observe(&self) {
+        let name = &self.name;
+        if let Some(busy) = self.busy {
+            gauge!("gpu_utilization_ratio", "gpu" => name.clone()).set(busy);
+            gauge!("gpu_utilization_percent", "gpu" => name.clone()).set(busy * 100.0);
+        }
+        if let Some(bytes) = self.memory {
+            gauge!("gpu_memory_used_bytes", "gpu" => name.clone()).set(bytes);
+            gauge!("gpu_memory_used_mb", "gpu" => name.clone()).set(bytes / MEGABYTE);
+        }
+    }
+}
+
+fn gpus() -> Vec<Gpu> {
+    let mut all = sysfs(Path::new("/sys/class/drm"));
+    all.extend(nvidia());
+    all
+}
+
+/// GPUs whose driver tells its figures in files, as amdgpu does.
+fn sysfs(root: &Path) -> Vec<Gpu> {
+    let number = |path: &Path| std::fs::read_to_string(path).ok()?.trim().parse::<f64>().ok();
+    let cards = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let read = |card: std::fs::DirEntry| {
+        let name = card.file_name().to_string_lossy().into_owned();
+        let device = card.path().join("device");
+        let busy = number(&device.join("gpu_busy_percent")).map(|percent| percent / 100.0);
+        let memory = number(&device.join("mem_info_vram_used"));
+        // `card0-DP-1` is a plug of `card0`.
+        let card = !name.contains('-') && (busy.is_some() || memory.is_some());
+        card.then_some(Gpu { name, busy, memory })
+    };
+    let mut gpus: Vec<Gpu> = cards.filter_map(read).collect();
+    gpus.sort_by(|a, b| a.name.cmp(&b.name));
+    gpus
+}
+
+#[cfg(feature = "nvml")]
+fn nvidia() -> Vec<Gpu> {
+    static DRIVER: std::sync::OnceLock<Option<nvml_wrapper::Nvml>> = std::sync::OnceLock::new();
+    let Some(driver) = DRIVER.get_or_init(|| nvml_wrapper::Nvml::init().ok()) else {
+        return Vec::new();
+    };
+    let devices = 0..driver.device_count().unwrap_or_default();
+    let read = |index: u32| {
+        let device = driver.device_by_index(index).ok()?;
+        let busy = device.utilization_rates().ok().map(|rates| f64::from(rates.gpu) / 100.0);
+        let memory = device.memory_info().ok().map(|memory| memory.used as f64);
+        Some(Gpu { name: format!("nvidia{index}"), busy, memory })
+    };
+    devices.filter_map(read).collect()
+}
+
+#[cfg(not(feature = "nvml"))]
+fn nvidia() -> Vec<Gpu> {
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_agrees_with_the_calendar() {
+        assert_eq!(clock(0), (0, 3), "a Thursday");
+        assert_eq!(clock(1_795_544_057), (18, 1), "Tuesday, 24 November 2026, 18:14:17");
+    }
+
+    #[test]
+    fn a_driver_that_writes_files_is_read_and_a_machine_without_one_has_no_gpu() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(sysfs(root.path()), []);
+        assert_eq!(sysfs(&root.path().join("nothing")), []);
+        for (card, busy) in [("card1", "37\n"), ("card0", "5\n"), ("card0-DP-1", "5\n")] {
+            let device = root.path().join(card).join("device");
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("gpu_busy_percent"), busy).unwrap();
+        }
+        std::fs::write(root.path().join("card0/device/mem_info_vram_used"), "1048576\n").unwrap();
+        let gpu = |name: &str, busy, memory| Gpu { name: name.into(), busy: Some(busy), memory };
+        assert_eq!(
+            sysfs(root.path()),
+            [gpu("card0", 0.05, Some(1_048_576.0)), gpu("card1", 0.37, None)]
+        );
+    }
+}

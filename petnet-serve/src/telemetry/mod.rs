@@ -1,0 +1,141 @@
+//! Log lines, metrics and traces: one of each a request, made in one place.
+
+mod machine;
+mod rates;
+mod recorder;
+mod traces;
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use hyper::{Method, StatusCode};
+use metrics::{counter, histogram};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::batcher::{Stage, Timings};
+use crate::problem::Problem;
+use crate::settings::{LogFormat, Settings};
+
+pub(crate) use machine::Machine;
+pub(crate) use rates::Rates;
+pub(crate) use recorder::Recorder;
+pub(crate) use traces::{Parent, Traces};
+
+/// Sends log lines to standard error in the form that the settings name.
+///
+/// # Errors
+/// When the level is unknown.
+pub fn start_log(settings: &Settings) -> Result<()> {
+    let wanted: Targets = settings.log_level.parse().context("--log")?;
+    let log = tracing_subscriber::registry().with(wanted);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let pretty = match settings.log_format {
+        LogFormat::Pretty => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+    };
+    if pretty {
+        log.with(lines).init();
+    } else {
+        log.with(lines.json().flatten_event(true).with_current_span(false)).init();
+    }
+    Ok(())
+}
+
+/// What a handler learned that the request's log line should say; travels with the response.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Note {
+    pub(crate) prediction_id: Option<String>,
+    pub(crate) label: Option<String>,
+    pub(crate) confidence: Option<f32>,
+    /// When the body was there.
+    pub(crate) accepted: Option<Instant>,
+    /// Of each photo that was answered.
+    pub(crate) timings: Vec<Timings>,
+    pub(crate) photos: usize,
+    pub(crate) bytes: usize,
+    pub(crate) problem: Option<Problem>,
+}
+
+/// One request, as it ended.
+pub(crate) struct Record<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) parent: Option<Parent>,
+    pub(crate) method: &'a Method,
+    pub(crate) route: &'static str,
+    pub(crate) status: StatusCode,
+    pub(crate) began: Instant,
+    pub(crate) took: Duration,
+    pub(crate) note: &'a Note,
+}
+
+impl Record<'_> {
+    pub(crate) fn write(&self, rates: &Rates, traces: &Traces) {
+        self.count();
+        rates.request(self.status.is_server_error());
+        let trace = traces.record(self).or_else(|| self.parent.map(|parent| parent.trace()));
+        let note = self.note;
+        let only = |stage: fn(&Timings) -> Stage| match note.timings.as_slice() {
+            [timings] => Some(milliseconds(stage(timings).took)),
+            _ => None,
+        };
+        tracing::info!(
+            target: "petnet_serve::request",
+            id = self.id,
+            trace,
+            method = %self.method,
+            route = self.route,
+            status = self.status.as_u16(),
+            ms = milliseconds(self.took),
+            bytes = note.bytes,
+            photos = note.photos,
+            decode_ms = only(|timings| timings.decode),
+            queue_ms = only(|timings| timings.queue),
+            model_ms = only(|timings| timings.model),
+            prediction_id = note.prediction_id.as_deref(),
+            label = note.label.as_deref(),
+            confidence = note.confidence,
+            problem = note.problem.as_ref().map(|p| p.detail.as_str()),
+        );
+    }
+
+    fn count(&self) {
+        let status = self.status.as_str().to_string();
+        counter!(
+            "api_requests_total",
+            "endpoint" => self.route, "method" => known(self.method), "status" => status
+        )
+        .increment(1);
+        histogram!("api_request_latency_seconds", "endpoint" => self.route).record(self.took);
+        let predicts = self.route.starts_with("/predict");
+        if predicts {
+            histogram!("prediction_latency_seconds").record(self.took);
+        }
+        if let Some(Problem { kind, .. }) = self.note.problem {
+            counter!("api_errors_total", "endpoint" => self.route, "error_type" => kind)
+                .increment(1);
+            if predicts || self.route == "/explain" {
+                counter!("prediction_errors_total", "error_type" => kind).increment(1);
+            }
+        }
+    }
+}
+
+/// To a hundredth.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 100.0
+}
+
+/// Methods that strangers invent must not become labels.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

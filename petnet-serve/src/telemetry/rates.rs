@@ -1,0 +1,110 @@
+//! What happened in the last minutes, by the second.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use metrics::gauge;
+
+/// Longest time that is looked back on.
+const SECONDS: usize = 300;
+
+/// Counts of one second, or of several.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Counts {
+    /// Requests answered.
+    pub(crate) requests: u64,
+    /// Of them with 500 or above.
+    pub(crate) errors: u64,
+    /// Passes through the network.
+    pub(crate) batches: u64,
+    /// Photos in them.
+    pub(crate) photos: u64,
+}
+
+/// Counts of each of the last seconds.
+pub(crate) struct Rates {
+    began: Instant,
+    ring: Mutex<[(u64, Counts); SECONDS]>,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { began: Instant::now(), ring: Mutex::new([(0, Counts::default()); SECONDS]) }
+    }
+}
+
+impl Rates {
+    pub(crate) fn request(&self, failed: bool) {
+        self.add(self.began.elapsed(), |counts| {
+            counts.requests += 1;
+            counts.errors += u64::from(failed);
+        });
+    }
+
+    pub(crate) fn batch(&self, photos: usize) {
+        self.add(self.began.elapsed(), |counts| {
+            counts.batches += 1;
+            counts.photos += photos as u64;
+        });
+    }
+
+    /// Sums over the last `seconds`, the current one included.
+    fn last(&self, seconds: u64) -> Counts {
+        self.sum(self.began.elapsed(), seconds)
+    }
+
+    /// Sets the gauges of what happened lately.
+    pub(crate) fn observe(&self) {
+        let (minute, minutes) = (self.last(60), self.last(300));
+        gauge!("requests_per_minute").set(minute.requests as f64);
+        if minutes.requests > 0 {
+            gauge!("api_error_rate").set(minutes.errors as f64 / minutes.requests as f64);
+        }
+        if minutes.batches > 0 {
+            gauge!("batch_size_avg").set(minutes.photos as f64 / minutes.batches as f64);
+        }
+        if minute.photos > 0 {
+            gauge!("batch_throughput_images_per_second").set(minute.photos as f64 / 60.0);
+        }
+    }
+
+    fn add(&self, at: Duration, change: impl FnOnce(&mut Counts)) {
+        let second = at.as_secs();
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = &mut ring[second as usize % SECONDS];
+        if slot.0 != second {
+            *slot = (second, Counts::default());
+        }
+        change(&mut slot.1);
+    }
+
+    fn sum(&self, at: Duration, seconds: u64) -> Counts {
+        let now = at.as_secs();
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = ring.iter().filter(|(second, _)| *second <= now && now - second < seconds);
+        recent.fold(Counts::default(), |sum, (_, counts)| Counts {
+            requests: sum.requests + counts.requests,
+            errors: sum.errors + counts.errors,
+            batches: sum.batches + counts.batches,
+            photos: sum.photos + counts.photos,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_leave_the_window_one_by_one_and_slots_are_used_again() {
+        let rates = Rates::default();
+        let at = Duration::from_secs;
+        for second in 0..1000 {
+            rates.add(at(second), |counts| counts.requests += second);
+        }
+        assert_eq!(rates.sum(at(999), 3).requests, 999 + 998 + 997);
+        assert_eq!(rates.sum(at(1001), 3).requests, 999);
+        assert_eq!(rates.sum(at(999), 300).requests, (700..1000).sum::<u64>());
+        assert_eq!(rates.sum(at(2000), 300), Counts::default());
+    }
+}

@@ -1,0 +1,211 @@
+//! A request's way through the house as OpenTelemetry spans, sent to a collector over HTTP.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use bytes::Bytes;
+use opentelemetry::trace::{
+    Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _,
+    TraceFlags, TraceId, TraceState, Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+
+use super::Record;
+use crate::batcher::Stage;
+
+/// Longest wait for the collector.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The way to the collector, where one is named. Spans wait in a bounded queue on a thread of their
+/// own; what does not fit is dropped.
+pub(crate) struct Traces(Option<(SdkTracerProvider, SdkTracer)>);
+
+impl Traces {
+    /// # Errors
+    /// When the collector's address is none.
+    pub(crate) fn start(endpoint: Option<&str>) -> Result<Self> {
+        let Some(endpoint) = endpoint else { return Ok(Self(None)) };
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Client(ureq::Agent::new_with_config(
+                ureq::Agent::config_builder()
+                    .timeout_global(Some(PATIENCE))
+                    .http_status_as_error(false)
+                    .build(),
+            )))
+            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+            .with_timeout(PATIENCE)
+            .build()
+            .with_context(|| format!("--otlp-endpoint {endpoint}"))?;
+        let name = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let named = std::env::var_os("OTEL_SERVICE_NAME").is_some();
+        let resource = Resource::builder().with_attribute(name);
+        let resource =
+            if named { resource } else { resource.with_service_name(env!("CARGO_PKG_NAME")) };
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(resource.build())
+            .build();
+        let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
+        Ok(Self(Some((provider, tracer))))
+    }
+
+    /// Makes the spans of a request that has ended; its trace, where one is kept.
+    pub(crate) fn record(&self, record: &Record<'_>) -> Option<String> {
+        let (_, tracer) = self.0.as_ref()?;
+        let clock = Clock::now();
+        let parent = record.parent.map_or_else(Context::new, Parent::context);
+        let mut builder = SpanBuilder::from_name(record.route)
+            .with_kind(SpanKind::Server)
+            .with_start_time(clock.at(record.began));
+        builder.attributes = Some(vec![
+            KeyValue::new("http.request.method", record.method.to_string()),
+            KeyValue::new("http.route", record.route),
+            KeyValue::new("http.response.status_code", i64::from(record.status.as_u16())),
+            KeyValue::new("request.id", record.id.to_string()),
+        ]);
+        let mut root = tracer.build_with_context(builder, &parent);
+        if record.status.is_server_error() {
+            let problem = record.note.problem.as_ref().map_or("", |problem| problem.kind);
+            root.set_status(Status::error(problem));
+        }
+        let ended = record.began + record.took;
+        let trace = root.span_context().clone();
+        root.end_with_timestamp(clock.at(ended));
+        if trace.is_sampled() {
+            let inside = Context::new().with_remote_span_context(trace.clone());
+            for (name, stage, photos) in stages(record, ended) {
+                let mut builder =
+                    SpanBuilder::from_name(name).with_start_time(clock.at(stage.began));
+                builder.attributes = photos.map(|n| vec![KeyValue::new("batch.photos", n as i64)]);
+                let mut span = tracer.build_with_context(builder, &inside);
+                span.end_with_timestamp(clock.at(stage.began + stage.took));
+            }
+        }
+        Some(trace.trace_id().to_string())
+    }
+
+    /// Sends what waits.
+    pub(crate) fn finish(&self) {
+        if let Some((provider, _)) = &self.0
+            && let Err(error) = provider.shutdown_with_timeout(PATIENCE)
+        {
+            tracing::warn!(%error, "some traces were not sent");
+        }
+    }
+}
+
+/// The parts of a request's way in order, and how many photos shared the one that is a batch.
+fn stages(record: &Record<'_>, ended: Instant) -> Vec<(&'static str, Stage, Option<usize>)> {
+    let note = record.note;
+    let between = |from: Instant, to: Instant| Stage {
+        began: from,
+        took: to.saturating_duration_since(from),
+    };
+    let accept = note.accepted.map(|at| ("accept", between(record.began, at), None));
+    let photos = note.timings.iter().flat_map(|timings| {
+        [
+            ("decode", timings.decode, None),
+            ("queue", timings.queue, None),
+            ("batch", timings.batch, Some(timings.photos)),
+            ("model", timings.model, None),
+        ]
+    });
+    let last = note.timings.iter().map(|timings| timings.batch.began + timings.batch.took).max();
+    let respond = last.map(|at| ("respond", between(at, ended), None));
+    accept.into_iter().chain(photos).chain(respond).collect()
+}
+
+/// Places moments on the calendar.
+struct Clock(Instant, SystemTime);
+
+impl Clock {
+    fn now() -> Self {
+        Self(Instant::now(), SystemTime::now())
+    }
+
+    fn at(&self, moment: Instant) -> SystemTime {
+        self.1 - self.0.saturating_duration_since(moment)
+    }
+}
+
+/// The caller's span, from a W3C `traceparent`: `00-<32 hex>-<16 hex>-<2 hex>`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Parent {
+    trace: TraceId,
+    span: SpanId,
+    flags: TraceFlags,
+}
+
+impl Parent {
+    pub(crate) fn parse(header: &str) -> Option<Self> {
+        let mut parts = header.split('-');
+        let (version, trace, span, flags) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let lengths = (version.len(), trace.len(), span.len(), flags.len()) == (2, 32, 16, 2);
+        // Version 00 has four parts; later ones may have more.
+        if !lengths || version == "ff" || (version == "00" && parts.next().is_some()) {
+            return None;
+        }
+        let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
+        let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
+        let sound = trace != TraceId::INVALID && span != SpanId::INVALID;
+        sound.then_some(Self { trace, span, flags })
+    }
+
+    pub(crate) fn trace(&self) -> String {
+        self.trace.to_string()
+    }
+
+    fn context(self) -> Context {
+        let context = SpanContext::new(self.trace, self.span, self.flags, true, TraceState::NONE);
+        Context::new().with_remote_span_context(context)
+    }
+}
+
+/// Requests to the collector, from the exporter's own thread.
+#[derive(Debug)]
+struct Client(ureq::Agent);
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (parts, body) = request.into_parts();
+        let mut reply = self.0.run(Request::from_parts(parts, body.as_ref()))?;
+        let body = reply.body_mut().with_config().limit(1 << 20).read_to_vec()?;
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = reply.status();
+        Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_trace_is_joined_and_nonsense_is_not() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let parent = Parent::parse(&format!("00-{trace}-00f067aa0ba902b7-01")).unwrap();
+        assert_eq!(parent.trace(), trace);
+        assert!(parent.flags.is_sampled());
+        assert!(Parent::parse(&format!("cc-{trace}-00f067aa0ba902b7-01-more")).is_some());
+        for wrong in [
+            String::new(),
+            "00".into(),
+            format!("00-{trace}-00f067aa0ba902b7"),
+            format!("00-{trace}-00f067aa0ba902b7-01-more"),
+            format!("ff-{trace}-00f067aa0ba902b7-01"),
+            format!("00-{trace}-0000000000000000-01"),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+            format!("00-{}-00f067aa0ba902b7-01", "g".repeat(32)),
+        ] {
+            assert_eq!(Parent::parse(&wrong), None, "{wrong}");
+        }
+    }
+}
