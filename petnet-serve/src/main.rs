@@ -1,10 +1,13 @@
 //! `petnet-serve`: the classifier over HTTP.
 
+mod healthcheck;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
+use healthcheck::Healthcheck;
 use petnet_serve::{Listeners, MetricsAddr, Settings, run, start_log};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,8 +15,25 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Exit status for bad usage or configuration.
 const BAD_USAGE: u8 = 2;
 
+#[derive(clap::Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Healthcheck(Healthcheck),
+}
+
 fn main() -> ExitCode {
-    let settings = Settings::parse();
+    let Cli { settings, command } = Cli::parse();
+    if let Some(Command::Healthcheck(check)) = command {
+        return check.run(&settings).map_or_else(|e| fail(&e, 1), |()| ExitCode::SUCCESS);
+    }
     let address = match start_log(&settings).and_then(|()| settings.address()) {
         Ok(address) => address,
         Err(error) => return fail(&error, BAD_USAGE),

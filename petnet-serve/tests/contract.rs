@@ -230,3 +230,20 @@ fn browsers_get_pages_that_may_run_only_their_own_script() {
         assert!(!html.contains("src=\"http") && !html.contains("href=\"http"), "works offline");
     }
 }
+
+#[test]
+fn a_container_can_ask_its_own_server() {
+    let server = Server::start(&[]);
+    let ask = |port: &str| {
+        let program = env!("CARGO_BIN_EXE_petnet-serve");
+        std::process::Command::new(program)
+            .arg("healthcheck")
+            .env("PETNET_PORT", port)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(ask(&server.address.port().to_string()).status.code(), Some(0));
+    let nobody = ask("9");
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nobody.stderr).starts_with("error: http://127.0.0.1:9/livez"));
+}

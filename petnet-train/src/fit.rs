@@ -1,5 +1,6 @@
 //! `fit`: train a network on a prepared data set.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use petnet::train::{EpochReport, Observer, StepReport};
 use petnet::{Classifier, Dataset, Device, Error, Precision, Trainer};
 
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::report::page::Report;
 use crate::report::{charts, files};
 use crate::tracking::{self, Run, Status, Tracker, Tracking};
@@ -38,6 +40,9 @@ pub(crate) struct Fit {
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, default_value = "cpu")]
     device: Device,
+    /// Serve the training's figures to Prometheus on this address, e.g. 127.0.0.1:9464
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_addr: Option<SocketAddr>,
     /// Name of the run in the tracking store [default: network and size]
     #[arg(long)]
     run_name: Option<String>,
@@ -70,6 +75,10 @@ impl Fit {
             })
             .transpose()?;
         let mut watcher = Watcher::new(trainer.epochs, config.log_every(), output, tracker)?;
+        watcher.metrics = self
+            .metrics_addr
+            .map(|address| Metrics::serve(address, trainer.epochs, trainer.batch_size))
+            .transpose()?;
         let outcome = fit(&config, &trainer, (&train, &valid), &mut watcher);
         if let Some(tracker) = watcher.tracker.take() {
             tracing::info!(run = tracker.run_id(), "tracked");
@@ -170,6 +179,7 @@ pub(crate) struct Watcher {
     stop: Arc<AtomicBool>,
     output: Output,
     tracker: Option<Tracker>,
+    metrics: Option<Metrics>,
 }
 
 impl Watcher {
@@ -187,7 +197,8 @@ impl Watcher {
                 std::process::exit(130);
             }
         })?;
-        Ok(Self { bar: terminal::bar(0, "", output), epochs, log_every, stop, output, tracker })
+        let bar = terminal::bar(0, "", output);
+        Ok(Self { bar, epochs, log_every, stop, output, tracker, metrics: None })
     }
 
     pub(crate) fn finish(&self) {
@@ -199,6 +210,9 @@ impl Observer for Watcher {
     fn step(&mut self, report: &StepReport) {
         if let Some(tracker) = &mut self.tracker {
             tracker.step(report);
+        }
+        if let Some(metrics) = &mut self.metrics {
+            metrics.step(report);
         }
         self.bar.set_length(report.steps as u64);
         self.bar.set_position(report.step as u64);
@@ -222,6 +236,9 @@ impl Observer for Watcher {
     fn epoch(&mut self, report: &EpochReport) {
         if let Some(tracker) = &mut self.tracker {
             tracker.epoch(report);
+        }
+        if let Some(metrics) = &mut self.metrics {
+            metrics.epoch(report);
         }
         if self.output.quiet || self.output.json {
             return;

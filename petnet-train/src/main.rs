@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod fit;
 mod lr_find;
+mod metrics;
 mod predict;
 mod prepare;
 mod register;

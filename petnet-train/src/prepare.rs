@@ -1,8 +1,9 @@
 //! `prepare`: raw photos to a checked, deduplicated, split data set.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use petnet::augment::{Augment, Key};
 use petnet::dataset::{Manifest, Prepare as Settings};
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode};
@@ -14,7 +15,8 @@ use crate::{Output, report, terminal};
 /// Check, deduplicate, shrink and split a folder or zip of photos.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  petnet-train prepare --raw cats-vs-dogs.zip --out data/processed --preview sheet.png"
+    after_help = "Example:\n  petnet-train prepare --raw cats-vs-dogs.zip --out data/processed --preview sheet.png
+  petnet-train prepare --raw photos --labels feedback.jsonl"
 )]
 pub(crate) struct Prepare {
     /// Folder or zip with one sub-folder per class
@@ -32,6 +34,10 @@ pub(crate) struct Prepare {
     /// Shares of training, validation and test
     #[arg(long, default_value = "0.8,0.1,0.1", value_delimiter = ',')]
     split: Vec<f64>,
+    /// Labels that people gave, as `GET /feedback/export` hands them out: a JSON object a line with
+    /// `sha256` and `label`; they go before folders, and photos in a folder `unlabelled` need them
+    #[arg(long, value_name = "FEEDBACK.jsonl")]
+    labels: Option<PathBuf>,
     /// Also draw a sheet of photos beside what augmentation makes of them
     #[arg(long, value_name = "SHEET.png")]
     preview: Option<PathBuf>,
@@ -45,7 +51,8 @@ impl Prepare {
             .as_slice()
             .try_into()
             .map_err(|_| ConfigError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
-        let settings = Settings { size: self.size, seed: self.seed, shares };
+        let labels = self.labels.as_deref().map(read_labels).transpose()?.unwrap_or_default();
+        let settings = Settings { size: self.size, seed: self.seed, shares, labels };
         let counter = terminal::counter("checking photos", output);
         if let Some(parent) = self.out.parent() {
             std::fs::create_dir_all(parent)?;
@@ -62,6 +69,23 @@ impl Prepare {
         }
         Ok(())
     }
+}
+
+/// Class by digest; of two labels for one photo the later line's.
+fn read_labels(path: &Path) -> Result<HashMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Given {
+        sha256: String,
+        label: String,
+    }
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let given = lines.map(|(number, line)| {
+        let Given { sha256, label } = serde_json::from_str(line)
+            .with_context(|| format!("{}, line {}", path.display(), number + 1))?;
+        Ok((sha256, label))
+    });
+    given.collect()
 }
 
 fn summary(manifest: &Manifest) -> serde_json::Value {

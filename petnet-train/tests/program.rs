@@ -161,3 +161,111 @@ fn bad_input_ends_with_one_line_and_the_right_status() {
     }
     assert!(!folder.join("x").exists(), "nothing half-written");
 }
+
+#[test]
+fn labels_that_people_gave_go_before_folders() {
+    let root = raw_pictures();
+    let folder = root.path();
+    let digest = |path: &str| petnet::sha256(&fs::read(folder.join(path)).unwrap());
+    fs::create_dir(folder.join("raw/unlabelled")).unwrap();
+    for number in 0..3 {
+        let picture = image::RgbImage::from_fn(40, 30, |x, y| {
+            image::Rgb([(x * y * (number + 3) % 251) as u8, (x * 5) as u8, (y * 7) as u8])
+        });
+        picture.save(folder.join(format!("raw/unlabelled/{number}.png"))).unwrap();
+    }
+    // A wrong folder, and two uploads of which one was labelled twice; the last word counts.
+    let given = [
+        ("raw/Cat/0.png", "dog"),
+        ("raw/unlabelled/0.png", "cat"),
+        ("raw/unlabelled/1.png", "cat"),
+        ("raw/unlabelled/1.png", "dog"),
+    ];
+    let lines = given.map(|(path, label)| {
+        format!(
+            "{{\"prediction_id\":\"x\",\"sha256\":\"{}\",\"label\":\"{label}\"}}\n",
+            digest(path)
+        )
+    });
+    fs::write(folder.join("feedback.jsonl"), lines.concat()).unwrap();
+    let prepare = ["prepare", "--raw", "raw", "--out", "data", "--labels", "feedback.jsonl"];
+    let said = succeed(folder, &prepare);
+    assert!(said.contains("62 readable, 2 refused"), "{said}");
+    assert!(
+        said.contains("raw/unlabelled/2.png: unsupported picture: no label was given for it")
+            || said.contains("unlabelled/2.png"),
+        "{said}"
+    );
+    let manifest = fs::read_to_string(folder.join("data/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["classes"], serde_json::json!(["cat", "dog"]));
+    let photos = manifest["photos"].as_array().unwrap();
+    let class = |path: &str| {
+        let digest = digest(path);
+        photos.iter().find(|photo| photo["sha256"] == *digest).unwrap()["class"].clone()
+    };
+    assert_eq!(class("raw/Cat/0.png"), "dog");
+    assert_eq!(class("raw/Cat/1.png"), "cat");
+    assert_eq!(class("raw/unlabelled/0.png"), "cat");
+    assert_eq!(class("raw/unlabelled/1.png"), "dog");
+    fs::write(folder.join("feedback.jsonl"), "{}\n").unwrap();
+    let (status, message) = fail(folder, &prepare);
+    assert_eq!(status, 1);
+    assert!(message.contains("feedback.jsonl, line 1"), "{message}");
+}
+
+#[test]
+fn while_it_trains_its_figures_are_served() {
+    let root = prepared();
+    let folder = root.path();
+    let mut slow = fit("models");
+    slow.retain(|argument| *argument != "--quiet");
+    let slow = [&slow[..], &["--epochs", "400", "--metrics-addr", "127.0.0.1:0"]].concat();
+    let mut training =
+        petnet(folder, &slow).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(training.stderr.take().unwrap()));
+    let mut lines = lines.map_while(Result::ok);
+    let line = lines.find(|line| line.contains("metrics") && line.contains("127.0.0.1:")).unwrap();
+    let from = line.find("127.0.0.1:").unwrap();
+    let address: String =
+        line[from..].chars().take_while(|c| !c.is_whitespace() && *c != '\u{1b}').collect();
+    std::thread::spawn(move || lines.for_each(drop));
+    let scrape = || {
+        ureq::get(format!("http://{address}/metrics"))
+            .call()
+            .unwrap()
+            .body_mut()
+            .read_to_string()
+            .unwrap()
+    };
+    let value = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+    };
+    let began = Instant::now();
+    let text = loop {
+        let text = scrape();
+        if value(&text, "training_validation_accuracy").is_some()
+            || began.elapsed() > Duration::from_secs(60)
+        {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let steps = value(&text, "training_steps_total").unwrap();
+    assert!(steps >= 1.0);
+    assert_eq!(value(&text, "training_images_total"), Some(steps * 4.0));
+    assert_eq!(value(&text, "training_loader_wait_seconds_count"), Some(steps));
+    assert_eq!(value(&text, "training_epochs"), Some(400.0));
+    // The table of the docs names these, and no other but those of the process.
+    let page = include_str!("../../docs/metrics.md").split_once("## Training").unwrap().1;
+    let named = |name: &str| page.contains(&format!("`{name}`"));
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let families: Vec<&str> = families.filter(|name| !name.starts_with("process_")).collect();
+    assert!(families.iter().all(|name| named(name)), "{families:?}");
+    let rows = page.split('`').skip(1).step_by(2).filter(|name| name.starts_with("training_"));
+    assert!(rows.clone().count() > 9);
+    rows.for_each(|name| assert!(families.contains(&name), "{name} of {families:?}"));
+    training.kill().unwrap();
+    training.wait().unwrap();
+}

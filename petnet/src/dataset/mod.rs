@@ -23,6 +23,8 @@ use duplicates::Fingerprint;
 use source::Source;
 
 const DEFAULT_SEED: u64 = 42;
+/// Folder of photos whose class only [`Prepare::labels`] can tell.
+const UNLABELLED: &str = "unlabelled";
 
 /// One of the three parts of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,47 +103,59 @@ impl Dataset {
         if path.join(Manifest::FILE).is_file() {
             return prepare::open(path);
         }
-        Self::scan(path, &Limits::default(), |_, _| Ok(()))
+        Self::scan(path, &Limits::default(), &HashMap::new(), |_, _| Ok(()))
     }
 
     /// [`Dataset::open`] for an unprepared folder or zip; `each` sees every photo's name and
-    /// pixels, from many threads in no certain order, and may refuse it.
+    /// pixels, from many threads in no certain order, and may refuse it. `labels` are those of
+    /// [`Prepare::labels`].
     pub(crate) fn scan(
         path: &Path,
         limits: &Limits,
+        labels: &HashMap<String, String>,
         each: impl Fn(&str, &Pixels) -> Result<(), ImageError> + Sync,
     ) -> Result<Self> {
         let source = Source::open(path)?;
         let names = source.list()?;
         let total = names.len();
         let pictures: Vec<String> = names.into_iter().filter(|n| is_picture(n)).collect();
-        let labelled = with_folder(&pictures);
-        let ignored = total - labelled.len();
-        let (classes, index) = class_names(labelled.iter().map(|(_, class)| *class));
-        if classes.len() < 2 {
-            return Err(Error::Dataset(format!(
-                "{}: found {} sub-folder(s) with pictures, at least two classes are needed",
-                path.display(),
-                classes.len()
-            )));
+        let foldered = with_folder(&pictures);
+        let ignored = total - foldered.len();
+        if labels.is_empty() {
+            // Before hours are spent on decoding.
+            refuse_one_class(
+                path,
+                class_names(foldered.iter().map(|(_, folder)| *folder)).0.len(),
+            )?;
         }
-        let inspected: Vec<Result<_, ImageError>> = labelled
+        let inspected: Vec<Result<_, ImageError>> = foldered
             .par_iter()
-            .map(|(name, _)| {
+            .map(|(name, folder)| {
                 let bytes = source.read(name, limits.max_bytes)?;
                 let pixels = decode(&bytes, limits)?;
+                let sha256 = sha256(&bytes);
+                let class = labels.get(&sha256).map_or(*folder, String::as_str);
+                if class == UNLABELLED {
+                    return Err(ImageError::Unsupported("no label was given for it".into()));
+                }
                 each(name, &pixels)?;
-                let size = (pixels.width(), pixels.height());
-                Ok((sha256(&bytes), Fingerprint::of(&pixels)?, size))
+                Ok((sha256, class, Fingerprint::of(&pixels)?, (pixels.width(), pixels.height())))
             })
             .collect();
+        let found = inspected.iter().flatten().map(|(_, class, ..)| *class);
+        let folders = foldered
+            .iter()
+            .map(|(_, folder)| *folder)
+            .filter(|folder| labels.is_empty() && *folder != UNLABELLED);
+        let (classes, index) = class_names(found.chain(folders));
+        refuse_one_class(path, classes.len())?;
         let mut samples = Vec::new();
         let mut prints = Vec::new();
         let mut rejects = Vec::new();
-        for ((path, class), outcome) in labelled.iter().zip(inspected) {
+        for ((path, _), outcome) in foldered.iter().zip(inspected) {
             let path = path.to_string();
             match outcome {
-                Ok((sha256, print, size)) => {
+                Ok((sha256, class, print, size)) => {
                     let class = index[&class_key(class)];
                     let (sha, size) = (sha256.clone(), Some(size));
                     samples.push(Sample { path, class, sha256: sha, group: 0, size, split: None });
@@ -369,6 +383,16 @@ impl Dataset {
         self.classes = labels.into();
         Ok(self)
     }
+}
+
+fn refuse_one_class(path: &Path, classes: usize) -> Result<()> {
+    if classes >= 2 {
+        return Ok(());
+    }
+    Err(Error::Dataset(format!(
+        "{}: found {classes} sub-folder(s) with pictures, at least two classes are needed",
+        path.display(),
+    )))
 }
 
 fn is_picture(name: &str) -> bool {

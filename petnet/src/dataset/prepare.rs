@@ -1,6 +1,6 @@
 //! A prepared data set on disk: small photos in `train/`, `val/` and `test/`, and a manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::preprocess::{Limits, Pixels, resize_with};
 const JPEG_QUALITY: u8 = 95;
 
 /// How to prepare a data set.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Prepare {
     /// Short side of the stored photos in pixels; smaller photos keep their size.
     pub size: u32,
@@ -25,11 +25,14 @@ pub struct Prepare {
     pub seed: u64,
     /// Shares of training, validation and test, summing to 1.
     pub shares: [f64; 3],
+    /// Class by SHA-256 (in hex) of a photo's file: it goes before the folder's name, and photos in
+    /// a folder `unlabelled` have no other.
+    pub labels: HashMap<String, String>,
 }
 
 impl Default for Prepare {
     fn default() -> Self {
-        Self { size: 160, seed: 42, shares: [0.8, 0.1, 0.1] }
+        Self { size: 160, seed: 42, shares: [0.8, 0.1, 0.1], labels: HashMap::new() }
     }
 }
 
@@ -119,7 +122,7 @@ impl Prepare {
         }
         let staging = Staging::create(out)?;
         let failed = std::sync::Mutex::new(None);
-        let dataset = Dataset::scan(raw, &Limits::default(), |name, pixels| {
+        let dataset = Dataset::scan(raw, &Limits::default(), &self.labels, |name, pixels| {
             progress();
             let jpeg = self.shrink(pixels)?;
             let path = staging.0.join(staged_name(name));
