@@ -67,6 +67,7 @@ class Service:
 
 def petnet(port, model):
     command = [TARGET / "petnet-serve", "--host", "127.0.0.1", "--port", str(port), "--metrics-addr", "off"]
+    command += ["--feedback", tempfile.mkdtemp()]
     return Service(port, command + ["--model", model, "--log", "warn"])
 
 

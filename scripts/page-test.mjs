@@ -36,6 +36,17 @@ assert.equal(await page.getAttribute("#why", "aria-pressed"), "true");
 await page.waitForTimeout(400);
 await page.screenshot({ path: `${shots}/page-heat.png` });
 
+// A person's word on the answer.
+await page.waitForSelector("#labels button");
+const other = label === "cat" ? "dog" : "cat";
+assert.deepEqual(await page.locator("#labels button").allTextContents(), [`Yes, a ${label}`, `No, it is a ${other}`]);
+await page.screenshot({ path: `${shots}/page-judge.png` });
+await page.click("#labels button:nth-child(2)");
+await page.waitForFunction(() => /Noted/.test(document.getElementById("judged").textContent));
+const given = (await (await fetch(address + "feedback/export")).text()).trim().split("\n").map(line => JSON.parse(line));
+assert.equal(given.length, 1);
+assert.deepEqual([given[0].predicted_class, given[0].label], [label, other]);
+
 // Drop and paste.
 for (const kind of ["drop", "paste"]) {
   await page.reload();
@@ -81,7 +92,7 @@ assert.deepEqual(phone.complaints, []);
 // The documentation lists every path.
 await page.goto(address + "docs");
 await page.waitForSelector("details");
-assert.equal(await page.locator("details").count(), 13);
+assert.equal(await page.locator("details").count(), 16);
 await page.screenshot({ path: `${shots}/docs.png` });
 await browser.close();
 console.log(`the page works: ${label}; screenshots in ${shots}`);

@@ -10,7 +10,7 @@ command -v chromium >/dev/null || {
 cargo build --release --bin petnet-serve
 work=$(mktemp -d)
 target=${CARGO_TARGET_DIR:-target}
-"$target/release/petnet-serve" --host 127.0.0.1 --port 18800 --metrics-addr off --log warn &
+"$target/release/petnet-serve" --host 127.0.0.1 --port 18800 --metrics-addr off --log warn --feedback "$work/feedback" &
 server=$!
 trap 'kill $server; rm -rf "$work"' EXIT
 npm install --silent --no-fund --no-audit --prefix "$work" playwright-core >/dev/null

@@ -9,11 +9,12 @@ if [ ! -x "$environment/bin/st" ]; then
     "$environment/bin/python" -m pip install -q schemathesis
 fi
 cargo build --release --bin petnet-serve
+store=$(mktemp -d)
 hash=$(printf %s secret | sha256sum | cut -d' ' -f1)
 "${CARGO_TARGET_DIR:-target}/release/petnet-serve" --host 127.0.0.1 --port 18900 --metrics-addr off \
-    --log warn --api-keys-sha256 "$hash" &
+    --log warn --api-keys-sha256 "$hash" --feedback "$store" &
 server=$!
-trap 'kill $server' EXIT
+trap 'kill $server; rm -rf "$store"' EXIT
 sleep 1
 # Whether bytes are a picture is beyond any schema: "valid" bodies may be refused.
 "$environment/bin/st" run http://127.0.0.1:18900/openapi.json -n "${EXAMPLES:-300}" --seed 1 \

@@ -138,12 +138,10 @@ pub fn decode_at_least(bytes: &[u8], limits: &Limits, side: u32) -> Result<Pixel
     contain(bytes, limits, || decode_reduced(bytes, limits, side)).map(|(pixels, _)| pixels)
 }
 
-/// The picture, perhaps smaller than it is, and the size that it has.
-fn decode_reduced(
-    bytes: &[u8],
-    limits: &Limits,
-    side: u32,
-) -> Result<(Pixels, (u32, u32)), ImageError> {
+/// A picture, perhaps smaller than it is, and the width and height that it has.
+type Measured = (Pixels, (u32, u32));
+
+fn decode_reduced(bytes: &[u8], limits: &Limits, side: u32) -> Result<Measured, ImageError> {
     if let Some(reduced) = decode_scaled_jpeg(bytes, limits, side)? {
         return Ok(reduced);
     }
@@ -264,7 +262,7 @@ fn decode_scaled_jpeg(
     bytes: &[u8],
     limits: &Limits,
     side: u32,
-) -> Result<Option<(Pixels, (u32, u32))>, ImageError> {
+) -> Result<Option<Measured>, ImageError> {
     if !matches!(image::guess_format(bytes), Ok(ImageFormat::Jpeg)) {
         return Ok(None);
     }

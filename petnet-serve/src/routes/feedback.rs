@@ -57,13 +57,13 @@ pub(super) async fn give(
         };
         counter!("feedback_total", "result" => result).increment(1);
     }
-    let entries = outcomes.into_iter().map(|outcome| outcome.and_then(describe));
+    let mut entries = outcomes.into_iter().map(|outcome| outcome.and_then(describe));
     if many {
         let entries = entries.map(|entry| entry.unwrap_or_else(|e| json!({ "error": e.json() })));
         let body = json!({ "feedback": entries.collect::<Vec<_>>() });
         return Ok(json_reply(StatusCode::OK, &body));
     }
-    let entry = entries.last().unwrap_or_else(|| Err(Problem::internal()))?;
+    let entry = entries.next().unwrap_or_else(|| Err(Problem::internal()))?;
     Ok(json_reply(StatusCode::OK, &entry))
 }
 
