@@ -101,7 +101,7 @@ shot() {
         --user-data-dir="$work/chromium" --screenshot="$work/shots/$1.png" "$2" >/dev/null 2>&1
 }
 shot run "$page" && shot metrics "$page/model-metrics" && shot system "$page/system-metrics"
-"$train" runs compare $(cut -c1-8 first/run_id) $(cut -c1-8 torn/run_id) --html compare.html
+"$train" runs compare "$(cut -c1-8 first/run_id)" "$(cut -c1-8 torn/run_id)" --html compare.html
 shot compare "file://$run/compare.html"
 
 say "DVC"

@@ -49,8 +49,8 @@ fn predict(server: &Server, photo: &[u8]) -> serde_json::Value {
     server.post("/predict", &[("content-type", &kind)], &form).json()
 }
 
-fn start(folder: &Path, more: &[&str]) -> Server {
-    let (model, store) = (drawn_model(folder, 60), folder.join("feedback"));
+fn start(model: &Path, more: &[&str]) -> Server {
+    let store = model.with_file_name("feedback");
     let files = ["--model", model.to_str().unwrap(), "--feedback", store.to_str().unwrap()];
     let settings = ["--drift-window", "40", "--session-idle", "1s", "--queue", "2"];
     Server::start(&[&files[..], &settings, more].concat())
@@ -65,7 +65,7 @@ fn before_anything_has_happened_nothing_is_claimed_and_a_pulled_model_is_counted
     let lock = folder.path().join("dvc.lock");
     let out = format!("stages:\n  train:\n    outs:\n    - path: m\n      md5: {digest}\n");
     std::fs::write(&lock, out).unwrap();
-    let server = start(folder.path(), &["--dvc-lock", lock.to_str().unwrap()]);
+    let server = start(&model, &["--dvc-lock", lock.to_str().unwrap()]);
     let first = server.metrics();
     assert_eq!(first["dvc_pulls_total"], 1.0, "the model is the one that the lock names");
     for absent in ["api_error_rate", "batch_size_avg", "model_accuracy", "drift_psi"] {
@@ -77,7 +77,7 @@ fn before_anything_has_happened_nothing_is_claimed_and_a_pulled_model_is_counted
 #[test]
 fn every_family_is_in_the_table_and_its_cause_moves_it() {
     let folder = tempfile::tempdir().unwrap();
-    let server = start(folder.path(), &[]);
+    let server = start(&drawn_model(folder.path(), 60), &[]);
     let before = server.metrics();
     let answers: Vec<_> = (0..40).map(|n| predict(&server, &drawn(n, 1.0))).collect();
     server.get("/health");
