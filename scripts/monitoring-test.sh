@@ -74,6 +74,8 @@ launch prometheus prometheus --config.file rules/prometheus.yml --storage.tsdb.p
 until_ok 30 "Prometheus" curl -sf 127.0.0.1:19090/-/ready
 until_ok 30 "Alertmanager" curl -sf 127.0.0.1:19093/-/ready
 
+"$train" smoke http://127.0.0.1:18000 --expect-version 0.1.0
+
 say "mixed traffic: good, bad, overload, feedback, adoptions"
 traffic mixed photos/test --seconds 75
 curl -sf 127.0.0.1:18081/metrics >metrics.txt

@@ -14,6 +14,7 @@ use crate::feedback::Feedback;
 use crate::model::{Model, Slot};
 use crate::problem::Problem;
 use crate::registry;
+use crate::routes::Stats;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::telemetry::{Machine, Rates, Recorder, Traces};
@@ -43,6 +44,7 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) drift: Drift,
     pub(crate) feedback: Option<Feedback>,
+    pub(crate) stats: Stats,
     machine: Machine,
     phase: watch::Sender<Phase>,
 }
@@ -63,6 +65,7 @@ impl App {
             sessions: Sessions::new(settings.session_idle),
             drift: Drift::new(settings.drift_window),
             feedback,
+            stats: Stats::default(),
             machine: Machine::new(),
             phase: watch::Sender::new(Phase::Serving),
             settings,

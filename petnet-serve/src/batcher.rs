@@ -108,6 +108,18 @@ struct Job {
     place: Ticket,
 }
 
+/// A photo, encoded or ready for the network.
+pub(crate) enum Picture {
+    Encoded(Bytes),
+    Ready(Pixels),
+}
+
+impl From<Bytes> for Picture {
+    fn from(photo: Bytes) -> Self {
+        Self::Encoded(photo)
+    }
+}
+
 /// Handle to the threads; they end when it is dropped.
 pub(crate) struct Batcher {
     places: Arc<Semaphore>,
@@ -177,10 +189,10 @@ impl Batcher {
     pub(crate) async fn classify(
         &self,
         model: Arc<Model>,
-        photo: Bytes,
+        photo: impl Into<Picture>,
         place: Ticket,
     ) -> Result<Answer<Prediction>, Problem> {
-        self.ask(Work::Classify, model, photo, place).await
+        self.ask(Work::Classify, model, photo.into(), place).await
     }
 
     /// # Errors
@@ -191,18 +203,29 @@ impl Batcher {
         photo: Bytes,
         place: Ticket,
     ) -> Result<Answer<Explanation>, Problem> {
-        self.ask(Work::Explain, model, photo, place).await
+        self.ask(Work::Explain, model, photo.into(), place).await
     }
 
     async fn ask<T>(
         &self,
         work: fn(Reply<T>) -> Work,
         model: Arc<Model>,
-        photo: Bytes,
+        photo: Picture,
         place: Ticket,
     ) -> Result<Answer<T>, Problem> {
         let (reply, answer) = oneshot::channel();
-        self.submit(work(reply), model, photo, place);
+        match photo {
+            Picture::Encoded(photo) => self.decode(work(reply), model, photo, place),
+            Picture::Ready(pixels) => {
+                let size = (pixels.width(), pixels.height());
+                let photo = Photo { traits: Traits::of(&pixels, size), sha256: None };
+                let queued = Instant::now();
+                let decode = Stage { began: queued, took: Duration::ZERO };
+                let work = work(reply);
+                // The receiver lives as long as the process.
+                let _ = self.jobs.send(Job { work, model, pixels, photo, decode, queued, place });
+            }
+        }
         match tokio::time::timeout(self.patience, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Problem::internal()),
@@ -210,7 +233,7 @@ impl Batcher {
         }
     }
 
-    fn submit(&self, work: Work, model: Arc<Model>, photo: Bytes, place: Ticket) {
+    fn decode(&self, work: Work, model: Arc<Model>, photo: Bytes, place: Ticket) {
         let (jobs, digests) = (self.jobs.clone(), self.digests);
         // The runtime's blocking threads are the decoding pool; `main` bounds their number.
         tokio::task::spawn_blocking(move || {

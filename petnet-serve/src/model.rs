@@ -138,6 +138,12 @@ impl Slot {
         self.0.load_full()
     }
 
+    /// Takes the model away; requests are refused until another one is loaded.
+    pub(crate) fn empty(&self) {
+        tracing::warn!("model unloaded");
+        self.0.store(None);
+    }
+
     /// Loads the model that the settings name and puts it in place; on failure the old one stays.
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
         let model = Arc::new(Model::load(settings)?);

@@ -78,6 +78,21 @@ impl Uploads {
         Ok(Upload { photos, size, _memory: memory })
     }
 
+    /// Reads a whole body as it is; the permit is its claim on memory.
+    ///
+    /// # Errors
+    /// 400, 408, 411, 413, or 503 when too many bytes are in memory already.
+    pub(crate) async fn read_bytes(
+        &self,
+        request: &mut Request<Incoming>,
+        settings: &Settings,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Problem> {
+        check_length(request, settings.max_body)?;
+        let reading = self.collect(request.body_mut(), settings.max_body);
+        let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE);
+        tokio::time::timeout(settings.body_timeout, reading).await.map_err(late)?
+    }
+
     async fn collect(
         &self,
         body: &mut Incoming,
@@ -183,10 +198,14 @@ fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
     }
     let Base64 { image } = serde_json::from_slice(body)
         .map_err(|e| Problem::bad_request(format!("the JSON is not {{\"image\": base64}}: {e}")))?;
-    // Browsers put `data:image/jpeg;base64,` in front.
+    from_base64(&image)
+}
+
+/// Bytes of a text that may have `data:image/jpeg;base64,` in front, as browsers put it.
+pub(crate) fn from_base64(image: &str) -> Result<Bytes, Problem> {
     let text = match image.split_once("base64,") {
         Some((head, text)) if head.starts_with("data:") => text,
-        _ => image.as_str(),
+        _ => image,
     };
     base64::engine::general_purpose::STANDARD
         .decode(text.trim())

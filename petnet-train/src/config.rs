@@ -161,6 +161,28 @@ impl Config {
         Self::parse(&text).map_err(|e| ConfigError(format!("{}: {e}", path.display())).into())
     }
 
+    /// [`Config::load`], or the defaults without a file, with some keys set: `learning_rate=0.001`,
+    /// `scheduler.patience=2`; values are YAML.
+    pub(crate) fn load_with(path: Option<&Path>, sets: &[String]) -> Result<Self> {
+        let config = path.map(Self::load).transpose()?.unwrap_or_default();
+        if sets.is_empty() {
+            return Ok(config);
+        }
+        let mut settings = match path {
+            Some(path) => serde_yaml::from_str(&std::fs::read_to_string(path)?)?,
+            None => serde_yaml::Value::Null,
+        };
+        for set in sets {
+            let wrong = |e: String| ConfigError(format!("--set {set}: {e}"));
+            let (keys, value) = set.split_once('=').ok_or_else(|| wrong("KEY=VALUE".into()))?;
+            let value = serde_yaml::from_str(value).map_err(|e| wrong(e.to_string()))?;
+            put(&mut settings, keys, value).map_err(wrong)?;
+            let text = serde_yaml::to_string(&settings)?;
+            Self::parse(&text).map_err(wrong)?;
+        }
+        Self::parse(&serde_yaml::to_string(&settings)?).map_err(|e| ConfigError(e).into())
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let given: serde_yaml::Value = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
         if given.is_null() {
@@ -231,6 +253,25 @@ impl Config {
             resume: false,
         })
     }
+}
+
+/// Sets the value at a dotted path; what lies on the way is made.
+fn put(
+    settings: &mut serde_yaml::Value,
+    keys: &str,
+    value: serde_yaml::Value,
+) -> Result<(), String> {
+    let (key, rest) = keys.split_once('.').map_or((keys, None), |(key, rest)| (key, Some(rest)));
+    if settings.is_null() {
+        *settings = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
+    }
+    let map = settings.as_mapping_mut().ok_or_else(|| format!("`{key}` is below a plain value"))?;
+    let place = map.entry(key.into()).or_insert(serde_yaml::Value::Null);
+    match rest {
+        Some(rest) => put(place, rest, value)?,
+        None => *place = value,
+    }
+    Ok(())
 }
 
 fn refuse_unknown(

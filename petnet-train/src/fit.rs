@@ -23,7 +23,8 @@ use crate::{Output, terminal};
 #[command(after_help = "Examples:
   petnet-train fit --config configs/quickstart.yaml
   petnet-train fit --config configs/train.yaml --epochs 5 --out models/short
-  petnet-train fit --config configs/train.yaml --resume")]
+  petnet-train fit --config configs/train.yaml --resume
+  petnet-train fit --config configs/train.yaml --set learning_rate=0.004 --set scheduler.patience=2")]
 pub(crate) struct Fit {
     /// Settings; every key of configs/train.yaml may be left out
     #[arg(long)]
@@ -34,6 +35,9 @@ pub(crate) struct Fit {
     /// Folder for models and curves [default: checkpoint.save_dir]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// One key of the settings, over those of the file; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
     /// Passes over the photos [default: num_epochs]
     #[arg(long)]
     epochs: Option<usize>,
@@ -53,7 +57,7 @@ pub(crate) struct Fit {
 
 impl Fit {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        let mut config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
+        let mut config = Config::load_with(self.config.as_deref(), &self.sets)?;
         terminal::start_log(output, config.log_level());
         config.num_epochs = self.epochs.unwrap_or(config.num_epochs);
         config.data_dir = self.data.unwrap_or(config.data_dir);

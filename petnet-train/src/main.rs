@@ -14,6 +14,7 @@ mod prepare;
 mod register;
 mod report;
 mod runs;
+mod smoke;
 mod terminal;
 mod tracking;
 
@@ -61,6 +62,7 @@ enum Command {
     Export(export::Export),
     Runs(runs::Runs),
     Register(register::Register),
+    Smoke(smoke::Smoke),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Export(command) => command.run(cli.output),
         Command::Runs(command) => command.run(cli.output),
         Command::Register(command) => command.run(cli.output),
+        Command::Smoke(command) => command.run(cli.output),
     };
     outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)
 }

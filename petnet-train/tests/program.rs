@@ -269,3 +269,38 @@ fn while_it_trains_its_figures_are_served() {
     training.kill().unwrap();
     training.wait().unwrap();
 }
+
+#[test]
+fn single_settings_go_over_the_files() {
+    let root = prepared();
+    let folder = root.path();
+    let set = [
+        "--set",
+        "num_epochs=1",
+        "--set",
+        "scheduler.name=cosine",
+        "--set",
+        "augmentation.rotation=5",
+    ];
+    succeed(folder, &[&fit("models")[..], &set].concat());
+    let history = fs::read_to_string(folder.join("models/history.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&history).unwrap().len(), 1);
+    for (set, part) in [
+        ("learning_rat=1", "learning_rate"),
+        ("num_epochs", "KEY=VALUE"),
+        ("num_epochs=many", "--set num_epochs=many"),
+        ("num_epochs.x=1", "plain value"),
+    ] {
+        let (status, message) = fail(folder, &[&fit("models")[..], &["--set", set]].concat());
+        assert_eq!(status, 2, "{message}");
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn nobody_there_is_told_to_the_deployer() {
+    let root = tempfile::tempdir().unwrap();
+    let (status, message) = fail(root.path(), &["smoke", "http://127.0.0.1:9", "--wait", "0s"]);
+    assert_eq!(status, 1);
+    assert!(message.contains("http://127.0.0.1:9/readyz"), "{message}");
+}

@@ -7,6 +7,7 @@ mod feedback;
 mod pages;
 mod predict;
 mod status;
+mod v2;
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -23,6 +24,7 @@ use hyper::header::{
     HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -30,6 +32,8 @@ use crate::app::App;
 use crate::problem::Problem;
 use crate::server::Face;
 use crate::telemetry::{Note, Parent, Record};
+
+pub(crate) use v2::Stats;
 
 /// An answer: small enough to be whole.
 pub(crate) type Reply = Response<Full<Bytes>>;
@@ -40,7 +44,7 @@ const GET: &str = "GET, HEAD";
 const POST: &str = "POST";
 
 /// Every path with the methods it takes.
-pub(crate) const ROUTES: [(&str, &str); 16] = [
+pub(crate) const ROUTES: [(&str, &str); 27] = [
     ("/", GET),
     ("/health", GET),
     ("/livez", GET),
@@ -57,11 +61,53 @@ pub(crate) const ROUTES: [(&str, &str); 16] = [
     ("/feedback/export", GET),
     ("/events/adoption", POST),
     ("/admin/reload", POST),
+    ("/v2", GET),
+    ("/v2/health/live", GET),
+    ("/v2/health/ready", GET),
+    ("/v2/models/{model}", GET),
+    ("/v2/models/{model}/ready", GET),
+    ("/v2/models/{model}/config", GET),
+    ("/v2/models/{model}/stats", GET),
+    ("/v2/models/{model}/infer", POST),
+    ("/v2/repository/index", POST),
+    ("/v2/repository/models/{model}/load", POST),
+    ("/v2/repository/models/{model}/unload", POST),
 ];
 
+/// The route of a path, with the methods that it takes, and the model that the path names.
+fn find(path: &str) -> Option<(&'static str, &'static str, String)> {
+    let parts: Vec<&str> = path.split('/').collect();
+    // There is one version of each model; a path may name it.
+    let parts = match parts.as_slice() {
+        [start @ .., "versions", _version] if start.len() == 4 => start.to_vec(),
+        [start @ .., "versions", _version, last] if start.len() == 4 => [start, &[*last]].concat(),
+        _ => parts,
+    };
+    ROUTES.iter().find_map(|&(route, allow)| {
+        let mut model = String::new();
+        let mut pattern = route.split('/');
+        for part in &parts {
+            match pattern.next()? {
+                "{model}" => model = percent_decode_str(part).decode_utf8().ok()?.into_owned(),
+                same if same == *part => (),
+                _ => return None,
+            }
+        }
+        pattern.next().is_none().then_some((route, allow, model))
+    })
+}
+
 /// Paths that people and their programs come for; probes and scrapers are no visitors.
-const VISITED: [&str; 7] =
-    ["/", "/docs", "/predict", "/predict/batch", "/explain", "/feedback", "/events/adoption"];
+const VISITED: [&str; 8] = [
+    "/",
+    "/docs",
+    "/predict",
+    "/predict/batch",
+    "/explain",
+    "/feedback",
+    "/events/adoption",
+    "/v2/models/{model}/infer",
+];
 
 /// Answers any request; nothing it does can end the connection without an answer.
 pub(crate) async fn handle(
@@ -74,19 +120,21 @@ pub(crate) async fn handle(
     let (method, version) = (request.method().clone(), request.version());
     let id = request_id(request.headers());
     let parent = parent(request.headers());
-    let known = ROUTES.iter().find(|(path, _)| *path == request.uri().path());
-    if known.is_some_and(|(path, _)| VISITED.contains(path)) {
+    let known = find(request.uri().path());
+    let route = known.as_ref().map_or("unknown", |(route, ..)| *route);
+    if VISITED.contains(&route) {
         app.sessions.touch(request.headers(), peer);
     }
     let outcome = match known {
-        Some(&(path, allow)) if face == Face::Api || path == "/metrics" => {
-            let work = AssertUnwindSafe(dispatch(app, path, allow, &mut request));
+        Some((_, allow, model)) if face == Face::Api || route == "/metrics" => {
+            let work = AssertUnwindSafe(dispatch(app, (route, allow), &model, &mut request));
             work.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
         _ => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such path")),
     };
     let mut reply = outcome.unwrap_or_else(|problem| {
-        let mut reply = problem.response();
+        let v2 = route.starts_with("/v2");
+        let mut reply = if v2 { v2::error(&problem) } else { problem.response() };
         reply.extensions_mut().insert(Note { problem: Some(problem), ..Note::default() });
         reply
     });
@@ -99,7 +147,7 @@ pub(crate) async fn handle(
         id: &id,
         parent,
         method: &method,
-        route: known.map_or("unknown", |(path, _)| path),
+        route,
         status: reply.status(),
         began,
         took: began.elapsed(),
@@ -111,8 +159,8 @@ pub(crate) async fn handle(
 
 async fn dispatch(
     app: &Arc<App>,
-    path: &str,
-    allow: &'static str,
+    (path, allow): (&'static str, &'static str),
+    model: &str,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
     if request.method() == Method::OPTIONS && app.settings.cors_origin.is_some() {
@@ -136,6 +184,7 @@ async fn dispatch(
         "/explain" => explain::explain(app, request).await,
         "/feedback" => feedback::give(app, request).await,
         "/feedback/export" => feedback::export(app, request).await,
+        path if path.starts_with("/v2") => v2::handle(app, path, model, request).await,
         "/events/adoption" => events::adoption(app, request).await,
         _ => admin::reload(app, request).await,
     }

@@ -110,7 +110,7 @@ impl Record<'_> {
         )
         .increment(1);
         histogram!("api_request_latency_seconds", "endpoint" => self.route).record(self.took);
-        let predicts = self.route.starts_with("/predict");
+        let predicts = self.route.starts_with("/predict") || self.route.ends_with("/infer");
         if predicts {
             histogram!("prediction_latency_seconds").record(self.took);
         }

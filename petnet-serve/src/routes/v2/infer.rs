@@ -1,0 +1,279 @@
+//! `infer`: tensors in, tensors out.
+
+use std::io::{Read as _, Write as _};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use flate2::write::{GzEncoder, ZlibEncoder};
+use futures_util::future::join_all;
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
+use hyper::{Request as HttpRequest, StatusCode};
+use petnet::Prediction;
+use petnet::preprocess::Pixels;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::tensor::{Computed, Output, Request, Values, Wanted};
+use super::{Form, Reply};
+use crate::app::App;
+use crate::batcher::{Answer, Picture};
+use crate::model::Model;
+use crate::problem::Problem;
+use crate::routes::predict::remember;
+use crate::routes::{new_id, text};
+use crate::telemetry::Note;
+
+const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+pub(super) async fn infer(
+    app: &Arc<App>,
+    model: &Arc<Model>,
+    form: Form,
+    request: &mut HttpRequest<Incoming>,
+) -> Result<Reply, Problem> {
+    let began = Instant::now();
+    let name = form.name(model);
+    let outcome = answer(app, model, form, request).await;
+    let timings = outcome.as_ref().ok().map(|(_, note)| note.timings.as_slice());
+    app.stats.add(&name, began.elapsed(), timings);
+    let (payload, note) = outcome?;
+    let mut reply = payload.reply(request.headers().get(ACCEPT_ENCODING))?;
+    reply.extensions_mut().insert(note);
+    Ok(reply)
+}
+
+async fn answer(
+    app: &Arc<App>,
+    model: &Arc<Model>,
+    form: Form,
+    request: &mut HttpRequest<Incoming>,
+) -> Result<(Payload, Note), Problem> {
+    let (body, _memory) = app.uploads.read_bytes(request, &app.settings).await?;
+    let bytes = body.len();
+    let accepted = Some(Instant::now());
+    let head = header_length(request.headers())?;
+    let body = expand(body, request.headers(), app.settings.max_body)?;
+    let (request, mut binary) = Request::parse(&body, head, form.input())?;
+    let [input] = request.inputs.as_slice() else {
+        return Err(Problem::bad_request(format!("one input is taken, `{}`", form.input())));
+    };
+    if input.name != form.input() {
+        let detail = format!("there is no input `{}`: it is `{}`", input.name, form.input());
+        return Err(Problem::bad_request(detail));
+    }
+    let values = input.values(&mut binary, app.settings.max_parts)?;
+    if !binary.is_empty() {
+        return Err(Problem::bad_request("there are bytes behind the last input"));
+    }
+    let pictures = pictures(model, form, values)?;
+    let answers = classify(app, model, pictures).await?;
+    let answers: Vec<_> = answers.into_iter().map(|answer| (new_id(), answer)).collect();
+    for (id, answer) in &answers {
+        remember(app, model, *id, (&answer.value, &answer.photo));
+    }
+    let timings = answers.iter().map(|(_, answer)| answer.timings).collect();
+    let photos = answers.len();
+    let payload = respond(model, form, &request, &answers)?;
+    Ok((payload, Note { accepted, timings, photos, bytes, ..Note::default() }))
+}
+
+fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    let wrong = || Problem::bad_request("Inference-Header-Content-Length is no length");
+    length.map(Some).ok_or_else(wrong)
+}
+
+/// The body without its compression, as long as it is not larger than a body may be.
+fn expand(body: Bytes, headers: &HeaderMap, most: usize) -> Result<Bytes, Problem> {
+    let mut plain = Vec::new();
+    let limit = most as u64 + 1;
+    let read = match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => return Ok(body),
+        Some(b"gzip") => MultiGzDecoder::new(&body[..]).take(limit).read_to_end(&mut plain),
+        Some(b"deflate") => ZlibDecoder::new(&body[..]).take(limit).read_to_end(&mut plain),
+        Some(_) => {
+            let detail = "Content-Encoding is gzip, deflate or none";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+        }
+    };
+    read.map_err(|error| Problem::bad_request(format!("broken compression: {error}")))?;
+    if plain.len() > most {
+        return Err(Problem::too_large(format!("the expanded body is larger than {most} bytes")));
+    }
+    Ok(plain.into())
+}
+
+/// An answer's bytes; `head` is the length of its JSON, where tensors follow it.
+struct Payload {
+    bytes: Vec<u8>,
+    head: Option<usize>,
+}
+
+impl Payload {
+    /// Compressed, where the client asks for one way of it by name.
+    fn reply(self, asked: Option<&HeaderValue>) -> Result<Reply, Problem> {
+        let asked = asked.map(HeaderValue::as_bytes);
+        let (coding, bytes) = match asked {
+            Some(b"gzip") => {
+                let mut to = GzEncoder::new(Vec::new(), Compression::fast());
+                (Some("gzip"), to.write_all(&self.bytes).and_then(|()| to.finish()))
+            }
+            Some(b"deflate") => {
+                let mut to = ZlibEncoder::new(Vec::new(), Compression::fast());
+                (Some("deflate"), to.write_all(&self.bytes).and_then(|()| to.finish()))
+            }
+            _ => (None, Ok(self.bytes)),
+        };
+        let kind =
+            if self.head.is_some() { "application/octet-stream" } else { "application/json" };
+        let mut reply = text(kind, bytes.map_err(|_| Problem::internal())?);
+        if let Some(length) = self.head {
+            reply.headers_mut().insert(HEADER_LENGTH, length.into());
+        }
+        if let Some(coding) = coding {
+            reply.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
+        }
+        Ok(reply)
+    }
+}
+
+fn pictures(model: &Model, form: Form, values: Values) -> Result<Vec<Picture>, Problem> {
+    match (form, values) {
+        (Form::Encoded, Values::Bytes(photos)) => {
+            Ok(photos.into_iter().map(Picture::Encoded).collect())
+        }
+        (Form::Pixels, Values::Floats { shape, values }) => planes(model, &shape, &values),
+        _ => Err(Problem::bad_request(format!(
+            "input `{}` is of datatype {}",
+            form.input(),
+            form.datatype()
+        ))),
+    }
+}
+
+/// `[n, 3, size, size]` floats from 0 to 255 to pictures of bytes.
+fn planes(model: &Model, shape: &[usize], values: &[f32]) -> Result<Vec<Picture>, Problem> {
+    let size = model.classifier.info().preprocess.size;
+    let plane = (size * size) as usize;
+    let [_, 3, height, width] = *shape else {
+        return Err(Problem::bad_request(format!("the shape is [n, 3, {size}, {size}]")));
+    };
+    if (height, width) != (size as usize, size as usize) {
+        return Err(Problem::bad_request(format!("the shape is [n, 3, {size}, {size}]")));
+    }
+    if !values.iter().all(|value| (-0.5..=255.5).contains(value)) {
+        return Err(Problem::bad_request("pixels are RGB, from 0 to 255, not normalised"));
+    }
+    let pictures = values.chunks_exact(3 * plane).map(|channels| {
+        let bytes = (0..plane)
+            .flat_map(|at| [0, 1, 2].map(|channel| channels[channel * plane + at].round() as u8));
+        Pixels::new(size, size, bytes.collect()).map(Picture::Ready).ok_or_else(Problem::internal)
+    });
+    pictures.collect()
+}
+
+async fn classify(
+    app: &Arc<App>,
+    model: &Arc<Model>,
+    pictures: Vec<Picture>,
+) -> Result<Vec<Answer<Prediction>>, Problem> {
+    let mut places = app.batcher.admit(pictures.len())?;
+    let answers = pictures.into_iter().map(|picture| {
+        let place = places.split().ok_or_else(Problem::internal);
+        let model = Arc::clone(model);
+        async move { app.batcher.classify(model, picture, place?).await }
+    });
+    let answers: Vec<_> = answers.collect();
+    join_all(answers).await.into_iter().collect()
+}
+
+fn respond(
+    model: &Model,
+    form: Form,
+    request: &Request,
+    answers: &[(Uuid, Answer<Prediction>)],
+) -> Result<Payload, Problem> {
+    let all = ["probabilities", "label", "prediction_id"];
+    let every: Vec<Wanted> =
+        all.map(|name| Wanted { name: name.into(), parameters: Map::new() }).into();
+    let wanted = if request.outputs.is_empty() { &every } else { &request.outputs };
+    let by_default = request.parameters.get("binary_data_output").and_then(Value::as_bool);
+    let (mut tensors, mut binary) = (Vec::new(), Vec::new());
+    let mut any = false;
+    for wanted in wanted {
+        let output = compute(model, wanted, answers)?;
+        let asked = wanted.parameters.get("binary_data").and_then(Value::as_bool);
+        let (tensor, raw) = output.write(asked.or(by_default).unwrap_or_default());
+        tensors.push(tensor);
+        any |= raw.is_some();
+        binary.extend(raw.unwrap_or_default());
+    }
+    let mut body = json!({
+        "model_name": form.name(model),
+        "model_version": model.version,
+        "outputs": tensors,
+    });
+    if let Some(id) = &request.id {
+        body["id"] = id.as_str().into();
+    }
+    let head = body.to_string();
+    let bytes = [head.as_bytes(), &binary].concat();
+    Ok(Payload { bytes, head: any.then_some(head.len()) })
+}
+
+fn compute(
+    model: &Model,
+    wanted: &Wanted,
+    answers: &[(Uuid, Answer<Prediction>)],
+) -> Result<Output, Problem> {
+    let photos = answers.len();
+    let labels = model.classifier.labels();
+    let predictions = answers.iter().map(|(_, answer)| &answer.value);
+    let texts = |name, texts| Output { name, shape: vec![photos], values: Computed::Texts(texts) };
+    let classes = wanted.parameters.get("classification").and_then(Value::as_u64);
+    match (wanted.name.as_str(), classes) {
+        ("probabilities", None) => {
+            let values = predictions.flat_map(|p| p.probabilities().iter().copied()).collect();
+            let shape = vec![photos, labels.len()];
+            Ok(Output { name: "probabilities", shape, values: Computed::Floats(values) })
+        }
+        ("probabilities", Some(most)) => {
+            let most = (most as usize).clamp(1, labels.len());
+            let ranked = predictions.flat_map(|p| ranking(p, labels, most)).collect();
+            let shape = vec![photos, most];
+            Ok(Output { name: "probabilities", shape, values: Computed::Texts(ranked) })
+        }
+        ("label", None) => Ok(texts("label", predictions.map(|p| p.label().into()).collect())),
+        ("prediction_id", None) => {
+            Ok(texts("prediction_id", answers.iter().map(|(id, _)| id.to_string()).collect()))
+        }
+        (other, None) => Err(Problem::bad_request(format!("there is no output `{other}`"))),
+        (other, Some(_)) => {
+            Err(Problem::bad_request(format!("`{other}` cannot be read as a classification")))
+        }
+    }
+}
+
+/// The likeliest classes as `value:index:label`.
+fn ranking(prediction: &Prediction, labels: &[String], most: usize) -> Vec<String> {
+    let mut ranked: Vec<(usize, f32)> =
+        prediction.probabilities().iter().copied().enumerate().collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let named = ranked.into_iter().take(most);
+    named.map(|(index, value)| format!("{value:.6}:{index}:{}", labels[index])).collect()
+}
+
+/// Sets the type of an answer that says what went wrong, as the protocol wants it.
+pub(in crate::routes) fn error(problem: &Problem) -> Reply {
+    let mut reply = problem.response();
+    *reply.body_mut() = json!({ "error": problem.detail }).to_string().into();
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}

@@ -1,0 +1,82 @@
+//! What inference by the protocol has cost, in the form of Triton's statistics extension.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::batcher::Timings;
+
+/// Sums since the start, by the model's name.
+#[derive(Default)]
+pub(crate) struct Stats(Mutex<HashMap<String, Sums>>);
+
+#[derive(Default, Clone)]
+struct Sums {
+    last: Duration,
+    photos: u64,
+    success: Sum,
+    fail: Sum,
+    queue: Sum,
+    decode: Sum,
+    model: Sum,
+}
+
+#[derive(Default, Clone)]
+struct Sum {
+    count: u64,
+    time: Duration,
+}
+
+impl Sum {
+    fn add(&mut self, time: Duration) {
+        self.count += 1;
+        self.time += time;
+    }
+
+    fn json(&self) -> Value {
+        json!({ "count": self.count, "ns": self.time.as_nanos() as u64 })
+    }
+}
+
+impl Stats {
+    /// Notes a request; `photos` of one that was answered.
+    pub(super) fn add(&self, model: &str, took: Duration, photos: Option<&[Timings]>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.contains_key(model) {
+            all.insert(model.into(), Sums::default());
+        }
+        let Some(sums) = all.get_mut(model) else { return };
+        let Some(photos) = photos else { return sums.fail.add(took) };
+        sums.success.add(took);
+        sums.last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        sums.photos += photos.len() as u64;
+        for timings in photos {
+            sums.queue.add(timings.queue.took);
+            sums.decode.add(timings.decode.took);
+            sums.model.add(timings.model.took);
+        }
+    }
+
+    pub(super) fn json(&self, model: &str, version: &str) -> Value {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sums = all.get(model).cloned().unwrap_or_default();
+        json!({
+            "name": model,
+            "version": version,
+            "last_inference": sums.last.as_millis() as u64,
+            "inference_count": sums.photos,
+            "execution_count": sums.success.count,
+            "inference_stats": {
+                "success": sums.success.json(),
+                "fail": sums.fail.json(),
+                "queue": sums.queue.json(),
+                "compute_input": sums.decode.json(),
+                "compute_infer": sums.model.json(),
+                "compute_output": Sum::default().json(),
+            },
+            "batch_stats": [],
+        })
+    }
+}
