@@ -343,6 +343,21 @@ compose() {
     [ "$(curl -s http://127.0.0.1:9090/api/v1/rules | grep -o '"health":"ok"' | wc -l)" -gt 20 ] || fail "rules"
     until_ok 60 sh -c "curl -s http://127.0.0.1:9090/api/v1/alertmanagers | grep -q 'http://alertmanager:9093'"
 
+    say "a deployer's look, and a training that reaches MLflow"
+    local train=${CARGO_TARGET_DIR:-target}/release/petnet-train
+    [ -x "$train" ] || cargo build --release --bin petnet-train
+    "$train" smoke http://127.0.0.1:8000
+    draw "$work/photos"
+    MLFLOW_TRACKING_URI=http://127.0.0.1:5001 "$train" fit --data "$work/photos" --out "$work/models" --epochs 2 \
+        --set image_size=16 --set mlflow.experiment_name=compose --quiet
+    MLFLOW_TRACKING_URI=http://127.0.0.1:5001 "$train" runs list --experiment compose || true
+    curl -sf "http://127.0.0.1:5001/api/2.0/mlflow/experiments/get-by-name?experiment_name=compose" >"$work/experiment.json"
+    local experiment
+    experiment=$(python3 -c 'import json,sys; print(json.load(sys.stdin)["experiment"]["experiment_id"])' <"$work/experiment.json")
+    curl -sf --json "{\"experiment_ids\": [\"$experiment\"]}" http://127.0.0.1:5001/api/2.0/mlflow/runs/search >"$work/runs.json"
+    grep -o '"status": *"FINISHED"' "$work/runs.json" || fail "no finished run at MLflow"
+    grep -o '"key": *"val_accuracy", *"value": *[0-9.]*' "$work/runs.json" || fail "no figures at MLflow"
+
     say "names, as the services see each other"
     dc exec -T app /petnet-serve healthcheck --url http://mlflow:5001/health || fail "app does not reach mlflow"
     dc exec -T mlflow python -c 'import urllib.request as r
@@ -356,6 +371,25 @@ print(r.urlopen("http://mlflow:5001/api/2.0/mlflow/experiments/search?max_result
         | grep -v '^$' | sort -u)" = 127.0.0.1 ] || fail "a port is open to others"
     echo "all ports on 127.0.0.1"
     dc down -v
+}
+
+# Stripes along and across: two classes of drawn photos.
+draw() {
+    python3 - "$1" <<'PY'
+import os, struct, sys, zlib
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+for along, kind in enumerate(["cat", "dog"]):
+    os.makedirs(f"{sys.argv[1]}/{kind}")
+    for n in range(20):
+        pixel = lambda x, y: bytes([((x if along else y) + n) // 4 % 2 * 150 + n * 5, n * 9, (x * y + n) % 256])
+        rows = b"".join(b"\0" + b"".join(pixel(x, y) for x in range(32)) for y in range(32))
+        head = struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0)
+        png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        open(f"{sys.argv[1]}/{kind}/{n}.png", "wb").write(png)
+PY
 }
 
 port_of() {
