@@ -350,13 +350,16 @@ compose() {
     draw "$work/photos"
     MLFLOW_TRACKING_URI=http://127.0.0.1:5001 "$train" fit --data "$work/photos" --out "$work/models" --epochs 2 \
         --set image_size=16 --set mlflow.experiment_name=compose --quiet
-    MLFLOW_TRACKING_URI=http://127.0.0.1:5001 "$train" runs list --experiment compose || true
     curl -sf "http://127.0.0.1:5001/api/2.0/mlflow/experiments/get-by-name?experiment_name=compose" >"$work/experiment.json"
     local experiment
     experiment=$(python3 -c 'import json,sys; print(json.load(sys.stdin)["experiment"]["experiment_id"])' <"$work/experiment.json")
     curl -sf --json "{\"experiment_ids\": [\"$experiment\"]}" http://127.0.0.1:5001/api/2.0/mlflow/runs/search >"$work/runs.json"
-    grep -o '"status": *"FINISHED"' "$work/runs.json" || fail "no finished run at MLflow"
-    grep -o '"key": *"val_accuracy", *"value": *[0-9.]*' "$work/runs.json" || fail "no figures at MLflow"
+    python3 -c 'import json,sys
+run = json.load(sys.stdin)["runs"][0]
+figures = {m["key"]: m["value"] for m in run["data"]["metrics"]}
+assert run["info"]["status"] == "FINISHED", run
+print("at MLflow:", run["info"]["run_name"], "val_accuracy", figures["val_accuracy"], len(run["data"]["params"]), "settings")' \
+        <"$work/runs.json" || fail "no finished run at MLflow"
 
     say "names, as the services see each other"
     dc exec -T app /petnet-serve healthcheck --url http://mlflow:5001/health || fail "app does not reach mlflow"
