@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Subcommand;
 use comfy_table::{Table, presets};
+use petnet::mlflow::Failure;
 use serde_json::{Value, json};
 
 use crate::config::ConfigError;
@@ -206,12 +207,30 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
     }
     let bar = terminal::bar(runs.len() as u64, "sending", output);
     let mut places = Vec::new();
+    let mut first = None;
     for run in &runs {
-        let remote = tracking::sync(run, server)?;
-        places.push(json!({ "run_id": run.id(), "server_run_id": remote.run_id }));
+        match tracking::sync(run, server) {
+            Ok(remote) => {
+                places.push(json!({ "run_id": run.id(), "server_run_id": remote.run_id }));
+            }
+            // One run that cannot be sent keeps no other from the server.
+            Err(error) => {
+                let gone = matches!(error.downcast_ref(), Some(Failure::Unreachable { .. }));
+                first.get_or_insert(error.context(format!("run {}", run.id())));
+                if gone {
+                    break;
+                }
+            }
+        }
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if let Some(error) = first {
+        let failed = runs.len() - places.len();
+        return Err(
+            error.context(format!("{failed} of {} runs are not complete there", runs.len()))
+        );
+    }
     if output.json {
         println!("{}", json!(places));
     } else {

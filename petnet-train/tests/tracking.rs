@@ -18,6 +18,8 @@ use tiny_http::{Method, Request, Response};
 #[derive(Default)]
 struct State {
     requests: usize,
+    /// Files lie where only the server itself comes: clients cannot send any.
+    elsewhere: bool,
     experiments: Vec<String>,
     runs: Vec<Value>,
     metrics: BTreeSet<String>,
@@ -110,7 +112,9 @@ impl State {
             "runs/create" => {
                 let id = format!("r{}", self.runs.len());
                 let mut run = body.clone();
-                run["info"] = json!({ "run_id": id, "artifact_uri": format!("mlflow-artifacts:/1/{id}/artifacts") });
+                let scheme = if self.elsewhere { "s3://bucket" } else { "mlflow-artifacts:" };
+                let place = format!("{scheme}/1/{id}/artifacts");
+                run["info"] = json!({ "run_id": id, "artifact_uri": place });
                 self.runs.push(run.clone());
                 ok(json!({ "run": run }))
             }
@@ -257,6 +261,24 @@ fn a_run_recorded_without_a_server_is_sent_later_and_once() {
     let requests = server.state().requests;
     done(&run(folder, &server, &["runs", "sync", "--quiet"]));
     assert_eq!(server.state().requests, requests, "nothing is left to say");
+}
+
+#[test]
+fn a_server_that_takes_no_files_gets_the_rest_of_every_run() {
+    let root = prepared();
+    let folder = root.path();
+    succeed(folder, &FIT);
+    succeed(folder, &FIT);
+    let server = Server::start(0);
+    server.state().elsewhere = true;
+    let output = run(folder, &server, &["runs", "sync", "--quiet"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("2 of 2 runs") && said.contains("--artifacts-destination"), "{said}");
+    let state = server.state();
+    assert_eq!(state.runs.len(), 2);
+    assert!(state.runs.iter().all(|run| run["status"] == "FINISHED"), "{:?}", state.runs);
+    assert!(recorded(folder).is_subset(&state.metrics), "the latest run, of two");
 }
 
 #[test]
