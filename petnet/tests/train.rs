@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::draw_folder;
+use common::{draw_folder, drawn};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
 use petnet::model::{Architecture, PetNetConfig, SimpleCnnConfig};
@@ -306,4 +306,28 @@ fn a_device_that_was_not_compiled_in_is_an_error_with_a_hint() {
     }
     assert!("tpu".parse::<Device>().is_err());
     assert_eq!("wgpu:1".parse::<Device>().unwrap(), Device::Wgpu(Some(1)));
+}
+
+#[test]
+fn a_rare_class_is_not_drowned_when_classes_are_balanced() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    // Pictures that only their number tells apart: what is left to learn is how frequent they are.
+    draw_folder(root.path(), &["frequent"], 60);
+    std::fs::create_dir(root.path().join("rare")).unwrap();
+    for number in 60..64 {
+        drawn(0, number).save(root.path().join(format!("rare/{number}.png"))).unwrap();
+    }
+    let dataset = Dataset::open(root.path()).unwrap();
+    // What the network makes of the four rare ones.
+    let belief = |balanced| {
+        let trainer = Trainer { epochs: 6, batch_size: 16, balanced, ..tiny() };
+        let fitted = trainer.fit(&dataset, &dataset).unwrap();
+        let evaluation =
+            Classifier::new(fitted.last, Device::Cpu).unwrap().evaluate(&dataset, |_| ()).unwrap();
+        let rows = evaluation.probabilities.iter().zip(&evaluation.truth);
+        rows.filter(|(_, class)| **class == 1).map(|(row, _)| row[1]).sum::<f32>() / 4.0
+    };
+    let (plain, balanced) = (belief(false), belief(true));
+    assert!(balanced > plain + 0.2, "{plain} plain, {balanced} balanced");
 }

@@ -79,6 +79,7 @@ impl<'a> Fit<'a> {
             train: Loader::new(train, settings(trainer, true, trainer.size_in(0))),
             valid: Loader::new(valid, settings(trainer, false, trainer.judged_in(0))),
             loss: CrossEntropyLossConfig::new()
+                .with_weights(trainer.balanced.then(|| class_weights(train)))
                 .with_smoothing((trainer.label_smoothing > 0.0).then_some(trainer.label_smoothing))
                 .init(&device),
             device,
@@ -383,6 +384,13 @@ impl<'a> Fit<'a> {
     fn seconds(&self) -> f64 {
         self.state.progress.seconds + self.clock.elapsed().as_secs_f64()
     }
+}
+
+/// One over each class's share, so that all classes weigh the same and a mean photo weighs 1.
+fn class_weights(photos: &Dataset) -> Vec<f32> {
+    let counts = photos.counts();
+    let mean = photos.len() as f32 / counts.len() as f32;
+    counts.iter().map(|count| mean / (*count).max(1) as f32).collect()
 }
 
 fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSettings {

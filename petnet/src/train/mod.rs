@@ -100,6 +100,9 @@ pub struct Trainer {
     pub weight_decay: f64,
     /// Share of the target that is spread over all classes, 0 to 1.
     pub label_smoothing: f32,
+    /// Whether rare classes weigh as much as frequent ones: each photo's loss is divided by its
+    /// class's share of the training photos.
+    pub balanced: bool,
     /// Largest L2 norm of all gradients together; 0 for no limit.
     pub grad_clip: f64,
     /// Decay a step of the averaged weights that are evaluated and saved; 0 for no average.
@@ -152,6 +155,7 @@ impl Default for Trainer {
             momentum: 0.9,
             weight_decay: 0.02,
             label_smoothing: 0.0,
+            balanced: false,
             grad_clip: 5.0,
             ema_decay: 0.999,
             settle_photos: 0,

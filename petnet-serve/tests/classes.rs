@@ -1,0 +1,89 @@
+//! Any classes: five drawn shapes, from folders to the names in the service's answers.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::path::Path;
+
+use common::Server;
+use image::{Rgb, RgbImage};
+use petnet::augment::Augment;
+use petnet::model::{Architecture, SimpleCnnConfig};
+use petnet::preprocess::{Preprocess, Resize};
+use petnet::{Dataset, Trainer};
+use serde_json::json;
+
+const SHAPES: [&str; 5] = ["circle", "cross", "ring", "square", "triangle"];
+
+fn draw(shape: usize, number: u32) -> RgbImage {
+    let (middle, size) = (16.0 + (number % 3) as f32 - 1.0, 8.0 + (number % 4) as f32);
+    RgbImage::from_fn(32, 32, |x, y| {
+        let (x, y) = ((x as f32 - middle) / size, (y as f32 - middle) / size);
+        let far = (x * x + y * y).sqrt();
+        let inside = match shape {
+            0 => far < 1.0,
+            1 => x.abs().min(y.abs()) < 0.25 && x.abs().max(y.abs()) < 1.0,
+            2 => (0.6..1.0).contains(&far),
+            3 => x.abs().max(y.abs()) < 1.0,
+            _ => y < 0.9 && y > 2.0 * x.abs() - 1.0,
+        };
+        let light = if inside { 220 - number as u8 } else { 40 + number as u8 };
+        Rgb([light, light, 255 - light])
+    })
+}
+
+fn trained(folder: &Path) -> std::path::PathBuf {
+    for (shape, name) in SHAPES.iter().enumerate() {
+        let class = folder.join("photos").join(name);
+        std::fs::create_dir_all(&class).unwrap();
+        for number in 0..16 {
+            draw(shape, number).save(class.join(format!("{number}.png"))).unwrap();
+        }
+    }
+    let photos = Dataset::open(folder.join("photos")).unwrap();
+    let channels = vec![8, 16];
+    let trainer = Trainer {
+        architecture: Architecture::SimpleCnn(SimpleCnnConfig {
+            channels,
+            hidden: 32,
+            dropout: 0.0,
+        }),
+        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        epochs: 40,
+        batch_size: 16,
+        learning_rate: 1e-2,
+        ema_decay: 0.0,
+        augment: Augment::none(),
+        ..Trainer::default()
+    };
+    let model = folder.join("shapes.safetensors");
+    trainer.fit(&photos, &photos).unwrap().save(&model).unwrap();
+    model
+}
+
+#[test]
+fn five_shapes_are_learned_and_named_in_every_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = trained(folder.path());
+    let store = folder.path().join("feedback");
+    let files = ["--model", model.to_str().unwrap(), "--feedback", store.to_str().unwrap()];
+    let server = Server::start(&files);
+    assert_eq!(server.get("/version").json()["model"]["classes"], json!(SHAPES));
+    let mut right = 0;
+    for (shape, name) in SHAPES.iter().enumerate() {
+        let mut png = std::io::Cursor::new(Vec::new());
+        draw(shape, 5).write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let photo = png.into_inner();
+        let answer = server.post("/predict", &[("content-type", "image/png")], &photo).json();
+        let names: Vec<&String> = answer["probabilities"].as_object().unwrap().keys().collect();
+        assert_eq!(names, SHAPES);
+        right += usize::from(answer["predicted_class"] == *name);
+        let given = json!({ "prediction_id": answer["prediction_id"], "label": name });
+        assert_eq!(server.tell("/feedback", &given).0, 200);
+    }
+    assert!(right >= 4, "{right} of 5");
+    let metrics = server.metrics();
+    assert!(metrics.contains_key("model_recall{class=\"ring\",window=\"1h\"}"), "{metrics:?}");
+    let metadata = server.get("/v2/models/shapes").json();
+    assert_eq!(metadata["outputs"][0]["shape"], json!([-1, 5]));
+}
