@@ -29,14 +29,15 @@ if [ ! -x "$work/venv/bin/moto_server" ]; then
         pyarrow==26.0.1
 fi
 cargo build --release -p petnet-train --features cloud
-predict() { "$CARGO_TARGET_DIR/release/petnet-train" predict --quiet --format parquet --part-size 1000 "$@"; }
+# An array, not a function: in the background, $! must be the program's own.
+predict=("$CARGO_TARGET_DIR/release/petnet-train" predict --quiet --format parquet --part-size 1000)
 check() { "$python" "$here/scripts/batch_check.py" "$@"; }
 # Prints what a run took: photos/s, photos per second of CPU, peak memory.
-measure() { check measure "$CARGO_TARGET_DIR/release/petnet-train" predict --quiet --json --format parquet --part-size 1000 "$@"; }
+measure() { check measure "${predict[@]}" --json "$@"; }
 
 say "a bucket of $photos photos and some broken ones"
 "$work/venv/bin/moto_server" -H 127.0.0.1 -p 5556 >"$work/moto.log" 2>&1 &
-started+=($!)
+started+=("$!")
 for _ in $(seq 60); do curl -sf 127.0.0.1:5556/moto-api/ >/dev/null && break; sleep 1; done
 check upload "$archive" "$photos" "$small"
 
@@ -44,29 +45,29 @@ say "four shards, two at a time; the second is killed with -9 half-way"
 out=$work/answers && rm -rf "$out" "$work"/memory-*
 export RAYON_NUM_THREADS=1
 began=$SECONDS
-predict --out "$out" --shard 0/4 s3://photos/inbox/ &
+"${predict[@]}" --out "$out" --shard 0/4 s3://photos/inbox/ &
 first=$!
-started+=($first)
-predict --out "$out" --shard 1/4 s3://photos/inbox/ &
+started+=("$first")
+"${predict[@]}" --out "$out" --shard 1/4 s3://photos/inbox/ &
 second=$!
-started+=($second)
-until [ -f "$out/part-00001-00001.parquet" ]; do kill -0 $second && sleep 0.1; done
-kill -9 $second
-wait $second || echo "killed: $(find "$out" -name 'part-00001-*' | wc -l) parts are there, $(find "$out" -name '.part-00001-*' | wc -l) was begun"
+started+=("$second")
+until [ -f "$out/part-00001-00001.parquet" ]; do kill -0 "$second" && sleep 0.1; done
+kill -9 "$second"
+wait "$second" || echo "killed: $(find "$out" -name 'part-00001-*' | wc -l) parts are there, $(find "$out" -name '.part-00001-*' | wc -l) was begun"
 [ ! -e "$out/_SUCCESS-00001" ]
-predict --out "$out" --shard 1/4 s3://photos/inbox/
-wait $first
-predict --out "$out" --shard 2/4 s3://photos/inbox/ &
+"${predict[@]}" --out "$out" --shard 1/4 s3://photos/inbox/
+wait "$first"
+"${predict[@]}" --out "$out" --shard 2/4 s3://photos/inbox/ &
 third=$!
-started+=($third)
-predict --out "$out" --shard 3/4 s3://photos/inbox/
-wait $third
+started+=("$third")
+"${predict[@]}" --out "$out" --shard 3/4 s3://photos/inbox/
+wait "$third"
 echo "$((SECONDS - began)) s in all"
 check answers "$out"
 unset RAYON_NUM_THREADS
 
 say "five shards do not fit into a folder of four"
-if predict --out "$out" --shard 0/5 s3://photos/inbox/; then exit 1; fi
+if "${predict[@]}" --out "$out" --shard 0/5 s3://photos/inbox/; then exit 1; fi
 
 say "memory: $small photos, then all"
 measure --out "$work/memory-small" s3://photos/small/ | tee "$work/small.txt"

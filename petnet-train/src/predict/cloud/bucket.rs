@@ -1,0 +1,207 @@
+//! Photos in S3, Google Cloud Storage and Azure Blob Storage, listed page by page in the order of their keys.
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
+use object_store::{Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use tokio::runtime::Runtime;
+use url::Url;
+
+use crate::config::ConfigError;
+use crate::predict::archive::{self, Kind};
+use crate::predict::listing::{Listing, Load, Photo};
+use crate::predict::source::{MATCH, has_wildcard, is_picture, refuse_large};
+
+/// Of an archive's bytes, so many are fetched at a time.
+const BLOCK: u64 = 8 << 20;
+/// What variables of the clouds' own tools start with.
+const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+
+/// Lists the photos below a prefix, of one key, or of the keys that match; archives only where they are asked for.
+pub(in crate::predict) fn walk(address: &str, listing: &mut Listing) -> Result<()> {
+    let (bucket, key) = Bucket::open(address)?;
+    Arc::new(bucket).walk(key, listing).with_context(|| address.to_string())
+}
+
+struct Bucket {
+    runtime: Runtime,
+    store: Box<dyn ObjectStore>,
+    /// `s3://photos`
+    name: String,
+}
+
+impl Bucket {
+    /// The bucket of an address, and the rest of the address.
+    fn open(address: &str) -> Result<(Self, &str)> {
+        let wrong = |e: &dyn std::fmt::Display| ConfigError(format!("{address}: {e}"));
+        let after_scheme = address.find("://").map_or(0, |at| at + 3);
+        let end = address[after_scheme..].find('/').map_or(address.len(), |at| after_scheme + at);
+        let (name, key) = address.split_at(end);
+        let url = Url::parse(name).map_err(|e| wrong(&e))?;
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+            VARIABLES.iter().any(|start| name.starts_with(start)).then_some((name, value))
+        });
+        // One provider of cryptography for the whole program; an error says that there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (store, _) = object_store::parse_url_opts(&url, variables).map_err(|e| wrong(&e))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("bucket")
+            .enable_all()
+            .build()?;
+        Ok((Self { runtime, store, name: name.into() }, key.trim_start_matches('/')))
+    }
+
+    fn walk(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
+        let archive = Kind::of(key).is_some();
+        if has_wildcard(key) {
+            return self.matching(key, listing);
+        }
+        if archive || is_picture(key) {
+            match self.runtime.block_on(self.store.head(&Path::parse(key)?)) {
+                Ok(meta) => return self.object(meta, listing),
+                // A folder's name may have a dot, too.
+                Err(Error::NotFound { .. }) if !archive => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.each(key, |meta| match is_picture(meta.location.as_ref()) {
+            true => self.object(meta, listing),
+            false => Ok(()),
+        })
+    }
+
+    fn matching(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
+        let pattern = glob::Pattern::new(key).map_err(|e| ConfigError(e.to_string()))?;
+        let plain = key.find(['*', '?', '[']).unwrap_or(key.len());
+        let folder = key[..plain].rfind('/').map_or("", |at| &key[..at]);
+        let mut found = false;
+        self.each(folder, |meta| {
+            let key = meta.location.as_ref();
+            let wanted = is_picture(key) || Kind::of(key).is_some();
+            if wanted && pattern.matches_with(key, MATCH) {
+                found = true;
+                return self.object(meta, listing);
+            }
+            Ok(())
+        })?;
+        if !found {
+            bail!("no photo or archive matches");
+        }
+        Ok(())
+    }
+
+    fn each(&self, prefix: &str, mut take: impl FnMut(ObjectMeta) -> Result<()>) -> Result<()> {
+        let prefix = Path::parse(prefix.trim_end_matches('/'))?;
+        let mut objects =
+            self.store.list(Some(&prefix).filter(|prefix| !prefix.as_ref().is_empty()));
+        while let Some(meta) = self.runtime.block_on(objects.next()) {
+            take(meta?)?;
+        }
+        Ok(())
+    }
+
+    fn object(self: &Arc<Self>, meta: ObjectMeta, listing: &mut Listing) -> Result<()> {
+        let path = format!("{}/{}", self.name, meta.location);
+        match Kind::of(&path) {
+            Some(kind) => archive::walk(kind, ObjectFile::new(self.clone(), meta), &path, listing),
+            None => listing.offer(&path, || Ok(self.load(meta))),
+        }
+    }
+
+    fn load(self: &Arc<Self>, meta: ObjectMeta) -> Load {
+        let bucket = self.clone();
+        Box::new(move || bucket.runtime.block_on(bucket.read(&meta)))
+    }
+
+    /// Only a photo that is gone is a bad photo. What the store refuses otherwise, after retries, it would refuse for
+    /// many: the run stops and can go on later.
+    async fn read(&self, meta: &ObjectMeta) -> Result<Photo> {
+        if let Err(reason) = refuse_large(meta.size) {
+            return Ok(Err(reason));
+        }
+        let bytes = match self.store.get(&meta.location).await {
+            Ok(found) => found.bytes().await,
+            Err(error) => Err(error),
+        };
+        match bytes {
+            Ok(bytes) => Ok(Ok(bytes.into())),
+            Err(Error::NotFound { .. }) => Ok(Err("it was deleted after it was listed".into())),
+            Err(error) => Err(error).with_context(|| format!("{}/{}", self.name, meta.location)),
+        }
+    }
+}
+
+/// An object that is read like a file, block by block.
+struct ObjectFile {
+    bucket: Arc<Bucket>,
+    meta: ObjectMeta,
+    position: u64,
+    block: Vec<u8>,
+    /// Where the block lies in the object.
+    start: u64,
+}
+
+impl ObjectFile {
+    fn new(bucket: Arc<Bucket>, meta: ObjectMeta) -> Self {
+        Self { bucket, meta, position: 0, block: Vec::new(), start: 0 }
+    }
+
+    fn fetch(&mut self) -> io::Result<()> {
+        let start = self.position / BLOCK * BLOCK;
+        let range = start..(start + BLOCK).min(self.meta.size);
+        // An archive that is replaced meanwhile must not be read half old, half new.
+        let options = GetOptions {
+            range: Some(range.into()),
+            if_match: self.meta.e_tag.clone(),
+            ..GetOptions::default()
+        };
+        let store = &self.bucket.store;
+        let block = async {
+            let found = store.get_opts(&self.meta.location, options).await?;
+            found
+                .into_stream()
+                .try_fold(Vec::new(), async |mut all: Vec<u8>, bytes| {
+                    all.extend_from_slice(&bytes);
+                    Ok(all)
+                })
+                .await
+        };
+        self.block = self.bucket.runtime.block_on(block).map_err(io::Error::other)?;
+        self.start = start;
+        Ok(())
+    }
+}
+
+impl Read for ObjectFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.position >= self.meta.size {
+            return Ok(0);
+        }
+        let end = self.start + self.block.len() as u64;
+        if !(self.start..end).contains(&self.position) {
+            self.fetch()?;
+        }
+        let rest = self.block.get((self.position - self.start) as usize..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for ObjectFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.meta.size.checked_add_signed(by),
+        };
+        self.position = position.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.position)
+    }
+}

@@ -1,0 +1,124 @@
+//! Rows as a Parquet file: path, label, confidence, p_CLASS for each class, error.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use parquet::basic::{Compression, LogicalType, Repetition, Type as Physical};
+use parquet::data_type::{ByteArray, ByteArrayType, FloatType};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+use parquet::schema::types::Type;
+use petnet::Prediction;
+
+use crate::predict::pipeline::Row;
+use crate::predict::rows::Sheet;
+
+/// Rows that are held until they are written together.
+const GROUP: usize = 10_000;
+
+pub(super) struct ParquetSheet {
+    file: SerializedFileWriter<File>,
+    classes: usize,
+    rows: Vec<Row>,
+}
+
+impl ParquetSheet {
+    pub(super) fn new(file: File, labels: &[String]) -> Result<Self> {
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+        let file = SerializedFileWriter::new(file, schema(labels)?, Arc::new(properties))?;
+        Ok(Self { file, classes: labels.len(), rows: Vec::new() })
+    }
+
+    fn write_group(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.rows);
+        let mut group = self.file.next_row_group()?;
+        required_text(&mut group, rows.iter().map(|row| row.path.as_str()))?;
+        text(&mut group, rows.iter().map(|row| guess(row).map(Prediction::label)))?;
+        floats(&mut group, rows.iter().map(|row| guess(row).map(Prediction::confidence)))?;
+        for class in 0..self.classes {
+            let one = |guess: &Prediction| guess.probabilities().get(class).copied();
+            floats(&mut group, rows.iter().map(|row| guess(row).and_then(one)))?;
+        }
+        text(&mut group, rows.iter().map(|row| row.outcome.as_ref().err().map(String::as_str)))?;
+        group.close()?;
+        Ok(())
+    }
+}
+
+impl Sheet for ParquetSheet {
+    fn add(&mut self, row: Row) -> Result<()> {
+        self.rows.push(row);
+        if self.rows.len() == GROUP { self.write_group() } else { Ok(()) }
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<File> {
+        if !self.rows.is_empty() {
+            self.write_group()?;
+        }
+        Ok(self.file.into_inner()?)
+    }
+}
+
+fn schema(labels: &[String]) -> Result<Arc<Type>> {
+    let text = |name: &str, repetition| {
+        Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
+            .with_logical_type(Some(LogicalType::String))
+            .with_repetition(repetition)
+            .build()
+    };
+    let float = |name: &str| {
+        Type::primitive_type_builder(name, Physical::FLOAT)
+            .with_repetition(Repetition::OPTIONAL)
+            .build()
+    };
+    let mut fields = vec![
+        text("path", Repetition::REQUIRED)?,
+        text("label", Repetition::OPTIONAL)?,
+        float("confidence")?,
+    ];
+    for label in labels {
+        fields.push(float(&format!("p_{label}"))?);
+    }
+    fields.push(text("error", Repetition::OPTIONAL)?);
+    let fields = fields.into_iter().map(Arc::new).collect();
+    Ok(Arc::new(Type::group_type_builder("prediction").with_fields(fields).build()?))
+}
+
+fn guess(row: &Row) -> Option<&Prediction> {
+    row.outcome.as_ref().ok()
+}
+
+type Group<'a> = SerializedRowGroupWriter<'a, File>;
+
+fn required_text<'a>(group: &mut Group, values: impl Iterator<Item = &'a str>) -> Result<()> {
+    let values: Vec<ByteArray> = values.map(ByteArray::from).collect();
+    let mut column = group.next_column()?.ok_or_else(|| anyhow!("a column too many"))?;
+    column.typed::<ByteArrayType>().write_batch(&values, None, None)?;
+    Ok(column.close()?)
+}
+
+fn text<'a>(group: &mut Group, values: impl Iterator<Item = Option<&'a str>>) -> Result<()> {
+    let (levels, values) = present(values.map(|value| value.map(ByteArray::from)));
+    let mut column = group.next_column()?.ok_or_else(|| anyhow!("a column too many"))?;
+    column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None)?;
+    Ok(column.close()?)
+}
+
+fn floats(group: &mut Group, values: impl Iterator<Item = Option<f32>>) -> Result<()> {
+    let (levels, values) = present(values);
+    let mut column = group.next_column()?.ok_or_else(|| anyhow!("a column too many"))?;
+    column.typed::<FloatType>().write_batch(&values, Some(&levels), None)?;
+    Ok(column.close()?)
+}
+
+/// Parquet stores which rows have a value, and the values alone.
+fn present<T>(values: impl Iterator<Item = Option<T>>) -> (Vec<i16>, Vec<T>) {
+    let mut there = Vec::new();
+    let levels = values.map(|value| {
+        let level = i16::from(value.is_some());
+        there.extend(value);
+        level
+    });
+    (levels.collect(), there)
+}

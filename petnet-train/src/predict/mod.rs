@@ -1,0 +1,239 @@
+//! `predict`: classify photos, one or millions of them. What is asked for; listing, scoring and keeping lie beside.
+
+mod archive;
+#[cfg(feature = "cloud")]
+mod cloud;
+#[cfg(not(feature = "cloud"))]
+#[path = "no_cloud.rs"]
+mod cloud;
+mod listing;
+mod parts;
+mod pipeline;
+mod rows;
+mod source;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use petnet::{Checkpoint, Classifier, Device};
+
+use self::listing::{Done, Listing, Shard};
+use self::parts::{Parts, Progress, Record};
+use self::pipeline::{Lanes, Row};
+use crate::config::ConfigError;
+use crate::{Output, terminal};
+
+/// From here on, a speed says something.
+const MANY: u64 = 100;
+
+/// Classify photos: files, folders, globs, tar and zip archives, buckets.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  petnet-train predict rex.jpg tom.jpg
+  petnet-train predict --model models/best.safetensors --format csv photos/ > labels.csv
+  petnet-train predict --format jsonl 'photos/**/*.jpg' shards/part-0.tar holiday.zip > answers.jsonl
+
+Millions of photos: answers go to a folder, in parts. Killed and started again, the same command goes on
+where it was; every photo is scored once. Four machines share the work, here this is the first of them:
+  petnet-train predict --out answers --format csv --shard 0/4 photos/
+Built with `--features cloud`, from a bucket into Parquet. Credentials come from the variables that the
+clouds' own tools read (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP,
+GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME, ...):
+  petnet-train predict --out answers --format parquet s3://photos/inbox/
+  petnet-train predict --out answers --format parquet 's3://photos/shards/part-*.tar'")]
+pub(crate) struct Predict {
+    /// Model file, or `pretrained` for the bundled one
+    #[arg(long, default_value = "pretrained")]
+    model: String,
+    /// Photos, folders, globs in quotes, .tar or .zip archives, s3://, gs:// or az:// prefixes
+    #[arg(required = true, value_name = "INPUT")]
+    inputs: Vec<PathBuf>,
+    /// How to write [default: text, with --out jsonl]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// auto, cpu, ndarray, wgpu or wgpu:N
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Write into this folder, in parts; a run that was killed goes on when started again
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Photos in a part
+    #[arg(long, default_value_t = 10_000, requires = "out", value_parser = clap::value_parser!(u64).range(1..))]
+    part_size: u64,
+    /// Take the I-th of N shares of the photos; I is from 0 to N - 1
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    shard: Shard,
+    /// Photos that are read at once; more hide a slow network
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
+    readers: usize,
+    /// Photos that pass through the network together
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    batch_size: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Jsonl,
+    Csv,
+    Parquet,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let number = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
+    if number == 0 { Err("must be at least 1".into()) } else { Ok(number) }
+}
+
+impl Predict {
+    pub(crate) fn run(self, output: Output) -> Result<()> {
+        terminal::start_log(output, "info");
+        match &self.out {
+            Some(folder) => self.keep(folder.clone(), output),
+            None => self.print(output),
+        }
+    }
+
+    /// Rows to standard output.
+    fn print(&self, output: Output) -> Result<()> {
+        let format = match self.format {
+            Some(Format::Parquet) => {
+                return Err(ConfigError("--format parquet needs --out".into()).into());
+            }
+            _ if output.json => Format::Jsonl,
+            asked => asked.unwrap_or(Format::Text),
+        };
+        let classifier = open_model(&self.model, self.device)?;
+        if format == Format::Csv {
+            println!("{}", rows::csv_header(classifier.labels()));
+        }
+        let bar = terminal::counter("classifying", output);
+        let (mut photos, mut failed) = (0, 0);
+        let began = Instant::now();
+        self.score(&classifier, Done::default(), |row| {
+            photos += 1;
+            failed += u64::from(row.outcome.is_err());
+            bar.inc(1);
+            bar.suspend(|| rows::print(row, classifier.labels(), format))
+        })?;
+        bar.finish_and_clear();
+        if photos > MANY {
+            let speed = photos as f64 / began.elapsed().as_secs_f64();
+            tracing::info!("{photos} photos, {speed:.1} photos/s");
+        }
+        if failed > 0 {
+            bail!("{failed} of {photos} photos could not be classified");
+        }
+        Ok(())
+    }
+
+    /// Rows into a folder.
+    fn keep(&self, folder: PathBuf, output: Output) -> Result<()> {
+        let format = match self.format.unwrap_or(Format::Jsonl) {
+            Format::Text => {
+                let text = "--format text is for people: --out takes jsonl, csv or parquet";
+                return Err(ConfigError(text.into()).into());
+            }
+            Format::Parquet => cloud::require("--format parquet").map(|()| Format::Parquet)?,
+            other => other,
+        };
+        self.inputs.iter().try_for_each(|input| source::require(input))?;
+        let classifier = open_model(&self.model, self.device)?;
+        let record = Record {
+            inputs: self.inputs.iter().map(|input| input.display().to_string()).collect(),
+            model_sha256: petnet::sha256(&model_bytes(&self.model)?),
+            format: format.ending().into(),
+            shards: self.shard.count,
+            part_size: self.part_size,
+        };
+        let mut parts = Parts::open(folder, &record, (format, self.shard), classifier.labels())?;
+        let before = parts.progress().clone();
+        if parts.is_complete() {
+            return report(&before, None, output);
+        }
+        if before.photos > 0 {
+            tracing::info!("going on after {} photos in {} parts", before.photos, before.parts);
+        }
+        let bar = terminal::counter("classifying", output);
+        bar.set_position(before.photos);
+        bar.reset_eta();
+        let began = Instant::now();
+        let found = self.score(&classifier, before.done(), |row| {
+            bar.inc(1);
+            parts.add(row)
+        })?;
+        bar.finish_and_clear();
+        if found == 0 {
+            bail!("no photos found");
+        }
+        let after = parts.finish()?;
+        let speed = (after.photos - before.photos) as f64 / began.elapsed().as_secs_f64();
+        report(&after, Some(speed), output)
+    }
+
+    /// Number of photos listed, of all shards.
+    fn score(
+        &self,
+        classifier: &Classifier,
+        done: Done,
+        take: impl FnMut(Row) -> Result<()>,
+    ) -> Result<u64> {
+        let lanes = Lanes { readers: self.readers, batch: self.batch_size };
+        let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| {
+            let mut listing = Listing::new(self.shard, done, send);
+            self.inputs.iter().try_for_each(|input| source::walk(input, &mut listing))?;
+            listing.end()
+        };
+        pipeline::run(lanes, classifier, list, take)
+    }
+}
+
+impl Format {
+    /// Of a part's file name.
+    fn ending(self) -> &'static str {
+        match self {
+            Self::Text => "txt",
+            Self::Jsonl => "jsonl",
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
+/// `speed` is this run's, in photos a second; none where there was nothing left to do.
+fn report(progress: &Progress, speed: Option<f64>, output: Output) -> Result<()> {
+    let Progress { photos, failed, parts, .. } = progress;
+    if output.json {
+        let summary = serde_json::json!({
+            "photos": photos, "failed": failed, "parts": parts, "photos_per_second": speed,
+        });
+        println!("{summary}");
+        return Ok(());
+    }
+    let failed = if *failed > 0 { format!(", {failed} of them failed") } else { String::new() };
+    let speed = speed.map_or("; was complete".into(), |speed| format!("; {speed:.1} photos/s"));
+    println!("{photos} photos in {parts} parts{failed}{speed}");
+    Ok(())
+}
+
+/// Opens a model file, or the bundled model by the name `pretrained`.
+pub(crate) fn open_model(name: &str, device: Device) -> Result<Classifier> {
+    Ok(Classifier::new(open_checkpoint(name)?, device)?)
+}
+
+/// Reads a model file, or the bundled model by the name `pretrained`.
+pub(crate) fn open_checkpoint(name: &str) -> Result<Checkpoint> {
+    match name {
+        "pretrained" => Ok(Checkpoint::pretrained()?),
+        path => Ok(Checkpoint::load(path)?),
+    }
+}
+
+/// A model's file as it lies there.
+pub(crate) fn model_bytes(name: &str) -> Result<Vec<u8>> {
+    match name {
+        "pretrained" => Ok(Checkpoint::PRETRAINED.to_vec()),
+        path => std::fs::read(path).with_context(|| path.to_string()),
+    }
+}

@@ -1,0 +1,26 @@
+//! What stands in for `cloud` where it was not compiled in: the same doors, closed.
+
+use std::fs::File;
+
+use anyhow::Result;
+
+use super::listing::Listing;
+use super::rows::Sheet;
+use crate::config::ConfigError;
+
+pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
+    require(address)
+}
+
+pub(super) fn parquet(_: File, _: &[String]) -> Result<Box<dyn Sheet>> {
+    Err(missing("--format parquet"))
+}
+
+/// Fails: `what` needs the feature.
+pub(super) fn require(what: &str) -> Result<()> {
+    Err(missing(what))
+}
+
+fn missing(what: &str) -> anyhow::Error {
+    ConfigError(format!("{what} was not compiled in: build with `--features cloud`")).into()
+}
