@@ -25,7 +25,7 @@ RUN mkdir petnet/src petnet-serve/src petnet-train/src \
 FROM manifests AS train-build
 # The empty crates are removed again: cargo goes by time, and copied sources are older than what was built of them.
 RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
-    cargo build --release --locked -p petnet-train --bin petnet-train \
+    cargo build --release --locked -p petnet-train --bin petnet-train --features cloud \
     && rm -r petnet/src petnet-train/src \
     && find target/release -name '*petnet*' -prune -exec rm -r {} +
 # petnet/README.md is a link to it, and the crate's documentation.
@@ -33,7 +33,7 @@ COPY README.md ./
 COPY petnet petnet
 COPY petnet-train petnet-train
 RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
-    cargo build --release --locked -p petnet-train --bin petnet-train \
+    cargo build --release --locked -p petnet-train --bin petnet-train --features cloud \
     && cp target/release/petnet-train /petnet-train
 
 FROM ${DEBIAN_IMAGE} AS train

@@ -204,6 +204,11 @@ fn nonsense_is_refused_with_the_reason() {
         &[],
     );
     assert_eq!(broken.status, 422, "{}", broken.json());
+}
+
+#[test]
+fn lengths_and_compression_that_lie_are_refused() {
+    let server = Server::start(&["--max-body", "400000"]);
     assert_eq!(server.post(INFER, &[(LENGTH, "99")], b"{}").status, 400);
     assert_eq!(server.post(INFER, &[(LENGTH, "x")], b"{}").status, 400);
     assert_eq!(server.post(INFER, &[("content-encoding", "br")], b"{}").status, 415);
