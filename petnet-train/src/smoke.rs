@@ -48,7 +48,7 @@ impl Smoke {
                 Err(_) => std::thread::sleep(Duration::from_millis(500)),
             }
         };
-        let checks: [(&str, fn(&Service) -> Result<()>); 5] = [
+        let checks: [(&str, Check); 5] = [
             ("GET /health", health),
             ("POST /predict with a picture", picture),
             ("POST /predict with no picture", nonsense),
@@ -88,6 +88,8 @@ impl Smoke {
         Ok(version)
     }
 }
+
+type Check = fn(&Service) -> Result<()>;
 
 /// A running service.
 struct Service {
