@@ -1,0 +1,21 @@
+//! Train so that a kill costs minutes at most: run it again and it goes on, to the same weights.
+//!
+//! Run with `cargo run --release --example resume -- photos models`
+
+use petnet::{Dataset, Trainer};
+
+fn main() -> petnet::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let photos = arguments.next().unwrap_or_else(|| "photos".into());
+    let models = arguments.next().unwrap_or_else(|| "models".into());
+    let (train, valid) = Dataset::open(photos)?.split(0.8)?;
+    let trainer = Trainer {
+        epochs: 4,
+        out: Some(models.into()), // the state is kept here, after each epoch and every 200 steps
+        resume: true,             // without a state there, from the beginning
+        ..Trainer::default()
+    };
+    let fitted = trainer.fit(&train, &valid)?;
+    println!("{} epochs, the weights of the best are in {}", fitted.history.len(), Trainer::BEST);
+    Ok(())
+}

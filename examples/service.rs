@@ -1,0 +1,62 @@
+//! The classifier inside a web service of your own, here on hyper; `petnet-serve` adds batching, limits
+//! and all that production needs.
+//!
+//! Run with `cargo run --release --example service -- 127.0.0.1:3000`, then
+//! `curl --data-binary @rex.jpg 127.0.0.1:3000`
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use petnet::Classifier;
+use tokio::net::TcpListener;
+
+/// Largest photo in bytes.
+const MOST: usize = 16 << 20;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
+    let listener = TcpListener::bind(address).await?;
+    println!("listening on {}", listener.local_addr()?);
+    // One for all: it is Send and Sync, and nothing in it changes.
+    let classifier = Arc::new(Classifier::pretrained()?);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let classifier = Arc::clone(&classifier);
+        tokio::spawn(async move {
+            let answer = service_fn(|request| answer(Arc::clone(&classifier), request));
+            // What a client does to its own connection is its affair.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+        });
+    }
+}
+
+async fn answer(
+    classifier: Arc<Classifier>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let Ok(body) = Limited::new(request.into_body(), MOST).collect().await else {
+        return Ok(reply(StatusCode::PAYLOAD_TOO_LARGE, "the photo is too large".into()));
+    };
+    let photo = body.to_bytes();
+    // Milliseconds of arithmetic do not belong on the threads that wait for sockets.
+    let guess = tokio::task::spawn_blocking(move || classifier.classify_bytes(&photo)).await;
+    Ok(match guess {
+        Ok(Ok(guess)) => reply(StatusCode::OK, guess.to_string()),
+        Ok(Err(error)) => reply(StatusCode::BAD_REQUEST, error.to_string()),
+        Err(_) => reply(StatusCode::INTERNAL_SERVER_ERROR, "it failed".into()),
+    })
+}
+
+fn reply(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut reply = Response::new(Full::from(format!("{text}\n")));
+    *reply.status_mut() = status;
+    reply
+}
