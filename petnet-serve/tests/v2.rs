@@ -166,6 +166,17 @@ fn nonsense_is_refused_with_the_reason() {
         (head(json!([image(1, one.len() - 1)])), &one, 400),
         (head(json!([image(5, one.len())])), &one, 413),
         (data(json!(["%%"])), &[], 400),
+        (data(json!([["aGVsbG8="], [1]])), &[], 400),
+        (
+            json!({ "inputs": [{ "name": "image", "shape": [1, 9], "datatype": "BYTES", "data": [] }] }),
+            &[],
+            413,
+        ),
+        (
+            json!({ "inputs": [image(1, one.len())], "outputs": vec![json!({ "name": "label" }); 17] }),
+            &one,
+            413,
+        ),
         (data(json!([7])), &[], 400),
         (data(json!(["aGVsbG8="])), &[], 400),
         (

@@ -16,10 +16,10 @@ use hyper::header::{
 use hyper::{Request as HttpRequest, StatusCode};
 use petnet::Prediction;
 use petnet::preprocess::Pixels;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
-use super::tensor::{Computed, Output, Request, Values, Wanted};
+use super::tensor::{Computed, Input, Output, Request, Values, Wanted, WantedParameters};
 use super::{Form, Reply};
 use crate::app::App;
 use crate::batcher::{Answer, Picture};
@@ -28,6 +28,9 @@ use crate::problem::Problem;
 use crate::routes::predict::remember;
 use crate::routes::{new_id, text};
 use crate::telemetry::Note;
+
+/// Outputs may be asked for more than once, in several forms.
+const MOST_OUTPUTS: usize = 16;
 
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
@@ -59,10 +62,10 @@ async fn answer(
     let accepted = Some(Instant::now());
     let head = header_length(request.headers())?;
     let body = expand(body, request.headers(), app.settings.max_body)?;
-    let (request, mut binary) = Request::parse(&body, head, form.input())?;
-    let [input] = request.inputs.as_slice() else {
-        return Err(Problem::bad_request(format!("one input is taken, `{}`", form.input())));
-    };
+    let (mut request, mut binary) = Request::parse(&body, head, form.input())?;
+    let inputs = <[Input; 1]>::try_from(std::mem::take(&mut request.inputs));
+    let [input] = inputs
+        .map_err(|_| Problem::bad_request(format!("one input is taken, `{}`", form.input())))?;
     if input.name != form.input() {
         let detail = format!("there is no input `{}`: it is `{}`", input.name, form.input());
         return Err(Problem::bad_request(detail));
@@ -201,16 +204,20 @@ fn respond(
     answers: &[(Uuid, Answer<Prediction>)],
 ) -> Result<Payload, Problem> {
     let all = ["probabilities", "label", "prediction_id"];
-    let every: Vec<Wanted> =
-        all.map(|name| Wanted { name: name.into(), parameters: Map::new() }).into();
+    let every: Vec<Wanted> = all
+        .map(|name| Wanted { name: name.into(), parameters: WantedParameters::default() })
+        .into();
     let wanted = if request.outputs.is_empty() { &every } else { &request.outputs };
-    let by_default = request.parameters.get("binary_data_output").and_then(Value::as_bool);
+    if wanted.len() > MOST_OUTPUTS {
+        return Err(Problem::too_large(format!("more than {MOST_OUTPUTS} outputs")));
+    }
+    let by_default = request.parameters.binary_data_output;
     let (mut tensors, mut binary) = (Vec::new(), Vec::new());
     let mut any = false;
     for wanted in wanted {
         let output = compute(model, wanted, answers)?;
-        let asked = wanted.parameters.get("binary_data").and_then(Value::as_bool);
-        let (tensor, raw) = output.write(asked.or(by_default).unwrap_or_default());
+        let asked = wanted.parameters.binary_data.or(by_default);
+        let (tensor, raw) = output.write(asked.unwrap_or_default());
         tensors.push(tensor);
         any |= raw.is_some();
         binary.extend(raw.unwrap_or_default());
@@ -237,8 +244,7 @@ fn compute(
     let labels = model.classifier.labels();
     let predictions = answers.iter().map(|(_, answer)| &answer.value);
     let texts = |name, texts| Output { name, shape: vec![photos], values: Computed::Texts(texts) };
-    let classes = wanted.parameters.get("classification").and_then(Value::as_u64);
-    match (wanted.name.as_str(), classes) {
+    match (wanted.name.as_str(), wanted.parameters.classification) {
         ("probabilities", None) => {
             let values = predictions.flat_map(|p| p.probabilities().iter().copied()).collect();
             let shape = vec![photos, labels.len()];

@@ -1,8 +1,9 @@
 //! Tensors of the Open Inference Protocol: JSON, or JSON followed by raw little-endian bytes.
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
 
 use crate::problem::Problem;
 
@@ -11,10 +12,15 @@ use crate::problem::Problem;
 pub(super) struct Request {
     pub(super) id: Option<String>,
     #[serde(default)]
-    pub(super) parameters: Map<String, Value>,
+    pub(super) parameters: RequestParameters,
     pub(super) inputs: Vec<Input>,
     #[serde(default)]
     pub(super) outputs: Vec<Wanted>,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct RequestParameters {
+    pub(super) binary_data_output: Option<bool>,
 }
 
 /// An output that the client asks for.
@@ -22,7 +28,14 @@ pub(super) struct Request {
 pub(super) struct Wanted {
     pub(super) name: String,
     #[serde(default)]
-    pub(super) parameters: Map<String, Value>,
+    pub(super) parameters: WantedParameters,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct WantedParameters {
+    pub(super) binary_data: Option<bool>,
+    /// Most classes, the likeliest first.
+    pub(super) classification: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -31,8 +44,75 @@ pub(super) struct Input {
     shape: Vec<i64>,
     datatype: String,
     #[serde(default)]
-    parameters: Map<String, Value>,
-    data: Option<Value>,
+    parameters: InputParameters,
+    data: Option<Data>,
+}
+
+#[derive(Default, Deserialize)]
+struct InputParameters {
+    binary_data_size: Option<u64>,
+}
+
+/// Values in JSON, nested or flat, row by row: kept as they are used, since a tree of JSON values would
+/// take many times the body's memory.
+#[derive(Default)]
+struct Data {
+    numbers: Vec<f32>,
+    texts: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for Data {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut data = Self::default();
+        Fill(&mut data).deserialize(from)?;
+        Ok(data)
+    }
+}
+
+/// Takes up one level of [`Data`].
+struct Fill<'a>(&'a mut Data);
+
+impl<'de> DeserializeSeed<'de> for Fill<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fill<'_> {
+    type Value = ();
+
+    fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("numbers or strings, nested or flat")
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+        self.0.numbers.push(value as f32);
+        Ok(())
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+        self.0.texts.push(value.into());
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(Fill(self.0))?.is_some() {}
+        if self.0.numbers.is_empty() || self.0.texts.is_empty() {
+            Ok(())
+        } else {
+            Err(A::Error::custom("numbers and strings are mixed"))
+        }
+    }
 }
 
 /// The values of an input.
@@ -61,15 +141,15 @@ impl Request {
                 .map_err(|_| Problem::too_large("more than 4 GiB"))?
                 .to_le_bytes();
             let element: Bytes = [&length[..], body].concat().into();
-            let size = element.len().into();
+            let size = Some(element.len() as u64);
             let input = Input {
                 name: only.into(),
                 shape: vec![1],
                 datatype: "BYTES".into(),
-                parameters: Map::from_iter([("binary_data_size".into(), size)]),
+                parameters: InputParameters { binary_data_size: size },
                 data: None,
             };
-            let parameters = Map::from_iter([("binary_data_output".into(), true.into())]);
+            let parameters = RequestParameters { binary_data_output: Some(true) };
             return Ok((
                 Self { id: None, parameters, inputs: vec![input], outputs: vec![] },
                 element,
@@ -84,8 +164,9 @@ impl Request {
 impl Input {
     /// The values, from the JSON or from the front of `binary`, which moves on; at most `most` of
     /// the first dimension.
-    pub(super) fn values(&self, binary: &mut Bytes, most: usize) -> Result<Values, Problem> {
-        let wrong = |what: &str| Problem::bad_request(format!("input `{}`: {what}", self.name));
+    pub(super) fn values(self, binary: &mut Bytes, most: usize) -> Result<Values, Problem> {
+        let name = self.name;
+        let wrong = |what: &str| Problem::bad_request(format!("input `{name}`: {what}"));
         let shape: Option<Vec<usize>> =
             self.shape.iter().map(|side| usize::try_from(*side).ok()).collect();
         let shape = shape.ok_or_else(|| wrong("a shape has no negative side"))?;
@@ -94,27 +175,32 @@ impl Input {
         }
         let count = shape.iter().try_fold(1usize, |all, side| all.checked_mul(*side));
         let count = count.ok_or_else(|| wrong("the shape is too large"))?;
-        let size = self.parameters.get("binary_data_size").and_then(Value::as_u64);
-        let raw = match size {
+        if self.datatype == "BYTES" && count > most {
+            return Err(Problem::too_large(format!("more than {most} photos")));
+        }
+        let raw = match self.parameters.binary_data_size {
             Some(size) if size as usize > binary.len() => {
                 return Err(wrong("there are fewer bytes than binary_data_size"));
             }
             Some(size) => Some(binary.split_to(size as usize)),
             None => None,
         };
-        let data = self.data.as_ref();
-        let values = match (self.datatype.as_str(), raw, data) {
-            ("BYTES", Some(raw), _) => elements(raw).map(Values::Bytes),
-            ("BYTES", None, Some(data)) => texts(data).map(Values::Bytes),
+        let values = match (self.datatype.as_str(), raw, self.data) {
+            ("BYTES", Some(raw), _) => elements(raw, count).map(Values::Bytes),
+            ("BYTES", None, Some(data)) if data.numbers.is_empty() => {
+                // Base64: a JSON string cannot carry a photo otherwise.
+                let photos = data.texts.iter().map(|text| crate::upload::from_base64(text));
+                Some(Values::Bytes(photos.collect::<Result<_, _>>()?))
+            }
             ("FP32", Some(raw), _) => {
                 let (values, rest) = raw.as_chunks();
                 let values = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
                 rest.is_empty().then_some(Values::Floats { shape, values })
             }
-            ("FP32", None, Some(data)) => {
-                let mut values = Vec::new();
-                flatten(data, &mut values).then_some(Values::Floats { shape, values })
+            ("FP32", None, Some(data)) if data.texts.is_empty() => {
+                Some(Values::Floats { shape, values: data.numbers })
             }
+            ("BYTES" | "FP32", None, Some(_)) => None,
             (_, None, None) => return Err(wrong("there is no data")),
             (other, ..) => return Err(wrong(&format!("datatype {other} is not taken"))),
         };
@@ -130,10 +216,10 @@ impl Input {
     }
 }
 
-/// Elements that begin with their length.
-fn elements(mut raw: Bytes) -> Option<Vec<Bytes>> {
+/// Elements that begin with their length; no more than `most`.
+fn elements(mut raw: Bytes, most: usize) -> Option<Vec<Bytes>> {
     let mut elements = Vec::new();
-    while !raw.is_empty() {
+    while !raw.is_empty() && elements.len() <= most {
         let length = u32::from_le_bytes(*raw.first_chunk()?) as usize;
         if raw.len() < 4 + length {
             return None;
@@ -142,26 +228,6 @@ fn elements(mut raw: Bytes) -> Option<Vec<Bytes>> {
         raw = raw.slice(4 + length..);
     }
     Some(elements)
-}
-
-/// Base64 in JSON strings, which cannot carry a photo otherwise.
-fn texts(data: &Value) -> Option<Vec<Bytes>> {
-    match data {
-        Value::Array(items) => {
-            let parts: Option<Vec<Vec<Bytes>>> = items.iter().map(texts).collect();
-            Some(parts?.concat())
-        }
-        Value::String(text) => Some(vec![crate::upload::from_base64(text).ok()?]),
-        _ => None,
-    }
-}
-
-/// Nested or flat numbers, row by row; whether they all were numbers.
-fn flatten(data: &Value, into: &mut Vec<f32>) -> bool {
-    match data {
-        Value::Array(items) => items.iter().all(|item| flatten(item, into)),
-        other => other.as_f64().map(|value| into.push(value as f32)).is_some(),
-    }
 }
 
 /// An output tensor.
