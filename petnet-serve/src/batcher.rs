@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use metrics::{counter, gauge, histogram};
 use petnet::drift::Traits;
 use petnet::preprocess::Pixels;
@@ -193,6 +194,26 @@ impl Batcher {
         place: Ticket,
     ) -> Result<Answer<Prediction>, Problem> {
         self.ask(Work::Classify, model, photo.into(), place).await
+    }
+
+    /// Classifies some pictures side by side, each with an outcome of its own, in their order.
+    ///
+    /// # Errors
+    /// As [`Batcher::admit`], for all of them.
+    pub(crate) async fn classify_all<P: Into<Picture>>(
+        &self,
+        model: &Arc<Model>,
+        pictures: Vec<Result<P, Problem>>,
+    ) -> Result<Vec<Result<Answer<Prediction>, Problem>>, Problem> {
+        let mut places = self.admit(pictures.len())?;
+        let answers = pictures.into_iter().map(|picture| {
+            let place = places.split().ok_or_else(Problem::internal);
+            let model = Arc::clone(model);
+            async move { self.classify(model, picture?, place?).await }
+        });
+        // Collected first: every photo has its place before the first one is waited for.
+        let answers: Vec<_> = answers.collect();
+        Ok(join_all(answers).await)
     }
 
     /// # Errors

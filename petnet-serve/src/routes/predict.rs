@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::future::join_all;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use metrics::{counter, histogram};
@@ -50,15 +49,8 @@ pub(super) async fn many(
     let began = Instant::now();
     let photos = upload.photos.len();
     let names: Vec<_> = upload.photos.iter().map(|photo| photo.name.clone()).collect();
-    let mut places = app.batcher.admit(photos)?;
-    let answers = upload.photos.into_iter().map(|photo| {
-        let place = places.split().ok_or_else(Problem::internal);
-        let model = Arc::clone(&model);
-        async move { app.batcher.classify(model, photo.bytes?, place?).await }
-    });
-    // Collected first: every photo has its place before the first one is waited for.
-    let answers: Vec<_> = answers.collect();
-    let outcomes = join_all(answers).await;
+    let pictures = upload.photos.into_iter().map(|photo| photo.bytes).collect();
+    let outcomes = app.batcher.classify_all(&model, pictures).await?;
     let entries: Vec<Value> = outcomes
         .iter()
         .zip(names)

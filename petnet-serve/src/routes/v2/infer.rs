@@ -8,7 +8,6 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
-use futures_util::future::join_all;
 use hyper::body::Incoming;
 use hyper::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
@@ -75,8 +74,9 @@ async fn answer(
         return Err(Problem::bad_request("there are bytes behind the last input"));
     }
     let pictures = pictures(model, form, values)?;
-    let answers = classify(app, model, pictures).await?;
-    let answers: Vec<_> = answers.into_iter().map(|answer| (new_id(), answer)).collect();
+    let outcomes = app.batcher.classify_all(model, pictures).await?;
+    let answers = outcomes.into_iter().map(|outcome| Ok((new_id(), outcome?)));
+    let answers = answers.collect::<Result<Vec<_>, Problem>>()?;
     for (id, answer) in &answers {
         remember(app, model, *id, (&answer.value, &answer.photo));
     }
@@ -147,10 +147,12 @@ impl Payload {
     }
 }
 
-fn pictures(model: &Model, form: Form, values: Values) -> Result<Vec<Picture>, Problem> {
+type Pictures = Vec<Result<Picture, Problem>>;
+
+fn pictures(model: &Model, form: Form, values: Values) -> Result<Pictures, Problem> {
     match (form, values) {
         (Form::Encoded, Values::Bytes(photos)) => {
-            Ok(photos.into_iter().map(Picture::Encoded).collect())
+            Ok(photos.into_iter().map(|photo| Ok(Picture::Encoded(photo))).collect())
         }
         (Form::Pixels, Values::Floats { shape, values }) => planes(model, &shape, &values),
         _ => Err(Problem::bad_request(format!(
@@ -162,13 +164,11 @@ fn pictures(model: &Model, form: Form, values: Values) -> Result<Vec<Picture>, P
 }
 
 /// `[n, 3, size, size]` floats from 0 to 255 to pictures of bytes.
-fn planes(model: &Model, shape: &[usize], values: &[f32]) -> Result<Vec<Picture>, Problem> {
+fn planes(model: &Model, shape: &[usize], values: &[f32]) -> Result<Pictures, Problem> {
     let size = model.classifier.info().preprocess.size;
     let plane = (size * size) as usize;
-    let [_, 3, height, width] = *shape else {
-        return Err(Problem::bad_request(format!("the shape is [n, 3, {size}, {size}]")));
-    };
-    if (height, width) != (size as usize, size as usize) {
+    let side = size as usize;
+    if !matches!(*shape, [_, 3, height, width] if (height, width) == (side, side)) {
         return Err(Problem::bad_request(format!("the shape is [n, 3, {size}, {size}]")));
     }
     if !values.iter().all(|value| (-0.5..=255.5).contains(value)) {
@@ -179,22 +179,7 @@ fn planes(model: &Model, shape: &[usize], values: &[f32]) -> Result<Vec<Picture>
             .flat_map(|at| [0, 1, 2].map(|channel| channels[channel * plane + at].round() as u8));
         Pixels::new(size, size, bytes.collect()).map(Picture::Ready).ok_or_else(Problem::internal)
     });
-    pictures.collect()
-}
-
-async fn classify(
-    app: &Arc<App>,
-    model: &Arc<Model>,
-    pictures: Vec<Picture>,
-) -> Result<Vec<Answer<Prediction>>, Problem> {
-    let mut places = app.batcher.admit(pictures.len())?;
-    let answers = pictures.into_iter().map(|picture| {
-        let place = places.split().ok_or_else(Problem::internal);
-        let model = Arc::clone(model);
-        async move { app.batcher.classify(model, picture, place?).await }
-    });
-    let answers: Vec<_> = answers.collect();
-    join_all(answers).await.into_iter().collect()
+    Ok(pictures.collect())
 }
 
 fn respond(
