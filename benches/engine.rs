@@ -6,19 +6,20 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use petnet::model::{Architecture, Normalization};
+use petnet::architecture::{Architecture, Normalization};
+use petnet::burn::Network;
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::{Checkpoint, Classifier, ModelInfo};
+use petnet::{Classifier, ModelInfo};
 
 const RUNS: usize = 15;
 const PRODUCT: usize = 1024;
 
 fn classifier(name: &str, size: u32) -> Classifier {
     let architecture = Architecture::named(name, 0.0).expect("a known name");
-    let network = architecture.build(2, Normalization::default(), &Device::flex());
+    let network = Network::new(&architecture, 2, Normalization::default(), &Device::flex());
     let preprocess = Preprocess { size, resize: Resize::Squeeze };
     let info = ModelInfo::new(architecture, vec!["cat".into(), "dog".into()], preprocess);
-    Classifier::new(Checkpoint::new(info, &network), petnet::Device::Cpu).expect("a whole model")
+    Classifier::new(network.checkpoint(info), petnet::Device::Cpu).expect("a whole model")
 }
 
 fn pictures(size: u32, count: usize) -> Vec<Pixels> {

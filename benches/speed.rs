@@ -8,7 +8,8 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use petnet::model::{Architecture, Network, Normalization, PetNetConfig};
+use petnet::architecture::{Architecture, Normalization, PetNetConfig};
+use petnet::burn::Network;
 use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::{Checkpoint, Classifier, ModelInfo, Precision};
 
@@ -43,7 +44,7 @@ fn architecture(name: &str) -> Architecture {
 
 fn network(name: &str, device: &Device) -> Network {
     device.seed(1);
-    architecture(name).build(2, Normalization::default(), device)
+    Network::new(&architecture(name), 2, Normalization::default(), device)
 }
 
 fn images(count: usize, side: usize, device: &Device) -> Tensor<4> {
@@ -58,7 +59,7 @@ fn checkpoint(name: &str, side: usize) -> Checkpoint {
     }
     let preprocess = Preprocess { size: side as u32, resize: Resize::Squeeze };
     let info = ModelInfo::new(architecture(name), vec!["cat".into(), "dog".into()], preprocess);
-    Checkpoint::new(info, &network(name, &Device::flex()))
+    network(name, &Device::flex()).checkpoint(info)
 }
 
 fn pictures(side: usize, count: usize) -> Vec<Pixels> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use common::Server;
 use image::{Rgb, RgbImage};
 use petnet::augment::Augment;
-use petnet::model::{Architecture, SimpleCnnConfig};
+use petnet::architecture::{Architecture, SimpleCnnConfig};
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::{Dataset, Trainer};
 use serde_json::json;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use petnet::augment::Augment;
-use petnet::model::{Architecture, PetNetConfig};
+use petnet::architecture::{Architecture, PetNetConfig};
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::{Monitor, Optimizer, Resizing, Schedule};
 use petnet::{Device, Trainer};

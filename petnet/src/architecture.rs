@@ -32,11 +32,14 @@ pub enum Architecture {
     /// The residual network that petnet ships.
     #[serde(rename = "petnet")]
     PetNet(PetNetConfig),
+    /// torchvision's residual network of basic blocks, and the reference system's shorter one.
+    #[serde(rename = "resnet")]
+    ResNet(ResNetConfig),
 }
 
 impl Architecture {
     /// The names that [`Architecture::named`] knows.
-    pub const NAMES: &[&str] = &["petnet", "simple_cnn"];
+    pub const NAMES: &[&str] = &["petnet", "simple_cnn", "improved_cnn", "resnet18"];
 
     /// The default size of a network by name.
     ///
@@ -46,6 +49,8 @@ impl Architecture {
         match name {
             "petnet" => Ok(Self::PetNet(PetNetConfig { dropout, ..Default::default() })),
             "simple_cnn" => Ok(Self::SimpleCnn(SimpleCnnConfig { dropout, ..Default::default() })),
+            "improved_cnn" => Ok(Self::ResNet(ResNetConfig { dropout, ..ResNetConfig::improved() })),
+            "resnet18" => Ok(Self::ResNet(ResNetConfig { dropout, ..Default::default() })),
             other => Err(Error::Config(format!(
                 "unknown model_name `{other}`, known: {}",
                 Self::NAMES.join(", ")
@@ -58,19 +63,23 @@ impl Architecture {
         match self {
             Self::SimpleCnn(_) => "simple_cnn",
             Self::PetNet(_) => "petnet",
+            Self::ResNet(config) => config.name(),
         }
     }
 
     /// # Errors
     /// [`Error::Config`] when it has no layers, or layers of no width.
     pub fn validate(&self) -> Result<()> {
-        let fits = |sizes: &[usize]| sizes.iter().all(|size| (1..=4096).contains(size));
+        let fits = |sizes: &[usize]| {
+            !sizes.is_empty() && sizes.iter().all(|size| (1..=4096).contains(size))
+        };
+        let stages = |widths: &[usize], depths: &[usize]| {
+            fits(widths) && widths.len() == depths.len() && depths.iter().all(|d| *d <= 64)
+        };
         let sound = match self {
-            Self::SimpleCnn(config) => !config.channels.is_empty() && fits(&config.channels),
-            Self::PetNet(PetNetConfig { stem, widths, depths, .. }) => {
-                let paired = !widths.is_empty() && widths.len() == depths.len();
-                paired && fits(&[*stem]) && fits(widths) && depths.iter().all(|d| *d <= 64)
-            }
+            Self::SimpleCnn(config) => fits(&config.channels),
+            Self::PetNet(config) => fits(&[config.stem]) && stages(&config.widths, &config.depths),
+            Self::ResNet(config) => stages(&config.widths, &config.depths),
         };
         if !sound {
             return Err(Error::Config(format!(
@@ -88,7 +97,7 @@ impl Architecture {
             Self::SimpleCnn(config) => {
                 1u32.checked_shl(config.channels.len() as u32).unwrap_or(u32::MAX)
             }
-            Self::PetNet(_) => 1,
+            Self::PetNet(_) | Self::ResNet(_) => 1,
         }
     }
 
@@ -98,6 +107,7 @@ impl Architecture {
         match self {
             Self::SimpleCnn(config) => config.flops(side),
             Self::PetNet(config) => config.flops(side),
+            Self::ResNet(config) => config.flops(side),
         }
     }
 }
@@ -155,20 +165,72 @@ impl Default for PetNetConfig {
 impl PetNetConfig {
     fn flops(&self, side: usize) -> u64 {
         let first = self.widths.first().copied().unwrap_or(self.stem);
-        let (mut side, mut inputs) = (side.div_ceil(4), first);
-        let mut sum =
-            conv_flops(side * 2, 3, 3 * self.stem) + conv_flops(side, 3, self.stem * first);
-        for (stage, (&width, &depth)) in self.widths.iter().zip(&self.depths).enumerate() {
-            side = if stage > 0 && depth > 0 { side.div_ceil(2) } else { side };
-            for place in 0..depth {
-                let shortcut = place == 0 && (stage > 0 || inputs != width);
-                sum += conv_flops(side, 3, inputs * width) + conv_flops(side, 3, width * width);
-                sum += if shortcut { conv_flops(side, 1, inputs * width) } else { 0 };
-                inputs = width;
-            }
-        }
-        sum
+        let side = side.div_ceil(2);
+        let stem = conv_flops(side, 3, 3 * self.stem)
+            + conv_flops(side.div_ceil(2), 3, self.stem * first);
+        stem + stages_flops(side.div_ceil(2), (&self.widths, &self.depths))
     }
+}
+
+/// Widths and depths of a residual network as torchvision builds it (He et al., "Deep residual
+/// learning", 2015): a 7x7 convolution and a pooling of stride 2 each, stages of basic blocks, the
+/// global average, one linear layer. The default is `resnet18`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResNetConfig {
+    /// Channels of each stage, the first one's of the stem too; every stage but the first halves
+    /// both sides.
+    pub widths: Vec<usize>,
+    /// Residual blocks of each stage.
+    pub depths: Vec<usize>,
+    /// Share of the pooled features that is dropped in training, 0 to 1.
+    pub dropout: f64,
+}
+
+impl Default for ResNetConfig {
+    fn default() -> Self {
+        Self { widths: vec![64, 128, 256, 512], depths: vec![2; 4], dropout: 0.0 }
+    }
+}
+
+impl ResNetConfig {
+    /// `improved_cnn`: the first three stages of `resnet18`, 2.8 million parameters.
+    pub fn improved() -> Self {
+        Self { widths: vec![64, 128, 256], depths: vec![2; 3], dropout: 0.0 }
+    }
+
+    fn name(&self) -> &'static str {
+        let same = |other: &Self| self.widths == other.widths && self.depths == other.depths;
+        if same(&Self::default()) {
+            "resnet18"
+        } else if same(&Self::improved()) {
+            "improved_cnn"
+        } else {
+            "resnet"
+        }
+    }
+
+    fn flops(&self, side: usize) -> u64 {
+        let first = self.widths.first().copied().unwrap_or_default();
+        let side = side.div_ceil(2);
+        conv_flops(side, 7, 3 * first)
+            + stages_flops(side.div_ceil(2), (&self.widths, &self.depths))
+    }
+}
+
+/// Of residual blocks on maps of `side` pixels, by widths and depths.
+fn stages_flops(mut side: usize, (widths, depths): (&[usize], &[usize])) -> u64 {
+    let (mut sum, mut inputs) = (0, widths.first().copied().unwrap_or_default());
+    for (stage, (&width, &depth)) in widths.iter().zip(depths).enumerate() {
+        side = if stage > 0 && depth > 0 { side.div_ceil(2) } else { side };
+        for place in 0..depth {
+            let shortcut = place == 0 && stage > 0;
+            sum += conv_flops(side, 3, inputs * width) + conv_flops(side, 3, width * width);
+            sum += if shortcut { conv_flops(side, 1, inputs * width) } else { 0 };
+            inputs = width;
+        }
+    }
+    sum
 }
 
 /// Of a square convolution with an output of `side` pixels; `weights` are inputs times outputs.

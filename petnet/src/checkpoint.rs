@@ -118,10 +118,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Copies the weights out of a network.
-    #[cfg(feature = "burn")]
-    pub fn new(info: ModelInfo, network: &Network) -> Self {
-        Self { info, weights: crate::model::weights::read(network) }
+    pub(crate) fn new(info: ModelInfo, weights: Weights) -> Self {
+        Self { info, weights }
     }
 
     /// What the model says about itself.
@@ -200,21 +198,10 @@ impl Checkpoint {
         (self.info, self.weights)
     }
 
-    /// Builds the network and fills in the weights.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] when weights and architecture do not fit each other.
-    #[cfg(feature = "burn")]
-    pub(crate) fn network(self, device: &burn::tensor::Device) -> Result<(ModelInfo, Network)> {
-        let info = self.info.clone();
-        let network = info.architecture.build(info.labels.len(), info.normalization, device);
-        Ok((info, self.fill(network)?))
-    }
-
     /// Gives a network these weights.
     #[cfg(feature = "burn")]
-    pub(crate) fn fill(self, network: Network) -> Result<Network> {
-        crate::model::weights::write(network, self.weights)
+    pub(crate) fn fill(&self, network: Network) -> Result<Network> {
+        crate::model::weights::write(network, self.weights.clone())
             .map_err(|e| Error::checkpoint("<weights>", e))
     }
 
@@ -329,7 +316,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SimpleCnnConfig;
+    use crate::architecture::SimpleCnnConfig;
     use crate::preprocess::Resize;
 
     fn checkpoint() -> Checkpoint {
@@ -339,8 +326,7 @@ mod tests {
         let labels = vec!["cat".to_string(), "dog".to_string()];
         let info = ModelInfo::new(architecture, labels, preprocess);
         let device = burn::tensor::Device::flex();
-        let network = info.architecture.build(2, info.normalization, &device);
-        Checkpoint::new(info, &network)
+        Network::new(&info.architecture, 2, info.normalization, &device).checkpoint(info)
     }
 
     #[test]
@@ -351,7 +337,7 @@ mod tests {
         saved.save(&path, Precision::F32).unwrap();
         assert_eq!(Checkpoint::load(&path).unwrap(), saved);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
-        saved.network(&burn::tensor::Device::flex()).unwrap();
+        Network::load(&saved, &burn::tensor::Device::flex()).unwrap();
     }
 
     #[test]
@@ -383,7 +369,7 @@ mod tests {
     fn weights_that_do_not_fit_are_named() {
         let mut wrong = checkpoint();
         wrong.info.labels.push("fish".into());
-        let error = wrong.network(&burn::tensor::Device::flex()).unwrap_err().to_string();
+        let error = Network::load(&wrong, &burn::tensor::Device::flex()).unwrap_err().to_string();
         assert!(error.contains("head"), "{error}");
     }
 }

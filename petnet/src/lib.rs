@@ -4,6 +4,8 @@
 pub mod architecture;
 #[cfg(feature = "train")]
 pub mod augment;
+#[cfg(feature = "burn")]
+pub mod burn;
 #[cfg(feature = "train")]
 mod calibrate;
 mod checkpoint;
@@ -24,10 +26,14 @@ pub mod metrics;
 #[cfg(feature = "mlflow")]
 pub mod mlflow;
 #[cfg(feature = "burn")]
-pub mod model;
+mod model;
 mod novelty;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod preprocess;
 mod profile;
+#[cfg(feature = "pytorch")]
+pub mod pytorch;
 mod runner;
 #[cfg(feature = "train")]
 pub mod train;

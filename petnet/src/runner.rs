@@ -48,7 +48,8 @@ impl Runner {
     #[cfg(feature = "burn")]
     fn on_burn(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
         let device = device.open()?;
-        let (info, network) = checkpoint.network(&device)?;
+        let network = Network::load(&checkpoint, &device)?;
+        let (info, _) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
         Ok((info, Self::Burn { network: Box::new(network), device, side }))
     }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::{draw_folder, drawn};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
-use petnet::model::{Architecture, PetNetConfig, SimpleCnnConfig};
+use petnet::architecture::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::train::{Optimizer, Resizing, Schedule};
 use petnet::{Classifier, Dataset, Device, Error, Trainer};

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::winograd::Winograd;
 use crate::kernel::{After, Packed, Product, Run, Term, arch, load};
 
-/// Zeros around each map, in pixels.
+/// Zeros around what a layer gives, in pixels.
 pub(super) const BORDER: usize = 1;
 /// With rows of fewer places, all places of a map are copied out and multiplied together.
 const FEW: usize = 8;
@@ -31,22 +31,24 @@ pub(super) struct Shape {
     pub(super) height: usize,
     pub(super) width: usize,
     pub(super) channels: usize,
+    /// Zeros around it, in pixels.
+    pub(super) border: usize,
 }
 
 impl Shape {
     /// Values with the border.
     pub(super) fn len(self) -> usize {
-        (self.height + 2 * BORDER) * self.row()
+        (self.height + 2 * self.border) * self.row()
     }
 
     /// Values of a row with its border.
     pub(super) fn row(self) -> usize {
-        (self.width + 2 * BORDER) * self.channels
+        (self.width + 2 * self.border) * self.channels
     }
 
     /// Where a row's first pixel begins, and where its last one ends, within the row.
-    fn inside(self) -> Range<usize> {
-        BORDER * self.channels..(BORDER + self.width) * self.channels
+    pub(super) fn inside(self) -> Range<usize> {
+        self.border * self.channels..(self.border + self.width) * self.channels
     }
 }
 
@@ -118,7 +120,7 @@ impl Finish<'_> {
 pub(super) struct Form {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
-    /// 1 or 3.
+    /// Odd, and no wider than the input's border allows.
     pub(super) kernel: usize,
     pub(super) stride: usize,
     pub(super) relu: bool,
@@ -163,6 +165,7 @@ impl Layer {
             height: input.height.div_ceil(self.form.stride) / pool,
             width: input.width.div_ceil(self.form.stride) / pool,
             channels: self.form.outputs,
+            border: BORDER,
         }
     }
 
@@ -269,7 +272,7 @@ impl Layer {
     ) {
         let Form { inputs, outputs, kernel, stride, relu, .. } = self.form;
         let terms = (0..kernel).map(|ky| Term {
-            start: self.start(input.shape, y, ky) + self.origin() * inputs,
+            start: self.start(input.shape, y, ky) + self.origin(input.shape) * inputs,
             tap: ky,
         });
         let runs = [Run { first: 0, rows: out.len() / outputs, terms: terms.collect() }];
@@ -279,13 +282,13 @@ impl Layer {
     }
 
     /// Pixels of the border that a layer does not read.
-    fn origin(&self) -> usize {
-        BORDER - self.form.kernel / 2
+    fn origin(&self, input: Shape) -> usize {
+        input.border - self.form.kernel / 2
     }
 
     /// The row that tap `ky` of output row `y` reads.
     fn start(&self, input: Shape, y: usize, ky: usize) -> usize {
-        (y * self.form.stride + self.origin() + ky) * input.row()
+        (y * self.form.stride + self.origin(input) + ky) * input.row()
     }
 
     /// Copies all taps of a row's pixels side by side.
@@ -293,7 +296,7 @@ impl Layer {
         let Form { inputs, kernel, stride, .. } = self.form;
         for place in 0..shape.width.div_ceil(stride) {
             for ky in 0..kernel {
-                let start = self.start(shape, y, ky) + (place * stride + self.origin()) * inputs;
+                let start = self.start(shape, y, ky) + (place * stride + self.origin(shape)) * inputs;
                 patches.extend_from_slice(&values[start..start + kernel * inputs]);
             }
         }

@@ -3,14 +3,15 @@
 //!
 //! When a plan is made, batch norm is folded into the convolutions and weights are packed in the
 //! order in which they are read; 3x3 convolutions of stride 1 on large maps go the way of Winograd.
-//! Maps lie as `[height, width, channel]` within a border of zeros, one pixel wide, so that every
-//! 3x3 convolution reads the same nine taps everywhere. Each photo has a pass of its own: a lone one
+//! Maps lie as `[height, width, channel]` within a border of zeros, as wide as the next kernel needs, so
+//! that every convolution reads the same taps everywhere. Each photo has a pass of its own: a lone one
 //! on all cores, many on one core each, which measured no slower than passes that share weights.
 
 mod compile;
 mod head;
 mod layer;
 mod plan;
+mod pool;
 mod winograd;
 
 pub(crate) use compile::compile;

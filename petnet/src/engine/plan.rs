@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::head::{self, Dense};
-use super::layer::{BORDER, Form, Input, Layer, Shape};
+use super::layer::{Form, Input, Layer, Shape};
+use super::pool;
 use crate::architecture::Normalization;
 use crate::weights::Weights;
 
@@ -30,7 +31,8 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 struct Step {
     name: String,
-    layer: Layer,
+    /// A pooling where there is none.
+    layer: Option<Layer>,
     from: usize,
     shortcut: Option<usize>,
 }
@@ -47,9 +49,9 @@ pub(crate) struct Outputs {
 }
 
 impl Plan {
-    /// For pictures of `side` pixels.
-    pub(crate) fn new(normalization: Normalization, side: usize) -> Self {
-        let shapes = vec![Shape { height: side, width: side, channels: 3 }];
+    /// For pictures of `side` pixels and a first convolution of `kernel` by `kernel`.
+    pub(crate) fn new(normalization: Normalization, side: usize, kernel: usize) -> Self {
+        let shapes = vec![Shape { height: side, width: side, channels: 3, border: kernel / 2 }];
         let (steps, head) = (Vec::new(), Vec::new());
         Self { normalization, shapes, steps, head, arenas: Mutex::default() }
     }
@@ -71,8 +73,9 @@ impl Plan {
         let [outputs, inputs, kernel, _] = conv.shape[..] else {
             return Err(format!("`{prefix}.conv.weight` has shape {:?}", conv.shape));
         };
-        if kernel != 1 && kernel != 3 {
-            return Err(format!("`{prefix}` has a kernel of {kernel}, not 1 or 3"));
+        let border = self.shapes[from].border;
+        if kernel % 2 == 0 || kernel / 2 > border {
+            return Err(format!("`{prefix}` has a kernel of {kernel}, not 1 or {}", 2 * border + 1));
         }
         let [gamma, beta, mean, variance] = ["gamma", "beta", "running_mean", "running_var"]
             .map(|name| get(&format!("norm.{name}")));
@@ -92,8 +95,15 @@ impl Plan {
         let input = self.shapes[from];
         let layer = Layer::new(form, &folded, bias, input);
         self.shapes.push(layer.shape(input));
-        self.steps.push(Step { name: prefix.into(), layer, from, shortcut });
+        self.steps.push(Step { name: prefix.into(), layer: Some(layer), from, shortcut });
         Ok(self.steps.len())
+    }
+
+    /// Adds a pooling of what a ReLU gave; returns the number of its output buffer.
+    pub(crate) fn pool(&mut self, name: &str, from: usize) -> usize {
+        self.shapes.push(pool::shape(self.shapes[from]));
+        self.steps.push(Step { name: name.into(), layer: None, from, shortcut: None });
+        self.steps.len()
     }
 
     /// A convolution of normalised channels, as one of bytes.
@@ -130,10 +140,10 @@ impl Plan {
     pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
         let size = self.shapes[0].height * self.shapes[0].width * 3;
         if pixels.len() == size {
-            return vec![self.alone(pixels, |_, _| {}, |arena| self.answer(arena))];
+            return vec![self.alone(pixels, || (), |arena| self.answer(arena))];
         }
         let photos = pixels.par_chunks_exact(size);
-        let one = |pixels| self.pass((pixels, false), |_, _| {}, |arena| self.answer(arena));
+        let one = |pixels| self.pass((pixels, false), || (), |arena| self.answer(arena));
         photos.map(one).collect()
     }
 
@@ -148,54 +158,58 @@ impl Plan {
             let (Shape { height, width, .. }, pixels) = self.last(arena);
             (outputs, [height, width], pixels.map(|pixel| speaks(pixel).max(0.0)).collect())
         };
-        self.alone(pixels, |_, _| {}, read)
+        self.alone(pixels, || (), read)
     }
 
     /// Each convolution's name, operations (two for a multiply-add) and time, of one photo's pass.
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
-        let mut layers = Vec::new();
-        let note = |step: usize, time| {
-            let Step { name, layer, from, .. } = &self.steps[step];
-            layers.push((name.as_str(), layer.flops(self.shapes[*from]), time));
-        };
-        self.alone(pixels, note, |_| ());
-        layers
+        let mut instants = Vec::new();
+        self.alone(pixels, || instants.push(Instant::now()), |_| ());
+        let times = instants.array_windows().map(|[began, over]| *over - *began);
+        let layers = self.steps.iter().zip(times).filter_map(|(step, time)| {
+            let flops = step.layer.as_ref()?.flops(self.shapes[step.from]);
+            Some((step.name.as_str(), flops, time))
+        });
+        layers.collect()
     }
 
     /// [`Plan::pass`] on all cores.
     fn alone<T: Send>(
         &self,
         pixels: &[u8],
-        done: impl FnMut(usize, Duration) + Send,
+        between: impl FnMut() + Send,
         read: impl FnOnce(&Arena) -> T + Send,
     ) -> T {
         // One way into the pool, not one for each layer: threads are slow to wake.
         rayon::scope(|_| {
             let _awake = Awake::keep();
-            self.pass((pixels, true), done, read)
+            self.pass((pixels, true), between, read)
         })
     }
 
-    /// One photo through the network, each layer on all cores where it is `shared`. `done` hears of
-    /// each step and its time; then `read` sees all that was computed.
+    /// One photo through the network, each layer on all cores where it is `shared`. `between` is called
+    /// before each step and after the last; then `read` sees all that was computed.
     fn pass<T>(
         &self,
         (pixels, shared): (&[u8], bool),
-        mut done: impl FnMut(usize, Duration),
+        mut between: impl FnMut(),
         read: impl FnOnce(&Arena) -> T,
     ) -> T {
         let mut arena = self.arena();
         self.load(pixels, &mut arena);
         for (place, step) in self.steps.iter().enumerate() {
-            let began = Instant::now();
+            between();
             // An output comes after all that it is made from.
             let (earlier, rest) = arena.split_at_mut(place + 1);
             let shortcut = step.shortcut.map(|from| earlier[from].as_slice());
             let input =
                 Input { values: &earlier[step.from], shape: self.shapes[step.from], shared };
-            step.layer.run(input, shortcut, &mut rest[0]);
-            done(place, began.elapsed());
+            match &step.layer {
+                Some(layer) => layer.run(input, shortcut, &mut rest[0]),
+                None => pool::run(input, &mut rest[0]),
+            }
         }
+        between();
         let value = read(&arena);
         self.keep(arena);
         value
@@ -204,9 +218,9 @@ impl Plan {
     /// Puts a picture into buffer 0.
     fn load(&self, pixels: &[u8], arena: &mut Arena) {
         let shape = self.shapes[0];
-        let rows = arena[0].chunks_exact_mut(shape.row()).skip(BORDER);
+        let rows = arena[0].chunks_exact_mut(shape.row()).skip(shape.border);
         for (line, to) in pixels.chunks_exact(shape.width * 3).zip(rows) {
-            let to = to[BORDER * 3..].iter_mut();
+            let to = to[shape.inside()].iter_mut();
             line.iter().zip(to).for_each(|(from, to)| *to = f32::from(*from));
         }
     }
@@ -226,9 +240,8 @@ impl Plan {
     fn last<'a>(&self, arena: &'a Arena) -> (Shape, impl Iterator<Item = &'a [f32]>) {
         let place = self.steps.len();
         let shape = self.shapes[place];
-        let rows = arena[place].chunks_exact(shape.row()).skip(BORDER).take(shape.height);
-        let inside =
-            move |row: &'a [f32]| row.chunks_exact(shape.channels).skip(BORDER).take(shape.width);
+        let rows = arena[place].chunks_exact(shape.row()).skip(shape.border).take(shape.height);
+        let inside = move |row: &'a [f32]| row[shape.inside()].chunks_exact(shape.channels);
         (shape, rows.flat_map(inside))
     }
 

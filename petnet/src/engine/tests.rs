@@ -3,17 +3,18 @@
 use burn::tensor::Device;
 use proptest::prelude::*;
 
-use super::layer::{BORDER, Form, Input, Layer, Shape};
+use super::layer::{Form, Input, Layer, Shape};
 
 use super::*;
 use crate::model::run;
 use crate::model::weights;
-use crate::model::{Architecture, Normalization, PetNetConfig, SimpleCnnConfig};
+use crate::architecture::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
+use crate::model::Network;
 use crate::weights::Weights;
 
 /// Weights of a network whose norms have seen something.
 fn weights(architecture: &Architecture, device: &Device) -> Weights {
-    let network = architecture.build(3, Normalization::default(), device);
+    let network = Network::new(architecture, 3, Normalization::default(), device);
     let mut weights = weights::read(&network);
     for (name, weight) in &mut weights {
         let shift =
@@ -38,7 +39,14 @@ fn the_engine_says_what_burn_says() {
         let (widths, depths) = (widths.to_vec(), depths.to_vec());
         Architecture::PetNet(PetNetConfig { stem, widths, depths, dropout: 0.0 })
     };
+    let resnet = |widths: &[usize], depths: &[usize]| {
+        let (widths, depths) = (widths.to_vec(), depths.to_vec());
+        Architecture::ResNet(ResNetConfig { widths, depths, dropout: 0.0 })
+    };
     let cases = [
+        (resnet(&[8, 12], &[1, 2]), 32),
+        (resnet(&[5, 16, 20], &[2, 1, 1]), 45),
+        (resnet(&[16, 24], &[1, 1]), 7),
         (simple(&[5, 16, 33], 7), 24),
         (simple(&[32, 64], 128), 21),
         (petnet(6, &[10, 20, 50], &[1, 2, 1]), 32),
@@ -50,7 +58,7 @@ fn the_engine_says_what_burn_says() {
     for (number, (architecture, side)) in cases.into_iter().enumerate() {
         device.seed(number as u64);
         let weights = weights(&architecture, &device);
-        let network = architecture.build(3, Normalization::default(), &device);
+        let network = Network::new(&architecture, 3, Normalization::default(), &device);
         let network = weights::write(network, weights.clone()).unwrap();
         let plan = compile(&architecture, Normalization::default(), side, &weights).unwrap();
         for count in [1, 2, 9] {
@@ -151,10 +159,10 @@ impl Twin<'_> {
 
 /// Where a value of a bordered map lies.
 fn place(shape: Shape, [y, x, channel]: [usize; 3]) -> usize {
-    (y + BORDER) * shape.row() + (x + BORDER) * shape.channels + channel
+    (y + shape.border) * shape.row() + shape.inside().start + x * shape.channels + channel
 }
 
-fn indices(Shape { height, width, channels }: Shape) -> impl Iterator<Item = [usize; 3]> {
+fn indices(Shape { height, width, channels, .. }: Shape) -> impl Iterator<Item = [usize; 3]> {
     (0..height * width * channels).map(move |i| {
         let (pixel, channel) = (i / channels, i % channels);
         [pixel / width, pixel % width, channel]
@@ -163,14 +171,15 @@ fn indices(Shape { height, width, channels }: Shape) -> impl Iterator<Item = [us
 
 fn forms() -> impl Strategy<Value = (Form, Shape, bool, u32)> {
     let sides = (2..28_usize, 2..28_usize, 1..40_usize, 1..50_usize);
-    let kinds = (any::<bool>(), 1..3_usize, any::<bool>(), any::<bool>(), any::<bool>());
+    let kernels = prop_oneof![Just(1), Just(3), Just(7)];
+    let kinds = (kernels, 1..3_usize, any::<bool>(), any::<bool>(), any::<bool>());
     (sides, kinds, any::<u32>()).prop_map(|(sides, kinds, seed)| {
         let (height, width, inputs, outputs) = sides;
-        let (one, stride, relu, pool, shared) = kinds;
-        let kernel = if one { 1 } else { 3 };
+        let (kernel, stride, relu, pool, shared) = kinds;
+        let border = (kernel / 2).max(1);
         let pool = pool && stride == 1;
         let form = Form { inputs, outputs, kernel, stride, relu, pool };
-        (form, Shape { height, width, channels: inputs }, shared, seed)
+        (form, Shape { height, width, channels: inputs, border }, shared, seed)
     })
 }
 

@@ -8,7 +8,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 
 use super::weights::{read, write};
-use super::{Architecture, Network, Normalization, SimpleCnnConfig};
+use super::Network;
+use crate::architecture::{Architecture, Normalization, SimpleCnnConfig};
 use crate::weights::{Weight, Weights};
 
 const FIXTURE: &[u8] = include_bytes!("../../tests/golden/simple_cnn.safetensors");
@@ -28,7 +29,7 @@ fn weights(prefix: &str) -> Weights {
 
 fn network(device: &Device) -> Network {
     let config = SimpleCnnConfig { channels: vec![4, 6, 8, 10], hidden: 8, dropout: 0.0 };
-    let network = Architecture::SimpleCnn(config).build(2, Normalization::default(), device);
+    let network = Network::new(&Architecture::SimpleCnn(config), 2, Normalization::default(), device);
     let names: Vec<String> = read(&network).into_keys().collect();
     let fixture: Vec<String> = weights("before.").into_keys().collect();
     assert_eq!(names, fixture, "layer names");

@@ -41,6 +41,14 @@ impl Maps {
         }
     }
 
+    /// The largest of the three by three pixels around every second one; sides are halved, rounded up.
+    pub(super) fn pooled(self) -> Self {
+        let around = MaxPool2dConfig::new([3, 3])
+            .with_strides([2, 2])
+            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1));
+        Self::new(around.init().forward(self.planes())) // [n, c, h / 2, w / 2]
+    }
+
     /// The mean of each map, `[n, c]`.
     pub(super) fn mean(self) -> Tensor<2> {
         match self {
@@ -244,6 +252,7 @@ mod tests {
             (5, 8, 8, 16, 24, 1, 2),
             (4, 4, 1, 9, 17, 3, 1),
             (2, 2, 6, 8, 49, 3, 1),
+            (9, 12, 5, 3, 17, 7, 2),
         ];
         for (case, (h, w, n, inputs, outputs, kernel, stride)) in cases.into_iter().enumerate() {
             device.seed(case as u64);

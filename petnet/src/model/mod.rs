@@ -6,9 +6,9 @@
 #[cfg(all(test, feature = "train"))]
 mod golden;
 mod layers;
-mod pet_net;
 #[cfg(feature = "flex")]
 mod pixels;
+mod residual;
 pub(crate) mod run;
 mod simple_cnn;
 pub(crate) mod weights;
@@ -16,14 +16,16 @@ pub(crate) mod weights;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-pub use pet_net::PetNet;
+pub use residual::ResidualNet;
 pub use simple_cnn::SimpleCnn;
 
-pub use crate::architecture::{Architecture, Normalization, PetNetConfig, SimpleCnnConfig};
+use crate::architecture::{Architecture, Normalization};
+use crate::checkpoint::{Checkpoint, ModelInfo};
+use crate::error::Result;
 
 impl Normalization {
     /// `[n, 3, h, w]` of 0 to 255 -> the same shape, about zero mean and unit variance.
-    pub fn forward(&self, images: Tensor<4>) -> Tensor<4> {
+    fn forward(&self, images: Tensor<4>) -> Tensor<4> {
         let device = images.device();
         let scale = self.std.map(|s| 1.0 / (255.0 * s));
         let shift = [0, 1, 2].map(|c| -self.mean[c] / self.std[c]);
@@ -33,28 +35,64 @@ impl Normalization {
     }
 }
 
-impl Architecture {
-    /// Builds the network with fresh random weights.
-    pub fn build(&self, classes: usize, normalization: Normalization, device: &Device) -> Network {
-        match self {
-            Self::SimpleCnn(config) => {
-                Network::SimpleCnn(config.build(classes, normalization, device))
-            }
-            Self::PetNet(config) => Network::PetNet(config.build(classes, normalization, device)),
-        }
-    }
-}
-
-/// A network of any [`Architecture`].
+/// A network of any [`Architecture`], as a burn module.
+///
+/// ```
+/// use petnet::architecture::{Architecture, Normalization};
+/// use petnet::burn::{Network, open, tensor::Tensor};
+///
+/// let device = open(petnet::Device::Cpu)?;
+/// let network = Network::new(&Architecture::named("resnet18", 0.0)?, 5, Normalization::default(), &device);
+/// let logits = network.forward(Tensor::zeros([1, 3, 32, 32], &device));
+/// assert_eq!(logits.dims(), [1, 5]);
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Module, Debug)]
 pub enum Network {
     /// See [`SimpleCnn`].
     SimpleCnn(SimpleCnn),
-    /// See [`PetNet`].
-    PetNet(PetNet),
+    /// See [`ResidualNet`].
+    PetNet(ResidualNet),
+    /// See [`ResidualNet`].
+    ResNet(ResidualNet),
 }
 
 impl Network {
+    /// With fresh random weights.
+    pub fn new(
+        architecture: &Architecture,
+        classes: usize,
+        normalization: Normalization,
+        device: &Device,
+    ) -> Self {
+        match architecture {
+            Architecture::SimpleCnn(config) => {
+                Self::SimpleCnn(config.build(classes, normalization, device))
+            }
+            Architecture::PetNet(config) => {
+                Self::PetNet(config.build(classes, normalization, device))
+            }
+            Architecture::ResNet(config) => {
+                Self::ResNet(config.build(classes, normalization, device))
+            }
+        }
+    }
+
+    /// With a checkpoint's weights.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`](crate::Error::Checkpoint) when weights and architecture do not fit each other.
+    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let ModelInfo { architecture, labels, normalization, .. } = checkpoint.info();
+        let network = Self::new(architecture, labels.len(), *normalization, device);
+        checkpoint.fill(network)
+    }
+
+    /// A copy of the weights, on no device.
+    pub fn checkpoint(&self, info: ModelInfo) -> Checkpoint {
+        Checkpoint::new(info, weights::read(self))
+    }
+
     /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         self.classify(self.features(images))
@@ -64,7 +102,7 @@ impl Network {
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         match self {
             Self::SimpleCnn(net) => net.features(images),
-            Self::PetNet(net) => net.features(images),
+            Self::PetNet(net) | Self::ResNet(net) => net.features(images),
         }
     }
 
@@ -72,7 +110,7 @@ impl Network {
     pub fn classify(&self, features: Tensor<2>) -> Tensor<2> {
         match self {
             Self::SimpleCnn(net) => net.classify(features),
-            Self::PetNet(net) => net.classify(features),
+            Self::PetNet(net) | Self::ResNet(net) => net.classify(features),
         }
     }
 
@@ -81,7 +119,7 @@ impl Network {
     pub fn explain(&self, image: Tensor<4>) -> (Tensor<2>, Tensor<3>) {
         match self {
             Self::SimpleCnn(net) => net.explain(image),
-            Self::PetNet(net) => net.explain(image),
+            Self::PetNet(net) | Self::ResNet(net) => net.explain(image),
         }
     }
 
@@ -90,7 +128,7 @@ impl Network {
     pub(crate) fn set_momentum(&mut self, momentum: f64) {
         match self {
             Self::SimpleCnn(net) => net.set_momentum(momentum),
-            Self::PetNet(net) => net.set_momentum(momentum),
+            Self::PetNet(net) | Self::ResNet(net) => net.set_momentum(momentum),
         }
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 
 use super::layers::{ConvNorm, Maps, linear};
-use super::{Normalization, SimpleCnnConfig};
+use crate::architecture::{Normalization, SimpleCnnConfig};
 use crate::kernel::Activation;
 
 /// Blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global average, two linears.
@@ -23,8 +23,8 @@ pub struct SimpleCnn {
 }
 
 impl SimpleCnnConfig {
-    /// Builds the network: Kaiming-normal fan-out convolutions, normal(0, 0.01) linears, zero biases.
-    pub fn build(
+    /// Kaiming-normal fan-out convolutions, normal(0, 0.01) linears, zero biases.
+    pub(super) fn build(
         &self,
         classes: usize,
         normalization: Normalization,

@@ -20,7 +20,8 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluation};
 use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::{Metrics, argmax};
-use crate::model::Normalization;
+use crate::architecture::Normalization;
+use crate::model::Network;
 use crate::model::run::{outputs, rows, to_tensor};
 use crate::preprocess::Preprocess;
 
@@ -55,7 +56,7 @@ impl<'a> Fit<'a> {
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
         let classes = info.labels.len();
-        let model = trainer.architecture.build(classes, Normalization::default(), &device);
+        let model = Network::new(&trainer.architecture, classes, Normalization::default(), &device);
         let model = match &trainer.init {
             Some(path) => Checkpoint::load(path)?.fill(model)?,
             None => model,
@@ -369,7 +370,7 @@ impl<'a> Fit<'a> {
             }
             measured => measured,
         };
-        Checkpoint::new(info, &network)
+        network.checkpoint(info)
     }
 
     fn save_state(&mut self) -> Result<()> {

@@ -24,7 +24,7 @@ use crate::checkpoint::{Checkpoint, Precision};
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{Architecture, SimpleCnnConfig};
+use crate::architecture::{Architecture, SimpleCnnConfig};
 use crate::preprocess::{Preprocess, Resize};
 
 /// How gradients become steps.

@@ -1,4 +1,4 @@
-//! petnet's own network: a plain residual network that leaves high resolution at once.
+//! Plain residual networks: petnet's own, which leaves high resolution at once, and torchvision's.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
@@ -6,19 +6,23 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 
 use super::layers::{ConvNorm, Maps};
-use super::{Normalization, PetNetConfig};
+use crate::architecture::{Normalization, PetNetConfig, ResNetConfig};
 use crate::kernel::Activation;
 
-/// Two convolutions of stride 2, stages of residual blocks of two 3x3 convolutions each
+/// A stem that leaves a quarter of each side, stages of residual blocks of two 3x3 convolutions each
 /// (He et al., "Deep residual learning", 2015), the global average, one linear layer.
 ///
-/// Only plain convolutions: on a CPU they run near the arithmetic's limit, which depthwise ones do
-/// not. A quarter of each side is left after the stem, so no layer has many pixels.
+/// `petnet`'s stem is two convolutions of stride 2: only plain ones, which run near the arithmetic's
+/// limit on a CPU, as depthwise ones do not, and no layer has many pixels. That of `resnet18` is a 7x7
+/// convolution and a pooling.
 #[derive(Module, Debug)]
-pub struct PetNet {
+pub struct ResidualNet {
     #[module(skip)]
     normalization: Normalization,
     stem: Vec<ConvNorm>,
+    /// Whether a pooling of stride 2 ends the stem.
+    #[module(skip)]
+    pooled: bool,
     blocks: Vec<Residual>,
     dropout: Dropout,
     head: Linear,
@@ -34,33 +38,71 @@ struct Residual {
 }
 
 impl PetNetConfig {
-    /// Builds the network: Kaiming-normal convolutions. Blocks speak from the start: with the last
-    /// norm of each at zero (Goyal et al., 2017), short trainings lost four points.
-    pub fn build(&self, classes: usize, normalization: Normalization, device: &Device) -> PetNet {
+    /// Kaiming-normal convolutions. Blocks speak from the start: with the last norm of each at zero
+    /// (Goyal et al., 2017), short trainings lost four points.
+    pub(super) fn build(
+        &self,
+        classes: usize,
+        normalization: Normalization,
+        device: &Device,
+    ) -> ResidualNet {
         let first = self.widths.first().copied().unwrap_or(self.stem);
-        let mut blocks = Vec::new();
-        let mut inputs = first;
-        for (stage, (&width, &depth)) in self.widths.iter().zip(&self.depths).enumerate() {
-            for place in 0..depth {
-                let stride = if stage > 0 && place == 0 { 2 } else { 1 };
-                blocks.push(Residual::new([inputs, width], stride, device));
-                inputs = width;
-            }
-        }
-        PetNet {
+        let stem = vec![
+            ConvNorm::new([3, self.stem], 3, 2, false, device),
+            ConvNorm::new([self.stem, first], 3, 2, false, device),
+        ];
+        let (blocks, features) = blocks(first, (&self.widths, &self.depths), device);
+        ResidualNet {
             normalization,
-            stem: vec![
-                ConvNorm::new([3, self.stem], 3, 2, false, device),
-                ConvNorm::new([self.stem, first], 3, 2, false, device),
-            ],
+            stem,
+            pooled: false,
             blocks,
             dropout: DropoutConfig::new(self.dropout).init(),
-            head: LinearConfig::new(inputs, classes).init(device),
+            head: LinearConfig::new(features, classes).init(device),
         }
     }
 }
 
-impl PetNet {
+impl ResNetConfig {
+    /// Kaiming-normal convolutions, as torchvision's.
+    pub(super) fn build(
+        &self,
+        classes: usize,
+        normalization: Normalization,
+        device: &Device,
+    ) -> ResidualNet {
+        let first = self.widths.first().copied().unwrap_or(1);
+        let stem = vec![ConvNorm::new([3, first], 7, 2, false, device)];
+        let (blocks, features) = blocks(first, (&self.widths, &self.depths), device);
+        ResidualNet {
+            normalization,
+            stem,
+            pooled: true,
+            blocks,
+            dropout: DropoutConfig::new(self.dropout).init(),
+            head: LinearConfig::new(features, classes).init(device),
+        }
+    }
+}
+
+/// The stages after a stem of `inputs` channels, and the width of the last.
+fn blocks(
+    mut inputs: usize,
+    (widths, depths): (&[usize], &[usize]),
+    device: &Device,
+) -> (Vec<Residual>, usize) {
+    let mut blocks = Vec::new();
+    for (stage, (&width, &depth)) in widths.iter().zip(depths).enumerate() {
+        for place in 0..depth {
+            let stride = if stage > 0 && place == 0 { 2 } else { 1 };
+            blocks.push(Residual::new([inputs, width], stride, device));
+            inputs = width;
+        }
+    }
+    (blocks, inputs)
+}
+
+impl ResidualNet {
     /// `[n, 3, h, w]` of 0 to 255 -> `[n, width]`.
     pub(super) fn features(&self, images: Tensor<4>) -> Tensor<2> {
         self.maps(images).mean()
@@ -95,6 +137,7 @@ impl PetNet {
     fn maps(&self, images: Tensor<4>) -> Maps {
         let x = Maps::new(self.normalization.forward(images));
         let x = self.stem.iter().fold(x, |x, conv| conv.forward(x, None, Activation::Relu));
+        let x = if self.pooled { x.pooled() } else { x };
         self.blocks.iter().fold(x, |x, block| block.forward(x))
     }
 }
@@ -122,7 +165,15 @@ impl Residual {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Architecture;
+    use crate::architecture::Architecture;
+
+    #[test]
+    fn resnet18_has_torchvisions_parameters_and_operations() {
+        let config = ResNetConfig::default();
+        let net = config.build(1000, Normalization::default(), &Device::flex());
+        assert_eq!(net.num_params(), 11_689_512 + 2 * 4800, "running statistics included");
+        assert_eq!(Architecture::ResNet(config).flops(224), 3_627_122_688);
+    }
 
     #[test]
     fn parameters_and_operations_are_those_of_the_drawing() {

@@ -1,0 +1,20 @@
+//! [burn](https://burn.dev), of the version that petnet stands on, and petnet's networks as its modules:
+//! the one door through which burn's types come out. Nothing else of petnet's shows any.
+//!
+//! A [`Network`] is built by [`Network::new`] or [`Network::load`], takes part in a training of your own, and
+//! becomes a model file by [`Network::checkpoint`]. Its input is `[n, 3, size, size]` with values 0 to 255 in the
+//! order R, G, B; normalisation is its first layer. Its output is logits, `[n, classes]`.
+
+pub use ::burn::*;
+
+pub use crate::model::{Network, ResidualNet, SimpleCnn};
+
+use crate::error::Result;
+
+/// A device as burn knows it; [`Device::Cpu`](crate::Device::Cpu) is burn-flex.
+///
+/// # Errors
+/// [`Error::Device`](crate::Error::Device) when the backend was not compiled in or finds no adapter.
+pub fn open(device: crate::Device) -> Result<tensor::Device> {
+    device.open()
+}
