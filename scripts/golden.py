@@ -97,6 +97,96 @@ def network(out):
     save(out / "simple_cnn.safetensors", {**before, **after, **extra})
 
 
+class ReferenceCNN(nn.Module):
+    """The same network under the names that the reference system's trainer gives its layers."""
+
+    def __init__(self):
+        super().__init__()
+        for number, (i, o) in enumerate(zip([3] + CHANNELS, CHANNELS), 1):
+            setattr(self, f"conv{number}", nn.Conv2d(i, o, 3, padding=1))
+            setattr(self, f"bn{number}", nn.BatchNorm2d(o))
+        self.fc1 = nn.Linear(CHANNELS[-1], HIDDEN)
+        self.fc2 = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x):
+        for number in range(1, len(CHANNELS) + 1):
+            x = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(x))
+            x = torch.max_pool2d(torch.relu(x), 2)
+        return self.fc2(torch.relu(self.fc1(x.mean(dim=(2, 3)))))
+
+
+def checkpoint(out):
+    """What the reference system's trainer leaves behind, and what PyTorch says with it."""
+    torch.manual_seed(3)
+    net = ReferenceCNN()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-4)
+    for _ in range(8):  # statistics of norms, state of the optimiser
+        images, targets = torch.randn(8, 3, SIZE, SIZE) * 2 + 0.5, torch.randint(0, CLASSES, (8,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), targets).backward()
+        optimizer.step()
+    config = {"model_name": "simple_cnn", "num_classes": CLASSES, "dropout_rate": 0.4, "class_names": ["cat", "dog"]}
+    torch.save(
+        {
+            "epoch": 8,
+            "model_state_dict": net.state_dict(),
+            "optimizer_state_dict": optimizer.state_dict(),
+            "val_accuracy": 0.5,
+            "config": config,
+        },
+        out / "best_model.pt",
+    )
+    net.eval()
+    answers = {}
+    for name in ("waves.png", "waves.jpg"):
+        with Image.open(out / name) as photo:
+            pixels = np.asarray(photo.convert("RGB").resize((SIZE, SIZE), Image.LANCZOS), dtype="float32")
+        x = (pixels / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+        with torch.no_grad():
+            logits = net(torch.from_numpy(x.astype("float32").transpose(2, 0, 1)[None]))
+        answers[name] = torch.softmax(logits, 1)[0].tolist()
+    (out / "best_model.json").write_text(json.dumps(answers))
+
+
+def drawn(name, shape):
+    """Numbers between -1 and 1 that petnet's test draws too, so that 45 MB need not be kept."""
+    hash = 2166136261
+    for byte in name.encode():
+        hash = (hash ^ byte) * 16777619 & 0xFFFFFFFF
+    x = np.arange(int(np.prod(shape)), dtype="uint32") * np.uint32(2654435761) + np.uint32(hash)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    x ^= x >> np.uint32(16)
+    return (x.astype("float64") / 2**31 - 1).reshape(shape)
+
+
+def residual(out):
+    from torchvision.models import resnet18
+
+    net = resnet18(num_classes=10)
+    state = net.state_dict()
+    for name, value in state.items():
+        if value.ndim == 4:
+            scale, shift = (6 / (value.shape[0] * value.shape[2] * value.shape[3])) ** 0.5, 0
+        elif value.ndim == 2:
+            scale, shift = (3 / value.shape[1]) ** 0.5, 0
+        elif name.endswith("running_var") or name.endswith("weight"):
+            scale, shift = 0.5, 1
+        else:
+            scale, shift = 0.2, 0
+        if value.ndim > 0:
+            state[name] = torch.from_numpy((drawn(name, value.shape) * scale + shift).astype("float32"))
+    net.load_state_dict(state)
+    net.eval()
+    i = np.arange(2 * 64 * 64 * 3)
+    images = ((i * 7919 + i // 13 * 31) % 256).astype("float32").reshape(2, 64, 64, 3)
+    x = (images / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        logits = net(torch.from_numpy(x.astype("float32").transpose(0, 3, 1, 2).copy()))
+    names = {name: list(value.shape) for name, value in state.items() if value.ndim > 0}
+    (out / "resnet18.json").write_text(json.dumps({"shapes": names, "logits": logits.tolist()}))
+
+
 def pixels(out):
     y, x = np.mgrid[0:150, 0:200]
     picture = np.stack([127 + 120 * np.sin(x / 9.0), 127 + 120 * np.cos(y / 7.0), (x * 2 + y) % 256], -1)
@@ -160,3 +250,5 @@ if __name__ == "__main__":
     network(folder)
     pixels(folder)
     figures(folder)
+    checkpoint(folder)
+    residual(folder)

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use common::Server;
 use image::{Rgb, RgbImage};
-use petnet::augment::Augment;
 use petnet::architecture::{Architecture, SimpleCnnConfig};
+use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::{Dataset, Trainer};
 use serde_json::json;

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use petnet::augment::Augment;
 use petnet::architecture::{Architecture, PetNetConfig};
+use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::{Monitor, Optimizer, Resizing, Schedule};
 use petnet::{Device, Trainer};
@@ -32,6 +32,7 @@ pub(crate) struct Config {
     num_classes: Option<usize>,
     petnet: WidthsConfig,
     init: Option<PathBuf>,
+    freeze: bool,
     dropout_rate: f64,
     image_size: u32,
     progressive: Vec<Resizing>,
@@ -100,6 +101,7 @@ impl Default for Config {
             num_classes: None,
             petnet: WidthsConfig::default(),
             init: trainer.init,
+            freeze: trainer.freeze,
             dropout_rate: 0.5,
             image_size: trainer.preprocess.size,
             progressive: trainer.progressive,
@@ -228,6 +230,7 @@ impl Config {
         Ok(Trainer {
             architecture: self.architecture()?,
             init: self.init.clone(),
+            freeze: self.freeze,
             preprocess: Preprocess { size: self.image_size, resize: self.resize },
             progressive: self.progressive.clone(),
             epochs: self.num_epochs,

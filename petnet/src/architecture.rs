@@ -49,7 +49,9 @@ impl Architecture {
         match name {
             "petnet" => Ok(Self::PetNet(PetNetConfig { dropout, ..Default::default() })),
             "simple_cnn" => Ok(Self::SimpleCnn(SimpleCnnConfig { dropout, ..Default::default() })),
-            "improved_cnn" => Ok(Self::ResNet(ResNetConfig { dropout, ..ResNetConfig::improved() })),
+            "improved_cnn" => {
+                Ok(Self::ResNet(ResNetConfig { dropout, ..ResNetConfig::improved() }))
+            }
             "resnet18" => Ok(Self::ResNet(ResNetConfig { dropout, ..Default::default() })),
             other => Err(Error::Config(format!(
                 "unknown model_name `{other}`, known: {}",
@@ -64,6 +66,15 @@ impl Architecture {
             Self::SimpleCnn(_) => "simple_cnn",
             Self::PetNet(_) => "petnet",
             Self::ResNet(config) => config.name(),
+        }
+    }
+
+    #[cfg(feature = "pytorch")]
+    pub(crate) fn set_dropout(&mut self, share: f64) {
+        match self {
+            Self::SimpleCnn(config) => config.dropout = share,
+            Self::PetNet(config) => config.dropout = share,
+            Self::ResNet(config) => config.dropout = share,
         }
     }
 
@@ -166,8 +177,8 @@ impl PetNetConfig {
     fn flops(&self, side: usize) -> u64 {
         let first = self.widths.first().copied().unwrap_or(self.stem);
         let side = side.div_ceil(2);
-        let stem = conv_flops(side, 3, 3 * self.stem)
-            + conv_flops(side.div_ceil(2), 3, self.stem * first);
+        let stem =
+            conv_flops(side, 3, 3 * self.stem) + conv_flops(side.div_ceil(2), 3, self.stem * first);
         stem + stages_flops(side.div_ceil(2), (&self.widths, &self.depths))
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use half::f16;
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -118,6 +118,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// What is said of a file that others wrote.
+    pub(crate) const FOREIGN: &str = "no model of petnet's";
+
+    #[cfg(any(feature = "burn", feature = "pytorch"))]
     pub(crate) fn new(info: ModelInfo, weights: Weights) -> Self {
         Self { info, weights }
     }
@@ -235,11 +239,15 @@ impl Checkpoint {
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let damaged =
             |e: safetensors::SafeTensorError| format!("not a complete safetensors file ({e})");
+        if bytes.get(8) != Some(&b'{') && !bytes.is_empty() {
+            return Err(format!("{}: it is no safetensors file", Self::FOREIGN));
+        }
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
-        let metadata =
-            header.metadata().as_ref().ok_or("no model of petnet's: it has no metadata")?;
-        let text = metadata.get(INFO_KEY).ok_or("no model of petnet's: `petnet` is missing")?;
+        let metadata = header.metadata().as_ref();
+        let metadata = metadata.ok_or(format!("{}: it has no metadata", Self::FOREIGN))?;
+        let text = metadata.get(INFO_KEY);
+        let text = text.ok_or(format!("{}: `petnet` is missing", Self::FOREIGN))?;
         let mut views = tensors.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = digest(text, views.iter().map(|(n, v)| (n.as_str(), v.data())));
@@ -262,11 +270,14 @@ impl Checkpoint {
     }
 }
 
-fn read_weight(view: &TensorView<'_>) -> Result<Weight, String> {
+pub(crate) fn read_weight(view: &TensorView<'_>) -> Result<Weight, String> {
     let values = match view.dtype() {
         Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Dtype::F16 => {
             view.data().as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+        }
+        Dtype::BF16 => {
+            view.data().as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
         }
         other => return Err(format!("weights of type {other:?} are not supported")),
     };

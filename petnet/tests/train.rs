@@ -7,9 +7,9 @@ mod common;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{draw_folder, drawn};
+use petnet::architecture::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
-use petnet::architecture::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::train::{Optimizer, Resizing, Schedule};
 use petnet::{Classifier, Dataset, Device, Error, Trainer};
@@ -330,4 +330,60 @@ fn a_rare_class_is_not_drowned_when_classes_are_balanced() {
     };
     let (plain, balanced) = (belief(false), belief(true));
     assert!(balanced > plain + 0.2, "{plain} plain, {balanced} balanced");
+}
+
+/// Every parameter of a model file but those of `without`, as bytes by name.
+fn tensors(path: &std::path::Path, without: &str) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let all = file.tensors().into_iter().filter(|(name, _)| !name.contains(without));
+    all.map(|(name, view)| (name, view.data().to_vec())).collect()
+}
+
+#[test]
+fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["horizontal", "vertical", "diagonal"], 8);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let init = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/best_model.pt");
+    let trainer = Trainer {
+        architecture: Architecture::SimpleCnn(SimpleCnnConfig {
+            channels: vec![4, 6, 8, 10],
+            hidden: 8,
+            dropout: 0.0,
+        }),
+        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        init: Some(init.clone()),
+        ema_decay: 0.9,
+        ..tiny()
+    };
+    let labels = ["horizontal", "vertical"].map(String::from).into();
+    let given = petnet::pytorch::Import { labels, ..Default::default() }.read(&init).unwrap();
+    let [given_at, frozen_at, tuned_at] = ["given", "frozen", "tuned"]
+        .map(|name| root.path().join(name).with_extension("safetensors"));
+    given.save(&given_at, petnet::Precision::F32).unwrap();
+    let frozen = Trainer { freeze: true, ..trainer.clone() }.fit(&dataset, &dataset).unwrap();
+    frozen.last.save(&frozen_at, petnet::Precision::F32).unwrap();
+    let same =
+        |a: &std::path::Path, b: &std::path::Path| tensors(a, "hidden") == tensors(b, "hidden");
+    let bodies = [&given_at, &frozen_at].map(|path| {
+        let mut all = tensors(path, "hidden");
+        all.retain(|name, _| !name.contains("head"));
+        all
+    });
+    assert_eq!(bodies[0], bodies[1], "frozen layers moved");
+    assert!(!same(&given_at, &frozen_at), "the last layer did not");
+    let losses = |fitted: &petnet::train::Fitted| {
+        let history = &fitted.history;
+        (history[0].train_loss, history.last().unwrap().train_loss)
+    };
+    let (first, last) = losses(&frozen);
+    assert!(last < first, "{first} to {last}");
+    let tuned = trainer.fit(&dataset, &dataset).unwrap();
+    tuned.last.save(&tuned_at, petnet::Precision::F32).unwrap();
+    assert!(losses(&tuned).1 < last, "all layers learn more than the last ones");
+    let error =
+        Trainer { init: None, freeze: true, ..trainer }.fit(&dataset, &dataset).unwrap_err();
+    assert!(error.to_string().contains("freeze"), "{error}");
 }

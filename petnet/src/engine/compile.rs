@@ -1,7 +1,9 @@
 //! The plan of each architecture, from its weights by name.
 
 use super::plan::Plan;
-use crate::architecture::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
+use crate::architecture::{
+    Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig,
+};
 use crate::weights::Weights;
 
 /// What follows a convolution: stride, ReLU, pooling.

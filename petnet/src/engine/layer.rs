@@ -296,7 +296,8 @@ impl Layer {
         let Form { inputs, kernel, stride, .. } = self.form;
         for place in 0..shape.width.div_ceil(stride) {
             for ky in 0..kernel {
-                let start = self.start(shape, y, ky) + (place * stride + self.origin(shape)) * inputs;
+                let start =
+                    self.start(shape, y, ky) + (place * stride + self.origin(shape)) * inputs;
                 patches.extend_from_slice(&values[start..start + kernel * inputs]);
             }
         }

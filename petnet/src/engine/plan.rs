@@ -75,7 +75,10 @@ impl Plan {
         };
         let border = self.shapes[from].border;
         if kernel % 2 == 0 || kernel / 2 > border {
-            return Err(format!("`{prefix}` has a kernel of {kernel}, not 1 or {}", 2 * border + 1));
+            return Err(format!(
+                "`{prefix}` has a kernel of {kernel}, not 1 or {}",
+                2 * border + 1
+            ));
         }
         let [gamma, beta, mean, variance] = ["gamma", "beta", "running_mean", "running_var"]
             .map(|name| get(&format!("norm.{name}")));

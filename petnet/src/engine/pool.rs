@@ -27,7 +27,9 @@ pub(super) fn run(input: Input<'_>, out: &mut [f32]) {
                     for row in above.chunks_exact(from.row()) {
                         let pixels = &row[2 * x * from.channels..][..3 * from.channels];
                         for pixel in pixels.chunks_exact(from.channels) {
-                            out.iter_mut().zip(pixel).for_each(|(out, value)| *out = out.max(*value));
+                            out.iter_mut()
+                                .zip(pixel)
+                                .for_each(|(out, value)| *out = out.max(*value));
                         }
                     }
                 }

@@ -6,10 +6,12 @@ use proptest::prelude::*;
 use super::layer::{Form, Input, Layer, Shape};
 
 use super::*;
+use crate::architecture::{
+    Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig,
+};
+use crate::model::Network;
 use crate::model::run;
 use crate::model::weights;
-use crate::architecture::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
-use crate::model::Network;
 use crate::weights::Weights;
 
 /// Weights of a network whose norms have seen something.

@@ -7,8 +7,8 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 
-use super::weights::{read, write};
 use super::Network;
+use super::weights::{read, write};
 use crate::architecture::{Architecture, Normalization, SimpleCnnConfig};
 use crate::weights::{Weight, Weights};
 
@@ -29,7 +29,8 @@ fn weights(prefix: &str) -> Weights {
 
 fn network(device: &Device) -> Network {
     let config = SimpleCnnConfig { channels: vec![4, 6, 8, 10], hidden: 8, dropout: 0.0 };
-    let network = Network::new(&Architecture::SimpleCnn(config), 2, Normalization::default(), device);
+    let network =
+        Network::new(&Architecture::SimpleCnn(config), 2, Normalization::default(), device);
     let names: Vec<String> = read(&network).into_keys().collect();
     let fixture: Vec<String> = weights("before.").into_keys().collect();
     assert_eq!(names, fixture, "layer names");

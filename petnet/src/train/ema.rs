@@ -55,6 +55,8 @@ impl ModuleMapper for Mixer {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(current) = self.current.remove(&self.path.join(".")) else { return param };
         let shape = param.shape();
-        param.map(|old| old * self.decay + current.reshape(shape) * (1.0 - self.decay))
+        // What does not move stays, bit for bit.
+        let rate = 1.0 - self.decay;
+        param.map(|old| old.clone() + (current.reshape(shape) - old) * rate)
     }
 }

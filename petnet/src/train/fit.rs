@@ -11,8 +11,10 @@ use burn::tensor::{Device, Int, Tensor};
 use serde_json::json;
 
 use super::settle::settle;
+use super::start::start;
 use super::state::{Progress, State};
 use super::{EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema};
+use crate::architecture::Normalization;
 use crate::augment::{Augment, Key};
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
@@ -20,7 +22,6 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluation};
 use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::{Metrics, argmax};
-use crate::architecture::Normalization;
 use crate::model::Network;
 use crate::model::run::{outputs, rows, to_tensor};
 use crate::preprocess::Preprocess;
@@ -58,7 +59,7 @@ impl<'a> Fit<'a> {
         let classes = info.labels.len();
         let model = Network::new(&trainer.architecture, classes, Normalization::default(), &device);
         let model = match &trainer.init {
-            Some(path) => Checkpoint::load(path)?.fill(model)?,
+            Some(path) => start(model, path)?,
             None => model,
         };
         let mut identity = info.settings.clone();
@@ -254,8 +255,7 @@ impl<'a> Fit<'a> {
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
         self.device.seed(rand::Rng::next_u64(&mut place.rng()));
         let (photos, size) = (batch.targets.len(), self.train.size());
-        let images = to_tensor(batch.images, size, &self.device); // [n, 3, s, s]
-        let logits = self.state.model.forward(images); // [n, classes]
+        let logits = self.logits(batch.images, size); // [n, classes]
         let loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
         let value = loss.clone().into_scalar::<f32>();
         if !value.is_finite() {
@@ -280,6 +280,18 @@ impl<'a> Fit<'a> {
         progress.step += 1;
         progress.updates += 1;
         Ok(value)
+    }
+
+    /// `[n, size, size, 3]` bytes -> `[n, classes]`. Frozen layers are run as in inference, and no gradient
+    /// leads into them.
+    fn logits(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
+        let model = &self.state.model;
+        if !self.trainer.freeze {
+            return model.forward(to_tensor(images, size, &self.device));
+        }
+        let images = to_tensor(images, size, &self.device.clone().inner()); // [n, 3, s, s]
+        let features = model.valid().features(images); // [n, width]
+        model.classify(Tensor::from_inner(features))
     }
 
     /// Cross entropy; of mixed pictures, each photo's by its share.

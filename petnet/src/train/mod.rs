@@ -10,6 +10,7 @@ mod fit;
 mod lr_find;
 mod schedule;
 mod settle;
+mod start;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -19,12 +20,12 @@ use serde::{Deserialize, Serialize};
 pub use lr_find::{RateCurve, RatePoint};
 pub use schedule::Schedule;
 
+use crate::architecture::{Architecture, SimpleCnnConfig};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, Precision};
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::architecture::{Architecture, SimpleCnnConfig};
 use crate::preprocess::{Preprocess, Resize};
 
 /// How gradients become steps.
@@ -73,8 +74,13 @@ pub struct Resizing {
 pub struct Trainer {
     /// The network.
     pub architecture: Architecture,
-    /// A model file whose weights training starts from, instead of random ones.
+    /// A model file whose weights training starts from, instead of random ones: petnet's, or PyTorch's as
+    /// [`pytorch`](crate::pytorch) knows them. Where it has another number of classes, its last layer is
+    /// left out.
     pub init: Option<PathBuf>,
+    /// Whether only the layers after the global average are trained, and all else stays as it was in
+    /// [`Trainer::init`].
+    pub freeze: bool,
     /// Its input.
     pub preprocess: Preprocess,
     /// Smaller inputs to begin with, in order; [`Trainer::preprocess`] comes last
@@ -144,6 +150,7 @@ impl Default for Trainer {
         Self {
             architecture: Architecture::SimpleCnn(SimpleCnnConfig::default()),
             init: None,
+            freeze: false,
             preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
             progressive: Vec::new(),
             epochs: 16,
@@ -345,6 +352,12 @@ impl Trainer {
         }
         if self.settle_photos > 0 && self.ema_decay > 0.0 {
             return bad("settle_photos", &self.settle_photos, "0 where ema_decay is not");
+        }
+        if self.freeze && self.init.is_none() {
+            return bad("freeze", &true, "false without init: random layers would stay random");
+        }
+        if self.freeze && self.settle_photos > 0 {
+            return bad("settle_photos", &self.settle_photos, "0 with freeze");
         }
         if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
             return bad("grad_clip or warmup_epochs", &"negative", "at least 0");

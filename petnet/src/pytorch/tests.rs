@@ -1,0 +1,99 @@
+//! Against torchvision: the fixture is written by `scripts/golden.py`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Device;
+use serde::Deserialize;
+
+use super::layers::arrange;
+use crate::architecture::{Architecture, Normalization, ResNetConfig};
+use crate::engine::compile;
+use crate::model::{Network, run, weights};
+use crate::weights::{Weight, Weights};
+
+#[derive(Deserialize)]
+struct Fixture {
+    shapes: BTreeMap<String, Vec<usize>>,
+    logits: Vec<Vec<f32>>,
+}
+
+fn fixture() -> Fixture {
+    serde_json::from_str(include_str!("../../tests/golden/resnet18.json")).unwrap()
+}
+
+/// The numbers that `drawn` of the script gives.
+fn drawn(name: &str, shape: &[usize]) -> Weight {
+    let seed = name
+        .bytes()
+        .fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
+    let (scale, shift) = match shape {
+        [outputs, _, k, _] => ((6.0 / (outputs * k * k) as f64).sqrt(), 0.0),
+        [_, inputs] => ((3.0 / *inputs as f64).sqrt(), 0.0),
+        _ if name.ends_with("running_var") || name.ends_with("weight") => (0.5, 1.0),
+        _ => (0.2, 0.0),
+    };
+    let count = shape.iter().product::<usize>() as u32;
+    let values = (0..count).map(|i| {
+        let mut x = i.wrapping_mul(2_654_435_761).wrapping_add(seed);
+        x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
+        x = (x ^ (x >> 13)).wrapping_mul(0xc2b2_ae35);
+        x ^= x >> 16;
+        ((f64::from(x) / 2_147_483_648.0 - 1.0) * scale + shift) as f32
+    });
+    Weight { shape: shape.to_vec(), values: values.collect() }
+}
+
+fn resnet18() -> Weights {
+    fixture().shapes.iter().map(|(name, shape)| (name.clone(), drawn(name, shape))).collect()
+}
+
+#[test]
+fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
+    let (architecture, ours, classes) = arrange(resnet18()).unwrap();
+    assert_eq!((&architecture, classes), (&Architecture::ResNet(ResNetConfig::default()), 10));
+    let pixels: Vec<u8> =
+        (0..2 * 64 * 64 * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
+    let device = Device::flex();
+    let network = Network::new(&architecture, classes, Normalization::default(), &device);
+    let network = weights::write(network, ours.clone()).unwrap();
+    let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
+    let engine = compile(&architecture, Normalization::default(), 64, &ours).unwrap().run(&pixels);
+    for (photo, theirs) in fixture().logits.iter().enumerate() {
+        for (engine, (burn, theirs)) in
+            engine[photo].logits.iter().zip(burn[photo].logits.iter().zip(theirs))
+        {
+            assert!((burn - theirs).abs() < 1e-3, "burn: {burn} is not {theirs}");
+            assert!((engine - theirs).abs() < 1e-3, "engine: {engine} is not {theirs}");
+        }
+    }
+}
+
+#[test]
+fn the_first_three_stages_are_improved_cnn_and_what_does_not_fit_is_named() {
+    let mut weights = resnet18();
+    weights.retain(|name, _| !name.starts_with("layer4"));
+    weights.insert("fc.weight".into(), drawn("fc.weight", &[2, 256]));
+    weights.insert("fc.bias".into(), drawn("fc.bias", &[2]));
+    let (architecture, _, classes) = arrange(weights.clone()).unwrap();
+    assert_eq!((architecture.name(), classes), ("improved_cnn", 2));
+    let broken = |change: &dyn Fn(&mut Weights)| {
+        let mut weights = weights.clone();
+        change(&mut weights);
+        arrange(weights).unwrap_err()
+    };
+    let error = broken(&|weights| drop(weights.remove("layer2.0.bn1.bias")));
+    assert_eq!(error, "`layer2.0.bn1.bias` is missing");
+    let error = broken(&|weights| {
+        weights.insert("aux.weight".into(), drawn("aux", &[3]));
+    });
+    assert!(error.contains("`aux.weight` belongs to no layer"), "{error}");
+    let error = broken(&|weights| {
+        weights.insert("layer1.0.conv3.weight".into(), drawn("c", &[256, 64, 1, 1]));
+    });
+    assert!(error.contains("bottlenecks"), "{error}");
+    let error = broken(&|weights| {
+        weights.insert("fc.weight".into(), drawn("c", &[2, 512]));
+    });
+    assert!(error.contains("`fc.weight` has shape [2, 512], not [2, 256]"), "{error}");
+}

@@ -1,0 +1,33 @@
+//! Where a training starts from: weights of petnet's or of PyTorch's, another number of classes or not.
+
+use std::path::Path;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::model::{Network, weights};
+use crate::pytorch;
+
+/// The last layer of each network.
+const HEADS: [&str; 2] = [".head.weight", ".head.bias"];
+
+/// Gives a network the weights of a file. A last layer of another number of classes stays as it was
+/// drawn.
+pub(super) fn start(network: Network, path: &Path) -> Result<Network> {
+    let mut given = match Checkpoint::load(path) {
+        Ok(checkpoint) => checkpoint.into_parts().1,
+        Err(Error::Checkpoint { reason, .. }) if reason.starts_with(Checkpoint::FOREIGN) => {
+            pytorch::weights(path)?
+        }
+        Err(error) => return Err(error),
+    };
+    let drawn = weights::read(&network);
+    for (name, weight) in drawn {
+        let head = HEADS.iter().any(|head| name.ends_with(head));
+        let other = given.get(&name).is_some_and(|given| given.shape != weight.shape);
+        if head && other {
+            tracing::info!(layer = name, "drawn anew: the file has other classes");
+            given.insert(name, weight);
+        }
+    }
+    weights::write(network, given).map_err(|reason| Error::checkpoint(path, reason))
+}
