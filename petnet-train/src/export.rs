@@ -1,18 +1,26 @@
 //! `export`: a model in another form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
-use petnet::Precision;
+use petnet::{Checkpoint, Precision, onnx, write_atomically};
 
+use crate::config::ConfigError;
 use crate::predict::open_checkpoint;
 use crate::{Output, terminal};
 
-/// Write a model in another precision, e.g. to ship it at half the size.
+/// Write a model in another form: smaller, or for other programs.
 #[derive(clap::Args)]
-#[command(after_help = "Example:
-  petnet-train export --model models/best.safetensors --precision f16 --out small.safetensors")]
+#[command(after_help = "\
+Formats:
+  safetensors  petnet's own file; --precision f16 halves it, int8 quarters it
+  onnx         for ONNX Runtime and others; input `images`, [n, 3, size, size], RGB of 0 to 255
+  burnpack     burn's own file of weights, without labels and preprocessing
+
+Examples:
+  petnet-train export --model models/best.safetensors --out small.safetensors --precision int8
+  petnet-train export --model pretrained --out cats-vs-dogs.onnx")]
 pub(crate) struct Export {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long)]
@@ -20,26 +28,37 @@ pub(crate) struct Export {
     /// File to write
     #[arg(long)]
     out: PathBuf,
-    /// How weights are stored
-    #[arg(long, value_enum, default_value_t = Stored::F16)]
-    precision: Stored,
+    /// Its form [default: by the ending of --out: .onnx, .bpk, else safetensors]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// How weights are stored, of safetensors [default: f16]
+    #[arg(long, value_enum)]
+    precision: Option<Stored>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Format {
+    Safetensors,
+    Onnx,
+    Burnpack,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Stored {
-    F16,
     F32,
+    F16,
+    Int8,
 }
 
 impl Export {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
+        let format = self.format.unwrap_or_else(|| by_ending(&self.out));
+        if format != Format::Safetensors && self.precision.is_some() {
+            return Err(ConfigError("--precision is for safetensors alone".into()).into());
+        }
         let checkpoint = open_checkpoint(&self.model)?;
-        let precision = match self.precision {
-            Stored::F16 => Precision::F16,
-            Stored::F32 => Precision::F32,
-        };
-        checkpoint.save(&self.out, precision)?;
+        self.write(&checkpoint, format)?;
         let bytes = std::fs::metadata(&self.out)?.len();
         if output.json {
             println!("{}", serde_json::json!({ "file": self.out, "bytes": bytes }));
@@ -47,5 +66,26 @@ impl Export {
             println!("{} ({:.2} MB)", self.out.display(), bytes as f64 / 1e6);
         }
         Ok(())
+    }
+
+    fn write(&self, checkpoint: &Checkpoint, format: Format) -> petnet::Result<()> {
+        let precision = match self.precision.unwrap_or(Stored::F16) {
+            Stored::F32 => Precision::F32,
+            Stored::F16 => Precision::F16,
+            Stored::Int8 => Precision::Int8,
+        };
+        match format {
+            Format::Safetensors => checkpoint.save(&self.out, precision),
+            Format::Onnx => write_atomically(&self.out, &onnx::encode(checkpoint)?),
+            Format::Burnpack => petnet::burn::save_burnpack(checkpoint, &self.out),
+        }
+    }
+}
+
+fn by_ending(path: &Path) -> Format {
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("onnx") => Format::Onnx,
+        Some("bpk") => Format::Burnpack,
+        _ => Format::Safetensors,
     }
 }

@@ -7,6 +7,7 @@ mod download;
 mod evaluate;
 mod export;
 mod fit;
+mod import;
 mod lr_find;
 mod metrics;
 mod predict;
@@ -60,6 +61,7 @@ enum Command {
     Predict(predict::Predict),
     Calibrate(calibrate::Calibrate),
     Export(export::Export),
+    Import(import::Import),
     Runs(runs::Runs),
     Register(register::Register),
     Smoke(smoke::Smoke),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Predict(command) => command.run(cli.output),
         Command::Calibrate(command) => command.run(cli.output),
         Command::Export(command) => command.run(cli.output),
+        Command::Import(command) => command.run(cli.output),
         Command::Runs(command) => command.run(cli.output),
         Command::Register(command) => command.run(cli.output),
         Command::Smoke(command) => command.run(cli.output),

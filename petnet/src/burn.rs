@@ -9,7 +9,10 @@ pub use ::burn::*;
 
 pub use crate::model::{Network, ResidualNet, SimpleCnn};
 
-use crate::error::Result;
+use std::path::Path;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
 
 /// A device as burn knows it; [`Device::Cpu`](crate::Device::Cpu) is burn-flex.
 ///
@@ -17,4 +20,18 @@ use crate::error::Result;
 /// [`Error::Device`](crate::Error::Device) when the backend was not compiled in or finds no adapter.
 pub fn open(device: crate::Device) -> Result<tensor::Device> {
     device.open()
+}
+
+/// Writes a model's weights as burn's own file, `.bpk`; labels and preprocessing are not in it. What reads it is
+/// `ModuleRecord::load`, and `try_load_record` of a [`Network`] of the same architecture.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when weights and architecture do not fit each other, or the file cannot be written.
+#[cfg(feature = "flex")]
+pub fn save_burnpack(checkpoint: &Checkpoint, path: impl AsRef<Path>) -> Result<()> {
+    use ::burn::module::Module as _;
+
+    let path = path.as_ref();
+    let network = Network::load(checkpoint, &open(crate::Device::Cpu)?)?;
+    network.into_record().save(path).map_err(|e| Error::checkpoint(path, e))
 }

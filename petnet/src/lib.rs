@@ -20,6 +20,7 @@ mod error;
 mod evaluate;
 mod explain;
 mod kernel;
+mod layers;
 #[cfg(feature = "train")]
 pub mod loader;
 pub mod metrics;

@@ -10,6 +10,7 @@ use super::head::{self, Dense};
 use super::layer::{Form, Input, Layer, Shape};
 use super::pool;
 use crate::architecture::Normalization;
+use crate::layers::Conv;
 use crate::weights::Weights;
 
 /// What batch norm adds to a variance.
@@ -62,8 +63,7 @@ impl Plan {
         &mut self,
         weights: &Weights,
         prefix: &str,
-        (stride, relu, pool): (usize, bool, bool),
-        (from, shortcut): (usize, Option<usize>),
+        Conv { from, shortcut, stride, relu, pool }: Conv,
     ) -> Result<usize, String> {
         let get = |name: &str| {
             let name = format!("{prefix}.{name}");
