@@ -1,18 +1,25 @@
-//! Ship a model at half its size: two bytes a weight, and how far the answers move.
+//! Ship a model in other forms: as an ONNX file, and at one byte a weight; and how far the answers move.
 //!
-//! Run with `cargo run --release --example export -- small.safetensors rex.jpg`
+//! Run with `cargo run --release --features onnx --example export -- shipped rex.jpg`
 
-use petnet::{Checkpoint, Classifier, Precision};
+use std::path::PathBuf;
+
+use petnet::{Checkpoint, Classifier, Precision, onnx, write_atomically};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let file = arguments.next().unwrap_or_else(|| "small.safetensors".into());
-    let photo = std::fs::read(arguments.next().ok_or("usage: export FILE PHOTO")?)?;
+    let folder = PathBuf::from(arguments.next().unwrap_or_else(|| "shipped".into()));
+    let photo = std::fs::read(arguments.next().ok_or("usage: export FOLDER PHOTO")?)?;
+    std::fs::create_dir_all(&folder)?;
     let model = Checkpoint::pretrained()?;
-    model.save(&file, Precision::F16)?;
-    let before = Classifier::new(model, petnet::Device::Cpu)?.classify_bytes(&photo)?;
-    let after = Classifier::load(&file)?.classify_bytes(&photo)?;
-    let moved = (before.confidence() - after.confidence()).abs();
-    println!("{file}: {} bytes, {after}, moved by {moved:.5}", std::fs::metadata(&file)?.len());
+    write_atomically(&folder.join("model.onnx"), &onnx::encode(&model)?)?;
+    let before = Classifier::new(model.clone(), petnet::Device::Cpu)?.classify_bytes(&photo)?;
+    for (name, precision) in [("f16", Precision::F16), ("int8", Precision::Int8)] {
+        let file = folder.join(format!("{name}.safetensors"));
+        model.save(&file, precision)?;
+        let after = Classifier::load(&file)?.classify_bytes(&photo)?;
+        let moved = (before.confidence() - after.confidence()).abs();
+        println!("{name}: {} bytes, {after}, moved by {moved:.5}", std::fs::metadata(&file)?.len());
+    }
     Ok(())
 }

@@ -33,14 +33,17 @@ for name, along in (("across", 0), ("along", 1)):
         (folder / f"{number}.bmp").write_bytes(b"BM" + head + info + pixels)
 PY
 
-# Without an adapter the error must say what to do.
-if VK_ICD_FILENAMES=/nonexistent VK_DRIVER_FILES=/nonexistent \
-    "$petnet" predict --device wgpu "$work/shapes" >"$work/none.txt" 2>&1; then
+# Without an adapter of Vulkan or OpenGL the error must say what to do, and `auto` takes the CPU.
+without() {
+    env VK_ICD_FILENAMES=/nonexistent VK_DRIVER_FILES=/nonexistent __EGL_VENDOR_LIBRARY_FILENAMES=/nonexistent "$@"
+}
+if without "$petnet" predict --device wgpu "$work/shapes" >"$work/none.txt" 2>&1; then
     echo "predicted on a GPU that is not there" && exit 1
 fi
 grep -- '--device cpu' "$work/none.txt"
+without "$petnet" predict --device auto --quiet examples/pictures/cat.jpg | grep cat
 
-for network in simple_cnn petnet; do
+for network in simple_cnn petnet improved_cnn; do
     cat >"$work/tiny.yaml" <<YAML
 model_name: $network
 petnet: {stem: 8, widths: [8, 16], depths: [1, 1]}
@@ -55,12 +58,12 @@ YAML
     for device in flex ndarray wgpu; do
         began=$SECONDS
         answers "$device" >"$work/$device.csv"
-        python3 - "$work/cpu.csv" "$work/$device.csv" "$network on $device" <<'PY'
+        python3 - "$work/cpu.csv" "$work/$device.csv" "$network on $device" $((SECONDS - began)) <<'PY'
 import csv, sys
 rows = [list(csv.DictReader(open(path))) for path in sys.argv[1:3]]
 worst = max(abs(float(a["confidence"]) - float(b["confidence"])) for a, b in zip(*rows))
 assert len(rows[0]) == len(rows[1]) > 0 and worst < 1e-3, worst
-print(f"{sys.argv[3]}: {len(rows[0])} pictures, largest difference of confidence to cpu {worst:.1e}")
+print(f"{sys.argv[3]}: {len(rows[0])} pictures, largest difference of confidence to cpu {worst:.1e}, {sys.argv[4]} s")
 PY
     done
     began=$SECONDS

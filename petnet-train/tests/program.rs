@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use common::{fail, petnet, prepared, raw_pictures, succeed};
 
 const FIT: [&str; 6] = ["fit", "--config", "settings.yaml", "--data", "data", "--quiet"];
@@ -35,9 +37,9 @@ fn from_pictures_to_a_report() {
     let model = "models/best.safetensors";
     let figures =
         succeed(folder, &["evaluate", "--model", model, "--data", "data", "--json", "--quiet"]);
-    let figures: serde_json::Value = serde_json::from_str(&figures).unwrap();
+    let figures: Value = serde_json::from_str(&figures).unwrap();
     let saved = fs::read_to_string(folder.join("reports/metrics.json")).unwrap();
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&saved).unwrap(), figures);
+    assert_eq!(serde_json::from_str::<Value>(&saved).unwrap(), figures);
     for key in [
         "accuracy",
         "precision",
@@ -65,7 +67,7 @@ fn from_pictures_to_a_report() {
     assert_eq!(csv.lines().next(), Some("path,label,confidence,cat,dog,error"));
     let lines =
         succeed(folder, &["predict", "--model", model, "--json", "--quiet", "raw/Dog/3.png"]);
-    let answer: serde_json::Value = serde_json::from_str(&lines).unwrap();
+    let answer: Value = serde_json::from_str(&lines).unwrap();
     let sum: f64 =
         ["cat", "dog"].iter().map(|c| answer["probabilities"][c].as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-5);
@@ -197,7 +199,7 @@ fn labels_that_people_gave_go_before_folders() {
         "{said}"
     );
     let manifest = fs::read_to_string(folder.join("data/manifest.json")).unwrap();
-    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
     assert_eq!(manifest["classes"], serde_json::json!(["cat", "dog"]));
     let photos = manifest["photos"].as_array().unwrap();
     let class = |path: &str| {
@@ -284,7 +286,7 @@ fn single_settings_go_over_the_files() {
     ];
     succeed(folder, &[&fit("models")[..], &set].concat());
     let history = fs::read_to_string(folder.join("models/history.json")).unwrap();
-    assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&history).unwrap().len(), 1);
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&history).unwrap().len(), 1);
     for (set, part) in [
         ("learning_rat=1", "learning_rate"),
         ("num_epochs", "KEY=VALUE"),
@@ -303,4 +305,43 @@ fn nobody_there_is_told_to_the_deployer() {
     let (status, message) = fail(root.path(), &["smoke", "http://127.0.0.1:9", "--wait", "0s"]);
     assert_eq!(status, 1);
     assert!(message.contains("http://127.0.0.1:9/readyz"), "{message}");
+}
+
+#[test]
+fn a_checkpoint_of_pytorch_becomes_a_model_and_a_model_becomes_what_others_read() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path();
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../petnet/tests/golden");
+    let given = golden.join("best_model.pt");
+    let given = given.to_str().unwrap();
+    let import = ["import", given, "--out", "mine.safetensors", "--image-size", "32", "--json"];
+    let about: Value = serde_json::from_str(&succeed(folder, &import)).unwrap();
+    assert_eq!(about["labels"], serde_json::json!(["cat", "dog"]));
+    let answers: Value =
+        serde_json::from_slice(&std::fs::read(golden.join("best_model.json")).unwrap()).unwrap();
+    let photo = golden.join("waves.png");
+    let predict =
+        |model| ["predict", "--model", model, photo.to_str().unwrap(), "--format", "jsonl"];
+    let answer: Value =
+        serde_json::from_str(&succeed(folder, &predict("mine.safetensors"))).unwrap();
+    let near = |place: &str, expected: &Value, limit: f64| {
+        let found = answer["probabilities"][place].as_f64().unwrap();
+        assert!((found - expected.as_f64().unwrap()).abs() < limit, "{place}: {found} {expected}");
+    };
+    near("cat", &answers["waves.png"][0], 1e-4);
+    near("dog", &answers["waves.png"][1], 1e-4);
+
+    for (out, extra) in
+        [("m.onnx", &[][..]), ("m.bpk", &[]), ("m8.safetensors", &["--precision", "int8"])]
+    {
+        let export = ["export", "--model", "mine.safetensors", "--out", out];
+        succeed(folder, &[&export[..], extra].concat());
+        assert!(folder.join(out).metadata().unwrap().len() > 1000, "{out}");
+    }
+    let small: Value = serde_json::from_str(&succeed(folder, &predict("m8.safetensors"))).unwrap();
+    near("cat", &small["probabilities"]["cat"], 0.02);
+    let precise = ["export", "--model", "pretrained", "--out", "m.onnx", "--precision", "f16"];
+    assert_eq!(fail(folder, &precise).0, 2);
+    let (code, said) = fail(folder, &["import", given, "--labels", "a,b,c"]);
+    assert!(code == 1 && said.contains("2 classes, 3 are named"), "{code} {said}");
 }

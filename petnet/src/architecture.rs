@@ -23,6 +23,20 @@ impl Default for Normalization {
 }
 
 /// Which network, and how large; enough to build it without weights.
+///
+/// ```
+/// use petnet::architecture::{Architecture, PetNetConfig};
+///
+/// let small = Architecture::PetNet(PetNetConfig {
+///     stem: 16,
+///     widths: vec![16, 32],
+///     depths: vec![1, 1],
+///     dropout: 0.1,
+/// });
+/// small.validate()?;
+/// assert!(small.flops(160) < Architecture::named("resnet18", 0.0)?.flops(160));
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 #[non_exhaustive]

@@ -12,6 +12,20 @@ use crate::error::{Error, ImageError, Result};
 use crate::preprocess::{Pixels, Preprocess, resize, resize_with};
 
 /// What may happen to a photo, and how much of it. Zero switches a change off.
+///
+/// ```
+/// use petnet::augment::{Augment, Key};
+/// use petnet::preprocess::{Pixels, Preprocess, Resize};
+///
+/// let photo = Pixels::new(40, 30, vec![120; 40 * 30 * 3]).expect("three bytes a pixel");
+/// let turned = Augment { rotation: 30.0, affine: 1.0, ..Augment::none() };
+/// let preprocess = Preprocess { size: 24, resize: Resize::Squeeze };
+/// let key = Key { seed: 1, epoch: 0, index: 7 };
+/// let picture = turned.apply(&photo, preprocess, key)?;
+/// assert_eq!((picture.width(), picture.height()), (24, 24));
+/// assert_eq!(picture, turned.apply(&photo, preprocess, key)?, "a function of its key");
+/// # Ok::<(), petnet::ImageError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Augment {

@@ -104,6 +104,7 @@ impl ModelInfo {
 /// How many bytes a stored weight takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Precision {
     /// Four bytes: exact.
     #[default]
@@ -117,6 +118,19 @@ pub enum Precision {
 }
 
 /// A model's description and weights, on no device.
+///
+/// ```
+/// # #[cfg(feature = "pretrained")] {
+/// use petnet::{Checkpoint, Precision};
+///
+/// let model = Checkpoint::pretrained()?;
+/// assert_eq!(model.info().labels, ["cat", "dog"]);
+/// let small = model.to_bytes(Precision::Int8)?;
+/// assert!(small.len() < Checkpoint::PRETRAINED.len());
+/// assert_eq!(Checkpoint::from_bytes(&small)?.parameters(), model.parameters());
+/// # }
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
     info: ModelInfo,
@@ -146,13 +160,12 @@ impl Checkpoint {
     /// [`ModelInfo::novelty`].
     #[must_use]
     pub fn with_calibration(
-        &self,
+        self,
         temperature: f32,
         threshold: f32,
         novelty: Option<Novelty>,
     ) -> Self {
-        let info = ModelInfo { temperature, threshold, novelty, ..self.info.clone() };
-        Self { info, weights: self.weights.clone() }
+        Self { info: ModelInfo { temperature, threshold, novelty, ..self.info }, ..self }
     }
 
     /// The same model with another [`ModelInfo::reference`].
@@ -180,6 +193,14 @@ impl Checkpoint {
         Self::parse(bytes).map_err(|reason| Error::checkpoint("<bytes>", reason))
     }
 
+    /// What [`Checkpoint::save`] writes, in memory.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where a weight's shape and values do not fit each other.
+    pub fn to_bytes(&self, precision: Precision) -> Result<Vec<u8>> {
+        self.encode(precision).map_err(|reason| Error::checkpoint("<bytes>", reason))
+    }
+
     /// The cat-or-dog network that ships inside the crate.
     ///
     /// # Errors
@@ -200,7 +221,7 @@ impl Checkpoint {
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>, precision: Precision) -> Result<()> {
         let path = path.as_ref();
-        let bytes = self.to_bytes(precision).map_err(|reason| Error::checkpoint(path, reason))?;
+        let bytes = self.encode(precision).map_err(|reason| Error::checkpoint(path, reason))?;
         write_atomically(path, &bytes)
     }
 
@@ -220,7 +241,7 @@ impl Checkpoint {
             .map_err(|e| Error::checkpoint("<weights>", e))
     }
 
-    fn to_bytes(&self, precision: Precision) -> Result<Vec<u8>, String> {
+    fn encode(&self, precision: Precision) -> Result<Vec<u8>, String> {
         let stored: Vec<_> =
             self.weights.iter().flat_map(|(name, weight)| store(name, weight, precision)).collect();
         let views: Vec<_> = stored

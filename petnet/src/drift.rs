@@ -17,6 +17,7 @@ const STRIDE: usize = 7;
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Statistic {
     /// Probability of the predicted class.
     Confidence,

@@ -13,6 +13,28 @@ use crate::metrics::{Metrics, argmax};
 const BATCH: usize = 64;
 
 /// What a network said about every photo of a data set.
+///
+/// ```
+/// # #[cfg(feature = "pretrained")] {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # for class in ["cat", "dog"] {
+/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
+/// #     for number in 0..4_u8 {
+/// #         let colour = image::Rgb([number * 60, 90, 30 * class.as_bytes()[0] % 200]);
+/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
+/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #     }
+/// # }
+/// # let photos = folder.path();
+/// use petnet::{Classifier, Dataset};
+///
+/// let evaluation = Classifier::pretrained()?.evaluate(&Dataset::open(photos)?, |_| ())?;
+/// let metrics = evaluation.metrics();
+/// println!("{:.1} % right, {:?}", metrics.accuracy * 100.0, metrics.confusion_matrix);
+/// assert_eq!(metrics.num_samples, 8);
+/// # }
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
     /// A row a photo, a column a class.

@@ -8,6 +8,20 @@ use crate::error::Result;
 use crate::preprocess::Pixels;
 
 /// A prediction with its heat map.
+///
+/// ```
+/// # #[cfg(feature = "pretrained")] {
+/// # let mut photo = std::io::Cursor::new(Vec::new());
+/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut photo, image::ImageFormat::Png).unwrap();
+/// # let photo = photo.into_inner();
+/// let classifier = petnet::Classifier::pretrained()?;
+/// let explanation = classifier.explain_bytes(&photo)?;
+/// let (columns, rows) = explanation.size();
+/// assert_eq!(explanation.heat().len(), columns * rows);
+/// println!("{}", explanation.prediction());
+/// # }
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Explanation {
     prediction: Prediction,

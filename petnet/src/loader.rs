@@ -77,6 +77,38 @@ impl LoaderSettings {
 }
 
 /// Makes the batches of any epoch of a data set.
+///
+/// ```
+/// # let folder = tempfile::tempdir().unwrap();
+/// # for class in ["cat", "dog"] {
+/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
+/// #     for number in 0..4_u8 {
+/// #         let colour = image::Rgb([number * 60, 90, 30 * class.as_bytes()[0] % 200]);
+/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
+/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #     }
+/// # }
+/// # let photos = folder.path();
+/// use petnet::Dataset;
+/// use petnet::augment::Augment;
+/// use petnet::loader::{Loader, LoaderSettings};
+/// use petnet::preprocess::{Preprocess, Resize};
+///
+/// let loader = Loader::new(&Dataset::open(photos)?, LoaderSettings {
+///     batch_size: 4,
+///     workers: 2,
+///     cache_bytes: 1 << 20,
+///     preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+///     augment: Augment::default(),
+///     seed: 1,
+///     shuffle: true,
+/// });
+/// for batch in loader.epoch(0, 0) {
+///     let batch = batch?;
+///     assert_eq!(batch.images.len(), batch.targets.len() * 24 * 24 * 3); // [n, size, size, 3]
+/// }
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Loader {
     dataset: Arc<Dataset>,

@@ -20,6 +20,13 @@ pub struct ClassMetrics {
 
 /// Figures of a whole evaluation. For two classes, precision, recall and F1 are those of class 1
 /// (dog), as the reference system reports them; for more they are means over classes.
+///
+/// ```
+/// let answers = [vec![0.9, 0.1], vec![0.2, 0.8], vec![0.6, 0.4]];
+/// let metrics = petnet::metrics::Metrics::compute(&answers, &[0, 1, 1], 2);
+/// assert_eq!(metrics.confusion_matrix, [[1, 0], [1, 1]]); // a row a true class
+/// assert_eq!((metrics.precision, metrics.recall), (1.0, 0.5));
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Share of right answers.

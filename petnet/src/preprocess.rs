@@ -77,6 +77,7 @@ impl Pixels {
 /// How a picture of any shape becomes a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Resize {
     /// Both sides to the target, the aspect ratio is lost (what the reference system does).
     #[default]
@@ -86,6 +87,21 @@ pub enum Resize {
 }
 
 /// The way from a photo's bytes to the square that a network sees; stored with every model.
+///
+/// ```
+/// # let mut photo = std::io::Cursor::new(Vec::new());
+/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut photo, image::ImageFormat::Png).unwrap();
+/// # let photo = photo.into_inner();
+/// use petnet::ImageError;
+/// use petnet::preprocess::{Limits, Preprocess, Resize};
+///
+/// let preprocess = Preprocess { size: 4, resize: Resize::CenterCrop };
+/// let picture = preprocess.run(&photo, &Limits::default())?;
+/// assert_eq!((picture.width(), picture.height()), (4, 4));
+/// let limits = Limits { max_pixels: 10, ..Limits::default() };
+/// assert!(preprocess.run(&photo, &limits).is_err(), "48 pixels are more than 10");
+/// # Ok::<(), ImageError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preprocess {
     /// Side of the square in pixels.

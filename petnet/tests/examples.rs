@@ -40,12 +40,19 @@ fn every_example_does_what_it_says() {
     assert_eq!(image::image_dimensions(folder.join("heat.png")).unwrap(), (48, 48));
     run(folder, "augment", &[photo, "sheet.png"]);
     assert_eq!(image::image_dimensions(folder.join("sheet.png")).unwrap(), (1024, 128));
-    let small = run(folder, "export", &["small.safetensors", photo]);
+    let shipped = run(folder, "export", &["shipped", photo]);
+    let moves: Vec<&str> =
+        shipped.lines().filter_map(|line| line.rsplit_once(' ')).map(|(_, moved)| moved).collect();
+    assert_eq!(moves[0], "0.00000", "the bundled model has two bytes a weight: {shipped}");
+    assert!(moves[1].parse::<f32>().unwrap() < 0.05, "{shipped}");
+    assert!(folder.join("shipped/model.onnx").is_file());
+    let judged = run(folder, "evaluate", &["photos", "metrics.json"]);
     assert!(
-        small.contains("moved by 0.00000"),
-        "the bundled model has two bytes a weight: {small}"
+        judged.contains("% of 24 are right") && judged.ends_with("wrote metrics.json\n"),
+        "{judged}"
     );
-    assert!(run(folder, "confusion", &["photos"]).contains("% of 24 are right"));
+    let tuned = run(folder, "finetune", &["photos"]);
+    assert!(tuned.ends_with("wrote tuned.safetensors for [\"cat\", \"dog\"]\n"), "{tuned}");
     assert!(run(folder, "train", &["photos"]).ends_with("wrote mine.safetensors\n"));
     let first = run(folder, "resume", &["photos", "models"]);
     assert!(first.starts_with("4 epochs"), "{first}");

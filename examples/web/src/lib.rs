@@ -38,7 +38,13 @@ impl Petnet {
             sure: guess.is_sure(),
             probabilities: guess.probabilities().to_vec(),
             side: overlay.width(),
-            heat: overlay.data().as_chunks::<3>().0.iter().flat_map(|&[r, g, b]| [r, g, b, 255]).collect(),
+            heat: overlay
+                .data()
+                .as_chunks::<3>()
+                .0
+                .iter()
+                .flat_map(|&[r, g, b]| [r, g, b, 255])
+                .collect(),
         })
     }
 }

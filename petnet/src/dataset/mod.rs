@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use prepare::{Manifest, Prepare};
+pub use prepare::{Duplicates, Manifest, Photo, Prepare};
 
 use crate::checkpoint::sha256;
 use crate::error::{Error, ImageError, Result};
@@ -79,6 +79,24 @@ pub struct Reject {
 }
 
 /// Labelled photos that were found readable. Cloning is cheap but for the list of samples.
+///
+/// ```
+/// # let folder = tempfile::tempdir().unwrap();
+/// # for class in ["cat", "dog"] {
+/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
+/// #     for number in 0..4_u8 {
+/// #         let colour = image::Rgb([number * 60, 90, 30 * class.as_bytes()[0] % 200]);
+/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
+/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #     }
+/// # }
+/// # let photos = folder.path();
+/// let dataset = petnet::Dataset::open(photos)?; // photos/cat/0.png, photos/dog/0.png, ...
+/// assert_eq!(dataset.classes(), ["cat", "dog"]);
+/// assert_eq!(dataset.counts(), [4, 4]);
+/// assert!(dataset.rejects().is_empty(), "all were readable");
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Dataset {
     classes: Arc<[String]>,

@@ -17,6 +17,28 @@ use crate::preprocess::{Limits, Pixels, resize_with};
 const JPEG_QUALITY: u8 = 95;
 
 /// How to prepare a data set.
+///
+/// ```
+/// # #![allow(unused_doc_comments)]
+/// # let folder = tempfile::tempdir().unwrap();
+/// # for class in ["cat", "dog"] {
+/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
+/// #     for number in 0..4_u8 {
+/// #         let colour = image::Rgb([number * 60, 90, 30 * class.as_bytes()[0] % 200]);
+/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
+/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #     }
+/// # }
+/// # let photos = folder.path();
+/// use petnet::dataset::{Dataset, Prepare, Split};
+///
+/// let out = photos.join("prepared");
+/// let prepare = Prepare { size: 64, shares: [0.5, 0.25, 0.25], ..Prepare::default() };
+/// let manifest = prepare.run(photos, &out, || ())?;
+/// assert_eq!(manifest.photos.len(), 8);
+/// assert!(Dataset::open(&out)?.part(Split::Test)?.len() < 8);
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepare {
     /// Short side of the stored photos in pixels; smaller photos keep their size.

@@ -94,3 +94,35 @@ impl ModuleMapper for Writer {
         })
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+    use burn::module::Module as _;
+    use burn::store::ModuleRecord;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::architecture::{Architecture, Normalization};
+    use crate::checkpoint::ModelInfo;
+    use crate::model::Network;
+    use crate::preprocess::{Preprocess, Resize};
+
+    #[test]
+    fn burns_own_file_holds_every_weight() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.bpk");
+        let device = Device::flex();
+        let architecture = Architecture::named("petnet", 0.0).unwrap();
+        let network = Network::new(&architecture, 3, Normalization::default(), &device);
+        let labels = ["a", "b", "c"].map(String::from).into();
+        let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
+        let info = ModelInfo::new(architecture.clone(), labels, preprocess);
+        crate::burn::save_burnpack(&network.checkpoint(info), &path).unwrap();
+        let other = Network::new(&architecture, 3, Normalization::default(), &device);
+        assert_ne!(read(&other), read(&network));
+        let loaded = other.try_load_record(ModuleRecord::load(&path).unwrap()).unwrap();
+        assert_eq!(read(&loaded), read(&network));
+    }
+}

@@ -213,3 +213,39 @@ impl Build for Builder<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// What ONNX Runtime says of the numbers, `scripts/formats-test.sh` compares.
+    #[test]
+    #[cfg(feature = "pretrained")]
+    fn every_value_is_made_before_it_is_read_and_every_weight_is_used() {
+        let checkpoint = Checkpoint::pretrained().unwrap();
+        let bytes = encode(&checkpoint).unwrap();
+        let model = Model::decode(bytes.as_slice()).unwrap();
+        let graph = model.graph.unwrap();
+        let constants: HashSet<&str> = graph.initializer.iter().map(Tensor::name).collect();
+        let mut made = constants.clone();
+        made.insert("images");
+        let mut read = HashSet::new();
+        for node in &graph.node {
+            for input in &node.input {
+                assert!(made.contains(input.as_str()), "{} reads {input}", node.name);
+                read.insert(input.as_str());
+            }
+            made.extend(node.output.iter().map(String::as_str));
+        }
+        assert!(constants.is_subset(&read), "{:?}", constants.difference(&read));
+        assert!(["logits", "probabilities"].iter().all(|name| made.contains(name)));
+        let stored: HashSet<&str> = checkpoint.weights().keys().map(String::as_str).collect();
+        assert!(stored.is_subset(&constants), "{:?}", stored.difference(&constants));
+        let labels = model.metadata_props.iter().find(|entry| entry.key == "labels").unwrap();
+        assert_eq!(labels.value, "cat,dog");
+    }
+}

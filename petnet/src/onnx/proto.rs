@@ -116,6 +116,11 @@ impl Tensor {
             raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         }
     }
+
+    #[cfg(test)]
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -31,6 +31,7 @@ use crate::preprocess::{Preprocess, Resize};
 /// How gradients become steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Optimizer {
     /// Adam, weight decay added to the gradient (as PyTorch's `Adam`).
     Adam,
@@ -43,6 +44,7 @@ pub enum Optimizer {
 /// Which validation figure decides what is best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Monitor {
     /// Higher is better.
     ValAccuracy,

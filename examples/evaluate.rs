@@ -1,0 +1,40 @@
+//! Judge a model on a folder of photos: figures, what it confuses, its surest mistakes, and all of that as a file.
+//!
+//! Run with `cargo run --release --features train --example evaluate -- photos metrics.json`
+
+use petnet::metrics::argmax;
+use petnet::{Classifier, Dataset};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let photos = Dataset::open(arguments.next().unwrap_or_else(|| "photos".into()))?;
+    let report = arguments.next().unwrap_or_else(|| "metrics.json".into());
+    let classifier = Classifier::pretrained()?;
+    let evaluation = classifier.evaluate(&photos, |_| ())?;
+    let metrics = evaluation.metrics();
+
+    println!("{:>10} {:>10?}", "", classifier.labels());
+    for (label, row) in classifier.labels().iter().zip(&metrics.confusion_matrix) {
+        println!("{label:>10} {row:>10?}");
+    }
+    let coverage = evaluation.coverage();
+    println!("{:.2} % of {} are right", metrics.accuracy * 100.0, metrics.num_samples);
+    println!(
+        "{:.2} % are answered, {:.2} % of them right",
+        coverage.share * 100.0,
+        coverage.accuracy * 100.0
+    );
+
+    let answers = photos.samples().iter().zip(&evaluation.probabilities);
+    let mut mistakes: Vec<(f32, &str)> = answers
+        .filter(|(photo, answer)| argmax(answer) != photo.class)
+        .map(|(photo, answer)| (answer[argmax(answer)], photo.path.as_str()))
+        .collect();
+    mistakes.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (confidence, path) in mistakes.iter().take(5) {
+        println!("wrong by {:.0} %: {path}", confidence * 100.0);
+    }
+    std::fs::write(&report, serde_json::to_vec_pretty(&metrics)?)?;
+    println!("wrote {report}");
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! Teach the bundled network classes of your own: first its last layer alone, then all of it. With
+//! `init: Some("resnet18.pth".into())` and `Architecture::named("resnet18", 0.0)?` it starts from torchvision's.
+//!
+//! Run with `cargo run --release --features train --example finetune -- photos`
+
+use petnet::preprocess::Preprocess;
+use petnet::{Checkpoint, Dataset, Trainer};
+
+fn main() -> petnet::Result<()> {
+    let folder = std::env::args().nth(1).unwrap_or_else(|| "photos".into());
+    let (train, valid) = Dataset::open(folder)?.split(0.75)?;
+    let start = std::env::temp_dir().join(format!("petnet-{}.safetensors", std::process::id()));
+    petnet::write_atomically(&start, Checkpoint::PRETRAINED)?;
+    let bundled = Checkpoint::pretrained()?.info().clone();
+    let frozen = Trainer {
+        architecture: bundled.architecture,
+        preprocess: Preprocess { size: 64, ..bundled.preprocess },
+        init: Some(start.clone()),
+        freeze: true,
+        epochs: 4,
+        batch_size: 8,
+        ema_decay: 0.0,
+        ..Trainer::default()
+    };
+    let head = frozen.fit(&train, &valid)?;
+    head.save(&start)?;
+    let whole = Trainer { freeze: false, learning_rate: 2e-4, ..frozen };
+    let fitted = whole.fit(&train, &valid)?;
+    fitted.save("tuned.safetensors")?;
+    std::fs::remove_file(&start).ok();
+    for (what, fitted) in [("last layer", &head), ("whole network", &fitted)] {
+        let best = fitted.history.iter().map(|epoch| epoch.val_accuracy).fold(0.0, f64::max);
+        println!("{what}: {:.0} % of validation photos", best * 100.0);
+    }
+    println!("wrote tuned.safetensors for {:?}", train.classes());
+    Ok(())
+}

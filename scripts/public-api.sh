@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The library's public items with all features of a CPU, one a line, for review: `docs/public-api.txt`. A change of it in
+# a pull request is a change of what others depend on. Types of burn's may stand below `petnet::burn` alone.
+# Usage: scripts/public-api.sh [--check]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+version=0.52.0
+tools=${PETNET_TOOLS:-target/tools}
+[ -x "$tools/bin/cargo-public-api" ] ||
+    cargo install --quiet --locked cargo-public-api --version "$version" --root "$tools"
+work=$(mktemp)
+trap 'rm -f "$work"' EXIT
+# The tool reads rustdoc's JSON, which stable compilers write when told to.
+RUSTC_BOOTSTRAP=1 "$tools/bin/cargo-public-api" -p petnet -sss --features mlflow,onnx,train 2>/dev/null >"$work"
+if grep -v '^[^(]*petnet::burn' "$work" | grep -E '\bburn[a-z_]*::'; then
+    echo "types of burn's outside petnet::burn" >&2
+    exit 1
+fi
+if [ "${1:-}" = --check ]; then
+    diff docs/public-api.txt "$work" && exit 0
+    echo "the public API is another than docs/public-api.txt says: scripts/public-api.sh writes it" >&2
+    exit 1
+fi
+cp "$work" docs/public-api.txt
+wc -l docs/public-api.txt
