@@ -77,7 +77,7 @@ impl Export {
         match format {
             Format::Safetensors => checkpoint.save(&self.out, precision),
             Format::Onnx => write_atomically(&self.out, &onnx::encode(checkpoint)?),
-            Format::Burnpack => petnet::burn::save_burnpack(checkpoint, &self.out),
+            Format::Burnpack => checkpoint.save_burnpack(&self.out),
         }
     }
 }

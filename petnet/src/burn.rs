@@ -22,16 +22,19 @@ pub fn open(device: crate::Device) -> Result<tensor::Device> {
     device.open()
 }
 
-/// Writes a model's weights as burn's own file, `.bpk`; labels and preprocessing are not in it. What reads it is
-/// `ModuleRecord::load`, and `try_load_record` of a [`Network`] of the same architecture.
-///
-/// # Errors
-/// [`Error::Checkpoint`] when weights and architecture do not fit each other, or the file cannot be written.
-#[cfg(feature = "flex")]
-pub fn save_burnpack(checkpoint: &Checkpoint, path: impl AsRef<Path>) -> Result<()> {
-    use ::burn::module::Module as _;
+impl Checkpoint {
+    /// Writes the weights as burn's own file, `.bpk`; labels and preprocessing are not in it. What reads it
+    /// is `ModuleRecord::load`, and `try_load_record` of a [`Network`] of the same architecture.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] when weights and architecture do not fit each other, or the file cannot be
+    /// written.
+    #[cfg(feature = "flex")]
+    pub fn save_burnpack(&self, path: impl AsRef<Path>) -> Result<()> {
+        use ::burn::module::Module as _;
 
-    let path = path.as_ref();
-    let network = Network::load(checkpoint, &open(crate::Device::Cpu)?)?;
-    network.into_record().save(path).map_err(|e| Error::checkpoint(path, e))
+        let path = path.as_ref();
+        let network = Network::load(self, &open(crate::Device::Cpu)?)?;
+        network.into_record().save(path).map_err(|e| Error::checkpoint(path, e))
+    }
 }

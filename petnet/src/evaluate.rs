@@ -20,7 +20,7 @@ const BATCH: usize = 64;
 /// # for class in ["cat", "dog"] {
 /// #     std::fs::create_dir(folder.path().join(class)).unwrap();
 /// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, 30 * class.as_bytes()[0] % 200]);
+/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
 /// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
 /// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
 /// #     }

@@ -119,7 +119,7 @@ mod tests {
         let labels = ["a", "b", "c"].map(String::from).into();
         let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
         let info = ModelInfo::new(architecture.clone(), labels, preprocess);
-        crate::burn::save_burnpack(&network.checkpoint(info), &path).unwrap();
+        network.checkpoint(info).save_burnpack(&path).unwrap();
         let other = Network::new(&architecture, 3, Normalization::default(), &device);
         assert_ne!(read(&other), read(&network));
         let loaded = other.try_load_record(ModuleRecord::load(&path).unwrap()).unwrap();
