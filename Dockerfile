@@ -16,8 +16,9 @@ COPY petnet/Cargo.toml petnet/
 COPY petnet-serve/Cargo.toml petnet-serve/
 COPY petnet-train/Cargo.toml petnet-train/
 COPY benches/Cargo.toml benches/
-RUN mkdir petnet/src petnet-serve/src petnet-train/src \
-    && touch petnet/src/lib.rs petnet-serve/src/lib.rs benches/lib.rs \
+COPY examples/web/Cargo.toml examples/web/
+RUN mkdir petnet/src petnet-serve/src petnet-train/src examples/web/src \
+    && touch petnet/src/lib.rs petnet-serve/src/lib.rs benches/lib.rs examples/web/src/lib.rs \
     && echo 'fn main() {}' >petnet-serve/src/main.rs \
     && echo 'fn main() {}' >petnet-train/src/main.rs
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import nn
 from torchvision import models
 
 PETNET, WORK = sys.argv[1], Path(sys.argv[2])
+SPEED = sys.argv[3] if len(sys.argv) > 3 else None
 MEAN, STD = np.array([0.485, 0.456, 0.406], "float32"), np.array([0.229, 0.224, 0.225], "float32")
 
 
@@ -142,3 +145,46 @@ imported("resnet18", residual, 160, WORK / "bare.safetensors", names)
 
 paths = pictures(160)
 compare("bundled network, petnet and ONNX Runtime", paths, ask("pretrained", paths), list(runtime_says("pretrained", paths, 160)), 1e-4)
+
+
+def median_ms(work, photos):
+    times = []
+    for turn in range(18):
+        began = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - began) * 1e3 / photos)
+    return statistics.median(times[3:])
+
+
+def speed():
+    """resnet18 at 224 pixels on two threads, turn by turn in one run; PyTorch in the faster of its layouts."""
+    torch.set_num_threads(2)
+    model, file = WORK / "resnet18.safetensors", WORK / "speed.onnx"
+    petnet("import", WORK / "resnet18.pth", "--out", model, *names)
+    petnet("export", "--model", model, "--out", file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    layouts = {layout: models.resnet18(num_classes=37).eval().to(memory_format=layout) for layout in (torch.contiguous_format, torch.channels_last)}
+    for photos in (1, 16):
+        rounds = []
+        images = np.random.default_rng(1).uniform(0, 255, (photos, 3, 224, 224)).astype("float32")
+        for _ in range(5):
+            done = subprocess.run([SPEED, "forward", model, "224", str(photos)], capture_output=True, text=True, check=True)
+            ours = float(done.stdout.split()[0])
+            onnx_ms = median_ms(lambda: session.run(None, {"images": images}), photos)
+            with torch.inference_mode():
+                torch_ms = min(
+                    median_ms(lambda: net(torch.from_numpy(images).to(memory_format=layout)), photos)
+                    for layout, net in layouts.items()
+                )
+            rounds.append((ours, onnx_ms, torch_ms, ours / onnx_ms, ours / torch_ms))
+        ours, onnx_ms, torch_ms, over_onnx, over_torch = map(statistics.median, zip(*rounds))
+        print(
+            f"resnet18, 224 px, {photos} photos, ms each: petnet {ours:.2f}, ONNX Runtime {onnx_ms:.2f}, "
+            f"PyTorch {torch_ms:.2f}; ratios {over_onnx:.2f} and {over_torch:.2f}"
+        )
+
+
+if SPEED:
+    speed()
