@@ -29,8 +29,6 @@ RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
     cargo build --release --locked -p petnet-train --bin petnet-train --features cloud \
     && rm -r petnet/src petnet-train/src \
     && find target/release -name '*petnet*' -prune -exec rm -r {} +
-# petnet/README.md is a link to it, and the crate's documentation.
-COPY README.md ./
 COPY petnet petnet
 COPY petnet-train petnet-train
 RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
@@ -58,7 +56,6 @@ RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
     cargo build --release --locked -p petnet-serve --bin petnet-serve \
     && rm -r petnet/src petnet-serve/src \
     && find target/release -name '*petnet*' -prune -exec rm -r {} +
-COPY README.md ./
 COPY petnet petnet
 COPY petnet-serve petnet-serve
 # GET /version tells it.

@@ -10,7 +10,7 @@ fn main() -> petnet::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "photos".into());
     let (train, valid) = Dataset::open(folder)?.split(0.75)?;
     let start = std::env::temp_dir().join(format!("petnet-{}.safetensors", std::process::id()));
-    petnet::write_atomically(&start, Checkpoint::PRETRAINED)?;
+    petnet::write_atomically(&start, Checkpoint::pretrained_bytes())?;
     let bundled = Checkpoint::pretrained()?.info().clone();
     let frozen = Trainer {
         architecture: bundled.architecture,

@@ -36,7 +36,7 @@ impl Model {
     fn load(settings: &Settings) -> Result<Self> {
         let mut registered = None;
         let (name, bytes) = if settings.model == "pretrained" {
-            ("cats-vs-dogs".into(), Checkpoint::PRETRAINED.to_vec())
+            ("cats-vs-dogs".into(), Checkpoint::pretrained_bytes().to_vec())
         } else if registry::is_registered(&settings.model) {
             let Registered { name, version, bytes } = registry::fetch(settings)?;
             registered = Some(version);

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 /// A device as burn knows it; [`Device::Cpu`](crate::Device::Cpu) is burn-flex.
 ///
 /// # Errors
-/// [`Error::Device`](crate::Error::Device) when the backend was not compiled in or finds no adapter.
+/// [`Error::Device`] when the backend was not compiled in or finds no adapter.
 pub fn open(device: crate::Device) -> Result<tensor::Device> {
     device.open()
 }

@@ -40,6 +40,11 @@ mod runner;
 pub mod train;
 mod weights;
 
+/// The repository's own examples are tested with the crate's.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 pub use checkpoint::{Checkpoint, ModelInfo, Precision, sha256, write_atomically};
 pub use classifier::{Classifier, Prediction};
 #[cfg(feature = "train")]

@@ -233,7 +233,7 @@ pub(crate) fn open_checkpoint(name: &str) -> Result<Checkpoint> {
 /// A model's file as it lies there.
 pub(crate) fn model_bytes(name: &str) -> Result<Vec<u8>> {
     match name {
-        "pretrained" => Ok(Checkpoint::PRETRAINED.to_vec()),
+        "pretrained" => Ok(Checkpoint::pretrained_bytes().to_vec()),
         path => std::fs::read(path).with_context(|| path.to_string()),
     }
 }
