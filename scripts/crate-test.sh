@@ -48,11 +48,28 @@ fn main() {
     println!("{}", model.err().map_or("loaded".into(), |e| e.to_string()));
 }
 RUST
+# A checkpoint of PyTorch's in, ONNX and one byte a weight out.
+try formats ', features = ["onnx", "pytorch"]' <<'RUST'
+use petnet::preprocess::{Preprocess, Resize};
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
+    let model = petnet::pytorch::Import { preprocess, ..Default::default() }
+        .read(concat!(env!("CARGO_MANIFEST_DIR"), "/../unpacked/petnet-0.1.0/tests/golden/best_model.pt"))?;
+    let (onnx, small) = (petnet::onnx::encode(&model)?, model.to_bytes(petnet::Precision::Int8)?);
+    println!("{:?}: {} bytes of ONNX, {} of int8", model.info().labels, onnx.len(), small.len());
+    Ok(())
+}
+RUST
 if [ "${TRAIN:-0}" = 1 ]; then # compiles burn: some ten minutes
     try learns ', features = ["train"]' <<'RUST'
-fn main() {
+use petnet::burn::{Network, Tensor, open};
+fn main() -> petnet::Result<()> {
     let error = petnet::Dataset::open("nowhere").unwrap_err();
     println!("{error}; default epochs {}", petnet::Trainer::default().epochs);
+    let device = open(petnet::Device::Cpu)?;
+    let network = Network::load(&petnet::Checkpoint::pretrained()?, &device)?;
+    println!("{:?}", network.forward(Tensor::zeros([1, 3, 64, 64], &device)).dims());
+    Ok(())
 }
 RUST
 fi

@@ -383,6 +383,10 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
     let tuned = trainer.fit(&dataset, &dataset).unwrap();
     tuned.last.save(&tuned_at, petnet::Precision::F32).unwrap();
     assert!(losses(&tuned).1 < last, "all layers learn more than the last ones");
+    let other =
+        Trainer { architecture: Architecture::named("resnet18", 0.0).unwrap(), ..trainer.clone() };
+    let error = other.fit(&dataset, &dataset).unwrap_err().to_string();
+    assert!(error.contains("holds a SimpleCnn, the settings ask for a ResNet"), "{error}");
     let error =
         Trainer { init: None, freeze: true, ..trainer }.fit(&dataset, &dataset).unwrap_err();
     assert!(error.to_string().contains("freeze"), "{error}");

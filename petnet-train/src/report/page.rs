@@ -14,6 +14,9 @@ use super::charts;
 const TEMPLATE: &str = include_str!("page.html");
 /// Photos in the gallery of mistakes.
 const GALLERY: usize = 24;
+/// With more classes than these, the page lists the weakest and what is most often confused; whole,
+/// the matrix of a thousand would take 50 MB.
+const SHOWN: usize = 20;
 /// Lower edges of the table by confidence.
 const CONFIDENCE_STEPS: [f32; 6] = [0.99, 0.95, 0.9, 0.8, 0.65, 0.0];
 
@@ -37,6 +40,14 @@ pub(crate) struct Mistake {
     /// A small JPEG of the photo.
     #[serde(serialize_with = "data_url")]
     pub(crate) picture: Vec<u8>,
+}
+
+/// Photos of one class that were taken for another.
+#[derive(Serialize)]
+struct Confused<'a> {
+    truth: &'a str,
+    answer: &'a str,
+    count: usize,
 }
 
 #[derive(Serialize)]
@@ -72,6 +83,9 @@ impl Report<'_> {
             "parameters": self.parameters,
             "source": self.source,
             "metrics": self.metrics,
+            "whole": self.info.labels.len() <= SHOWN,
+            "confused": self.most_confused(),
+            "weakest": self.weakest(),
             "curves": curves,
             "roc": charts::roc(&self.roc_curves())?,
             "reliability": charts::reliability(&bins)?,
@@ -81,6 +95,34 @@ impl Report<'_> {
             "epochs": history.len(),
         });
         Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
+    }
+
+    fn most_confused(&self) -> Vec<Confused<'_>> {
+        let labels = &self.info.labels;
+        let rows = self.metrics.confusion_matrix.iter().enumerate();
+        let cells = rows.flat_map(|(truth, row)| {
+            row.iter().enumerate().map(move |(answer, count)| (truth, answer, *count))
+        });
+        let mut wrong: Vec<_> = cells.filter(|(t, a, count)| t != a && *count > 0).collect();
+        wrong.sort_by_key(|(truth, answer, count)| (std::cmp::Reverse(*count), *truth, *answer));
+        let shown = wrong.into_iter().take(SHOWN);
+        shown
+            .map(|(truth, answer, count)| Confused {
+                truth: &labels[truth],
+                answer: &labels[answer],
+                count,
+            })
+            .collect()
+    }
+
+    /// Numbers of the classes of the lowest F1, of those that had photos.
+    fn weakest(&self) -> Vec<usize> {
+        let own = &self.metrics.per_class;
+        let mut classes: Vec<usize> =
+            (0..own.len()).filter(|class| own[*class].support > 0).collect();
+        classes.sort_by(|a, b| own[*a].f1_score.total_cmp(&own[*b].f1_score));
+        classes.truncate(SHOWN);
+        classes
     }
 
     fn roc_curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {

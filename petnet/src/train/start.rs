@@ -6,6 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{Network, weights};
 use crate::pytorch;
+use crate::weights::Weights;
 
 /// The last layer of each network.
 const HEADS: [&str; 2] = [".head.weight", ".head.bias"];
@@ -21,6 +22,11 @@ pub(super) fn start(network: Network, path: &Path) -> Result<Network> {
         Err(error) => return Err(error),
     };
     let drawn = weights::read(&network);
+    let (theirs, ours) = (kind(&given), kind(&drawn));
+    if theirs != ours {
+        let reason = format!("it holds a {theirs}, the settings ask for a {ours}");
+        return Err(Error::checkpoint(path, reason));
+    }
     for (name, weight) in drawn {
         let head = HEADS.iter().any(|head| name.ends_with(head));
         let other = given.get(&name).is_some_and(|given| given.shape != weight.shape);
@@ -30,4 +36,10 @@ pub(super) fn start(network: Network, path: &Path) -> Result<Network> {
         }
     }
     weights::write(network, given).map_err(|reason| Error::checkpoint(path, reason))
+}
+
+/// The network's name as it begins each weight's.
+fn kind(weights: &Weights) -> &str {
+    let first = weights.keys().next().map(String::as_str).unwrap_or_default();
+    first.split_once('.').map_or(first, |(network, _)| network)
 }
