@@ -15,6 +15,8 @@ mod conv;
 #[cfg(feature = "train")]
 mod gradient;
 #[cfg(feature = "flex")]
+mod largest;
+#[cfg(feature = "flex")]
 #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training goes backward"))]
 mod norm;
 #[cfg(feature = "flex")]
@@ -23,6 +25,8 @@ mod tiles;
 
 #[cfg(feature = "flex")]
 pub(crate) use conv::Conv;
+#[cfg(feature = "flex")]
+pub(crate) use largest::Largest;
 #[cfg(feature = "train")]
 pub(crate) use norm::Slopes;
 #[cfg(feature = "flex")]

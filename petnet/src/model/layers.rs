@@ -43,10 +43,16 @@ impl Maps {
 
     /// The largest of the three by three pixels around every second one; sides are halved, rounded up.
     pub(super) fn pooled(self) -> Self {
-        let around = MaxPool2dConfig::new([3, 3])
-            .with_strides([2, 2])
-            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1));
-        Self::new(around.init().forward(self.planes())) // [n, c, h / 2, w / 2]
+        match self {
+            Self::Planes(planes) => {
+                let around = MaxPool2dConfig::new([3, 3])
+                    .with_strides([2, 2])
+                    .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1));
+                Self::Planes(around.init().forward(planes)) // [n, c, h / 2, w / 2]
+            }
+            #[cfg(feature = "flex")]
+            Self::Pixels(pixels) => Self::Pixels(pixels::largest(pixels)), // [h / 2, w / 2, n, c]
+        }
     }
 
     /// The mean of each map, `[n, c]`.
@@ -282,6 +288,30 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn pooling_gives_what_burns_own_gives_and_its_gradient() {
+        let device = Device::flex().autodiff();
+        for (case, (n, c, h, w)) in
+            [(1, 1, 1, 1), (2, 3, 7, 8), (3, 17, 8, 9), (5, 8, 16, 5)].into_iter().enumerate()
+        {
+            let x = noise([n, c, h, w], case as u64, &device);
+            let slope = noise([n, c, h.div_ceil(2), w.div_ceil(2)], case as u64 + 9, &device);
+            let [ours, theirs] = [true, false].map(|fast| {
+                let x = x.clone().require_grad();
+                let maps = if fast { Maps::new(x.clone()) } else { Maps::Planes(x.clone()) };
+                assert_eq!(matches!(maps, Maps::Pixels(_)), fast);
+                let out = maps.pooled().planes();
+                let gradients = (out.clone() * slope.clone()).sum().backward();
+                [flat(out.clone().inner()), flat(x.grad(&gradients).unwrap()), {
+                    let plain =
+                        if fast { Maps::new(x.clone().inner()) } else { Maps::Planes(x.inner()) };
+                    flat(plain.pooled().planes())
+                }]
+            });
+            assert_eq!(ours, theirs, "case {case}");
         }
     }
 

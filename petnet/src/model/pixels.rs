@@ -8,7 +8,7 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::kernel::{self, Activation, Affine, Conv, Norm, Packed, Statistics};
+use crate::kernel::{self, Activation, Affine, Conv, Largest, Norm, Packed, Statistics};
 
 /// Buffers below this length are not worth keeping.
 #[cfg(feature = "train")]
@@ -43,6 +43,17 @@ pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, spacing: Spacing) -> Tensor<
         return gradients::conv(x, weight, spacing);
     }
     let (out, _) = convolve(&plain(x), &plain(weight), spacing, false);
+    Tensor::from_primitive::<Flex>(out)
+}
+
+/// The largest of the three by three pixels around every second one: `[h, w, n, c]` ->
+/// `[h / 2, w / 2, n, c]`, rounded up.
+pub(super) fn largest(x: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "train")]
+    if x.device().is_autodiff() {
+        return gradients::largest(x);
+    }
+    let (out, _) = pool(&plain(x));
     Tensor::from_primitive::<Flex>(out)
 }
 
@@ -115,6 +126,20 @@ fn convolve(
     unfolded.forward(&patches, packed.view().joined(taps), &mut out);
     let [height, width, batch, _] = shape;
     (tensor(out, shape), Some(tensor(patches, [height, width, batch, taps * inputs])))
+}
+
+fn largest_of(x: &FlexTensor) -> Largest {
+    let [height, width, batch, channels] = sizes(x);
+    Largest { height, width, lanes: batch * channels }
+}
+
+/// The output, and which pixel each value of it was.
+fn pool(x: &FlexTensor) -> (FlexTensor, Vec<u32>) {
+    let ([_, _, batch, channels], largest) = (sizes(x), largest_of(x));
+    let (mut out, mut taps) = (kernel::take(largest.out_len()), vec![0; largest.out_len()]);
+    largest.forward(values(x), &mut out, &mut taps);
+    let (height, width) = largest.out_size();
+    (tensor(out, [height, width, batch, channels]), taps)
 }
 
 fn norm_of(z: &FlexTensor, activation: Activation) -> Norm {
@@ -261,6 +286,47 @@ mod gradients {
         let mut dx = kernel::take(conv.in_len());
         conv.backward_input(dy, &packed, &mut dx);
         dx
+    }
+
+    #[derive(Debug)]
+    struct LargestBackward;
+
+    /// The input's sizes, and which of its pixels each output was.
+    #[derive(Debug, Clone)]
+    struct LargestState {
+        sizes: [usize; 4],
+        taps: Vec<u32>,
+    }
+
+    pub(super) fn largest(x: Tensor<4>) -> Tensor<4> {
+        let (x, node) = tracked(x).into_parts();
+        let x = x.to_contiguous();
+        let (out, taps) = pool(&x);
+        let prepared = LargestBackward.prepare::<NoCheckpointing>([node]).compute_bound();
+        Tensor::from_primitive::<Autodiff<Flex>>(match prepared.stateful() {
+            OpsKind::Tracked(prepared) => {
+                prepared.finish(LargestState { sizes: sizes(&x), taps }, out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(out),
+        })
+    }
+
+    impl Backward<Flex, 1> for LargestBackward {
+        type State = LargestState;
+
+        fn backward(self, ops: Ops<LargestState, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+            let LargestState { sizes, taps } = ops.state;
+            let [height, width, batch, channels] = sizes;
+            let largest = Largest { height, width, lanes: batch * channels };
+            let [node] = ops.parents;
+            if let Some(node) = node {
+                let mut dx = kernel::take(largest.len());
+                largest.backward(values(&dy), &taps, &mut dx);
+                grads.register::<Flex>(node.id, tensor(dx, sizes));
+            }
+            recycle(dy);
+        }
     }
 
     #[derive(Debug)]
