@@ -184,6 +184,26 @@ def speed():
             f"resnet18, 224 px, {photos} photos, ms each: petnet {ours:.2f}, ONNX Runtime {onnx_ms:.2f}, "
             f"PyTorch {torch_ms:.2f}; ratios {over_onnx:.2f} and {over_torch:.2f}"
         )
+    rounds = []
+    for _ in range(5):
+        done = subprocess.run([SPEED, "step", "resnet18", "128", "16"], capture_output=True, text=True, check=True)
+        ours, theirs = float(done.stdout.split()[0]), min(step_ms(layout) for layout in layouts)
+        rounds.append((ours, theirs, ours / theirs))
+    ours, theirs, ratio = map(statistics.median, zip(*rounds))
+    print(f"resnet18, 128 px, 16 photos, training step, ms each: petnet {ours:.2f}, PyTorch {theirs:.2f}; ratio {ratio:.2f}")
+
+
+def step_ms(layout):
+    network = models.resnet18(num_classes=2).to(memory_format=layout)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    images, targets = torch.rand(16, 3, 128, 128).to(memory_format=layout), torch.arange(16) % 2
+
+    def step():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), targets).backward()
+        optimizer.step()
+
+    return median_ms(step, 16)
 
 
 if SPEED:
