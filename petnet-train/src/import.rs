@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use petnet::Precision;
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::pytorch::Import as Reader;
@@ -17,17 +17,20 @@ state dict (.pt, .pth, .safetensors), or a dict with `model_state_dict` and `con
 
 Examples:
   petnet-train import best_model.pt --out models/best.safetensors
-  petnet-train import resnet18.pth --labels labels.txt --resize center_crop --out resnet18.safetensors")]
+  petnet-train import resnet18.pth --labels-file labels.txt --resize center_crop --out resnet18.safetensors")]
 pub(crate) struct Import {
     /// The file to read
     file: PathBuf,
     /// Model file to write
     #[arg(long, default_value = "models/best.safetensors")]
     out: PathBuf,
-    /// Classes in the order of the logits, between commas, or a file with one a line [default: the
-    /// file's `class_names`, else cat,dog]
-    #[arg(long)]
-    labels: Option<String>,
+    /// Classes in the order of the logits, between commas [default: `class_names` of the file's `config`,
+    /// else cat,dog]
+    #[arg(long, value_delimiter = ',')]
+    labels: Vec<String>,
+    /// The same from a text file, one a line
+    #[arg(long, conflicts_with = "labels")]
+    labels_file: Option<PathBuf>,
     /// Side of the network's input, in pixels
     #[arg(long, default_value_t = 224)]
     image_size: u32,
@@ -45,14 +48,7 @@ impl Import {
         terminal::start_log(output, "info");
         let preprocess = Preprocess { size: self.image_size, resize: self.resize };
         let reader = Reader { labels: self.labels()?, preprocess, ..Reader::default() };
-        let model = match reader.read(&self.file) {
-            // A reference checkpoint need not say what its classes are.
-            Err(error @ petnet::Error::Config(_)) if self.labels.is_none() => {
-                let labels = ["cat", "dog"].map(String::from).into();
-                Reader { labels, ..reader }.read(&self.file).map_err(|_| error)?
-            }
-            read => read?,
-        };
+        let model = reader.read(&self.file)?;
         model.save(&self.out, Precision::F32)?;
         let info = model.info();
         if output.json {
@@ -73,11 +69,15 @@ impl Import {
     }
 
     fn labels(&self) -> Result<Vec<String>> {
-        let Some(given) = &self.labels else { return Ok(Vec::new()) };
-        let text = match std::fs::read_to_string(given) {
-            Ok(lines) => lines.lines().collect::<Vec<_>>().join(","),
-            Err(_) => given.clone(),
-        };
-        Ok(text.split(',').map(|name| name.trim().to_string()).collect())
+        if let Some(path) = &self.labels_file {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            return Ok(text.lines().map(str::to_string).collect());
+        }
+        if !self.labels.is_empty() {
+            return Ok(self.labels.clone());
+        }
+        // A checkpoint of the reference system need not say what its classes are.
+        let own = Reader::class_names(&self.file)?;
+        Ok(own.unwrap_or_else(|| ["cat", "dog"].map(String::from).into()))
     }
 }

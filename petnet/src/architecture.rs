@@ -74,7 +74,7 @@ impl Architecture {
         }
     }
 
-    /// The name as settings and checkpoints write it.
+    /// The name as settings write it: one of [`Architecture::NAMES`], or `resnet` for one of other widths.
     pub fn name(&self) -> &'static str {
         match self {
             Self::SimpleCnn(_) => "simple_cnn",
@@ -93,7 +93,7 @@ impl Architecture {
     }
 
     /// # Errors
-    /// [`Error::Config`] when it has no layers, or layers of no width.
+    /// [`Error::Config`] when it has no layers, layers of no width or beyond 4096, or a dropout out of range.
     pub fn validate(&self) -> Result<()> {
         let fits = |sizes: &[usize]| {
             !sizes.is_empty() && sizes.iter().all(|size| (1..=4096).contains(size))
@@ -102,7 +102,7 @@ impl Architecture {
             fits(widths) && widths.len() == depths.len() && depths.iter().all(|d| *d <= 64)
         };
         let sound = match self {
-            Self::SimpleCnn(config) => fits(&config.channels),
+            Self::SimpleCnn(config) => fits(&config.channels) && fits(&[config.hidden]),
             Self::PetNet(config) => fits(&[config.stem]) && stages(&config.widths, &config.depths),
             Self::ResNet(config) => stages(&config.widths, &config.depths),
         };
@@ -111,6 +111,15 @@ impl Architecture {
                 "{} needs at least one width, as many depths (0 to 64), and widths of 1 to 4096",
                 self.name()
             )));
+        }
+        let dropout = match self {
+            Self::SimpleCnn(config) => config.dropout,
+            Self::PetNet(config) => config.dropout,
+            Self::ResNet(config) => config.dropout,
+        };
+        if !(0.0..1.0).contains(&dropout) {
+            let range = "must be at least 0 and below 1";
+            return Err(Error::Config(format!("dropout_rate is {dropout}, {range}")));
         }
         Ok(())
     }
@@ -146,7 +155,7 @@ pub struct SimpleCnnConfig {
     pub channels: Vec<usize>,
     /// Width of the layer before the logits.
     pub hidden: usize,
-    /// Share of that layer that is dropped in training, 0 to 1.
+    /// Share of that layer that is dropped in training, from 0 and below 1.
     pub dropout: f64,
 }
 
@@ -177,7 +186,7 @@ pub struct PetNetConfig {
     /// Residual blocks of each stage; a stage of none is left out, but for the first one's width,
     /// which is the stem's.
     pub depths: Vec<usize>,
-    /// Share of the pooled features that is dropped in training, 0 to 1.
+    /// Share of the pooled features that is dropped in training, from 0 and below 1.
     pub dropout: f64,
 }
 
@@ -208,7 +217,7 @@ pub struct ResNetConfig {
     pub widths: Vec<usize>,
     /// Residual blocks of each stage.
     pub depths: Vec<usize>,
-    /// Share of the pooled features that is dropped in training, 0 to 1.
+    /// Share of the pooled features that is dropped in training, from 0 and below 1.
     pub dropout: f64,
 }
 

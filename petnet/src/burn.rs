@@ -11,7 +11,7 @@ pub use crate::model::{Network, ResidualNet, SimpleCnn};
 
 use std::path::Path;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, write_atomically};
 use crate::error::{Error, Result};
 
 /// A device as burn knows it; [`Device::Cpu`](crate::Device::Cpu) is burn-flex.
@@ -27,14 +27,15 @@ impl Checkpoint {
     /// is `ModuleRecord::load`, and `try_load_record` of a [`Network`] of the same architecture.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when weights and architecture do not fit each other, or the file cannot be
-    /// written.
+    /// [`Error::Checkpoint`] when weights and architecture do not fit each other, [`Error::Io`] when the file
+    /// cannot be written.
     #[cfg(feature = "flex")]
     pub fn save_burnpack(&self, path: impl AsRef<Path>) -> Result<()> {
         use ::burn::module::Module as _;
 
         let path = path.as_ref();
         let network = Network::load(self, &open(crate::Device::Cpu)?)?;
-        network.into_record().save(path).map_err(|e| Error::checkpoint(path, e))
+        let bytes = network.into_record().into_bytes().map_err(|e| Error::checkpoint(path, e))?;
+        write_atomically(path, &bytes)
     }
 }

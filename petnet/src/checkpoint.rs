@@ -1,12 +1,11 @@
 //! One `.safetensors` file that holds all a model needs: weights, labels, preprocessing,
 //! architecture, and where it came from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -14,17 +13,17 @@ use sha2::{Digest as _, Sha256};
 use crate::architecture::{Architecture, Normalization};
 use crate::drift::Reference;
 use crate::error::{Error, Result};
+use crate::layers;
 #[cfg(feature = "burn")]
 use crate::model::Network;
 use crate::novelty::Novelty;
-use crate::preprocess::Preprocess;
-use crate::weights::{Weight, Weights};
+use crate::preprocess::{MAX_SIZE, Preprocess};
+use crate::storage::{SCALE, read_weight, store, unpack};
+use crate::weights::Weights;
 
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
 const FORMAT: u32 = 1;
-/// After the name of a weight of bytes.
-const SCALE: &str = ".scale";
 
 /// What a checkpoint says about its model, apart from the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,6 +100,25 @@ impl ModelInfo {
     }
 }
 
+impl ModelInfo {
+    /// Whether it describes a model that can be built and run.
+    fn sound(&self) -> Result<(), String> {
+        self.architecture.validate().map_err(|e| e.to_string())?;
+        let (size, least) = (self.preprocess.size, self.architecture.min_size().max(1));
+        if !(least..=MAX_SIZE).contains(&size) {
+            return Err(format!("image_size is {size}, must be between {least} and {MAX_SIZE}"));
+        }
+        let distinct: BTreeSet<_> = self.labels.iter().filter(|label| !label.is_empty()).collect();
+        if distinct.is_empty() || distinct.len() != self.labels.len() {
+            return Err("its classes need names, each its own".into());
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return Err(format!("temperature is {}, must be above 0", self.temperature));
+        }
+        Ok(())
+    }
+}
+
 /// How many bytes a stored weight takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -138,8 +156,13 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// What is said of a file that others wrote.
-    pub(crate) const FOREIGN: &str = "no model of petnet's";
+    /// Whether a file is meant to be petnet's, sound or not.
+    #[cfg(feature = "train")]
+    pub(crate) fn is_ours(bytes: &[u8]) -> bool {
+        let header = SafeTensors::read_metadata(bytes);
+        let metadata = header.ok().and_then(|(_, header)| header.metadata().clone());
+        metadata.is_some_and(|metadata| metadata.contains_key(INFO_KEY))
+    }
 
     #[cfg(any(feature = "burn", feature = "pytorch"))]
     pub(crate) fn new(info: ModelInfo, weights: Weights) -> Self {
@@ -233,6 +256,12 @@ impl Checkpoint {
         &self.weights
     }
 
+    /// Whether description and weights fit each other, and both are within bounds.
+    pub(crate) fn sound(&self) -> Result<(), String> {
+        self.info.sound()?;
+        layers::check(&self.info.architecture, self.info.labels.len(), &self.weights)
+    }
+
     pub(crate) fn into_parts(self) -> (ModelInfo, Weights) {
         (self.info, self.weights)
     }
@@ -263,15 +292,11 @@ impl Checkpoint {
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let damaged =
             |e: safetensors::SafeTensorError| format!("not a complete safetensors file ({e})");
-        if bytes.get(8) != Some(&b'{') && !bytes.is_empty() {
-            return Err(format!("{}: it is no safetensors file", Self::FOREIGN));
-        }
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
-        let metadata = header.metadata().as_ref();
-        let metadata = metadata.ok_or(format!("{}: it has no metadata", Self::FOREIGN))?;
-        let text = metadata.get(INFO_KEY);
-        let text = text.ok_or(format!("{}: `petnet` is missing", Self::FOREIGN))?;
+        let metadata =
+            header.metadata().as_ref().ok_or("no model of petnet's: it has no metadata")?;
+        let text = metadata.get(INFO_KEY).ok_or("no model of petnet's: `petnet` is missing")?;
         let mut views = tensors.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = digest(text, views.iter().map(|(n, v)| (n.as_str(), v.data())));
@@ -298,87 +323,10 @@ impl Checkpoint {
                 _ => drop(weights.insert(name.clone(), read_weight(view)?)),
             }
         }
-        Ok(Self { info, weights })
+        let checkpoint = Self { info, weights };
+        checkpoint.sound()?;
+        Ok(checkpoint)
     }
-}
-
-/// A weight as the tensors of a file: name, shape, type, bytes.
-fn store(
-    name: &str,
-    Weight { shape, values }: &Weight,
-    precision: Precision,
-) -> Vec<(String, Vec<usize>, Dtype, Vec<u8>)> {
-    let tensor = |dtype, bytes| vec![(name.to_string(), shape.clone(), dtype, bytes)];
-    let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    match precision {
-        Precision::F16 if shape.len() > 1 => {
-            let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes());
-            tensor(Dtype::F16, halves.collect())
-        }
-        Precision::Int8 if shape.len() > 1 => {
-            let channel = channels(shape);
-            let mut scales = vec![0.0_f32; channel.count];
-            for (place, value) in values.iter().enumerate() {
-                let scale = &mut scales[channel.of(place)];
-                *scale = scale.max(value.abs() / 127.0);
-            }
-            let steps = values.iter().enumerate().map(|(place, value)| {
-                let scale = scales[channel.of(place)];
-                if scale > 0.0 { (value / scale).round() as i8 } else { 0 }
-            });
-            let mut tensors = tensor(Dtype::I8, steps.flat_map(i8::to_le_bytes).collect());
-            let scale =
-                (format!("{name}{SCALE}"), vec![channel.count], Dtype::F32, floats(&scales));
-            tensors.push(scale);
-            tensors
-        }
-        _ => tensor(Dtype::F32, floats(values)),
-    }
-}
-
-fn unpack(view: &TensorView<'_>, scales: &[f32]) -> Weight {
-    let channel = channels(view.shape());
-    let steps = view.data().iter().map(|byte| f32::from(i8::from_le_bytes([*byte])));
-    // A file may say what it likes of its scales.
-    let scale = |place| scales.get(channel.of(place)).copied().unwrap_or_default();
-    let values = steps.enumerate().map(|(place, step)| step * scale(place)).collect();
-    Weight { shape: view.shape().to_vec(), values }
-}
-
-/// Where a weight's output channels lie.
-struct Channels {
-    count: usize,
-    /// Values of one channel that lie side by side.
-    stride: usize,
-}
-
-impl Channels {
-    fn of(&self, place: usize) -> usize {
-        place / self.stride % self.count
-    }
-}
-
-/// First of a convolution's `[outputs, inputs, k, k]`, last of a dense layer's `[inputs, outputs]`.
-fn channels(shape: &[usize]) -> Channels {
-    let (count, stride) = match shape {
-        [outputs, rest @ ..] if shape.len() > 2 => (*outputs, rest.iter().product()),
-        _ => (shape.last().copied().unwrap_or(1), 1),
-    };
-    Channels { count: count.max(1), stride: stride.max(1) }
-}
-
-pub(crate) fn read_weight(view: &TensorView<'_>) -> Result<Weight, String> {
-    let values = match view.dtype() {
-        Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => {
-            view.data().as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::BF16 => {
-            view.data().as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-        }
-        other => return Err(format!("weights of type {other:?} are not supported")),
-    };
-    Ok(Weight { shape: view.shape().to_vec(), values })
 }
 
 fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
@@ -467,7 +415,7 @@ mod tests {
         let loaded = Checkpoint::from_bytes(&bytes).unwrap();
         assert!(loaded.weights.keys().eq(saved.weights.keys()));
         for (name, weight) in &saved.weights {
-            let channel = channels(&weight.shape);
+            let channel = crate::storage::channels(&weight.shape);
             let largest = |of: usize| {
                 let all = weight.values.iter().enumerate().filter(|(at, _)| channel.of(*at) == of);
                 all.fold(0.0_f32, |top, (_, value)| top.max(value.abs()))
@@ -492,6 +440,29 @@ mod tests {
             altered[place] ^= 4;
             assert!(Checkpoint::from_bytes(&altered).is_err(), "altered at {place}");
         }
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_built_is_refused() {
+        let refused = |change: &dyn Fn(&mut ModelInfo), reason: &str| {
+            let mut wrong = checkpoint();
+            change(&mut wrong.info);
+            let error = Checkpoint::from_bytes(&wrong.to_bytes(Precision::F32).unwrap());
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(reason), "{reason}: {error}");
+            assert!(crate::Classifier::new(wrong, crate::Device::Cpu).is_err(), "{reason}");
+        };
+        refused(&|info| info.preprocess.size = 1, "image_size is 1");
+        refused(&|info| info.preprocess.size = 1 << 20, "image_size is 1048576");
+        refused(&|info| info.labels = vec!["cat".into(); 2], "names, each its own");
+        refused(&|info| info.labels.truncate(1), "head");
+        refused(&|info| info.temperature = 0.0, "temperature is 0");
+        let simple = |channels: Vec<usize>, dropout| {
+            Architecture::SimpleCnn(SimpleCnnConfig { channels, hidden: 4, dropout })
+        };
+        refused(&|info| info.architecture = simple(vec![4096; 60], 0.0), "image_size is 16");
+        refused(&|info| info.architecture = simple(vec![4, 4096], 0.0), "blocks.1");
+        refused(&|info| info.architecture = simple(vec![4, 8], 1.0), "dropout_rate is 1");
     }
 
     #[test]

@@ -36,14 +36,10 @@ mod profile;
 #[cfg(feature = "pytorch")]
 pub mod pytorch;
 mod runner;
+mod storage;
 #[cfg(feature = "train")]
 pub mod train;
 mod weights;
-
-/// The repository's own examples are tested with the crate's.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
 
 pub use checkpoint::{Checkpoint, ModelInfo, Precision, sha256, write_atomically};
 pub use classifier::{Classifier, Prediction};

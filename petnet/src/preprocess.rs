@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ImageError;
 
+/// Largest side of a network's input, in pixels.
+pub(crate) const MAX_SIZE: u32 = 1024;
+
 /// Bounds that are checked before any pixel is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

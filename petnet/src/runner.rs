@@ -26,6 +26,7 @@ pub(crate) type Heat = ([usize; 2], Vec<f32>);
 
 impl Runner {
     pub(crate) fn new(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
+        checkpoint.sound().map_err(|reason| Error::checkpoint("<model>", reason))?;
         match device {
             Device::Cpu => Self::on_engine(checkpoint),
             Device::Auto if cfg!(feature = "wgpu") => {
@@ -40,7 +41,8 @@ impl Runner {
     fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
         let (info, weights) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
-        let plan = engine::compile(&info.architecture, info.normalization, side, &weights)
+        let classes = info.labels.len();
+        let plan = engine::compile(&info.architecture, classes, info.normalization, side, &weights)
             .map_err(|e| Error::checkpoint("<weights>", e))?;
         Ok((info, Self::Engine(plan)))
     }

@@ -5,17 +5,21 @@ use crate::architecture::{Architecture, Normalization};
 use crate::layers::{self, Build, Conv};
 use crate::weights::Weights;
 
+/// For pictures of `side` pixels; shapes are checked before anything is built of them.
+///
 /// # Errors
 /// Names what is missing or does not fit.
 pub(crate) fn compile(
     architecture: &Architecture,
+    classes: usize,
     normalization: Normalization,
     side: usize,
     weights: &Weights,
 ) -> Result<Plan, String> {
+    layers::check(architecture, classes, weights)?;
     let plan = Plan::new(normalization, side, layers::first_kernel(architecture));
     let mut compiler = Compiler { plan, weights };
-    layers::build(architecture, weights, &mut compiler)?;
+    layers::build(architecture, classes, &mut compiler)?;
     Ok(compiler.plan)
 }
 
@@ -33,7 +37,7 @@ impl Build for Compiler<'_> {
         self.plan.pool(name, from)
     }
 
-    fn dense(&mut self, prefix: &str, relu: bool) -> Result<(), String> {
+    fn dense(&mut self, prefix: &str, _: [usize; 2], relu: bool) -> Result<(), String> {
         self.plan.dense(self.weights, prefix, relu)
     }
 }

@@ -63,23 +63,13 @@ impl Plan {
         &mut self,
         weights: &Weights,
         prefix: &str,
-        Conv { from, shortcut, stride, relu, pool }: Conv,
+        Conv { from, shortcut, inputs, outputs, kernel, stride, relu, pool, .. }: Conv,
     ) -> Result<usize, String> {
         let get = |name: &str| {
             let name = format!("{prefix}.{name}");
             weights.get(&name).ok_or_else(|| format!("weight `{name}` is missing"))
         };
         let conv = get("conv.weight")?;
-        let [outputs, inputs, kernel, _] = conv.shape[..] else {
-            return Err(format!("`{prefix}.conv.weight` has shape {:?}", conv.shape));
-        };
-        let border = self.shapes[from].border;
-        if kernel % 2 == 0 || kernel / 2 > border {
-            return Err(format!(
-                "`{prefix}` has a kernel of {kernel}, not 1 or {}",
-                2 * border + 1
-            ));
-        }
         let [gamma, beta, mean, variance] = ["gamma", "beta", "running_mean", "running_var"]
             .map(|name| get(&format!("norm.{name}")));
         let [gamma, beta, mean, variance] = [gamma?, beta?, mean?, variance?];

@@ -62,7 +62,7 @@ fn the_engine_says_what_burn_says() {
         let weights = weights(&architecture, &device);
         let network = Network::new(&architecture, 3, Normalization::default(), &device);
         let network = weights::write(network, weights.clone()).unwrap();
-        let plan = compile(&architecture, Normalization::default(), side, &weights).unwrap();
+        let plan = compile(&architecture, 3, Normalization::default(), side, &weights).unwrap();
         for count in [1, 2, 9] {
             let pixels: Vec<u8> = (0..count * side * side * 3)
                 .map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8)
@@ -102,7 +102,7 @@ fn a_missing_weight_is_named() {
     let architecture = Architecture::PetNet(PetNetConfig::default());
     let mut weights = weights(&architecture, &Device::flex());
     weights.remove("PetNet.blocks.2.first.norm.beta");
-    let error = compile(&architecture, Normalization::default(), 64, &weights).unwrap_err();
+    let error = compile(&architecture, 3, Normalization::default(), 64, &weights).unwrap_err();
     assert!(error.contains("PetNet.blocks.2.first.norm.beta"), "{error}");
 }
 

@@ -21,7 +21,7 @@ pub use simple_cnn::SimpleCnn;
 
 use crate::architecture::{Architecture, Normalization};
 use crate::checkpoint::{Checkpoint, ModelInfo};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Normalization {
     /// `[n, 3, h, w]` of 0 to 255 -> the same shape, about zero mean and unit variance.
@@ -81,8 +81,9 @@ impl Network {
     /// With a checkpoint's weights.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`](crate::Error::Checkpoint) when weights and architecture do not fit each other.
+    /// [`Error::Checkpoint`] when weights and architecture do not fit each other.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        checkpoint.sound().map_err(|reason| Error::checkpoint("<model>", reason))?;
         let ModelInfo { architecture, labels, normalization, .. } = checkpoint.info();
         let network = Self::new(architecture, labels.len(), *normalization, device);
         checkpoint.fill(network)

@@ -3,13 +3,14 @@
 //! Input `images`: `[n, 3, size, size]` floats of 0 to 255, channels in the order R, G, B: a decoded photo,
 //! turned as its EXIF says, and resized with a Lanczos filter as [`Preprocess`](crate::preprocess::Preprocess)
 //! of the model has it (the file's metadata says `size` and `resize`). Normalisation is in the graph. Outputs
-//! are `logits` and `probabilities`, `[n, classes]` each, in the order of `labels` in the metadata;
+//! are `logits` and `probabilities`, `[n, classes]` each, in the order of `labels` in the metadata, an array in JSON;
 //! [`ModelInfo::temperature`](crate::ModelInfo::temperature) is taken in. What is unsure or strange to the
 //! model is not: its threshold is in the metadata.
 
 mod proto;
 
 use prost::Message as _;
+use serde_json::json;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, Result};
@@ -39,8 +40,10 @@ const EPSILON: f32 = 1e-5;
 pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
     let info = checkpoint.info();
     let mut graph = Builder::new(info, checkpoint.weights());
-    layers::build(&info.architecture, checkpoint.weights(), &mut graph)
-        .map_err(|reason| Error::checkpoint("<weights>", reason))?;
+    let built = checkpoint
+        .sound()
+        .and_then(|()| layers::build(&info.architecture, info.labels.len(), &mut graph));
+    built.map_err(|reason| Error::checkpoint("<weights>", reason))?;
     let side = info.preprocess.size;
     let model = Model {
         ir_version: IR_VERSION,
@@ -60,7 +63,7 @@ pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
 fn metadata(info: &ModelInfo) -> Vec<Entry> {
     let resize = serde_json::to_value(info.preprocess.resize).unwrap_or_default();
     let entries = [
-        ("labels", info.labels.join(",")),
+        ("labels", json!(info.labels).to_string()),
         ("size", info.preprocess.size.to_string()),
         ("resize", resize.as_str().unwrap_or_default().into()),
         ("threshold", info.threshold.to_string()),
@@ -158,13 +161,12 @@ fn window(kernel: usize, stride: usize, padding: usize) -> Vec<Attribute> {
 impl Build for Builder<'_> {
     fn conv(&mut self, prefix: &str, conv: Conv) -> Result<usize, String> {
         let weight = self.weight(format!("{prefix}.conv.weight"))?;
-        let kernel = self.weights[&weight].shape.get(2).copied().unwrap_or(1);
         let mut inputs = vec![self.maps[conv.from].clone(), weight];
-        if self.weights.contains_key(&format!("{prefix}.conv.bias")) {
+        if conv.bias {
             inputs.push(self.weight(format!("{prefix}.conv.bias"))?);
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        let window = window(kernel, conv.stride, kernel / 2);
+        let window = window(conv.kernel, conv.stride, conv.kernel / 2);
         let map = self.node("Conv", &inputs, window, &format!("{prefix}.conv"));
         let mut inputs = vec![map];
         for part in ["gamma", "beta", "running_mean", "running_var"] {
@@ -195,7 +197,7 @@ impl Build for Builder<'_> {
         self.maps.len() - 1
     }
 
-    fn dense(&mut self, prefix: &str, relu: bool) -> Result<(), String> {
+    fn dense(&mut self, prefix: &str, _: [usize; 2], relu: bool) -> Result<(), String> {
         if self.head.is_empty() {
             let last = self.maps.last().cloned().unwrap_or_default();
             let means = self.node("GlobalAveragePool", &[&last], vec![], "means");
@@ -246,6 +248,6 @@ mod tests {
         let stored: HashSet<&str> = checkpoint.weights().keys().map(String::as_str).collect();
         assert!(stored.is_subset(&constants), "{:?}", stored.difference(&constants));
         let labels = model.metadata_props.iter().find(|entry| entry.key == "labels").unwrap();
-        assert_eq!(labels.value, "cat,dog");
+        assert_eq!(labels.value, r#"["cat","dog"]"#);
     }
 }

@@ -61,28 +61,44 @@ impl Import {
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
         let file = tensors::read(path)?;
-        let named = file
-            .config
-            .get("class_names")
-            .cloned()
-            .and_then(|names| serde_json::from_value(names).ok());
-        let labels =
-            if self.labels.is_empty() { named.unwrap_or_default() } else { self.labels.clone() };
+        let labels = match &self.labels[..] {
+            [] => names(&file.config).map_err(|reason| Error::checkpoint(path, reason))?,
+            given => Some(given.to_vec()),
+        };
         let (mut architecture, weights, classes) =
             layers::arrange(file.tensors).map_err(|reason| Error::checkpoint(path, reason))?;
+        let labels = labels.unwrap_or_default();
         if labels.len() != classes {
             let found =
                 format!("{} has {classes} classes, {} are named", path.display(), labels.len());
             return Err(Error::Config(found));
         }
         if let Some(dropout) = file.config.get("dropout_rate").and_then(serde_json::Value::as_f64) {
-            architecture.set_dropout(dropout.clamp(0.0, 1.0));
+            architecture.set_dropout(dropout);
         }
         let mut info = ModelInfo::new(architecture, labels, self.preprocess);
         info.normalization = self.normalization;
         info.settings = file.config;
-        Ok(Checkpoint::new(info, weights))
+        let checkpoint = Checkpoint::new(info, weights);
+        checkpoint.sound().map_err(|reason| Error::checkpoint(path, reason))?;
+        Ok(checkpoint)
     }
+
+    /// The class names that a file has beside its weights, if it has any: `class_names` of its `config`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::Checkpoint`] when it is damaged or its names are
+    /// no list of texts.
+    pub fn class_names(path: impl AsRef<Path>) -> Result<Option<Vec<String>>> {
+        let path = path.as_ref();
+        names(&tensors::config(path)?).map_err(|reason| Error::checkpoint(path, reason))
+    }
+}
+
+fn names(config: &serde_json::Value) -> Result<Option<Vec<String>>, String> {
+    let Some(names) = config.get("class_names") else { return Ok(None) };
+    let names = serde_json::from_value(names.clone());
+    names.map(Some).map_err(|e| format!("`class_names` is no list of texts: {e}"))
 }
 
 /// A file's weights, whatever its classes are called.

@@ -6,15 +6,15 @@ use std::io::Read as _;
 use std::path::Path;
 
 use half::{bf16, f16};
-use pytorch_reader::{DType, PickleValue, PytorchReader, Tensor};
+use pytorch_reader::{DType, PickleValue, PytorchError, PytorchReader, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use crate::checkpoint::read_weight;
 use crate::error::{Error, Result};
+use crate::storage::read_weight;
 use crate::weights::{Weight, Weights};
 
-/// Most values of all tensors together: four times what the largest network here takes.
+/// Most values of all tensors together, a gigabyte: many times what the largest network here takes.
 const MOST_VALUES: usize = 1 << 28;
 /// Where weights may lie.
 const PLACES: [&str; 3] = ["model_state_dict.", "state_dict.", "model."];
@@ -28,19 +28,32 @@ pub(super) struct Contents {
 }
 
 pub(super) fn read(path: &Path) -> Result<Contents> {
-    let mut start = [0; 9];
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let length = file.read(&mut start).map_err(Error::io(path))?;
-    // Eight bytes of a header's length, then the header itself.
-    let contents = match &start[..length] {
-        [.., b'{'] if length == start.len() => safe(path),
-        _ => pickled(path),
-    };
+    let contents = if is_safetensors(path)? { safe(path) } else { pickled(path) };
     let contents = contents.map_err(|reason| Error::checkpoint(path, reason))?;
     match contents.tensors.is_empty() {
         true => Err(Error::checkpoint(path, "it holds no weights")),
         false => Ok(contents),
     }
+}
+
+/// What lies beside the weights as `config`; most files have none.
+pub(super) fn config(path: &Path) -> Result<Value> {
+    if is_safetensors(path)? {
+        return Ok(Value::Null);
+    }
+    match PytorchReader::read_pickle_data(path, Some("config")) {
+        Ok(config) => Ok(value(config)),
+        Err(PytorchError::KeyNotFound(_)) => Ok(Value::Null),
+        Err(error) => Err(Error::checkpoint(path, error)),
+    }
+}
+
+/// Eight bytes of a header's length, then the header itself.
+fn is_safetensors(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(Error::io(path))?;
+    file.take(9).read_to_end(&mut start).map_err(Error::io(path))?;
+    Ok(start.get(8) == Some(&b'{'))
 }
 
 fn safe(path: &Path) -> Result<Contents, String> {
@@ -71,14 +84,16 @@ fn pickled(path: &Path) -> Result<Contents, String> {
         let Some(values) = numbers(tensor.dtype(), &bytes) else { continue };
         tensors.insert(name.into(), Weight { shape: tensor.shape().to_vec(), values });
     }
-    // Most files have none.
-    let config = PytorchReader::read_pickle_data(path, Some("config")).map_or(Value::Null, value);
+    let config = config(path).map_err(|e| e.to_string())?;
     Ok(Contents { tensors, config })
 }
 
-/// A name without what wrappers put before it.
-fn plain(name: &str) -> &str {
-    WRAPPERS.into_iter().fold(name, |name, wrapper| name.strip_prefix(wrapper).unwrap_or(name))
+/// A name without what wrappers put before it, one around the other.
+fn plain(mut name: &str) -> &str {
+    while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
+        name = inner;
+    }
+    name
 }
 
 /// `None` for what is no weight, as counters.

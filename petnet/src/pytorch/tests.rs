@@ -58,7 +58,8 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let network = Network::new(&architecture, classes, Normalization::default(), &device);
     let network = weights::write(network, ours.clone()).unwrap();
     let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
-    let engine = compile(&architecture, Normalization::default(), 64, &ours).unwrap().run(&pixels);
+    let engine =
+        compile(&architecture, 10, Normalization::default(), 64, &ours).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
         for (engine, (burn, theirs)) in
             engine[photo].logits.iter().zip(burn[photo].logits.iter().zip(theirs))
@@ -96,4 +97,43 @@ fn the_first_three_stages_are_improved_cnn_and_what_does_not_fit_is_named() {
         weights.insert("fc.weight".into(), drawn("c", &[2, 512]));
     });
     assert!(error.contains("`fc.weight` has shape [2, 512], not [2, 256]"), "{error}");
+}
+
+/// A network whose parts do not fit together must be refused before anything is built of it.
+#[test]
+fn shapes_that_do_not_meet_are_refused() {
+    let sound = |change: &dyn Fn(&mut Weights)| {
+        let mut weights = resnet18();
+        change(&mut weights);
+        let (architecture, ours, classes) = arrange(weights)?;
+        crate::layers::check(&architecture, classes, &ours)
+    };
+    assert_eq!(sound(&|_| ()), Ok(()));
+    let conv = |weights: &mut Weights, conv: &str, norm: &str, shape: [usize; 4]| {
+        weights.insert(format!("{conv}.weight"), drawn("c", &shape));
+        for part in ["weight", "bias", "running_mean", "running_var"] {
+            weights.insert(format!("{norm}.{part}"), drawn("n", &shape[..1]));
+        }
+    };
+    let wide = |w: &mut Weights| conv(w, "layer1.0.conv2", "layer1.0.bn2", [512, 64, 3, 3]);
+    let narrow =
+        |w: &mut Weights| conv(w, "layer2.0.downsample.0", "layer2.0.downsample.1", [8, 64, 1, 1]);
+    let extra =
+        |w: &mut Weights| conv(w, "layer1.0.downsample.0", "layer1.0.downsample.1", [64, 64, 1, 1]);
+    let missing = |w: &mut Weights| w.retain(|name, _| !name.contains("layer2.0.downsample"));
+    let empty = |w: &mut Weights| {
+        w.insert("fc.weight".into(), drawn("f", &[0, 512]));
+        w.insert("fc.bias".into(), drawn("f", &[0]));
+    };
+    let changes: [(&str, &dyn Fn(&mut Weights)); 5] = [
+        ("wide", &wide),
+        ("narrow", &narrow),
+        ("extra", &extra),
+        ("missing", &missing),
+        ("empty", &empty),
+    ];
+    for (name, change) in changes {
+        let error = sound(change).expect_err(name);
+        assert!(error.contains("weight `ResNet."), "{name}: {error}");
+    }
 }

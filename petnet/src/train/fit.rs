@@ -11,10 +11,10 @@ use burn::tensor::{Device, Int, Tensor};
 use serde_json::json;
 
 use super::settle::settle;
-use super::start::start;
 use super::state::{Progress, State};
-use super::{EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema};
-use crate::architecture::Normalization;
+use super::{
+    EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema, start,
+};
 use crate::augment::{Augment, Key};
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
@@ -57,9 +57,14 @@ impl<'a> Fit<'a> {
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
         let classes = info.labels.len();
-        let model = Network::new(&trainer.architecture, classes, Normalization::default(), &device);
-        let model = match &trainer.init {
-            Some(path) => start(model, path)?,
+        let (weights, normalization) = match &trainer.init {
+            Some(path) => start::read(path).map(|(weights, norm)| (Some((weights, path)), norm))?,
+            None => (None, info.normalization),
+        };
+        info.normalization = normalization;
+        let model = Network::new(&trainer.architecture, classes, normalization, &device);
+        let model = match weights {
+            Some((weights, path)) => start::fill(model, weights, path)?,
             None => model,
         };
         let mut identity = info.settings.clone();

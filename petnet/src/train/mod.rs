@@ -26,7 +26,7 @@ use crate::checkpoint::{Checkpoint, Precision};
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::preprocess::{Preprocess, Resize};
+use crate::preprocess::{MAX_SIZE, Preprocess, Resize};
 
 /// How gradients become steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -333,8 +333,8 @@ impl Trainer {
         let sizes = self.progressive.iter().map(|stage| stage.size);
         let smallest = self.architecture.min_size().max(8);
         let mut sizes = sizes.chain([self.preprocess.size]);
-        if let Some(size) = sizes.find(|size| !(smallest..=1024).contains(size)) {
-            return bad("image_size", &size, &format!("between {smallest} and 1024"));
+        if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
+            return bad("image_size", &size, &format!("between {smallest} and {MAX_SIZE}"));
         }
         let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
         if !(0.0..=1.0).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {

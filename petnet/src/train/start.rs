@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::architecture::Normalization;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{Network, weights};
@@ -11,16 +12,19 @@ use crate::weights::Weights;
 /// The last layer of each network.
 const HEADS: [&str; 2] = [".head.weight", ".head.bias"];
 
+/// A file's weights, and what they expect of their input's values.
+pub(super) fn read(path: &Path) -> Result<(Weights, Normalization)> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    if !Checkpoint::is_ours(&bytes) {
+        return Ok((pytorch::weights(path)?, Normalization::default()));
+    }
+    let (info, weights) = Checkpoint::load(path)?.into_parts();
+    Ok((weights, info.normalization))
+}
+
 /// Gives a network the weights of a file. A last layer of another number of classes stays as it was
 /// drawn.
-pub(super) fn start(network: Network, path: &Path) -> Result<Network> {
-    let mut given = match Checkpoint::load(path) {
-        Ok(checkpoint) => checkpoint.into_parts().1,
-        Err(Error::Checkpoint { reason, .. }) if reason.starts_with(Checkpoint::FOREIGN) => {
-            pytorch::weights(path)?
-        }
-        Err(error) => return Err(error),
-    };
+pub(super) fn fill(network: Network, mut given: Weights, path: &Path) -> Result<Network> {
     let drawn = weights::read(&network);
     let (theirs, ours) = (kind(&given), kind(&drawn));
     if theirs != ours {
