@@ -11,7 +11,7 @@ tools=${PETNET_TOOLS:-target/tools}
 work=$(mktemp)
 trap 'rm -f "$work" "$work.log"' EXIT
 # The tool reads rustdoc's JSON, which nightly compilers write.
-"$tools/bin/cargo-public-api" --toolchain "${PETNET_NIGHTLY:-nightly}" -p petnet -sss --features mlflow,onnx,train \
+RUSTUP_TOOLCHAIN="${PETNET_NIGHTLY:-nightly}" "$tools/bin/cargo-public-api" -p petnet -sss --features mlflow,onnx,train \
     >"$work" 2>"$work.log" || { cat "$work.log" >&2 && exit 1; }
 if grep -vE '^[^:]*petnet::burn(::|$)|^impl.* for petnet::burn::' "$work" | grep -E '\bburn[a-z_]*::'; then
     echo "types of burn's outside petnet::burn" >&2
