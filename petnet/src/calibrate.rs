@@ -28,6 +28,15 @@ impl Checkpoint {
     /// networks", 2017), the threshold above which 99 % of answers are right, and, from training
     /// photos, what is familiar; and notes what validation photos are like, for [`drift`](crate::drift).
     ///
+    /// ```no_run
+    /// use petnet::{Checkpoint, Dataset, Device, Precision};
+    ///
+    /// let (train, valid) = Dataset::open("photos")?.split(0.8)?;
+    /// let model = Checkpoint::load("mine.safetensors")?.calibrated(&train, &valid, Device::Cpu)?;
+    /// model.save("mine.safetensors", Precision::F32)?;
+    /// # Ok::<(), petnet::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Classifier::evaluate`].
     pub fn calibrated(self, train: &Dataset, valid: &Dataset, device: Device) -> Result<Self> {

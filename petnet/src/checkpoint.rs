@@ -26,6 +26,18 @@ const DIGEST_KEY: &str = "sha256";
 const FORMAT: u32 = 1;
 
 /// What a checkpoint says about its model, apart from the weights.
+///
+/// ```
+/// use petnet::ModelInfo;
+/// use petnet::architecture::Architecture;
+/// use petnet::preprocess::{Preprocess, Resize};
+///
+/// let preprocess = Preprocess { size: 160, resize: Resize::Squeeze };
+/// let labels = vec!["cat".into(), "dog".into(), "rabbit".into()];
+/// let info = ModelInfo::new(Architecture::named("petnet", 0.0)?, labels, preprocess);
+/// assert_eq!((info.temperature, info.threshold), (1.0, 0.0), "nothing was calibrated yet");
+/// # Ok::<(), petnet::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// Version of this layout.
@@ -343,6 +355,10 @@ fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) ->
 }
 
 /// SHA-256 in hex: of a model file, the digest by which registries know it.
+///
+/// ```
+/// assert!(petnet::sha256(b"").starts_with("e3b0c44298fc1c14"));
+/// ```
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
@@ -353,6 +369,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// Writes a file beside `path`, syncs it and renames it over `path`, so that a crash leaves the
 /// old content or the new one.
+///
+/// ```
+/// let path = std::env::temp_dir().join(format!("petnet-doc-{}", std::process::id()));
+/// petnet::write_atomically(&path, b"whole")?;
+/// assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+/// # std::fs::remove_file(&path).unwrap();
+/// # Ok::<(), petnet::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::Io`].

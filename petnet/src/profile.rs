@@ -22,6 +22,21 @@ impl Classifier {
     /// The time of each convolution when a picture goes through the network, once. Empty on devices
     /// other than `cpu`.
     ///
+    /// ```
+    /// # #[cfg(feature = "pretrained")] {
+    /// use petnet::preprocess::Pixels;
+    ///
+    /// let classifier = petnet::Classifier::pretrained()?;
+    /// let side = classifier.info().preprocess.size;
+    /// let grey = vec![127; (side * side * 3) as usize];
+    /// let picture = Pixels::new(side, side, grey).expect("three bytes a pixel");
+    /// for layer in classifier.profile(&picture)? {
+    ///     println!("{:30} {:?}", layer.name, layer.time);
+    /// }
+    /// # }
+    /// # Ok::<(), petnet::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Classifier::classify_pixels`].
     pub fn profile(&self, picture: &Pixels) -> Result<Vec<LayerTime>> {

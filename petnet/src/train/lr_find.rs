@@ -41,6 +41,13 @@ impl Trainer {
     /// Trains `steps` steps at rates that rise evenly in the logarithm, or until the loss is lost.
     /// Nothing is saved.
     ///
+    /// ```no_run
+    /// let photos = petnet::Dataset::open("photos")?;
+    /// let curve = petnet::Trainer::default().find_rate(&photos, 1e-5..1.0, 100, &mut ())?;
+    /// println!("{:?}", curve.suggestion());
+    /// # Ok::<(), petnet::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Trainer::fit`]; [`Error::Config`] when the range is empty or there are too few steps.
     pub fn find_rate(

@@ -229,6 +229,23 @@ pub struct StepReport {
 }
 
 /// Someone who watches a training and may end it.
+///
+/// ```no_run
+/// use petnet::train::{EpochReport, Observer};
+/// use petnet::{Dataset, Trainer};
+///
+/// struct Patience;
+///
+/// impl Observer for Patience {
+///     fn epoch(&mut self, report: &EpochReport) {
+///         println!("epoch {}: {:.1} %", report.epoch, report.val_accuracy * 100.0);
+///     }
+/// }
+///
+/// let (train, valid) = Dataset::open("photos")?.split(0.9)?;
+/// Trainer::default().fit_observed(&train, &valid, &mut Patience)?;
+/// # Ok::<(), petnet::Error>(())
+/// ```
 pub trait Observer {
     /// After every step.
     fn step(&mut self, _report: &StepReport) {}
