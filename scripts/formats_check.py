@@ -5,7 +5,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,9 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
+
+sys.path.insert(0, "benches/peers")
+from torch_twin import median_seconds  # noqa: E402
 
 PETNET, WORK = sys.argv[1], Path(sys.argv[2])
 SPEED = sys.argv[3] if len(sys.argv) > 3 else None
@@ -148,12 +150,7 @@ compare("bundled network, petnet and ONNX Runtime", paths, ask("pretrained", pat
 
 
 def median_ms(work, photos):
-    times = []
-    for turn in range(18):
-        began = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - began) * 1e3 / photos)
-    return statistics.median(times[3:])
+    return median_seconds(work) * 1e3 / photos
 
 
 def speed():

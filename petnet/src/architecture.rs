@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::layers;
 
 /// Mean and standard deviation of a channel's values (0 to 1), in the order R, G, B.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -138,11 +139,7 @@ impl Architecture {
     /// Floating-point operations of one picture of `side` pixels, two for each multiply-add of a
     /// convolution; all else is little beside them.
     pub fn flops(&self, side: usize) -> u64 {
-        match self {
-            Self::SimpleCnn(config) => config.flops(side),
-            Self::PetNet(config) => config.flops(side),
-            Self::ResNet(config) => config.flops(side),
-        }
+        layers::flops(self, side)
     }
 }
 
@@ -165,15 +162,6 @@ impl Default for SimpleCnnConfig {
     }
 }
 
-impl SimpleCnnConfig {
-    fn flops(&self, side: usize) -> u64 {
-        let layers = std::iter::once(&3).chain(&self.channels).zip(&self.channels).enumerate();
-        layers
-            .map(|(block, (inputs, outputs))| conv_flops(side >> block, 3, inputs * outputs))
-            .sum()
-    }
-}
-
 /// Widths and depths of `petnet`: two convolutions of stride 2, stages of residual blocks, the
 /// global average, one linear layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -193,16 +181,6 @@ pub struct PetNetConfig {
 impl Default for PetNetConfig {
     fn default() -> Self {
         Self { stem: 32, widths: vec![48, 96, 192, 320], depths: vec![0, 1, 1, 1], dropout: 0.0 }
-    }
-}
-
-impl PetNetConfig {
-    fn flops(&self, side: usize) -> u64 {
-        let first = self.widths.first().copied().unwrap_or(self.stem);
-        let side = side.div_ceil(2);
-        let stem =
-            conv_flops(side, 3, 3 * self.stem) + conv_flops(side.div_ceil(2), 3, self.stem * first);
-        stem + stages_flops(side.div_ceil(2), (&self.widths, &self.depths))
     }
 }
 
@@ -243,31 +221,4 @@ impl ResNetConfig {
             "resnet"
         }
     }
-
-    fn flops(&self, side: usize) -> u64 {
-        let first = self.widths.first().copied().unwrap_or_default();
-        let side = side.div_ceil(2);
-        conv_flops(side, 7, 3 * first)
-            + stages_flops(side.div_ceil(2), (&self.widths, &self.depths))
-    }
-}
-
-/// Of residual blocks on maps of `side` pixels, by widths and depths.
-fn stages_flops(mut side: usize, (widths, depths): (&[usize], &[usize])) -> u64 {
-    let (mut sum, mut inputs) = (0, widths.first().copied().unwrap_or_default());
-    for (stage, (&width, &depth)) in widths.iter().zip(depths).enumerate() {
-        side = if stage > 0 && depth > 0 { side.div_ceil(2) } else { side };
-        for place in 0..depth {
-            let shortcut = place == 0 && stage > 0;
-            sum += conv_flops(side, 3, inputs * width) + conv_flops(side, 3, width * width);
-            sum += if shortcut { conv_flops(side, 1, inputs * width) } else { 0 };
-            inputs = width;
-        }
-    }
-    sum
-}
-
-/// Of a square convolution with an output of `side` pixels; `weights` are inputs times outputs.
-fn conv_flops(side: usize, kernel: usize, weights: usize) -> u64 {
-    2 * (side * side * kernel * kernel * weights) as u64
 }

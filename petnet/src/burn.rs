@@ -27,8 +27,8 @@ impl Checkpoint {
     /// is `ModuleRecord::load`, and `try_load_record` of a [`Network`] of the same architecture.
     ///
     /// # Errors
-    /// [`Error::Device`] without the feature `flex`, [`Error::Checkpoint`] when weights and architecture do not fit each other, [`Error::Io`] when the file
-    /// cannot be written.
+    /// [`Error::Device`] without the feature `flex`, [`Error::Checkpoint`] when weights and architecture do
+    /// not fit each other, [`Error::Io`] when the file cannot be written.
     pub fn save_burnpack(&self, path: impl AsRef<Path>) -> Result<()> {
         use ::burn::module::Module as _;
 

@@ -14,8 +14,6 @@ use crate::architecture::{Architecture, Normalization};
 use crate::drift::Reference;
 use crate::error::{Error, Result};
 use crate::layers;
-#[cfg(feature = "burn")]
-use crate::model::Network;
 use crate::novelty::Novelty;
 use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::storage::{SCALE, read_weight, store, unpack};
@@ -168,12 +166,16 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Whether a file is meant to be petnet's, sound or not.
+    /// [`Checkpoint::load`], or nothing where a file is not meant to be petnet's.
     #[cfg(feature = "train")]
-    pub(crate) fn is_ours(bytes: &[u8]) -> bool {
-        let header = SafeTensors::read_metadata(bytes);
+    pub(crate) fn load_own(path: &Path) -> Result<Option<Self>> {
+        let bytes = fs::read(path).map_err(Error::io(path))?;
+        let header = SafeTensors::read_metadata(&bytes);
         let metadata = header.ok().and_then(|(_, header)| header.metadata().clone());
-        metadata.is_some_and(|metadata| metadata.contains_key(INFO_KEY))
+        if !metadata.is_some_and(|metadata| metadata.contains_key(INFO_KEY)) {
+            return Ok(None);
+        }
+        Self::parse(&bytes).map(Some).map_err(|reason| Error::checkpoint(path, reason))
     }
 
     #[cfg(any(feature = "burn", feature = "pytorch"))]
@@ -263,7 +265,7 @@ impl Checkpoint {
         write_atomically(path, &bytes)
     }
 
-    #[cfg(feature = "onnx")]
+    #[cfg(any(feature = "burn", feature = "onnx"))]
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
@@ -276,13 +278,6 @@ impl Checkpoint {
 
     pub(crate) fn into_parts(self) -> (ModelInfo, Weights) {
         (self.info, self.weights)
-    }
-
-    /// Gives a network these weights.
-    #[cfg(feature = "burn")]
-    pub(crate) fn fill(&self, network: Network) -> Result<Network> {
-        crate::model::weights::write(network, self.weights.clone())
-            .map_err(|e| Error::checkpoint("<weights>", e))
     }
 
     fn encode(&self, precision: Precision) -> Result<Vec<u8>, String> {
@@ -397,6 +392,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::architecture::SimpleCnnConfig;
+    use crate::model::Network;
     use crate::preprocess::Resize;
 
     fn checkpoint() -> Checkpoint {

@@ -1,10 +1,13 @@
 //! The layers of each architecture in the order in which they run, for those who build something of
-//! them, and whether given weights are those of such layers. Knows names and shapes; no values.
+//! them; what they cost, and whether given weights are theirs. Knows names and shapes; no values.
 
 use std::collections::BTreeSet;
 
 use crate::architecture::Architecture;
 use crate::weights::Weights;
+
+/// What batch norm adds to a variance.
+pub(crate) const EPSILON: f32 = 1e-5;
 
 /// What a network is built into. Maps are known by number: 0 is the picture, and each layer gives the next.
 pub(crate) trait Build {
@@ -127,6 +130,44 @@ fn residual(
     Ok(inputs)
 }
 
+/// Of one picture of `side` pixels, two for each multiply-add of a convolution.
+pub(crate) fn flops(architecture: &Architecture, side: usize) -> u64 {
+    let mut counter = Counter { sides: vec![side], sum: 0 };
+    // Whatever the classes, nothing is refused: no weights are asked for.
+    let _ = build(architecture, 1, &mut counter);
+    counter.sum
+}
+
+struct Counter {
+    /// Of each map, in pixels.
+    sides: Vec<usize>,
+    sum: u64,
+}
+
+impl Counter {
+    fn next(&mut self, side: usize) -> usize {
+        self.sides.push(side);
+        self.sides.len() - 1
+    }
+}
+
+impl Build for Counter {
+    fn conv(&mut self, _: &str, conv: Conv) -> Result<usize, String> {
+        let side = self.sides[conv.from].div_ceil(conv.stride);
+        let products = side * side * conv.kernel * conv.kernel * conv.inputs * conv.outputs;
+        self.sum += 2 * products as u64;
+        Ok(self.next(if conv.pool { side / 2 } else { side }))
+    }
+
+    fn pool(&mut self, _: &str, from: usize) -> usize {
+        self.next(self.sides[from].div_ceil(2))
+    }
+
+    fn dense(&mut self, _: &str, _: [usize; 2], _: bool) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 /// Whether weights are all those of an architecture, and no others.
 ///
 /// # Errors
@@ -191,5 +232,21 @@ impl Build for Checker<'_> {
     fn dense(&mut self, prefix: &str, sizes: [usize; 2], _: bool) -> Result<(), String> {
         self.expect(format!("{prefix}.weight"), &sizes)?;
         self.expect(format!("{prefix}.bias"), &sizes[1..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::architecture::{PetNetConfig, SimpleCnnConfig};
+
+    #[test]
+    fn operations_are_those_of_the_formula() {
+        // Two for each product, sides and channels written out by hand.
+        let simple = Architecture::SimpleCnn(SimpleCnnConfig::default());
+        let sides = [(224, 3 * 32), (112, 32 * 64), (56, 64 * 128), (28, 128 * 256)];
+        let products: u64 = sides.iter().map(|(side, weights)| side * side * 9 * weights).sum();
+        assert_eq!(flops(&simple, 224), 2 * products);
+        assert_eq!(flops(&Architecture::PetNet(PetNetConfig::default()), 160), 338_534_400);
     }
 }

@@ -26,7 +26,6 @@ pub(crate) type Heat = ([usize; 2], Vec<f32>);
 
 impl Runner {
     pub(crate) fn new(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
-        checkpoint.sound().map_err(|reason| Error::checkpoint("<model>", reason))?;
         match device {
             Device::Cpu => Self::on_engine(checkpoint),
             Device::Auto if cfg!(feature = "wgpu") => {
@@ -39,6 +38,7 @@ impl Runner {
     }
 
     fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
+        checkpoint.sound().map_err(|reason| Error::checkpoint("<model>", reason))?;
         let (info, weights) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
         let classes = info.labels.len();

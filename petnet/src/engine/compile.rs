@@ -5,10 +5,10 @@ use crate::architecture::{Architecture, Normalization};
 use crate::layers::{self, Build, Conv};
 use crate::weights::Weights;
 
-/// For pictures of `side` pixels; shapes are checked before anything is built of them.
+/// For pictures of `side` pixels. Whoever calls has seen that the weights are sound.
 ///
 /// # Errors
-/// Names what is missing or does not fit.
+/// Names what is missing.
 pub(crate) fn compile(
     architecture: &Architecture,
     classes: usize,
@@ -16,7 +16,6 @@ pub(crate) fn compile(
     side: usize,
     weights: &Weights,
 ) -> Result<Plan, String> {
-    layers::check(architecture, classes, weights)?;
     let plan = Plan::new(normalization, side, layers::first_kernel(architecture));
     let mut compiler = Compiler { plan, weights };
     layers::build(architecture, classes, &mut compiler)?;

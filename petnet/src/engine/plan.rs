@@ -10,11 +10,8 @@ use super::head::{self, Dense};
 use super::layer::{Form, Input, Layer, Shape};
 use super::pool;
 use crate::architecture::Normalization;
-use crate::layers::Conv;
+use crate::layers::{Conv, EPSILON};
 use crate::weights::Weights;
-
-/// What batch norm adds to a variance.
-const EPSILON: f32 = 1e-5;
 
 /// A network ready to run; share it between threads freely.
 #[derive(Debug)]

@@ -86,7 +86,8 @@ impl Network {
         checkpoint.sound().map_err(|reason| Error::checkpoint("<model>", reason))?;
         let ModelInfo { architecture, labels, normalization, .. } = checkpoint.info();
         let network = Self::new(architecture, labels.len(), *normalization, device);
-        checkpoint.fill(network)
+        weights::write(network, checkpoint.weights().clone())
+            .map_err(|reason| Error::checkpoint("<weights>", reason))
     }
 
     /// A copy of the weights, on no device.

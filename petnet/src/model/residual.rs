@@ -51,15 +51,8 @@ impl PetNetConfig {
             ConvNorm::new([3, self.stem], 3, 2, false, device),
             ConvNorm::new([self.stem, first], 3, 2, false, device),
         ];
-        let (blocks, features) = blocks(first, (&self.widths, &self.depths), device);
-        ResidualNet {
-            normalization,
-            stem,
-            pooled: false,
-            blocks,
-            dropout: DropoutConfig::new(self.dropout).init(),
-            head: LinearConfig::new(features, classes).init(device),
-        }
+        let stages = Stages { first, widths: &self.widths, depths: &self.depths };
+        stages.after(stem, self.dropout, (classes, normalization), device)
     }
 }
 
@@ -73,33 +66,44 @@ impl ResNetConfig {
     ) -> ResidualNet {
         let first = self.widths.first().copied().unwrap_or(1);
         let stem = vec![ConvNorm::new([3, first], 7, 2, false, device)];
-        let (blocks, features) = blocks(first, (&self.widths, &self.depths), device);
-        ResidualNet {
-            normalization,
-            stem,
-            pooled: true,
-            blocks,
-            dropout: DropoutConfig::new(self.dropout).init(),
-            head: LinearConfig::new(features, classes).init(device),
-        }
+        let stages = Stages { first, widths: &self.widths, depths: &self.depths };
+        let net = stages.after(stem, self.dropout, (classes, normalization), device);
+        ResidualNet { pooled: true, ..net }
     }
 }
 
-/// The stages after a stem of `inputs` channels, and the width of the last.
-fn blocks(
-    mut inputs: usize,
-    (widths, depths): (&[usize], &[usize]),
-    device: &Device,
-) -> (Vec<Residual>, usize) {
-    let mut blocks = Vec::new();
-    for (stage, (&width, &depth)) in widths.iter().zip(depths).enumerate() {
-        for place in 0..depth {
-            let stride = if stage > 0 && place == 0 { 2 } else { 1 };
-            blocks.push(Residual::new([inputs, width], stride, device));
-            inputs = width;
+/// What follows a stem of `first` channels.
+struct Stages<'a> {
+    first: usize,
+    widths: &'a [usize],
+    depths: &'a [usize],
+}
+
+impl Stages<'_> {
+    fn after(
+        self,
+        stem: Vec<ConvNorm>,
+        dropout: f64,
+        (classes, normalization): (usize, Normalization),
+        device: &Device,
+    ) -> ResidualNet {
+        let (mut blocks, mut inputs) = (Vec::new(), self.first);
+        for (stage, (&width, &depth)) in self.widths.iter().zip(self.depths).enumerate() {
+            for place in 0..depth {
+                let stride = if stage > 0 && place == 0 { 2 } else { 1 };
+                blocks.push(Residual::new([inputs, width], stride, device));
+                inputs = width;
+            }
+        }
+        ResidualNet {
+            normalization,
+            stem,
+            pooled: false,
+            blocks,
+            dropout: DropoutConfig::new(dropout).init(),
+            head: LinearConfig::new(inputs, classes).init(device),
         }
     }
-    (blocks, inputs)
 }
 
 impl ResidualNet {

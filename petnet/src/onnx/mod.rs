@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, Result};
-use crate::layers::{self, Build, Conv};
+use crate::layers::{self, Build, Conv, EPSILON};
 use crate::weights::{Weight, Weights};
 
 use proto::{Attribute, Entry, Graph, Model, Node, OperatorSet, Tensor, ValueInfo};
@@ -22,8 +22,6 @@ use proto::{Attribute, Entry, Graph, Model, Node, OperatorSet, Tensor, ValueInfo
 /// The layout's version, and that of the operators: old enough for any reader of the last years.
 const IR_VERSION: i64 = 8;
 const OPERATORS: i64 = 13;
-/// What batch norm adds to a variance.
-const EPSILON: f32 = 1e-5;
 
 /// A model as the bytes of an ONNX file.
 ///

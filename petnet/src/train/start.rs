@@ -14,11 +14,10 @@ const HEADS: [&str; 2] = [".head.weight", ".head.bias"];
 
 /// A file's weights, and what they expect of their input's values.
 pub(super) fn read(path: &Path) -> Result<(Weights, Normalization)> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    if !Checkpoint::is_ours(&bytes) {
+    let Some(checkpoint) = Checkpoint::load_own(path)? else {
         return Ok((pytorch::weights(path)?, Normalization::default()));
-    }
-    let (info, weights) = Checkpoint::load(path)?.into_parts();
+    };
+    let (info, weights) = checkpoint.into_parts();
     Ok((weights, info.normalization))
 }
 
