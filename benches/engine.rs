@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use petnet::architecture::{Architecture, Normalization};
+use petnet::arch::{Architecture, Normalization};
 use petnet::burn::Network;
 use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::{Classifier, ModelInfo};
@@ -15,11 +15,11 @@ const RUNS: usize = 15;
 const PRODUCT: usize = 1024;
 
 fn classifier(name: &str, size: u32) -> Classifier {
-    let architecture = Architecture::named(name, 0.0).expect("a known name");
-    let network = Network::new(&architecture, 2, Normalization::default(), &Device::flex());
+    let graph = Architecture::named(name).and_then(|known| known.graph(2)).expect("a known name");
+    let network = Network::new(&graph, Normalization::default(), &Device::flex());
     let preprocess = Preprocess { size, resize: Resize::Squeeze };
-    let info = ModelInfo::new(architecture, vec!["cat".into(), "dog".into()], preprocess);
-    Classifier::new(network.checkpoint(info), petnet::Device::Cpu).expect("a whole model")
+    let info = ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess);
+    Classifier::new(network.checkpoint(info).expect("a whole model"), petnet::Device::Cpu).expect("a whole model")
 }
 
 fn pictures(size: u32, count: usize) -> Vec<Pixels> {

@@ -8,7 +8,7 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use petnet::architecture::{Architecture, Normalization, PetNetConfig};
+use petnet::arch::{Architecture, PetNetConfig};
 use petnet::burn::Network;
 use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::{Checkpoint, Classifier, ModelInfo, Precision};
@@ -32,19 +32,21 @@ fn median(mut work: impl FnMut()) -> f64 {
 fn architecture(name: &str) -> Architecture {
     let numbers = |text: &str| text.split(',').map(|n| n.parse().expect("a number")).collect();
     match name.split('/').collect::<Vec<_>>()[..] {
-        ["petnet", stem, widths, depths] => Architecture::PetNet(PetNetConfig {
+        ["petnet", stem, widths, depths] => Architecture::new(PetNetConfig {
             stem: stem.parse().expect("a number"),
             widths: numbers(widths),
             depths: numbers(depths),
             dropout: 0.0,
         }),
-        _ => Architecture::named(name, 0.0).expect("petnet or simple_cnn"),
+        _ => Architecture::named(name).expect("petnet or simple_cnn"),
     }
 }
 
 fn network(name: &str, device: &Device) -> Network {
     device.seed(1);
-    Network::new(&architecture(name), 2, Normalization::default(), device)
+    let architecture = architecture(name);
+    let graph = architecture.graph(2).expect("a network");
+    Network::new(&graph, architecture.normalization(), device)
 }
 
 fn images(count: usize, side: usize, device: &Device) -> Tensor<4> {
@@ -58,8 +60,11 @@ fn checkpoint(name: &str, side: usize) -> Checkpoint {
         return Checkpoint::load(name).expect("a model file");
     }
     let preprocess = Preprocess { size: side as u32, resize: Resize::Squeeze };
-    let info = ModelInfo::new(architecture(name), vec!["cat".into(), "dog".into()], preprocess);
-    network(name, &Device::flex()).checkpoint(info)
+    let architecture = architecture(name);
+    let labels = vec!["cat".into(), "dog".into()];
+    let mut info = ModelInfo::new(architecture.graph(2).expect("a network"), labels, preprocess);
+    info.normalization = architecture.normalization();
+    network(name, &Device::flex()).checkpoint(info).expect("a whole model")
 }
 
 fn pictures(side: usize, count: usize) -> Vec<Pixels> {
@@ -124,7 +129,7 @@ fn main() {
     match what.as_str() {
         "size" => {
             let parameters = network(name, &Device::flex()).num_params();
-            let flops = architecture(name).flops(side) as f64 * 1e-9;
+            let flops = architecture(name).flops(side).expect("a side that fits") as f64 * 1e-9;
             println!("{parameters} parameters, {flops:.3} GFLOP");
         }
         "profile" => profile(name, side),

@@ -1,9 +1,11 @@
 //! Teach the bundled network classes of your own: first its last layer alone, then all of it. With
-//! `init: Some("resnet18.pth".into())` and `Architecture::named("resnet18", 0.0)?` it starts from torchvision's.
+//! `init: Some("resnet18.pth".into())` and `Architecture::named("resnet18")?` it starts from torchvision's.
 //!
 //! Run with `cargo run --release --features train --example finetune -- photos`
 
+use petnet::arch::Architecture;
 use petnet::preprocess::Preprocess;
+use petnet::train::Freeze;
 use petnet::{Checkpoint, Dataset, Trainer};
 
 fn main() -> petnet::Result<()> {
@@ -13,10 +15,10 @@ fn main() -> petnet::Result<()> {
     petnet::write_atomically(&start, Checkpoint::pretrained_bytes())?;
     let bundled = Checkpoint::pretrained()?.info().clone();
     let frozen = Trainer {
-        architecture: bundled.architecture,
+        architecture: Architecture::new(bundled.graph),
         preprocess: Preprocess { size: 64, ..bundled.preprocess },
         init: Some(start.clone()),
-        freeze: true,
+        freeze: Freeze::Backbone,
         epochs: 4,
         batch_size: 8,
         ema_decay: 0.0,
@@ -24,7 +26,7 @@ fn main() -> petnet::Result<()> {
     };
     let head = frozen.fit(&train, &valid)?;
     head.save(&start)?;
-    let whole = Trainer { freeze: false, learning_rate: 2e-4, ..frozen };
+    let whole = Trainer { freeze: Freeze::Nothing, learning_rate: 2e-4, ..frozen };
     let fitted = whole.fit(&train, &valid)?;
     fitted.save("tuned.safetensors")?;
     std::fs::remove_file(&start).ok();

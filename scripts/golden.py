@@ -48,7 +48,6 @@ def state(net):
     for name, value in net.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
-        name = name.replace("norm.weight", "norm.gamma").replace("norm.bias", "norm.beta")
         if name in ("hidden.weight", "head.weight"):
             value = value.t()
         out[name] = value.detach().contiguous().numpy().astype("<f4").copy()

@@ -79,7 +79,7 @@ impl Model {
             "model_info",
             "name" => self.name.clone(),
             "version" => self.version.clone(),
-            "architecture" => info.architecture.name()
+            "architecture" => info.graph.name().to_string()
         )
         .set(1.0);
         let loaded = self.loaded.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::Server;
 use image::{Rgb, RgbImage};
-use petnet::architecture::{Architecture, SimpleCnnConfig};
+use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::{Dataset, Trainer};
@@ -43,7 +43,7 @@ fn trained(folder: &Path) -> std::path::PathBuf {
     let photos = Dataset::open(folder.join("photos")).unwrap();
     let channels = vec![8, 16];
     let trainer = Trainer {
-        architecture: Architecture::SimpleCnn(SimpleCnnConfig {
+        architecture: Architecture::new(SimpleCnnConfig {
             channels,
             hidden: 32,
             dropout: 0.0,

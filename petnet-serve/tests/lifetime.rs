@@ -15,7 +15,7 @@ use petnet::{Checkpoint, Precision};
 
 /// A model file like the bundled one, but for its digest.
 fn write_model(path: &Path, threshold: f32) {
-    let model = Checkpoint::pretrained().unwrap().with_calibration(1.0, threshold, None);
+    let model = Checkpoint::pretrained().unwrap().with_calibration(1.0, threshold, None).unwrap();
     model.save(path, Precision::F16).unwrap();
 }
 

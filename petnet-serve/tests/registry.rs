@@ -26,7 +26,7 @@ fn models() -> Vec<Vec<u8>> {
         .into_iter()
         .map(|threshold| {
             let path = folder.path().join("model.safetensors");
-            let model = model.clone().with_calibration(1.0, threshold, None);
+            let model = model.clone().with_calibration(1.0, threshold, None).unwrap();
             model.save(&path, Precision::F16).unwrap();
             std::fs::read(path).unwrap()
         })

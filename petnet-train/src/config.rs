@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use petnet::architecture::{Architecture, PetNetConfig};
+use petnet::arch::Architecture;
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{Monitor, Optimizer, Resizing, Schedule};
+use petnet::train::{Freeze, Monitor, Optimizer, Resizing, Schedule};
 use petnet::{Device, Trainer};
 use serde::{Deserialize, Serialize};
 
@@ -28,12 +28,10 @@ impl std::error::Error for ConfigError {}
 #[serde(default)]
 pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
-    model_name: String,
+    model: Architecture,
     num_classes: Option<usize>,
-    petnet: WidthsConfig,
     init: Option<PathBuf>,
-    freeze: bool,
-    dropout_rate: f64,
+    freeze: Freeze,
     image_size: u32,
     progressive: Vec<Resizing>,
     resize: Resize,
@@ -49,7 +47,7 @@ pub(crate) struct Config {
     balanced: bool,
     grad_clip: f64,
     ema_decay: f64,
-    settle_photos: usize,
+    precise_bn_images: usize,
     early_stopping: usize,
     seed: u64,
     num_workers: usize,
@@ -58,15 +56,6 @@ pub(crate) struct Config {
     pub(crate) checkpoint: CheckpointConfig,
     logging: LoggingConfig,
     pub(crate) mlflow: MlflowConfig,
-}
-
-/// Of `model_name: petnet`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-struct WidthsConfig {
-    stem: usize,
-    widths: Vec<usize>,
-    depths: Vec<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,12 +86,10 @@ impl Default for Config {
         let trainer = Trainer::default();
         Self {
             data_dir: "data/processed".into(),
-            model_name: trainer.architecture.name().into(),
+            model: trainer.architecture,
             num_classes: None,
-            petnet: WidthsConfig::default(),
             init: trainer.init,
             freeze: trainer.freeze,
-            dropout_rate: 0.5,
             image_size: trainer.preprocess.size,
             progressive: trainer.progressive,
             resize: trainer.preprocess.resize,
@@ -118,7 +105,7 @@ impl Default for Config {
             balanced: trainer.balanced,
             grad_clip: trainer.grad_clip,
             ema_decay: trainer.ema_decay,
-            settle_photos: trainer.settle_photos,
+            precise_bn_images: trainer.precise_bn_images,
             early_stopping: trainer.early_stopping,
             seed: trainer.seed,
             num_workers: trainer.workers,
@@ -128,13 +115,6 @@ impl Default for Config {
             logging: LoggingConfig::default(),
             mlflow: MlflowConfig::default(),
         }
-    }
-}
-
-impl Default for WidthsConfig {
-    fn default() -> Self {
-        let PetNetConfig { stem, widths, depths, .. } = PetNetConfig::default();
-        Self { stem, widths, depths }
     }
 }
 
@@ -201,7 +181,7 @@ impl Config {
 
     /// What a run of these settings is called.
     pub(crate) fn run_name(&self) -> String {
-        format!("{}-{}px", self.model_name, self.image_size)
+        format!("{}-{}px", self.model.name(), self.image_size)
     }
 
     pub(crate) fn log_level(&self) -> &str {
@@ -212,15 +192,6 @@ impl Config {
         self.logging.log_every_n_steps
     }
 
-    fn architecture(&self) -> Result<Architecture> {
-        let mut architecture = Architecture::named(&self.model_name, self.dropout_rate)?;
-        if let Architecture::PetNet(net) = &mut architecture {
-            let WidthsConfig { stem, widths, depths } = self.petnet.clone();
-            *net = PetNetConfig { stem, widths, depths, dropout: self.dropout_rate };
-        }
-        Ok(architecture)
-    }
-
     /// What the library needs to train.
     pub(crate) fn trainer(&self, classes: usize, device: Device) -> Result<Trainer> {
         if let Some(expected) = self.num_classes.filter(|n| *n != classes) {
@@ -228,7 +199,7 @@ impl Config {
             return Err(ConfigError(found).into());
         }
         Ok(Trainer {
-            architecture: self.architecture()?,
+            architecture: self.model.clone(),
             init: self.init.clone(),
             freeze: self.freeze,
             preprocess: Preprocess { size: self.image_size, resize: self.resize },
@@ -245,7 +216,7 @@ impl Config {
             balanced: self.balanced,
             grad_clip: self.grad_clip,
             ema_decay: self.ema_decay,
-            settle_photos: self.settle_photos,
+            precise_bn_images: self.precise_bn_images,
             early_stopping: self.early_stopping,
             monitor: self.checkpoint.monitor,
             augment: self.augmentation,

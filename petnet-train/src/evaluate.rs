@@ -112,7 +112,7 @@ impl Evaluate {
                 "model".into(),
                 json!({
                     "file": self.model,
-                    "architecture": info.architecture,
+                    "architecture": info.graph.name(),
                     "petnet_version": info.petnet_version,
                     "training_data": info.data_digest,
                     "cost": cost,
@@ -219,7 +219,7 @@ fn cost(classifier: &Classifier, file_bytes: usize) -> Cost {
     Cost {
         values: classifier.parameters(),
         file_bytes: file_bytes as u64,
-        flops: info.architecture.flops(info.preprocess.size as usize),
+        flops: info.flops(),
         epochs: epochs.len(),
         minutes: epochs.last().and_then(minutes),
         minutes_to_reference: epochs.iter().find(good).and_then(minutes),

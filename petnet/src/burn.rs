@@ -7,12 +7,12 @@
 
 pub use ::burn::*;
 
-pub use crate::model::{Network, ResidualNet, SimpleCnn};
+pub use crate::nn::{FeatureMaps, Network};
 
 use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, write_atomically};
-use crate::error::{Error, Result};
+use crate::error::{Error, ModelError, Result};
 
 /// A device as burn knows it; [`Device::Cpu`](crate::Device::Cpu) is burn-flex.
 ///
@@ -34,7 +34,8 @@ impl Checkpoint {
 
         let path = path.as_ref();
         let network = Network::load(self, &open(crate::Device::Cpu)?)?;
-        let bytes = network.into_record().into_bytes().map_err(|e| Error::checkpoint(path, e))?;
+        let bytes = network.into_record().into_bytes();
+        let bytes = bytes.map_err(|e| Error::checkpoint(path, ModelError::Encode(e.to_string())))?;
         write_atomically(path, &bytes)
     }
 }

@@ -1,15 +1,16 @@
 //! After training: what makes a model's confidence honest, and lets it say that it does not know.
 
-use crate::checkpoint::Checkpoint;
-use crate::classifier::{Classifier, softmax};
-use crate::dataset::Dataset;
 use rayon::prelude::*;
 
+use crate::checkpoint::Checkpoint;
+use crate::classifier::Classifier;
+use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::drift::{Look, Reference};
 use crate::error::Result;
 use crate::metrics::{confidence_for, temperature_for};
 use crate::novelty::Novelty;
+use crate::prediction::softmax;
 
 /// Share of the answers that a model calls sure that must be right on validation photos.
 const SURE: f64 = 0.99;
@@ -40,7 +41,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Classifier::evaluate`].
     pub fn calibrated(self, train: &Dataset, valid: &Dataset, device: Device) -> Result<Self> {
-        let plain = self.with_calibration(1.0, 0.0, None);
+        let plain = self.with_calibration(1.0, 0.0, None)?;
         let classifier = Classifier::new(plain.clone(), device)?;
         let known = classifier.evaluate(&train.every(train.len().div_ceil(ENOUGH)), |_| ())?;
         let held_out = classifier.evaluate(valid, |_| ())?;
@@ -53,7 +54,7 @@ impl Checkpoint {
         let warm = held_out.probabilities.iter().map(|row| softmax(&logits(row), temperature));
         let threshold = confidence_for(SURE, &warm.collect::<Vec<_>>(), &held_out.truth);
         let calibrated =
-            plain.with_calibration(temperature, threshold.unwrap_or(1.0), Some(novelty));
+            plain.with_calibration(temperature, threshold.unwrap_or(1.0), Some(novelty))?;
         let reference = look(&Classifier::new(calibrated.clone(), device)?, valid)?;
         Ok(calibrated.with_reference(Some(reference)))
     }

@@ -1,5 +1,5 @@
-//! One `.safetensors` file that holds all a model needs: weights, labels, preprocessing,
-//! architecture, and where it came from.
+//! One `.safetensors` file that holds all a model needs: the network's graph and weights, labels, preprocessing, and
+//! where it came from. Knows no architecture by name: what a file describes can be run.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -10,29 +10,31 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::architecture::{Architecture, Normalization};
+use crate::arch::Normalization;
 use crate::drift::Reference;
-use crate::error::{Error, Result};
-use crate::layers;
+use crate::error::{Error, ModelError, Result};
+use crate::graph::Graph;
 use crate::novelty::Novelty;
+use crate::passes;
 use crate::preprocess::{MAX_SIZE, Preprocess};
+pub use crate::storage::Precision;
 use crate::storage::{SCALE, read_weight, store, unpack};
 use crate::weights::Weights;
 
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What a checkpoint says about its model, apart from the weights.
 ///
 /// ```
 /// use petnet::ModelInfo;
-/// use petnet::architecture::Architecture;
+/// use petnet::arch::Architecture;
 /// use petnet::preprocess::{Preprocess, Resize};
 ///
 /// let preprocess = Preprocess { size: 160, resize: Resize::Squeeze };
 /// let labels = vec!["cat".into(), "dog".into(), "rabbit".into()];
-/// let info = ModelInfo::new(Architecture::named("petnet", 0.0)?, labels, preprocess);
+/// let info = ModelInfo::new(Architecture::named("petnet")?.graph(3)?, labels, preprocess);
 /// assert_eq!((info.temperature, info.threshold), (1.0, 0.0), "nothing was calibrated yet");
 /// # Ok::<(), petnet::Error>(())
 /// ```
@@ -43,7 +45,7 @@ pub struct ModelInfo {
     /// Version of petnet that wrote the file.
     pub petnet_version: String,
     /// The network.
-    pub architecture: Architecture,
+    pub graph: Graph,
     /// Class names in the order of the logits.
     pub labels: Vec<String>,
     /// How a photo becomes the network's input.
@@ -88,11 +90,11 @@ fn one() -> f32 {
 
 impl ModelInfo {
     /// A new model's description, with nothing measured yet.
-    pub fn new(architecture: Architecture, labels: Vec<String>, preprocess: Preprocess) -> Self {
+    pub fn new(graph: Graph, labels: Vec<String>, preprocess: Preprocess) -> Self {
         Self {
             format: FORMAT,
             petnet_version: env!("CARGO_PKG_VERSION").into(),
-            architecture,
+            graph,
             labels,
             preprocess,
             normalization: Normalization::default(),
@@ -111,41 +113,37 @@ impl ModelInfo {
 }
 
 impl ModelInfo {
-    /// Whether it describes a model that can be built and run.
-    fn sound(&self) -> Result<(), String> {
-        self.architecture.validate().map_err(|e| e.to_string())?;
-        let (size, least) = (self.preprocess.size, self.architecture.min_size().max(1));
+    /// Floating-point operations of one image, two for each multiply-add of a convolution; 0 where the network does
+    /// not take its size.
+    pub fn flops(&self) -> u64 {
+        passes::flops(&self.graph, self.preprocess.size as usize).unwrap_or_default()
+    }
+
+    /// # Errors
+    /// [`ModelError`] where it describes no model that can be run.
+    fn validate(&self) -> Result<(), ModelError> {
+        let (size, least) = (self.preprocess.size, self.graph.min_side() as u32);
         if !(least..=MAX_SIZE).contains(&size) {
-            return Err(format!("image_size is {size}, must be between {least} and {MAX_SIZE}"));
+            return Err(ModelError::ImageSize { size, least, most: MAX_SIZE });
         }
+        // Not every larger image fits as well: strides may leave sums of unequal sides.
+        self.graph.sides(size as usize)?;
         let distinct: BTreeSet<_> = self.labels.iter().filter(|label| !label.is_empty()).collect();
         if distinct.is_empty() || distinct.len() != self.labels.len() {
-            return Err("its classes need names, each its own".into());
+            return Err(ModelError::Labels);
+        }
+        let (logits, labels) = (self.graph.classes(), self.labels.len());
+        if logits != labels {
+            return Err(ModelError::Classes { logits, labels });
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return Err(format!("temperature is {}, must be above 0", self.temperature));
+            return Err(ModelError::Temperature(self.temperature));
         }
         Ok(())
     }
 }
 
-/// How many bytes a stored weight takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Precision {
-    /// Four bytes: exact.
-    #[default]
-    F32,
-    /// Two bytes: half the file; batch-norm statistics stay exact.
-    F16,
-    /// One byte, and a scale for each output channel (Krishnamoorthi, "Quantizing deep convolutional
-    /// networks", 2018): a quarter of the file; biases and norms stay exact. It is a smaller file, not a
-    /// faster network: weights are floats again once they are read.
-    Int8,
-}
-
-/// A model's description and weights, on no device.
+/// A model's description and weights, on no device; both are known to fit each other.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
@@ -178,9 +176,12 @@ impl Checkpoint {
         Self::parse(&bytes).map(Some).map_err(|reason| Error::checkpoint(path, reason))
     }
 
-    #[cfg(any(feature = "burn", feature = "pytorch"))]
-    pub(crate) fn new(info: ModelInfo, weights: Weights) -> Self {
-        Self { info, weights }
+    /// # Errors
+    /// [`ModelError`] where description and weights do not fit each other, or are out of bounds.
+    pub(crate) fn new(info: ModelInfo, weights: Weights) -> Result<Self, ModelError> {
+        info.validate()?;
+        passes::validate(&info.graph, &weights)?;
+        Ok(Self { info, weights })
     }
 
     /// What the model says about itself.
@@ -195,14 +196,17 @@ impl Checkpoint {
 
     /// The same model with another [`ModelInfo::temperature`], [`ModelInfo::threshold`] and
     /// [`ModelInfo::novelty`].
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a temperature that is not above 0.
     pub fn with_calibration(
         self,
         temperature: f32,
         threshold: f32,
         novelty: Option<Novelty>,
-    ) -> Self {
-        Self { info: ModelInfo { temperature, threshold, novelty, ..self.info }, ..self }
+    ) -> Result<Self> {
+        let info = ModelInfo { temperature, threshold, novelty, ..self.info };
+        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
     }
 
     /// The same model with another [`ModelInfo::reference`].
@@ -270,70 +274,73 @@ impl Checkpoint {
         &self.weights
     }
 
-    /// Whether description and weights fit each other, and both are within bounds.
-    pub(crate) fn sound(&self) -> Result<(), String> {
-        self.info.sound()?;
-        layers::check(&self.info.architecture, self.info.labels.len(), &self.weights)
-    }
-
     pub(crate) fn into_parts(self) -> (ModelInfo, Weights) {
         (self.info, self.weights)
     }
 
-    fn encode(&self, precision: Precision) -> Result<Vec<u8>, String> {
+    fn encode(&self, precision: Precision) -> Result<Vec<u8>, ModelError> {
+        let failed = |e: &dyn std::fmt::Display| ModelError::Encode(e.to_string());
         let stored: Vec<_> =
             self.weights.iter().flat_map(|(name, weight)| store(name, weight, precision)).collect();
         let views: Vec<_> = stored
             .iter()
             .map(|(name, shape, dtype, bytes)| {
                 let view = TensorView::new(*dtype, shape.clone(), bytes);
-                view.map(|view| (name.clone(), view)).map_err(|e| e.to_string())
+                view.map(|view| (name.clone(), view)).map_err(|e| failed(&e))
             })
             .collect::<Result<_, _>>()?;
-        let info = serde_json::to_string(&self.info).map_err(|e| e.to_string())?;
+        let info = serde_json::to_string(&self.info).map_err(|e| failed(&e))?;
         let digest = digest(&info, views.iter().map(|(n, v)| (n.as_str(), v.data())));
         let metadata = HashMap::from([(INFO_KEY.into(), info), (DIGEST_KEY.into(), digest)]);
-        safetensors::serialize(views, Some(metadata)).map_err(|e| e.to_string())
+        safetensors::serialize(views, Some(metadata)).map_err(|e| failed(&e))
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let damaged =
-            |e: safetensors::SafeTensorError| format!("not a complete safetensors file ({e})");
+    fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
+        let damaged = |e: safetensors::SafeTensorError| {
+            let (format, reason) = ("safetensors", e.to_string());
+            ModelError::Damaged { format, reason }
+        };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
-        let metadata =
-            header.metadata().as_ref().ok_or("no model of petnet's: it has no metadata")?;
-        let text = metadata.get(INFO_KEY).ok_or("no model of petnet's: `petnet` is missing")?;
+        let metadata = header.metadata().as_ref().ok_or(ModelError::Foreign(INFO_KEY))?;
+        let text = metadata.get(INFO_KEY).ok_or(ModelError::Foreign(INFO_KEY))?;
         let mut views = tensors.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = digest(text, views.iter().map(|(n, v)| (n.as_str(), v.data())));
         if metadata.get(DIGEST_KEY) != Some(&expected) {
-            return Err("the content does not match its checksum: the file was altered".into());
+            return Err(ModelError::Checksum);
         }
-        let info: ModelInfo =
-            serde_json::from_str(text).map_err(|e| format!("unreadable description: {e}"))?;
-        if info.format > FORMAT {
-            return Err(format!(
-                "written by petnet {} in a newer layout: update petnet",
-                info.petnet_version
-            ));
-        }
+        let info = description(text)?;
         let mut weights = Weights::new();
         for (name, view) in &views {
             match view.dtype() {
                 Dtype::I8 => {
-                    let scale = tensors.tensor(&format!("{name}{SCALE}"));
-                    let scale = read_weight(&scale.map_err(|e| format!("{name}: {e}"))?)?;
+                    let scale = tensors.tensor(&format!("{name}{SCALE}")).map_err(damaged)?;
+                    let scale = read_weight(name, &scale)?;
                     weights.insert(name.clone(), unpack(view, &scale.values));
                 }
                 _ if name.ends_with(SCALE) => {}
-                _ => drop(weights.insert(name.clone(), read_weight(view)?)),
+                _ => drop(weights.insert(name.clone(), read_weight(name, view)?)),
             }
         }
-        let checkpoint = Self { info, weights };
-        checkpoint.sound()?;
-        Ok(checkpoint)
+        Self::new(info, weights)
     }
+}
+
+/// A file's description, whose layout is read first: another one need not have the same fields.
+fn description(text: &str) -> Result<ModelInfo, ModelError> {
+    #[derive(Deserialize)]
+    struct Layout {
+        format: u32,
+        #[serde(default)]
+        petnet_version: String,
+    }
+    let unreadable = |e: serde_json::Error| ModelError::Description(e.to_string());
+    let Layout { format, petnet_version } = serde_json::from_str(text).map_err(unreadable)?;
+    if format != FORMAT {
+        return Err(ModelError::Format { version: petnet_version, format, expected: FORMAT });
+    }
+    serde_json::from_str(text).map_err(unreadable)
 }
 
 fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
@@ -391,18 +398,28 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::SimpleCnnConfig;
-    use crate::model::Network;
+    use crate::arch::{Architecture, SimpleCnnConfig};
     use crate::preprocess::Resize;
+    use crate::weights::Weight;
 
+    fn small(channels: Vec<usize>) -> Graph {
+        let config = SimpleCnnConfig { channels, hidden: 4, dropout: 0.0 };
+        Architecture::new(config).graph(2).unwrap()
+    }
+
+    /// A network whose values follow a pattern.
     fn checkpoint() -> Checkpoint {
-        let config = SimpleCnnConfig { channels: vec![4, 8], hidden: 4, dropout: 0.0 };
-        let architecture = Architecture::SimpleCnn(config);
         let preprocess = Preprocess { size: 16, resize: Resize::Squeeze };
         let labels = vec!["cat".to_string(), "dog".to_string()];
-        let info = ModelInfo::new(architecture, labels, preprocess);
-        let device = burn::tensor::Device::flex();
-        Network::new(&info.architecture, 2, info.normalization, &device).checkpoint(info)
+        let info = ModelInfo::new(small(vec![4, 8]), labels, preprocess);
+        let named = info.graph.nodes().iter().flat_map(passes::parameters);
+        let weights = named.map(|(name, shape)| {
+            let count = shape.iter().product::<usize>();
+            let values = (0..count).map(|i| (i * 37 % 101) as f32 / 40.0 - 1.1).collect();
+            (name, Weight { shape, values })
+        });
+        let weights = weights.collect();
+        Checkpoint::new(info, weights).unwrap()
     }
 
     #[test]
@@ -413,7 +430,6 @@ mod tests {
         saved.save(&path, Precision::F32).unwrap();
         assert_eq!(Checkpoint::load(&path).unwrap(), saved);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
-        Network::load(&saved, &burn::tensor::Device::flex()).unwrap();
     }
 
     #[test]
@@ -470,26 +486,39 @@ mod tests {
             let error = Checkpoint::from_bytes(&wrong.to_bytes(Precision::F32).unwrap());
             let error = error.unwrap_err().to_string();
             assert!(error.contains(reason), "{reason}: {error}");
-            assert!(crate::Classifier::new(wrong, crate::Device::Cpu).is_err(), "{reason}");
         };
         refused(&|info| info.preprocess.size = 1, "image_size is 1");
         refused(&|info| info.preprocess.size = 1 << 20, "image_size is 1048576");
         refused(&|info| info.labels = vec!["cat".into(); 2], "names, each its own");
-        refused(&|info| info.labels.truncate(1), "head");
+        refused(&|info| info.labels.truncate(1), "has 2 classes, 1 are named");
+        refused(&|info| info.labels.push("fish".into()), "has 2 classes, 3 are named");
         refused(&|info| info.temperature = 0.0, "temperature is 0");
-        let simple = |channels: Vec<usize>, dropout| {
-            Architecture::SimpleCnn(SimpleCnnConfig { channels, hidden: 4, dropout })
-        };
-        refused(&|info| info.architecture = simple(vec![4096; 60], 0.0), "image_size is 16");
-        refused(&|info| info.architecture = simple(vec![4, 4096], 0.0), "blocks.1");
-        refused(&|info| info.architecture = simple(vec![4, 8], 1.0), "dropout_rate is 1");
+        refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
+        refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");
+        refused(&|info| info.graph = small(vec![4]), "belongs to no layer");
+        refused(&|info| info.format = 1, "in layout 1");
+        assert!(checkpoint().with_calibration(f32::NAN, 0.5, None).is_err());
     }
 
     #[test]
-    fn weights_that_do_not_fit_are_named() {
-        let mut wrong = checkpoint();
-        wrong.info.labels.push("fish".into());
-        let error = Network::load(&wrong, &burn::tensor::Device::flex()).unwrap_err().to_string();
-        assert!(error.contains("head"), "{error}");
+    fn a_graph_that_is_no_network_is_refused() {
+        let bytes = checkpoint().to_bytes(Precision::F32).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let text = header.metadata().as_ref().unwrap()[INFO_KEY].clone();
+        for (from, to) in [
+            (r#""groups":1"#, r#""groups":2"#),
+            (r#""kernel":3"#, r#""kernel":0"#),
+            (r#""stride":1"#, r#""stride":0"#),
+            (r#""outputs":8"#, r#""outputs":99999999999"#),
+            (r#""from":[1]"#, r#""from":[7]"#),
+            (r#""from":[1]"#, r#""from":[1,1]"#),
+            (r#""op":"global_avg_pool""#, r#""op":"add""#),
+            (r#""op":"batch_norm""#, r#""op":"linear""#),
+        ] {
+            assert!(text.contains(from), "{from} in {text}");
+            let error = description(&text.replacen(from, to, 1)).expect_err(to);
+            assert!(matches!(error, ModelError::Description(_)), "{to}: {error}");
+        }
+        assert!(description(&text).is_ok());
     }
 }

@@ -1,6 +1,5 @@
 //! The front door for those who only want an answer: bytes, a path or a batch -> [`Prediction`].
 
-use std::fmt;
 use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
@@ -9,6 +8,7 @@ use crate::drift::Traits;
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::metrics::argmax;
+use crate::prediction::{Prediction, softmax};
 use crate::preprocess::{Limits, Pixels};
 use crate::runner::Runner;
 
@@ -203,77 +203,5 @@ impl Classifier {
         let sure = familiar && probabilities[index] >= self.info.threshold;
         let label = self.info.labels[index].clone();
         Prediction { label, index, probabilities, novelty, familiar, sure }
-    }
-}
-
-/// Probabilities that sum to 1.
-pub(crate) fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
-    // Relative to the largest, no exponential overflows.
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f32> = logits.iter().map(|z| ((z - largest) / temperature).exp()).collect();
-    let sum: f32 = powers.iter().sum();
-    powers.into_iter().map(|power| power / sum).collect()
-}
-
-/// The answer for one photo. Displays as `dog (98 %)`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Prediction {
-    label: String,
-    index: usize,
-    probabilities: Vec<f32>,
-    novelty: Option<f32>,
-    familiar: bool,
-    sure: bool,
-}
-
-impl Prediction {
-    #[cfg(test)]
-    pub(crate) fn new(label: String, index: usize, probabilities: Vec<f32>) -> Self {
-        Self { label, index, probabilities, novelty: None, familiar: true, sure: true }
-    }
-
-    /// Name of the likeliest class.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    /// Its place among [`Classifier::labels`].
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// Its probability, 0 to 1.
-    pub fn confidence(&self) -> f32 {
-        self.probabilities[self.index]
-    }
-
-    /// How far the photo is from those that the model knows, see [`Novelty::distance`]; absent
-    /// where the model never learned it.
-    ///
-    /// [`Novelty::distance`]: crate::Novelty::distance
-    pub fn novelty(&self) -> Option<f32> {
-        self.novelty
-    }
-
-    /// Whether the photo is like those that the model knows.
-    pub fn is_familiar(&self) -> bool {
-        self.familiar
-    }
-
-    /// Whether the photo is familiar and the confidence reaches [`ModelInfo::threshold`].
-    pub fn is_sure(&self) -> bool {
-        self.sure
-    }
-
-    /// One probability a class; they sum to 1.
-    pub fn probabilities(&self) -> &[f32] {
-        &self.probabilities
-    }
-}
-
-impl fmt::Display for Prediction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Rounding down keeps "100 %" for the certain.
-        write!(f, "{} ({:.0} %)", self.label, (self.confidence() * 100.0).floor())
     }
 }

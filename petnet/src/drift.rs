@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::Prediction;
+use crate::prediction::Prediction;
 use crate::preprocess::Pixels;
 
 /// Parts of equal size that a distribution is cut into.

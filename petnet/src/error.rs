@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::graph::GraphError;
+
 /// The result of every fallible call of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -29,7 +31,7 @@ pub enum Error {
         /// The file, or `<bytes>` when it came from memory.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        reason: ModelError,
     },
     /// A setting is out of range or contradicts another.
     #[error("configuration: {0}")]
@@ -68,9 +70,136 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    pub(crate) fn checkpoint(path: impl AsRef<Path>, reason: impl ToString) -> Self {
-        Self::Checkpoint { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
+    pub(crate) fn checkpoint(path: impl AsRef<Path>, reason: impl Into<ModelError>) -> Self {
+        Self::Checkpoint { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
+}
+
+impl From<GraphError> for Error {
+    fn from(reason: GraphError) -> Self {
+        Self::Config(reason.to_string())
+    }
+}
+
+/// Why a model file was refused.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ModelError {
+    /// The file is cut short, or of another kind.
+    #[error("not a complete {format} file ({reason})")]
+    Damaged {
+        /// Which kind of file it should be.
+        format: &'static str,
+        /// What its reader said.
+        reason: String,
+    },
+    /// A safetensors file that petnet did not write.
+    #[error("no model of petnet's: its metadata has no `{0}`")]
+    Foreign(&'static str),
+    /// The content was altered after it was written.
+    #[error("the content does not match its checksum: the file was altered")]
+    Checksum,
+    /// The description is no valid JSON of a model.
+    #[error("unreadable description: {0}")]
+    Description(String),
+    /// Another version's layout.
+    #[error("written by petnet {version} in layout {format}, this petnet reads layout {expected}")]
+    Format {
+        /// The petnet that wrote it.
+        version: String,
+        /// Its layout.
+        format: u32,
+        /// The layout that is read.
+        expected: u32,
+    },
+    /// The network itself is not valid.
+    #[error("network: {0}")]
+    Graph(#[from] GraphError),
+    /// A layer's weight is not in the file.
+    #[error("weight `{0}` is missing")]
+    MissingWeight(String),
+    /// A weight is no layer's.
+    #[error("weight `{0}` belongs to no layer")]
+    UnusedWeight(String),
+    /// A weight has another shape than its layer.
+    #[error("weight `{name}` has shape {found:?}, its layer needs {expected:?}")]
+    WeightShape {
+        /// The weight's name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The layer's.
+        expected: Vec<usize>,
+    },
+    /// A weight is of a type that is not read.
+    #[error("weight `{name}` is of type {dtype}, which is not supported")]
+    WeightType {
+        /// The weight's name.
+        name: String,
+        /// Its type.
+        dtype: String,
+    },
+    /// The image size is out of range.
+    #[error("image_size is {size}, must be between {least} and {most}")]
+    ImageSize {
+        /// Side of the network's input, in pixels.
+        size: u32,
+        /// The smallest that the network takes.
+        least: u32,
+        /// The largest that petnet takes.
+        most: u32,
+    },
+    /// Class names are empty or not unique.
+    #[error("its classes need names, each its own")]
+    Labels,
+    /// There are more or fewer class names than logits.
+    #[error("its network has {logits} classes, {labels} are named")]
+    Classes {
+        /// Outputs of the last layer.
+        logits: usize,
+        /// Class names.
+        labels: usize,
+    },
+    /// The temperature is out of range.
+    #[error("temperature is {0}, must be above 0")]
+    Temperature(f32),
+    /// The file holds nothing.
+    #[error("it holds no weights")]
+    Empty,
+    /// The file holds more than any network here.
+    #[error("it holds {values} values, more than the limit of {limit}")]
+    TooManyValues {
+        /// Values of all its tensors.
+        values: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A PyTorch file of a network that petnet does not have.
+    #[error(
+        "its weights are of no network that petnet knows ({known}); it holds {keys} tensors: {first}"
+    )]
+    UnknownNetwork {
+        /// The names that petnet knows.
+        known: String,
+        /// Number of tensors.
+        keys: usize,
+        /// The names of the first few.
+        first: String,
+    },
+    /// The network of a file is not the one that was asked for.
+    #[error("it holds a {found}, the settings ask for a {expected}")]
+    OtherNetwork {
+        /// The file's.
+        found: String,
+        /// The one asked for.
+        expected: String,
+    },
+    /// `class_names` of a PyTorch file's `config` is no list of texts.
+    #[error("`class_names` is no list of texts: {0}")]
+    ClassNames(String),
+    /// A model could not be written in its form.
+    #[error("cannot be written: {0}")]
+    Encode(String),
 }
 
 /// Why a picture was refused.

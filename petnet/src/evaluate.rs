@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::augment::Augment;
-use crate::classifier::{Classifier, softmax};
+use crate::classifier::Classifier;
+use crate::prediction::softmax;
 use crate::dataset::Dataset;
 use crate::engine::Outputs;
 use crate::error::Result;

@@ -3,8 +3,10 @@
 //! All networks here end in a global average, so that the gradient that Grad-CAM needs is a
 //! product of weights; inference is enough.
 
-use crate::classifier::{Classifier, Prediction};
+use crate::classifier::Classifier;
+use crate::engine::Heat;
 use crate::error::Result;
+use crate::prediction::Prediction;
 use crate::preprocess::Pixels;
 
 /// A prediction with its heat map.
@@ -111,7 +113,7 @@ impl Classifier {
     pub fn explain_pixels(&self, picture: &Pixels) -> Result<Explanation> {
         self.check_size(picture)?;
         let pixels = picture.data().to_vec();
-        let (outputs, ([height, width], mut heat)) = self.runner().explain(pixels)?;
+        let (outputs, Heat { height, width, values: mut heat }) = self.runner().explain(pixels)?;
         let top = heat.iter().copied().fold(0.0, f32::max);
         if top > 0.0 {
             heat.iter_mut().for_each(|value| *value /= top);

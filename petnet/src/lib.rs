@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![recursion_limit = "256"]
 
-pub mod architecture;
+pub mod arch;
 #[cfg(feature = "train")]
 pub mod augment;
 #[cfg(feature = "burn")]
@@ -19,18 +19,20 @@ mod error;
 #[cfg(feature = "train")]
 mod evaluate;
 mod explain;
+pub mod graph;
 mod kernel;
-mod layers;
 #[cfg(feature = "train")]
 pub mod loader;
 pub mod metrics;
 #[cfg(feature = "mlflow")]
 pub mod mlflow;
 #[cfg(feature = "burn")]
-mod model;
+mod nn;
 mod novelty;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+mod passes;
+mod prediction;
 pub mod preprocess;
 mod profile;
 #[cfg(feature = "pytorch")]
@@ -42,15 +44,16 @@ pub mod train;
 mod weights;
 
 pub use checkpoint::{Checkpoint, ModelInfo, Precision, sha256, write_atomically};
-pub use classifier::{Classifier, Prediction};
+pub use classifier::Classifier;
 #[cfg(feature = "train")]
 pub use dataset::Dataset;
 pub use device::Device;
-pub use error::{Error, ImageError, Result};
+pub use error::{Error, ImageError, ModelError, Result};
 #[cfg(feature = "train")]
 pub use evaluate::{Coverage, Evaluation};
 pub use explain::Explanation;
 pub use novelty::Novelty;
+pub use prediction::Prediction;
 pub use profile::LayerTime;
 #[cfg(feature = "train")]
 pub use train::Trainer;

@@ -2,10 +2,10 @@
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
-use crate::engine::{self, Outputs, Plan};
+use crate::engine::{self, Heat, Outputs, Plan};
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
-use crate::model::{Network, run};
+use crate::nn::{Network, run};
 use crate::profile::LayerTime;
 
 /// A network in a form that can be run.
@@ -21,9 +21,6 @@ pub(crate) enum Runner {
     },
 }
 
-/// Rows, columns and values of a heat map.
-pub(crate) type Heat = ([usize; 2], Vec<f32>);
-
 impl Runner {
     pub(crate) fn new(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
         match device {
@@ -38,12 +35,10 @@ impl Runner {
     }
 
     fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
-        checkpoint.sound().map_err(|reason| Error::checkpoint("<model>", reason))?;
         let (info, weights) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
-        let classes = info.labels.len();
-        let plan = engine::compile(&info.architecture, classes, info.normalization, side, &weights)
-            .map_err(|e| Error::checkpoint("<weights>", e))?;
+        let plan = engine::compile(&info.graph, info.normalization, side, &weights)
+            .map_err(|reason| Error::checkpoint("<weights>", reason))?;
         Ok((info, Self::Engine(plan)))
     }
 
@@ -89,13 +84,10 @@ impl Runner {
         }
     }
 
-    /// One picture, and where the network looked.
+    /// One image, and where the network looked.
     pub(crate) fn explain(&self, pixels: Vec<u8>) -> Result<(Outputs, Heat)> {
         match self {
-            Self::Engine(plan) => {
-                let (outputs, size, heat) = plan.explain(&pixels);
-                Ok((outputs, (size, heat)))
-            }
+            Self::Engine(plan) => Ok(plan.explain(&pixels)),
             #[cfg(feature = "burn")]
             Self::Burn { network, device, side } => {
                 run::explain(network, run::to_tensor(pixels, *side, device))

@@ -3,8 +3,26 @@
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::checkpoint::Precision;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
 use crate::weights::Weight;
+
+/// How many bytes a stored weight takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Precision {
+    /// Four bytes: exact.
+    #[default]
+    F32,
+    /// Two bytes: half the file; batch-norm statistics stay exact.
+    F16,
+    /// One byte, and a scale for each output channel (Krishnamoorthi, "Quantizing deep convolutional
+    /// networks", 2018): a quarter of the file; biases and norms stay exact. It is a smaller file, not a
+    /// faster network: weights are floats again once they are read.
+    Int8,
+}
 
 /// After the name of a weight of bytes.
 pub(crate) const SCALE: &str = ".scale";
@@ -74,7 +92,7 @@ pub(crate) fn channels(shape: &[usize]) -> Channels {
     Channels { count: count.max(1), stride: stride.max(1) }
 }
 
-pub(crate) fn read_weight(view: &TensorView<'_>) -> Result<Weight, String> {
+pub(crate) fn read_weight(name: &str, view: &TensorView<'_>) -> Result<Weight, ModelError> {
     let values = match view.dtype() {
         Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Dtype::F16 => {
@@ -83,7 +101,13 @@ pub(crate) fn read_weight(view: &TensorView<'_>) -> Result<Weight, String> {
         Dtype::BF16 => {
             view.data().as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
         }
-        other => return Err(format!("weights of type {other:?} are not supported")),
+        Dtype::F64 => {
+            view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
+        }
+        other => {
+            let dtype = format!("{other:?}");
+            return Err(ModelError::WeightType { name: name.into(), dtype });
+        }
     };
     Ok(Weight { shape: view.shape().to_vec(), values })
 }

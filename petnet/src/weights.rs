@@ -1,4 +1,5 @@
-//! A network's parameters as named, flat numbers.
+//! A network's parameters as named, flat numbers: `NODE.weight`, `NODE.bias`, and of batch norms also
+//! `NODE.running_mean` and `NODE.running_var`.
 
 use std::collections::BTreeMap;
 
@@ -9,5 +10,5 @@ pub(crate) struct Weight {
     pub(crate) values: Vec<f32>,
 }
 
-/// Parameters and buffers by their path, e.g. `blocks.0.conv.weight`.
+/// Parameters and buffers by name.
 pub(crate) type Weights = BTreeMap<String, Weight>;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use petnet::architecture::{Architecture, SimpleCnnConfig};
+use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::pytorch::Import;
 use petnet::{Classifier, Device, Error};
@@ -15,15 +15,14 @@ fn golden(name: &str) -> std::path::PathBuf {
 }
 
 fn import() -> Import {
-    let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
-    Import { preprocess, ..Default::default() }
+    Import { image_size: Some(32), ..Default::default() }
 }
 
 #[test]
 fn a_checkpoint_of_the_reference_system_predicts_the_same_within_1e_4() {
     let model = import().read(golden("best_model.pt")).unwrap();
     let expected = SimpleCnnConfig { channels: vec![4, 6, 8, 10], hidden: 8, dropout: 0.4 };
-    assert_eq!(model.info().architecture, Architecture::SimpleCnn(expected));
+    assert_eq!(model.info().graph, Architecture::new(expected).graph(2).unwrap());
     assert_eq!(model.info().labels, ["cat", "dog"]);
     assert_eq!(model.info().settings["model_name"], "simple_cnn");
     let classifier = Classifier::new(model, Device::Cpu).unwrap();

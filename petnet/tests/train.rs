@@ -7,11 +7,11 @@ mod common;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{draw_folder, drawn};
-use petnet::architecture::{Architecture, PetNetConfig, SimpleCnnConfig};
+use petnet::arch::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::train::{Optimizer, Resizing, Schedule};
+use petnet::train::{Freeze, Optimizer, Resizing, Schedule};
 use petnet::{Classifier, Dataset, Device, Error, Trainer};
 use tempfile::tempdir;
 
@@ -23,7 +23,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 fn tiny() -> Trainer {
     Trainer {
-        architecture: Architecture::SimpleCnn(SimpleCnnConfig {
+        architecture: Architecture::new(SimpleCnnConfig {
             channels: vec![8, 16],
             hidden: 16,
             dropout: 0.0,
@@ -131,9 +131,9 @@ fn norms_settle_on_whole_photos_and_nothing_else_moves() {
     let dataset = Dataset::open(root.path()).unwrap();
     let trained_at_less = vec![Resizing { size: 16, share: 1.0 }];
     let trainer = Trainer { epochs: 2, progressive: trained_at_less, ..tiny() };
-    let [plain, settled, again] = [0, 32, 32].map(|settle_photos| {
+    let [plain, settled, again] = [0, 32, 32].map(|precise_bn_images| {
         let last =
-            Trainer { settle_photos, ..trainer.clone() }.fit(&dataset, &dataset).unwrap().last;
+            Trainer { precise_bn_images, ..trainer.clone() }.fit(&dataset, &dataset).unwrap().last;
         let path = root.path().join("last.safetensors");
         last.save(&path, petnet::Precision::F32).unwrap();
         std::fs::read(path).unwrap()
@@ -157,7 +157,7 @@ fn settings_out_of_range_are_named() {
         (Trainer { epochs: 0, ..tiny() }, "num_epochs"),
         (Trainer { learning_rate: f64::NAN, ..tiny() }, "learning_rate"),
         (Trainer { ema_decay: 1.0, ..tiny() }, "ema_decay"),
-        (Trainer { ema_decay: 0.5, settle_photos: 8, ..tiny() }, "settle_photos"),
+        (Trainer { ema_decay: 0.5, precise_bn_images: 8, ..tiny() }, "precise_bn_images"),
         (Trainer { augment: Augment { blur: 2.0, ..Augment::none() }, ..tiny() }, "blur"),
     ];
     for (trainer, key) in wrong {
@@ -232,7 +232,7 @@ fn small_pictures_come_first_and_the_best_model_is_one_of_the_final_size() {
     let dataset = Dataset::open(root.path()).unwrap();
     let stage = |size, share| Resizing { size, share };
     let trainer = Trainer {
-        architecture: Architecture::PetNet(PetNetConfig {
+        architecture: Architecture::new(PetNetConfig {
             stem: 8,
             widths: vec![8, 16],
             depths: vec![1, 2],
@@ -348,7 +348,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
     let dataset = Dataset::open(root.path()).unwrap();
     let init = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/best_model.pt");
     let trainer = Trainer {
-        architecture: Architecture::SimpleCnn(SimpleCnnConfig {
+        architecture: Architecture::new(SimpleCnnConfig {
             channels: vec![4, 6, 8, 10],
             hidden: 8,
             dropout: 0.0,
@@ -363,12 +363,12 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
     let [given_at, frozen_at, tuned_at] = ["given", "frozen", "tuned"]
         .map(|name| root.path().join(name).with_extension("safetensors"));
     given.save(&given_at, petnet::Precision::F32).unwrap();
-    let frozen = Trainer { freeze: true, ..trainer.clone() }.fit(&dataset, &dataset).unwrap();
+    let frozen = Trainer { freeze: Freeze::Backbone, ..trainer.clone() }.fit(&dataset, &dataset).unwrap();
     frozen.last.save(&frozen_at, petnet::Precision::F32).unwrap();
     let [given_body, frozen_body] = [&given_at, &frozen_at].map(|path| {
         let mut all = tensors(path, "head");
-        let hidden = all.remove("SimpleCnn.hidden.weight").unwrap();
-        all.remove("SimpleCnn.hidden.bias").unwrap();
+        let hidden = all.remove("hidden.weight").unwrap();
+        all.remove("hidden.bias").unwrap();
         (all, hidden)
     });
     assert_eq!(given_body.0, frozen_body.0, "frozen layers moved");
@@ -383,10 +383,10 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
     tuned.last.save(&tuned_at, petnet::Precision::F32).unwrap();
     assert!(losses(&tuned).1 < last, "all layers learn more than the last ones");
     let other =
-        Trainer { architecture: Architecture::named("resnet18", 0.0).unwrap(), ..trainer.clone() };
+        Trainer { architecture: Architecture::named("resnet18").unwrap(), ..trainer.clone() };
     let error = other.fit(&dataset, &dataset).unwrap_err().to_string();
-    assert!(error.contains("holds a SimpleCnn, the settings ask for a ResNet"), "{error}");
+    assert!(error.contains("holds a simple_cnn, the settings ask for a resnet18"), "{error}");
     let error =
-        Trainer { init: None, freeze: true, ..trainer }.fit(&dataset, &dataset).unwrap_err();
+        Trainer { init: None, freeze: Freeze::Backbone, ..trainer }.fit(&dataset, &dataset).unwrap_err();
     assert!(error.to_string().contains("freeze"), "{error}");
 }

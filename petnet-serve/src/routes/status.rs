@@ -43,7 +43,7 @@ pub(super) fn version(app: &App) -> Reply {
             "version": model.version,
             "sha256": model.sha256,
             "registry_version": model.registered,
-            "architecture": model.classifier.info().architecture.name(),
+            "architecture": model.classifier.info().graph.name(),
             "classes": model.classifier.labels(),
             "threshold": model.classifier.info().threshold,
             "loaded": timestamp(model.loaded),

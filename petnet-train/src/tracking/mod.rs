@@ -134,7 +134,7 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
         "artifact_path": "model",
         "flavors": { "petnet": {
             "file": FILE,
-            "architecture": info.architecture.name(),
+            "architecture": info.graph.name(),
             "labels": info.labels,
             "petnet_version": info.petnet_version,
             "sha256": digest,
@@ -146,7 +146,7 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
     });
     let files = [("MLmodel", serde_yaml::to_string(&about)?.into_bytes()), (FILE, bytes.to_vec())];
     let params = flatten(&json!({
-        "architecture": info.architecture,
+        "architecture": info.graph.name(),
         "preprocess": info.preprocess,
         "labels": info.labels,
     }));

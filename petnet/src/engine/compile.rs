@@ -1,42 +1,257 @@
-//! The plan of each architecture, from its weights by name.
+//! A graph and its weights to a plan.
 
-use super::plan::Plan;
-use crate::architecture::{Architecture, Normalization};
-use crate::layers::{self, Build, Conv};
+use super::conv::{Conv, Form};
+use super::head::Head;
+use super::plan::{Kernel, Load, Map, Plan, Step};
+use super::shape::Shape;
+use super::simple::{Depthwise, Elementwise, MaxPool};
+use crate::arch::Normalization;
+use crate::error::ModelError;
+use crate::graph::{Conv2d, Graph, Op, Window};
+use crate::passes::{self, Main};
 use crate::weights::Weights;
 
-/// For pictures of `side` pixels. Whoever calls has seen that the weights are sound.
+/// For images of `side` pixels.
 ///
 /// # Errors
-/// Names what is missing.
+/// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
 pub(crate) fn compile(
-    architecture: &Architecture,
-    classes: usize,
+    graph: &Graph,
     normalization: Normalization,
     side: usize,
     weights: &Weights,
-) -> Result<Plan, String> {
-    let plan = Plan::new(normalization, side, layers::first_kernel(architecture));
-    let mut compiler = Compiler { plan, weights };
-    layers::build(architecture, classes, &mut compiler)?;
-    Ok(compiler.plan)
+) -> Result<Plan, ModelError> {
+    let steps = passes::fuse(graph);
+    let maps = maps(graph, side, &steps)?;
+    // Dense convolutions read the image within a border of what becomes zero, and take in its normalisation.
+    let folds = steps.iter().all(|step| {
+        let reads = step.input == 0 || step.epilogue.residual == Some(0);
+        !reads || (dense(graph, step).is_some() && step.epilogue.residual != Some(0))
+    });
+    let compiler = Compiler { graph, weights, folds: folds.then_some(normalization), maps: &maps };
+    let kernels = steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
+    let load = if folds { Load::bytes(normalization) } else { Load::normalized(normalization) };
+    Ok(Plan::new(load, maps, kernels, Head::new(graph, weights)?))
+}
+
+/// The convolution that a step begins with, unless it is depthwise.
+fn dense(graph: &Graph, step: &passes::Step) -> Option<Conv2d> {
+    let Main::Conv(node) = step.main else { return None };
+    match graph.nodes()[node].op {
+        Op::Conv2d(conv) if !conv.is_depthwise() => Some(conv),
+        _ => None,
+    }
+}
+
+/// Shape of each step's output, by its node; `None` for what no step gives.
+fn maps(
+    graph: &Graph,
+    side: usize,
+    steps: &[passes::Step],
+) -> Result<Vec<Option<Map>>, ModelError> {
+    let sides = graph.sides(side)?;
+    let mut maps: Vec<Option<Map>> = vec![None; graph.nodes().len()];
+    let channels = channels(graph);
+    for node in std::iter::once(0).chain(steps.iter().map(|step| step.output)) {
+        let [height, width] = sides[node];
+        let shape = Shape { height, width, channels: channels[node], border: 0 };
+        maps[node] = Some(Map { shape, slot: 0 });
+    }
+    let widen = |maps: &mut Vec<Option<Map>>, node: usize, border: usize| {
+        if let Some(map) = &mut maps[node] {
+            map.shape.border = map.shape.border.max(border);
+        }
+    };
+    for step in steps {
+        if let Some(conv) = dense(graph, step) {
+            let border = sides[step.input].map(|len| reach(conv.window, len));
+            widen(&mut maps, step.input, border[0].max(border[1]));
+        }
+    }
+    // A sum's maps lie alike. From the last step back, a border reaches all that it is added to.
+    for _ in 0..2 {
+        for step in steps.iter().rev() {
+            let Some(residual) = step.epilogue.residual else { continue };
+            let border = |node: usize| maps[node].map_or(0, |map: Map| map.shape.border);
+            let border = border(residual).max(border(step.output));
+            widen(&mut maps, residual, border);
+            widen(&mut maps, step.output, border);
+        }
+    }
+    assign_slots(&mut maps, steps);
+    Ok(maps)
+}
+
+/// Pixels beyond the edges of a side of `len` pixels that a window reads.
+pub(super) fn reach(window: Window, len: usize) -> usize {
+    let [before, _] = window.padding(len);
+    let last = window.output(len).unwrap_or(1).saturating_sub(1) * window.stride + window.kernel;
+    before.max(last.saturating_sub(before + len))
+}
+
+/// Gives maps memory, and memory to later maps once nothing reads the first any more. Borders stay zero: only maps of
+/// one shape share memory with a border, and the image, whose border is not zero, shares with none.
+fn assign_slots(maps: &mut [Option<Map>], steps: &[passes::Step]) {
+    let reads = |step: &passes::Step, node| {
+        step.input == node || step.epilogue.residual == Some(node)
+    };
+    let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
+    let mut free: Vec<usize> = Vec::new();
+    for (place, step) in steps.iter().enumerate() {
+        let Some(shape) = maps[step.output].map(|map| map.shape) else { continue };
+        let fits = |slot: &Shape| {
+            *slot == shape || (slot.border == 0 && shape.border == 0)
+        };
+        let found = free.iter().rposition(|slot| fits(&slots[*slot]));
+        let slot = match found {
+            Some(at) => free.swap_remove(at),
+            None => {
+                slots.push(shape);
+                slots.len() - 1
+            }
+        };
+        if let Some(map) = &mut maps[step.output] {
+            map.slot = slot;
+        }
+        for node in [Some(step.input), step.epilogue.residual].into_iter().flatten() {
+            let last = !steps[place + 1..].iter().any(|later| reads(later, node));
+            if let Some(map) = maps[node]
+                && last
+                && map.slot != 0
+                && !free.contains(&map.slot)
+            {
+                free.push(map.slot);
+            }
+        }
+    }
+}
+
+/// Of each node's output.
+fn channels(graph: &Graph) -> Vec<usize> {
+    let mut channels: Vec<usize> = Vec::with_capacity(graph.nodes().len());
+    for node in graph.nodes() {
+        channels.push(match node.op {
+            Op::Image => 3,
+            Op::Conv2d(conv) => conv.outputs,
+            Op::Linear { outputs, .. } => outputs,
+            _ => channels[node.inputs[0]],
+        });
+    }
+    channels
 }
 
 struct Compiler<'a> {
-    plan: Plan,
+    graph: &'a Graph,
     weights: &'a Weights,
+    /// The normalisation that the image's convolutions take in, if they do.
+    folds: Option<Normalization>,
+    maps: &'a [Option<Map>],
 }
 
-impl Build for Compiler<'_> {
-    fn conv(&mut self, prefix: &str, conv: Conv) -> Result<usize, String> {
-        self.plan.conv(self.weights, prefix, conv)
+impl Compiler<'_> {
+    fn step(&self, step: &passes::Step) -> Result<Step, ModelError> {
+        let shapes = [step.input, step.output].map(|node| self.shape(node));
+        let passes::Epilogue { norm, residual, activation, pool } = step.epilogue;
+        let (kernel, flops) = match step.main {
+            Main::Conv(node) => {
+                let Op::Conv2d(conv) = self.graph.nodes()[node].op else {
+                    return Err(ModelError::MissingWeight(self.name(node).into()));
+                };
+                let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;
+                let pixels = conv.window.output(shapes[0].height).unwrap_or_default()
+                    * conv.window.output(shapes[0].width).unwrap_or_default();
+                let kernel = if conv.is_depthwise() {
+                    let form = (conv.window, activation);
+                    Kernel::Depthwise(Depthwise::new(form, &weights, bias, shapes))
+                } else {
+                    Kernel::Conv(Conv::new(Form { conv, activation, pool }, &weights, bias, shapes))
+                };
+                (kernel, passes::conv_flops(&conv, pixels))
+            }
+            Main::MaxPool(node) => {
+                let Op::MaxPool(window) = self.graph.nodes()[node].op else {
+                    return Err(ModelError::MissingWeight(self.name(node).into()));
+                };
+                (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
+            }
+            Main::Identity => {
+                let affine = norm.map(|norm| self.affine(norm)).transpose()?;
+                (Kernel::Elementwise(Elementwise { affine, activation, output: shapes[1] }), 0)
+            }
+        };
+        let name = match step.main {
+            Main::Conv(node) | Main::MaxPool(node) => self.name(node),
+            Main::Identity => self.name(step.output),
+        };
+        let (input, output) = (step.input, step.output);
+        Ok(Step { name: name.into(), kernel, input, residual, output, flops })
     }
 
-    fn pool(&mut self, name: &str, from: usize) -> usize {
-        self.plan.pool(name, from)
+    fn name(&self, node: usize) -> &str {
+        &self.graph.nodes()[node].name
     }
 
-    fn dense(&mut self, prefix: &str, _: [usize; 2], relu: bool) -> Result<(), String> {
-        self.plan.dense(self.weights, prefix, relu)
+    fn shape(&self, node: usize) -> Shape {
+        self.maps[node].map_or(Shape { height: 0, width: 0, channels: 0, border: 0 }, |map| map.shape)
+    }
+
+    fn values(&self, node: usize, part: &str) -> Result<&[f32], ModelError> {
+        let name = format!("{}.{part}", self.name(node));
+        let weight = self.weights.get(&name).map(|weight| weight.values.as_slice());
+        weight.ok_or(ModelError::MissingWeight(name))
+    }
+
+    /// A batch norm's scale and shift of each channel.
+    fn affine(&self, norm: usize) -> Result<[Vec<f32>; 2], ModelError> {
+        let Op::BatchNorm { epsilon, .. } = self.graph.nodes()[norm].op else {
+            return Err(ModelError::MissingWeight(self.name(norm).into()));
+        };
+        let [gamma, beta] = [self.values(norm, "weight")?, self.values(norm, "bias")?];
+        let mean = self.values(norm, "running_mean")?;
+        let variance = self.values(norm, "running_var")?;
+        let scale: Vec<f32> =
+            gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
+        let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+        Ok([scale, shift])
+    }
+
+    /// A convolution's weights and bias that have taken in its norm, and of the image also its normalisation.
+    fn folded(
+        &self,
+        node: usize,
+        conv: &Conv2d,
+        norm: Option<usize>,
+        image: bool,
+    ) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
+        let mut weights = self.values(node, "weight")?.to_vec();
+        let mut bias = match conv.bias {
+            true => self.values(node, "bias")?.to_vec(),
+            false => vec![0.0; conv.outputs],
+        };
+        let values = weights.len() / conv.outputs;
+        if let Some(norm) = norm {
+            let [scale, shift] = self.affine(norm)?;
+            for (output, weights) in weights.chunks_exact_mut(values).enumerate() {
+                weights.iter_mut().for_each(|weight| *weight *= scale[output]);
+                bias[output] = bias[output] * scale[output] + shift[output];
+            }
+        }
+        if let Some(normalization) = self.folds.filter(|_| image) {
+            take_in_bytes(normalization, &mut weights, &mut bias);
+        }
+        Ok((weights, bias))
+    }
+}
+
+/// A convolution of normalised channels, as one of bytes.
+fn take_in_bytes(Normalization { mean, std }: Normalization, weights: &mut [f32], bias: &mut [f32]) {
+    let output = weights.len() / bias.len();
+    for (weights, bias) in weights.chunks_exact_mut(output).zip(bias) {
+        for (channel, weights) in weights.chunks_exact_mut(output / 3).enumerate() {
+            for weight in weights {
+                *bias -= *weight * mean[channel] / std[channel];
+                *weight /= 255.0 * std[channel];
+            }
+        }
     }
 }

@@ -1,43 +1,92 @@
-//! The dense layers at the end, and what they say of each feature.
+//! What follows the global average pool: features to logits, and what each feature contributes.
 
-/// `x * weights + bias`, then perhaps ReLU.
+use crate::error::ModelError;
+use crate::graph::{Activation, Graph, Op};
+use crate::weights::Weights;
+
+/// A chain of layers.
 #[derive(Debug)]
-pub(super) struct Dense {
-    /// `[inputs, outputs]`.
-    pub(super) weights: Vec<f32>,
-    pub(super) bias: Vec<f32>,
-    pub(super) relu: bool,
+pub(crate) struct Head {
+    layers: Vec<Layer>,
 }
 
-impl Dense {
+#[derive(Debug)]
+enum Layer {
+    Linear {
+        /// `[inputs, outputs]`.
+        weights: Vec<f32>,
+        bias: Vec<f32>,
+    },
+    Activation(Activation),
+}
+
+impl Head {
+    /// # Errors
+    /// [`ModelError::MissingWeight`].
+    pub(crate) fn new(graph: &Graph, weights: &Weights) -> Result<Self, ModelError> {
+        let get = |name: String| {
+            let weight = weights.get(&name).map(|weight| weight.values.clone());
+            weight.ok_or(ModelError::MissingWeight(name))
+        };
+        let mut layers = Vec::new();
+        for node in graph.head() {
+            match node.op {
+                Op::Linear { .. } => layers.push(Layer::Linear {
+                    weights: get(format!("{}.weight", node.name))?,
+                    bias: get(format!("{}.bias", node.name))?,
+                }),
+                Op::Activation { function } => layers.push(Layer::Activation(function)),
+                // Nothing is dropped in inference, and a valid head has no other operation.
+                _ => {}
+            }
+        }
+        Ok(Self { layers })
+    }
+
+    /// Features to logits.
+    pub(crate) fn run(&self, features: &[f32]) -> Vec<f32> {
+        self.layers.iter().fold(features.to_vec(), |x, layer| layer.run(&x))
+    }
+
+    /// The gradient of logit `class` by the features.
+    pub(crate) fn gradient(&self, features: &[f32], class: usize) -> Vec<f32> {
+        gradient(&self.layers, features, class)
+    }
+}
+
+impl Layer {
     fn run(&self, x: &[f32]) -> Vec<f32> {
-        let mut out = self.bias.clone();
-        for (value, row) in x.iter().zip(self.weights.chunks_exact(out.len())) {
-            out.iter_mut().zip(row).for_each(|(out, weight)| *out += value * weight);
+        match self {
+            Self::Linear { weights, bias } => {
+                let mut out = bias.clone();
+                for (value, row) in x.iter().zip(weights.chunks_exact(out.len())) {
+                    out.iter_mut().zip(row).for_each(|(out, weight)| *out += value * weight);
+                }
+                out
+            }
+            Self::Activation(activation) => {
+                let [floor, ceiling] = activation.bounds();
+                x.iter().map(|value| value.max(floor).min(ceiling)).collect()
+            }
         }
-        if self.relu {
-            out.iter_mut().for_each(|out| *out = out.max(0.0));
-        }
-        out
     }
 }
 
-/// Features to logits.
-pub(super) fn run(layers: &[Dense], features: &[f32]) -> Vec<f32> {
-    layers.iter().fold(features.to_vec(), |x, layer| layer.run(&x))
-}
-
-/// The gradient of logit `class` by the features.
-pub(super) fn slope(layers: &[Dense], features: &[f32], class: usize) -> Vec<f32> {
+fn gradient(layers: &[Layer], x: &[f32], class: usize) -> Vec<f32> {
     let Some((layer, later)) = layers.split_first() else {
-        return (0..features.len()).map(|place| f32::from(u8::from(place == class))).collect();
+        return (0..x.len()).map(|place| f32::from(u8::from(place == class))).collect();
     };
-    let out = layer.run(features);
-    let mut slopes = slope(later, &out, class);
-    if layer.relu {
-        // ReLU passes what it let through.
-        slopes.iter_mut().zip(&out).for_each(|(s, out)| *s = if *out > 0.0 { *s } else { 0.0 });
+    let after = gradient(later, &layer.run(x), class);
+    match layer {
+        Layer::Linear { weights, .. } => {
+            let rows = weights.chunks_exact(after.len());
+            rows.map(|row| row.iter().zip(&after).map(|(weight, g)| weight * g).sum()).collect()
+        }
+        // Its slope is 1 between its bounds, else 0.
+        Layer::Activation(activation) => {
+            let [floor, ceiling] = activation.bounds();
+            let passes = |value: f32| value > floor && value < ceiling;
+            x.iter().zip(after).map(|(x, g)| if passes(*x) { g } else { 0.0 }).collect()
+        }
     }
-    let rows = layer.weights.chunks_exact(out.len());
-    rows.map(|row| row.iter().zip(&slopes).map(|(weight, slope)| weight * slope).sum()).collect()
 }

@@ -1,4 +1,4 @@
-//! Which layers run in which order over which buffers.
+//! Which steps run in which order over which memory.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,161 +6,143 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::head::{self, Dense};
-use super::layer::{Form, Input, Layer, Shape};
-use super::pool;
-use crate::architecture::Normalization;
-use crate::layers::{Conv, EPSILON};
-use crate::weights::Weights;
+use super::conv::Conv;
+use super::head::Head;
+use super::shape::{Input, Shape};
+use super::simple::{Depthwise, Elementwise, MaxPool};
+use crate::arch::Normalization;
 
 /// A network ready to run; share it between threads freely.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// What the first layer's weights and bias have taken in; the pictures' bytes go in as they are.
-    normalization: Normalization,
-    /// Of each buffer.
-    shapes: Vec<Shape>,
+    load: Load,
+    /// The feature map that each node gives; `None` for what stays in registers, and for features.
+    maps: Vec<Option<Map>>,
     steps: Vec<Step>,
-    head: Vec<Dense>,
+    head: Head,
+    /// Values of each piece of memory.
+    slots: Vec<usize>,
     arenas: Mutex<Vec<Arena>>,
 }
 
-/// One layer between two buffers; buffer 0 is the picture, buffer `n` the output of step `n - 1`.
-#[derive(Debug)]
-struct Step {
-    name: String,
-    /// A pooling where there is none.
-    layer: Option<Layer>,
-    from: usize,
-    shortcut: Option<usize>,
+/// How an image's bytes become the first feature map.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    pub(super) scale: [f32; 3],
+    pub(super) shift: [f32; 3],
+    /// What its border holds: what becomes zero.
+    pub(super) border: [f32; 3],
 }
 
-/// The buffers of one pass. Borders are zero, in pictures what becomes zero.
+impl Load {
+    /// As they are, for convolutions that have taken in the normalisation.
+    pub(super) fn bytes(normalization: Normalization) -> Self {
+        let border = normalization.mean.map(|mean| mean * 255.0);
+        Self { scale: [1.0; 3], shift: [0.0; 3], border }
+    }
+
+    /// Normalised, for anything else.
+    pub(super) fn normalized(Normalization { mean, std }: Normalization) -> Self {
+        let shift = [0, 1, 2].map(|c| -mean[c] / std[c]);
+        Self { scale: std.map(|std| 1.0 / (255.0 * std)), shift, border: [0.0; 3] }
+    }
+}
+
+/// A feature map: how it lies, and in which memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Map {
+    pub(super) shape: Shape,
+    pub(super) slot: usize,
+}
+
+/// A kernel between two maps; both are known by their nodes.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) name: String,
+    pub(super) kernel: Kernel,
+    pub(super) input: usize,
+    pub(super) residual: Option<usize>,
+    pub(super) output: usize,
+    /// Two for each multiply-add.
+    pub(super) flops: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum Kernel {
+    Conv(Conv),
+    Depthwise(Depthwise),
+    MaxPool(MaxPool),
+    Elementwise(Elementwise),
+}
+
+/// The memory of one pass. Borders are zero, in images what becomes zero.
 type Arena = Vec<Vec<f32>>;
 
-/// What the network says of one photo.
+/// What the network says of one image.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outputs {
     pub(crate) logits: Vec<f32>,
-    /// The means of the last maps.
+    /// The means of the last feature maps.
     pub(crate) features: Vec<f32>,
 }
 
+/// How much each place of the last feature maps contributed to the likeliest class: 0 or more.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Heat {
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    /// Row by row.
+    pub(crate) values: Vec<f32>,
+}
+
 impl Plan {
-    /// For pictures of `side` pixels and a first convolution of `kernel` by `kernel`.
-    pub(crate) fn new(normalization: Normalization, side: usize, kernel: usize) -> Self {
-        let shapes = vec![Shape { height: side, width: side, channels: 3, border: kernel / 2 }];
-        let (steps, head) = (Vec::new(), Vec::new());
-        Self { normalization, shapes, steps, head, arenas: Mutex::default() }
-    }
-
-    /// Adds a convolution with its batch norm, by the names under `prefix`; returns the number of
-    /// its output buffer.
-    pub(crate) fn conv(
-        &mut self,
-        weights: &Weights,
-        prefix: &str,
-        Conv { from, shortcut, inputs, outputs, kernel, stride, relu, pool, .. }: Conv,
-    ) -> Result<usize, String> {
-        let get = |name: &str| {
-            let name = format!("{prefix}.{name}");
-            weights.get(&name).ok_or_else(|| format!("weight `{name}` is missing"))
-        };
-        let conv = get("conv.weight")?;
-        let [gamma, beta, mean, variance] = ["gamma", "beta", "running_mean", "running_var"]
-            .map(|name| get(&format!("norm.{name}")));
-        let [gamma, beta, mean, variance] = [gamma?, beta?, mean?, variance?];
-        let own = get("conv.bias").ok();
-        let (mut folded, mut bias) = (conv.values.clone(), beta.values.clone());
-        for (output, folded) in folded.chunks_exact_mut(inputs * kernel * kernel).enumerate() {
-            let scale = gamma.values[output] / (variance.values[output] + EPSILON).sqrt();
-            folded.iter_mut().for_each(|weight| *weight *= scale);
-            let own = own.map_or(0.0, |own| own.values[output]);
-            bias[output] += (own - mean.values[output]) * scale;
+    pub(super) fn new(
+        load: Load,
+        maps: Vec<Option<Map>>,
+        steps: Vec<Step>,
+        head: Head,
+    ) -> Self {
+        let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
+        let mut slots = vec![0; count];
+        for map in maps.iter().flatten() {
+            slots[map.slot] = map.shape.len().max(slots[map.slot]);
         }
-        if from == 0 {
-            self.take_in_bytes(&mut folded, &mut bias);
-        }
-        let form = Form { inputs, outputs, kernel, stride, relu, pool };
-        let input = self.shapes[from];
-        let layer = Layer::new(form, &folded, bias, input);
-        self.shapes.push(layer.shape(input));
-        self.steps.push(Step { name: prefix.into(), layer: Some(layer), from, shortcut });
-        Ok(self.steps.len())
+        Self { load, maps, steps, head, slots, arenas: Mutex::default() }
     }
 
-    /// Adds a pooling of what a ReLU gave; returns the number of its output buffer.
-    pub(crate) fn pool(&mut self, name: &str, from: usize) -> usize {
-        self.shapes.push(pool::shape(self.shapes[from]));
-        self.steps.push(Step { name: name.into(), layer: None, from, shortcut: None });
-        self.steps.len()
-    }
-
-    /// A convolution of normalised channels, as one of bytes.
-    fn take_in_bytes(&self, weights: &mut [f32], bias: &mut [f32]) {
-        let Normalization { mean, std } = self.normalization;
-        let output = weights.len() / bias.len();
-        for (weights, bias) in weights.chunks_exact_mut(output).zip(bias) {
-            for (channel, weights) in weights.chunks_exact_mut(output / 3).enumerate() {
-                for weight in weights {
-                    *bias -= *weight * mean[channel] / std[channel];
-                    *weight /= 255.0 * std[channel];
-                }
-            }
-        }
-    }
-
-    /// Adds a dense layer to the head.
-    pub(crate) fn dense(
-        &mut self,
-        weights: &Weights,
-        prefix: &str,
-        relu: bool,
-    ) -> Result<(), String> {
-        let get = |name: &str| {
-            let name = format!("{prefix}.{name}");
-            weights.get(&name).ok_or_else(|| format!("weight `{name}` is missing"))
-        };
-        let (weights, bias) = (get("weight")?.values.clone(), get("bias")?.values.clone());
-        self.head.push(Dense { weights, bias, relu });
-        Ok(())
-    }
-
-    /// `pixels` are `[count, side, side, 3]`. Many photos run side by side, one on all cores.
+    /// `pixels` are `[count, side, side, 3]`. Many images run side by side, one on all cores.
     pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
-        let size = self.shapes[0].height * self.shapes[0].width * 3;
+        let image = self.map(0).shape;
+        let size = image.height * image.width * image.channels;
         if pixels.len() == size {
-            return vec![self.alone(pixels, || (), |arena| self.answer(arena))];
+            return vec![self.alone(pixels, || (), |arena| self.outputs(arena))];
         }
-        let photos = pixels.par_chunks_exact(size);
-        let one = |pixels| self.pass((pixels, false), || (), |arena| self.answer(arena));
-        photos.map(one).collect()
+        let images = pixels.par_chunks_exact(size);
+        let one = |pixels| self.pass((pixels, false), || (), |arena| self.outputs(arena));
+        images.map(one).collect()
     }
 
-    /// One photo's answer and how much each place of its last maps spoke for the likeliest class:
-    /// height, width and values of 0 or more.
-    pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, [usize; 2], Vec<f32>) {
+    /// One image's outputs and heat map (Selvaraju et al., "Grad-CAM", 2017).
+    pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
         let read = |arena: &Arena| {
-            let outputs = self.answer(arena);
+            let outputs = self.outputs(arena);
             let class = crate::metrics::argmax(&outputs.logits);
-            let slope = head::slope(&self.head, &outputs.features, class);
-            let speaks = |pixel: &[f32]| pixel.iter().zip(&slope).map(|(x, s)| x * s).sum::<f32>();
+            let gradient = self.head.gradient(&outputs.features, class);
             let (Shape { height, width, .. }, pixels) = self.last(arena);
-            (outputs, [height, width], pixels.map(|pixel| speaks(pixel).max(0.0)).collect())
+            let dot = |pixel: &[f32]| pixel.iter().zip(&gradient).map(|(x, g)| x * g).sum::<f32>();
+            let values = pixels.map(|pixel| dot(pixel).max(0.0)).collect();
+            (outputs, Heat { height, width, values })
         };
         self.alone(pixels, || (), read)
     }
 
-    /// Each convolution's name, operations (two for a multiply-add) and time, of one photo's pass.
+    /// Each convolution's name, operations (two for a multiply-add) and time, of one image's pass.
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         let mut instants = Vec::new();
         self.alone(pixels, || instants.push(Instant::now()), |_| ());
         let times = instants.array_windows().map(|[began, over]| *over - *began);
-        let layers = self.steps.iter().zip(times).filter_map(|(step, time)| {
-            let flops = step.layer.as_ref()?.flops(self.shapes[step.from]);
-            Some((step.name.as_str(), flops, time))
-        });
-        layers.collect()
+        let steps = self.steps.iter().zip(times);
+        steps.map(|(step, time)| (step.name.as_str(), step.flops, time)).collect()
     }
 
     /// [`Plan::pass`] on all cores.
@@ -170,15 +152,15 @@ impl Plan {
         between: impl FnMut() + Send,
         read: impl FnOnce(&Arena) -> T + Send,
     ) -> T {
-        // One way into the pool, not one for each layer: threads are slow to wake.
+        // One way into the pool, not one for each step: threads are slow to wake.
         rayon::scope(|_| {
             let _awake = Awake::keep();
             self.pass((pixels, true), between, read)
         })
     }
 
-    /// One photo through the network, each layer on all cores where it is `shared`. `between` is called
-    /// before each step and after the last; then `read` sees all that was computed.
+    /// One image through the network, each step on all cores where it is `shared`. `between` is called
+    /// before each step and after the last; then `read` sees the last feature map.
     fn pass<T>(
         &self,
         (pixels, shared): (&[u8], bool),
@@ -187,17 +169,24 @@ impl Plan {
     ) -> T {
         let mut arena = self.arena();
         self.load(pixels, &mut arena);
-        for (place, step) in self.steps.iter().enumerate() {
+        for step in &self.steps {
             between();
-            // An output comes after all that it is made from.
-            let (earlier, rest) = arena.split_at_mut(place + 1);
-            let shortcut = step.shortcut.map(|from| earlier[from].as_slice());
-            let input =
-                Input { values: &earlier[step.from], shape: self.shapes[step.from], shared };
-            match &step.layer {
-                Some(layer) => layer.run(input, shortcut, &mut rest[0]),
-                None => pool::run(input, &mut rest[0]),
+            let output = self.map(step.output);
+            // An output's memory is nobody's who is still read.
+            let mut out = std::mem::take(&mut arena[output.slot]);
+            let input = self.map(step.input);
+            let values = &arena[input.slot][..input.shape.len()];
+            let residual = step.residual.map(|node| self.map(node));
+            let residual = residual.map(|map| &arena[map.slot][..map.shape.len()]);
+            let input = Input { values, shape: input.shape, shared };
+            let written = &mut out[..output.shape.len()];
+            match &step.kernel {
+                Kernel::Conv(conv) => conv.run(input, residual, written),
+                Kernel::Depthwise(conv) => conv.run(input, residual, written),
+                Kernel::MaxPool(pool) => pool.run(input, written),
+                Kernel::Elementwise(step) => step.run(input, residual, written),
             }
+            arena[output.slot] = out;
         }
         between();
         let value = read(&arena);
@@ -205,17 +194,25 @@ impl Plan {
         value
     }
 
-    /// Puts a picture into buffer 0.
+    /// The feature map of a node that a step reads or gives.
+    fn map(&self, node: usize) -> Map {
+        self.maps[node].expect("a plan's steps read and give maps alone")
+    }
+
+    /// Puts an image into its memory.
     fn load(&self, pixels: &[u8], arena: &mut Arena) {
-        let shape = self.shapes[0];
-        let rows = arena[0].chunks_exact_mut(shape.row()).skip(shape.border);
-        for (line, to) in pixels.chunks_exact(shape.width * 3).zip(rows) {
-            let to = to[shape.inside()].iter_mut();
-            line.iter().zip(to).for_each(|(from, to)| *to = f32::from(*from));
+        let shape = self.map(0).shape;
+        let rows = arena[0][shape.rows()].chunks_exact_mut(shape.row());
+        for (line, to) in pixels.chunks_exact(shape.width * shape.channels).zip(rows) {
+            let pixels = to[shape.inside()].as_chunks_mut::<3>().0.iter_mut();
+            for (to, from) in pixels.zip(line.as_chunks::<3>().0) {
+                let Load { scale, shift, .. } = self.load;
+                *to = [0, 1, 2].map(|c| f32::from(from[c]) * scale[c] + shift[c]);
+            }
         }
     }
 
-    fn answer(&self, arena: &Arena) -> Outputs {
+    fn outputs(&self, arena: &Arena) -> Outputs {
         let (shape, pixels) = self.last(arena);
         let mut features = vec![0.0; shape.channels];
         for pixel in pixels {
@@ -223,25 +220,21 @@ impl Plan {
         }
         let places = (shape.height * shape.width) as f32;
         features.iter_mut().for_each(|sum| *sum /= places);
-        Outputs { logits: head::run(&self.head, &features), features }
+        Outputs { logits: self.head.run(&features), features }
     }
 
-    /// Shape and pixels of the last maps, their border left out.
+    /// Shape and pixels of the last feature map.
     fn last<'a>(&self, arena: &'a Arena) -> (Shape, impl Iterator<Item = &'a [f32]>) {
-        let place = self.steps.len();
-        let shape = self.shapes[place];
-        let rows = arena[place].chunks_exact(shape.row()).skip(shape.border).take(shape.height);
-        let inside = move |row: &'a [f32]| row[shape.inside()].chunks_exact(shape.channels);
-        (shape, rows.flat_map(inside))
+        let Map { shape, slot } = self.map(self.steps.last().map_or(0, |step| step.output));
+        (shape, shape.pixels(&arena[slot]))
     }
 
     fn arena(&self) -> Arena {
         let kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.unwrap_or_else(|| {
-            let mut arena: Arena = self.shapes.iter().map(|s| vec![0.0; s.len()]).collect();
-            // Zero is what the mean becomes.
-            let mean = self.normalization.mean.map(|mean| mean * 255.0);
-            arena[0].chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&mean));
+            let mut arena: Arena = self.slots.iter().map(|len| vec![0.0; *len]).collect();
+            let pixels = arena[0].as_chunks_mut::<3>().0.iter_mut();
+            pixels.for_each(|pixel| *pixel = self.load.border);
             arena
         })
     }

@@ -3,25 +3,30 @@
 use burn::tensor::Device;
 use proptest::prelude::*;
 
-use super::layer::{Form, Input, Layer, Shape};
-
+use super::compile::reach;
+use super::conv::{Conv, Form};
+use super::shape::{Input, Shape};
+use super::simple::Depthwise;
 use super::*;
-use crate::architecture::{
-    Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig,
-};
-use crate::model::Network;
-use crate::model::run;
-use crate::model::weights;
+use crate::arch::tests::small;
+use crate::arch::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
+use crate::error::ModelError;
+use crate::graph::{Activation, Builder, Conv2d, Graph, Groups, Padding, Window};
+use crate::nn::{Network, run, weights};
 use crate::weights::Weights;
 
 /// Weights of a network whose norms have seen something.
-fn weights(architecture: &Architecture, device: &Device) -> Weights {
-    let network = Network::new(architecture, 3, Normalization::default(), device);
+fn weights(graph: &Graph, device: &Device) -> Weights {
+    let network = Network::new(graph, Normalization::default(), device);
     let mut weights = weights::read(&network);
     for (name, weight) in &mut weights {
-        let shift =
-            if name.ends_with("running_var") || name.ends_with("gamma") { 0.6 } else { -0.4 };
-        if name.contains("norm") || name.ends_with("bias") {
+        let norm = name.contains("norm");
+        let shift = if name.ends_with("running_var") || (norm && name.ends_with("weight")) {
+            0.6
+        } else {
+            -0.4
+        };
+        if norm || name.ends_with("bias") {
             for (place, value) in weight.values.iter_mut().enumerate() {
                 *value = (place * 37 % 11) as f32 / 11.0 + shift;
             }
@@ -30,20 +35,46 @@ fn weights(architecture: &Architecture, device: &Device) -> Weights {
     weights
 }
 
+/// What no architecture of the table has: steps that begin with no convolution, a depthwise convolution of the
+/// image, a map added to itself, maps with borders of their own, pools of all kinds.
+fn odd() -> Graph {
+    let mut net = Builder::new("odd");
+    let image = net.conv2d("image.conv", Builder::IMAGE, 3, Window::same(5, 1), Groups::Depthwise);
+    let image = net.activation(image, Activation::Relu6);
+    let pooled = net.max_pool(Builder::IMAGE, Window::centred(3, 1));
+    let x = net.add(image, pooled);
+    let x = net.conv_norm("stem", x, 9, Window::same(3, 2), Groups::One);
+    let twice = net.add(x, x);
+    let norm = net.batch_norm("twice.norm", twice, 1e-3);
+    let x = net.activation(norm, Activation::Relu);
+    let deep = net.conv_norm("deep", x, 9, Window::same(5, 1), Groups::Depthwise);
+    let wide = net.conv_norm("wide", deep, 9, Window::centred(7, 1), Groups::One);
+    let sum = net.add(wide, deep);
+    let sum = net.activation(sum, Activation::Relu6);
+    let x = net.max_pool(sum, Window::same(2, 2));
+    let x = net.conv_norm("last", x, 20, Window::centred(1, 2), Groups::One);
+    let x = net.max_pool(x, Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) });
+    let features = net.global_avg_pool(x);
+    let hidden = net.linear("hidden", features, 7);
+    let hidden = net.activation(hidden, Activation::Relu6);
+    net.linear("head", hidden, 3);
+    net.build().unwrap()
+}
+
 #[test]
 fn the_engine_says_what_burn_says() {
     let device = Device::flex();
     let simple = |channels: &[usize], hidden| {
         let channels = channels.to_vec();
-        Architecture::SimpleCnn(SimpleCnnConfig { channels, hidden, dropout: 0.0 })
+        Architecture::new(SimpleCnnConfig { channels, hidden, dropout: 0.0 })
     };
     let petnet = |stem, widths: &[usize], depths: &[usize]| {
         let (widths, depths) = (widths.to_vec(), depths.to_vec());
-        Architecture::PetNet(PetNetConfig { stem, widths, depths, dropout: 0.0 })
+        Architecture::new(PetNetConfig { stem, widths, depths, dropout: 0.0 })
     };
     let resnet = |widths: &[usize], depths: &[usize]| {
         let (widths, depths) = (widths.to_vec(), depths.to_vec());
-        Architecture::ResNet(ResNetConfig { widths, depths, dropout: 0.0 })
+        Architecture::new(ResNetConfig { widths, depths, dropout: 0.0 })
     };
     let cases = [
         (resnet(&[8, 12], &[1, 2]), 32),
@@ -57,53 +88,56 @@ fn the_engine_says_what_burn_says() {
         (simple(&[16, 40, 24], 9), 72),
         (petnet(16, &[32, 50], &[1, 1]), 80),
     ];
-    for (number, (architecture, side)) in cases.into_iter().enumerate() {
+    let sides = [33, 48, 64].into_iter().flat_map(|side| small().into_iter().map(move |a| (a, side)));
+    let graphs = cases.into_iter().chain(sides).map(|(a, side)| (a.graph(3).unwrap(), side));
+    let odd = [15, 32].map(|side| (odd(), side));
+    for (number, (graph, side)) in graphs.chain(odd).enumerate() {
         device.seed(number as u64);
-        let weights = weights(&architecture, &device);
-        let network = Network::new(&architecture, 3, Normalization::default(), &device);
-        let network = weights::write(network, weights.clone()).unwrap();
-        let plan = compile(&architecture, 3, Normalization::default(), side, &weights).unwrap();
+        let weights = weights(&graph, &device);
+        let network = Network::new(&graph, Normalization::default(), &device);
+        let network = weights::write(network, &weights).unwrap();
+        let plan = compile(&graph, Normalization::default(), side, &weights).unwrap();
         for count in [1, 2, 9] {
             let pixels: Vec<u8> = (0..count * side * side * 3)
                 .map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8)
                 .collect();
             let images = run::to_tensor(pixels.clone(), side, &device);
             let theirs = run::outputs(&network, images).unwrap();
-            // Twice: the second pass finds buffers that were used.
+            // Twice: the second pass finds memory that was used.
             for _ in 0..2 {
                 let ours = plan.run(&pixels);
                 assert_eq!(ours.len(), count);
                 for (ours, theirs) in ours.iter().zip(&theirs) {
-                    close(&ours.logits, &theirs.logits);
-                    close(&ours.features, &theirs.features);
+                    close(&ours.logits, &theirs.logits, graph.name());
+                    close(&ours.features, &theirs.features, graph.name());
                 }
             }
         }
         let pixels: Vec<u8> = (0..side * side * 3).map(|i| (i * 31 % 251) as u8).collect();
         let image = run::to_tensor(pixels.clone(), side, &device);
-        let (_, heat) = network.explain(image);
-        let [_, height, width] = heat.dims();
-        let (_, size, ours) = plan.explain(&pixels);
-        assert_eq!(size, [height, width]);
-        close(&ours, &heat.into_data().try_into_vec_as::<f32>().unwrap());
+        let (_, theirs) = run::explain(&network, image).unwrap();
+        let (_, ours) = plan.explain(&pixels);
+        assert_eq!([ours.height, ours.width], [theirs.height, theirs.width]);
+        close(&ours.values, &theirs.values, graph.name());
     }
 }
 
-fn close(ours: &[f32], theirs: &[f32]) {
+fn close(ours: &[f32], theirs: &[f32], name: &str) {
     let scale = theirs.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
     assert_eq!(ours.len(), theirs.len());
     for (ours, theirs) in ours.iter().zip(theirs) {
-        assert!((ours - theirs).abs() < 2e-5 * scale, "{ours} is not {theirs}");
+        assert!((ours - theirs).abs() < 2e-5 * scale, "{name}: {ours} is not {theirs}");
     }
 }
 
 #[test]
 fn a_missing_weight_is_named() {
-    let architecture = Architecture::PetNet(PetNetConfig::default());
-    let mut weights = weights(&architecture, &Device::flex());
-    weights.remove("PetNet.blocks.2.first.norm.beta");
-    let error = compile(&architecture, 3, Normalization::default(), 64, &weights).unwrap_err();
-    assert!(error.contains("PetNet.blocks.2.first.norm.beta"), "{error}");
+    let graph = Architecture::named("petnet").unwrap().graph(3).unwrap();
+    let mut weights = weights(&graph, &Device::flex());
+    let name = "blocks.2.first.norm.bias";
+    weights.remove(name);
+    let error = compile(&graph, Normalization::default(), 64, &weights).unwrap_err();
+    assert_eq!(error, ModelError::MissingWeight(name.into()));
 }
 
 /// Values between -1 and 1 without a pattern that layers could share.
@@ -116,7 +150,7 @@ fn values(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// What a layer should do, as its definition says it.
+/// What a convolution should do, as its definition says it.
 struct Twin<'a> {
     form: Form,
     input: Shape,
@@ -128,34 +162,37 @@ struct Twin<'a> {
 
 impl Twin<'_> {
     fn at(&self, y: usize, x: usize, output: usize) -> f64 {
-        let Form { inputs, kernel, stride, .. } = self.form;
+        let Conv2d { inputs, window, groups, .. } = self.form.conv;
+        let Window { kernel, stride, .. } = window;
+        let Shape { height, width, .. } = self.input;
+        let [above, left] = [height, width].map(|len| window.padding(len)[0]);
+        let group = inputs / groups;
+        let first = if groups == 1 { 0 } else { output };
         let mut sum = f64::from(self.bias[output]);
         for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
-            let row = (y * stride + ky).checked_sub(kernel / 2);
-            let column = (x * stride + kx).checked_sub(kernel / 2);
+            let row = (y * stride + ky).checked_sub(above).filter(|row| *row < height);
+            let column = (x * stride + kx).checked_sub(left).filter(|column| *column < width);
             let Some((row, column)) = row.zip(column) else { continue };
-            if row >= self.input.height || column >= self.input.width {
-                continue;
-            }
-            let pixel = (row * self.input.width + column) * inputs;
-            for input in 0..inputs {
-                let weight = self.weights[((output * inputs + input) * kernel + ky) * kernel + kx];
+            let pixel = (row * width + column) * inputs + first;
+            for input in 0..group {
+                let weight = self.weights[((output * group + input) * kernel + ky) * kernel + kx];
                 sum += f64::from(self.x[pixel + input]) * f64::from(weight);
             }
         }
         sum
     }
 
-    /// With the largest of two by two, the shortcut and ReLU.
-    fn finished(&self, [y, x, output]: [usize; 3], shortcut: f32) -> f64 {
+    /// With the largest of two by two, the residual and the activation.
+    fn finished(&self, [y, x, output]: [usize; 3], residual: f32) -> f64 {
         let sum = if self.form.pool {
             let places = [(0, 0), (0, 1), (1, 0), (1, 1)];
             let pooled = places.map(|(dy, dx)| self.at(2 * y + dy, 2 * x + dx, output));
             pooled.into_iter().fold(f64::NEG_INFINITY, f64::max)
         } else {
-            self.at(y, x, output) + f64::from(shortcut)
+            self.at(y, x, output) + f64::from(residual)
         };
-        if self.form.relu { sum.max(0.0) } else { sum }
+        let bounds = self.form.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
+        sum.clamp(f64::from(bounds[0]), f64::from(bounds[1]))
     }
 }
 
@@ -171,42 +208,61 @@ fn indices(Shape { height, width, channels, .. }: Shape) -> impl Iterator<Item =
     })
 }
 
-fn forms() -> impl Strategy<Value = (Form, Shape, bool, u32)> {
+/// A convolution, its maps, and whether threads share the work.
+fn forms() -> impl Strategy<Value = (Form, [Shape; 2], bool, u32)> {
     let sides = (2..28_usize, 2..28_usize, 1..40_usize, 1..50_usize);
-    let kernels = prop_oneof![Just(1), Just(3), Just(7)];
-    let kinds = (kernels, 1..3_usize, any::<bool>(), any::<bool>(), any::<bool>());
-    (sides, kinds, any::<u32>()).prop_map(|(sides, kinds, seed)| {
-        let (height, width, inputs, outputs) = sides;
-        let (kernel, stride, relu, pool, shared) = kinds;
-        let border = (kernel / 2).max(1);
-        let pool = pool && stride == 1;
-        let form = Form { inputs, outputs, kernel, stride, relu, pool };
-        (form, Shape { height, width, channels: inputs, border }, shared, seed)
-    })
+    let kinds = (1..8_usize, 1..4_usize, 0..3_usize, any::<bool>(), any::<bool>(), any::<bool>());
+    (sides, kinds, 0..3_usize, any::<bool>(), any::<u32>()).prop_filter_map(
+        "the window fits",
+        |((height, width, inputs, outputs), kinds, border, shared, seed)| {
+            let (kernel, stride, activation, pool, same, depthwise) = kinds;
+            let padding = if same { Padding::Same } else { Padding::Explicit(seed as usize % kernel) };
+            let window = Window { kernel, stride, padding };
+            let (outputs, groups) = if depthwise { (inputs, inputs) } else { (outputs, 1) };
+            let conv = Conv2d { inputs, outputs, window, groups, bias: false };
+            let pool = pool && groups == 1;
+            let activation = [None, Some(Activation::Relu), Some(Activation::Relu6)][activation];
+            let divisor = if pool { 2 } else { 1 };
+            let size = [window.output(height)? / divisor, window.output(width)? / divisor];
+            let needs = reach(window, height).max(reach(window, width));
+            let own = if groups == 1 { needs } else { 0 };
+            let input = Shape { height, width, channels: inputs, border: own + border / 2 };
+            let output = Shape { height: size[0], width: size[1], channels: outputs, border };
+            let form = Form { conv, activation, pool };
+            (size[0] * size[1] > 0).then_some((form, [input, output], shared, seed))
+        },
+    )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_layer_does_what_its_definition_says((form, input, shared, seed) in forms()) {
-        let Form { inputs, outputs, kernel, .. } = form;
+    fn a_convolution_does_what_its_definition_says((form, shapes, shared, seed) in forms()) {
+        let Conv2d { inputs, outputs, window, groups, .. } = form.conv;
+        let [input, shape] = shapes;
+        let group = inputs / groups;
         let x = values(input.height * input.width * inputs, seed);
-        let weights = values(outputs * inputs * kernel * kernel, seed ^ 1);
+        let weights = values(outputs * group * window.kernel * window.kernel, seed ^ 1);
         let bias = values(outputs, seed ^ 2);
-        let layer = Layer::new(form, &weights, bias.clone(), input);
         let mut map = vec![0.0; input.len()];
         indices(input).zip(&x).for_each(|(at, value)| map[place(input, at)] = *value);
-        let shape = layer.shape(input);
-        let shortcut = (!form.pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
+        let residual = (!form.pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
         // Whatever is not the inside must stay as it is.
         let mut out = vec![7.0; shape.len()];
-        layer.run(Input { values: &map, shape: input, shared }, shortcut.as_deref(), &mut out);
+        let read = Input { values: &map, shape: input, shared };
+        if groups == 1 && !form.conv.is_depthwise() {
+            let conv = Conv::new(form, &weights, bias.clone(), shapes);
+            conv.run(read, residual.as_deref(), &mut out);
+        } else {
+            let conv = Depthwise::new((window, form.activation), &weights, bias.clone(), shapes);
+            conv.run(read, residual.as_deref(), &mut out);
+        }
         let twin = Twin { form, input, x: &x, weights: &weights, bias: &bias };
-        let scale = 1.0 + (inputs * kernel * kernel) as f64;
+        let scale = 1.0 + (group * window.kernel * window.kernel) as f64;
         for at in indices(shape) {
             let place = place(shape, at);
-            let added = shortcut.as_ref().map_or(0.0, |map| map[place]);
+            let added = residual.as_ref().map_or(0.0, |map| map[place]);
             let (ours, theirs) = (f64::from(out[place]), twin.finished(at, added));
             prop_assert!((ours - theirs).abs() < 1e-6 * scale, "{ours} is not {theirs} at {at:?}");
             out[place] = 7.0;
@@ -224,7 +280,7 @@ fn narrower_vectors_do_the_same() {
     for vectors in ["avx2", "none"] {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .env("PETNET_TEST_VECTORS", vectors)
-            .args(["engine::", "model::layers::"])
+            .args(["engine::", "kernel::", "nn::tests::"])
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);

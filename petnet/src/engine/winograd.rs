@@ -13,8 +13,8 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::layer::{BORDER, Finish, Input, Shape};
-use crate::kernel::{After, Packed, Product, Run, Term, View, arch, load, store};
+use super::shape::{Input, Shape};
+use crate::kernel::{Epilogue, Packed, Product, Run, Term, View, arch, load, store};
 
 /// Most values of transformed input at a time, so that they stay in the second cache.
 const CHUNK: usize = 1 << 16;
@@ -78,11 +78,12 @@ impl Winograd {
         Self { side, inputs, weights: packed }
     }
 
-    /// Fills the inside of `out`, whose shape is given, `pool` times smaller than the convolution.
+    /// Fills the inside of `out`, whose shape is given, `pool` times smaller than the convolution. The input has a
+    /// border of at least one pixel; a residual lies as `out` does, its border included.
     pub(super) fn run(
         &self,
         input: Input<'_>,
-        finish: Finish<'_>,
+        epilogue: Epilogue<'_>,
         (shape, pool): (Shape, usize),
         out: &mut [f32],
     ) {
@@ -95,7 +96,7 @@ impl Winograd {
         let few = input.shared && rows * columns < 2 * FEWEST_TILES;
         let together = if few { rows } else { fitting.min(share) };
         let height = together * self.side / pool;
-        let inside = &mut out[BORDER * shape.row()..(BORDER + shape.height) * shape.row()];
+        let inside = &mut out[shape.rows()];
         let chunks = inside.par_chunks_mut(height * shape.row()).enumerate();
         chunks.with_min_len(input.grain()).for_each(|(chunk, out)| {
             let first = chunk * together;
@@ -112,7 +113,7 @@ impl Winograd {
                 tiles,
                 side,
                 weights,
-                finish,
+                epilogue: epilogue.from((shape.border + first) * shape.row()),
                 shape,
                 pool,
                 first,
@@ -131,8 +132,8 @@ impl Winograd {
         });
         let runs: Vec<Run> = runs.collect();
         let one = |weights: View<'_>, out: &mut [f32]| {
-            let (step, after) = (self.inputs, After::default());
-            Product { x, weights, step, runs: &runs, after, out }.run();
+            let (step, epilogue) = (self.inputs, Epilogue::default());
+            Product { x, weights, step, runs: &runs, epilogue, out }.run();
         };
         sums.resize(places * tiles * self.weights.view().outputs(), 0.0);
         let mut rest = sums.as_mut_slice();
@@ -174,11 +175,13 @@ impl Transform<'_> {
     #[inline(always)]
     fn each<S: Simd, K: Kind<T, M>, const T: usize, const M: usize>(self, simd: S) {
         let Self { input: Input { values, shape, .. }, tiles, to, .. } = self;
-        let (height, width) = (shape.height + 2 * BORDER, shape.width + 2 * BORDER);
+        let (height, width) = (shape.height + 2, shape.width + 2);
         let plane = tiles.count() * shape.channels;
+        // The kernel reaches over the edge by one pixel, the border may be wider.
+        let values = &values[(shape.border - 1) * (shape.row() + shape.channels)..];
         for tile in 0..tiles.count() {
             let [down, right] = tiles.place(tile);
-            let start = (down * M * width + right * M) * shape.channels;
+            let start = down * M * shape.row() + right * M * shape.channels;
             // Where the map ends, so do the last tiles: the rest counts as zeros.
             let (rows, columns) = (T.min(height - down * M), T.min(width - right * M));
             for channel in (0..shape.channels).step_by(S::F32_LANES) {
@@ -187,7 +190,7 @@ impl Transform<'_> {
                 for y in 0..rows {
                     let mut row = [simd.splat_f32s(0.0); T];
                     for x in 0..columns {
-                        let at = start + (y * width + x) * shape.channels + channel;
+                        let at = start + y * shape.row() + x * shape.channels + channel;
                         row[x] = load::<S, 1>(simd, &values[at..at + count])[0];
                     }
                     half[y] = K::input(simd, row);
@@ -214,7 +217,8 @@ struct Restore<'a> {
     tiles: &'a Tiles,
     side: usize,
     weights: View<'a>,
-    finish: Finish<'a>,
+    /// From the first row of `out` on.
+    epilogue: Epilogue<'a>,
     /// Of the whole output, which is `pool` times smaller than the convolution's.
     shape: Shape,
     pool: usize,
@@ -285,7 +289,7 @@ impl Restore<'_> {
         [down, right]: [usize; 2],
         channels: Range<usize>,
     ) {
-        let Self { shape, pool, first, finish, .. } = *self;
+        let Self { shape, pool, first, epilogue, .. } = *self;
         let side = M / pool;
         for y in 0..side.min(shape.height - down * side) {
             for x in 0..side.min(shape.width - right * side) {
@@ -295,11 +299,10 @@ impl Restore<'_> {
                     let right = simd.max_f32s(up[2 * x + 1], low[2 * x + 1]);
                     value = simd.max_f32s(simd.max_f32s(value, low[2 * x]), right);
                 }
-                let pixel = (BORDER + right * side + x) * shape.channels;
+                let pixel = (shape.border + right * side + x) * shape.channels;
                 let at = (down * side + y - first) * shape.row() + pixel + channels.start;
                 let out = &mut self.out[at..at + channels.len()];
-                let whole = (BORDER + first) * shape.row() + at;
-                store(simd, out, &[finish.apply(simd, value, channels.clone(), whole)]);
+                store(simd, out, &epilogue.apply(simd, [value], channels.clone(), at));
             }
         }
     }

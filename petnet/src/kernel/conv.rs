@@ -10,7 +10,7 @@ use super::arch;
 use super::gradient::WeightGradient;
 #[cfg(feature = "train")]
 use super::tiles::Packed;
-use super::tiles::{After, Product, Run, Term, View};
+use super::tiles::{Epilogue, Product, Run, Term, View};
 
 /// A square convolution over a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,10 @@ pub(crate) struct Conv {
     pub(crate) outputs: usize,
     pub(crate) kernel: usize,
     pub(crate) stride: usize,
-    pub(crate) padding: usize,
+    /// Rows and columns of padding before the map.
+    pub(crate) padding: [usize; 2],
+    pub(crate) out_height: usize,
+    pub(crate) out_width: usize,
 }
 
 /// One side of a convolution, of output place `out` and kernel place `tap`.
@@ -56,21 +59,13 @@ impl Side {
 }
 
 impl Conv {
-    pub(crate) fn out_height(&self) -> usize {
-        (self.height + 2 * self.padding - self.kernel) / self.stride + 1
-    }
-
-    pub(crate) fn out_width(&self) -> usize {
-        (self.width + 2 * self.padding - self.kernel) / self.stride + 1
-    }
-
     pub(crate) fn taps(&self) -> usize {
         self.kernel * self.kernel
     }
 
     /// Values of the output.
     pub(crate) fn out_len(&self) -> usize {
-        self.out_height() * self.out_width() * self.batch * self.outputs
+        self.out_height * self.out_width * self.batch * self.outputs
     }
 
     /// Values of the input.
@@ -79,15 +74,15 @@ impl Conv {
     }
 
     pub(super) fn rows(&self) -> Side {
-        self.side(self.height, self.out_height())
+        self.side(self.height, self.out_height, self.padding[0])
     }
 
     pub(super) fn columns(&self) -> Side {
-        self.side(self.width, self.out_width())
+        self.side(self.width, self.out_width, self.padding[1])
     }
 
-    fn side(&self, len: usize, out: usize) -> Side {
-        Side { len, out, stride: self.stride, padding: self.padding }
+    fn side(&self, len: usize, out: usize, padding: usize) -> Side {
+        Side { len, out, stride: self.stride, padding }
     }
 
     /// `[out_height, out_width, batch, outputs]` from `[height, width, batch, inputs]`.
@@ -97,14 +92,14 @@ impl Conv {
         // Rows of neighbouring pixels lie at one distance, and are one run, in these two cases.
         let joined = self.stride == 1 || self.batch == 1;
         let step = self.inputs * if self.batch == 1 { self.stride } else { 1 };
-        let (row, after) = (columns.out * self.batch * self.outputs, After::default());
+        let (row, epilogue) = (columns.out * self.batch * self.outputs, Epilogue::default());
         out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
             let terms = |x: usize| {
                 let (source_y, source_x) = (|t| rows.source(y, t), |t| columns.source(x, t));
                 self.terms(source_y, source_x, (self.width, self.inputs))
             };
             let runs = self.runs(columns.out, joined, terms);
-            Product { x, weights, step, runs: &runs, after, out }.run();
+            Product { x, weights, step, runs: &runs, epilogue, out }.run();
         });
     }
 
@@ -114,7 +109,7 @@ impl Conv {
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
         let (rows, columns) = (self.rows(), self.columns());
-        let (row, after) = (self.width * self.batch * self.inputs, After::default());
+        let (row, epilogue) = (self.width * self.batch * self.inputs, Epilogue::default());
         dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
             let terms = |x: usize| {
                 let (target_y, target_x) = (|t| rows.target(y, t), |t| columns.target(x, t));
@@ -122,7 +117,7 @@ impl Conv {
             };
             let runs = self.runs(self.width, self.stride == 1, terms);
             let (step, weights) = (self.outputs, weights.view());
-            Product { x: dy, weights, step, runs: &runs, after, out: dx }.run();
+            Product { x: dy, weights, step, runs: &runs, epilogue, out: dx }.run();
         });
     }
 
@@ -165,7 +160,7 @@ impl Conv {
         assert!(x.len() == self.in_len() && dy.len() == self.out_len());
         // Few tasks: each reads its rows of both maps whole. Where rows are many, weights are few,
         // and a sum for each part of the rows costs little.
-        let height = self.out_height();
+        let height = self.out_height;
         let parts = if height >= 16 { 4 } else { 2 };
         let share = self.inputs.div_ceil(16) * 8;
         let mut sums = vec![0.0; parts * dw.len()];
@@ -187,9 +182,9 @@ impl Conv {
         });
     }
 
-    /// Each output pixel's patch of the input, `[out_height, out_width, batch, taps * inputs]`:
-    /// where inputs are few, one product over patches beats one over taps.
-    pub(crate) fn unfold(&self, x: &[f32], patches: &mut [f32]) {
+    /// im2col: each output pixel's window of the input, `[out_height, out_width, batch, taps * inputs]`:
+    /// where inputs are few, one product over im2col's columns beats one over taps.
+    pub(crate) fn im2col(&self, x: &[f32], patches: &mut [f32]) {
         let (rows, columns) = (self.rows(), self.columns());
         let (pixel, patch) = (self.batch * self.inputs, self.taps() * self.inputs);
         let row = columns.out * self.batch * patch;
@@ -215,15 +210,15 @@ impl Conv {
         });
     }
 
-    /// The product over patches that [`Conv::unfold`] leaves to do.
-    pub(crate) fn unfolded(&self) -> Self {
+    /// The product over columns that [`Conv::im2col`] leaves to do.
+    pub(crate) fn over_columns(&self) -> Self {
         Self {
-            height: self.out_height(),
-            width: self.out_width(),
+            height: self.out_height,
+            width: self.out_width,
             inputs: self.taps() * self.inputs,
             kernel: 1,
             stride: 1,
-            padding: 0,
+            padding: [0; 2],
             ..*self
         }
     }

@@ -50,7 +50,7 @@ impl WithSimd for WeightGradient<'_> {
         let conv = self.conv;
         let pixels = PASS.div_ceil(conv.batch);
         for y in self.rows.clone() {
-            for from in (0..conv.out_width()).step_by(pixels) {
+            for from in (0..conv.out_width).step_by(pixels) {
                 for (first, width) in blocks_of::<S>(conv.outputs) {
                     for tap in 0..conv.taps() {
                         let output = first * S::F32_LANES;
@@ -80,7 +80,7 @@ impl WeightGradient<'_> {
         }
         let Some(source_x) = conv.columns().source(pixels.start, tap % conv.kernel) else { return };
         let (x_pixel, dy_pixel) = (conv.batch * conv.inputs, conv.batch * conv.outputs);
-        let dy = &self.dy[y * conv.out_width() * dy_pixel..];
+        let dy = &self.dy[y * conv.out_width * dy_pixel..];
         let x = &self.x[(source_y * conv.width + source_x) * x_pixel + self.first..];
         let dy = &dy[pixels.start * dy_pixel..pixels.end * dy_pixel];
         let mut input = 0;
@@ -111,7 +111,7 @@ impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
         for (pixel, dy) in dy.chunks_exact(batch * outputs).enumerate() {
             let x = &x[pixel * conv.stride * batch * inputs..][..(batch - 1) * inputs + R];
             for (photo, dy) in dy.chunks_exact(outputs).enumerate() {
-                let slopes = load::<S, V>(simd, &dy[output..]);
+                let gradients = load::<S, V>(simd, &dy[output..]);
                 for row in 0..R {
                     // SAFETY: below (batch - 1) * inputs + R, the length, as photo < batch and
                     // row < R.
@@ -119,7 +119,7 @@ impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
                     let value = simd.splat_f32s(value);
                     for vector in 0..V {
                         let sum = sums[row][vector];
-                        sums[row][vector] = simd.mul_add_e_f32s(value, slopes[vector], sum);
+                        sums[row][vector] = simd.mul_add_e_f32s(value, gradients[vector], sum);
                     }
                 }
             }

@@ -1,41 +1,43 @@
-//! Arithmetic on plain slices, for CPUs: products for convolutions, and for training on the CPU
-//! convolution and batch normalisation in both directions. Knows no tensors, no layers, no graph
-//! of gradients.
+//! Arithmetic on plain slices, for CPUs: products for convolutions, depthwise convolutions, and for training on the
+//! CPU convolution and batch normalisation in both directions. Knows no tensors, no layers, no graph of gradients.
 //!
-//! Activations lie as `[height, width, photo, channel]`: the channels of one pixel of one photo
-//! are contiguous, then come the photos of the batch. At each output pixel a convolution is then
-//! a sum of small dense products `[photos, inputs] x [inputs, outputs]`, one for each tap of the
-//! kernel that falls inside the picture: no padding, no copied patches, and any stride works in
-//! both directions.
+//! Activations lie as HWNC, `[height, width, image, channel]`: the channels of one pixel of one image are contiguous,
+//! then come the images of the batch. At each output pixel a convolution is then a sum of small dense products
+//! `[images, inputs] x [inputs, outputs]`, one for each tap of the kernel that falls inside of the map: no padding, no
+//! im2col, and any stride works in both directions.
 //!
 //! Every sum is taken by one task in one order, so that the thread count changes no bit.
 
 #[cfg(feature = "flex")]
 mod conv;
+mod depthwise;
+#[cfg(feature = "train")]
+mod depthwise_gradient;
 #[cfg(feature = "train")]
 mod gradient;
 #[cfg(feature = "flex")]
-mod largest;
+mod max_pool;
 #[cfg(feature = "flex")]
 #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training goes backward"))]
 mod norm;
 #[cfg(feature = "flex")]
-mod pool;
+mod buffers;
 mod tiles;
 
 #[cfg(feature = "flex")]
 pub(crate) use conv::Conv;
 #[cfg(feature = "flex")]
-pub(crate) use largest::Largest;
+pub(crate) use max_pool::MaxPool2d;
 #[cfg(feature = "train")]
-pub(crate) use norm::Slopes;
+pub(crate) use norm::NormGradient;
 #[cfg(feature = "flex")]
-pub(crate) use norm::{Affine, Norm, Statistics};
+pub(crate) use norm::{Affine, Follows, Norm, Statistics};
 #[cfg(feature = "train")]
-pub(crate) use pool::give;
+pub(crate) use buffers::give;
 #[cfg(feature = "flex")]
-pub(crate) use pool::take;
-pub(crate) use tiles::{After, Packed, Product, Run, Term, View, load, store};
+pub(crate) use buffers::take;
+pub(crate) use depthwise::Depthwise;
+pub(crate) use tiles::{Epilogue, Packed, Product, Run, Term, View, load, store};
 
 /// The widest vectors that this machine has: AVX-512, AVX2 or NEON where they are, else plain numbers.
 #[inline(always)]
@@ -56,15 +58,3 @@ static FORCED: std::sync::LazyLock<Option<pulp::Arch>> =
         "avx2" => pulp::x86::V3::try_new().map(pulp::Arch::V3),
         _ => Some(pulp::Arch::Scalar),
     });
-
-/// What follows a normalisation.
-#[cfg(feature = "burn")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Activation {
-    /// Nothing.
-    Linear,
-    /// ReLU.
-    Relu,
-    /// ReLU, then the largest of each two by two pixels; a last odd row or column is left out.
-    ReluPool,
-}

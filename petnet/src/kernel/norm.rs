@@ -1,9 +1,10 @@
-//! Batch normalisation (Ioffe and Szegedy, 2015) with what follows it: a sum with a shortcut, ReLU
+//! Batch normalisation (Ioffe and Szegedy, 2015) with what follows it: a sum with a residual, ReLU
 //! and max pooling, in as few passes over memory as there can be.
 
 use rayon::prelude::*;
 
-use super::{Activation, arch};
+use super::arch;
+use crate::graph::Activation;
 
 /// Rows whose sums are taken in single precision before they join the others in double.
 const ROWS: usize = 512;
@@ -15,7 +16,22 @@ pub(crate) struct Norm {
     pub(crate) width: usize,
     pub(crate) batch: usize,
     pub(crate) channels: usize,
-    pub(crate) activation: Activation,
+    pub(crate) follows: Follows,
+}
+
+/// What follows a normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Follows {
+    pub(crate) activation: Option<Activation>,
+    /// Whether the largest of each two by two pixels is kept; a last odd row or column is left out.
+    pub(crate) pool: bool,
+}
+
+impl Follows {
+    /// Smallest and largest value that the activation gives.
+    fn bounds(self) -> [f32; 2] {
+        self.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds)
+    }
 }
 
 /// Mean and (biased) variance of each channel.
@@ -43,12 +59,12 @@ impl Affine {
 }
 
 /// What [`Norm::backward`] starts from.
-pub(crate) struct Slopes<'a> {
+pub(crate) struct NormGradient<'a> {
     /// The gradient of the output; overwritten.
     pub(crate) dy: &'a mut [f32],
     /// The input.
     pub(crate) z: &'a [f32],
-    /// The output, where a shortcut was added to it.
+    /// The output, where a residual was added to it.
     pub(crate) y: Option<&'a [f32]>,
     pub(crate) statistics: &'a Statistics,
     pub(crate) affine: &'a Affine,
@@ -70,9 +86,9 @@ impl Norm {
 
     /// Height and width of the output.
     pub(crate) fn out_size(&self) -> (usize, usize) {
-        match self.activation {
-            Activation::ReluPool => (self.height / 2, self.width / 2),
-            Activation::Linear | Activation::Relu => (self.height, self.width),
+        match self.follows.pool {
+            true => (self.height / 2, self.width / 2),
+            false => (self.height, self.width),
         }
     }
 
@@ -105,25 +121,24 @@ impl Norm {
         }
     }
 
-    /// The output from the input and, for [`Activation::Relu`] and [`Activation::Linear`], a
-    /// shortcut of its shape.
+    /// The output from the input and, where nothing is pooled, a residual of its shape.
     pub(crate) fn forward(
         &self,
         z: &[f32],
         affine: &Affine,
-        shortcut: Option<&[f32]>,
+        residual: Option<&[f32]>,
         out: &mut [f32],
     ) {
         assert!(z.len() == self.len() && out.len() == self.out_len());
         let Affine { scale, shift } = affine;
-        if self.activation == Activation::ReluPool {
+        if self.follows.pool {
             return self.pooled(z, affine, out);
         }
-        let floor = if self.activation == Activation::Relu { 0.0 } else { f32::NEG_INFINITY };
+        let [floor, ceiling] = self.follows.bounds();
         let chunk = ROWS * self.channels;
         out.par_chunks_mut(chunk).enumerate().for_each(|(place, out)| {
             let z = &z[place * chunk..][..out.len()];
-            let shortcut = shortcut.map(|all| &all[place * chunk..][..out.len()]);
+            let residual = residual.map(|all| &all[place * chunk..][..out.len()]);
             arch().dispatch(
                 #[inline(always)]
                 || {
@@ -135,11 +150,11 @@ impl Norm {
                         {
                             *out = z * scale + shift;
                         }
-                        if let Some(shortcut) = shortcut {
-                            let shortcut = &shortcut[row * self.channels..];
-                            out.iter_mut().zip(shortcut).for_each(|(out, other)| *out += other);
+                        if let Some(residual) = residual {
+                            let residual = &residual[row * self.channels..];
+                            out.iter_mut().zip(residual).for_each(|(out, other)| *out += other);
                         }
-                        out.iter_mut().for_each(|out| *out = out.max(floor));
+                        out.iter_mut().for_each(|out| *out = out.max(floor).min(ceiling));
                     }
                 },
             );
@@ -147,7 +162,7 @@ impl Norm {
     }
 
     fn pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
-        let channels = self.channels;
+        let (channels, [floor, ceiling]) = (self.channels, self.follows.bounds());
         out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
             arch().dispatch(
                 #[inline(always)]
@@ -156,7 +171,8 @@ impl Norm {
                         let window = self.window(z, y, place);
                         for c in 0..channels {
                             let value = |k: usize| window[k][c] * scale[c] + shift[c];
-                            out[c] = value(0).max(value(1)).max(value(2).max(value(3))).max(0.0);
+                            let largest = value(0).max(value(1)).max(value(2).max(value(3)));
+                            out[c] = largest.max(floor).min(ceiling);
                         }
                     }
                 },
@@ -179,14 +195,14 @@ impl Norm {
         })
     }
 
-    /// Leaves in `slopes.dy` the gradient before the activation, which is the shortcut's too
+    /// Leaves in `from.dy` the gradient before the activation, which is the residual's too
     /// (not when pooling), and in `dz` that of the input; returns those of gamma and beta.
-    pub(crate) fn backward(&self, slopes: Slopes<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
-        assert!(slopes.dy.len() == self.out_len() && dz.len() == self.len());
-        let Slopes { dy, z, y, statistics, affine, epsilon } = slopes;
-        let sums = match self.activation {
-            Activation::ReluPool => self.pooled_sums(dy, z, &statistics.mean, affine),
-            _ => self.sums(dy, (z, y), &statistics.mean, affine),
+    pub(crate) fn backward(&self, from: NormGradient<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+        assert!(from.dy.len() == self.out_len() && dz.len() == self.len());
+        let NormGradient { dy, z, y, statistics, affine, epsilon } = from;
+        let sums = match self.follows.pool {
+            true => self.pooled_sums(dy, z, &statistics.mean, affine),
+            false => self.sums(dy, (z, y), &statistics.mean, affine),
         };
         let rows = (self.len() / self.channels) as f64;
         let inverse: Vec<f64> =
@@ -200,16 +216,16 @@ impl Norm {
             offset[c] =
                 (-scale * sums.plain[c] / rows - f64::from(statistics.mean[c]) * towards) as f32;
         }
-        let lines = Lines { scale: &affine.scale, slope: &slope, offset: &offset };
-        match self.activation {
-            Activation::ReluPool => self.unpool(dy, z, (affine, lines), dz),
-            _ => self.spread(dy, z, lines, dz),
+        let gradient = InputGradient { scale: &affine.scale, slope: &slope, offset: &offset };
+        match self.follows.pool {
+            true => self.unpool(dy, z, (affine, gradient), dz),
+            false => self.spread(dy, z, gradient, dz),
         }
         let gamma = sums.centred.iter().zip(&inverse).map(|(sum, i)| (sum * i) as f32).collect();
         (gamma, sums.plain.iter().map(|sum| *sum as f32).collect())
     }
 
-    /// Clears the gradient where ReLU did not let through, and sums it.
+    /// Clears the gradient where the activation is flat, and sums it.
     fn sums(
         &self,
         dy: &mut [f32],
@@ -217,7 +233,9 @@ impl Norm {
         mean: &[f32],
         Affine { scale, shift }: &Affine,
     ) -> Sums {
-        let (channels, relu) = (self.channels, self.activation == Activation::Relu);
+        let (channels, [floor, ceiling]) = (self.channels, self.follows.bounds());
+        let flat = self.follows.activation.is_some();
+        let passes = move |value: f32| value > floor && value < ceiling;
         let chunk = ROWS * channels;
         let parts = dy.par_chunks_mut(chunk).enumerate().map(|(place, dy)| {
             let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
@@ -229,17 +247,17 @@ impl Norm {
                     for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
                         let z = &z[row * channels..][..channels];
                         match y.map(|y| &y[row * channels..][..channels]) {
-                            _ if !relu => {}
+                            _ if !flat => {}
                             Some(y) => {
                                 for (dy, y) in dy.iter_mut().zip(y) {
-                                    *dy = if *y > 0.0 { *dy } else { 0.0 };
+                                    *dy = if passes(*y) { *dy } else { 0.0 };
                                 }
                             }
                             None => {
                                 for (((dy, z), scale), shift) in
                                     dy.iter_mut().zip(z).zip(scale).zip(shift)
                                 {
-                                    *dy = if z * scale + shift > 0.0 { *dy } else { 0.0 };
+                                    *dy = if passes(z * scale + shift) { *dy } else { 0.0 };
                                 }
                             }
                         }
@@ -263,7 +281,7 @@ impl Norm {
         mean: &[f32],
         Affine { scale, shift }: &Affine,
     ) -> Sums {
-        let channels = self.channels;
+        let (channels, bounds) = (self.channels, self.follows.bounds());
         let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
             let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
             arch().dispatch(
@@ -273,7 +291,7 @@ impl Norm {
                         let window = self.window(z, y, place);
                         for c in 0..channels {
                             let values = window.map(|z| z[c]);
-                            let taken = pick(values, scale[c], shift[c]);
+                            let taken = pick(values, [scale[c], shift[c]], bounds);
                             let from: f32 = (0..4).map(|k| taken[k] * (values[k] - mean[c])).sum();
                             let any: f32 = taken.iter().sum();
                             plain[c] += dy[c] * any;
@@ -287,7 +305,7 @@ impl Norm {
         Sums::merge(parts.collect(), channels)
     }
 
-    fn spread(&self, dy: &[f32], z: &[f32], lines: Lines<'_>, dz: &mut [f32]) {
+    fn spread(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
         let (channels, chunk) = (self.channels, ROWS * self.channels);
         dz.par_chunks_mut(chunk).enumerate().for_each(|(place, dz)| {
             let (dy, z) = (&dy[place * chunk..][..dz.len()], &z[place * chunk..][..dz.len()]);
@@ -299,7 +317,7 @@ impl Norm {
                             (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
                         for c in 0..channels {
                             dz[c] =
-                                lines.scale[c] * dy[c] + (lines.slope[c] * z[c] + lines.offset[c]);
+                                gradient.scale[c] * dy[c] + (gradient.slope[c] * z[c] + gradient.offset[c]);
                         }
                     }
                 },
@@ -307,8 +325,9 @@ impl Norm {
         });
     }
 
-    fn unpool(&self, dy: &[f32], z: &[f32], (affine, lines): (&Affine, Lines<'_>), dz: &mut [f32]) {
+    fn unpool(&self, dy: &[f32], z: &[f32], (affine, gradient): (&Affine, InputGradient<'_>), dz: &mut [f32]) {
         let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
+        let bounds = self.follows.bounds();
         let row = self.width * batch * channels;
         dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
             let z_rows = &z[2 * y * row..][..dz.len()];
@@ -319,7 +338,7 @@ impl Norm {
                     for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels))
                     {
                         for c in 0..channels {
-                            dz[c] = lines.slope[c] * z[c] + lines.offset[c];
+                            dz[c] = gradient.slope[c] * z[c] + gradient.offset[c];
                         }
                     }
                     let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
@@ -331,9 +350,9 @@ impl Norm {
                             let pixel = (k / 2) * self.width + 2 * x + k % 2;
                             let dz = &mut dz[(pixel * batch + photo) * channels..][..channels];
                             for c in 0..channels {
-                                let taken =
-                                    pick(window.map(|z| z[c]), affine.scale[c], affine.shift[c]);
-                                dz[c] += lines.scale[c] * dy[c] * taken[k];
+                                let affine = [affine.scale[c], affine.shift[c]];
+                                let taken = pick(window.map(|z| z[c]), affine, bounds);
+                                dz[c] += gradient.scale[c] * dy[c] * taken[k];
                             }
                         }
                     }
@@ -345,7 +364,7 @@ impl Norm {
 
 /// Of each channel: `scale * dy + slope * z + offset`.
 #[derive(Clone, Copy)]
-struct Lines<'a> {
+struct InputGradient<'a> {
     scale: &'a [f32],
     slope: &'a [f32],
     offset: &'a [f32],
@@ -369,12 +388,12 @@ fn add(sums: &mut [f32], values: impl Iterator<Item = f32>) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
-/// 1 for the first largest of four values after an affine map, unless ReLU stops it; else 0.
+/// 1 for the first largest of four values after an affine map, unless the activation is flat there; else 0.
 #[inline(always)]
-fn pick(values: [f32; 4], scale: f32, shift: f32) -> [f32; 4] {
+fn pick(values: [f32; 4], [scale, shift]: [f32; 2], [floor, ceiling]: [f32; 2]) -> [f32; 4] {
     let mapped = values.map(|value| value * scale + shift);
     let largest = mapped[0].max(mapped[1]).max(mapped[2].max(mapped[3]));
-    let mut left = if largest > 0.0 { 1.0 } else { 0.0 };
+    let mut left = if largest > floor && largest < ceiling { 1.0 } else { 0.0 };
     mapped.map(|value| {
         let taken = if value == largest { left } else { 0.0 };
         left -= taken;

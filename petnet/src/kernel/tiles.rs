@@ -14,6 +14,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::arch;
+use crate::graph::Activation;
 
 /// What a machine's vectors are good for.
 #[derive(Debug, Clone, Copy)]
@@ -190,14 +191,70 @@ pub(crate) struct Run {
     pub(crate) terms: Vec<Term>,
 }
 
-/// What becomes of the sums before they are written.
+/// What is done with sums before they are written: bias, residual, activation, in this order.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct After<'a> {
-    /// Added to each row.
+pub(crate) struct Epilogue<'a> {
+    /// One value a channel.
     pub(crate) bias: Option<&'a [f32]>,
-    /// Added to the whole, of the output's shape.
-    pub(crate) shortcut: Option<&'a [f32]>,
-    pub(crate) relu: bool,
+    /// Added value by value; it begins where the output begins.
+    pub(crate) residual: Option<&'a [f32]>,
+    pub(crate) activation: Option<Activation>,
+}
+
+impl Epilogue<'_> {
+    /// Of the same output from `at` on.
+    pub(crate) fn from(self, at: usize) -> Self {
+        Self { residual: self.residual.map(|all| &all[at..]), ..self }
+    }
+
+    /// Of `V` vectors of an output's `channels`, which lie `at` values behind its beginning.
+    #[inline(always)]
+    pub(crate) fn apply<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        mut sums: [S::f32s; V],
+        channels: Range<usize>,
+        at: usize,
+    ) -> [S::f32s; V] {
+        let count = channels.len();
+        if let Some(bias) = self.bias {
+            sums = add(simd, sums, &bias[channels]);
+        }
+        if let Some(residual) = self.residual {
+            sums = add(simd, sums, &residual[at..at + count]);
+        }
+        if let Some(activation) = self.activation {
+            let [floor, ceiling] = activation.bounds();
+            let relu6 = activation == Activation::Relu6;
+            for vector in 0..V {
+                sums[vector] = simd.max_f32s(sums[vector], simd.splat_f32s(floor));
+                if relu6 {
+                    sums[vector] = simd.min_f32s(sums[vector], simd.splat_f32s(ceiling));
+                }
+            }
+        }
+        sums
+    }
+
+    /// The same of some values of neighbouring channels from `channel` on.
+    #[inline(always)]
+    pub(crate) fn write(&self, sums: &[f32], channel: usize, at: usize, out: &mut [f32]) {
+        match self.bias {
+            Some(bias) => {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[channel..]) {
+                    *out = sum + bias;
+                }
+            }
+            None => out.copy_from_slice(sums),
+        }
+        if let Some(residual) = self.residual {
+            out.iter_mut().zip(&residual[at..]).for_each(|(out, other)| *out += other);
+        }
+        if let Some(activation) = self.activation {
+            let [floor, ceiling] = activation.bounds();
+            out.iter_mut().for_each(|out| *out = out.max(floor).min(ceiling));
+        }
+    }
 }
 
 /// One row of pixels of a convolution's output.
@@ -207,8 +264,38 @@ pub(crate) struct Product<'a> {
     /// From a row of the input to that of the next row of the output.
     pub(crate) step: usize,
     pub(crate) runs: &'a [Run],
-    pub(crate) after: After<'a>,
+    pub(crate) epilogue: Epilogue<'a>,
     pub(crate) out: &'a mut [f32],
+}
+
+/// The output of a product, for several blocks of channels at once.
+#[derive(Clone, Copy)]
+struct Out<'a> {
+    start: *mut f32,
+    len: usize,
+    output: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it stands for an exclusive borrow of plain numbers, of which each block writes its own channels alone.
+unsafe impl Send for Out<'_> {}
+// SAFETY: as above; through a shared one, blocks reach no value of each other's.
+unsafe impl Sync for Out<'_> {}
+
+impl<'a> Out<'a> {
+    fn new(out: &'a mut [f32]) -> Self {
+        Self { start: out.as_mut_ptr(), len: out.len(), output: std::marker::PhantomData }
+    }
+
+    /// Values from `at` on.
+    ///
+    /// # Safety
+    /// Nobody else holds any of them.
+    #[inline(always)]
+    unsafe fn part(&self, at: usize, count: usize) -> &'a mut [f32] {
+        assert!(at + count <= self.len);
+        // SAFETY: within the borrow that this stands for, and nobody else holds them, as the caller says.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), count) }
+    }
 }
 
 /// A block of output channels.
@@ -217,46 +304,58 @@ struct Block<'a> {
     weights: &'a [f32],
     inputs: usize,
     step: usize,
+    runs: &'a [Run],
     /// Of the output.
     channels: Range<usize>,
     /// Values of a row of the output.
     row: usize,
-    after: After<'a>,
+    epilogue: Epilogue<'a>,
+    out: Out<'a>,
 }
 
-impl Product<'_> {
-    /// Fills the whole row.
+impl<'a> Product<'a> {
+    /// Fills the whole output.
     pub(crate) fn run(self) {
-        arch().dispatch(self);
+        self.blocks().for_each(|block| arch().dispatch(block));
+    }
+
+    /// The same, threads sharing the output's channels: each reads its part of the weights alone.
+    pub(crate) fn run_by_channels(self) {
+        let blocks: Vec<Block<'_>> = self.blocks().collect();
+        blocks.into_par_iter().for_each(|block| arch().dispatch(block));
+    }
+
+    fn blocks(self) -> impl Iterator<Item = Block<'a>> {
+        let Self { x, weights, step, runs, epilogue, out } = self;
+        let (row, out) = (weights.outputs, Out::new(out));
+        weights.blocks().map(move |(first, part)| Block {
+            x,
+            weights: part.data,
+            inputs: part.inputs,
+            step,
+            runs,
+            channels: first..first + part.outputs,
+            row,
+            epilogue,
+            out,
+        })
     }
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for Block<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for (first, weights) in self.weights.blocks() {
-            let block = Block {
-                x: self.x,
-                weights: weights.data,
-                inputs: weights.inputs,
-                step: self.step,
-                channels: first..first + weights.outputs,
-                row: self.weights.outputs,
-                after: self.after,
-            };
-            let width = weights.outputs.div_ceil(S::F32_LANES);
-            for run in self.runs {
-                let mut row = 0;
-                while row < run.rows {
-                    let count = rows_at_once::<S>(run.rows - row);
-                    let place = run.first + row;
-                    let out = &mut self.out[place * self.weights.outputs..];
-                    let (block, terms) = (&block, &run.terms);
-                    in_registers!(simd, count, width, Products { block, terms, row, place, out });
-                    row += count;
-                }
+        let width = self.channels.len().div_ceil(S::F32_LANES);
+        for run in self.runs {
+            let mut row = 0;
+            while row < run.rows {
+                let count = rows_at_once::<S>(run.rows - row);
+                let place = run.first + row;
+                let (block, terms) = (&self, &run.terms);
+                in_registers!(simd, count, width, Products { block, terms, row, place });
+                row += count;
             }
         }
     }
@@ -269,8 +368,6 @@ struct Products<'a, const R: usize, const V: usize> {
     /// The tile's first row in its run, and in the output.
     row: usize,
     place: usize,
-    /// From there on.
-    out: &'a mut [f32],
 }
 
 impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
@@ -278,7 +375,8 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let &Block { x, weights, inputs, step, ref channels, row: width, after } = self.block;
+        let &Block { x, weights, inputs, step, ref channels, row: width, epilogue, out, .. } =
+            self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for term in self.terms {
@@ -296,20 +394,11 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
                 }
             }
         }
-        for (row, mut sums) in sums.into_iter().enumerate() {
-            if let Some(bias) = after.bias {
-                sums = add(simd, sums, &bias[channels.clone()]);
-            }
-            if let Some(shortcut) = after.shortcut {
-                let shortcut = &shortcut[(self.place + row) * width..];
-                sums = add(simd, sums, &shortcut[channels.clone()]);
-            }
-            let out = &mut self.out[row * width..][channels.clone()];
-            if after.relu {
-                for vector in 0..V {
-                    sums[vector] = simd.max_f32s(sums[vector], simd.splat_f32s(0.0));
-                }
-            }
+        for (row, sums) in sums.into_iter().enumerate() {
+            let at = (self.place + row) * width + channels.start;
+            let sums = epilogue.apply(simd, sums, channels.clone(), at);
+            // SAFETY: blocks write their own channels alone, and a block one row after the other.
+            let out = unsafe { out.part(at, channels.len()) };
             store(simd, out, &sums);
         }
     }

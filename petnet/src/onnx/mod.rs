@@ -13,8 +13,9 @@ use prost::Message as _;
 use serde_json::json;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
-use crate::error::{Error, Result};
-use crate::layers::{self, Build, Conv, EPSILON};
+use crate::error::{Error, ModelError, Result};
+use crate::graph::{self, Activation, Op, Window};
+use crate::passes;
 use crate::weights::{Weight, Weights};
 
 use proto::{Attribute, Entry, Graph, Model, Node, OperatorSet, Tensor, ValueInfo};
@@ -34,14 +35,11 @@ const OPERATORS: i64 = 13;
 /// ```
 ///
 /// # Errors
-/// [`Error::Checkpoint`] when weights and architecture do not fit each other.
+/// None for a checkpoint, whose weights are those of its graph; [`Error::Checkpoint`] otherwise.
 pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
     let info = checkpoint.info();
-    let mut graph = Builder::new(info, checkpoint.weights());
-    let built = checkpoint
-        .sound()
-        .and_then(|()| layers::build(&info.architecture, info.labels.len(), &mut graph));
-    built.map_err(|reason| Error::checkpoint("<weights>", reason))?;
+    let graph = Builder::new(info, checkpoint.weights()).finish(info);
+    let graph = graph.map_err(|reason| Error::checkpoint("<weights>", reason))?;
     let side = info.preprocess.size;
     let model = Model {
         ir_version: IR_VERSION,
@@ -51,7 +49,7 @@ pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
             "images: [n, 3, {side}, {side}], RGB of 0 to 255; probabilities: [n, {}]",
             info.labels.len()
         ),
-        graph: Some(graph.finish(info)),
+        graph: Some(graph),
         opset_import: vec![OperatorSet { domain: String::new(), version: OPERATORS }],
         metadata_props: metadata(info),
     };
@@ -65,40 +63,40 @@ fn metadata(info: &ModelInfo) -> Vec<Entry> {
         ("size", info.preprocess.size.to_string()),
         ("resize", resize.as_str().unwrap_or_default().into()),
         ("threshold", info.threshold.to_string()),
-        ("architecture", info.architecture.name().into()),
+        ("architecture", info.graph.name().into()),
     ];
     entries.map(|(key, value)| Entry { key: key.into(), value }).into()
 }
 
-/// A graph that grows by one layer after the other.
+/// An ONNX graph that grows node by node.
 struct Builder<'a> {
     weights: &'a Weights,
     graph: Graph,
-    /// The value of each map, by number.
-    maps: Vec<String>,
-    /// What the head has come to; empty before it.
-    head: String,
+    /// The name of each node's value.
+    values: Vec<String>,
 }
 
 impl<'a> Builder<'a> {
     fn new(info: &ModelInfo, weights: &'a Weights) -> Self {
         let side = info.preprocess.size as i64;
         let images = ValueInfo::floats("images", &[None, Some(3), Some(side), Some(side)]);
-        let graph = Graph {
-            name: info.architecture.name().into(),
-            input: vec![images],
-            ..Graph::default()
-        };
-        let mut builder = Self { weights, graph, maps: Vec::new(), head: String::new() };
+        let graph =
+            Graph { name: info.graph.name().into(), input: vec![images], ..Graph::default() };
+        let mut builder = Self { weights, graph, values: Vec::new() };
         let (mean, std) = (info.normalization.mean, info.normalization.std);
         let scale = std.map(|s| 1.0 / (255.0 * s)).to_vec();
         let shift = [0, 1, 2].map(|c| -mean[c] / std[c]).to_vec();
         for (name, values) in [("normalization.scale", scale), ("normalization.shift", shift)] {
             builder.keep(name, &Weight { shape: vec![1, 3, 1, 1], values });
         }
-        let scaled = builder.node("Mul", &["images", "normalization.scale"], vec![], "scaled");
-        let picture = builder.node("Add", &[&scaled, "normalization.shift"], vec![], "normalized");
-        builder.maps.push(picture);
+        for (name, bound) in [("zero", 0.0), ("six", 6.0)] {
+            let relu6 = |node: &graph::Node| {
+                node.op == Op::Activation { function: Activation::Relu6 }
+            };
+            if info.graph.nodes().iter().any(relu6) {
+                builder.keep(name, &Weight { shape: Vec::new(), values: vec![bound] });
+            }
+        }
         builder
     }
 
@@ -108,10 +106,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Stores a weight; returns its name.
-    fn weight(&mut self, name: String) -> Result<String, String> {
-        let weight =
-            self.weights.get(&name).ok_or_else(|| format!("weight `{name}` is missing"))?;
-        self.keep(&name, weight);
+    fn weight(&mut self, name: String) -> Result<String, ModelError> {
+        match self.weights.get(&name) {
+            Some(weight) => self.keep(&name, weight),
+            None => return Err(ModelError::MissingWeight(name)),
+        }
         Ok(name)
     }
 
@@ -133,85 +132,82 @@ impl<'a> Builder<'a> {
         to.into()
     }
 
-    fn finish(mut self, info: &ModelInfo) -> Graph {
+    fn finish(mut self, info: &ModelInfo) -> Result<Graph, ModelError> {
+        let sides = info.graph.sides(info.preprocess.size as usize)?;
+        for node in info.graph.nodes() {
+            let side = node.inputs.first().map_or([0; 2], |from| sides[*from]);
+            let value = self.add(node, side)?;
+            self.values.push(value);
+        }
         let classes = Some(info.labels.len() as i64);
         let temperature = Weight { shape: vec![1], values: vec![info.temperature] };
         self.keep("temperature", &temperature);
-        let logits = self.node("Identity", &[&self.head.clone()], vec![], "logits");
+        let last = self.values.last().cloned().unwrap_or_default();
+        let logits = self.node("Identity", &[&last], vec![], "logits");
         let cooled = self.node("Div", &[&logits, "temperature"], vec![], "cooled");
         self.node("Softmax", &[&cooled], vec![Attribute::int("axis", 1)], "probabilities");
         self.graph.output = ["logits", "probabilities"]
             .map(|name| ValueInfo::floats(name, &[None, classes]))
             .into();
-        self.graph
+        Ok(self.graph)
+    }
+
+    /// Adds a node whose input has the given sides; returns the name of its value.
+    fn add(&mut self, node: &graph::Node, side: [usize; 2]) -> Result<String, ModelError> {
+        let mut inputs: Vec<String> =
+            node.inputs.iter().map(|from| self.values[*from].clone()).collect();
+        for (name, _) in passes::parameters(node) {
+            inputs.push(self.weight(name)?);
+        }
+        let (kind, attributes) = match node.op {
+            Op::Image => {
+                let scaled =
+                    self.node("Mul", &["images", "normalization.scale"], vec![], "scaled");
+                return Ok(self.node(
+                    "Add",
+                    &[&scaled, "normalization.shift"],
+                    vec![],
+                    &format!("{}.normalized", node.name),
+                ));
+            }
+            Op::Conv2d(conv) => {
+                let mut attributes = window(conv.window, side);
+                attributes.push(Attribute::int("group", conv.groups as i64));
+                ("Conv", attributes)
+            }
+            Op::BatchNorm { epsilon, .. } => {
+                ("BatchNormalization", vec![Attribute::float("epsilon", epsilon)])
+            }
+            Op::Activation { function: Activation::Relu } => ("Relu", vec![]),
+            Op::Activation { function: Activation::Relu6 } => {
+                inputs.extend(["zero".into(), "six".into()]);
+                ("Clip", vec![])
+            }
+            Op::Add => ("Add", vec![]),
+            Op::MaxPool(pool) => ("MaxPool", window(pool, side)),
+            Op::GlobalAvgPool => {
+                let name = format!("{}.means", node.name);
+                let means = self.node("GlobalAveragePool", &[&inputs[0]], vec![], &name);
+                return Ok(self.node("Flatten", &[&means], vec![], &node.name));
+            }
+            // Nothing is dropped in inference.
+            Op::Dropout { .. } => return Ok(inputs.swap_remove(0)),
+            Op::Linear { .. } => ("Gemm", vec![]),
+        };
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        Ok(self.node(kind, &inputs, attributes, &node.name))
     }
 }
 
-/// Attributes of a window that moves over a map.
-fn window(kernel: usize, stride: usize, padding: usize) -> Vec<Attribute> {
+/// Attributes of a window that moves over maps of the given sides.
+fn window(window: Window, [height, width]: [usize; 2]) -> Vec<Attribute> {
+    let [top, bottom] = window.padding(height);
+    let [left, right] = window.padding(width);
     vec![
-        Attribute::ints("kernel_shape", &[kernel; 2]),
-        Attribute::ints("strides", &[stride; 2]),
-        Attribute::ints("pads", &[padding; 4]),
+        Attribute::ints("kernel_shape", &[window.kernel; 2]),
+        Attribute::ints("strides", &[window.stride; 2]),
+        Attribute::ints("pads", &[top, left, bottom, right]),
     ]
-}
-
-impl Build for Builder<'_> {
-    fn conv(&mut self, prefix: &str, conv: Conv) -> Result<usize, String> {
-        let weight = self.weight(format!("{prefix}.conv.weight"))?;
-        let mut inputs = vec![self.maps[conv.from].clone(), weight];
-        if conv.bias {
-            inputs.push(self.weight(format!("{prefix}.conv.bias"))?);
-        }
-        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        let window = window(conv.kernel, conv.stride, conv.kernel / 2);
-        let map = self.node("Conv", &inputs, window, &format!("{prefix}.conv"));
-        let mut inputs = vec![map];
-        for part in ["gamma", "beta", "running_mean", "running_var"] {
-            inputs.push(self.weight(format!("{prefix}.norm.{part}"))?);
-        }
-        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        let epsilon = vec![Attribute::float("epsilon", EPSILON)];
-        let mut map = self.node("BatchNormalization", &inputs, epsilon, &format!("{prefix}.norm"));
-        if let Some(shortcut) = conv.shortcut {
-            let other = self.maps[shortcut].clone();
-            map = self.node("Add", &[&map, &other], vec![], &format!("{prefix}.sum"));
-        }
-        if conv.relu {
-            map = self.node("Relu", &[&map], vec![], &format!("{prefix}.relu"));
-        }
-        if conv.pool {
-            let window = self::window(2, 2, 0);
-            map = self.node("MaxPool", &[&map], window, &format!("{prefix}.pool"));
-        }
-        self.maps.push(map);
-        Ok(self.maps.len() - 1)
-    }
-
-    fn pool(&mut self, name: &str, from: usize) -> usize {
-        let map = self.maps[from].clone();
-        let map = self.node("MaxPool", &[&map], window(3, 2, 1), name);
-        self.maps.push(map);
-        self.maps.len() - 1
-    }
-
-    fn dense(&mut self, prefix: &str, _: [usize; 2], relu: bool) -> Result<(), String> {
-        if self.head.is_empty() {
-            let last = self.maps.last().cloned().unwrap_or_default();
-            let means = self.node("GlobalAveragePool", &[&last], vec![], "means");
-            self.head = self.node("Flatten", &[&means], vec![], "features");
-        }
-        let weight = self.weight(format!("{prefix}.weight"))?;
-        let bias = self.weight(format!("{prefix}.bias"))?;
-        let features = self.head.clone();
-        self.head =
-            self.node("Gemm", &[&features, &weight, &bias], vec![], &format!("{prefix}.gemm"));
-        if relu {
-            let sums = self.head.clone();
-            self.head = self.node("Relu", &[&sums], vec![], &format!("{prefix}.relu"));
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

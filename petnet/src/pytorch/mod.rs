@@ -1,22 +1,22 @@
 //! Models from PyTorch: what `torch.save` or safetensors wrote of a network that petnet has too, the
-//! reference system's checkpoints and torchvision's residual networks among them. Knows names and
+//! reference system's checkpoints, torchvision's residual networks and EfficientNet-Lite among them. Knows names and
 //! shapes; runs nothing, and nothing of a file's pickled code.
 //!
-//! A network is known by its layers' shapes, so that names may differ: torchvision's `layer1.0.conv1` make
-//! a residual network, convolutions in a row with two linear layers after them `simple_cnn`. Weights may
-//! lie at the top of the file or under `model_state_dict`, `state_dict` or `model`, and those of
-//! `DataParallel` and `torch.compile` lose their prefix.
+//! Each architecture knows how its files are recognised (a line in its table). Weights may lie at any depth, and
+//! prefixes that all of them share are taken off: `state_dict.model.net.`, `module.` and their like.
 
-mod layers;
+mod keys;
 mod tensors;
 #[cfg(all(test, feature = "train"))]
 mod tests;
 
 use std::path::Path;
 
-use crate::architecture::Normalization;
+pub(crate) use keys::{Found, Keys};
+
+use crate::arch::Normalization;
 use crate::checkpoint::{Checkpoint, ModelInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, ModelError, Result};
 use crate::preprocess::{Preprocess, Resize};
 
 /// What a file of weights does not say of its model, and the verb.
@@ -30,25 +30,16 @@ use crate::preprocess::{Preprocess, Resize};
 /// println!("{}", petnet::Classifier::new(model, petnet::Device::Cpu)?.classify_path("rex.jpg")?);
 /// # Ok::<(), petnet::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Import {
     /// Class names in the order of the logits; empty takes the file's own, `class_names` of its `config`.
     pub labels: Vec<String>,
-    /// How a photo becomes the network's input. The default is the reference system's: 224 pixels,
-    /// squeezed.
-    pub preprocess: Preprocess,
-    /// What the network expects of its input's values, by default the figures of ImageNet.
-    pub normalization: Normalization,
-}
-
-impl Default for Import {
-    fn default() -> Self {
-        Self {
-            labels: Vec::new(),
-            preprocess: Preprocess { size: 224, resize: Resize::Squeeze },
-            normalization: Normalization::default(),
-        }
-    }
+    /// Side of the network's input, in pixels; `None` takes that of the network's published weights, as below.
+    pub image_size: Option<u32>,
+    /// How an image becomes a square.
+    pub resize: Option<Resize>,
+    /// What the network expects of its input's values.
+    pub normalization: Option<Normalization>,
 }
 
 impl Import {
@@ -60,28 +51,30 @@ impl Import {
     /// network of petnet's, [`Error::Config`] when it has another number of classes than labels.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
+        let refused = |reason: ModelError| Error::checkpoint(path, reason);
         let file = tensors::read(path)?;
         let labels = match &self.labels[..] {
-            [] => names(&file.config).map_err(|reason| Error::checkpoint(path, reason))?,
-            given => Some(given.to_vec()),
+            [] => names(&file.config).map_err(refused)?.unwrap_or_default(),
+            given => given.to_vec(),
         };
-        let (mut architecture, weights, classes) =
-            layers::arrange(file.tensors).map_err(|reason| Error::checkpoint(path, reason))?;
-        let labels = labels.unwrap_or_default();
-        if labels.len() != classes {
-            let found =
-                format!("{} has {classes} classes, {} are named", path.display(), labels.len());
-            return Err(Error::Config(found));
+        let (found, weights) = keys::arrange(file.tensors).map_err(refused)?;
+        if labels.len() != found.classes {
+            let (classes, named) = (found.classes, labels.len());
+            let reason = format!("{} has {classes} classes, {named} are named", path.display());
+            return Err(Error::Config(reason));
         }
-        if let Some(dropout) = file.config.get("dropout_rate").and_then(serde_json::Value::as_f64) {
-            architecture.set_dropout(dropout);
-        }
-        let mut info = ModelInfo::new(architecture, labels, self.preprocess);
-        info.normalization = self.normalization;
+        let rate = file.config.get("dropout_rate").and_then(serde_json::Value::as_f64);
+        let architecture = match rate {
+            Some(rate) => found.architecture.with("dropout", rate)?,
+            None => found.architecture,
+        };
+        let Preprocess { size, resize } = architecture.preprocess();
+        let size = self.image_size.unwrap_or(size);
+        let preprocess = Preprocess { size, resize: self.resize.unwrap_or(resize) };
+        let mut info = ModelInfo::new(architecture.graph(labels.len())?, labels, preprocess);
+        info.normalization = self.normalization.unwrap_or(architecture.normalization());
         info.settings = file.config;
-        let checkpoint = Checkpoint::new(info, weights);
-        checkpoint.sound().map_err(|reason| Error::checkpoint(path, reason))?;
-        Ok(checkpoint)
+        Checkpoint::new(info, weights).map_err(refused)
     }
 
     /// The class names that a file has beside its weights, if it has any: `class_names` of its `config`.
@@ -95,16 +88,17 @@ impl Import {
     }
 }
 
-fn names(config: &serde_json::Value) -> Result<Option<Vec<String>>, String> {
+fn names(config: &serde_json::Value) -> Result<Option<Vec<String>>, ModelError> {
     let Some(names) = config.get("class_names") else { return Ok(None) };
     let names = serde_json::from_value(names.clone());
-    names.map(Some).map_err(|e| format!("`class_names` is no list of texts: {e}"))
+    names.map(Some).map_err(|e| ModelError::ClassNames(e.to_string()))
 }
 
-/// A file's weights, whatever its classes are called.
+/// A file's model, whatever its classes are called.
 #[cfg(feature = "train")]
-pub(crate) fn weights(path: &Path) -> Result<crate::weights::Weights> {
-    let file = tensors::read(path)?;
-    let arranged = layers::arrange(file.tensors);
-    Ok(arranged.map_err(|reason| Error::checkpoint(path, reason))?.1)
+pub(crate) fn unnamed(path: &Path) -> Result<Checkpoint> {
+    let (found, _) = keys::arrange(tensors::read(path)?.tensors)
+        .map_err(|reason| Error::checkpoint(path, reason))?;
+    let labels = (0..found.classes).map(|class| class.to_string()).collect();
+    Import { labels, ..Import::default() }.read(path)
 }

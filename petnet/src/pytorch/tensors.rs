@@ -10,16 +10,15 @@ use pytorch_reader::{DType, PickleValue, PytorchError, PytorchReader, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ModelError, Result};
 use crate::storage::read_weight;
 use crate::weights::{Weight, Weights};
 
+const PYTORCH: &str = "PyTorch";
 /// Most values of all tensors together, a gigabyte: many times what the largest network here takes.
 const MOST_VALUES: usize = 1 << 28;
-/// Where weights may lie.
-const PLACES: [&str; 3] = ["model_state_dict.", "state_dict.", "model."];
-/// What wrappers put before each name.
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+/// What lies beside weights in a checkpoint and is as large: the optimiser's state.
+const OPTIMIZERS: &str = "optimizer";
 
 pub(super) struct Contents {
     pub(super) tensors: Weights,
@@ -28,12 +27,15 @@ pub(super) struct Contents {
 }
 
 pub(super) fn read(path: &Path) -> Result<Contents> {
-    let contents = if is_safetensors(path)? { safe(path) } else { pickled(path) };
-    let contents = contents.map_err(|reason| Error::checkpoint(path, reason))?;
+    let contents = if is_safetensors(path)? { safe(path)? } else { pickled(path)? };
     match contents.tensors.is_empty() {
-        true => Err(Error::checkpoint(path, "it holds no weights")),
+        true => Err(Error::checkpoint(path, ModelError::Empty)),
         false => Ok(contents),
     }
+}
+
+fn damaged(path: &Path, format: &'static str, reason: impl ToString) -> Error {
+    Error::checkpoint(path, ModelError::Damaged { format, reason: reason.to_string() })
 }
 
 /// What lies beside the weights as `config`; most files have none.
@@ -44,7 +46,7 @@ pub(super) fn config(path: &Path) -> Result<Value> {
     match PytorchReader::read_pickle_data(path, Some("config")) {
         Ok(config) => Ok(value(config)),
         Err(PytorchError::KeyNotFound(_)) => Ok(Value::Null),
-        Err(error) => Err(Error::checkpoint(path, error)),
+        Err(error) => Err(damaged(path, PYTORCH, error)),
     }
 }
 
@@ -56,44 +58,34 @@ fn is_safetensors(path: &Path) -> Result<bool> {
     Ok(start.get(8) == Some(&b'{'))
 }
 
-fn safe(path: &Path) -> Result<Contents, String> {
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| e.to_string())?;
-    let floats = [Dtype::F32, Dtype::F16, Dtype::BF16];
+fn safe(path: &Path) -> Result<Contents> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, "safetensors", e))?;
+    let floats = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
     let tensors = file.tensors().into_iter().filter(|(_, view)| floats.contains(&view.dtype()));
-    let tensors = tensors.map(|(name, view)| Ok((plain(&name).into(), read_weight(&view)?)));
-    Ok(Contents { tensors: tensors.collect::<Result<_, String>>()?, config: Value::Null })
+    let tensors = tensors.map(|(name, view)| {
+        let weight = read_weight(&name, &view).map_err(|reason| Error::checkpoint(path, reason))?;
+        Ok((name, weight))
+    });
+    Ok(Contents { tensors: tensors.collect::<Result<_>>()?, config: Value::Null })
 }
 
-fn pickled(path: &Path) -> Result<Contents, String> {
-    let failed = |e: pytorch_reader::PytorchError| e.to_string();
-    let found = PytorchReader::new(path).map_err(failed)?.into_tensors();
-    let place = PLACES.into_iter().find(|place| found.keys().any(|name| name.starts_with(place)));
-    let place = place.unwrap_or_default();
-    let found: BTreeMap<&str, &Tensor> = found
-        .iter()
-        .filter_map(|(name, tensor)| Some((plain(name.strip_prefix(place)?), tensor)))
-        .collect();
-    let values: usize = found.values().map(|tensor| tensor.num_elements()).sum();
+fn pickled(path: &Path) -> Result<Contents> {
+    let failed = |e: PytorchError| damaged(path, PYTORCH, e);
+    let mut found = PytorchReader::new(path).map_err(failed)?.into_tensors();
+    found.retain(|name, _| !name.starts_with(OPTIMIZERS));
+    let values: usize = found.values().map(Tensor::num_elements).sum();
     if values > MOST_VALUES {
-        return Err(format!("it holds {values} values, more than the limit of {MOST_VALUES}"));
+        let reason = ModelError::TooManyValues { values, limit: MOST_VALUES };
+        return Err(Error::checkpoint(path, reason));
     }
     let mut tensors = Weights::new();
     for (name, tensor) in found {
-        let bytes = tensor.read().map_err(|e| e.to_string())?;
+        let bytes = tensor.read().map_err(|e| damaged(path, PYTORCH, e))?;
         let Some(values) = numbers(tensor.dtype(), &bytes) else { continue };
-        tensors.insert(name.into(), Weight { shape: tensor.shape().to_vec(), values });
+        tensors.insert(name, Weight { shape: tensor.shape().to_vec(), values });
     }
-    let config = config(path).map_err(|e| e.to_string())?;
-    Ok(Contents { tensors, config })
-}
-
-/// A name without what wrappers put before it, one around the other.
-fn plain(mut name: &str) -> &str {
-    while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
-        name = inner;
-    }
-    name
+    Ok(Contents { tensors, config: config(path)? })
 }
 
 /// `None` for what is no weight, as counters.

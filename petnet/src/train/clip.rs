@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use crate::model::Network;
+use crate::nn::Network;
 
 /// Scales all gradients so that their common L2 norm is at most `limit`.
 pub(super) fn clip(gradients: GradientsParams, model: &Network, limit: f64) -> GradientsParams {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
-use crate::model::Network;
+use crate::nn::Network;
 
 /// Moves `average` towards `model`; both on a plain device. The first updates weigh more, so that
 /// the random start is soon forgotten.

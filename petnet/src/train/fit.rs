@@ -10,10 +10,11 @@ use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, Sgd
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::json;
 
-use super::settle::settle;
+use super::precise_bn::precise_bn;
 use super::state::{Progress, State};
 use super::{
-    EpochReport, Fitted, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema, start,
+    EpochReport, Fitted, Freeze, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema,
+    start,
 };
 use crate::augment::{Augment, Key};
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
@@ -22,8 +23,8 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluation};
 use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::{Metrics, argmax};
-use crate::model::Network;
-use crate::model::run::{outputs, rows, to_tensor};
+use crate::nn::Network;
+use crate::nn::run::{outputs, rows, to_tensor};
 use crate::preprocess::Preprocess;
 
 /// Photos a pass when no gradients are kept.
@@ -46,26 +47,23 @@ impl<'a> Fit<'a> {
     pub(super) fn start(trainer: &'a Trainer, train: &Dataset, valid: &Dataset) -> Result<Self> {
         let plain = trainer.device.open()?;
         let device = plain.clone().autodiff();
-        let mut info = ModelInfo::new(
-            trainer.architecture.clone(),
-            train.classes().to_vec(),
-            trainer.preprocess,
-        );
+        let classes = train.classes().to_vec();
+        let graph = trainer.architecture.graph(classes.len())?;
+        let mut info = ModelInfo::new(graph, classes, trainer.preprocess);
         info.settings = serde_json::to_value(trainer).map_err(|e| Error::Config(e.to_string()))?;
         info.data_digest = train.digest();
         info.data_time = train.modified();
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
-        let classes = info.labels.len();
-        let (weights, normalization) = match &trainer.init {
-            Some(path) => start::read(path).map(|(weights, norm)| (Some((weights, path)), norm))?,
-            None => (None, info.normalization),
+        let start = trainer.init.as_deref().map(start::read).transpose()?;
+        info.normalization = match &start {
+            Some(start) => start.info().normalization,
+            None => trainer.architecture.normalization(),
         };
-        info.normalization = normalization;
-        let model = Network::new(&trainer.architecture, classes, normalization, &device);
-        let model = match weights {
-            Some((weights, path)) => start::fill(model, weights, path)?,
-            None => model,
+        let model = Network::new(&info.graph, info.normalization, &device);
+        let model = match (start, &trainer.init) {
+            (Some(start), Some(path)) => start::fill(model, start, path)?,
+            _ => model,
         };
         let mut identity = info.settings.clone();
         if let Some(map) = identity.as_object_mut() {
@@ -73,13 +71,13 @@ impl<'a> Fit<'a> {
             map.remove("workers");
             map.remove("cache_mb");
             // What comes after the last epoch changes no epoch.
-            map.remove("settle_photos");
+            map.remove("precise_bn_images");
             map.insert("training data".into(), json!(info.data_digest));
             map.insert("validation data".into(), json!(valid.digest()));
         }
         let average = (trainer.ema_decay > 0.0).then(|| model.valid());
         let progress = Progress { identity, ..Default::default() };
-        let optimizer = optimizer(trainer);
+        let optimizer = optimizer(trainer, &model);
         let mut fit = Self {
             trainer,
             info,
@@ -118,29 +116,29 @@ impl<'a> Fit<'a> {
                 return Err(Error::Interrupted);
             }
         }
-        let last = match self.trainer.settle_photos {
-            0 => self.checkpoint(serde_json::Value::Null),
-            photos => self.settled(photos)?,
+        let last = match self.trainer.precise_bn_images {
+            0 => self.checkpoint(serde_json::Value::Null)?,
+            photos => self.with_precise_bn(photos)?,
         };
         let best = self.best.take().unwrap_or_else(|| last.clone());
         Ok(Fitted { best, last, history: self.state.progress.history })
     }
 
-    /// The last weights with norms that have seen whole photos; the best, if they are.
-    fn settled(&mut self, photos: usize) -> Result<Checkpoint> {
+    /// The last weights with batch-norm statistics of whole photos; the best, if they are.
+    fn with_precise_bn(&mut self, photos: usize) -> Result<Checkpoint> {
         let size = self.trainer.preprocess.size;
         let plain = settings(self.trainer, false, size);
         self.valid = self.valid.with_settings(plain.clone());
         let whole = self.train.with_settings(LoaderSettings { shuffle: true, ..plain });
         let batches = photos.div_ceil(EVALUATION_BATCH);
         let model = self.state.model.clone();
-        self.state.model = settle(model, &whole, batches, &self.device)?;
+        self.state.model = precise_bn(model, &whole, batches, &self.device)?;
         let metrics = self.validate()?.metrics();
         let score = self.score(&metrics);
         let epoch = self.state.progress.epoch;
         let last = self.judged(epoch, &metrics)?;
         let best = self.state.progress.best_score.is_none_or(|best| score > best);
-        tracing::info!(accuracy = metrics.accuracy, log_loss = metrics.log_loss, "norms settled");
+        tracing::info!(accuracy = metrics.accuracy, log_loss = metrics.log_loss, "batch-norm statistics re-estimated");
         self.keep(&last, best)?;
         if best {
             self.best = Some(last.clone());
@@ -170,7 +168,7 @@ impl<'a> Fit<'a> {
     /// The network as it is, with its figures.
     fn judged(&self, epoch: usize, metrics: &Metrics) -> Result<Checkpoint> {
         let figures = serde_json::to_value(metrics).map_err(|e| Error::Config(e.to_string()))?;
-        Ok(self.checkpoint(json!({ "epoch": epoch, "validation": figures })))
+        self.checkpoint(json!({ "epoch": epoch, "validation": figures }))
     }
 
     /// Loaders of this epoch's size, for which photos are decoded anew where it changes. What was
@@ -291,12 +289,19 @@ impl<'a> Fit<'a> {
     /// leads into them.
     fn logits(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
         let model = &self.state.model;
-        if !self.trainer.freeze {
-            return model.forward(to_tensor(images, size, &self.device));
+        let plain = || self.device.clone().inner();
+        match self.trainer.freeze {
+            Freeze::Nothing => model.forward(to_tensor(images, size, &self.device)),
+            Freeze::Blocks(blocks) => {
+                let images = to_tensor(images, size, &plain()); // [n, 3, s, s]
+                let maps = model.valid().trunk(images, blocks).lifted();
+                model.classify(model.features_after(maps, blocks)) // [n, classes]
+            }
+            Freeze::Backbone => {
+                let features = model.valid().features(to_tensor(images, size, &plain())); // [n, width]
+                model.classify(Tensor::from_inner(features))
+            }
         }
-        let images = to_tensor(images, size, &self.device.clone().inner()); // [n, 3, s, s]
-        let features = model.valid().features(images); // [n, width]
-        model.classify(Tensor::from_inner(features))
     }
 
     /// Cross entropy; of mixed pictures, each photo's by its share.
@@ -373,7 +378,7 @@ impl<'a> Fit<'a> {
         evaluate::run_over(&self.valid, self.info.labels.len(), (&run, 1.0), &|_| {})
     }
 
-    fn checkpoint(&self, metrics: serde_json::Value) -> Checkpoint {
+    fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {
         let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
         let mut info = self.info.clone();
         info.history = json!(self.state.progress.history);
@@ -425,9 +430,9 @@ fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSettings {
     }
 }
 
-fn optimizer(trainer: &Trainer) -> ModuleOptimizer {
+fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
     // Decay of norms and biases would only fight what they are for.
-    let plain = ParamGroup::from_any_predicates(vec!["norm", "bias"]);
+    let plain = ParamGroup::from_paths(model.undecayed());
     let penalty = trainer.weight_decay as f32;
     let decay = (penalty > 0.0).then(|| WeightDecayConfig::new(penalty));
     match trainer.optimizer {

@@ -8,19 +8,19 @@ mod clip;
 mod ema;
 mod fit;
 mod lr_find;
+mod precise_bn;
 mod schedule;
-mod settle;
 mod start;
 mod state;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use lr_find::{RateCurve, RatePoint};
 pub use schedule::Schedule;
 
-use crate::architecture::{Architecture, SimpleCnnConfig};
+use crate::arch::{Architecture, SimpleCnnConfig};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, Precision};
 use crate::dataset::Dataset;
@@ -62,6 +62,61 @@ pub struct Resizing {
     pub share: f64,
 }
 
+/// Which layers stay as they were, and are run as in inference; written `0`, a number of blocks, or `backbone`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Freeze {
+    /// Everything is trained.
+    Nothing,
+    /// The first so many blocks, and what comes before them.
+    Blocks(usize),
+    /// All but the layers after the global average pool.
+    Backbone,
+}
+
+impl std::fmt::Display for Freeze {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("0"),
+            Self::Blocks(blocks) => blocks.fmt(f),
+            Self::Backbone => f.write_str("backbone"),
+        }
+    }
+}
+
+/// As it is written: a number, or a word.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum FreezeText {
+    Blocks(usize),
+    Word(String),
+}
+
+impl Serialize for Freeze {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = match self {
+            Self::Nothing => FreezeText::Blocks(0),
+            Self::Blocks(blocks) => FreezeText::Blocks(*blocks),
+            Self::Backbone => FreezeText::Word("backbone".into()),
+        };
+        text.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Freeze {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match FreezeText::deserialize(deserializer)? {
+            FreezeText::Blocks(0) => Ok(Self::Nothing),
+            FreezeText::Blocks(blocks) => Ok(Self::Blocks(blocks)),
+            FreezeText::Word(word) if word == "backbone" => Ok(Self::Backbone),
+            FreezeText::Word(word) => {
+                let expected = format!("freeze is `{word}`, must be a number of blocks or `backbone`");
+                Err(serde::de::Error::custom(expected))
+            }
+        }
+    }
+}
+
 /// Settings of a training, and the verb.
 ///
 /// ```no_run
@@ -80,9 +135,8 @@ pub struct Trainer {
     /// [`pytorch`](crate::pytorch) knows them. Where it has another number of classes, its last layer is
     /// left out.
     pub init: Option<PathBuf>,
-    /// Whether only the layers after the global average are trained, and all else stays as it was in
-    /// [`Trainer::init`].
-    pub freeze: bool,
+    /// What stays as it was in [`Trainer::init`].
+    pub freeze: Freeze,
     /// Its input.
     pub preprocess: Preprocess,
     /// Smaller inputs to begin with, in order; [`Trainer::preprocess`] comes last
@@ -117,7 +171,7 @@ pub struct Trainer {
     pub ema_decay: f64,
     /// Whole training photos at the end, over which batch norms take their final statistics at the
     /// model's own size; 0 keeps those of the last batches. Not with averaged weights.
-    pub settle_photos: usize,
+    pub precise_bn_images: usize,
     /// Epochs without a better model before training stops; 0 for never.
     pub early_stopping: usize,
     /// What "better" means.
@@ -150,9 +204,9 @@ pub struct Trainer {
 impl Default for Trainer {
     fn default() -> Self {
         Self {
-            architecture: Architecture::SimpleCnn(SimpleCnnConfig::default()),
+            architecture: Architecture::new(SimpleCnnConfig::default()),
             init: None,
-            freeze: false,
+            freeze: Freeze::Nothing,
             preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
             progressive: Vec::new(),
             epochs: 16,
@@ -167,7 +221,7 @@ impl Default for Trainer {
             balanced: false,
             grad_clip: 5.0,
             ema_decay: 0.999,
-            settle_photos: 0,
+            precise_bn_images: 0,
             early_stopping: 0,
             monitor: Monitor::ValAccuracy,
             augment: Augment::default(),
@@ -340,7 +394,8 @@ impl Trainer {
         let bad = |key: &str, value: &dyn std::fmt::Display, range: &str| {
             Err(Error::Config(format!("{key} is {value}, must be {range}")))
         };
-        self.architecture.validate()?;
+        // Whatever the classes, settings that make no network are refused.
+        let graph = self.architecture.graph(1)?;
         if self.epochs == 0 {
             return bad("num_epochs", &0, "at least 1");
         }
@@ -348,7 +403,7 @@ impl Trainer {
             return bad("batch_size", &self.batch_size, "at least 2");
         }
         let sizes = self.progressive.iter().map(|stage| stage.size);
-        let smallest = self.architecture.min_size().max(8);
+        let smallest = (graph.min_side() as u32).max(8);
         let mut sizes = sizes.chain([self.preprocess.size]);
         if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
             return bad("image_size", &size, &format!("between {smallest} and {MAX_SIZE}"));
@@ -369,14 +424,20 @@ impl Trainer {
         if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
             return bad(key, value, "at least 0 and below 1");
         }
-        if self.settle_photos > 0 && self.ema_decay > 0.0 {
-            return bad("settle_photos", &self.settle_photos, "0 where ema_decay is not");
+        if self.precise_bn_images > 0 && self.ema_decay > 0.0 {
+            return bad("precise_bn_images", &self.precise_bn_images, "0 where ema_decay is not");
         }
-        if self.freeze && self.init.is_none() {
-            return bad("freeze", &true, "false without init: random layers would stay random");
+        if self.freeze != Freeze::Nothing && self.init.is_none() {
+            return bad("freeze", &self.freeze, "0 without init: random layers would stay random");
         }
-        if self.freeze && self.settle_photos > 0 {
-            return bad("settle_photos", &self.settle_photos, "0 with freeze");
+        let blocks = graph.blocks().len();
+        if let Freeze::Blocks(frozen) = self.freeze
+            && frozen > blocks
+        {
+            return bad("freeze", &frozen, &format!("at most {blocks}, the network's blocks"));
+        }
+        if self.freeze != Freeze::Nothing && self.precise_bn_images > 0 {
+            return bad("precise_bn_images", &self.precise_bn_images, "0 with freeze");
         }
         if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
             return bad("grad_clip or warmup_epochs", &"negative", "at least 0");

@@ -2,47 +2,43 @@
 
 use std::path::Path;
 
-use crate::architecture::Normalization;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
-use crate::model::{Network, weights};
+use crate::error::{Error, ModelError, Result};
+use crate::nn::{Network, weights};
+use crate::passes;
 use crate::pytorch;
-use crate::weights::Weights;
 
-/// The last layer of each network.
-const HEADS: [&str; 2] = [".head.weight", ".head.bias"];
-
-/// A file's weights, and what they expect of their input's values.
-pub(super) fn read(path: &Path) -> Result<(Weights, Normalization)> {
-    let Some(checkpoint) = Checkpoint::load_own(path)? else {
-        return Ok((pytorch::weights(path)?, Normalization::default()));
-    };
-    let (info, weights) = checkpoint.into_parts();
-    Ok((weights, info.normalization))
+/// A model file of petnet's or PyTorch's.
+pub(super) fn read(path: &Path) -> Result<Checkpoint> {
+    match Checkpoint::load_own(path)? {
+        Some(checkpoint) => Ok(checkpoint),
+        None => pytorch::unnamed(path),
+    }
 }
 
 /// Gives a network the weights of a file. A last layer of another number of classes stays as it was
 /// drawn.
-pub(super) fn fill(network: Network, mut given: Weights, path: &Path) -> Result<Network> {
-    let drawn = weights::read(&network);
-    let (theirs, ours) = (kind(&given), kind(&drawn));
-    if theirs != ours {
-        let reason = format!("it holds a {theirs}, the settings ask for a {ours}");
-        return Err(Error::checkpoint(path, reason));
+pub(super) fn fill(network: Network, start: Checkpoint, path: &Path) -> Result<Network> {
+    let refused = |reason: ModelError| Error::checkpoint(path, reason);
+    let (info, mut given) = start.into_parts();
+    let (theirs, ours) = (&info.graph, network.graph());
+    // Dropout may differ, and the number of classes.
+    let layers = |graph: &crate::graph::Graph| {
+        let parameters = graph.nodes().iter().map(passes::parameters);
+        parameters.flatten().map(|(name, _)| name).collect::<Vec<_>>()
+    };
+    if layers(theirs) != layers(ours) {
+        let (found, expected) = (theirs.name().into(), ours.name().into());
+        return Err(refused(ModelError::OtherNetwork { found, expected }));
     }
-    for (name, weight) in drawn {
-        let head = HEADS.iter().any(|head| name.ends_with(head));
-        let other = given.get(&name).is_some_and(|given| given.shape != weight.shape);
-        if head && other {
+    if theirs.classes() != ours.classes() {
+        let drawn = weights::read(&network);
+        for (name, _) in ours.nodes().last().into_iter().flat_map(passes::parameters) {
             tracing::info!(layer = name, "drawn anew: the file has other classes");
-            given.insert(name, weight);
+            if let Some(weight) = drawn.get(&name) {
+                given.insert(name, weight.clone());
+            }
         }
     }
-    weights::write(network, given).map_err(|reason| Error::checkpoint(path, reason))
-}
-
-/// The network's name as it begins each weight's.
-fn kind(weights: &Weights) -> &str {
-    let first = weights.keys().next().map(String::as_str).unwrap_or_default();
-    first.split_once('.').map_or(first, |(network, _)| network)
+    weights::write(network, &given).map_err(refused)
 }

@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 use super::EpochReport;
 use super::schedule::Plateau;
 use crate::checkpoint::{hex, write_atomically};
-use crate::error::{Error, Result};
-use crate::model::Network;
+use crate::error::{Error, ModelError, Result};
+use crate::nn::Network;
 
 const PROGRESS_KEY: &str = "progress";
 const DIGEST_KEY: &str = "sha256";
@@ -54,7 +54,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn save(&self, path: &Path) -> Result<()> {
-        let failed = |e: &dyn std::fmt::Display| Error::checkpoint(path, e.to_string());
+        let failed = |e: &dyn std::fmt::Display| damaged(path, e);
         let record = |network: Network| network.into_record().into_bytes();
         let mut parts = vec![
             ("model", record(self.model.valid()).map_err(|e| failed(&e))?),
@@ -81,7 +81,7 @@ impl State {
     /// Fills `self`, freshly built from the same settings, with what was saved.
     pub(super) fn load(self, path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let failed = |e: &dyn std::fmt::Display| Error::checkpoint(path, e.to_string());
+        let failed = |e: &dyn std::fmt::Display| damaged(path, e);
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(&e))?;
         let parts = SafeTensors::deserialize(&bytes).map_err(|e| failed(&e))?;
         let metadata = header.metadata().clone().unwrap_or_default();
@@ -116,6 +116,11 @@ impl State {
             progress,
         })
     }
+}
+
+fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> Error {
+    let (format, reason) = ("training state", reason.to_string());
+    Error::checkpoint(path, ModelError::Damaged { format, reason })
 }
 
 fn digest<'a>(progress: &str, parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {

@@ -1,4 +1,4 @@
-//! Batch norms' statistics at the end (Wu and Johnson, "Rethinking batch in batch norm", 2021): those of
+//! Re-estimated batch-norm statistics at the end (Wu and Johnson, "Rethinking batch in batch norm", 2021): those of
 //! the last few batches, drawn from crops at a smaller size, are not those of whole photos.
 
 use burn::module::Module;
@@ -6,12 +6,12 @@ use burn::tensor::Device;
 
 use crate::error::Result;
 use crate::loader::Loader;
-use crate::model::Network;
-use crate::model::run::to_tensor;
+use crate::nn::Network;
+use crate::nn::run::to_tensor;
 
 /// The network with each norm at the mean of its statistics over some batches. It lives on `device`,
 /// which could follow gradients, and is trained no more.
-pub(super) fn settle(
+pub(super) fn precise_bn(
     network: Network,
     loader: &Loader,
     batches: usize,

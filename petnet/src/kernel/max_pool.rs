@@ -1,27 +1,27 @@
-//! The largest of the three by three pixels around every second one, in both directions.
+//! Max pools over a batch, in both directions.
 
 use rayon::prelude::*;
 
 use super::arch;
 
-/// Of maps whose photos and channels lie side by side in each pixel.
+/// A max pool of maps whose images and channels lie side by side in each pixel.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Largest {
+pub(crate) struct MaxPool2d {
     pub(crate) height: usize,
     pub(crate) width: usize,
-    /// Values of a pixel, of all photos.
+    /// Values of a pixel, of all images.
     pub(crate) lanes: usize,
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    /// Rows and columns of padding before the map.
+    pub(crate) padding: [usize; 2],
+    pub(crate) out_height: usize,
+    pub(crate) out_width: usize,
 }
 
-impl Largest {
-    /// Height and width of the output.
-    pub(crate) fn out_size(&self) -> (usize, usize) {
-        (self.height.div_ceil(2), self.width.div_ceil(2))
-    }
-
+impl MaxPool2d {
     pub(crate) fn out_len(&self) -> usize {
-        let (height, width) = self.out_size();
-        height * width * self.lanes
+        self.out_height * self.out_width * self.lanes
     }
 
     /// Values of the input.
@@ -29,10 +29,10 @@ impl Largest {
         self.height * self.width * self.lanes
     }
 
-    /// The output from the input, and which of the nine each value was, the first of equals.
+    /// The output from the input, and which pixel of its window each value was, the first of equals.
     pub(crate) fn forward(&self, x: &[f32], out: &mut [f32], taps: &mut [u32]) {
         assert!(x.len() == self.len() && out.len() == self.out_len() && taps.len() == out.len());
-        let row = self.out_size().1 * self.lanes;
+        let row = self.out_width * self.lanes;
         let rows = out.par_chunks_mut(row).zip(taps.par_chunks_mut(row)).enumerate();
         rows.for_each(|(y, (out, taps))| {
             let pixels = out.chunks_exact_mut(self.lanes).zip(taps.chunks_exact_mut(self.lanes));
@@ -62,9 +62,11 @@ impl Largest {
         let row = self.width * self.lanes;
         dx.par_chunks_mut(row).enumerate().for_each(|(source, dx)| {
             dx.fill(0.0);
-            let (height, width) = self.out_size();
+            let (height, width) = (self.out_height, self.out_width);
             // The outputs whose windows reach this row.
-            for y in source / 2..=source.div_ceil(2).min(height - 1) {
+            let padded = source + self.padding[0];
+            let first = (padded + 1).saturating_sub(self.kernel).div_ceil(self.stride);
+            for y in first..=(padded / self.stride).min(height - 1) {
                 for (place, tap, at) in (0..width).flat_map(|place| {
                     let inside = move |(tap, at): (u32, usize)| (place, tap, at);
                     self.window(y, place).filter(move |(_, at)| at / row == source).map(inside)
@@ -85,12 +87,12 @@ impl Largest {
         });
     }
 
-    /// Number and beginning of each pixel that an output looks at.
+    /// Number and beginning of each pixel of an output's window.
     fn window(&self, y: usize, x: usize) -> impl Iterator<Item = (u32, usize)> + use<> {
-        let Self { height, width, lanes } = *self;
-        (0..9).filter_map(move |tap| {
-            let row = (2 * y + tap / 3).checked_sub(1).filter(|row| *row < height)?;
-            let column = (2 * x + tap % 3).checked_sub(1).filter(|column| *column < width)?;
+        let Self { height, width, lanes, kernel, stride, padding: [above, left], .. } = *self;
+        (0..kernel * kernel).filter_map(move |tap| {
+            let row = (y * stride + tap / kernel).checked_sub(above).filter(|row| *row < height)?;
+            let column = (x * stride + tap % kernel).checked_sub(left).filter(|c| *c < width)?;
             Some((tap as u32, (row * width + column) * lanes))
         })
     }

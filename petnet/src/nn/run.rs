@@ -1,23 +1,30 @@
 //! A network as those see it who know no tensors: bytes in, plain numbers out.
 
+use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, TensorData};
 
-use super::Network;
-use crate::engine::Outputs;
+use super::{Network, weights};
+use crate::engine::{Head, Heat, Outputs};
 use crate::error::{Error, Result};
-use crate::runner::Heat;
+use crate::metrics::argmax;
 
 /// `[n, 3, s, s]` -> what the network says of each picture.
 pub(crate) fn outputs(network: &Network, images: Tensor<4>) -> Result<Vec<Outputs>> {
     answers(network, network.features(images))
 }
 
-/// One picture, and where the network looked.
+/// One image's outputs and heat map.
 pub(crate) fn explain(network: &Network, image: Tensor<4>) -> Result<(Outputs, Heat)> {
-    let (features, heat) = network.explain(image); // [1, width], [1, h, w]
-    let [_, height, width] = heat.dims();
-    let outputs = answers(network, features)?.pop().ok_or_else(nothing)?;
-    Ok((outputs, ([height, width], numbers(heat)?)))
+    let maps = network.maps(image);
+    let outputs = answers(network, maps.clone().mean())?.pop().ok_or_else(nothing)?;
+    let head = Head::new(network.graph(), &weights::read(network))
+        .map_err(|reason| Error::checkpoint("<network>", reason))?;
+    let gradient = head.gradient(&outputs.features, argmax(&outputs.logits));
+    let maps = maps.nchw(); // [1, c, h, w]
+    let [_, channels, height, width] = maps.dims();
+    let gradient = Tensor::<1>::from_floats(gradient.as_slice(), &maps.device());
+    let heat = relu((maps * gradient.reshape([1, channels, 1, 1])).sum_dim(1)); // [1, 1, h, w]
+    Ok((outputs, Heat { height, width, values: numbers(heat)? }))
 }
 
 fn nothing() -> Error {

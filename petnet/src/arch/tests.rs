@@ -1,0 +1,78 @@
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use super::*;
+
+/// Every architecture, small; tests of what must hold for all run over these.
+pub(crate) fn small() -> Vec<Architecture> {
+    let stage = |kernel, stride, expansion, channels| Stage { repeats: 2, kernel, stride, expansion, channels };
+    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 3, 12), stage(3, 2, 2, 20)];
+    vec![
+        Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.2 }),
+        Architecture::new(PetNetConfig { stem: 5, widths: vec![8, 12], depths: vec![1, 2], dropout: 0.1 }),
+        Architecture::new(ResNetConfig { widths: vec![8, 12], depths: vec![1, 1], dropout: 0.1 }),
+        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 24, dropout: 0.2 }),
+    ]
+}
+
+#[test]
+fn every_name_is_that_of_its_network_and_settings_survive_json() {
+    for name in Architecture::names() {
+        let network = Architecture::named(name).unwrap();
+        assert_eq!((network.name(), network.graph(5).unwrap().name()), (name, name));
+        let json = serde_json::to_string(&network).unwrap();
+        assert_eq!(serde_json::from_str::<Architecture>(&json).unwrap(), network, "{json}");
+        let graph = network.graph(5).unwrap();
+        let json = serde_json::to_string(&graph).unwrap();
+        assert_eq!(serde_json::from_str::<Graph>(&json).unwrap(), graph, "{json}");
+        assert_eq!(graph.with_classes(7).unwrap(), network.graph(7).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn settings_that_are_left_out_keep_the_defaults_of_the_name() {
+    let read = |json: &str| serde_json::from_str::<Architecture>(json);
+    let lite = read(r#"{"name": "efficientnet_lite2", "dropout": 0.5}"#).unwrap();
+    let expected = EfficientNetLiteConfig { dropout: 0.5, ..EfficientNetLiteConfig::lite(2) };
+    assert_eq!(lite, Architecture::new(expected));
+    let error = read(r#"{"name": "resnet18", "width": 3}"#).unwrap_err().to_string();
+    assert!(error.contains("`width`"), "{error}");
+    let error = read(r#"{"name": "resnet"}"#).unwrap_err().to_string();
+    assert!(error.contains("known: petnet"), "{error}");
+    assert!(read("{}").is_err());
+    let wide = ResNetConfig { widths: vec![8, 16], depths: vec![1, 1], dropout: 0.0 };
+    let wide = Architecture::new(wide);
+    let json = serde_json::to_string(&wide).unwrap();
+    assert_eq!(read(&json).unwrap(), wide, "{json}");
+    assert_eq!(wide.with("dropout", 0.25).unwrap().name(), "resnet");
+}
+
+#[test]
+fn settings_that_make_no_network_are_refused() {
+    let refused = |architecture: Architecture, reason: &str| {
+        let error = architecture.graph(2).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    };
+    let simple = |channels: Vec<usize>, dropout| {
+        Architecture::new(SimpleCnnConfig { channels, hidden: 4, dropout })
+    };
+    refused(simple(vec![4], 1.0), "dropout is 1");
+    refused(simple(vec![0], 0.0), "outputs is 0");
+    refused(simple(vec![1 << 20], 0.0), "outputs is 1048576");
+    refused(Architecture::new(ResNetConfig { widths: vec![], ..Default::default() }), "is 0");
+    let stages = vec![efficientnet_lite::Stage { repeats: 1, kernel: 0, stride: 1, expansion: 1, channels: 8 }];
+    let lite = EfficientNetLiteConfig { stages, ..Default::default() };
+    refused(Architecture::new(lite), "kernel is 0");
+}
+
+/// Lite0 to 2 have the values of the published packages: 4,694,073, 5,470,408 and 6,150,232, of which a counter for
+/// each batch norm is none of the network's.
+#[test]
+fn efficientnet_lite_has_the_published_number_of_values() {
+    for (number, published, norms) in [(0, 4_694_073, 49), (1, 5_470_408, 64), (2, 6_150_232, 64)] {
+        let graph = EfficientNetLiteConfig::lite(number).graph(1000).unwrap();
+        let shapes = graph.nodes().iter().flat_map(crate::passes::parameters);
+        let values: usize = shapes.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!(values, published - norms, "lite{number}");
+        assert_eq!(graph.blocks().len(), [16, 21, 21][number]);
+    }
+}

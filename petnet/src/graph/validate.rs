@@ -1,0 +1,176 @@
+//! Nodes to a graph: what makes them a network.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Conv2d, Graph, GraphError, MAX_CHANNELS, MAX_KERNEL, MAX_NODES, Node, NodeError, Op, Padding,
+    Window,
+};
+
+/// What a node gives.
+#[derive(Clone, Copy, PartialEq)]
+enum Output {
+    /// A feature map of so many channels.
+    Map(usize),
+    /// So many features.
+    Features(usize),
+}
+
+impl Graph {
+    /// A graph of nodes, with the indices at which its blocks end.
+    ///
+    /// # Errors
+    /// [`GraphError`] for nodes that are no network: see the [module](super).
+    pub fn new(name: String, nodes: Vec<Node>, blocks: Vec<usize>) -> Result<Self, GraphError> {
+        if nodes.is_empty() || nodes.len() > MAX_NODES {
+            return Err(GraphError::Nodes(nodes.len()));
+        }
+        let mut outputs = Vec::with_capacity(nodes.len());
+        let mut names = BTreeSet::new();
+        for (place, node) in nodes.iter().enumerate() {
+            let failed = |reason| {
+                let name = if node.name.is_empty() { place.to_string() } else { node.name.clone() };
+                GraphError::Node { node: name, reason }
+            };
+            if node.name.is_empty() || !names.insert(&node.name) {
+                return Err(failed(NodeError::Name));
+            }
+            let output = output(place, node, &outputs).map_err(failed)?;
+            outputs.push(output);
+        }
+        let pools: Vec<usize> =
+            (0..nodes.len()).filter(|place| nodes[*place].op == Op::GlobalAvgPool).collect();
+        let [pool] = pools[..] else { return Err(GraphError::Pools(pools.len())) };
+        let Some(Op::Linear { outputs: classes, .. }) = nodes.last().map(|node| node.op) else {
+            return Err(GraphError::NoLogits);
+        };
+        let graph = Self { name, nodes, blocks, pool, classes };
+        graph.check_readers()?;
+        graph.check_blocks()?;
+        Ok(graph)
+    }
+
+    /// Every node but the last is read, features only by the next node.
+    fn check_readers(&self) -> Result<(), GraphError> {
+        let readers = self.readers();
+        let unread = readers.iter().rev().skip(1).rev().position(|readers| *readers == 0);
+        if let Some(place) = unread {
+            let node = self.nodes[place].name.clone();
+            return Err(GraphError::Node { node, reason: NodeError::Unused });
+        }
+        let chain = self.nodes.iter().enumerate().skip(self.pool + 1);
+        for (place, node) in chain {
+            if node.inputs != [place - 1] {
+                let reason = NodeError::Place;
+                return Err(GraphError::Node { node: node.name.clone(), reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// A block ends where one feature map alone is handed on.
+    fn check_blocks(&self) -> Result<(), GraphError> {
+        let mut last = 1;
+        for &end in &self.blocks {
+            let alone = |node: &Node| node.inputs.iter().all(|from| from + 1 >= end);
+            if end <= last || end > self.pool || !self.nodes[end..].iter().all(alone) {
+                return Err(GraphError::Block(end));
+            }
+            last = end;
+        }
+        Ok(())
+    }
+}
+
+/// What a node gives, once its inputs are known to fit it.
+fn output(place: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeError> {
+    let expected = match node.op {
+        Op::Image => 0,
+        Op::Add => 2,
+        _ => 1,
+    };
+    if node.inputs.len() != expected {
+        return Err(NodeError::Arity { found: node.inputs.len(), expected });
+    }
+    if let Some(from) = node.inputs.iter().find(|from| **from >= place) {
+        return Err(NodeError::Order(*from));
+    }
+    let input = node.inputs.first().map(|from| outputs[*from]);
+    match (node.op, input) {
+        (Op::Image, None) if place == 0 => Ok(Output::Map(3)),
+        (Op::Conv2d(conv), Some(Output::Map(channels))) => {
+            check_conv(&conv)?;
+            check_channels(channels, conv.inputs)?;
+            Ok(Output::Map(conv.outputs))
+        }
+        (Op::BatchNorm { channels, epsilon }, Some(Output::Map(found))) => {
+            if !(epsilon > 0.0 && epsilon < 1.0) {
+                let (value, range) = (f64::from(epsilon), "above 0 and below 1");
+                return Err(NodeError::Rate { what: "epsilon", value, range });
+            }
+            check_channels(found, channels)?;
+            Ok(Output::Map(channels))
+        }
+        (Op::Activation { .. }, Some(any)) => Ok(any),
+        (Op::Add, Some(Output::Map(channels))) => match outputs[node.inputs[1]] {
+            Output::Map(found) => check_channels(found, channels).map(|()| Output::Map(channels)),
+            Output::Features(_) => Err(NodeError::Place),
+        },
+        (Op::MaxPool(window), Some(Output::Map(channels))) => {
+            check_window(window)?;
+            Ok(Output::Map(channels))
+        }
+        (Op::GlobalAvgPool, Some(Output::Map(channels))) => Ok(Output::Features(channels)),
+        (Op::Dropout { rate }, Some(Output::Features(features))) => {
+            if !(0.0..1.0).contains(&rate) {
+                let range = "at least 0 and below 1";
+                return Err(NodeError::Rate { what: "dropout", value: rate, range });
+            }
+            Ok(Output::Features(features))
+        }
+        (Op::Linear { inputs, outputs }, Some(Output::Features(found))) => {
+            check_width("outputs", outputs)?;
+            check_channels(found, inputs)?;
+            Ok(Output::Features(outputs))
+        }
+        _ => Err(NodeError::Place),
+    }
+}
+
+fn check_channels(found: usize, expected: usize) -> Result<(), NodeError> {
+    if found == expected { Ok(()) } else { Err(NodeError::Channels { found, expected }) }
+}
+
+fn check_width(what: &'static str, value: usize) -> Result<(), NodeError> {
+    if (1..=MAX_CHANNELS).contains(&value) {
+        return Ok(());
+    }
+    Err(NodeError::Range { what, value, range: "between 1 and 8192" })
+}
+
+fn check_conv(conv: &Conv2d) -> Result<(), NodeError> {
+    check_width("inputs", conv.inputs)?;
+    check_width("outputs", conv.outputs)?;
+    if conv.groups != 1 && [conv.inputs, conv.outputs] != [conv.groups; 2] {
+        let range = "1, or the number of inputs and outputs";
+        return Err(NodeError::Range { what: "groups", value: conv.groups, range });
+    }
+    check_window(conv.window)
+}
+
+fn check_window(window: Window) -> Result<(), NodeError> {
+    let Window { kernel, stride, padding } = window;
+    if !(1..=MAX_KERNEL).contains(&kernel) {
+        return Err(NodeError::Range { what: "kernel", value: kernel, range: "between 1 and 11" });
+    }
+    if !(1..=MAX_KERNEL).contains(&stride) {
+        return Err(NodeError::Range { what: "stride", value: stride, range: "between 1 and 11" });
+    }
+    match padding {
+        Padding::Explicit(pixels) if pixels >= kernel => {
+            let range = "less than the kernel";
+            Err(NodeError::Range { what: "padding", value: pixels, range })
+        }
+        Padding::Explicit(_) | Padding::Same => Ok(()),
+    }
+}

@@ -1,0 +1,190 @@
+//! Gradients of depthwise convolutions.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+)]
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::arch;
+use super::depthwise::Depthwise;
+use super::tiles::{Epilogue, add, load, store};
+
+/// Vectors of channels that are summed together.
+const VECTORS: usize = 4;
+/// Parts of the rows that have sums of their own, whatever the number of threads.
+const PARTS: usize = 8;
+/// Values of a part of a row that stay in the second cache while all taps read them.
+const STRIP: usize = 1 << 15;
+
+impl Depthwise {
+    /// The gradient of the input from that of the output, both without borders.
+    pub(crate) fn backward_input(&self, dy: &[f32], weights: &[f32], dx: &mut [f32]) {
+        let Self { batch, channels, width, kernel, stride, padding, .. } = *self;
+        let row = width * batch * channels;
+        if stride == 1 && padding.iter().all(|padding| *padding < kernel) {
+            // A convolution of the gradient with the kernel turned about.
+            let turned: Vec<f32> = weights.rchunks_exact(channels).flatten().copied().collect();
+            let forward = Self {
+                height: self.out_height,
+                width: self.out_width,
+                padding: padding.map(|padding| kernel - 1 - padding),
+                out_height: self.height,
+                out_width: self.width,
+                row: self.out_row,
+                out_row: self.row,
+                ..*self
+            };
+            dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
+                forward.rows(dy, &turned, y..y + 1, Epilogue::default(), dx);
+            });
+            return;
+        }
+        dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
+            arch().dispatch(InputRow { conv: *self, dy, weights, y, dx });
+        });
+    }
+
+    /// The gradient of the weights, `[kernel * kernel, channels]`.
+    pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let len = self.kernel * self.kernel * self.channels;
+        let parts: Vec<Vec<f32>> = (0..PARTS)
+            .into_par_iter()
+            .map(|part| {
+                let rows = self.out_height * part / PARTS..self.out_height * (part + 1) / PARTS;
+                let mut dw = vec![0.0; len];
+                arch().dispatch(Weights { conv: *self, x, dy, rows, dw: &mut dw });
+                dw
+            })
+            .collect();
+        let mut dw = vec![0.0; len];
+        for part in parts {
+            dw.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+        dw
+    }
+
+    /// Along one side, the outputs that read input `at`, each with its tap.
+    fn targets(
+        &self,
+        at: usize,
+        padding: usize,
+        outputs: usize,
+    ) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let stride = self.stride;
+        (0..self.kernel).filter_map(move |tap| {
+            let scaled = (at + padding).checked_sub(tap)?;
+            let out = scaled / stride;
+            (scaled.is_multiple_of(stride) && out < outputs).then_some((out, tap))
+        })
+    }
+}
+
+/// A row of the input's gradient.
+struct InputRow<'a> {
+    conv: Depthwise,
+    dy: &'a [f32],
+    weights: &'a [f32],
+    y: usize,
+    dx: &'a mut [f32],
+}
+
+impl WithSimd for InputRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { conv, dy, weights, y, dx } = self;
+        let Depthwise { batch, channels, kernel, padding, .. } = conv;
+        let rows: Vec<_> = conv.targets(y, padding[0], conv.out_height).collect();
+        for (x, dx) in dx.chunks_exact_mut(batch * channels).enumerate() {
+            let columns: Vec<_> = conv.targets(x, padding[1], conv.out_width).collect();
+            for (image, dx) in dx.chunks_exact_mut(channels).enumerate() {
+                for (chunk, dx) in dx.chunks_mut(VECTORS * S::F32_LANES).enumerate() {
+                    let channel = chunk * VECTORS * S::F32_LANES;
+                    let mut sums = [simd.splat_f32s(0.0); VECTORS];
+                    for &(oy, ky) in &rows {
+                        for &(ox, kx) in &columns {
+                            let at = oy * conv.out_row + (ox * batch + image) * channels + channel;
+                            let values = load::<S, VECTORS>(simd, &dy[at..at + dx.len()]);
+                            let at = (ky * kernel + kx) * channels + channel;
+                            let weights = load::<S, VECTORS>(simd, &weights[at..at + dx.len()]);
+                            for v in 0..VECTORS {
+                                sums[v] = simd.mul_add_e_f32s(values[v], weights[v], sums[v]);
+                            }
+                        }
+                    }
+                    store(simd, dx, &sums);
+                }
+            }
+        }
+    }
+}
+
+/// What some rows add to the weights' gradient.
+struct Weights<'a> {
+    conv: Depthwise,
+    x: &'a [f32],
+    dy: &'a [f32],
+    rows: Range<usize>,
+    dw: &'a mut [f32],
+}
+
+impl WithSimd for Weights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let Depthwise { batch, channels, out_width, kernel, .. } = self.conv;
+        let strip = (STRIP / (batch * channels)).clamp(1, out_width);
+        for y in self.rows.clone() {
+            for first in (0..out_width).step_by(strip) {
+                let places = first..(first + strip).min(out_width);
+                for tap in 0..kernel * kernel {
+                    self.tap(simd, (y, places.clone()), [tap / kernel, tap % kernel]);
+                }
+            }
+        }
+    }
+}
+
+impl Weights<'_> {
+    #[inline(always)]
+    fn tap<S: Simd>(
+        &mut self,
+        simd: S,
+        (y, places): (usize, Range<usize>),
+        [ky, kx]: [usize; 2],
+    ) {
+        let Depthwise { height, width, batch, channels, kernel, stride, padding, .. } = self.conv;
+        let source = (y * stride + ky).checked_sub(padding[0]).filter(|row| *row < height);
+        let Some(source) = source else { return };
+        let inside = |place: &usize| {
+            (place * stride + kx).checked_sub(padding[1]).is_some_and(|column| column < width)
+        };
+        let lanes = VECTORS * S::F32_LANES;
+        for channel in (0..channels).step_by(lanes) {
+            let count = lanes.min(channels - channel);
+            let mut sums = [simd.splat_f32s(0.0); VECTORS];
+            for place in places.clone().filter(inside) {
+                let column = place * stride + kx - padding[1];
+                let x = source * self.conv.row + column * batch * channels + channel;
+                let dy = y * self.conv.out_row + place * batch * channels + channel;
+                for image in 0..batch {
+                    let x = &self.x[x + image * channels..][..count];
+                    let dy = &self.dy[dy + image * channels..][..count];
+                    let (x, dy) = (load::<S, VECTORS>(simd, x), load::<S, VECTORS>(simd, dy));
+                    for v in 0..VECTORS {
+                        sums[v] = simd.mul_add_e_f32s(x[v], dy[v], sums[v]);
+                    }
+                }
+            }
+            let dw = &mut self.dw[(ky * kernel + kx) * channels + channel..][..count];
+            let sums = add(simd, sums, dw);
+            store(simd, dw, &sums);
+        }
+    }
+}

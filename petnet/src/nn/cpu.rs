@@ -1,0 +1,583 @@
+//! Convolution, batch normalisation and max pool on burn's CPU tensors through [`crate::kernel`], with their gradients:
+//! the door between the two. Maps are `[h, w, n, c]` here.
+//!
+//! burn-flex spends most of a training step in layers of few channels and many pixels; these
+//! kernels do not. Other devices take burn's own operations.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::nn::BatchNorm;
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::maps::{self, activate};
+use crate::graph::{Conv2d, Window};
+use crate::kernel::{
+    self, Affine, Conv, Depthwise, Epilogue, Follows, MaxPool2d, Norm, Packed, Statistics,
+};
+
+/// Buffers below this length are not worth keeping.
+#[cfg(feature = "train")]
+const WORTH_KEEPING: usize = 1 << 14;
+/// With fewer input channels than this, im2col's columns are copied out.
+const FEW_INPUTS: usize = 8;
+
+/// Whether tensors of this device can come here.
+pub(super) fn supports(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+/// A normalised batch with the statistics it was normalised by.
+#[cfg(feature = "train")]
+pub(super) struct Normalized {
+    pub(super) maps: Tensor<4>,
+    pub(super) mean: Tensor<1>,
+    pub(super) variance: Tensor<1>,
+}
+
+/// `[h, w, n, inputs]` by `[outputs, inputs / groups, k, k]` -> `[h', w', n, outputs]`.
+pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4> {
+    #[cfg(feature = "train")]
+    if x.device().is_autodiff() {
+        return gradients::conv(x, weight, config);
+    }
+    let (x, weight) = (plain(x), plain(weight));
+    let out = match config.is_depthwise() {
+        true => depthwise(&x, &weight, config.window),
+        false => convolve(&x, &weight, config.window, false).0,
+    };
+    Tensor::from_primitive::<Flex>(out)
+}
+
+/// The largest value in each window: `[h, w, n, c]` -> `[h', w', n, c]`.
+pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+    #[cfg(feature = "train")]
+    if x.device().is_autodiff() {
+        return gradients::max_pool(x, window);
+    }
+    let (out, _) = pool(&plain(x), window);
+    Tensor::from_primitive::<Flex>(out)
+}
+
+/// What comes after a convolution whose bias is still to be added.
+pub(super) fn follow(
+    z: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    norm: Option<&BatchNorm>,
+    residual: Option<Tensor<4>>,
+    follows: maps::Follows,
+) -> Tensor<4> {
+    match norm {
+        // The fused kernel pools where there is no residual.
+        Some(norm) => normalize(z, bias, norm, residual, follows),
+        None => {
+            let z = match bias {
+                Some(bias) => z + bias.unsqueeze(), // [h, w, n, c]
+                None => z,
+            };
+            let z = match residual {
+                Some(residual) => z + residual,
+                None => z,
+            };
+            let z = match follows.activation {
+                Some(function) => activate(z, function),
+                None => z,
+            };
+            if follows.pool { max_pool(z, maps::POOL) } else { z }
+        }
+    }
+}
+
+fn normalize(
+    z: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    norm: &BatchNorm,
+    residual: Option<Tensor<4>>,
+    maps::Follows { activation, pool }: maps::Follows,
+) -> Tensor<4> {
+    let follows = Follows { activation, pool };
+    let (gamma, beta) = (norm.gamma.val(), norm.beta.val());
+    // Normalisation takes the mean, and with it any bias of the convolution, out again.
+    let bias = bias.map(|bias| bias.detach());
+    #[cfg(feature = "train")]
+    if z.device().is_autodiff() && norm.training.is_enabled() {
+        let normalized = self::norm(z, [gamma, beta], norm.epsilon, residual, follows);
+        let mean = match bias {
+            Some(bias) => normalized.mean + bias.inner(),
+            None => normalized.mean,
+        };
+        remember(norm, mean, normalized.variance);
+        return normalized.maps;
+    }
+    let mean = match bias {
+        Some(bias) => norm.running_mean.value() - bias,
+        None => norm.running_mean.value(),
+    };
+    let statistics = [gamma, beta, mean, norm.running_var.value()];
+    affine(z, statistics, norm.epsilon, residual, follows)
+}
+
+/// Moves the running statistics towards those of a batch.
+#[cfg(feature = "train")]
+fn remember(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
+    let momentum = norm.momentum;
+    for (running, new) in [(&norm.running_mean, mean), (&norm.running_var, variance)] {
+        let old = running.value_sync();
+        let new = Tensor::from_inner(new).to_device(&old.device());
+        running.update((old * (1.0 - momentum) + new * momentum).detach());
+    }
+}
+
+/// Normalises by the batch's own statistics; the residual is added before the activation.
+#[cfg(feature = "train")]
+use gradients::norm;
+
+/// Normalises by `gamma`, `beta` and given statistics.
+fn affine(
+    z: Tensor<4>,
+    [gamma, beta, mean, variance]: [Tensor<1>; 4],
+    epsilon: f64,
+    residual: Option<Tensor<4>>,
+    follows: Follows,
+) -> Tensor<4> {
+    let (z, residual) = (plain(z), residual.map(plain));
+    let [gamma, beta, mean, variance] = [gamma, beta, mean, variance].map(plain);
+    let statistics =
+        Statistics { mean: values(&mean).to_vec(), variance: values(&variance).to_vec() };
+    let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon as f32);
+    Tensor::from_primitive::<Flex>(apply(&z, &affine, residual.as_ref(), follows))
+}
+
+fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    let primitive = tensor.try_into_primitive::<Flex>();
+    primitive.expect("`supports` was asked").to_contiguous()
+}
+
+fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("a contiguous tensor of f32")
+}
+
+fn sizes<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    tensor.layout().shape().dims::<D>()
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+/// How a window moves over the sides of maps.
+struct Places {
+    padding: [usize; 2],
+    out_height: usize,
+    out_width: usize,
+}
+
+fn places(window: Window, height: usize, width: usize) -> Places {
+    let fits = "the graph's sides were worked out for this image";
+    Places {
+        padding: [height, width].map(|len| window.padding(len)[0]),
+        out_height: window.output(height).expect(fits),
+        out_width: window.output(width).expect(fits),
+    }
+}
+
+fn shape_of(x: &FlexTensor, weight: &FlexTensor, window: Window) -> Conv {
+    let [height, width, batch, inputs] = sizes(x);
+    let [outputs, _, kernel, _] = sizes(weight);
+    let Places { padding, out_height, out_width } = places(window, height, width);
+    let stride = window.stride;
+    Conv { height, width, batch, inputs, outputs, kernel, stride, padding, out_height, out_width }
+}
+
+/// The output and, where they were copied out and are wanted, the columns it was made from.
+fn convolve(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    window: Window,
+    input_has_gradient: bool,
+) -> (FlexTensor, Option<FlexTensor>) {
+    let conv = shape_of(x, weight, window);
+    let weights = values(weight);
+    let (taps, inputs) = (conv.taps(), conv.inputs);
+    let mut out = kernel::take(conv.out_len());
+    let shape = [conv.out_height, conv.out_width, conv.batch, conv.outputs];
+    let packed = Packed::new([taps, inputs, conv.outputs], |tap, input, output| {
+        weights[(output * inputs + input) * taps + tap]
+    });
+    if inputs >= FEW_INPUTS || input_has_gradient || taps == 1 {
+        conv.forward(values(x), packed.view(), &mut out);
+        return (tensor(out, shape), None);
+    }
+    let over_columns = conv.over_columns();
+    let mut columns = kernel::take(over_columns.in_len());
+    conv.im2col(values(x), &mut columns);
+    over_columns.forward(&columns, packed.view().joined(taps), &mut out);
+    let [height, width, batch, _] = shape;
+    (tensor(out, shape), Some(tensor(columns, [height, width, batch, taps * inputs])))
+}
+
+fn depthwise_of(x: &FlexTensor, window: Window) -> Depthwise {
+    let [height, width, batch, channels] = sizes(x);
+    let Places { padding, out_height, out_width } = places(window, height, width);
+    let [row, out_row] = [width, out_width].map(|width| width * batch * channels);
+    let Window { kernel, stride, .. } = window;
+    Depthwise {
+        height,
+        width,
+        batch,
+        channels,
+        kernel,
+        stride,
+        padding,
+        out_height,
+        out_width,
+        row,
+        out_row,
+    }
+}
+
+/// `[channels, 1, k, k]` to the kernels' `[k * k, channels]`.
+fn by_tap(weights: &[f32], taps: usize) -> Vec<f32> {
+    (0..taps).flat_map(|tap| weights.iter().skip(tap).step_by(taps).copied()).collect()
+}
+
+fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor {
+    let conv = depthwise_of(x, window);
+    let weights = by_tap(values(weight), conv.kernel * conv.kernel);
+    let mut out = kernel::take(conv.out_height * conv.out_row);
+    let x = values(x);
+    out.par_chunks_mut(conv.out_row).enumerate().for_each(|(y, out)| {
+        conv.rows(x, &weights, y..y + 1, Epilogue::default(), out);
+    });
+    tensor(out, [conv.out_height, conv.out_width, conv.batch, conv.channels])
+}
+
+fn pool_of(x: &FlexTensor, window: Window) -> MaxPool2d {
+    let [height, width, batch, channels] = sizes(x);
+    let Places { padding, out_height, out_width } = places(window, height, width);
+    let (lanes, Window { kernel, stride, .. }) = (batch * channels, window);
+    MaxPool2d { height, width, lanes, kernel, stride, padding, out_height, out_width }
+}
+
+/// The output, and which pixel of its window each value of it was.
+fn pool(x: &FlexTensor, window: Window) -> (FlexTensor, Vec<u32>) {
+    let ([_, _, batch, channels], pool) = (sizes(x), pool_of(x, window));
+    let (mut out, mut taps) = (kernel::take(pool.out_len()), vec![0; pool.out_len()]);
+    pool.forward(values(x), &mut out, &mut taps);
+    (tensor(out, [pool.out_height, pool.out_width, batch, channels]), taps)
+}
+
+fn norm_of(z: &FlexTensor, follows: Follows) -> Norm {
+    let [height, width, batch, channels] = sizes(z);
+    Norm { height, width, batch, channels, follows }
+}
+
+fn apply(
+    z: &FlexTensor,
+    affine: &Affine,
+    residual: Option<&FlexTensor>,
+    follows: Follows,
+) -> FlexTensor {
+    let norm = norm_of(z, follows);
+    let mut out = kernel::take(norm.out_len());
+    norm.forward(values(z), affine, residual.map(values), &mut out);
+    let (height, width) = norm.out_size();
+    tensor(out, [height, width, norm.batch, norm.channels])
+}
+
+/// Keeps a tensor's memory for the next one, if nothing else holds it.
+#[cfg(feature = "train")]
+fn recycle(tensor: FlexTensor) {
+    if tensor.is_unique()
+        && tensor.layout().num_elements() >= WORTH_KEEPING
+        && let Ok(buffer) = tensor.into_data().try_into_vec_as::<f32>()
+    {
+        kernel::give(buffer);
+    }
+}
+
+#[cfg(feature = "train")]
+mod gradients {
+    use burn::backend::Autodiff;
+    use burn::backend::autodiff::checkpoint::base::Checkpointer;
+    use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+    use burn::backend::tensor::FloatTensor;
+    use super::*;
+    use crate::kernel::NormGradient;
+
+    type Tracked = FloatTensor<Autodiff<Flex>>;
+
+    fn tracked<const D: usize>(tensor: Tensor<D>) -> Tracked {
+        tensor.try_into_primitive::<Autodiff<Flex>>().expect("`supports` was asked")
+    }
+
+    #[derive(Debug)]
+    struct ConvBackward;
+
+    /// What the gradient of a convolution needs; `columns` in place of `x` where there are some.
+    #[derive(Debug, Clone)]
+    struct ConvState {
+        x: FlexTensor,
+        columns: Option<FlexTensor>,
+        weight: FlexTensor,
+        window: Window,
+    }
+
+    pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4> {
+        let (x, weight, window) = (tracked(x), tracked(weight), config.window);
+        let input_has_gradient = x.is_tracked();
+        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+        let (x, weight, nodes) = (x.to_contiguous(), weight.to_contiguous(), [x_node, weight_node]);
+        Tensor::from_primitive::<Autodiff<Flex>>(if config.is_depthwise() {
+            let out = depthwise(&x, &weight, window);
+            let state = ConvState { x, columns: None, weight, window };
+            match DepthwiseBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+                OpsKind::Tracked(prepared) => prepared.finish(state, out),
+                OpsKind::UnTracked(prepared) => prepared.finish(out),
+            }
+        } else {
+            let (out, columns) = convolve(&x, &weight, window, input_has_gradient);
+            let state = ConvState { x, columns, weight, window };
+            match ConvBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+                OpsKind::Tracked(prepared) => prepared.finish(state, out),
+                OpsKind::UnTracked(prepared) => prepared.finish(out),
+            }
+        })
+    }
+
+    #[derive(Debug)]
+    struct DepthwiseBackward;
+
+    impl Backward<Flex, 2> for DepthwiseBackward {
+        type State = ConvState;
+
+        fn backward(self, ops: Ops<ConvState, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+            let [x_node, weight_node] = ops.parents;
+            let ConvState { x, weight, window, .. } = ops.state;
+            let conv = depthwise_of(&x, window);
+            let taps = conv.kernel * conv.kernel;
+            if let Some(node) = weight_node {
+                let dw = conv.backward_weights(values(&x), values(&dy));
+                // The other way round: as many channels as there are taps.
+                let dw = by_tap(&dw, conv.channels);
+                grads.register::<Flex>(node.id, tensor(dw, sizes::<4>(&weight)));
+            }
+            if let Some(node) = x_node {
+                let mut dx = kernel::take(conv.height * conv.row);
+                conv.backward_input(values(&dy), &by_tap(values(&weight), taps), &mut dx);
+                grads.register::<Flex>(node.id, tensor(dx, sizes::<4>(&x)));
+            }
+            [dy, x].into_iter().for_each(recycle);
+        }
+    }
+
+    impl Backward<Flex, 2> for ConvBackward {
+        type State = ConvState;
+
+        fn backward(self, ops: Ops<ConvState, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+            let [x_node, weight_node] = ops.parents;
+            let ConvState { x, columns, weight, window } = ops.state;
+            let conv = shape_of(&x, &weight, window);
+            if let Some(node) = weight_node {
+                let shape: [usize; 4] = sizes(&weight);
+                let (taps, inputs) = (conv.taps(), conv.inputs);
+                // Columns list all inputs of a tap, whole maps all taps of an input.
+                let dw = match &columns {
+                    Some(columns) => {
+                        let dw = weight_gradient(&conv.over_columns(), values(columns), values(&dy));
+                        fold(&dw, shape, |input, tap| tap * inputs + input)
+                    }
+                    None => {
+                        let dw = weight_gradient(&conv, values(&x), values(&dy));
+                        fold(&dw, shape, |input, tap| input * taps + tap)
+                    }
+                };
+                grads.register::<Flex>(node.id, tensor(dw, shape));
+            }
+            if let Some(node) = x_node {
+                let dx = input_gradient(&conv, values(&weight), values(&dy));
+                let shape = [conv.height, conv.width, conv.batch, conv.inputs];
+                grads.register::<Flex>(node.id, tensor(dx, shape));
+            }
+            [Some(dy), Some(x), columns].into_iter().flatten().for_each(recycle);
+        }
+    }
+
+    fn weight_gradient(conv: &Conv, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let mut dw = vec![0.0; conv.inputs * conv.taps() * conv.outputs];
+        conv.backward_weights(x, dy, &mut dw);
+        dw
+    }
+
+    /// The kernels' order, where `row` finds the outputs, to burn's `[outputs, inputs, k, k]`.
+    fn fold(
+        dw: &[f32],
+        [outputs, inputs, k, _]: [usize; 4],
+        row: impl Fn(usize, usize) -> usize + Sync,
+    ) -> Vec<f32> {
+        let taps = k * k;
+        let mut folded = vec![0.0; dw.len()];
+        let values = folded.par_chunks_exact_mut(inputs * taps).with_min_len(4).enumerate();
+        values.for_each(|(output, values)| {
+            for (input, values) in values.chunks_exact_mut(taps).enumerate() {
+                for (tap, value) in values.iter_mut().enumerate() {
+                    *value = dw[row(input, tap) * outputs + output];
+                }
+            }
+        });
+        folded
+    }
+
+    fn input_gradient(conv: &Conv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
+        let (taps, inputs) = (conv.taps(), conv.inputs);
+        let packed = Packed::new([taps, conv.outputs, inputs], |tap, output, input| {
+            weights[(output * inputs + input) * taps + tap]
+        });
+        let mut dx = kernel::take(conv.in_len());
+        conv.backward_input(dy, &packed, &mut dx);
+        dx
+    }
+
+    #[derive(Debug)]
+    struct MaxPoolBackward;
+
+    /// The input's sizes, and which pixel of its window each output was.
+    #[derive(Debug, Clone)]
+    struct MaxPoolState {
+        pool: MaxPool2d,
+        sizes: [usize; 4],
+        taps: Vec<u32>,
+    }
+
+    pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+        let (x, node) = tracked(x).into_parts();
+        let x = x.to_contiguous();
+        let (out, taps) = pool(&x, window);
+        let prepared = MaxPoolBackward.prepare::<NoCheckpointing>([node]).compute_bound();
+        Tensor::from_primitive::<Autodiff<Flex>>(match prepared.stateful() {
+            OpsKind::Tracked(prepared) => {
+                let (pool, sizes) = (pool_of(&x, window), sizes(&x));
+                prepared.finish(MaxPoolState { pool, sizes, taps }, out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(out),
+        })
+    }
+
+    impl Backward<Flex, 1> for MaxPoolBackward {
+        type State = MaxPoolState;
+
+        fn backward(self, ops: Ops<MaxPoolState, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+            let MaxPoolState { pool, sizes, taps } = ops.state;
+            let [node] = ops.parents;
+            if let Some(node) = node {
+                let mut dx = kernel::take(pool.len());
+                pool.backward(values(&dy), &taps, &mut dx);
+                grads.register::<Flex>(node.id, tensor(dx, sizes));
+            }
+            recycle(dy);
+        }
+    }
+
+    #[derive(Debug)]
+    struct NormBackward;
+
+    #[derive(Debug, Clone)]
+    struct NormState {
+        z: FlexTensor,
+        /// The output, where a residual was added.
+        y: Option<FlexTensor>,
+        statistics: Statistics,
+        affine: Affine,
+        epsilon: f32,
+        follows: Follows,
+    }
+
+    pub(crate) fn norm(
+        z: Tensor<4>,
+        [gamma, beta]: [Tensor<1>; 2],
+        epsilon: f64,
+        residual: Option<Tensor<4>>,
+        follows: Follows,
+    ) -> Normalized {
+        let device = z.device().inner();
+        let epsilon = epsilon as f32;
+        let (z, gamma, beta) = (tracked(z), tracked(gamma), tracked(beta));
+        let residual = residual.map(tracked);
+        let nodes = [z.node(), gamma.node(), beta.node()];
+        let z = z.into_primitive().to_contiguous();
+        let norm = norm_of(&z, follows);
+        let statistics = norm.statistics(values(&z));
+        let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+        let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon);
+        let plain = |values: &[f32]| Tensor::from_floats(values, &device);
+        let (mean, variance) = (plain(&statistics.mean), plain(&statistics.variance));
+        let state = |z: FlexTensor, y: Option<FlexTensor>| NormState {
+            z,
+            y,
+            statistics: statistics.clone(),
+            affine: affine.clone(),
+            epsilon,
+            follows,
+        };
+        let maps = match residual {
+            None => {
+                let out = apply(&z, &affine, None, follows);
+                match NormBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+                    OpsKind::Tracked(prepared) => prepared.finish(state(z, None), out),
+                    OpsKind::UnTracked(prepared) => prepared.finish(out),
+                }
+            }
+            Some(residual) => {
+                let (residual, node) = residual.into_parts();
+                let residual = residual.to_contiguous();
+                let out = apply(&z, &affine, Some(&residual), follows);
+                let [a, b, c] = nodes;
+                let prepared = NormBackward.prepare::<NoCheckpointing>([a, b, c, node]);
+                match prepared.compute_bound().stateful() {
+                    OpsKind::Tracked(prepared) => prepared.finish(state(z, Some(out.clone())), out),
+                    OpsKind::UnTracked(prepared) => prepared.finish(out),
+                }
+            }
+        };
+        Normalized { maps: Tensor::from_primitive::<Autodiff<Flex>>(maps), mean, variance }
+    }
+
+    impl<const N: usize> Backward<Flex, N> for NormBackward {
+        type State = NormState;
+
+        fn backward(self, ops: Ops<NormState, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let mut dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+            let NormState { z, y, statistics, affine, epsilon, follows } = ops.state;
+            let norm = norm_of(&z, follows);
+            let mut dz = kernel::take(norm.len());
+            let from = NormGradient {
+                dy: dy.storage_mut::<f32>(),
+                z: values(&z),
+                y: y.as_ref().map(values),
+                statistics: &statistics,
+                affine: &affine,
+                epsilon,
+            };
+            let (gamma, beta) = norm.backward(from, &mut dz);
+            let mut dy = Some(dy);
+            let mut dz = Some(tensor(dz, sizes::<4>(&z)));
+            let mut affine = [gamma, beta].map(|g| Some(tensor(g, [norm.channels])));
+            for (place, parent) in ops.parents.into_iter().enumerate() {
+                let gradient = match place {
+                    0 => dz.take(),
+                    1 | 2 => affine[place - 1].take(),
+                    _ => dy.take(),
+                };
+                if let Some((node, gradient)) = parent.zip(gradient) {
+                    grads.register::<Flex>(node.id, gradient);
+                }
+            }
+            [dy, Some(z), y].into_iter().flatten().for_each(recycle);
+        }
+    }
+}

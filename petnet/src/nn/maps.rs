@@ -1,0 +1,216 @@
+//! Feature maps and what is done with them, in two layouts: NCHW with burn's own operations, and on the CPU HWNC with
+//! the kernels of [`super::cpu`].
+
+use burn::nn::BatchNorm;
+use burn::nn::conv;
+use burn::tensor::activation::relu;
+use burn::tensor::module::{conv2d, max_pool2d};
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
+use burn::tensor::Tensor;
+
+#[cfg(feature = "flex")]
+use super::cpu;
+use crate::graph::{Activation, Conv2d, Padding, Window};
+
+/// Feature maps in the layout that suits the device.
+#[derive(Debug, Clone)]
+pub struct FeatureMaps(Layout);
+
+#[derive(Debug, Clone)]
+enum Layout {
+    /// `[n, c, h, w]`.
+    Nchw(Tensor<4>),
+    /// `[h, w, n, c]`.
+    #[cfg(feature = "flex")]
+    Hwnc(Tensor<4>),
+}
+
+/// What follows a convolution and its norm, after a residual was added.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Follows {
+    pub(super) activation: Option<Activation>,
+    /// Whether the largest of each two by two pixels is kept.
+    pub(super) pool: bool,
+}
+
+/// A convolution's weights, and how its window moves.
+pub(super) struct Conv<'a> {
+    pub(super) config: Conv2d,
+    pub(super) layer: &'a conv::Conv2d,
+}
+
+impl FeatureMaps {
+    /// From `[n, c, h, w]`.
+    pub(super) fn new(maps: Tensor<4>) -> Self {
+        #[cfg(feature = "flex")]
+        if cpu::supports(&maps.device()) {
+            return Self(Layout::Hwnc(maps.permute([2, 3, 0, 1]))); // [h, w, n, c]
+        }
+        Self(Layout::Nchw(maps))
+    }
+
+    /// From `[n, c, h, w]`, for burn's own operations on any device.
+    #[cfg(all(test, feature = "train"))]
+    pub(super) fn plain(maps: Tensor<4>) -> Self {
+        Self(Layout::Nchw(maps))
+    }
+
+    /// To `[n, c, h, w]`.
+    pub(super) fn nchw(self) -> Tensor<4> {
+        match self.0 {
+            Layout::Nchw(maps) => maps,
+            #[cfg(feature = "flex")]
+            Layout::Hwnc(maps) => maps.permute([2, 3, 0, 1]), // [n, c, h, w]
+        }
+    }
+
+    /// The same on a device that follows gradients: constants of what is trained behind them.
+    #[cfg(feature = "train")]
+    pub(crate) fn lifted(self) -> Self {
+        Self(match self.0 {
+            Layout::Nchw(maps) => Layout::Nchw(Tensor::from_inner(maps)),
+            #[cfg(feature = "flex")]
+            Layout::Hwnc(maps) => Layout::Hwnc(Tensor::from_inner(maps)),
+        })
+    }
+
+    /// The largest value in each window.
+    pub(super) fn max_pool(self, window: Window) -> Self {
+        Self(match self.0 {
+            Layout::Nchw(maps) => Layout::Nchw(pool(maps, window)), // [n, c, h', w']
+            #[cfg(feature = "flex")]
+            Layout::Hwnc(maps) => Layout::Hwnc(cpu::max_pool(maps, window)), // [h', w', n, c]
+        })
+    }
+
+    /// The mean of each map, `[n, c]`.
+    pub(super) fn mean(self) -> Tensor<2> {
+        match self.0 {
+            Layout::Nchw(maps) => {
+                let [n, c, h, w] = maps.dims();
+                maps.reshape([n, c, h * w]).mean_dim(2).reshape([n, c]) // [n, c]
+            }
+            #[cfg(feature = "flex")]
+            Layout::Hwnc(maps) => {
+                let [h, w, n, c] = maps.dims();
+                maps.reshape([h * w, n, c]).mean_dim(0).reshape([n, c]) // [n, c]
+            }
+        }
+    }
+}
+
+impl Conv<'_> {
+    /// The residual is added before the activation.
+    pub(super) fn forward(
+        &self,
+        x: FeatureMaps,
+        norm: Option<&BatchNorm>,
+        residual: Option<FeatureMaps>,
+        follows: Follows,
+    ) -> FeatureMaps {
+        match x.0 {
+            Layout::Nchw(x) => {
+                let residual = residual.map(FeatureMaps::nchw);
+                FeatureMaps(Layout::Nchw(self.nchw(x, norm, residual, follows)))
+            }
+            #[cfg(feature = "flex")]
+            Layout::Hwnc(x) => {
+                let z = cpu::conv(x, self.layer.weight.val(), &self.config); // [h', w', n, outputs]
+                let bias = self.layer.bias.as_ref().map(|bias| bias.val());
+                FeatureMaps(Layout::Hwnc(cpu::follow(z, bias, norm, residual.map(hwnc), follows)))
+            }
+        }
+    }
+
+    fn nchw(
+        &self,
+        x: Tensor<4>,
+        norm: Option<&BatchNorm>,
+        residual: Option<Tensor<4>>,
+        follows: Follows,
+    ) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
+        let Conv2d { window, groups, .. } = self.config;
+        let mut options = ConvOptions::new([window.stride; 2], [0; 2], [1; 2], groups);
+        options.padding = padding(window, [height, width]);
+        let bias = self.layer.bias.as_ref().map(|bias| bias.val());
+        let x = conv2d(x, self.layer.weight.val(), bias, options); // [n, outputs, h', w']
+        follow_nchw(x, norm, residual, follows)
+    }
+}
+
+/// Norm, residual, activation and pool of maps as they are.
+pub(super) fn follow(
+    x: FeatureMaps,
+    norm: Option<&BatchNorm>,
+    residual: Option<FeatureMaps>,
+    follows: Follows,
+) -> FeatureMaps {
+    FeatureMaps(match x.0 {
+        Layout::Nchw(x) => {
+            Layout::Nchw(follow_nchw(x, norm, residual.map(FeatureMaps::nchw), follows))
+        }
+        #[cfg(feature = "flex")]
+        Layout::Hwnc(x) => {
+            Layout::Hwnc(cpu::follow(x, None, norm, residual.map(hwnc), follows))
+        }
+    })
+}
+
+fn follow_nchw(
+    x: Tensor<4>,
+    norm: Option<&BatchNorm>,
+    residual: Option<Tensor<4>>,
+    Follows { activation, pool }: Follows,
+) -> Tensor<4> {
+    let x = match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    };
+    let x = match residual {
+        Some(residual) => x + residual,
+        None => x,
+    };
+    let x = match activation {
+        Some(function) => activate(x, function),
+        None => x,
+    };
+    if pool { self::pool(x, POOL) } else { x }
+}
+
+pub(super) const POOL: Window = Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
+
+/// To `[h, w, n, c]`.
+#[cfg(feature = "flex")]
+fn hwnc(maps: FeatureMaps) -> Tensor<4> {
+    match maps.0 {
+        Layout::Hwnc(maps) => maps,
+        Layout::Nchw(maps) => maps.permute([2, 3, 0, 1]), // [h, w, n, c]
+    }
+}
+
+pub(super) fn activate<const D: usize>(x: Tensor<D>, function: Activation) -> Tensor<D> {
+    match function {
+        Activation::Relu => relu(x),
+        Activation::Relu6 => x.clamp(0.0, 6.0),
+    }
+}
+
+fn pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+    let [_, _, height, width] = x.dims();
+    let options = MaxPoolOptions {
+        kernel_size: [window.kernel; 2],
+        stride: [window.stride; 2],
+        padding: padding(window, [height, width]),
+        dilation: [1; 2],
+        ceil_mode: false,
+    };
+    max_pool2d(x, options) // [n, c, h', w']
+}
+
+fn padding(window: Window, sides: [usize; 2]) -> [(usize, usize); 2] {
+    sides.map(|side| {
+        let [before, after] = window.padding(side);
+        (before, after)
+    })
+}

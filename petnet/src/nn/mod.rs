@@ -1,0 +1,269 @@
+//! A graph as one burn module, for training and for inference on GPUs. Knows graphs and tensors; no architecture, no
+//! files and no images.
+//!
+//! Input is `[n, 3, size, size]` with values 0 to 255; normalisation comes first, so that nothing outside of a network
+//! can get it wrong. Output is logits `[n, classes]`.
+
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(all(test, feature = "train"))]
+mod golden;
+mod maps;
+pub(crate) mod run;
+#[cfg(all(test, feature = "train"))]
+mod tests;
+pub(crate) mod weights;
+
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{BatchNorm, BatchNormConfig, DropoutConfig, Initializer, Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+
+pub use maps::FeatureMaps;
+
+use crate::arch::Normalization;
+use crate::checkpoint::{Checkpoint, ModelInfo};
+use crate::error::{Error, Result};
+use crate::graph::{self, Graph, Op};
+use crate::passes::{self, Main, Step};
+
+impl Normalization {
+    /// `[n, 3, h, w]` of 0 to 255 -> the same shape, about zero mean and unit variance.
+    fn forward(&self, images: Tensor<4>) -> Tensor<4> {
+        let device = images.device();
+        let scale = self.std.map(|s| 1.0 / (255.0 * s));
+        let shift = [0, 1, 2].map(|c| -self.mean[c] / self.std[c]);
+        let scale = Tensor::<1>::from_floats(scale, &device).reshape([1, 3, 1, 1]);
+        let shift = Tensor::<1>::from_floats(shift, &device).reshape([1, 3, 1, 1]);
+        images * scale + shift
+    }
+}
+
+/// Any network, as a burn module.
+///
+/// ```
+/// use petnet::arch::{Architecture, Normalization};
+/// use petnet::burn::{Network, open, tensor::Tensor};
+///
+/// let device = open(petnet::Device::Cpu)?;
+/// let graph = Architecture::named("resnet18")?.graph(5)?;
+/// let network = Network::new(&graph, Normalization::default(), &device);
+/// let logits = network.forward(Tensor::zeros([1, 3, 32, 32], &device));
+/// assert_eq!(logits.dims(), [1, 5]);
+/// # Ok::<(), petnet::Error>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct Network {
+    #[module(skip)]
+    graph: Graph,
+    /// What runs up to the global average pool.
+    #[module(skip)]
+    steps: Vec<Step>,
+    #[module(skip)]
+    normalization: Normalization,
+    /// For each node, its place among the layers of its kind.
+    #[module(skip)]
+    places: Vec<usize>,
+    convs: Vec<Conv2d>,
+    norms: Vec<BatchNorm>,
+    linears: Vec<Linear>,
+}
+
+/// Which of a burn module's fields a node's weights are in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Conv,
+    Norm,
+    Linear,
+}
+
+fn kind(op: &Op) -> Option<Kind> {
+    match op {
+        Op::Conv2d(_) => Some(Kind::Conv),
+        Op::BatchNorm { .. } => Some(Kind::Norm),
+        Op::Linear { .. } => Some(Kind::Linear),
+        Op::Image
+        | Op::Activation { .. }
+        | Op::Add
+        | Op::MaxPool(_)
+        | Op::GlobalAvgPool
+        | Op::Dropout { .. } => None,
+    }
+}
+
+impl Network {
+    /// With fresh random weights: Kaiming-normal (fan-out) convolutions (He et al., 2015), normal(0, 0.01) linear
+    /// layers, zero biases.
+    pub fn new(graph: &Graph, normalization: Normalization, device: &Device) -> Self {
+        let (mut convs, mut norms, mut linears) = (Vec::new(), Vec::new(), Vec::new());
+        let places = graph.nodes().iter().map(|node| match node.op {
+            Op::Conv2d(config) => {
+                convs.push(conv(&config, device));
+                convs.len() - 1
+            }
+            Op::BatchNorm { channels, epsilon } => {
+                let config = BatchNormConfig::new(channels).with_epsilon(f64::from(epsilon));
+                norms.push(config.init(device));
+                norms.len() - 1
+            }
+            Op::Linear { inputs, outputs } => {
+                linears.push(linear(inputs, outputs, device));
+                linears.len() - 1
+            }
+            _ => 0,
+        });
+        let places = places.collect();
+        let steps = passes::fuse(graph);
+        Self { graph: graph.clone(), steps, normalization, places, convs, norms, linears }
+    }
+
+    /// With a checkpoint's weights.
+    ///
+    /// # Errors
+    /// None for a checkpoint, whose weights are those of its graph; [`Error::Checkpoint`] otherwise.
+    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let ModelInfo { graph, normalization, .. } = checkpoint.info();
+        let network = Self::new(graph, *normalization, device);
+        weights::write(network, checkpoint.weights())
+            .map_err(|reason| Error::checkpoint("<weights>", reason))
+    }
+
+    /// A copy of the weights, on no device.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where the description is of another graph, or not valid.
+    pub fn checkpoint(&self, info: ModelInfo) -> Result<Checkpoint> {
+        Checkpoint::new(info, weights::read(self))
+            .map_err(|reason| Error::checkpoint("<network>", reason))
+    }
+
+    /// What it runs.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// `[n, 3, h, w]` of 0 to 255 -> logits `[n, classes]`.
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        self.classify(self.features(images))
+    }
+
+    /// `[n, 3, h, w]` of 0 to 255 -> the means of the last feature maps, `[n, width]`.
+    pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
+        self.maps(images).mean()
+    }
+
+    /// What [`Network::features`] gave -> logits `[n, classes]`.
+    pub fn classify(&self, features: Tensor<2>) -> Tensor<2> {
+        let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
+        nodes.fold(features, |x, (place, node)| match node.op {
+            Op::Linear { .. } => self.linears[self.places[place]].forward(x), // [n, outputs]
+            Op::Activation { function } => maps::activate(x, function),
+            Op::Dropout { rate } => DropoutConfig::new(rate).init().forward(x),
+            // A valid head has no other operation.
+            _ => x,
+        })
+    }
+
+    /// `[n, 3, h, w]` of 0 to 255 -> the last feature maps.
+    pub(crate) fn maps(&self, images: Tensor<4>) -> FeatureMaps {
+        self.run(0, FeatureMaps::new(self.normalization.forward(images)), self.graph.pool())
+    }
+
+    /// `[n, 3, h, w]` of 0 to 255 -> what the first `blocks` blocks give, for [`Network::features_after`].
+    pub fn trunk(&self, images: Tensor<4>, blocks: usize) -> FeatureMaps {
+        let images = FeatureMaps::new(self.normalization.forward(images));
+        self.run(0, images, self.end_of(blocks) + 1)
+    }
+
+    /// What [`Network::trunk`] gave of the same number of blocks -> the means of the last feature maps, `[n, width]`.
+    pub fn features_after(&self, maps: FeatureMaps, blocks: usize) -> Tensor<2> {
+        self.run(self.end_of(blocks), maps, self.graph.pool()).mean()
+    }
+
+    /// The node that the first so many blocks end with.
+    fn end_of(&self, blocks: usize) -> usize {
+        let place = blocks.checked_sub(1).and_then(|last| self.graph.blocks().get(last));
+        place.map_or(0, |end| end - 1)
+    }
+
+    /// Steps of the nodes behind `from`, whose feature maps are given, and before `to`.
+    fn run(&self, from: usize, given: FeatureMaps, to: usize) -> FeatureMaps {
+        let mut last = given;
+        let steps = self.steps.iter().filter(|step| step.output > from && step.output < to);
+        // Of the maps that a later step reads, the last use of each.
+        let steps: Vec<&Step> = steps.collect();
+        let mut kept: Vec<(usize, FeatureMaps)> = vec![(from, last.clone())];
+        for (place, step) in steps.iter().enumerate() {
+            let get = |node: usize| kept.iter().find(|(at, _)| *at == node).map(|(_, maps)| maps);
+            let Some(input) = get(step.input).cloned() else { continue };
+            let residual = step.epilogue.residual.and_then(get).cloned();
+            last = self.step(step, input, residual);
+            let reads = |later: &&Step, node| {
+                later.input == node || later.epilogue.residual == Some(node)
+            };
+            kept.retain(|(node, _)| steps[place + 1..].iter().any(|later| reads(later, *node)));
+            kept.push((step.output, last.clone()));
+        }
+        last
+    }
+
+    fn step(&self, step: &Step, x: FeatureMaps, residual: Option<FeatureMaps>) -> FeatureMaps {
+        let passes::Epilogue { norm, activation, pool, .. } = step.epilogue;
+        let norm = norm.map(|node| &self.norms[self.places[node]]);
+        let follows = maps::Follows { activation, pool };
+        match step.main {
+            Main::Conv(node) => {
+                let Op::Conv2d(config) = self.graph.nodes()[node].op else { return x };
+                let conv = maps::Conv { config, layer: &self.convs[self.places[node]] };
+                conv.forward(x, norm, residual, follows)
+            }
+            Main::MaxPool(node) => match self.graph.nodes()[node].op {
+                Op::MaxPool(window) => x.max_pool(window),
+                _ => x,
+            },
+            Main::Identity => maps::follow(x, norm, residual, follows),
+        }
+    }
+
+    /// Paths, as burn knows them, of the parameters that weight decay leaves alone: biases and norms.
+    #[cfg(feature = "train")]
+    pub(crate) fn undecayed(&self) -> Vec<String> {
+        let places = self.places.iter().zip(self.graph.nodes());
+        let paths = places.flat_map(|(place, node)| match kind(&node.op) {
+            Some(Kind::Conv) => vec![format!("convs.{place}.bias")],
+            Some(Kind::Norm) => vec![format!("norms.{place}.gamma"), format!("norms.{place}.beta")],
+            Some(Kind::Linear) => vec![format!("linears.{place}.bias")],
+            None => Vec::new(),
+        });
+        paths.collect()
+    }
+
+    /// How much a batch in training moves the norms' running statistics, 0 to 1.
+    #[cfg(feature = "train")]
+    pub(crate) fn set_momentum(&mut self, momentum: f64) {
+        self.norms.iter_mut().for_each(|norm| norm.momentum = momentum);
+    }
+}
+
+/// Kaiming-normal weights by fan-out; a depthwise kernel feeds one channel.
+fn conv(config: &graph::Conv2d, device: &Device) -> Conv2d {
+    let graph::Conv2d { inputs, outputs, window, groups, bias } = *config;
+    let mut conv = Conv2dConfig::new([inputs, outputs], [window.kernel; 2])
+        .with_stride([window.stride; 2])
+        .with_groups(groups)
+        .with_bias(bias)
+        .init(device);
+    let fan_out = outputs / groups * window.kernel * window.kernel;
+    let kaiming = Initializer::Normal { mean: 0.0, std: (2.0 / fan_out as f64).sqrt() };
+    conv.weight = kaiming.init(config.weight_shape(), device);
+    conv.bias = bias.then(|| Initializer::Zeros.init([outputs], device));
+    conv
+}
+
+fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
+    let mut linear = LinearConfig::new(inputs, outputs).init(device);
+    let narrow = Initializer::Normal { mean: 0.0, std: 0.01 };
+    linear.weight = narrow.init([inputs, outputs], device);
+    linear.bias = Some(Initializer::Zeros.init([outputs], device));
+    linear
+}

@@ -1,0 +1,134 @@
+//! A network's parameters as named, flat numbers, and back.
+
+use burn::module::{Param, RunningState};
+use burn::tensor::{Tensor, TensorData};
+
+use super::{Kind, Network, kind};
+use crate::error::ModelError;
+use crate::passes;
+use crate::weights::{Weight, Weights};
+
+/// Reads every parameter and every running statistic.
+pub(crate) fn read(network: &Network) -> Weights {
+    let mut weights = Weights::new();
+    for (node, place) in network.graph.nodes().iter().zip(&network.places) {
+        let mut put = |part: &str, weight: Weight| {
+            weights.insert(format!("{}.{part}", node.name), weight);
+        };
+        match kind(&node.op) {
+            Some(Kind::Conv) => {
+                let conv = &network.convs[*place];
+                put("weight", numbers(conv.weight.val()));
+                conv.bias.iter().for_each(|bias| put("bias", numbers(bias.val())));
+            }
+            Some(Kind::Norm) => {
+                let norm = &network.norms[*place];
+                put("weight", numbers(norm.gamma.val()));
+                put("bias", numbers(norm.beta.val()));
+                put("running_mean", numbers(norm.running_mean.value_sync()));
+                put("running_var", numbers(norm.running_var.value_sync()));
+            }
+            Some(Kind::Linear) => {
+                let linear = &network.linears[*place];
+                put("weight", numbers(linear.weight.val()));
+                linear.bias.iter().for_each(|bias| put("bias", numbers(bias.val())));
+            }
+            None => {}
+        }
+    }
+    weights
+}
+
+/// Replaces every parameter and every running statistic.
+///
+/// # Errors
+/// [`ModelError`] names the first weight that is missing, superfluous or of another shape.
+pub(crate) fn write(mut network: Network, weights: &Weights) -> Result<Network, ModelError> {
+    passes::validate(&network.graph, weights)?;
+    let Network { graph, places, convs, norms, linears, .. } = &mut network;
+    for (node, place) in graph.nodes().iter().zip(places.iter()) {
+        let get = |part: &str| {
+            let name = format!("{}.{part}", node.name);
+            weights.get(&name).ok_or(ModelError::MissingWeight(name))
+        };
+        match kind(&node.op) {
+            Some(Kind::Conv) => {
+                let conv = &mut convs[*place];
+                conv.weight = replace(conv.weight.clone(), get("weight")?);
+                if let Some(bias) = conv.bias.take() {
+                    conv.bias = Some(replace(bias, get("bias")?));
+                }
+            }
+            Some(Kind::Norm) => {
+                let norm = &mut norms[*place];
+                norm.gamma = replace(norm.gamma.clone(), get("weight")?);
+                norm.beta = replace(norm.beta.clone(), get("bias")?);
+                renew(&norm.running_mean, get("running_mean")?);
+                renew(&norm.running_var, get("running_var")?);
+            }
+            Some(Kind::Linear) => {
+                let linear = &mut linears[*place];
+                linear.weight = replace(linear.weight.clone(), get("weight")?);
+                if let Some(bias) = linear.bias.take() {
+                    linear.bias = Some(replace(bias, get("bias")?));
+                }
+            }
+            None => {}
+        }
+    }
+    Ok(network)
+}
+
+fn numbers<const D: usize>(tensor: Tensor<D>) -> Weight {
+    let shape = tensor.dims().to_vec();
+    let values = tensor.into_data().try_into_vec_as().unwrap_or_default();
+    Weight { shape, values }
+}
+
+fn data(weight: &Weight) -> TensorData {
+    TensorData::new(weight.values.clone(), weight.shape.clone())
+}
+
+fn replace<const D: usize>(param: Param<Tensor<D>>, weight: &Weight) -> Param<Tensor<D>> {
+    param.map(|old| {
+        let new = Tensor::from_data(data(weight), &old.device());
+        if old.is_require_grad() { new.require_grad() } else { new }
+    })
+}
+
+fn renew(running: &RunningState<Tensor<1>>, weight: &Weight) {
+    let old = running.value_sync();
+    running.update(Tensor::from_data(data(weight), &old.device()));
+    running.value_sync();
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+    use burn::module::Module as _;
+    use burn::store::ModuleRecord;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::arch::{Architecture, Normalization};
+    use crate::checkpoint::ModelInfo;
+    use crate::preprocess::{Preprocess, Resize};
+
+    #[test]
+    fn burns_own_file_holds_every_weight() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.bpk");
+        let device = Device::flex();
+        let graph = Architecture::named("petnet").unwrap().graph(3).unwrap();
+        let network = Network::new(&graph, Normalization::default(), &device);
+        let labels = ["a", "b", "c"].map(String::from).into();
+        let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
+        let info = ModelInfo::new(graph.clone(), labels, preprocess);
+        network.checkpoint(info).unwrap().save_burnpack(&path).unwrap();
+        let other = Network::new(&graph, Normalization::default(), &device);
+        assert_ne!(read(&other), read(&network));
+        let loaded = other.try_load_record(ModuleRecord::load(&path).unwrap()).unwrap();
+        assert_eq!(read(&loaded), read(&network));
+    }
+}

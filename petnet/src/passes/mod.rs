@@ -1,0 +1,10 @@
+//! What is worked out of a graph before anything runs: its weights' names and shapes, its operations, and which
+//! nodes run as one step. Knows no values and no tensors.
+
+mod count;
+mod fuse;
+mod weights;
+
+pub(crate) use count::{conv_flops, flops};
+pub(crate) use fuse::{Epilogue, Main, Step, fuse};
+pub(crate) use weights::{parameters, validate};

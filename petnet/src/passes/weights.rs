@@ -1,0 +1,51 @@
+//! Which weights a network has.
+
+use std::collections::BTreeSet;
+
+use crate::error::ModelError;
+use crate::graph::{Graph, Node, Op};
+use crate::weights::Weights;
+
+/// Names and shapes of a node's weights; the last two of a batch norm are its running statistics.
+pub(crate) fn parameters(node: &Node) -> Vec<(String, Vec<usize>)> {
+    let named = |part: &str, shape: &[usize]| (format!("{}.{part}", node.name), shape.to_vec());
+    match node.op {
+        Op::Conv2d(conv) => {
+            let weight = named("weight", &conv.weight_shape());
+            let bias = conv.bias.then(|| named("bias", &[conv.outputs]));
+            std::iter::once(weight).chain(bias).collect()
+        }
+        Op::BatchNorm { channels, .. } => ["weight", "bias", "running_mean", "running_var"]
+            .map(|part| named(part, &[channels]))
+            .into(),
+        Op::Linear { inputs, outputs } => {
+            vec![named("weight", &[inputs, outputs]), named("bias", &[outputs])]
+        }
+        Op::Image
+        | Op::Activation { .. }
+        | Op::Add
+        | Op::MaxPool(_)
+        | Op::GlobalAvgPool
+        | Op::Dropout { .. } => Vec::new(),
+    }
+}
+
+/// Refuses weights that are not exactly those of a network.
+///
+/// # Errors
+/// [`ModelError`] names the first that is missing, of another shape, or no layer's.
+pub(crate) fn validate(graph: &Graph, weights: &Weights) -> Result<(), ModelError> {
+    let mut known = BTreeSet::new();
+    for (name, expected) in graph.nodes().iter().flat_map(parameters) {
+        let weight = weights.get(&name).ok_or_else(|| ModelError::MissingWeight(name.clone()))?;
+        let values = expected.iter().product::<usize>();
+        if weight.shape != expected || weight.values.len() != values {
+            return Err(ModelError::WeightShape { name, found: weight.shape.clone(), expected });
+        }
+        known.insert(name);
+    }
+    match weights.keys().find(|name| !known.contains(*name)) {
+        Some(name) => Err(ModelError::UnusedWeight(name.clone())),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,178 @@
+//! Which tensor is which layer's: PyTorch's names and layouts to petnet's.
+
+use std::collections::BTreeSet;
+
+use crate::arch::{Architecture, TABLE};
+use crate::error::ModelError;
+use crate::graph::Op;
+use crate::passes;
+use crate::weights::{Weight, Weights};
+
+/// Names of a file that an error lists.
+const LISTED: usize = 6;
+
+/// A network that a file was recognised as.
+pub(crate) struct Found {
+    pub(crate) architecture: Architecture,
+    pub(crate) classes: usize,
+    /// Each node with weights, and the module of the file that has them.
+    pub(crate) modules: Vec<(String, String)>,
+}
+
+/// The names and shapes of a file's tensors, shared prefixes taken off.
+pub(crate) struct Keys<'a>(&'a Weights);
+
+impl Keys<'_> {
+    /// Whether a module has a weight.
+    pub(crate) fn has(&self, module: &str) -> bool {
+        self.shape(module).is_some()
+    }
+
+    /// Shape of a module's weight.
+    pub(crate) fn shape(&self, module: &str) -> Option<&[usize]> {
+        self.0.get(&format!("{module}.weight")).map(|weight| weight.shape.as_slice())
+    }
+
+    /// Output channels or features of a module.
+    pub(crate) fn outputs(&self, module: &str) -> Option<usize> {
+        self.shape(module).and_then(|shape| shape.first().copied())
+    }
+
+    /// A convolution `NODE.conv` and a norm `NODE.norm`, with their modules.
+    pub(crate) fn conv_norm(&self, node: &str, conv: &str, norm: &str) -> Vec<(String, String)> {
+        vec![(format!("{node}.conv"), conv.into()), (format!("{node}.norm"), norm.into())]
+    }
+
+    /// Convolutions in the order in which people number them.
+    pub(crate) fn convs(&self) -> Vec<String> {
+        self.modules(4, None)
+    }
+
+    /// Batch norms in that order.
+    pub(crate) fn norms(&self) -> Vec<String> {
+        self.modules(1, Some("running_mean"))
+    }
+
+    /// Linear layers in that order.
+    pub(crate) fn linears(&self) -> Vec<String> {
+        self.modules(2, None)
+    }
+
+    /// Modules whose weight has so many dimensions, and which have a buffer of that name.
+    fn modules(&self, dimensions: usize, buffer: Option<&str>) -> Vec<String> {
+        let modules: BTreeSet<_> = self
+            .0
+            .iter()
+            .filter(|(_, weight)| weight.shape.len() == dimensions)
+            .filter_map(|(name, _)| name.strip_suffix(".weight"))
+            .filter(|module| {
+                buffer.is_none_or(|buffer| self.0.contains_key(&format!("{module}.{buffer}")))
+            })
+            .map(|module| (natural(module), module.to_string()))
+            .collect();
+        modules.into_iter().map(|(_, module)| module).collect()
+    }
+}
+
+/// Orders `conv2` before `conv10`.
+fn natural(name: &str) -> Vec<(u64, String)> {
+    let alike = |a: &u8, b: &u8| a.is_ascii_digit() == b.is_ascii_digit();
+    let parts = name.as_bytes().chunk_by(alike).map(String::from_utf8_lossy);
+    parts.map(|part| (part.parse().unwrap_or(0), part.into_owned())).collect()
+}
+
+/// A network, and its weights by petnet's names. All tensors are its own, or it is refused.
+pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> {
+    let given = unprefixed(tensors);
+    if let Some(found) = recognised(&given) {
+        return take(found, given);
+    }
+    // A checkpoint keeps weights beside other things, under a key of its own.
+    let keys: BTreeSet<&str> = given.keys().filter_map(|name| Some(name.split_once('.')?.0)).collect();
+    let below = |key: &str| {
+        let names = given.iter().filter_map(|(name, weight)| {
+            Some((name.strip_prefix(key)?.strip_prefix('.')?.to_string(), weight.clone()))
+        });
+        unprefixed(names.collect())
+    };
+    let found = keys.into_iter().map(below).find_map(|part| Some((recognised(&part)?, part)));
+    match found {
+        Some((found, part)) => take(found, part),
+        None => Err(unknown(&given)),
+    }
+}
+
+fn recognised(given: &Weights) -> Option<Found> {
+    let keys = Keys(given);
+    TABLE.iter().filter_map(|entry| entry.recognise).find_map(|known| known(&keys))
+}
+
+fn take(found: Found, mut given: Weights) -> Result<(Found, Weights), ModelError> {
+    let graph = found.architecture.graph(found.classes).map_err(|e| {
+        ModelError::Description(format!("{}: {e}", found.architecture.name()))
+    })?;
+    let mut taken = Weights::new();
+    for node in graph.nodes() {
+        let Some((_, module)) = found.modules.iter().find(|(name, _)| *name == node.name) else {
+            continue;
+        };
+        for (name, expected) in passes::parameters(node) {
+            let part = name.rsplit_once('.').map_or("", |(_, part)| part);
+            let theirs = format!("{module}.{part}");
+            let weight = match (given.remove(&theirs), node.op) {
+                (Some(weight), Op::Linear { .. }) if expected.len() == 2 => transposed(weight),
+                (Some(weight), _) => weight,
+                // A convolution before a norm need not have one there, and has one of zeros here.
+                (None, Op::Conv2d(_)) if part == "bias" => {
+                    let values = vec![0.0; expected.iter().product()];
+                    Weight { shape: expected.clone(), values }
+                }
+                (None, _) => return Err(ModelError::MissingWeight(theirs)),
+            };
+            if weight.shape != expected {
+                // As the file has it.
+                let turn = |shape: Vec<usize>| match node.op {
+                    Op::Linear { .. } => shape.into_iter().rev().collect(),
+                    _ => shape,
+                };
+                let (found, expected) = (turn(weight.shape), turn(expected));
+                return Err(ModelError::WeightShape { name: theirs, found, expected });
+            }
+            taken.insert(name, weight);
+        }
+    }
+    match given.into_keys().next() {
+        Some(name) => Err(ModelError::UnusedWeight(name)),
+        None => Ok((found, taken)),
+    }
+}
+
+/// `[outputs, inputs]` there, `[inputs, outputs]` here.
+fn transposed(Weight { shape, values }: Weight) -> Weight {
+    let [_, inputs] = shape[..] else { return Weight { shape, values } };
+    let turned = (0..inputs).flat_map(|input| values.iter().skip(input).step_by(inputs).copied());
+    Weight { values: turned.collect(), shape: shape.into_iter().rev().collect() }
+}
+
+/// Takes off what all names begin with, module by module: wrappers and the places where checkpoints keep weights.
+fn unprefixed(mut tensors: Weights) -> Weights {
+    loop {
+        let shared = tensors.keys().next().and_then(|name| name.split_once('.'));
+        let Some(prefix) = shared.map(|(prefix, _)| format!("{prefix}.")) else { return tensors };
+        // A single module with its weight and bias alone is a layer and no wrapper.
+        let nested = |name: &String| name.strip_prefix(&prefix).is_some_and(|rest| rest.contains('.'));
+        if !tensors.keys().all(nested) {
+            return tensors;
+        }
+        let strip = |(name, weight): (String, Weight)| (name[prefix.len()..].to_string(), weight);
+        tensors = tensors.into_iter().map(strip).collect();
+    }
+}
+
+fn unknown(given: &Weights) -> ModelError {
+    let names = || given.keys().map(String::as_str);
+    let first = names().take(LISTED).collect::<Vec<_>>().join(", ");
+    let more = if given.len() > LISTED { ", ..." } else { "" };
+    let known = Architecture::names().collect::<Vec<_>>().join(", ");
+    ModelError::UnknownNetwork { known, keys: given.len(), first: format!("{first}{more}") }
+}
