@@ -495,7 +495,7 @@ mod tests {
         refused(&|info| info.temperature = 0.0, "temperature is 0");
         refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
         refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");
-        refused(&|info| info.graph = small(vec![4]), "belongs to no layer");
+        refused(&|info| info.graph = small(vec![4]), "`hidden.weight` has shape [8, 4]");
         refused(&|info| info.format = 1, "in layout 1");
         assert!(checkpoint().with_calibration(f32::NAN, 0.5, None).is_err());
     }

@@ -1,5 +1,9 @@
 //! Depthwise convolutions: each channel is convolved alone, with vectors across channels.
 #![allow(
+    unsafe_code,
+    reason = "bounds checks in the innermost loop halve the speed; tests compare with the definition"
+)]
+#![allow(
     clippy::needless_range_loop,
     reason = "loops of constant length over sums must unroll, or the sums leave their registers"
 )]
@@ -15,6 +19,8 @@ use super::tiles::{Epilogue, load, store};
 const VECTORS: usize = 4;
 /// Pixels of the output that are summed together elsewhere.
 const PIXELS: usize = 4;
+/// Vectors of channels whose weights stay in the first cache while a row is computed, in multiples of [`VECTORS`].
+const CHUNK: usize = 2;
 
 /// A depthwise convolution over a batch, `[height, width, batch, channels]`. What is read and written begins with the
 /// first pixel inside of a map's border; rows are as long as the maps' own.
@@ -60,7 +66,7 @@ impl Depthwise {
     /// The outputs of a row all of whose taps lie inside of the map.
     fn inside(&self) -> Range<usize> {
         let [_, padding] = self.padding;
-        let first = padding.div_ceil(self.stride);
+        let first = padding.div_ceil(self.stride).min(self.out_width);
         let end = (self.width + padding).checked_sub(self.kernel).map_or(0, |at| at / self.stride + 1);
         first..end.min(self.out_width).max(first)
     }
@@ -81,6 +87,8 @@ struct Part {
     y: usize,
     photo: usize,
     channel: usize,
+    /// Where the channels end that are computed together.
+    end: usize,
 }
 
 impl WithSimd for Rows<'_> {
@@ -90,10 +98,12 @@ impl WithSimd for Rows<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Depthwise { channels, batch, kernel, stride, .. } = self.conv;
         // A few channels at a time, whose weights stay in the first cache.
-        for channel in (0..channels).step_by(VECTORS * S::F32_LANES) {
+        let chunk = CHUNK * VECTORS * S::F32_LANES;
+        for channel in (0..channels).step_by(chunk) {
+            let end = channels.min(channel + chunk);
             for y in self.rows.clone() {
                 for photo in 0..batch {
-                    let part = Part { y, photo, channel };
+                    let part = Part { y, photo, channel, end };
                     match (kernel, stride) {
                         (3, 1) => self.row::<S, 3, 1, 6>(simd, part),
                         (3, 2) => self.row::<S, 3, 2, 9>(simd, part),
@@ -112,20 +122,18 @@ impl Rows<'_> {
     #[inline(always)]
     fn row<S: Simd, const K: usize, const T: usize, const C: usize>(&mut self, simd: S, part: Part) {
         let inside = self.conv.inside();
-        let whole = inside.start..inside.start + inside.len() / PIXELS * PIXELS;
-        self.edge(simd, part, 0..whole.start);
-        let end = self.conv.channels.min(part.channel + VECTORS * S::F32_LANES);
-        for channel in (part.channel..end).step_by(S::F32_LANES) {
-            let part = Part { channel, ..part };
-            if channel + S::F32_LANES > end {
-                self.edge(simd, part, whole.clone());
-                continue;
-            }
-            for place in whole.clone().step_by(PIXELS) {
-                simd.vectorize(Tile::<K, T, C> { rows: self, part, place });
-            }
+        // What is added to an output is rare here, and left to the other way.
+        if inside.len() < PIXELS || self.epilogue.residual.is_some() {
+            return self.edge(simd, part, 0..self.conv.out_width);
         }
-        self.edge(simd, part, whole.end..self.conv.out_width);
+        self.edge(simd, part, 0..inside.start);
+        let rest = part.end - (part.end - part.channel) % S::F32_LANES;
+        for channel in (part.channel..rest).step_by(S::F32_LANES) {
+            let (part, places) = (Part { channel, ..part }, inside.clone());
+            simd.vectorize(Tiles::<K, T, C> { rows: self, part, places });
+        }
+        self.edge(simd, Part { channel: rest, ..part }, inside.clone());
+        self.edge(simd, part, inside.end..self.conv.out_width);
     }
 
     /// Index of a channel of a pixel of the input.
@@ -144,71 +152,141 @@ impl Rows<'_> {
 
     /// Pixel by pixel, with the taps that lie inside of the map.
     #[inline(always)]
-    fn edge<S: Simd>(&mut self, simd: S, part: Part, places: Range<usize>) {
-        let Depthwise { height, width, channels, kernel, stride, padding, .. } = self.conv;
-        let end = channels.min(part.channel + VECTORS * S::F32_LANES);
-        let count = end - part.channel;
-        let down = self.conv.taps(part.y, height, padding[0]);
-        for place in places {
-            let mut sums = [simd.splat_f32s(0.0); VECTORS];
-            for ky in down.clone() {
-                for kx in self.conv.taps(place, width, padding[1]) {
-                    let (y, x) = (part.y * stride + ky - padding[0], place * stride + kx - padding[1]);
-                    let values = &self.x[self.source(part, y, x)..][..count];
-                    let weights = &self.weights[(ky * kernel + kx) * channels + part.channel..][..count];
-                    let values = load::<S, VECTORS>(simd, values);
-                    let weights = load::<S, VECTORS>(simd, weights);
-                    for vector in 0..VECTORS {
-                        let sum = sums[vector];
-                        sums[vector] = simd.mul_add_e_f32s(values[vector], weights[vector], sum);
-                    }
+    fn edge<S: Simd>(&mut self, simd: S, mut part: Part, places: Range<usize>) {
+        while part.channel < part.end && !places.is_empty() {
+            let places = places.clone();
+            let vectors = (part.end - part.channel) / S::F32_LANES;
+            let (rows, next) = (&mut *self, part.channel + S::F32_LANES);
+            part.channel = match vectors {
+                VECTORS.. => {
+                    simd.vectorize(Edge::<VECTORS, true> { rows, part, places });
+                    part.channel + VECTORS * S::F32_LANES
                 }
-            }
-            let at = self.target(part, place);
-            let sums = self.epilogue.apply(simd, sums, part.channel..end, at);
-            store(simd, &mut self.out[at..at + count], &sums);
+                1.. => {
+                    simd.vectorize(Edge::<1, true> { rows, part, places });
+                    next
+                }
+                0 => {
+                    simd.vectorize(Edge::<1, false> { rows, part, places });
+                    next
+                }
+            };
         }
     }
 }
 
-/// Some neighbouring outputs of one vector of channels, all of whose columns lie inside of the map.
-struct Tile<'a, 'b, const K: usize, const T: usize, const C: usize> {
+/// Outputs whose windows may cross an edge, of `V` vectors of channels; `WHOLE` where they are full.
+struct Edge<'a, 'b, const V: usize, const WHOLE: bool> {
     rows: &'a mut Rows<'b>,
     part: Part,
-    place: usize,
+    places: Range<usize>,
 }
 
-impl<const K: usize, const T: usize, const C: usize> WithSimd for Tile<'_, '_, K, T, C> {
+impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, part, place } = self;
-        let Depthwise { height, batch, channels, stride, padding, .. } = rows.conv;
-        let pixel = batch * channels;
-        let mut sums = [simd.splat_f32s(0.0); PIXELS];
-        for ky in rows.conv.taps(part.y, height, padding[0]) {
-            let y = part.y * stride + ky - padding[0];
-            let values = &rows.x[rows.source(part, y, place * stride - padding[1])..];
-            let mut columns = [simd.splat_f32s(0.0); C];
-            for column in 0..C {
-                columns[column] = load::<S, 1>(simd, &values[column * pixel..])[0];
+        let Self { rows, part, places } = self;
+        let Depthwise { height, width, channels, kernel, stride, padding, .. } = rows.conv;
+        let count = if WHOLE { V * S::F32_LANES } else { part.end - part.channel };
+        let down = rows.conv.taps(part.y, height, padding[0]);
+        let get = |values: &[f32], at: usize| {
+            let values = &values[at..at + count];
+            match WHOLE {
+                // SAFETY: a slice of V vectors.
+                true => std::array::from_fn(|v| unsafe { vector::<S>(values, v * S::F32_LANES) }),
+                false => load::<S, V>(simd, values),
             }
-            let weights = &rows.weights[ky * K * channels + part.channel..];
-            for kx in 0..K {
-                let weight = load::<S, 1>(simd, &weights[kx * channels..])[0];
-                for out in 0..PIXELS {
-                    sums[out] = simd.mul_add_e_f32s(columns[out * T + kx], weight, sums[out]);
+        };
+        for place in places {
+            let mut sums = [simd.splat_f32s(0.0); V];
+            let across = rows.conv.taps(place, width, padding[1]);
+            for ky in down.clone() {
+                for kx in across.clone() {
+                    let (y, x) = (part.y * stride + ky - padding[0], place * stride + kx - padding[1]);
+                    let values: [S::f32s; V] = get(rows.x, rows.source(part, y, x));
+                    let weights: [S::f32s; V] =
+                        get(rows.weights, (ky * kernel + kx) * channels + part.channel);
+                    for v in 0..V {
+                        sums[v] = simd.mul_add_e_f32s(values[v], weights[v], sums[v]);
+                    }
                 }
             }
-        }
-        for (out, sum) in sums.into_iter().enumerate() {
-            let at = rows.target(part, place + out);
-            let channels = part.channel..part.channel + S::F32_LANES;
-            let sum = rows.epilogue.apply(simd, [sum], channels, at);
-            store(simd, &mut rows.out[at..at + S::F32_LANES], &sum);
+            let at = rows.target(part, place);
+            let sums = rows.epilogue.apply(simd, sums, part.channel..part.channel + count, at);
+            store(simd, &mut rows.out[at..at + count], &sums);
         }
     }
+}
+
+/// Tiles of neighbouring outputs of one vector of channels, all of whose windows lie inside of the map.
+struct Tiles<'a, 'b, const K: usize, const T: usize, const C: usize> {
+    rows: &'a mut Rows<'b>,
+    part: Part,
+    places: Range<usize>,
+}
+
+impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, K, T, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, part, places } = self;
+        let Depthwise { height, batch, channels, stride, padding, row, .. } = rows.conv;
+        let (pixel, lanes) = (batch * channels, S::F32_LANES);
+        let down = rows.conv.taps(part.y, height, padding[0]);
+        let y = part.y * stride + down.start - padding[0];
+        let last = places.len() - PIXELS;
+        // The first value that is read or written, and how many there are up to the last.
+        let x = &rows.x[rows.source(part, y, places.start * stride - padding[1])..];
+        let x = &x[..(down.len() - 1) * row + ((places.len() - 1) * T + K - 1) * pixel + lanes];
+        let weights = &rows.weights[down.start * K * channels + part.channel..];
+        let weights = &weights[..(down.len() * K - 1) * channels + lanes];
+        let at = rows.target(part, places.start);
+        let out = &mut rows.out[at..at + (places.len() - 1) * pixel + lanes];
+        let bias = match rows.epilogue.bias {
+            Some(bias) => load::<S, 1>(simd, &bias[part.channel..part.channel + lanes])[0],
+            None => simd.splat_f32s(0.0),
+        };
+        let after = Epilogue { bias: None, ..rows.epilogue };
+        for tile in 0..places.len().div_ceil(PIXELS) {
+            // The last tile may compute again what the one before it has.
+            let first = (tile * PIXELS).min(last);
+            let mut sums = [bias; PIXELS];
+            for ky in 0..down.len() {
+                let values = ky * row + first * T * pixel;
+                let mut columns = [bias; C];
+                for column in 0..C {
+                    // SAFETY: at most ky = down.len() - 1, first = last, and column C - 1 = (PIXELS - 1) * T + K - 1: the
+                    // last vector of the slice.
+                    columns[column] = unsafe { vector::<S>(x, values + column * pixel) };
+                }
+                for kx in 0..K {
+                    // SAFETY: at most (down.len() * K - 1) * channels: the last vector of the slice.
+                    let weight = unsafe { vector::<S>(weights, (ky * K + kx) * channels) };
+                    for place in 0..PIXELS {
+                        sums[place] = simd.mul_add_e_f32s(columns[place * T + kx], weight, sums[place]);
+                    }
+                }
+            }
+            for (place, sum) in sums.into_iter().enumerate() {
+                let sum = after.apply(simd, [sum], 0..lanes, 0);
+                let at = (first + place) * pixel;
+                store(simd, &mut out[at..at + lanes], &sum);
+            }
+        }
+    }
+}
+
+/// The vector of values from `at` on.
+///
+/// # Safety
+/// There are as many values behind `at` as a vector has.
+#[inline(always)]
+unsafe fn vector<S: Simd>(values: &[f32], at: usize) -> S::f32s {
+    // SAFETY: as the caller says; vectors of floats are plain values, which need no alignment to be read so.
+    unsafe { values.as_ptr().add(at).cast::<S::f32s>().read_unaligned() }
 }
 
 #[cfg(test)]

@@ -137,17 +137,12 @@ fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> 
     })
 }
 
-/// How many of `left` rows to take at once.
+/// How many of `left` rows to take at once: as even parts as can be, so that none has few rows, whose weights would be
+/// loaded for little work.
 #[inline(always)]
 pub(super) fn rows_at_once<S: Simd>(left: usize) -> usize {
-    match left {
-        8.. if S::REGISTER_COUNT >= 32 => 8,
-        // Eight are better halved than parted into six and two.
-        6.. if S::REGISTER_COUNT < 32 && left != 8 => 6,
-        4.. => 4,
-        2.. => 2,
-        _ => 1,
-    }
+    let most = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
+    left.div_ceil(left.div_ceil(most))
 }
 
 /// Runs `$tile` with its rows and width as constants, so that its sums stay in registers; as a
@@ -158,11 +153,21 @@ macro_rules! in_registers {
             (8, 3) => $simd.vectorize($tile::<8, 3> $fields),
             (8, 2) => $simd.vectorize($tile::<8, 2> $fields),
             (8, _) => $simd.vectorize($tile::<8, 1> $fields),
+            (7, 3) => $simd.vectorize($tile::<7, 3> $fields),
+            (7, 2) => $simd.vectorize($tile::<7, 2> $fields),
+            (7, _) => $simd.vectorize($tile::<7, 1> $fields),
+            (6, 3) => $simd.vectorize($tile::<6, 3> $fields),
             (6, 2) => $simd.vectorize($tile::<6, 2> $fields),
             (6, _) => $simd.vectorize($tile::<6, 1> $fields),
+            (5, 3) => $simd.vectorize($tile::<5, 3> $fields),
+            (5, 2) => $simd.vectorize($tile::<5, 2> $fields),
+            (5, _) => $simd.vectorize($tile::<5, 1> $fields),
             (4, 3) => $simd.vectorize($tile::<4, 3> $fields),
             (4, 2) => $simd.vectorize($tile::<4, 2> $fields),
             (4, _) => $simd.vectorize($tile::<4, 1> $fields),
+            (3, 3) => $simd.vectorize($tile::<3, 3> $fields),
+            (3, 2) => $simd.vectorize($tile::<3, 2> $fields),
+            (3, _) => $simd.vectorize($tile::<3, 1> $fields),
             (2, 3) => $simd.vectorize($tile::<2, 3> $fields),
             (2, 2) => $simd.vectorize($tile::<2, 2> $fields),
             (2, _) => $simd.vectorize($tile::<2, 1> $fields),

