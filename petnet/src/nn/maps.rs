@@ -66,7 +66,7 @@ impl FeatureMaps {
 
     /// The same on a device that follows gradients: constants of what is trained behind them.
     #[cfg(feature = "train")]
-    pub(crate) fn lifted(self) -> Self {
+    pub fn lifted(self) -> Self {
         Self(match self.0 {
             Layout::Nchw(maps) => Layout::Nchw(Tensor::from_inner(maps)),
             #[cfg(feature = "flex")]

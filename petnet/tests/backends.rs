@@ -1,0 +1,112 @@
+//! The wgpu backend beside the CPU: outputs and gradients, also where a part of the network is frozen (burn issues 5162
+//! and 5202: gradients that are not numbers with fusion or autotune, or with some parameters untracked).
+//! `scripts/backends.sh` runs it on software Vulkan; a real GPU is taken where there is one.
+#![cfg(all(feature = "train", feature = "wgpu"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use petnet::arch::{
+    Architecture, EfficientNetLiteConfig, Normalization, PetNetConfig, ResNetConfig,
+    SimpleCnnConfig, Stage,
+};
+use petnet::burn::module::{Module, ModuleVisitor, Param};
+use petnet::burn::nn::loss::CrossEntropyLossConfig;
+use petnet::burn::optim::GradientsParams;
+use petnet::burn::tensor::{Device, Int, Tensor, TensorData};
+use petnet::burn::{Network, open};
+use petnet::preprocess::{Preprocess, Resize};
+use petnet::ModelInfo;
+
+const SIDE: usize = 24;
+const IMAGES: usize = 3;
+
+/// Every architecture, as small as it shows what it has.
+fn architectures() -> Vec<Architecture> {
+    let stage = |kernel, stride, expansion, channels| Stage { repeats: 2, kernel, stride, expansion, channels };
+    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 2, 8)];
+    vec![
+        Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.0 }),
+        Architecture::new(PetNetConfig { stem: 4, widths: vec![4, 8], depths: vec![1, 1], dropout: 0.0 }),
+        Architecture::new(ResNetConfig { widths: vec![4, 8], depths: vec![1, 1], dropout: 0.0 }),
+        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 16, dropout: 0.0 }),
+    ]
+}
+
+#[derive(Default)]
+struct Collected {
+    gradients: Option<GradientsParams>,
+    values: Vec<Option<Vec<f32>>>,
+}
+
+impl ModuleVisitor for Collected {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let gradient = self.gradients.as_ref().and_then(|all| all.get::<D>(param.id));
+        self.values.push(gradient.map(flat));
+    }
+}
+
+fn flat<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec_as::<f32>().unwrap()
+}
+
+fn images(device: &Device) -> Tensor<4> {
+    let values = (0..IMAGES * 3 * SIDE * SIDE).map(|i| (i * 7919 % 251) as f32).collect::<Vec<_>>();
+    Tensor::from_data(TensorData::new(values, [IMAGES, 3, SIDE, SIDE]), device)
+}
+
+/// Logits of inference, and the gradients of a step's loss with so many blocks frozen.
+fn run(network: &Network, device: &Device, frozen: usize) -> (Vec<f32>, Vec<Option<Vec<f32>>>) {
+    let autodiff = device.clone().autodiff();
+    let logits = flat(network.clone().valid().forward(images(device)));
+    let trained = match frozen {
+        0 => network.forward(images(&autodiff)),
+        blocks => {
+            let maps = network.clone().valid().trunk(images(device), blocks).lifted();
+            network.classify(network.features_after(maps, blocks))
+        }
+    };
+    let targets = Tensor::<1, Int>::from_ints([0, 1, 2], &autodiff);
+    let loss = CrossEntropyLossConfig::new().init(&autodiff).forward(trained, targets);
+    let gradients = GradientsParams::from_grads(loss.backward(), network);
+    let mut collected = Collected { gradients: Some(gradients), ..Default::default() };
+    network.visit(&mut collected);
+    (logits, collected.values)
+}
+
+fn close(ours: &[f32], theirs: &[f32], limit: f32, what: &str) -> f32 {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    let scale = theirs.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
+    let far = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / scale);
+    let worst = far.fold(0.0_f32, |top, far| if far.is_nan() { f32::NAN } else { top.max(far) });
+    assert!(worst < limit, "{what}: {worst}");
+    worst
+}
+
+#[test]
+fn wgpu_gives_the_outputs_and_the_gradients_of_the_cpu() {
+    let (cpu, gpu) = (open(petnet::Device::Cpu).unwrap(), open(petnet::Device::Wgpu(None)).unwrap());
+    for architecture in architectures() {
+        let graph = architecture.graph(3).unwrap();
+        cpu.seed(7);
+        let ours = Network::new(&graph, Normalization::default(), &cpu.clone().autodiff());
+        let labels = ["a", "b", "c"].map(String::from).into();
+        let preprocess = Preprocess { size: SIDE as u32, resize: Resize::Squeeze };
+        let checkpoint = ours.checkpoint(ModelInfo::new(graph, labels, preprocess)).unwrap();
+        for frozen in [0, 1] {
+            let ours = Network::load(&checkpoint, &cpu.clone().autodiff()).unwrap();
+            let theirs = Network::load(&checkpoint, &gpu.clone().autodiff()).unwrap();
+            let (logits, gradients) = run(&ours, &cpu, frozen);
+            let (gpu_logits, gpu_gradients) = run(&theirs, &gpu, frozen);
+            let what = format!("{}, {frozen} blocks frozen", architecture.name());
+            let forward = close(&gpu_logits, &logits, 1e-4, &what);
+            let mut backward = 0.0_f32;
+            assert_eq!(gradients.len(), gpu_gradients.len(), "{what}");
+            for (ours, theirs) in gradients.iter().zip(&gpu_gradients) {
+                assert_eq!(ours.is_some(), theirs.is_some(), "{what}");
+                if let Some((ours, theirs)) = ours.as_ref().zip(theirs.as_ref()) {
+                    backward = backward.max(close(theirs, ours, 1e-3, &what));
+                }
+            }
+            println!("{what}: outputs {forward:.1e} apart, gradients {backward:.1e}");
+        }
+    }
+}
