@@ -19,7 +19,8 @@ fn classifier(name: &str, size: u32) -> Classifier {
     let network = Network::new(&graph, Normalization::default(), &Device::flex());
     let preprocess = Preprocess { size, resize: Resize::Squeeze };
     let info = ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess);
-    Classifier::new(network.checkpoint(info).expect("a whole model"), petnet::Device::Cpu).expect("a whole model")
+    Classifier::new(network.checkpoint(info).expect("a whole model"), petnet::Device::Cpu)
+        .expect("a whole model")
 }
 
 fn pictures(size: u32, count: usize) -> Vec<Pixels> {

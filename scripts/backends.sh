@@ -43,11 +43,10 @@ fi
 grep -- '--device cpu' "$work/none.txt"
 without "$petnet" predict --device auto --quiet examples/pictures/cat.jpg | grep cat
 
-for network in simple_cnn petnet improved_cnn; do
+while read -r size network model <&3; do
     cat >"$work/tiny.yaml" <<YAML
-model_name: $network
-petnet: {stem: 8, widths: [8, 16], depths: [1, 1]}
-image_size: 16
+model: $model
+image_size: $size
 num_epochs: 2
 batch_size: 4
 ema_decay: 0
@@ -69,4 +68,9 @@ PY
     began=$SECONDS
     "$petnet" fit --config "$work/tiny.yaml" --data "$work/shapes" --out "$work/wgpu" --device wgpu
     echo "$network trained and predicted on wgpu, $((SECONDS - began)) s with all kernels compiled and tuned"
-done
+done 3<<'CASES'
+16 simple_cnn {name: simple_cnn, channels: [8, 16], hidden: 8}
+16 petnet {name: petnet, stem: 8, widths: [8, 16], depths: [1, 1]}
+16 improved_cnn {name: improved_cnn}
+32 efficientnet_lite0 {name: efficientnet_lite0}
+CASES

@@ -163,6 +163,13 @@ def residual(out):
     from torchvision.models import resnet18
 
     net = resnet18(num_classes=10)
+    names = fill(net)
+    x = (patterns(64) / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    (out / "resnet18.json").write_text(json.dumps({"shapes": names, "logits": logits(net, x)}))
+
+
+def fill(net):
+    """Weights by name, and their shapes; counters of batches are left out."""
     state = net.state_dict()
     for name, value in state.items():
         if value.ndim == 4:
@@ -176,14 +183,86 @@ def residual(out):
         if value.ndim > 0:
             state[name] = torch.from_numpy((drawn(name, value.shape) * scale + shift).astype("float32"))
     net.load_state_dict(state)
+    return {name: list(value.shape) for name, value in state.items() if value.ndim > 0}
+
+
+def patterns(side):
+    """Two images of values from 0 to 255, as `[2, side, side, 3]`."""
+    i = np.arange(2 * side * side * 3)
+    return ((i * 7919 + i // 13 * 31) % 256).astype("float32").reshape(2, side, side, 3)
+
+
+def logits(net, images):
     net.eval()
-    i = np.arange(2 * 64 * 64 * 3)
-    images = ((i * 7919 + i // 13 * 31) % 256).astype("float32").reshape(2, 64, 64, 3)
-    x = (images / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     with torch.no_grad():
-        logits = net(torch.from_numpy(x.astype("float32").transpose(0, 3, 1, 2).copy()))
-    names = {name: list(value.shape) for name, value in state.items() if value.ndim > 0}
-    (out / "resnet18.json").write_text(json.dumps({"shapes": names, "logits": logits.tolist()}))
+        return net(torch.from_numpy(images.astype("float32").transpose(0, 3, 1, 2).copy())).tolist()
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: an odd row or column of it is at the bottom and at the right."""
+
+    def __init__(self, inputs, outputs, kernel, stride=1, groups=1):
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x):
+        pads = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(nn.functional.pad(x, pads))
+
+
+class InvertedResidual(nn.Module):
+    """A block of EfficientNet-Lite, under the names of the package efficientnet-lite-pytorch."""
+
+    def __init__(self, inputs, outputs, kernel, stride, expansion):
+        super().__init__()
+        width = inputs * expansion
+        if expansion != 1:
+            self._expand_conv, self._bn0 = SameConv2d(inputs, width, 1), nn.BatchNorm2d(width, eps=1e-3)
+        self._depthwise_conv = SameConv2d(width, width, kernel, stride, groups=width)
+        self._bn1 = nn.BatchNorm2d(width, eps=1e-3)
+        self._project_conv, self._bn2 = SameConv2d(width, outputs, 1), nn.BatchNorm2d(outputs, eps=1e-3)
+        self.expands, self.adds = expansion != 1, stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        y = nn.functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.adds else y
+
+
+class EfficientNetLite(nn.Module):
+    """The package's network, with repeats, kernel, stride, expansion and channels of each stage given."""
+
+    def __init__(self, stem, stages, head, classes):
+        super().__init__()
+        self._conv_stem, self._bn0 = SameConv2d(3, stem, 3, 2), nn.BatchNorm2d(stem, eps=1e-3)
+        self._blocks, inputs = nn.ModuleList(), stem
+        for repeats, kernel, stride, expansion, channels in stages:
+            for place in range(repeats):
+                self._blocks.append(InvertedResidual(inputs, channels, kernel, 1 if place else stride, expansion))
+                inputs = channels
+        self._conv_head, self._bn1 = SameConv2d(inputs, head, 1), nn.BatchNorm2d(head, eps=1e-3)
+        self._fc = nn.Linear(head, classes)
+
+    def forward(self, x):
+        x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
+        for block in self._blocks:
+            x = block(x)
+        x = nn.functional.relu6(self._bn1(self._conv_head(x)))
+        return self._fc(x.mean(dim=(2, 3)))
+
+
+def efficientnet_lite(out):
+    """A small network. The convolutions of stride 2 pad unevenly for images of 32 pixels, and evenly for 33."""
+    net = EfficientNetLite(8, [(1, 3, 1, 1, 8), (2, 5, 2, 3, 12), (1, 3, 2, 2, 16)], 24, 5)
+    fixture = {"shapes": fill(net)}
+    for side in (32, 33):
+        fixture[f"logits_{side}"] = logits(net, (patterns(side) - 127) / 128)
+    # No activation of the others reaches 6: only a larger contrast tells ReLU6 from ReLU.
+    fixture["logits_32_std_4"] = logits(net, (patterns(32) - 127) / 4)
+    (out / "efficientnet_lite.json").write_text(json.dumps(fixture))
 
 
 def pixels(out):
@@ -225,7 +304,10 @@ def figures(out):
             "truth": truth.tolist(),
             "probabilities": [[float(v) for v in row] for row in rows],
             "accuracy": metrics.accuracy_score(truth, answer),
-            "precision": p, "recall": r, "f1_score": f, "roc_auc": float(auc),
+            "precision": p,
+            "recall": r,
+            "f1_score": f,
+            "roc_auc": float(auc),
             "log_loss": float(-np.log(picked).mean()),
             "ece": ece(rows, truth),
             "confusion_matrix": metrics.confusion_matrix(truth, answer).tolist(),
@@ -251,3 +333,4 @@ if __name__ == "__main__":
     figures(folder)
     checkpoint(folder)
     residual(folder)
+    efficientnet_lite(folder)

@@ -1,9 +1,10 @@
-"""Forward passes of petnet's engine beside burn-flex, rten, tract and ONNX Runtime: the same weights,
-turn by turn in one run, at one thread and two.
+"""Forward passes of petnet's engine beside ONNX Runtime, rten, tract and burn-flex, at one thread and two.
 
-Run by scripts/bench-inference.sh with the program that `benches/speed.rs` became and rten's.
+All read one model: petnet its own file, the others the ONNX file that `petnet-train export` writes from it. They take
+turns in one run. Run by scripts/bench-inference.sh; PEERS says which peers are measured, ROUNDS how often.
 """
 
+import functools
 import json
 import math
 import os
@@ -12,158 +13,184 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy
 import onnxruntime
-import torch
-import tract
 from safetensors import safe_open
-from torch import nn
-from torch_twin import PetNet, SimpleCNN, median_seconds
+from torch_twin import median_seconds
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
+PEERS = os.environ.get("PEERS", "onnxruntime,rten,tract,burn-flex").split(",")
 THREADS = (1, 2)
 BATCHES = (1, 16)
-PEERS = ("ONNX Runtime", "rten", "tract", "burn-flex")
+AGREEMENT = 1e-4
 BUNDLED = Path(__file__).parents[2] / "petnet/models/cats-vs-dogs.safetensors"
+RANDOM = [("simple_cnn", 224), ("resnet18", 224), ("efficientnet_lite0", 160), ("efficientnet_lite0", 224)]
+
+
+class Programs:
+    """The programs that are measured or that write model files."""
+
+    def __init__(self, speed, petnet, rten):
+        self.speed, self.petnet, self.rten = speed, petnet, rten
 
 
 class Model:
-    """A petnet model file, and PyTorch's network of the same weights."""
+    """A petnet model file and the ONNX file of the same weights."""
 
-    def __init__(self, path):
+    def __init__(self, path, programs, folder):
         self.path = str(path)
-        with safe_open(self.path, "pt") as file:
+        with safe_open(self.path, "np") as file:
             info = json.loads(file.metadata()["petnet"])
-            self.tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-        self.side, self.temperature = info["preprocess"]["size"], info["temperature"]
-        self.name = info["architecture"]["name"]
-        settings = info["architecture"]
-        if self.name == "petnet":
-            self.network = PetNet(settings["stem"], settings["widths"], settings["depths"])
-        else:
-            self.network = SimpleCNN(settings["channels"], settings["hidden"])
-        self.network.eval()
-        self.load()
-
-    def load(self):
-        """Weights go in the order of the network's modules."""
-        prefix = next(iter(self.tensors)).split(".")[0]
-        layers = [m for m in self.network.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
-        blocks = sorted({name.rsplit(".", 2)[0] for name in self.tensors if ".conv." in name}, key=self.order)
-        for name, (conv, norm) in zip(blocks, zip(layers[::2], layers[1::2]), strict=True):
-            conv.weight.data = self.tensors[f"{name}.conv.weight"]
-            if conv.bias is not None:
-                conv.bias.data = self.tensors[f"{name}.conv.bias"]
-            for theirs, ours in [("weight", "gamma"), ("bias", "beta")]:
-                getattr(norm, theirs).data = self.tensors[f"{name}.norm.{ours}"]
-            for statistic in ("running_mean", "running_var"):
-                getattr(norm, statistic).data = self.tensors[f"{name}.norm.{statistic}"]
-        dense = [m for m in self.network.modules() if isinstance(m, nn.Linear)]
-        names = [name for name in ("hidden", "head") if f"{prefix}.{name}.weight" in self.tensors]
-        for layer, name in zip(dense, names, strict=True):
-            layer.weight.data = self.tensors[f"{prefix}.{name}.weight"].T.contiguous()
-            layer.bias.data = self.tensors[f"{prefix}.{name}.bias"]
-
-    @staticmethod
-    def order(name):
-        """The stem first, then blocks by number, each as PyTorch's `Residual` has it."""
-        parts = ["stem", "blocks", "first", "second", "shortcut"]
-        return [int(word) if word.isdigit() else parts.index(word) for word in name.split(".")[1:]]
+        self.name, self.side = info["graph"]["name"], info["preprocess"]["size"]
+        self.onnx = str(Path(folder) / f"{self.name}-{self.side}.onnx")
+        export = [programs.petnet, "export", "--quiet", "--model", self.path, "--out", self.onnx]
+        subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
 
     def images(self, batch):
-        """What benches/speed.rs shows the engine, as `[n, c, h, w]`."""
+        """The images of `pictures` in benches/speed.rs, as `[n, c, h, w]`."""
         values = numpy.arange(self.side * self.side * 3)
-        photos = [((values + photo) * 7 % 256).reshape(self.side, self.side, 3) for photo in range(batch)]
-        return numpy.stack(photos).transpose(0, 3, 1, 2).astype(numpy.float32)
-
-    def export(self, folder, batch):
-        path = str(Path(folder) / f"{self.name}-{batch}.onnx")
-        example = torch.from_numpy(self.images(batch))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(self.network, example, path, input_names=["x"], output_names=["y"], dynamo=False)
-        return path
-
-    def probability(self, logits):
-        cat, dog = (float(value) / self.temperature for value in logits)
-        return 1 / (1 + math.exp(dog - cat))
+        images = [((values + number) * 7 % 256).reshape(self.side, self.side, 3) for number in range(batch)]
+        return numpy.ascontiguousarray(numpy.stack(images).transpose(0, 3, 1, 2), dtype=numpy.float32)
 
 
-def program(command, threads):
+def output(command, threads):
     environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
-    return subprocess.check_output(command, text=True, env=environment)
+    return subprocess.check_output(list(map(str, command)), text=True, env=environment, stderr=subprocess.STDOUT)
 
 
-def ours(speed, what, model, batch, threads):
-    out = program([speed, what, model.path, str(model.side), str(batch)], threads)
+def with_petnet(programs, what, model, batch, threads):
+    out = output([programs.speed, what, model.path, model.side, batch], threads)
     milliseconds, probability = map(float, out.split()[-2:])
     return milliseconds, probability
 
 
-def with_onnxruntime(model, path, batch, threads):
+def with_onnxruntime(model, batch, threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    images = {"x": model.images(batch)}
-    seconds = median_seconds(lambda: session.run(None, images))
-    return seconds * 1e3 / batch, model.probability(session.run(None, images)[0][0])
+    session = onnxruntime.InferenceSession(model.onnx, options, providers=["CPUExecutionProvider"])
+    inputs = {"images": model.images(batch)}
+    seconds = median_seconds(lambda: session.run(["probabilities"], inputs))
+    return seconds * 1e3 / batch, float(session.run(["probabilities"], inputs)[0][0, 0])
 
 
-def with_tract(model, path, batch, threads):
+def with_tract(model, batch, threads):
     if threads > 1:
         return math.nan, None  # its Python bindings have one thread
-    runnable = tract.onnx().load(path).into_model().into_runnable()
+    import tract
+
+    network = tract.onnx().load(model.onnx)
+    network.set_input_fact(0, f"{batch},3,{model.side},{model.side},f32")
+    runnable = network.into_model().into_runnable()
     images = model.images(batch)
     seconds = median_seconds(lambda: runnable.run([images]))
-    return seconds * 1e3 / batch, model.probability(runnable.run([images])[0].to_numpy()[0])
+    return seconds * 1e3 / batch, float(runnable.run([images])[1].to_numpy()[0, 0])
 
 
-def with_rten(rten, path, batch, threads):
-    """Its own tool's timing, on random pictures."""
-    out = program([rten, "--prepack", "--n-iters", "18", "--num-threads", str(threads), path], threads)
+def with_rten(programs, model, batch, threads):
+    """The timing of its own tool, on random images."""
+    sizes = ["--size", f"n={batch}", "--num-threads", threads]
+    out = output([programs.rten, "--prepack", "--n-iters", 18, *sizes, model.onnx], threads)
     times = [float(value) for value in re.findall(r"#\d+ - .* in ([\d.]+)ms", out)]
     return statistics.median(times[3:]) / batch, None
 
 
-def measure(model, onnx, batch, threads, speed, rten):
-    """Milliseconds per image of everyone, medians of rounds; all that answer must agree."""
-    sides = {
-        "petnet": lambda: ours(speed, "forward", model, batch, threads),
-        "ONNX Runtime": lambda: with_onnxruntime(model, onnx, batch, threads),
-        "rten": lambda: with_rten(rten, onnx, batch, threads),
-        "tract": lambda: with_tract(model, onnx, batch, threads),
-        "burn-flex": lambda: ours(speed, "flex", model, batch, threads),
+def sides(programs, model, batch, threads):
+    """Who is measured: each gives milliseconds per image, and the probability of the first class of the first image.
+
+    A side that must not be compared with the others gives None for the probability.
+    """
+    return {
+        "petnet": lambda: with_petnet(programs, "forward", model, batch, threads),
+        "ONNX Runtime": lambda: with_onnxruntime(model, batch, threads),
+        "rten": optional("rten", lambda: with_rten(programs, model, batch, threads)),
+        "tract": optional("tract", lambda: with_tract(model, batch, threads)),
+        "burn-flex": optional("burn-flex", lambda: with_petnet(programs, "flex", model, batch, threads)),
     }
-    times, answers = {name: [] for name in sides}, {}
+
+
+def optional(name, side):
+    """A peer that is absent or cannot run a model has no figure."""
+
+    def measured():
+        if name not in PEERS:
+            return math.nan, None
+        try:
+            return side()
+        except Exception as error:
+            lines = (getattr(error, "output", None) or str(error)).strip().splitlines()
+            told(f"{name} is left out: {type(error).__name__}, {lines[-1] if lines else ''}")
+            return math.nan, None
+
+    return measured
+
+
+@functools.cache
+def told(message):
+    """Prints a message once."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def measure(measured, label):
+    """Medians of the rounds, in milliseconds per image; all probabilities must agree."""
+    times, probabilities = {name: [] for name in measured}, {}
+    failed = set()
     for _ in range(ROUNDS):
-        for name, side in sides.items():
-            milliseconds, answers[name] = side()
+        for name, side in measured.items():
+            if name in failed:
+                continue
+            milliseconds, probabilities[name] = side()
             times[name].append(milliseconds)
-    given = [answer for answer in answers.values() if answer is not None]
-    if max(given) - min(given) > 1e-4:
-        sys.exit(f"they do not agree: {answers}")
-    return {name: statistics.median(values) for name, values in times.items()}
+            if math.isnan(milliseconds):
+                failed.add(name)
+    given = [probability for probability in probabilities.values() if probability is not None]
+    if max(given) - min(given) > AGREEMENT:
+        sys.exit(f"{label}: the probabilities do not agree: {probabilities}")
+    return {name: math.nan if name in failed else statistics.median(values) for name, values in times.items()}
 
 
-def main(speed, rten):
-    heading = "".join(f"{name:>14}" for name in ("petnet", *PEERS)) + f"{'petnet / ORT':>14}"
+def cell(value, decimals, width):
+    return f"{'-':>{width}}" if math.isnan(value) else f"{value:{width}.{decimals}f}"
+
+
+def models(programs, folder):
+    yield Model(BUNDLED, programs, folder)
+    for name, side in RANDOM:
+        path = Path(folder) / f"{name}-{side}.safetensors"
+        subprocess.check_call([programs.speed, "save", name, str(side), str(path)])
+        yield Model(path, programs, folder)
+
+
+def ratios(results):
+    """How long petnet's modes take in comparison with ONNX Runtime: below 1, petnet is faster."""
+    cases = [(threads, batch) for threads in THREADS for batch in BATCHES]
+    print("\npetnet / ONNX Runtime")
+    print(f"{'':44}" + "".join(f"{f'threads {threads}, batch {batch}':>22}" for threads, batch in cases))
+    for model, times in results.items():
+        for name in [name for name in times[cases[0]] if name.startswith("petnet")]:
+            row = "".join(cell(times[case][name] / times[case]["ONNX Runtime"], 2, 22) for case in cases)
+            print(f"{f'{model}, {name}':44}{row}")
+
+
+def main(programs):
     print(f"ONNX Runtime {onnxruntime.__version__}, medians of {ROUNDS} rounds, milliseconds per image")
-    print(f"{'':44}{heading}")
+    results, heading = {}, None
     with tempfile.TemporaryDirectory() as folder:
-        reference = str(Path(folder) / "simple_cnn.safetensors")
-        subprocess.check_call([speed, "save", "simple_cnn", "224", reference])
-        for model in (Model(BUNDLED), Model(reference)):
+        for model in models(programs, folder):
+            title = f"{model.name} {model.side} px"
+            results[title] = {}
             for batch in BATCHES:
-                onnx = model.export(folder, batch)
                 for threads in THREADS:
-                    times = measure(model, onnx, batch, threads, speed, rten)
-                    label = f"{model.name} {model.side} px, batch {batch}, threads {threads}"
-                    row = "".join(f"{times[name]:14.3f}" for name in ("petnet", *PEERS))
-                    print(f"{label:44}{row}{times['petnet'] / times['ONNX Runtime']:14.2f}", flush=True)
+                    label = f"{title}, batch {batch}, threads {threads}"
+                    measured = sides(programs, model, batch, threads)
+                    if heading is None:
+                        heading = f"{'':44}" + "".join(f"{name:>14}" for name in measured)
+                        print(heading)
+                    times = results[title][threads, batch] = measure(measured, label)
+                    print(f"{label:44}" + "".join(cell(value, 3, 14) for value in times.values()), flush=True)
+    ratios(results)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(Programs(*sys.argv[1:4]))

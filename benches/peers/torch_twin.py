@@ -1,8 +1,9 @@
 """PyTorch's twins of petnet's networks; prints both sides' medians, taken turn by turn in one run.
 
-Run by scripts/bench-peers.sh with the program that `benches/speed.rs` became.
+Run by scripts/bench-peers.sh with the program that `benches/speed.rs` became; ROUNDS says how often.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import time
 
 import torch
 from torch import nn
+from torchvision import models
 
-ROUNDS = 3
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
 CASES = [
     ("forward", "simple_cnn", 128, 1),
     ("forward", "simple_cnn", 128, 16),
@@ -21,17 +23,26 @@ CASES = [
     ("step", "simple_cnn", 128, 32),
     ("step", "petnet", 64, 64),
     ("step", "petnet", 128, 32),
+    ("step", "resnet18", 128, 16),
+    ("step", "efficientnet_lite0", 160, 32),
 ]
 
 
 class Normalized(nn.Module):
+    """A network behind the normalisation of its images, whose values are from 0 to 255."""
+
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
     def __init__(self):
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(self.MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(self.STD).view(1, 3, 1, 1))
+
+    def normalized(self, x):
+        return (x / 255 - self.mean) / self.std
 
     def forward(self, x):
-        return self.head(self.body((x / 255 - self.mean) / self.std).mean((2, 3)))
+        return self.head(self.body(self.normalized(x)).mean((2, 3)))
 
 
 class SimpleCNN(Normalized):
@@ -73,8 +84,43 @@ class PetNet(Normalized):
         self.head = nn.Linear(inputs, 2)
 
 
+class ResNet18(Normalized):
+    def __init__(self):
+        super().__init__()
+        self.network = models.resnet18(num_classes=2)
+
+    def forward(self, x):
+        return self.network(self.normalized(x))
+
+
+class EfficientNetLite0(Normalized):
+    """The network of the package efficientnet-lite-pytorch, without stochastic depth, which petnet does not have."""
+
+    MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+    def __init__(self, side):
+        from efficientnet_lite_pytorch import EfficientNet
+
+        super().__init__()
+        settings = {"image_size": side, "num_classes": 2, "drop_connect_rate": 0.0}
+        self.network = EfficientNet.from_name("efficientnet-lite0", **settings)
+        for conv in self.network.modules():
+            pads = set(getattr(getattr(conv, "static_padding", None), "padding", ()))
+            if len(pads) == 1:
+                # The package pads in a step of its own. Where all sides are equal, the convolution does it faster.
+                conv.padding, conv.static_padding = (pads.pop(),) * 2, nn.Identity()
+
+    def forward(self, x):
+        return self.network(self.normalized(x))
+
+
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-NETWORKS = {"simple_cnn": SimpleCNN, "petnet": PetNet}
+NETWORKS = {
+    "simple_cnn": lambda side: SimpleCNN(),
+    "petnet": lambda side: PetNet(),
+    "resnet18": lambda side: ResNet18(),
+    "efficientnet_lite0": EfficientNetLite0,
+}
 
 
 def median_seconds(work, runs=15):
@@ -94,14 +140,14 @@ def images(count, side):
 
 
 def forward(name, side, count, layout):
-    network = NETWORKS[name]().eval().to(memory_format=layout)
+    network = NETWORKS[name](side).eval().to(memory_format=layout)
     batch = images(count, side).to(memory_format=layout)
     with torch.inference_mode():
         return median_seconds(lambda: network(batch))
 
 
 def step(name, side, count, layout):
-    network = NETWORKS[name]().train().to(memory_format=layout)
+    network = NETWORKS[name](side).train().to(memory_format=layout)
     batch = images(count, side).to(memory_format=layout)
     targets = torch.arange(count) % 2
     sgd = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
@@ -124,7 +170,7 @@ def sgemm():
 def main(program):
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, sgemm {sgemm():.0f} GFLOP/s")
     print(f"medians of {ROUNDS} rounds, milliseconds per image")
-    print(f"{'':32}{'petnet':>9}{'PyTorch':>9}{'petnet / PyTorch':>18}")
+    print(f"{'':42}{'petnet':>9}{'PyTorch':>9}{'petnet / PyTorch':>18}")
     for case in CASES:
         what, name, side, count = case
         ours, theirs = [], []
@@ -136,7 +182,7 @@ def main(program):
             theirs.append(min(times) * 1e3 / count)
         ours, theirs = statistics.median(ours), statistics.median(theirs)
         label = f"{what} {name} {side} px, batch {count}"
-        print(f"{label:32}{ours:9.3f}{theirs:9.3f}{ours / theirs:18.2f}", flush=True)
+        print(f"{label:42}{ours:9.3f}{theirs:9.3f}{ours / theirs:18.2f}", flush=True)
 
 
 if __name__ == "__main__":

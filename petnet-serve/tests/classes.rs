@@ -43,11 +43,7 @@ fn trained(folder: &Path) -> std::path::PathBuf {
     let photos = Dataset::open(folder.join("photos")).unwrap();
     let channels = vec![8, 16];
     let trainer = Trainer {
-        architecture: Architecture::new(SimpleCnnConfig {
-            channels,
-            hidden: 32,
-            dropout: 0.0,
-        }),
+        architecture: Architecture::new(SimpleCnnConfig { channels, hidden: 32, dropout: 0.0 }),
         preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
         epochs: 40,
         batch_size: 16,

@@ -35,7 +35,8 @@ impl Checkpoint {
         let path = path.as_ref();
         let network = Network::load(self, &open(crate::Device::Cpu)?)?;
         let bytes = network.into_record().into_bytes();
-        let bytes = bytes.map_err(|e| Error::checkpoint(path, ModelError::Encode(e.to_string())))?;
+        let bytes =
+            bytes.map_err(|e| Error::checkpoint(path, ModelError::Encode(e.to_string())))?;
         write_atomically(path, &bytes)
     }
 }

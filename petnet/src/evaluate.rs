@@ -4,12 +4,12 @@ use serde::Serialize;
 
 use crate::augment::Augment;
 use crate::classifier::Classifier;
-use crate::prediction::softmax;
 use crate::dataset::Dataset;
 use crate::engine::Outputs;
 use crate::error::Result;
 use crate::loader::{Loader, LoaderSettings};
 use crate::metrics::{Metrics, argmax};
+use crate::prediction::softmax;
 
 const BATCH: usize = 64;
 

@@ -378,11 +378,15 @@ impl Graph {
             let small = || GraphError::Side { side, node: node.name.clone() };
             let fit = |window: Window, len| window.output(len).ok_or_else(small);
             sides.push(match node.op {
-                Op::Image | Op::BatchNorm { .. } | Op::Activation { .. } | Op::Dropout { .. } => input,
+                Op::Image | Op::BatchNorm { .. } | Op::Activation { .. } | Op::Dropout { .. } => {
+                    input
+                }
                 Op::Conv2d(Conv2d { window, .. }) | Op::MaxPool(window) => {
                     [fit(window, input[0])?, fit(window, input[1])?]
                 }
-                Op::Add if node.inputs.iter().any(|from| sides[*from] != input) => return Err(small()),
+                Op::Add if node.inputs.iter().any(|from| sides[*from] != input) => {
+                    return Err(small());
+                }
                 Op::Add => input,
                 Op::GlobalAvgPool | Op::Linear { .. } => [1, 1],
             });

@@ -4,6 +4,7 @@
 #![cfg(all(feature = "train", feature = "wgpu"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use petnet::ModelInfo;
 use petnet::arch::{
     Architecture, EfficientNetLiteConfig, Normalization, PetNetConfig, ResNetConfig,
     SimpleCnnConfig, Stage,
@@ -14,18 +15,28 @@ use petnet::burn::optim::GradientsParams;
 use petnet::burn::tensor::{Device, Int, Tensor, TensorData};
 use petnet::burn::{Network, open};
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::ModelInfo;
 
 const SIDE: usize = 24;
 const IMAGES: usize = 3;
 
 /// Every architecture, as small as it shows what it has.
 fn architectures() -> Vec<Architecture> {
-    let stage = |kernel, stride, expansion, channels| Stage { repeats: 2, kernel, stride, expansion, channels };
+    let stage = |kernel, stride, expansion, channels| Stage {
+        repeats: 2,
+        kernel,
+        stride,
+        expansion,
+        channels,
+    };
     let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 2, 8)];
     vec![
         Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.0 }),
-        Architecture::new(PetNetConfig { stem: 4, widths: vec![4, 8], depths: vec![1, 1], dropout: 0.0 }),
+        Architecture::new(PetNetConfig {
+            stem: 4,
+            widths: vec![4, 8],
+            depths: vec![1, 1],
+            dropout: 0.0,
+        }),
         Architecture::new(ResNetConfig { widths: vec![4, 8], depths: vec![1, 1], dropout: 0.0 }),
         Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 16, dropout: 0.0 }),
     ]
@@ -83,7 +94,8 @@ fn close(ours: &[f32], theirs: &[f32], limit: f32, what: &str) -> f32 {
 
 #[test]
 fn wgpu_gives_the_outputs_and_the_gradients_of_the_cpu() {
-    let (cpu, gpu) = (open(petnet::Device::Cpu).unwrap(), open(petnet::Device::Wgpu(None)).unwrap());
+    let (cpu, gpu) =
+        (open(petnet::Device::Cpu).unwrap(), open(petnet::Device::Wgpu(None)).unwrap());
     for architecture in architectures() {
         let graph = architecture.graph(3).unwrap();
         cpu.seed(7);

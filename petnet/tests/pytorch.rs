@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use petnet::arch::{Architecture, SimpleCnnConfig};
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::pytorch::Import;
 use petnet::{Classifier, Device, Error};
 

@@ -363,7 +363,8 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
     let [given_at, frozen_at, tuned_at] = ["given", "frozen", "tuned"]
         .map(|name| root.path().join(name).with_extension("safetensors"));
     given.save(&given_at, petnet::Precision::F32).unwrap();
-    let frozen = Trainer { freeze: Freeze::Backbone, ..trainer.clone() }.fit(&dataset, &dataset).unwrap();
+    let frozen =
+        Trainer { freeze: Freeze::Backbone, ..trainer.clone() }.fit(&dataset, &dataset).unwrap();
     frozen.last.save(&frozen_at, petnet::Precision::F32).unwrap();
     let [given_body, frozen_body] = [&given_at, &frozen_at].map(|path| {
         let mut all = tensors(path, "head");
@@ -386,7 +387,8 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
         Trainer { architecture: Architecture::named("resnet18").unwrap(), ..trainer.clone() };
     let error = other.fit(&dataset, &dataset).unwrap_err().to_string();
     assert!(error.contains("holds a simple_cnn, the settings ask for a resnet18"), "{error}");
-    let error =
-        Trainer { init: None, freeze: Freeze::Backbone, ..trainer }.fit(&dataset, &dataset).unwrap_err();
+    let error = Trainer { init: None, freeze: Freeze::Backbone, ..trainer }
+        .fit(&dataset, &dataset)
+        .unwrap_err();
     assert!(error.to_string().contains("freeze"), "{error}");
 }

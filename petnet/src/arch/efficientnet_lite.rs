@@ -145,12 +145,7 @@ impl Layers<'_> {
         self.net.batch_norm(format!("{name}.norm"), conv, EPSILON)
     }
 
-    fn conv_norm_relu6(
-        &mut self,
-        name: &str,
-        from: usize,
-        conv: (usize, Window, Groups),
-    ) -> usize {
+    fn conv_norm_relu6(&mut self, name: &str, from: usize, conv: (usize, Window, Groups)) -> usize {
         let norm = self.conv_norm(name, from, conv);
         self.net.activation(norm, Activation::Relu6)
     }

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Config;
 #[cfg(feature = "pytorch")]
 use super::Architecture;
+use super::Config;
 use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Op, Padding, Window};
 #[cfg(feature = "pytorch")]
 use crate::pytorch::{Found, Keys};

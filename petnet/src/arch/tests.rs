@@ -4,11 +4,22 @@ use super::*;
 
 /// Every architecture, small; tests of what must hold for all run over these.
 pub(crate) fn small() -> Vec<Architecture> {
-    let stage = |kernel, stride, expansion, channels| Stage { repeats: 2, kernel, stride, expansion, channels };
+    let stage = |kernel, stride, expansion, channels| Stage {
+        repeats: 2,
+        kernel,
+        stride,
+        expansion,
+        channels,
+    };
     let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 3, 12), stage(3, 2, 2, 20)];
     vec![
         Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.2 }),
-        Architecture::new(PetNetConfig { stem: 5, widths: vec![8, 12], depths: vec![1, 2], dropout: 0.1 }),
+        Architecture::new(PetNetConfig {
+            stem: 5,
+            widths: vec![8, 12],
+            depths: vec![1, 2],
+            dropout: 0.1,
+        }),
         Architecture::new(ResNetConfig { widths: vec![8, 12], depths: vec![1, 1], dropout: 0.1 }),
         Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 24, dropout: 0.2 }),
     ]
@@ -59,7 +70,13 @@ fn settings_that_make_no_network_are_refused() {
     refused(simple(vec![0], 0.0), "outputs is 0");
     refused(simple(vec![1 << 20], 0.0), "outputs is 1048576");
     refused(Architecture::new(ResNetConfig { widths: vec![], ..Default::default() }), "is 0");
-    let stages = vec![efficientnet_lite::Stage { repeats: 1, kernel: 0, stride: 1, expansion: 1, channels: 8 }];
+    let stages = vec![efficientnet_lite::Stage {
+        repeats: 1,
+        kernel: 0,
+        stride: 1,
+        expansion: 1,
+        channels: 8,
+    }];
     let lite = EfficientNetLiteConfig { stages, ..Default::default() };
     refused(Architecture::new(lite), "kernel is 0");
 }

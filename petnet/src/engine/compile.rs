@@ -92,16 +92,13 @@ pub(super) fn reach(window: Window, len: usize) -> usize {
 /// Gives maps memory, and memory to later maps once nothing reads the first any more. Borders stay zero: only maps of
 /// one shape share memory with a border, and the image, whose border is not zero, shares with none.
 fn assign_slots(maps: &mut [Option<Map>], steps: &[passes::Step]) {
-    let reads = |step: &passes::Step, node| {
-        step.input == node || step.epilogue.residual == Some(node)
-    };
+    let reads =
+        |step: &passes::Step, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
     let mut free: Vec<usize> = Vec::new();
     for (place, step) in steps.iter().enumerate() {
         let Some(shape) = maps[step.output].map(|map| map.shape) else { continue };
-        let fits = |slot: &Shape| {
-            *slot == shape || (slot.border == 0 && shape.border == 0)
-        };
+        let fits = |slot: &Shape| *slot == shape || (slot.border == 0 && shape.border == 0);
         let found = free.iter().rposition(|slot| fits(&slots[*slot]));
         let slot = match found {
             Some(at) => free.swap_remove(at),
@@ -192,7 +189,8 @@ impl Compiler<'_> {
     }
 
     fn shape(&self, node: usize) -> Shape {
-        self.maps[node].map_or(Shape { height: 0, width: 0, channels: 0, border: 0 }, |map| map.shape)
+        self.maps[node]
+            .map_or(Shape { height: 0, width: 0, channels: 0, border: 0 }, |map| map.shape)
     }
 
     fn values(&self, node: usize, part: &str) -> Result<&[f32], ModelError> {
@@ -244,7 +242,11 @@ impl Compiler<'_> {
 }
 
 /// A convolution of normalised channels, as one of bytes.
-fn take_in_bytes(Normalization { mean, std }: Normalization, weights: &mut [f32], bias: &mut [f32]) {
+fn take_in_bytes(
+    Normalization { mean, std }: Normalization,
+    weights: &mut [f32],
+    bias: &mut [f32],
+) {
     let output = weights.len() / bias.len();
     for (weights, bias) in weights.chunks_exact_mut(output).zip(bias) {
         for (channel, weights) in weights.chunks_exact_mut(output / 3).enumerate() {

@@ -62,12 +62,10 @@ impl Conv {
         let Conv2d { inputs, outputs, window, .. } = form.conv;
         let taps = window.kernel * window.kernel;
         let centred = [input.height, input.width].map(|len| window.padding(len)) == [[1; 2]; 2];
-        let winograd = (window.kernel == 3
-            && window.stride == 1
-            && centred
-            && inputs >= FEWEST_INPUTS)
-            .then(|| Winograd::side_for(input.height, input.width))
-            .flatten();
+        let winograd =
+            (window.kernel == 3 && window.stride == 1 && centred && inputs >= FEWEST_INPUTS)
+                .then(|| Winograd::side_for(input.height, input.width))
+                .flatten();
         let packed = || {
             Packed::new([taps, inputs, outputs], |tap, input, output| {
                 weights[(output * inputs + input) * taps + tap]

@@ -96,12 +96,7 @@ pub(crate) struct Heat {
 }
 
 impl Plan {
-    pub(super) fn new(
-        load: Load,
-        maps: Vec<Option<Map>>,
-        steps: Vec<Step>,
-        head: Head,
-    ) -> Self {
+    pub(super) fn new(load: Load, maps: Vec<Option<Map>>, steps: Vec<Step>, head: Head) -> Self {
         let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
         let mut slots = vec![0; count];
         for map in maps.iter().flatten() {

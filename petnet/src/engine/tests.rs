@@ -88,7 +88,8 @@ fn the_engine_says_what_burn_says() {
         (simple(&[16, 40, 24], 9), 72),
         (petnet(16, &[32, 50], &[1, 1]), 80),
     ];
-    let sides = [33, 48, 64].into_iter().flat_map(|side| small().into_iter().map(move |a| (a, side)));
+    let sides =
+        [33, 48, 64].into_iter().flat_map(|side| small().into_iter().map(move |a| (a, side)));
     let graphs = cases.into_iter().chain(sides).map(|(a, side)| (a.graph(3).unwrap(), side));
     let odd = [15, 32].map(|side| (odd(), side));
     for (number, (graph, side)) in graphs.chain(odd).enumerate() {
@@ -191,7 +192,8 @@ impl Twin<'_> {
         } else {
             self.at(y, x, output) + f64::from(residual)
         };
-        let bounds = self.form.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
+        let bounds =
+            self.form.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
         sum.clamp(f64::from(bounds[0]), f64::from(bounds[1]))
     }
 }
@@ -216,7 +218,8 @@ fn forms() -> impl Strategy<Value = (Form, [Shape; 2], bool, u32)> {
         "the window fits",
         |((height, width, inputs, outputs), kinds, border, shared, seed)| {
             let (kernel, stride, activation, pool, same, depthwise) = kinds;
-            let padding = if same { Padding::Same } else { Padding::Explicit(seed as usize % kernel) };
+            let padding =
+                if same { Padding::Same } else { Padding::Explicit(seed as usize % kernel) };
             let window = Window { kernel, stride, padding };
             let (outputs, groups) = if depthwise { (inputs, inputs) } else { (outputs, 1) };
             let conv = Conv2d { inputs, outputs, window, groups, bias: false };

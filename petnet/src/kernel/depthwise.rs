@@ -67,7 +67,8 @@ impl Depthwise {
     fn inside(&self) -> Range<usize> {
         let [_, padding] = self.padding;
         let first = padding.div_ceil(self.stride).min(self.out_width);
-        let end = (self.width + padding).checked_sub(self.kernel).map_or(0, |at| at / self.stride + 1);
+        let end =
+            (self.width + padding).checked_sub(self.kernel).map_or(0, |at| at / self.stride + 1);
         first..end.min(self.out_width).max(first)
     }
 }
@@ -120,7 +121,11 @@ impl WithSimd for Rows<'_> {
 impl Rows<'_> {
     /// A row of a kernel of `K` and a stride of `T`, whose tiles of outputs read `C` columns.
     #[inline(always)]
-    fn row<S: Simd, const K: usize, const T: usize, const C: usize>(&mut self, simd: S, part: Part) {
+    fn row<S: Simd, const K: usize, const T: usize, const C: usize>(
+        &mut self,
+        simd: S,
+        part: Part,
+    ) {
         let inside = self.conv.inside();
         // What is added to an output is rare here, and left to the other way.
         if inside.len() < PIXELS || self.epilogue.residual.is_some() {
@@ -204,7 +209,8 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
             let across = rows.conv.taps(place, width, padding[1]);
             for ky in down.clone() {
                 for kx in across.clone() {
-                    let (y, x) = (part.y * stride + ky - padding[0], place * stride + kx - padding[1]);
+                    let (y, x) =
+                        (part.y * stride + ky - padding[0], place * stride + kx - padding[1]);
                     let values: [S::f32s; V] = get(rows.x, rows.source(part, y, x));
                     let weights: [S::f32s; V] =
                         get(rows.weights, (ky * kernel + kx) * channels + part.channel);
@@ -266,7 +272,8 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
                     // SAFETY: at most (down.len() * K - 1) * channels: the last vector of the slice.
                     let weight = unsafe { vector::<S>(weights, (ky * K + kx) * channels) };
                     for place in 0..PIXELS {
-                        sums[place] = simd.mul_add_e_f32s(columns[place * T + kx], weight, sums[place]);
+                        sums[place] =
+                            simd.mul_add_e_f32s(columns[place * T + kx], weight, sums[place]);
                     }
                 }
             }

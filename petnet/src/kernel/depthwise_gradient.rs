@@ -153,12 +153,7 @@ impl WithSimd for Weights<'_> {
 
 impl Weights<'_> {
     #[inline(always)]
-    fn tap<S: Simd>(
-        &mut self,
-        simd: S,
-        (y, places): (usize, Range<usize>),
-        [ky, kx]: [usize; 2],
-    ) {
+    fn tap<S: Simd>(&mut self, simd: S, (y, places): (usize, Range<usize>), [ky, kx]: [usize; 2]) {
         let Depthwise { height, width, batch, channels, kernel, stride, padding, .. } = self.conv;
         let source = (y * stride + ky).checked_sub(padding[0]).filter(|row| *row < height);
         let Some(source) = source else { return };

@@ -9,6 +9,8 @@
 //! Every sum is taken by one task in one order, so that the thread count changes no bit.
 
 #[cfg(feature = "flex")]
+mod buffers;
+#[cfg(feature = "flex")]
 mod conv;
 mod depthwise;
 #[cfg(feature = "train")]
@@ -20,23 +22,21 @@ mod max_pool;
 #[cfg(feature = "flex")]
 #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training goes backward"))]
 mod norm;
-#[cfg(feature = "flex")]
-mod buffers;
 mod tiles;
 
+#[cfg(feature = "train")]
+pub(crate) use buffers::give;
+#[cfg(feature = "flex")]
+pub(crate) use buffers::take;
 #[cfg(feature = "flex")]
 pub(crate) use conv::Conv;
+pub(crate) use depthwise::Depthwise;
 #[cfg(feature = "flex")]
 pub(crate) use max_pool::MaxPool2d;
 #[cfg(feature = "train")]
 pub(crate) use norm::NormGradient;
 #[cfg(feature = "flex")]
 pub(crate) use norm::{Affine, Follows, Norm, Statistics};
-#[cfg(feature = "train")]
-pub(crate) use buffers::give;
-#[cfg(feature = "flex")]
-pub(crate) use buffers::take;
-pub(crate) use depthwise::Depthwise;
 pub(crate) use tiles::{Epilogue, Packed, Product, Run, Term, View, load, store};
 
 /// The widest vectors that this machine has: AVX-512, AVX2 or NEON where they are, else plain numbers.

@@ -316,8 +316,8 @@ impl Norm {
                         let (dy, z) =
                             (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
                         for c in 0..channels {
-                            dz[c] =
-                                gradient.scale[c] * dy[c] + (gradient.slope[c] * z[c] + gradient.offset[c]);
+                            dz[c] = gradient.scale[c] * dy[c]
+                                + (gradient.slope[c] * z[c] + gradient.offset[c]);
                         }
                     }
                 },
@@ -325,7 +325,13 @@ impl Norm {
         });
     }
 
-    fn unpool(&self, dy: &[f32], z: &[f32], (affine, gradient): (&Affine, InputGradient<'_>), dz: &mut [f32]) {
+    fn unpool(
+        &self,
+        dy: &[f32],
+        z: &[f32],
+        (affine, gradient): (&Affine, InputGradient<'_>),
+        dz: &mut [f32],
+    ) {
         let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
         let bounds = self.follows.bounds();
         let row = self.width * batch * channels;

@@ -3,10 +3,10 @@
 
 use burn::nn::BatchNorm;
 use burn::nn::conv;
+use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
-use burn::tensor::Tensor;
 
 #[cfg(feature = "flex")]
 use super::cpu;
@@ -151,9 +151,7 @@ pub(super) fn follow(
             Layout::Nchw(follow_nchw(x, norm, residual.map(FeatureMaps::nchw), follows))
         }
         #[cfg(feature = "flex")]
-        Layout::Hwnc(x) => {
-            Layout::Hwnc(cpu::follow(x, None, norm, residual.map(hwnc), follows))
-        }
+        Layout::Hwnc(x) => Layout::Hwnc(cpu::follow(x, None, norm, residual.map(hwnc), follows)),
     })
 }
 

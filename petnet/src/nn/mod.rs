@@ -198,9 +198,8 @@ impl Network {
             let Some(input) = get(step.input).cloned() else { continue };
             let residual = step.epilogue.residual.and_then(get).cloned();
             last = self.step(step, input, residual);
-            let reads = |later: &&Step, node| {
-                later.input == node || later.epilogue.residual == Some(node)
-            };
+            let reads =
+                |later: &&Step, node| later.input == node || later.epilogue.residual == Some(node);
             kept.retain(|(node, _)| steps[place + 1..].iter().any(|later| reads(later, *node)));
             kept.push((step.output, last.clone()));
         }

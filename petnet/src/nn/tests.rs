@@ -35,7 +35,12 @@ impl Layer {
         Self { config, conv: conv(&config, device), norm }
     }
 
-    fn forward(&self, x: FeatureMaps, residual: Option<FeatureMaps>, follows: Follows) -> FeatureMaps {
+    fn forward(
+        &self,
+        x: FeatureMaps,
+        residual: Option<FeatureMaps>,
+        follows: Follows,
+    ) -> FeatureMaps {
         let conv = Conv { config: self.config, layer: &self.conv };
         conv.forward(x, Some(&self.norm), residual, follows)
     }
@@ -135,7 +140,8 @@ fn the_kernels_give_what_burns_own_operations_give_and_their_gradients() {
 #[test]
 fn max_pools_give_what_burns_own_give_and_their_gradients() {
     let device = Device::flex().autodiff();
-    let windows = [Window::centred(3, 2), Window::same(3, 2), Window::same(2, 2), Window::centred(3, 1)];
+    let windows =
+        [Window::centred(3, 2), Window::same(3, 2), Window::same(2, 2), Window::centred(3, 1)];
     for (case, (n, c, h, w)) in
         [(1, 1, 2, 2), (2, 3, 7, 8), (3, 17, 8, 9), (5, 8, 16, 5)].into_iter().enumerate()
     {
@@ -161,8 +167,13 @@ fn running_statistics_and_inference_agree_with_burns() {
     let device = Device::flex().autodiff();
     device.seed(5);
     let x = noise([6, 4, 8, 8], 7, &device);
-    let config =
-        graph::Conv2d { inputs: 4, outputs: 10, window: Window::centred(3, 1), groups: 1, bias: true };
+    let config = graph::Conv2d {
+        inputs: 4,
+        outputs: 10,
+        window: Window::centred(3, 1),
+        groups: 1,
+        bias: true,
+    };
     let first = Layer::new(config, &device);
     let mut second = Layer::new(config, &device);
     (second.conv, second.config) = (first.conv.clone(), first.config);
@@ -173,8 +184,11 @@ fn running_statistics_and_inference_agree_with_burns() {
     }
     let x = x.inner();
     let follows = Follows { pool: true, ..follows };
-    let [first, second] = [first, second]
-        .map(|layer| Layer { config, conv: layer.conv.valid(), norm: layer.norm.valid() });
+    let [first, second] = [first, second].map(|layer| Layer {
+        config,
+        conv: layer.conv.valid(),
+        norm: layer.norm.valid(),
+    });
     let theirs = first.forward(FeatureMaps::plain(x.clone()), None, follows).nchw();
     let ours = second.forward(FeatureMaps::new(x), None, follows).nchw();
     let distance = (ours - theirs).abs().max().into_scalar::<f32>();

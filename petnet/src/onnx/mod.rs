@@ -90,9 +90,8 @@ impl<'a> Builder<'a> {
             builder.keep(name, &Weight { shape: vec![1, 3, 1, 1], values });
         }
         for (name, bound) in [("zero", 0.0), ("six", 6.0)] {
-            let relu6 = |node: &graph::Node| {
-                node.op == Op::Activation { function: Activation::Relu6 }
-            };
+            let relu6 =
+                |node: &graph::Node| node.op == Op::Activation { function: Activation::Relu6 };
             if info.graph.nodes().iter().any(relu6) {
                 builder.keep(name, &Weight { shape: Vec::new(), values: vec![bound] });
             }
@@ -161,8 +160,7 @@ impl<'a> Builder<'a> {
         }
         let (kind, attributes) = match node.op {
             Op::Image => {
-                let scaled =
-                    self.node("Mul", &["images", "normalization.scale"], vec![], "scaled");
+                let scaled = self.node("Mul", &["images", "normalization.scale"], vec![], "scaled");
                 return Ok(self.node(
                     "Add",
                     &[&scaled, "normalization.shift"],

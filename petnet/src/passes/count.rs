@@ -5,10 +5,11 @@ use crate::graph::{Conv2d, Graph, GraphError, Op};
 /// Floating-point operations of one image of `side` pixels, two for each multiply-add of a convolution.
 pub(crate) fn flops(graph: &Graph, side: usize) -> Result<u64, GraphError> {
     let sides = graph.sides(side)?;
-    let convs = graph.nodes().iter().zip(sides).filter_map(|(node, [height, width])| match node.op {
-        Op::Conv2d(conv) => Some(conv_flops(&conv, height * width)),
-        _ => None,
-    });
+    let convs =
+        graph.nodes().iter().zip(sides).filter_map(|(node, [height, width])| match node.op {
+            Op::Conv2d(conv) => Some(conv_flops(&conv, height * width)),
+            _ => None,
+        });
     Ok(convs.sum())
 }
 

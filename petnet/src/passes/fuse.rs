@@ -139,7 +139,8 @@ mod tests {
     fn each_convolution_is_one_step_with_all_that_follows_it() {
         for name in Architecture::names() {
             let (graph, steps) = steps(name);
-            let convs = graph.nodes().iter().filter(|node| matches!(node.op, Op::Conv2d(_))).count();
+            let convs =
+                graph.nodes().iter().filter(|node| matches!(node.op, Op::Conv2d(_))).count();
             let pools = usize::from(name == "resnet18" || name == "improved_cnn");
             assert_eq!(steps.len(), convs + pools, "{name}");
             assert!(steps.iter().all(|step| step.main != Main::Identity), "{name}");

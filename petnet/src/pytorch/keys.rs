@@ -88,7 +88,8 @@ pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> 
         return take(found, given);
     }
     // A checkpoint keeps weights beside other things, under a key of its own.
-    let keys: BTreeSet<&str> = given.keys().filter_map(|name| Some(name.split_once('.')?.0)).collect();
+    let keys: BTreeSet<&str> =
+        given.keys().filter_map(|name| Some(name.split_once('.')?.0)).collect();
     let below = |key: &str| {
         let names = given.iter().filter_map(|(name, weight)| {
             Some((name.strip_prefix(key)?.strip_prefix('.')?.to_string(), weight.clone()))
@@ -108,9 +109,10 @@ fn recognised(given: &Weights) -> Option<Found> {
 }
 
 fn take(found: Found, mut given: Weights) -> Result<(Found, Weights), ModelError> {
-    let graph = found.architecture.graph(found.classes).map_err(|e| {
-        ModelError::Description(format!("{}: {e}", found.architecture.name()))
-    })?;
+    let graph = found
+        .architecture
+        .graph(found.classes)
+        .map_err(|e| ModelError::Description(format!("{}: {e}", found.architecture.name())))?;
     let mut taken = Weights::new();
     for node in graph.nodes() {
         let module = found.modules.iter().find(|(name, _)| *name == node.name);
@@ -159,7 +161,8 @@ fn unprefixed(mut tensors: Weights) -> Weights {
         let shared = tensors.keys().next().and_then(|name| name.split_once('.'));
         let Some(prefix) = shared.map(|(prefix, _)| format!("{prefix}.")) else { return tensors };
         // A single module with its weight and bias alone is a layer and no wrapper.
-        let nested = |name: &String| name.strip_prefix(&prefix).is_some_and(|rest| rest.contains('.'));
+        let nested =
+            |name: &String| name.strip_prefix(&prefix).is_some_and(|rest| rest.contains('.'));
         if !tensors.keys().all(nested) {
             return tensors;
         }

@@ -138,7 +138,11 @@ impl<'a> Fit<'a> {
         let epoch = self.state.progress.epoch;
         let last = self.judged(epoch, &metrics)?;
         let best = self.state.progress.best_score.is_none_or(|best| score > best);
-        tracing::info!(accuracy = metrics.accuracy, log_loss = metrics.log_loss, "batch-norm statistics re-estimated");
+        tracing::info!(
+            accuracy = metrics.accuracy,
+            log_loss = metrics.log_loss,
+            "batch-norm statistics re-estimated"
+        );
         self.keep(&last, best)?;
         if best {
             self.best = Some(last.clone());

@@ -110,7 +110,8 @@ impl<'de> Deserialize<'de> for Freeze {
             FreezeText::Blocks(blocks) => Ok(Self::Blocks(blocks)),
             FreezeText::Word(word) if word == "backbone" => Ok(Self::Backbone),
             FreezeText::Word(word) => {
-                let expected = format!("freeze is `{word}`, must be a number of blocks or `backbone`");
+                let expected =
+                    format!("freeze is `{word}`, must be a number of blocks or `backbone`");
                 Err(serde::de::Error::custom(expected))
             }
         }

@@ -1,0 +1,126 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::arch::{Architecture, SimpleCnnConfig};
+use crate::preprocess::Resize;
+use crate::weights::Weight;
+
+fn small(channels: Vec<usize>) -> Graph {
+    let config = SimpleCnnConfig { channels, hidden: 4, dropout: 0.0 };
+    Architecture::new(config).graph(2).unwrap()
+}
+
+/// A network whose values follow a pattern.
+fn checkpoint() -> Checkpoint {
+    let preprocess = Preprocess { size: 16, resize: Resize::Squeeze };
+    let labels = vec!["cat".to_string(), "dog".to_string()];
+    let info = ModelInfo::new(small(vec![4, 8]), labels, preprocess);
+    let named = info.graph.nodes().iter().flat_map(passes::parameters);
+    let weights = named.map(|(name, shape)| {
+        let count = shape.iter().product::<usize>();
+        let values = (0..count).map(|i| (i * 37 % 101) as f32 / 40.0 - 1.1).collect();
+        (name, Weight { shape, values })
+    });
+    let weights = weights.collect();
+    Checkpoint::new(info, weights).unwrap()
+}
+
+#[test]
+fn what_is_saved_is_loaded() {
+    let saved = checkpoint();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    saved.save(&path, Precision::F32).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), saved);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
+}
+
+#[test]
+fn half_precision_is_half_the_size_and_close() {
+    let saved = checkpoint();
+    let bytes = saved.to_bytes(Precision::F16).unwrap();
+    let loaded = Checkpoint::from_bytes(&bytes).unwrap();
+    for (name, weight) in &saved.weights {
+        for (a, b) in weight.values.iter().zip(&loaded.weights[name].values) {
+            assert!((a - b).abs() <= a.abs() / 1024.0 + 1e-6, "{name}: {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn bytes_are_a_quarter_of_the_size_and_within_half_a_step() {
+    let saved = checkpoint();
+    let bytes = saved.to_bytes(Precision::Int8).unwrap();
+    let loaded = Checkpoint::from_bytes(&bytes).unwrap();
+    assert!(loaded.weights.keys().eq(saved.weights.keys()));
+    for (name, weight) in &saved.weights {
+        let channel = crate::storage::channels(&weight.shape);
+        let largest = |of: usize| {
+            let all = weight.values.iter().enumerate().filter(|(at, _)| channel.of(*at) == of);
+            all.fold(0.0_f32, |top, (_, value)| top.max(value.abs()))
+        };
+        for (place, value) in weight.values.iter().enumerate() {
+            let exact = weight.shape.len() == 1;
+            let step = if exact { 0.0 } else { largest(channel.of(place)) / 127.0 };
+            let error = (value - loaded.weights[name].values[place]).abs();
+            assert!(error <= step * 0.501, "{name}: {value} is off by {error}");
+        }
+    }
+}
+
+#[test]
+fn any_cut_and_any_altered_byte_is_refused() {
+    let bytes = checkpoint().to_bytes(Precision::F32).unwrap();
+    for length in (0..bytes.len()).step_by(41) {
+        assert!(Checkpoint::from_bytes(&bytes[..length]).is_err(), "cut to {length}");
+    }
+    for place in (0..bytes.len()).step_by(37) {
+        let mut altered = bytes.clone();
+        altered[place] ^= 4;
+        assert!(Checkpoint::from_bytes(&altered).is_err(), "altered at {place}");
+    }
+}
+
+#[test]
+fn a_description_that_cannot_be_built_is_refused() {
+    let refused = |change: &dyn Fn(&mut ModelInfo), reason: &str| {
+        let mut wrong = checkpoint();
+        change(&mut wrong.info);
+        let error = Checkpoint::from_bytes(&wrong.to_bytes(Precision::F32).unwrap());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(reason), "{reason}: {error}");
+    };
+    refused(&|info| info.preprocess.size = 1, "image_size is 1");
+    refused(&|info| info.preprocess.size = 1 << 20, "image_size is 1048576");
+    refused(&|info| info.labels = vec!["cat".into(); 2], "names, each its own");
+    refused(&|info| info.labels.truncate(1), "has 2 classes, 1 are named");
+    refused(&|info| info.labels.push("fish".into()), "has 2 classes, 3 are named");
+    refused(&|info| info.temperature = 0.0, "temperature is 0");
+    refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
+    refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");
+    refused(&|info| info.graph = small(vec![4]), "`hidden.weight` has shape [8, 4]");
+    refused(&|info| info.format = 1, "in layout 1");
+    assert!(checkpoint().with_calibration(f32::NAN, 0.5, None).is_err());
+}
+
+#[test]
+fn a_graph_that_is_no_network_is_refused() {
+    let bytes = checkpoint().to_bytes(Precision::F32).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let text = header.metadata().as_ref().unwrap()[INFO_KEY].clone();
+    for (from, to) in [
+        (r#""groups":1"#, r#""groups":2"#),
+        (r#""kernel":3"#, r#""kernel":0"#),
+        (r#""stride":1"#, r#""stride":0"#),
+        (r#""outputs":8"#, r#""outputs":99999999999"#),
+        (r#""from":[1]"#, r#""from":[7]"#),
+        (r#""from":[1]"#, r#""from":[1,1]"#),
+        (r#""op":"global_avg_pool""#, r#""op":"add""#),
+        (r#""op":"batch_norm""#, r#""op":"linear""#),
+    ] {
+        assert!(text.contains(from), "{from} in {text}");
+        let error = description(&text.replacen(from, to, 1)).expect_err(to);
+        assert!(matches!(error, ModelError::Description(_)), "{to}: {error}");
+    }
+    assert!(description(&text).is_ok());
+}

@@ -1,0 +1,284 @@
+//! The gradients of the CPU's kernels, as operations that burn's automatic differentiation knows.
+
+use super::*;
+use crate::kernel::NormGradient;
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+
+type Tracked = FloatTensor<Autodiff<Flex>>;
+
+fn tracked<const D: usize>(tensor: Tensor<D>) -> Tracked {
+    tensor.try_into_primitive::<Autodiff<Flex>>().expect("`supports` was asked")
+}
+
+#[derive(Debug)]
+struct ConvBackward;
+
+/// What the gradient of a convolution needs; `columns` in place of `x` where there are some.
+#[derive(Debug, Clone)]
+struct ConvState {
+    x: FlexTensor,
+    columns: Option<FlexTensor>,
+    weight: FlexTensor,
+    window: Window,
+}
+
+pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4> {
+    let (x, weight, window) = (tracked(x), tracked(weight), config.window);
+    let input_has_gradient = x.is_tracked();
+    let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+    let (x, weight, nodes) = (x.to_contiguous(), weight.to_contiguous(), [x_node, weight_node]);
+    Tensor::from_primitive::<Autodiff<Flex>>(if config.is_depthwise() {
+        let out = depthwise(&x, &weight, window);
+        let state = ConvState { x, columns: None, weight, window };
+        match DepthwiseBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish(state, out),
+            OpsKind::UnTracked(prepared) => prepared.finish(out),
+        }
+    } else {
+        let (out, columns) = convolve(&x, &weight, window, input_has_gradient);
+        let state = ConvState { x, columns, weight, window };
+        match ConvBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish(state, out),
+            OpsKind::UnTracked(prepared) => prepared.finish(out),
+        }
+    })
+}
+
+#[derive(Debug)]
+struct DepthwiseBackward;
+
+impl Backward<Flex, 2> for DepthwiseBackward {
+    type State = ConvState;
+
+    fn backward(self, ops: Ops<ConvState, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let [x_node, weight_node] = ops.parents;
+        let ConvState { x, weight, window, .. } = ops.state;
+        let conv = depthwise_of(&x, window);
+        let taps = conv.kernel * conv.kernel;
+        if let Some(node) = weight_node {
+            let dw = conv.backward_weights(values(&x), values(&dy));
+            // The other way round: as many channels as there are taps.
+            let dw = by_tap(&dw, conv.channels);
+            grads.register::<Flex>(node.id, tensor(dw, sizes::<4>(&weight)));
+        }
+        if let Some(node) = x_node {
+            let mut dx = kernel::take(conv.height * conv.row);
+            conv.backward_input(values(&dy), &by_tap(values(&weight), taps), &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, sizes::<4>(&x)));
+        }
+        [dy, x].into_iter().for_each(recycle);
+    }
+}
+
+impl Backward<Flex, 2> for ConvBackward {
+    type State = ConvState;
+
+    fn backward(self, ops: Ops<ConvState, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let [x_node, weight_node] = ops.parents;
+        let ConvState { x, columns, weight, window } = ops.state;
+        let conv = shape_of(&x, &weight, window);
+        if let Some(node) = weight_node {
+            let shape: [usize; 4] = sizes(&weight);
+            let (taps, inputs) = (conv.taps(), conv.inputs);
+            // Columns list all inputs of a tap, whole maps all taps of an input.
+            let dw = match &columns {
+                Some(columns) => {
+                    let dw = weight_gradient(&conv.over_columns(), values(columns), values(&dy));
+                    fold(&dw, shape, |input, tap| tap * inputs + input)
+                }
+                None => {
+                    let dw = weight_gradient(&conv, values(&x), values(&dy));
+                    fold(&dw, shape, |input, tap| input * taps + tap)
+                }
+            };
+            grads.register::<Flex>(node.id, tensor(dw, shape));
+        }
+        if let Some(node) = x_node {
+            let dx = input_gradient(&conv, values(&weight), values(&dy));
+            let shape = [conv.height, conv.width, conv.batch, conv.inputs];
+            grads.register::<Flex>(node.id, tensor(dx, shape));
+        }
+        [Some(dy), Some(x), columns].into_iter().flatten().for_each(recycle);
+    }
+}
+
+fn weight_gradient(conv: &Conv, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    let mut dw = vec![0.0; conv.inputs * conv.taps() * conv.outputs];
+    conv.backward_weights(x, dy, &mut dw);
+    dw
+}
+
+/// The kernels' order, where `row` finds the outputs, to burn's `[outputs, inputs, k, k]`.
+fn fold(
+    dw: &[f32],
+    [outputs, inputs, k, _]: [usize; 4],
+    row: impl Fn(usize, usize) -> usize + Sync,
+) -> Vec<f32> {
+    let taps = k * k;
+    let mut folded = vec![0.0; dw.len()];
+    let values = folded.par_chunks_exact_mut(inputs * taps).with_min_len(4).enumerate();
+    values.for_each(|(output, values)| {
+        for (input, values) in values.chunks_exact_mut(taps).enumerate() {
+            for (tap, value) in values.iter_mut().enumerate() {
+                *value = dw[row(input, tap) * outputs + output];
+            }
+        }
+    });
+    folded
+}
+
+fn input_gradient(conv: &Conv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
+    let (taps, inputs) = (conv.taps(), conv.inputs);
+    let packed = Packed::new([taps, conv.outputs, inputs], |tap, output, input| {
+        weights[(output * inputs + input) * taps + tap]
+    });
+    let mut dx = kernel::take(conv.in_len());
+    conv.backward_input(dy, &packed, &mut dx);
+    dx
+}
+
+#[derive(Debug)]
+struct MaxPoolBackward;
+
+/// The input's sizes, and which pixel of its window each output was.
+#[derive(Debug, Clone)]
+struct MaxPoolState {
+    pool: MaxPool2d,
+    sizes: [usize; 4],
+    taps: Vec<u32>,
+}
+
+pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+    let (x, node) = tracked(x).into_parts();
+    let x = x.to_contiguous();
+    let (out, taps) = pool(&x, window);
+    let prepared = MaxPoolBackward.prepare::<NoCheckpointing>([node]).compute_bound();
+    Tensor::from_primitive::<Autodiff<Flex>>(match prepared.stateful() {
+        OpsKind::Tracked(prepared) => {
+            let (pool, sizes) = (pool_of(&x, window), sizes(&x));
+            prepared.finish(MaxPoolState { pool, sizes, taps }, out)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(out),
+    })
+}
+
+impl Backward<Flex, 1> for MaxPoolBackward {
+    type State = MaxPoolState;
+
+    fn backward(self, ops: Ops<MaxPoolState, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let MaxPoolState { pool, sizes, taps } = ops.state;
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            let mut dx = kernel::take(pool.len());
+            pool.backward(values(&dy), &taps, &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, sizes));
+        }
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct NormBackward;
+
+#[derive(Debug, Clone)]
+struct NormState {
+    z: FlexTensor,
+    /// The output, where a residual was added.
+    y: Option<FlexTensor>,
+    statistics: Statistics,
+    affine: Affine,
+    epsilon: f32,
+    follows: Follows,
+}
+
+pub(super) fn norm(
+    z: Tensor<4>,
+    [gamma, beta]: [Tensor<1>; 2],
+    epsilon: f64,
+    residual: Option<Tensor<4>>,
+    follows: Follows,
+) -> Normalized {
+    let device = z.device().inner();
+    let epsilon = epsilon as f32;
+    let (z, gamma, beta) = (tracked(z), tracked(gamma), tracked(beta));
+    let residual = residual.map(tracked);
+    let nodes = [z.node(), gamma.node(), beta.node()];
+    let z = z.into_primitive().to_contiguous();
+    let norm = norm_of(&z, follows);
+    let statistics = norm.statistics(values(&z));
+    let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+    let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon);
+    let plain = |values: &[f32]| Tensor::from_floats(values, &device);
+    let (mean, variance) = (plain(&statistics.mean), plain(&statistics.variance));
+    let state = |z: FlexTensor, y: Option<FlexTensor>| NormState {
+        z,
+        y,
+        statistics: statistics.clone(),
+        affine: affine.clone(),
+        epsilon,
+        follows,
+    };
+    let maps = match residual {
+        None => {
+            let out = apply(&z, &affine, None, follows);
+            match NormBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+                OpsKind::Tracked(prepared) => prepared.finish(state(z, None), out),
+                OpsKind::UnTracked(prepared) => prepared.finish(out),
+            }
+        }
+        Some(residual) => {
+            let (residual, node) = residual.into_parts();
+            let residual = residual.to_contiguous();
+            let out = apply(&z, &affine, Some(&residual), follows);
+            let [a, b, c] = nodes;
+            let prepared = NormBackward.prepare::<NoCheckpointing>([a, b, c, node]);
+            match prepared.compute_bound().stateful() {
+                OpsKind::Tracked(prepared) => prepared.finish(state(z, Some(out.clone())), out),
+                OpsKind::UnTracked(prepared) => prepared.finish(out),
+            }
+        }
+    };
+    Normalized { maps: Tensor::from_primitive::<Autodiff<Flex>>(maps), mean, variance }
+}
+
+impl<const N: usize> Backward<Flex, N> for NormBackward {
+    type State = NormState;
+
+    fn backward(self, ops: Ops<NormState, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let mut dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let NormState { z, y, statistics, affine, epsilon, follows } = ops.state;
+        let norm = norm_of(&z, follows);
+        let mut dz = kernel::take(norm.len());
+        let from = NormGradient {
+            dy: dy.storage_mut::<f32>(),
+            z: values(&z),
+            y: y.as_ref().map(values),
+            statistics: &statistics,
+            affine: &affine,
+            epsilon,
+        };
+        let (gamma, beta) = norm.backward(from, &mut dz);
+        let mut dy = Some(dy);
+        let mut dz = Some(tensor(dz, sizes::<4>(&z)));
+        let mut affine = [gamma, beta].map(|g| Some(tensor(g, [norm.channels])));
+        for (place, parent) in ops.parents.into_iter().enumerate() {
+            let gradient = match place {
+                0 => dz.take(),
+                1 | 2 => affine[place - 1].take(),
+                _ => dy.take(),
+            };
+            if let Some((node, gradient)) = parent.zip(gradient) {
+                grads.register::<Flex>(node.id, gradient);
+            }
+        }
+        [dy, Some(z), y].into_iter().flatten().for_each(recycle);
+    }
+}

@@ -1,0 +1,203 @@
+//! What must hold for every architecture: training resumes to the same bytes, whatever the number of threads; frozen
+//! blocks stay as they were. A toy of its own file goes all the way without any other file knowing of it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![cfg(feature = "train")]
+
+mod common;
+#[path = "common/toy.rs"]
+mod toy;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::draw_folder;
+use petnet::arch::{
+    Architecture, EfficientNetLiteConfig, PetNetConfig, ResNetConfig, SimpleCnnConfig, Stage,
+};
+use petnet::augment::Augment;
+use petnet::preprocess::{Preprocess, Resize};
+use petnet::train::{Fitted, Freeze, Observer, Optimizer, Schedule, StepReport};
+use petnet::{Checkpoint, Classifier, Dataset, Device, Error, Precision, Trainer};
+use tempfile::tempdir;
+use toy::ToyConfig;
+
+/// burn-flex draws weights from one generator for the whole process: trainings take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Every architecture, small, with dropout where it has any.
+fn small() -> Vec<Architecture> {
+    let stage = |kernel, stride, expansion, channels| Stage {
+        repeats: 2,
+        kernel,
+        stride,
+        expansion,
+        channels,
+    };
+    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 2, 8)];
+    let (widths, depths) = (vec![6, 8], vec![1, 1]);
+    vec![
+        Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.2 }),
+        Architecture::new(PetNetConfig {
+            stem: 4,
+            widths: widths.clone(),
+            depths: depths.clone(),
+            dropout: 0.1,
+        }),
+        Architecture::new(ResNetConfig { widths, depths, dropout: 0.1 }),
+        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 16, dropout: 0.2 }),
+        Architecture::new(ToyConfig { width: 8 }),
+    ]
+}
+
+fn trainer(architecture: Architecture) -> Trainer {
+    Trainer {
+        architecture,
+        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        epochs: 2,
+        batch_size: 8,
+        learning_rate: 1e-2,
+        schedule: Schedule::Cosine,
+        optimizer: Optimizer::Sgd,
+        ema_decay: 0.5,
+        augment: Augment { horizontal_flip: 0.5, ..Augment::none() },
+        ..Trainer::default()
+    }
+}
+
+fn weights(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
+    let bytes = checkpoint.to_bytes(Precision::F32).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
+}
+
+/// Ends a training after some steps.
+struct Stop {
+    after: usize,
+    seen: usize,
+}
+
+impl Observer for Stop {
+    fn step(&mut self, _: &StepReport) {
+        self.seen += 1;
+    }
+
+    fn stop(&self) -> bool {
+        self.seen >= self.after
+    }
+}
+
+fn with_threads(threads: usize, trainer: &Trainer, data: &Dataset) -> Fitted {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| trainer.fit(data, data)).unwrap()
+}
+
+#[test]
+fn a_training_that_was_stopped_ends_as_one_that_was_not_whatever_the_threads() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(&root.path().join("photos"), &["a", "b"], 12);
+    let data = Dataset::open(root.path().join("photos")).unwrap();
+    for (number, architecture) in small().into_iter().enumerate() {
+        let name = architecture.name().to_string();
+        let whole = trainer(architecture);
+        let expected = weights(&with_threads(1, &whole, &data).last);
+        assert_eq!(
+            weights(&with_threads(3, &whole, &data).last),
+            expected,
+            "{name}, three threads"
+        );
+        let out = root.path().join(number.to_string());
+        let stopped = Trainer { out: Some(out), resume: true, ..whole };
+        for after in [2, 2] {
+            let outcome = stopped.fit_observed(&data, &data, &mut Stop { after, seen: 0 });
+            assert!(matches!(outcome, Err(Error::Interrupted)), "{name}: {outcome:?}");
+        }
+        let resumed = stopped.fit(&data, &data).unwrap();
+        assert_eq!(weights(&resumed.last), expected, "{name}, resumed");
+    }
+}
+
+#[test]
+fn frozen_blocks_stay_as_they_were_and_the_others_learn() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(&root.path().join("photos"), &["a", "b"], 12);
+    let data = Dataset::open(root.path().join("photos")).unwrap();
+    for architecture in small() {
+        let name = architecture.name().to_string();
+        let graph = architecture.graph(2).unwrap();
+        let start = trainer(architecture).fit(&data, &data).unwrap().last;
+        let init = root.path().join("start.safetensors");
+        start.save(&init, Precision::F32).unwrap();
+        let before = weights(&start);
+        let tuned = |freeze| Trainer {
+            init: Some(init.clone()),
+            freeze,
+            ..trainer(Architecture::new(graph.clone()))
+        };
+        for freeze in [Freeze::Blocks(1), Freeze::Blocks(graph.blocks().len()), Freeze::Backbone] {
+            let end = match freeze {
+                Freeze::Blocks(blocks) => graph.blocks()[blocks - 1],
+                _ => graph.pool(),
+            };
+            let (frozen, learning) = graph.nodes().split_at(end);
+            let after = weights(&tuned(freeze).fit(&data, &data).unwrap().last);
+            let moved = |nodes: &[petnet::graph::Node]| {
+                let changed = before.iter().filter(|(name, values)| after[*name] != **values);
+                let of = |name: &str| {
+                    nodes.iter().any(|node| name.starts_with(&format!("{}.", node.name)))
+                };
+                changed.filter(|(name, _)| of(name)).count()
+            };
+            assert_eq!(moved(frozen), 0, "{name}, {freeze}");
+            assert!(moved(learning) > 0, "{name}, {freeze}");
+        }
+        let more = graph.blocks().len() + 1;
+        let error = tuned(Freeze::Blocks(more)).fit(&data, &data).unwrap_err().to_string();
+        assert!(error.contains("freeze"), "{error}");
+    }
+}
+
+fn explained(classifier: &Classifier, photo: &Path) -> (usize, usize) {
+    let explanation = classifier.explain_bytes(&std::fs::read(photo).unwrap()).unwrap();
+    assert!(explanation.heat().iter().all(|heat| (0.0..=1.0).contains(heat)));
+    explanation.size()
+}
+
+#[test]
+fn an_architecture_of_its_own_file_learns_explains_and_is_exported() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(&root.path().join("photos"), &["horizontal", "vertical"], 12);
+    let data = Dataset::open(root.path().join("photos")).unwrap();
+    let toy = Trainer {
+        epochs: 20,
+        ema_decay: 0.0,
+        ..trainer(Architecture::new(ToyConfig { width: 8 }))
+    };
+    let fitted = toy.fit(&data, &data).unwrap();
+    assert!(fitted.history.last().unwrap().val_accuracy > 0.9, "{:?}", fitted.history.last());
+    let path = root.path().join("toy.safetensors");
+    fitted.best.save(&path, Precision::Int8).unwrap();
+    let photo = root.path().join("photos/vertical/3.png");
+    let classifier = Classifier::load(&path).unwrap();
+    assert_eq!(classifier.info().graph.name(), "toy");
+    assert_eq!(classifier.classify_path(&photo).unwrap().label(), "vertical");
+    assert_eq!(explained(&classifier, &photo), (8, 8));
+    let on_burn = Classifier::new(Checkpoint::load(&path).unwrap(), Device::Flex).unwrap();
+    assert_eq!(explained(&on_burn, &photo), (8, 8));
+    let model = Checkpoint::load(&path).unwrap();
+    model.save_burnpack(root.path().join("toy.bpk")).unwrap();
+    #[cfg(feature = "onnx")]
+    assert!(petnet::onnx::encode(&model).unwrap().len() > 1000);
+    // It is a start for other classes, too.
+    draw_folder(&root.path().join("three"), &["a", "b", "c"], 4);
+    let three = Dataset::open(root.path().join("three")).unwrap();
+    let tuned = Trainer { init: Some(path), freeze: Freeze::Blocks(1), ..toy };
+    let tuned = Trainer { epochs: 1, ..tuned }.fit(&three, &three).unwrap().last;
+    assert_eq!(tuned.info().labels, ["a", "b", "c"]);
+}
