@@ -41,6 +41,7 @@ impl Classifier {
     /// As [`Classifier::classify_pixels`].
     pub fn profile(&self, picture: &Pixels) -> Result<Vec<LayerTime>> {
         self.check_size(picture)?;
-        Ok(self.runner().profile(picture.data()))
+        let steps = self.runner().profile(picture.data()).into_iter();
+        Ok(steps.map(|(name, flops, time)| LayerTime { name: name.into(), flops, time }).collect())
     }
 }

@@ -1,12 +1,13 @@
 //! What runs a classifier's network: the CPU's engine, or burn on any device.
 
+use std::time::Duration;
+
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
 use crate::engine::{self, Heat, Outputs, Plan};
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
 use crate::nn::{Network, run};
-use crate::profile::LayerTime;
 
 /// A network in a form that can be run.
 #[derive(Debug)]
@@ -70,15 +71,10 @@ impl Runner {
         }
     }
 
-    /// See [`crate::Classifier::profile`].
-    pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<LayerTime> {
+    /// Name, operations and time of each step of the engine; none of burn's.
+    pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         match self {
-            Self::Engine(plan) => {
-                let layers = plan.profile(pixels).into_iter();
-                layers
-                    .map(|(name, flops, time)| LayerTime { name: name.into(), flops, time })
-                    .collect()
-            }
+            Self::Engine(plan) => plan.profile(pixels),
             #[cfg(feature = "burn")]
             Self::Burn { .. } => Vec::new(),
         }

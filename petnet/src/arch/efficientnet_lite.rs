@@ -3,12 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "pytorch")]
-use super::Architecture;
 use super::Config;
-use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
 #[cfg(feature = "pytorch")]
-use crate::pytorch::{Found, Keys};
+use super::{Architecture, Found, Keys};
+use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
 
 const EPSILON: f32 = 1e-3;
 
@@ -78,6 +76,7 @@ impl EfficientNetLiteConfig {
         Self { stem: 32, stages: stages.collect(), head: 1280, dropout }
     }
 
+    #[cfg(feature = "pytorch")]
     /// Kernel, expansion and output channels of each block, which are what a file of weights tells.
     fn blocks(&self) -> impl Iterator<Item = [usize; 3]> {
         let blocks = |stage: &Stage| {
@@ -192,10 +191,16 @@ pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
     // Strides are not in a file of weights: they are those of the published network with these blocks.
     let published = (0..EfficientNetLiteConfig::SCALES.len()).map(EfficientNetLiteConfig::lite);
     let config = published.into_iter().find(|lite| lite.blocks().eq(blocks.iter().copied()))?;
-    let (head, classes) = (keys.outputs("_conv_head")?, keys.outputs("_fc")?);
-    let config = EfficientNetLiteConfig { stem, head, ..config };
-    let modules = modules(&config, keys);
-    Some(Found { architecture: Architecture::new(config), classes, modules })
+    EfficientNetLiteConfig { stem, head: keys.outputs("_conv_head")?, ..config }.found(keys)
+}
+
+#[cfg(feature = "pytorch")]
+impl EfficientNetLiteConfig {
+    /// These settings, and the packages' modules that have their weights.
+    pub(crate) fn found(self, keys: &Keys<'_>) -> Option<Found> {
+        let (classes, modules) = (keys.outputs("_fc")?, modules(&self, keys));
+        Some(Found { architecture: Architecture::new(self), classes, modules })
+    }
 }
 
 /// Which of the packages' modules each layer's weights are in.

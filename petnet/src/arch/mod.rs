@@ -2,6 +2,8 @@
 //! graphs; no weights, no tensors. `docs/adding-an-architecture.md` shows how to add one.
 
 mod efficientnet_lite;
+#[cfg(feature = "pytorch")]
+mod keys;
 mod petnet;
 mod resnet;
 mod simple_cnn;
@@ -13,6 +15,9 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+#[cfg(feature = "pytorch")]
+pub(crate) use keys::{Found, Keys};
+
 pub use efficientnet_lite::{EfficientNetLiteConfig, Stage};
 pub use petnet::PetNetConfig;
 pub use resnet::ResNetConfig;
@@ -21,8 +26,6 @@ pub use simple_cnn::SimpleCnnConfig;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, GraphError};
 use crate::preprocess::{Preprocess, Resize};
-#[cfg(feature = "pytorch")]
-use crate::pytorch::{Found, Keys};
 
 /// Mean and standard deviation of a channel's values (0 to 1), in the order R, G, B.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

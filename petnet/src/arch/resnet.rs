@@ -2,12 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "pytorch")]
-use super::Architecture;
 use super::Config;
-use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
 #[cfg(feature = "pytorch")]
-use crate::pytorch::{Found, Keys};
+use super::{Architecture, Found, Keys};
+use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
 
 /// Widths and depths of a residual network as torchvision builds it: a 7x7 convolution and a max pool of stride 2
 /// each, stages of basic blocks, the global average, one linear layer. The default is `resnet18`.

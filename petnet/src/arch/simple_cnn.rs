@@ -2,12 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "pytorch")]
-use super::Architecture;
 use super::Config;
-use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Op, Padding, Window};
 #[cfg(feature = "pytorch")]
-use crate::pytorch::{Found, Keys};
+use super::{Architecture, Found, Keys};
+use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Op, Padding, Window};
 
 /// Widths of `simple_cnn`: blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global average, two linear
 /// layers. 422,530 parameters and 1.47 GFLOP at 224 pixels with the default widths and two classes.

@@ -16,6 +16,7 @@ mod simple;
 mod winograd;
 
 pub(crate) use compile::compile;
+#[cfg(feature = "burn")]
 pub(crate) use head::Head;
 pub(crate) use plan::{Heat, Outputs, Plan};
 

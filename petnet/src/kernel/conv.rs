@@ -5,9 +5,6 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::arch;
-#[cfg(feature = "train")]
-use super::gradient::WeightGradient;
 #[cfg(feature = "train")]
 use super::tiles::Packed;
 use super::tiles::{Epilogue, Product, Run, Term, View};
@@ -152,34 +149,6 @@ impl Conv {
             }
         }
         runs
-    }
-
-    /// The gradient of the weights, `[inputs, taps, outputs]`.
-    #[cfg(feature = "train")]
-    pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-        assert!(x.len() == self.in_len() && dy.len() == self.out_len());
-        // Few tasks: each reads its rows of both maps whole. Where rows are many, weights are few,
-        // and a sum for each part of the rows costs little.
-        let height = self.out_height;
-        let parts = if height >= 16 { 4 } else { 2 };
-        let share = self.inputs.div_ceil(16) * 8;
-        let mut sums = vec![0.0; parts * dw.len()];
-        let tasks = sums.chunks_exact_mut(dw.len()).enumerate().flat_map(|(part, sums)| {
-            let rows = height * part / parts..height * (part + 1) / parts;
-            let groups = sums.chunks_mut(share * self.taps() * self.outputs).enumerate();
-            groups.map(move |(group, dw)| (rows.clone(), group * share, dw))
-        });
-        tasks.collect::<Vec<_>>().into_par_iter().for_each(|(rows, first, dw)| {
-            let count = share.min(self.inputs - first);
-            arch().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
-        });
-        let len = dw.len();
-        dw.par_chunks_mut(1 << 12).enumerate().for_each(|(chunk, dw)| {
-            for (place, dw) in dw.iter_mut().enumerate() {
-                let place = chunk * (1 << 12) + place;
-                *dw = (0..parts).map(|part| sums[part * len + place]).sum();
-            }
-        });
     }
 
     /// im2col: each output pixel's window of the input, `[out_height, out_width, batch, taps * inputs]`:

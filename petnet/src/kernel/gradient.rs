@@ -11,12 +11,43 @@
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
+use super::arch;
 use super::conv::Conv;
 use super::tiles::{add, blocks_of, in_registers, load, rows_at_once, store};
 
 /// Rows of a pass over the weights' gradient: few enough to stay in the first cache.
 const PASS: usize = 64;
+
+impl Conv {
+    /// The gradient of the weights, `[inputs, taps, outputs]`.
+    pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+        assert!(x.len() == self.in_len() && dy.len() == self.out_len());
+        // Few tasks: each reads its rows of both maps whole. Where rows are many, weights are few,
+        // and a sum for each part of the rows costs little.
+        let height = self.out_height;
+        let parts = if height >= 16 { 4 } else { 2 };
+        let share = self.inputs.div_ceil(16) * 8;
+        let mut sums = vec![0.0; parts * dw.len()];
+        let tasks = sums.chunks_exact_mut(dw.len()).enumerate().flat_map(|(part, sums)| {
+            let rows = height * part / parts..height * (part + 1) / parts;
+            let groups = sums.chunks_mut(share * self.taps() * self.outputs).enumerate();
+            groups.map(move |(group, dw)| (rows.clone(), group * share, dw))
+        });
+        tasks.collect::<Vec<_>>().into_par_iter().for_each(|(rows, first, dw)| {
+            let count = share.min(self.inputs - first);
+            arch().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
+        });
+        let len = dw.len();
+        dw.par_chunks_mut(1 << 12).enumerate().for_each(|(chunk, dw)| {
+            for (place, dw) in dw.iter_mut().enumerate() {
+                let place = chunk * (1 << 12) + place;
+                *dw = (0..parts).map(|part| sums[part * len + place]).sum();
+            }
+        });
+    }
+}
 
 /// What some rows add to the gradient of the weights of `count` inputs from `first` on.
 pub(super) struct WeightGradient<'a> {

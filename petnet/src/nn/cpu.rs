@@ -13,7 +13,7 @@ use burn::nn::BatchNorm;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::maps::{self, activate};
+use super::ops::{self, POOL, activate};
 use crate::graph::{Conv2d, Window};
 use crate::kernel::{
     self, Affine, Conv, Depthwise, Epilogue, Follows, MaxPool2d, Norm, Packed, Statistics,
@@ -68,7 +68,7 @@ pub(super) fn follow(
     bias: Option<Tensor<1>>,
     norm: Option<&BatchNorm>,
     residual: Option<Tensor<4>>,
-    follows: maps::Follows,
+    follows: ops::Follows,
 ) -> Tensor<4> {
     match norm {
         // The fused kernel pools where there is no residual.
@@ -86,7 +86,7 @@ pub(super) fn follow(
                 Some(function) => activate(z, function),
                 None => z,
             };
-            if follows.pool { max_pool(z, maps::POOL) } else { z }
+            if follows.pool { max_pool(z, POOL) } else { z }
         }
     }
 }
@@ -96,7 +96,7 @@ fn normalize(
     bias: Option<Tensor<1>>,
     norm: &BatchNorm,
     residual: Option<Tensor<4>>,
-    maps::Follows { activation, pool }: maps::Follows,
+    ops::Follows { activation, pool }: ops::Follows,
 ) -> Tensor<4> {
     let follows = Follows { activation, pool };
     let (gamma, beta) = (norm.gamma.val(), norm.beta.val());

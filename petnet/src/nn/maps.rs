@@ -4,13 +4,13 @@
 use burn::nn::BatchNorm;
 use burn::nn::conv;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
-use burn::tensor::module::{conv2d, max_pool2d};
-use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
 
 #[cfg(feature = "flex")]
 use super::cpu;
-use crate::graph::{Activation, Conv2d, Padding, Window};
+use super::ops::{self, Follows, POOL, activate, padding};
+use crate::graph::{Conv2d, Window};
 
 /// Feature maps in the layout that suits the device.
 #[derive(Debug, Clone)]
@@ -23,14 +23,6 @@ enum Layout {
     /// `[h, w, n, c]`.
     #[cfg(feature = "flex")]
     Hwnc(Tensor<4>),
-}
-
-/// What follows a convolution and its norm, after a residual was added.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Follows {
-    pub(super) activation: Option<Activation>,
-    /// Whether the largest of each two by two pixels is kept.
-    pub(super) pool: bool,
 }
 
 /// A convolution's weights, and how its window moves.
@@ -77,7 +69,7 @@ impl FeatureMaps {
     /// The largest value in each window.
     pub(super) fn max_pool(self, window: Window) -> Self {
         Self(match self.0 {
-            Layout::Nchw(maps) => Layout::Nchw(pool(maps, window)), // [n, c, h', w']
+            Layout::Nchw(maps) => Layout::Nchw(ops::pool(maps, window)), // [n, c, h', w']
             #[cfg(feature = "flex")]
             Layout::Hwnc(maps) => Layout::Hwnc(cpu::max_pool(maps, window)), // [h', w', n, c]
         })
@@ -173,10 +165,8 @@ fn follow_nchw(
         Some(function) => activate(x, function),
         None => x,
     };
-    if pool { self::pool(x, POOL) } else { x }
+    if pool { ops::pool(x, POOL) } else { x }
 }
-
-pub(super) const POOL: Window = Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
 
 /// To `[h, w, n, c]`.
 #[cfg(feature = "flex")]
@@ -185,30 +175,4 @@ fn hwnc(maps: FeatureMaps) -> Tensor<4> {
         Layout::Hwnc(maps) => maps,
         Layout::Nchw(maps) => maps.permute([2, 3, 0, 1]), // [h, w, n, c]
     }
-}
-
-pub(super) fn activate<const D: usize>(x: Tensor<D>, function: Activation) -> Tensor<D> {
-    match function {
-        Activation::Relu => relu(x),
-        Activation::Relu6 => x.clamp(0.0, 6.0),
-    }
-}
-
-fn pool(x: Tensor<4>, window: Window) -> Tensor<4> {
-    let [_, _, height, width] = x.dims();
-    let options = MaxPoolOptions {
-        kernel_size: [window.kernel; 2],
-        stride: [window.stride; 2],
-        padding: padding(window, [height, width]),
-        dilation: [1; 2],
-        ceil_mode: false,
-    };
-    max_pool2d(x, options) // [n, c, h', w']
-}
-
-fn padding(window: Window, sides: [usize; 2]) -> [(usize, usize); 2] {
-    sides.map(|side| {
-        let [before, after] = window.padding(side);
-        (before, after)
-    })
 }

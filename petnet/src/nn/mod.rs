@@ -9,6 +9,7 @@ mod cpu;
 #[cfg(all(test, feature = "train"))]
 mod golden;
 mod maps;
+mod ops;
 pub(crate) mod run;
 #[cfg(all(test, feature = "train"))]
 mod tests;
@@ -157,7 +158,7 @@ impl Network {
         let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
         nodes.fold(features, |x, (place, node)| match node.op {
             Op::Linear { .. } => self.linears[self.places[place]].forward(x), // [n, outputs]
-            Op::Activation { function } => maps::activate(x, function),
+            Op::Activation { function } => ops::activate(x, function),
             Op::Dropout { rate } => DropoutConfig::new(rate).init().forward(x),
             // A valid head has no other operation.
             _ => x,
@@ -209,7 +210,7 @@ impl Network {
     fn step(&self, step: &Step, x: FeatureMaps, residual: Option<FeatureMaps>) -> FeatureMaps {
         let passes::Epilogue { norm, activation, pool, .. } = step.epilogue;
         let norm = norm.map(|node| &self.norms[self.places[node]]);
-        let follows = maps::Follows { activation, pool };
+        let follows = ops::Follows { activation, pool };
         match step.main {
             Main::Conv(node) => {
                 let Op::Conv2d(config) = self.graph.nodes()[node].op else { return x };

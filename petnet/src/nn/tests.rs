@@ -3,7 +3,8 @@
 use burn::module::Module as _;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::maps::{Conv, Follows};
+use super::maps::Conv;
+use super::ops::Follows;
 use super::*;
 use crate::arch::tests::small;
 use crate::graph::{Activation, Padding, Window};
@@ -232,7 +233,7 @@ impl Network {
         let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
         nodes.fold(features, |x, (place, node)| match node.op {
             Op::Linear { .. } => self.linears[self.places[place]].forward(x),
-            Op::Activation { function } => maps::activate(x, function),
+            Op::Activation { function } => ops::activate(x, function),
             _ => x,
         })
     }

@@ -7,4 +7,6 @@ mod weights;
 
 pub(crate) use count::{conv_flops, flops};
 pub(crate) use fuse::{Epilogue, Main, Step, fuse};
-pub(crate) use weights::{parameters, validate};
+#[cfg(any(test, feature = "burn", feature = "onnx", feature = "pytorch"))]
+pub(crate) use weights::parameters;
+pub(crate) use weights::validate;

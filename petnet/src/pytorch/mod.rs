@@ -12,8 +12,6 @@ mod tests;
 
 use std::path::Path;
 
-pub(crate) use keys::{Found, Keys};
-
 use crate::arch::Normalization;
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, ModelError, Result};

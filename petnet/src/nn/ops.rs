@@ -1,0 +1,45 @@
+//! burn's own operations that both layouts share, and what follows a convolution.
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
+use burn::tensor::module::max_pool2d;
+use burn::tensor::ops::MaxPoolOptions;
+
+use crate::graph::{Activation, Padding, Window};
+
+/// What follows a convolution and its norm, after a residual was added.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Follows {
+    pub(super) activation: Option<Activation>,
+    /// Whether the largest of each two by two pixels is kept.
+    pub(super) pool: bool,
+}
+
+/// The pool of [`Follows::pool`].
+pub(super) const POOL: Window = Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
+
+pub(super) fn activate<const D: usize>(x: Tensor<D>, function: Activation) -> Tensor<D> {
+    match function {
+        Activation::Relu => relu(x),
+        Activation::Relu6 => x.clamp(0.0, 6.0),
+    }
+}
+
+pub(super) fn pool(x: Tensor<4>, window: Window) -> Tensor<4> {
+    let [_, _, height, width] = x.dims();
+    let options = MaxPoolOptions {
+        kernel_size: [window.kernel; 2],
+        stride: [window.stride; 2],
+        padding: padding(window, [height, width]),
+        dilation: [1; 2],
+        ceil_mode: false,
+    };
+    max_pool2d(x, options) // [n, c, h', w']
+}
+
+pub(super) fn padding(window: Window, sides: [usize; 2]) -> [(usize, usize); 2] {
+    sides.map(|side| {
+        let [before, after] = window.padding(side);
+        (before, after)
+    })
+}
