@@ -255,7 +255,7 @@ impl Checkpoint {
     #[cfg(feature = "pretrained")]
     pub fn pretrained_bytes() -> &'static [u8] {
         // Not a constant: the documentation would show its value, 15 MB.
-        include_bytes!("../models/cats-vs-dogs.safetensors")
+        include_bytes!("../../models/cats-vs-dogs.safetensors")
     }
 
     /// Writes one file: first beside `path`, then renamed over it, so that a crash leaves the old
