@@ -12,6 +12,7 @@ mod lr_find;
 mod metrics;
 mod predict;
 mod prepare;
+mod quantize;
 mod register;
 mod report;
 mod runs;
@@ -60,6 +61,7 @@ enum Command {
     Evaluate(evaluate::Evaluate),
     Predict(predict::Predict),
     Calibrate(calibrate::Calibrate),
+    Quantize(quantize::Quantize),
     Export(export::Export),
     Import(import::Import),
     Runs(runs::Runs),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Evaluate(command) => command.run(cli.output),
         Command::Predict(command) => command.run(cli.output),
         Command::Calibrate(command) => command.run(cli.output),
+        Command::Quantize(command) => command.run(cli.output),
         Command::Export(command) => command.run(cli.output),
         Command::Import(command) => command.run(cli.output),
         Command::Runs(command) => command.run(cli.output),

@@ -1,0 +1,77 @@
+//! `quantize`: static int8 inference for a model, with the ranges of its feature maps measured on training photos.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use petnet::preprocess::Pixels;
+use petnet::{Classifier, Dataset, Device, Precision};
+use serde_json::json;
+
+use crate::predict::open_checkpoint;
+use crate::{Output, fit, terminal};
+
+/// Measure the ranges of a model's feature maps on training photos, for inference in bytes.
+///
+/// Where the processor has AVX-512 VNNI, the model then computes in 8-bit integers, two to three times as fast; elsewhere
+/// the same file runs as before. Compares both on the validation photos.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  petnet-train quantize --model models/best.safetensors --data data/processed --out int8.safetensors
+  petnet-train quantize --model pretrained --data shelter-photos --images 500 --out shelter.safetensors")]
+pub(crate) struct Quantize {
+    /// Model file, or `pretrained` for the bundled one
+    #[arg(long)]
+    model: String,
+    /// Prepared folder, or a plain folder or zip per class (split 9 to 1)
+    #[arg(long, default_value = "data/processed")]
+    data: PathBuf,
+    /// File to write
+    #[arg(long)]
+    out: PathBuf,
+    /// Training photos on which ranges are measured, evenly drawn
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    images: u32,
+}
+
+impl Quantize {
+    pub(crate) fn run(self, output: Output) -> Result<()> {
+        terminal::start_log(output, "info");
+        let (train, valid) = fit::open(&self.data)?;
+        let checkpoint = open_checkpoint(&self.model)?;
+        let valid = valid.with_labels(&checkpoint.info().labels)?;
+        let before = Classifier::new(checkpoint.clone(), Device::Cpu)?;
+        let images = drawn(&train, &before, self.images as usize)?;
+        let quantized = checkpoint.quantized(&images)?;
+        quantized.save(&self.out, Precision::F16)?;
+        let after = Classifier::new(quantized, Device::Cpu)?;
+        let [before, after] = [before, after].map(|classifier| {
+            Ok::<_, petnet::Error>(classifier.evaluate(&valid, |_| ())?.metrics())
+        });
+        let (before, after) = (before?, after?);
+        if output.json {
+            let figures = json!({
+                "file": self.out,
+                "images": images.len(),
+                "validation": { "before": before, "after": after },
+            });
+            println!("{figures}");
+        } else {
+            let percent = |share: f64| share * 100.0;
+            let (b, a) = (percent(before.accuracy), percent(after.accuracy));
+            println!("measured on  {} training photos", images.len());
+            println!("accuracy     {a:.2} % of validation photos, {b:.2} % before");
+            println!("log loss     {:.4}, {:.4} before", after.log_loss, before.log_loss);
+            println!("written to   {}", self.out.display());
+        }
+        Ok(())
+    }
+}
+
+/// Some photos as the network sees them, one in so many.
+fn drawn(photos: &Dataset, classifier: &Classifier, count: usize) -> Result<Vec<Pixels>> {
+    let step = photos.len().div_ceil(count.max(1)).max(1);
+    let places = (0..photos.len()).step_by(step);
+    let pixels = places.map(|place| Ok(classifier.preprocess(&photos.read(place)?)?));
+    pixels.collect()
+}
