@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
-use crate::engine::{self, Heat, Outputs, Plan};
+use crate::engine::{Engine, Heat, Network as Compiled, Outputs};
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
 use crate::nn::{Network, run};
@@ -11,7 +11,7 @@ use crate::profile::LayerTime;
 /// A network in a form that can be run.
 #[derive(Debug)]
 pub(crate) enum Runner {
-    Engine(Plan),
+    Engine(Engine),
     #[cfg(feature = "burn")]
     Burn {
         network: Box<Network>,
@@ -37,9 +37,14 @@ impl Runner {
     fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
         let (info, weights) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
-        let plan = engine::compile(&info.graph, info.normalization, side, &weights)
-            .map_err(|reason| Error::checkpoint("<weights>", reason))?;
-        Ok((info, Self::Engine(plan)))
+        let (graph, normalization) = (&info.graph, info.normalization);
+        let network = Compiled { graph, normalization, side, weights: &weights };
+        let engine = match &info.quantization {
+            Some(quantization) => Engine::quantized(network, &quantization.ranges),
+            None => Engine::new(network),
+        };
+        let engine = engine.map_err(|reason| Error::checkpoint("<weights>", reason))?;
+        Ok((info, Self::Engine(engine)))
     }
 
     #[cfg(feature = "burn")]
@@ -62,7 +67,7 @@ impl Runner {
     /// `pixels` are `[count, side, side, 3]`.
     pub(crate) fn run(&self, pixels: Vec<u8>) -> Result<Vec<Outputs>> {
         match self {
-            Self::Engine(plan) => Ok(plan.run(&pixels)),
+            Self::Engine(engine) => Ok(engine.run(&pixels)),
             #[cfg(feature = "burn")]
             Self::Burn { network, device, side } => {
                 run::outputs(network, run::to_tensor(pixels, *side, device))
@@ -73,8 +78,8 @@ impl Runner {
     /// See [`crate::Classifier::profile`].
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<LayerTime> {
         match self {
-            Self::Engine(plan) => {
-                let layers = plan.profile(pixels).into_iter();
+            Self::Engine(engine) => {
+                let layers = engine.profile(pixels).into_iter();
                 layers
                     .map(|(name, flops, time)| LayerTime { name: name.into(), flops, time })
                     .collect()
@@ -87,7 +92,7 @@ impl Runner {
     /// One image, and where the network looked.
     pub(crate) fn explain(&self, pixels: Vec<u8>) -> Result<(Outputs, Heat)> {
         match self {
-            Self::Engine(plan) => Ok(plan.explain(&pixels)),
+            Self::Engine(engine) => Ok(engine.explain(&pixels)),
             #[cfg(feature = "burn")]
             Self::Burn { network, device, side } => {
                 run::explain(network, run::to_tensor(pixels, *side, device))

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::keys::arrange;
 use crate::arch::{Architecture, Normalization, ResNetConfig};
-use crate::engine::compile;
+use crate::engine::{self, Engine};
 use crate::error::ModelError;
 use crate::nn::{Network, run, weights};
 use crate::weights::{Weight, Weights};
@@ -60,7 +60,9 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let network = Network::new(&graph, Normalization::default(), &device);
     let network = weights::write(network, &ours).unwrap();
     let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
-    let engine = compile(&graph, Normalization::default(), 64, &ours).unwrap().run(&pixels);
+    let normalization = Normalization::default();
+    let compiled = engine::Network { graph: &graph, normalization, side: 64, weights: &ours };
+    let engine = Engine::new(compiled).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
         for (engine, (burn, theirs)) in
             engine[photo].logits.iter().zip(burn[photo].logits.iter().zip(theirs))
