@@ -50,7 +50,10 @@ pub(crate) struct Network<'a> {
 
 /// A compiled network; share it between threads freely.
 #[derive(Debug)]
-pub(crate) enum Engine {
+pub(crate) struct Engine(Plans);
+
+#[derive(Debug)]
+enum Plans {
     /// Maps of 32-bit floats.
     F32(Plan),
     /// Maps of bytes.
@@ -61,10 +64,10 @@ pub(crate) enum Engine {
 /// The same call of either plan.
 macro_rules! either {
     ($engine:expr, $plan:ident => $call:expr) => {
-        match $engine {
-            Engine::F32($plan) => $call,
+        match &$engine.0 {
+            Plans::F32($plan) => $call,
             #[cfg(target_arch = "x86_64")]
-            Engine::Int8($plan) => $call,
+            Plans::Int8($plan) => $call,
         }
     };
 }
@@ -76,7 +79,8 @@ impl Engine {
     /// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
     pub(crate) fn new(network: Network<'_>) -> Result<Self, ModelError> {
         let Network { graph, normalization, side, weights } = network;
-        compile::compile(graph, normalization, side, weights).map(Self::F32)
+        let plan = compile::compile(graph, normalization, side, weights)?;
+        Ok(Self(Plans::F32(plan)))
     }
 
     /// In bytes where this CPU and the network allow it, else in floats.
@@ -86,7 +90,7 @@ impl Engine {
     pub(crate) fn quantized(network: Network<'_>, ranges: &Ranges) -> Result<Self, ModelError> {
         #[cfg(target_arch = "x86_64")]
         if let Some(plan) = int8::compile(network, ranges)? {
-            return Ok(Self::Int8(plan));
+            return Ok(Self(Plans::Int8(plan)));
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ranges;
@@ -111,10 +115,10 @@ impl Engine {
     /// Calls `seen` with the node and the values of each pixel of each step's output, for one image. Only plans of
     /// floats are observed: bytes have lost what lies outside of their ranges.
     pub(crate) fn observe(&self, pixels: &[u8], seen: impl FnMut(usize, &[f32]) + Send) {
-        match self {
-            Self::F32(plan) => plan.observe(pixels, seen),
+        match &self.0 {
+            Plans::F32(plan) => plan.observe(pixels, seen),
             #[cfg(target_arch = "x86_64")]
-            Self::Int8(_) => {}
+            Plans::Int8(_) => {}
         }
     }
 }

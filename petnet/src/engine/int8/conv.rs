@@ -33,7 +33,7 @@ pub(super) struct Form {
 
 /// A dense convolution with its epilogue.
 #[derive(Debug)]
-pub(super) struct Conv {
+pub(in crate::engine) struct Conv {
     form: Form,
     input: Shape,
     output: Shape,
@@ -67,7 +67,10 @@ impl Conv {
         let parts = out.par_chunks_mut(rows * row).enumerate();
         parts.with_min_len(input.grain()).for_each(|(part, out)| {
             let residual = residual.map(|residual| &residual[part * rows * row..]);
-            if self.form.pool { self.pooled(input, part * rows, out) } else { self.rows(input, part * rows, residual, out) }
+            match self.form.pool {
+                true => self.pooled(input, part * rows, out),
+                false => self.rows(input, part * rows, residual, out),
+            }
         });
     }
 
@@ -174,7 +177,7 @@ impl Conv {
 
 /// A depthwise convolution with its epilogue.
 #[derive(Debug)]
-pub(super) struct Depthwise {
+pub(in crate::engine) struct Depthwise {
     conv: int8::Depthwise,
     output: Shape,
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::arch::tests::small;
 use crate::arch::Normalization;
-use crate::engine::{Engine, Network, Outputs, Ranges};
+use crate::engine::{Engine, Network, Outputs, Plans, Ranges};
 use crate::graph::Graph;
 use crate::kernel::int8::supported;
 use crate::passes;
@@ -79,7 +79,7 @@ fn a_plan_of_bytes_says_what_one_of_floats_says() {
         for side in [33, 48, 64] {
             let pixels = images(side, 9);
             let [floats, bytes] = engines(&graph, side, &pixels);
-            assert!(matches!(bytes, Engine::Int8(_)), "{}", graph.name());
+            assert!(matches!(bytes.0, Plans::Int8(_)), "{}", graph.name());
             let (ours, theirs) = (bytes.run(&pixels), floats.run(&pixels));
             let far = difference(&ours, &theirs);
             println!("{} of {side} pixels: {far:.4}", graph.name());

@@ -182,6 +182,20 @@ macro_rules! tile {
     };
 }
 
+/// Repeats a block for each of `$rows` rows with a constant number: in a loop, the sums would leave their registers.
+macro_rules! each_row {
+    ($rows:ident, |$row:ident| $body:block) => {
+        each_row!($rows, $row, $body, 0 1 2 3 4 5 6 7)
+    };
+    ($rows:ident, $row:ident, $body:block, $($number:literal)+) => {
+        $(if $number < $rows {
+            #[allow(non_upper_case_globals, reason = "a constant in place of a loop's variable")]
+            const $row: usize = $number;
+            $body
+        })+
+    };
+}
+
 impl Block<'_> {
     fn run(self) {
         let Strides { width, pixel, row, .. } = self.strides;
@@ -210,14 +224,44 @@ impl Block<'_> {
     /// The CPU has the instructions; the pixels are some of the output, and `places` is where their windows begin.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn tile<const R: usize, const V: usize>(&self, places: &[usize; ROWS], first: usize) {
-        let [rows, depth, pixel] = self.shape;
-        // SAFETY: windows, weights and pixels lie within what they point into, as the caller says.
+        // SAFETY: as the caller says; scale and offset have a value for each of the block's sums.
+        unsafe {
+            let sums = self.sums::<R, V>(places);
+            let [mut scale, mut offset] = [[_mm512_setzero_ps(); V]; 2];
+            for vector in 0..V {
+                scale[vector] = _mm512_loadu_ps(self.affine[0].add(vector * LANES));
+                offset[vector] = _mm512_loadu_ps(self.affine[1].add(vector * LANES));
+            }
+            each_row!(R, |row| {
+                let at = (first + row) * self.shape[2];
+                let mut values = [_mm512_setzero_ps(); V];
+                for vector in 0..V {
+                    let sum = _mm512_cvtepi32_ps(sums[row][vector]);
+                    values[vector] = _mm512_fmadd_ps(sum, scale[vector], offset[vector]);
+                }
+                if let Some(residual) = self.residual {
+                    values = self.add(values, residual.add(at));
+                }
+                self.store(values, self.out.add(at));
+            });
+        }
+    }
+
+    /// The sums of `R` pixels.
+    ///
+    /// # Safety
+    /// As [`Block::tile`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn sums<const R: usize, const V: usize>(&self, places: &[usize; ROWS]) -> [[__m512i; V]; R] {
+        let [rows, depth, _] = self.shape;
+        let mut sums = [[_mm512_setzero_si512(); V]; R];
+        // SAFETY: windows and weights lie within what they point into, as the caller says.
         unsafe {
             let mut x = [self.x; R];
             for row in 0..R {
                 x[row] = self.x.add(places[row]);
             }
-            let mut sums = [[_mm512_setzero_si512(); V]; R];
             let mut weights = self.weights;
             for line in 0..rows {
                 let (mut at, end) = (line * self.strides.window, line * self.strides.window + depth);
@@ -236,24 +280,8 @@ impl Block<'_> {
                     (at, weights) = (at + 4, weights.add(V * 64));
                 }
             }
-            let [mut scale, mut offset] = [[_mm512_setzero_ps(); V]; 2];
-            for vector in 0..V {
-                scale[vector] = _mm512_loadu_ps(self.affine[0].add(vector * LANES));
-                offset[vector] = _mm512_loadu_ps(self.affine[1].add(vector * LANES));
-            }
-            for row in 0..R {
-                let at = (first + row) * pixel;
-                let mut values = [_mm512_setzero_ps(); V];
-                for vector in 0..V {
-                    let sum = _mm512_cvtepi32_ps(sums[row][vector]);
-                    values[vector] = _mm512_fmadd_ps(sum, scale[vector], offset[vector]);
-                }
-                if let Some(residual) = self.residual {
-                    values = self.add(values, residual.add(at));
-                }
-                self.store(values, self.out.add(at));
-            }
         }
+        sums
     }
 
     /// Adds a pixel's residual.
