@@ -189,10 +189,11 @@ def compare_onnx(name, model, size):
 def compare_torch(name, network, model, paths, size, normalization=IMAGENET):
     ours = petnet_probabilities(model, paths)
     theirs = torch_probabilities(network, paths, size, normalization)
+    count = sum(path.suffix == ".png" for path in paths)
     kind = {"drawn": "drawn images", "photos": "photos"}[paths[0].parent.name.split("-")[0]]
-    compare(f"{name}, probabilities of petnet and PyTorch, {len(paths)} {kind}", paths, ours, theirs, 1e-4)
+    compare(f"{name}, probabilities of petnet and PyTorch, {count} {kind}", paths, ours, theirs, 1e-4)
     if len(theirs[0]) > 2:
-        compare(f"{name}, logits of petnet and PyTorch, {len(paths)} {kind}", paths, ours, theirs, 1e-3, logits)
+        compare(f"{name}, logits of petnet and PyTorch, {count} {kind}", paths, ours, theirs, 1e-3, logits)
 
 
 def imported(name, network, size, file, extra=()):

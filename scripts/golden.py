@@ -5,7 +5,6 @@ Run: ../shared/tools/peers-venv.sh /tmp/peers
      /tmp/peers/bin/python scripts/golden.py petnet/tests/golden
 """
 
-import io
 import json
 import struct
 import sys

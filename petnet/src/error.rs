@@ -163,6 +163,32 @@ pub enum ModelError {
     /// The temperature is out of range.
     #[error("temperature is {0}, must be above 0")]
     Temperature(f32),
+    /// There are no images to measure the ranges of feature maps on.
+    #[error("quantization needs at least one image")]
+    NoImages,
+    /// An image to measure ranges on has another size than the model's.
+    #[error("quantization: an image is {width} x {height}, the model takes {size} x {size}")]
+    OtherSize {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The side of the network's input, in pixels.
+        size: u32,
+    },
+    /// A quantised model lacks the range of a feature map.
+    #[error("quantization has no range for feature map `{0}`")]
+    MissingRange(String),
+    /// The range of a feature map holds no values, or is not finite.
+    #[error(
+        "quantization: the range of feature map `{name}` is {range:?}, must be finite and not empty"
+    )]
+    Range {
+        /// The node that gives the feature map.
+        name: String,
+        /// Its smallest and its largest value.
+        range: [f32; 2],
+    },
     /// The file holds nothing.
     #[error("it holds no weights")]
     Empty,

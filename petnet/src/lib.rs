@@ -37,6 +37,8 @@ pub mod preprocess;
 mod profile;
 #[cfg(feature = "pytorch")]
 pub mod pytorch;
+mod quantization;
+mod quantize;
 mod runner;
 mod storage;
 #[cfg(feature = "train")]
@@ -55,5 +57,6 @@ pub use explain::Explanation;
 pub use novelty::Novelty;
 pub use prediction::Prediction;
 pub use profile::LayerTime;
+pub use quantization::Quantization;
 #[cfg(feature = "train")]
 pub use train::Trainer;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
-use crate::engine::{self, Heat, Outputs, Plan};
+use crate::engine::{Engine, Heat, Network as Compiled, Outputs};
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
 use crate::nn::{Network, run};
@@ -12,7 +12,7 @@ use crate::nn::{Network, run};
 /// A network in a form that can be run.
 #[derive(Debug)]
 pub(crate) enum Runner {
-    Engine(Plan),
+    Engine(Engine),
     #[cfg(feature = "burn")]
     Burn {
         network: Box<Network>,
@@ -38,9 +38,14 @@ impl Runner {
     fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
         let (info, weights) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
-        let plan = engine::compile(&info.graph, info.normalization, side, &weights)
-            .map_err(|reason| Error::checkpoint("<weights>", reason))?;
-        Ok((info, Self::Engine(plan)))
+        let (graph, normalization) = (&info.graph, info.normalization);
+        let network = Compiled { graph, normalization, side, weights: &weights };
+        let engine = match &info.quantization {
+            Some(quantization) => Engine::quantized(network, &quantization.ranges),
+            None => Engine::new(network),
+        };
+        let engine = engine.map_err(|reason| Error::checkpoint("<weights>", reason))?;
+        Ok((info, Self::Engine(engine)))
     }
 
     #[cfg(feature = "burn")]
@@ -63,7 +68,7 @@ impl Runner {
     /// `pixels` are `[count, side, side, 3]`.
     pub(crate) fn run(&self, pixels: Vec<u8>) -> Result<Vec<Outputs>> {
         match self {
-            Self::Engine(plan) => Ok(plan.run(&pixels)),
+            Self::Engine(engine) => Ok(engine.run(&pixels)),
             #[cfg(feature = "burn")]
             Self::Burn { network, device, side } => {
                 run::outputs(network, run::to_tensor(pixels, *side, device))
@@ -74,7 +79,7 @@ impl Runner {
     /// Name, operations and time of each step of the engine; none of burn's.
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         match self {
-            Self::Engine(plan) => plan.profile(pixels),
+            Self::Engine(engine) => engine.profile(pixels),
             #[cfg(feature = "burn")]
             Self::Burn { .. } => Vec::new(),
         }
@@ -83,7 +88,7 @@ impl Runner {
     /// One image, and where the network looked.
     pub(crate) fn explain(&self, pixels: Vec<u8>) -> Result<(Outputs, Heat)> {
         match self {
-            Self::Engine(plan) => Ok(plan.explain(&pixels)),
+            Self::Engine(engine) => Ok(engine.explain(&pixels)),
             #[cfg(feature = "burn")]
             Self::Burn { network, device, side } => {
                 run::explain(network, run::to_tensor(pixels, *side, device))

@@ -17,6 +17,7 @@ use crate::graph::Graph;
 use crate::novelty::Novelty;
 use crate::passes;
 use crate::preprocess::{MAX_SIZE, Preprocess};
+use crate::quantization::Quantization;
 pub use crate::storage::Precision;
 use crate::storage::{SCALE, read_weight, store, unpack};
 use crate::weights::Weights;
@@ -82,6 +83,9 @@ pub struct ModelInfo {
     /// What the photos were like that the model was judged on; absent where it was never learned.
     #[serde(default)]
     pub reference: Option<Reference>,
+    /// Ranges of the feature maps, for inference in bytes; absent where they were never measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
 }
 
 fn one() -> f32 {
@@ -108,6 +112,7 @@ impl ModelInfo {
             data_time: None,
             trained: None,
             reference: None,
+            quantization: None,
         }
     }
 }
@@ -139,7 +144,7 @@ impl ModelInfo {
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(ModelError::Temperature(self.temperature));
         }
-        Ok(())
+        self.quantization.iter().try_for_each(|quantization| quantization.validate(&self.graph))
     }
 }
 
@@ -215,6 +220,15 @@ impl Checkpoint {
         Self { info: ModelInfo { reference, ..self.info }, ..self }
     }
 
+    /// The same model with another [`ModelInfo::quantization`].
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where it lacks the range of a feature map, or one holds no values.
+    pub fn with_quantization(self, quantization: Option<Quantization>) -> Result<Self> {
+        let info = ModelInfo { quantization, ..self.info };
+        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
     /// Reads a file written by [`Checkpoint::save`].
     ///
     /// # Errors
@@ -269,7 +283,6 @@ impl Checkpoint {
         write_atomically(path, &bytes)
     }
 
-    #[cfg(any(feature = "burn", feature = "onnx"))]
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }

@@ -2,7 +2,7 @@
 
 use super::conv::{Conv, Form};
 use super::head::Head;
-use super::plan::{Kernel, Load, Map, Plan, Step};
+use super::plan::{Float, Kernel, Map, Plan, Step};
 use super::shape::Shape;
 use super::simple::{Depthwise, Elementwise, MaxPool};
 use crate::arch::Normalization;
@@ -15,23 +15,31 @@ use crate::weights::Weights;
 ///
 /// # Errors
 /// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
-pub(crate) fn compile(
+pub(super) fn compile(
     graph: &Graph,
     normalization: Normalization,
     side: usize,
     weights: &Weights,
 ) -> Result<Plan, ModelError> {
     let steps = passes::fuse(graph);
-    let maps = maps(graph, side, &steps)?;
-    // Dense convolutions read the image within a border of what becomes zero, and take in its normalisation.
-    let folds = steps.iter().all(|step| {
-        let reads = step.input == 0 || step.epilogue.residual == Some(0);
-        !reads || (dense(graph, step).is_some() && step.epilogue.residual != Some(0))
-    });
+    let mut maps = maps(graph, side, &steps)?;
+    add_borders(graph, &steps, &mut maps);
+    assign_slots(&mut maps, &steps);
+    let folds = folds(graph, &steps);
     let compiler = Compiler { graph, weights, folds: folds.then_some(normalization), maps: &maps };
     let kernels = steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
-    let load = if folds { Load::bytes(normalization) } else { Load::normalized(normalization) };
-    Ok(Plan::new(load, maps, kernels, Head::new(graph, weights)?))
+    let numbers =
+        if folds { Float::bytes(normalization) } else { Float::normalized(normalization) };
+    Ok(Plan::new(numbers, maps, kernels, Head::new(graph, weights)?))
+}
+
+/// Whether dense convolutions alone read the image: within a border of what becomes zero, they take in its
+/// normalisation.
+pub(super) fn folds(graph: &Graph, steps: &[passes::Step]) -> bool {
+    steps.iter().all(|step| {
+        let reads = step.input == 0 || step.epilogue.residual == Some(0);
+        !reads || (dense(graph, step).is_some() && step.epilogue.residual != Some(0))
+    })
 }
 
 /// The convolution that a step begins with, unless it is depthwise.
@@ -43,8 +51,8 @@ fn dense(graph: &Graph, step: &passes::Step) -> Option<Conv2d> {
     }
 }
 
-/// Shape of each step's output, by its node; `None` for what no step gives.
-fn maps(
+/// Shape of each step's output without a border, by its node; `None` for what no step gives.
+pub(super) fn maps(
     graph: &Graph,
     side: usize,
     steps: &[passes::Step],
@@ -57,15 +65,22 @@ fn maps(
         let shape = Shape { height, width, channels: channels[node], border: 0 };
         maps[node] = Some(Map { shape, slot: 0 });
     }
-    let widen = |maps: &mut Vec<Option<Map>>, node: usize, border: usize| {
+    Ok(maps)
+}
+
+/// Widens maps by the borders that dense convolutions of floats read.
+fn add_borders(graph: &Graph, steps: &[passes::Step], maps: &mut [Option<Map>]) {
+    let widen = |maps: &mut [Option<Map>], node: usize, border: usize| {
         if let Some(map) = &mut maps[node] {
             map.shape.border = map.shape.border.max(border);
         }
     };
     for step in steps {
         if let Some(conv) = dense(graph, step) {
-            let border = sides[step.input].map(|len| reach(conv.window, len));
-            widen(&mut maps, step.input, border[0].max(border[1]));
+            let border = maps[step.input].map_or(0, |Map { shape, .. }| {
+                reach(conv.window, shape.height).max(reach(conv.window, shape.width))
+            });
+            widen(maps, step.input, border);
         }
     }
     // A sum's maps lie alike. From the last step back, a border reaches all that it is added to.
@@ -74,12 +89,10 @@ fn maps(
             let Some(residual) = step.epilogue.residual else { continue };
             let border = |node: usize| maps[node].map_or(0, |map: Map| map.shape.border);
             let border = border(residual).max(border(step.output));
-            widen(&mut maps, residual, border);
-            widen(&mut maps, step.output, border);
+            widen(maps, residual, border);
+            widen(maps, step.output, border);
         }
     }
-    assign_slots(&mut maps, steps);
-    Ok(maps)
 }
 
 /// Pixels beyond the edges of a side of `len` pixels that a window reads.
@@ -91,7 +104,7 @@ pub(super) fn reach(window: Window, len: usize) -> usize {
 
 /// Gives maps memory, and memory to later maps once nothing reads the first any more. Borders stay zero: only maps of
 /// one shape share memory with a border, and the image, whose border is not zero, shares with none.
-fn assign_slots(maps: &mut [Option<Map>], steps: &[passes::Step]) {
+pub(super) fn assign_slots(maps: &mut [Option<Map>], steps: &[passes::Step]) {
     let reads =
         |step: &passes::Step, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
@@ -137,12 +150,12 @@ fn channels(graph: &Graph) -> Vec<usize> {
     channels
 }
 
-struct Compiler<'a> {
-    graph: &'a Graph,
-    weights: &'a Weights,
+pub(super) struct Compiler<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) weights: &'a Weights,
     /// The normalisation that the image's convolutions take in, if they do.
-    folds: Option<Normalization>,
-    maps: &'a [Option<Map>],
+    pub(super) folds: Option<Normalization>,
+    pub(super) maps: &'a [Option<Map>],
 }
 
 impl Compiler<'_> {
@@ -184,11 +197,11 @@ impl Compiler<'_> {
         Ok(Step { name: name.into(), kernel, input, residual, output, flops })
     }
 
-    fn name(&self, node: usize) -> &str {
+    pub(super) fn name(&self, node: usize) -> &str {
         &self.graph.nodes()[node].name
     }
 
-    fn shape(&self, node: usize) -> Shape {
+    pub(super) fn shape(&self, node: usize) -> Shape {
         self.maps[node]
             .map_or(Shape { height: 0, width: 0, channels: 0, border: 0 }, |map| map.shape)
     }
@@ -214,7 +227,7 @@ impl Compiler<'_> {
     }
 
     /// A convolution's weights and bias that have taken in its norm, and of the image also its normalisation.
-    fn folded(
+    pub(super) fn folded(
         &self,
         node: usize,
         conv: &Conv2d,

@@ -6,19 +6,119 @@
 //! zeros as wide as the dense kernels that read them need; depthwise and 1x1 convolutions need none. A map's memory is
 //! used again once nothing reads it any more, so that most maps stay in the cache. Each image has a pass of its own: a
 //! lone one on all cores, many on one core each, which measured no slower than passes that share weights.
+//!
+//! Where the ranges of all maps are known and the CPU has AVX-512 VNNI, maps are bytes instead of floats.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::arch::Normalization;
+use crate::error::ModelError;
+use crate::graph::Graph;
+use crate::weights::Weights;
 
 mod compile;
 mod conv;
 mod head;
+#[cfg(target_arch = "x86_64")]
+mod int8;
 mod plan;
 mod shape;
 mod simple;
 mod winograd;
 
-pub(crate) use compile::compile;
 #[cfg(feature = "burn")]
 pub(crate) use head::Head;
-pub(crate) use plan::{Heat, Outputs, Plan};
+use plan::Plan;
+pub(crate) use plan::{Heat, Outputs};
 
 #[cfg(all(test, feature = "flex"))]
 mod tests;
+
+/// The smallest and the largest value of each feature map, by the name of the node that gives it.
+pub(crate) type Ranges = BTreeMap<String, [f32; 2]>;
+
+/// All that a plan is compiled from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Network<'a> {
+    pub(crate) graph: &'a Graph,
+    pub(crate) normalization: Normalization,
+    /// Of the image, in pixels.
+    pub(crate) side: usize,
+    pub(crate) weights: &'a Weights,
+}
+
+/// A compiled network; share it between threads freely.
+#[derive(Debug)]
+pub(crate) struct Engine(Plans);
+
+#[derive(Debug)]
+enum Plans {
+    /// Maps of 32-bit floats.
+    F32(Plan),
+    /// Maps of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Int8(Plan<int8::Int8>),
+}
+
+/// The same call of either plan.
+macro_rules! either {
+    ($engine:expr, $plan:ident => $call:expr) => {
+        match &$engine.0 {
+            Plans::F32($plan) => $call,
+            #[cfg(target_arch = "x86_64")]
+            Plans::Int8($plan) => $call,
+        }
+    };
+}
+
+impl Engine {
+    /// In floats.
+    ///
+    /// # Errors
+    /// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
+    pub(crate) fn new(network: Network<'_>) -> Result<Self, ModelError> {
+        let Network { graph, normalization, side, weights } = network;
+        let plan = compile::compile(graph, normalization, side, weights)?;
+        Ok(Self(Plans::F32(plan)))
+    }
+
+    /// In bytes where this CPU and the network allow it, else in floats.
+    ///
+    /// # Errors
+    /// As [`Engine::new`]; [`ModelError::MissingRange`] for a map without a range.
+    pub(crate) fn quantized(network: Network<'_>, ranges: &Ranges) -> Result<Self, ModelError> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(plan) = int8::compile(network, ranges)? {
+            return Ok(Self(Plans::Int8(plan)));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = ranges;
+        Self::new(network)
+    }
+
+    /// `pixels` are `[count, side, side, 3]`. Many images run side by side, one on all cores.
+    pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
+        either!(self, plan => plan.run(pixels))
+    }
+
+    /// One image's outputs and heat map.
+    pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
+        either!(self, plan => plan.explain(pixels))
+    }
+
+    /// Each convolution's name, operations (two for a multiply-add) and time, of one image's pass.
+    pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
+        either!(self, plan => plan.profile(pixels))
+    }
+
+    /// Calls `seen` with the node and the values of each pixel of each step's output, for one image. Only plans of
+    /// floats are observed: bytes have lost what lies outside of their ranges.
+    pub(crate) fn observe(&self, pixels: &[u8], seen: impl FnMut(usize, &[f32]) + Send) {
+        match &self.0 {
+            Plans::F32(plan) => plan.observe(pixels, seen),
+            #[cfg(target_arch = "x86_64")]
+            Plans::Int8(_) => {}
+        }
+    }
+}

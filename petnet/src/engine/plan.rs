@@ -12,29 +12,55 @@ use super::shape::{Input, Shape};
 use super::simple::{Depthwise, Elementwise, MaxPool};
 use crate::arch::Normalization;
 
+/// The numbers that feature maps consist of, and the kernels that compute them.
+pub(super) trait Numbers: std::fmt::Debug + Send + Sync {
+    /// One number of a map.
+    type Value: std::fmt::Debug + Default + Copy + Send + Sync;
+    /// A step between two maps.
+    type Kernel: std::fmt::Debug + Send + Sync;
+    /// Numbers behind a map that kernels may read, whatever they are.
+    const SLACK: usize;
+
+    /// What the border of the image's map holds.
+    fn border(&self) -> [Self::Value; 3];
+    /// Writes an image's bytes into its map.
+    fn load(&self, pixels: &[u8], shape: Shape, map: &mut [Self::Value]);
+    /// Fills the inside of `out`; the residual lies as `out` does.
+    fn run(
+        kernel: &Self::Kernel,
+        input: Input<'_, Self::Value>,
+        residual: Option<&[Self::Value]>,
+        out: &mut [Self::Value],
+    );
+    /// The mean of each channel of the last map.
+    fn means(&self, shape: Shape, map: &[Self::Value]) -> Vec<f32>;
+    /// A number of the last map as a float.
+    fn float(&self, value: Self::Value) -> f32;
+}
+
 /// A network ready to run; share it between threads freely.
 #[derive(Debug)]
-pub(crate) struct Plan {
-    load: Load,
+pub(super) struct Plan<N: Numbers = Float> {
+    numbers: N,
     /// The feature map that each node gives; `None` for what stays in registers, and for features.
     maps: Vec<Option<Map>>,
-    steps: Vec<Step>,
+    steps: Vec<Step<N::Kernel>>,
     head: Head,
     /// Values of each piece of memory.
     slots: Vec<usize>,
-    arenas: Mutex<Vec<Arena>>,
+    arenas: Mutex<Vec<Arena<N::Value>>>,
 }
 
-/// How an image's bytes become the first feature map.
+/// Maps of 32-bit floats, and how an image's bytes become the first of them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
+pub(super) struct Float {
     pub(super) scale: [f32; 3],
     pub(super) shift: [f32; 3],
     /// What its border holds: what becomes zero.
     pub(super) border: [f32; 3],
 }
 
-impl Load {
+impl Float {
     /// As they are, for convolutions that have taken in the normalisation.
     pub(super) fn bytes(normalization: Normalization) -> Self {
         let border = normalization.mean.map(|mean| mean * 255.0);
@@ -48,6 +74,50 @@ impl Load {
     }
 }
 
+impl Numbers for Float {
+    type Value = f32;
+    type Kernel = Kernel;
+    const SLACK: usize = 0;
+
+    fn border(&self) -> [f32; 3] {
+        self.border
+    }
+
+    fn load(&self, pixels: &[u8], shape: Shape, map: &mut [f32]) {
+        let rows = map[shape.rows()].chunks_exact_mut(shape.row());
+        for (line, to) in pixels.chunks_exact(shape.width * shape.channels).zip(rows) {
+            let pixels = to[shape.inside()].as_chunks_mut::<3>().0.iter_mut();
+            for (to, from) in pixels.zip(line.as_chunks::<3>().0) {
+                let Self { scale, shift, .. } = self;
+                *to = [0, 1, 2].map(|c| f32::from(from[c]) * scale[c] + shift[c]);
+            }
+        }
+    }
+
+    fn run(kernel: &Kernel, input: Input<'_>, residual: Option<&[f32]>, out: &mut [f32]) {
+        match kernel {
+            Kernel::Conv(conv) => conv.run(input, residual, out),
+            Kernel::Depthwise(conv) => conv.run(input, residual, out),
+            Kernel::MaxPool(pool) => pool.run(input, f32::NEG_INFINITY, out),
+            Kernel::Elementwise(step) => step.run(input, residual, out),
+        }
+    }
+
+    fn means(&self, shape: Shape, map: &[f32]) -> Vec<f32> {
+        let mut means = vec![0.0; shape.channels];
+        for pixel in shape.pixels(map) {
+            means.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
+        }
+        let places = (shape.height * shape.width) as f32;
+        means.iter_mut().for_each(|sum| *sum /= places);
+        means
+    }
+
+    fn float(&self, value: f32) -> f32 {
+        value
+    }
+}
+
 /// A feature map: how it lies, and in which memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Map {
@@ -57,9 +127,9 @@ pub(super) struct Map {
 
 /// A kernel between two maps; both are known by their nodes.
 #[derive(Debug)]
-pub(super) struct Step {
+pub(super) struct Step<K = Kernel> {
     pub(super) name: String,
-    pub(super) kernel: Kernel,
+    pub(super) kernel: K,
     pub(super) input: usize,
     pub(super) residual: Option<usize>,
     pub(super) output: usize,
@@ -76,7 +146,7 @@ pub(super) enum Kernel {
 }
 
 /// The memory of one pass. Borders are zero, in images what becomes zero.
-type Arena = Vec<Vec<f32>>;
+type Arena<T> = Vec<Vec<T>>;
 
 /// What the network says of one image.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,57 +165,75 @@ pub(crate) struct Heat {
     pub(crate) values: Vec<f32>,
 }
 
-impl Plan {
-    pub(super) fn new(load: Load, maps: Vec<Option<Map>>, steps: Vec<Step>, head: Head) -> Self {
+impl<N: Numbers> Plan<N> {
+    pub(super) fn new(
+        numbers: N,
+        maps: Vec<Option<Map>>,
+        steps: Vec<Step<N::Kernel>>,
+        head: Head,
+    ) -> Self {
         let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
         let mut slots = vec![0; count];
         for map in maps.iter().flatten() {
-            slots[map.slot] = map.shape.len().max(slots[map.slot]);
+            slots[map.slot] = (map.shape.len() + N::SLACK).max(slots[map.slot]);
         }
-        Self { load, maps, steps, head, slots, arenas: Mutex::default() }
+        Self { numbers, maps, steps, head, slots, arenas: Mutex::default() }
     }
 
     /// `pixels` are `[count, side, side, 3]`. Many images run side by side, one on all cores.
-    pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
+    pub(super) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
         let image = self.map(0).shape;
         let size = image.height * image.width * image.channels;
         if pixels.len() == size {
-            return vec![self.alone(pixels, || (), |arena| self.outputs(arena))];
+            return vec![self.alone(pixels, |_| (), |arena| self.outputs(arena))];
         }
         let images = pixels.par_chunks_exact(size);
-        let one = |pixels| self.pass((pixels, false), || (), |arena| self.outputs(arena));
+        let one = |pixels| self.pass((pixels, false), |_| (), |arena| self.outputs(arena));
         images.map(one).collect()
     }
 
     /// One image's outputs and heat map (Selvaraju et al., "Grad-CAM", 2017).
-    pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
-        let read = |arena: &Arena| {
+    pub(super) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
+        let read = |arena: &Arena<N::Value>| {
             let outputs = self.outputs(arena);
             let class = crate::metrics::argmax(&outputs.logits);
             let gradient = self.head.gradient(&outputs.features, class);
-            let (Shape { height, width, .. }, pixels) = self.last(arena);
-            let dot = |pixel: &[f32]| pixel.iter().zip(&gradient).map(|(x, g)| x * g).sum::<f32>();
-            let values = pixels.map(|pixel| dot(pixel).max(0.0)).collect();
-            (outputs, Heat { height, width, values })
+            let (shape, map) = self.last(arena);
+            let dot = |pixel: &[N::Value]| {
+                let values = pixel.iter().map(|value| self.numbers.float(*value));
+                values.zip(&gradient).map(|(x, g)| x * g).sum::<f32>()
+            };
+            let values = shape.pixels(map).map(|pixel| dot(pixel).max(0.0)).collect();
+            (outputs, Heat { height: shape.height, width: shape.width, values })
         };
-        self.alone(pixels, || (), read)
+        self.alone(pixels, |_| (), read)
     }
 
     /// Each convolution's name, operations (two for a multiply-add) and time, of one image's pass.
-    pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
+    pub(super) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         let mut instants = Vec::new();
-        self.alone(pixels, || instants.push(Instant::now()), |_| ());
+        self.alone(pixels, |_| instants.push(Instant::now()), |_| ());
         let times = instants.array_windows().map(|[began, over]| *over - *began);
         let steps = self.steps.iter().zip(times);
         steps.map(|(step, time)| (step.name.as_str(), step.flops, time)).collect()
+    }
+
+    /// One image through the network; `seen` is called with each step's output and its node.
+    pub(super) fn observe(&self, pixels: &[u8], mut seen: impl FnMut(usize, &[N::Value]) + Send) {
+        let given = |output: Option<Given<'_, N::Value>>| {
+            if let Some(Given { node, shape, map }) = output {
+                shape.pixels(map).for_each(|pixel| seen(node, pixel));
+            }
+        };
+        self.alone(pixels, given, |_| ());
     }
 
     /// [`Plan::pass`] on all cores.
     fn alone<T: Send>(
         &self,
         pixels: &[u8],
-        between: impl FnMut() + Send,
-        read: impl FnOnce(&Arena) -> T + Send,
+        between: impl FnMut(Option<Given<'_, N::Value>>) + Send,
+        read: impl FnOnce(&Arena<N::Value>) -> T + Send,
     ) -> T {
         // One way into the pool, not one for each step: threads are slow to wake.
         rayon::scope(|_| {
@@ -155,35 +243,29 @@ impl Plan {
     }
 
     /// One image through the network, each step on all cores where it is `shared`. `between` is called
-    /// before each step and after the last; then `read` sees the last feature map.
+    /// before the first step, and after each with its output; then `read` sees the last feature map.
     fn pass<T>(
         &self,
         (pixels, shared): (&[u8], bool),
-        mut between: impl FnMut(),
-        read: impl FnOnce(&Arena) -> T,
+        mut between: impl FnMut(Option<Given<'_, N::Value>>),
+        read: impl FnOnce(&Arena<N::Value>) -> T,
     ) -> T {
         let mut arena = self.arena();
-        self.load(pixels, &mut arena);
+        self.numbers.load(pixels, self.map(0).shape, &mut arena[0]);
+        between(None);
         for step in &self.steps {
-            between();
             let output = self.map(step.output);
             // An output's memory is nobody's who is still read.
             let mut out = std::mem::take(&mut arena[output.slot]);
             let input = self.map(step.input);
-            let values = &arena[input.slot][..input.shape.len()];
+            let values = &arena[input.slot][..input.shape.len() + N::SLACK];
             let residual = step.residual.map(|node| self.map(node));
             let residual = residual.map(|map| &arena[map.slot][..map.shape.len()]);
             let input = Input { values, shape: input.shape, shared };
-            let written = &mut out[..output.shape.len()];
-            match &step.kernel {
-                Kernel::Conv(conv) => conv.run(input, residual, written),
-                Kernel::Depthwise(conv) => conv.run(input, residual, written),
-                Kernel::MaxPool(pool) => pool.run(input, written),
-                Kernel::Elementwise(step) => step.run(input, residual, written),
-            }
+            N::run(&step.kernel, input, residual, &mut out[..output.shape.len()]);
+            between(Some(Given { node: step.output, shape: output.shape, map: &out }));
             arena[output.slot] = out;
         }
-        between();
         let value = read(&arena);
         self.keep(arena);
         value
@@ -194,53 +276,43 @@ impl Plan {
         self.maps[node].expect("a plan's steps read and give maps alone")
     }
 
-    /// Puts an image into its memory.
-    fn load(&self, pixels: &[u8], arena: &mut Arena) {
-        let shape = self.map(0).shape;
-        let rows = arena[0][shape.rows()].chunks_exact_mut(shape.row());
-        for (line, to) in pixels.chunks_exact(shape.width * shape.channels).zip(rows) {
-            let pixels = to[shape.inside()].as_chunks_mut::<3>().0.iter_mut();
-            for (to, from) in pixels.zip(line.as_chunks::<3>().0) {
-                let Load { scale, shift, .. } = self.load;
-                *to = [0, 1, 2].map(|c| f32::from(from[c]) * scale[c] + shift[c]);
-            }
-        }
-    }
-
-    fn outputs(&self, arena: &Arena) -> Outputs {
-        let (shape, pixels) = self.last(arena);
-        let mut features = vec![0.0; shape.channels];
-        for pixel in pixels {
-            features.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
-        }
-        let places = (shape.height * shape.width) as f32;
-        features.iter_mut().for_each(|sum| *sum /= places);
+    fn outputs(&self, arena: &Arena<N::Value>) -> Outputs {
+        let (shape, map) = self.last(arena);
+        let features = self.numbers.means(shape, map);
         Outputs { logits: self.head.run(&features), features }
     }
 
-    /// Shape and pixels of the last feature map.
-    fn last<'a>(&self, arena: &'a Arena) -> (Shape, impl Iterator<Item = &'a [f32]>) {
+    /// The last feature map.
+    fn last<'a>(&self, arena: &'a Arena<N::Value>) -> (Shape, &'a [N::Value]) {
         let Map { shape, slot } = self.map(self.steps.last().map_or(0, |step| step.output));
-        (shape, shape.pixels(&arena[slot]))
+        (shape, &arena[slot])
     }
 
-    fn arena(&self) -> Arena {
+    fn arena(&self) -> Arena<N::Value> {
         let kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.unwrap_or_else(|| {
-            let mut arena: Arena = self.slots.iter().map(|len| vec![0.0; *len]).collect();
+            let zeros = |len: &usize| vec![N::Value::default(); *len];
+            let mut arena: Arena<N::Value> = self.slots.iter().map(zeros).collect();
             let pixels = arena[0].as_chunks_mut::<3>().0.iter_mut();
-            pixels.for_each(|pixel| *pixel = self.load.border);
+            pixels.for_each(|pixel| *pixel = self.numbers.border());
             arena
         })
     }
 
     /// For the next pass; no more than there are threads.
-    fn keep(&self, arena: Arena) {
+    fn keep(&self, arena: Arena<N::Value>) {
         let mut kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < rayon::current_num_threads() {
             kept.push(arena);
         }
     }
+}
+
+/// A step's output: its node, how it lies, and its memory, which later steps use again.
+struct Given<'a, T> {
+    node: usize,
+    shape: Shape,
+    map: &'a [T],
 }
 
 /// While it lives, no thread of the pool sleeps: between the layers of a lone photo there is no

@@ -34,7 +34,7 @@ impl Shape {
     }
 
     /// The pixels of a map, its border left out.
-    pub(super) fn pixels(self, values: &[f32]) -> impl Iterator<Item = &[f32]> {
+    pub(super) fn pixels<T>(self, values: &[T]) -> impl Iterator<Item = &[T]> {
         let rows = values[self.rows()].chunks_exact(self.row());
         rows.flat_map(move |row| row[self.inside()].chunks_exact(self.channels))
     }
@@ -42,21 +42,21 @@ impl Shape {
 
 /// A map to read, its border included.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Input<'a> {
-    pub(super) values: &'a [f32],
+pub(super) struct Input<'a, T = f32> {
+    pub(super) values: &'a [T],
     pub(super) shape: Shape,
     /// Whether all threads share the work on it.
     pub(super) shared: bool,
 }
 
-impl Input<'_> {
+impl<T> Input<'_, T> {
     /// Fewest parts of the work that are worth a thread of their own.
-    pub(super) fn grain(self) -> usize {
+    pub(super) fn grain(&self) -> usize {
         if self.shared { 1 } else { usize::MAX }
     }
 
     /// Threads that work on it.
-    pub(super) fn threads(self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         if self.shared { rayon::current_num_threads() } else { 1 }
     }
 }

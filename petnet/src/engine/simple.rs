@@ -69,8 +69,11 @@ pub(super) struct MaxPool {
 }
 
 impl MaxPool {
-    /// Fills the inside of `out`.
-    pub(super) fn run(&self, input: Input<'_>, out: &mut [f32]) {
+    /// Fills the inside of `out`; no value of the map is below `lowest`.
+    pub(super) fn run<T>(&self, input: Input<'_, T>, lowest: T, out: &mut [T])
+    where
+        T: Copy + PartialOrd + Send + Sync,
+    {
         let (from, to) = (input.shape, self.output);
         let rows = out[to.rows()].par_chunks_exact_mut(to.row());
         rows.enumerate().with_min_len(input.grain()).for_each(|(y, out)| {
@@ -80,15 +83,15 @@ impl MaxPool {
                 #[inline(always)]
                 || {
                     for (x, out) in out.chunks_exact_mut(to.channels).enumerate() {
-                        out.fill(f32::NEG_INFINITY);
+                        out.fill(lowest);
                         for row in down.clone() {
                             for column in self.taps(x, from.width) {
                                 let at = (row + from.border) * from.row()
                                     + (column + from.border) * from.channels;
                                 let pixel = &input.values[at..at + from.channels];
-                                out.iter_mut()
-                                    .zip(pixel)
-                                    .for_each(|(out, value)| *out = out.max(*value));
+                                for (out, value) in out.iter_mut().zip(pixel) {
+                                    *out = if *value > *out { *value } else { *out };
+                                }
                             }
                         }
                     }

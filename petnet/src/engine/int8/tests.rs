@@ -1,0 +1,172 @@
+//! Plans of bytes beside those of floats.
+
+use super::*;
+use crate::arch::Normalization;
+use crate::arch::tests::small;
+use crate::engine::{Engine, Network, Outputs, Plans, Ranges};
+use crate::graph::Graph;
+use crate::kernel::int8::supported;
+use crate::passes;
+use crate::weights::{Weight, Weights};
+
+/// Weights with which values keep their size from layer to layer.
+pub(crate) fn weights(graph: &Graph) -> Weights {
+    let mut state = 1_u32;
+    let mut next = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let named = graph.nodes().iter().flat_map(passes::parameters);
+    let drawn = named.map(|(name, shape)| {
+        let count = shape.iter().product::<usize>();
+        let depth = if shape.len() == 2 { shape[0] } else { count / shape[0] };
+        let size = (6.0 / depth as f32).sqrt();
+        let value = |_| match shape.len() {
+            1 if name.ends_with("running_var") => 1.0 + 0.5 * next(),
+            1 if name.ends_with("norm.weight") => 1.0 + 0.3 * next(),
+            1 => 0.3 * next(),
+            _ => size * next(),
+        };
+        let values = (0..count).map(value).collect();
+        (name, Weight { values, shape })
+    });
+    drawn.collect()
+}
+
+/// Images with coarse and fine structure.
+pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
+    let at = |i: usize| (i / 3 % side, i / 3 / side % side, i % 3, i / (3 * side * side));
+    let value = |(x, y, c, n): (usize, usize, usize, usize)| {
+        let wave = ((x * (3 + n) + y * 2 + c * 11) as f32 / side as f32 * 4.0).sin();
+        127.0 + 90.0 * wave + ((x * 7919 + y * 31 + n * 57 + c) % 37) as f32
+    };
+    (0..count * side * side * 3).map(|i| value(at(i)) as u8).collect()
+}
+
+/// Both engines of a network, the second by the ranges of the first on the images.
+pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
+    let weights = weights(graph);
+    let network =
+        Network { graph, normalization: Normalization::default(), side, weights: &weights };
+    let floats = Engine::new(network).unwrap();
+    let mut ranges = Ranges::new();
+    for image in pixels.chunks_exact(side * side * 3) {
+        floats.observe(image, |node, pixel| {
+            let [low, high] = ranges.entry(graph.nodes()[node].name.clone()).or_default();
+            pixel.iter().for_each(|value| (*low, *high) = (low.min(*value), high.max(*value)));
+        });
+    }
+    let bytes = Engine::quantized(network, &ranges).unwrap();
+    [floats, bytes]
+}
+
+/// The largest difference of logits, as a share of their standard deviation over images and classes.
+fn difference(ours: &[Outputs], theirs: &[Outputs]) -> f32 {
+    let pairs =
+        ours.iter().zip(theirs).flat_map(|(ours, theirs)| ours.logits.iter().zip(&theirs.logits));
+    let largest = pairs.map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f32::max);
+    let all: Vec<f32> = theirs.iter().flat_map(|outputs| outputs.logits.iter().copied()).collect();
+    let mean = all.iter().sum::<f32>() / all.len() as f32;
+    let variance = all.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / all.len() as f32;
+    largest / variance.sqrt()
+}
+
+#[test]
+fn a_plan_of_bytes_says_what_one_of_floats_says() {
+    if !supported() {
+        return eprintln!("skipped: plans of bytes need a CPU with AVX-512 VNNI");
+    }
+    for architecture in small() {
+        let graph = architecture.graph(3).unwrap();
+        for side in [33, 48, 64] {
+            let pixels = images(side, 9);
+            let [floats, bytes] = engines(&graph, side, &pixels);
+            assert!(matches!(bytes.0, Plans::Int8(_)), "{}", graph.name());
+            let (ours, theirs) = (bytes.run(&pixels), floats.run(&pixels));
+            let far = difference(&ours, &theirs);
+            println!("{} of {side} pixels: {far:.4}", graph.name());
+            assert!(far < 0.2, "{} of {side} pixels: {far}", graph.name());
+            // A lone image runs on all cores.
+            let image = &pixels[..side * side * 3];
+            assert_eq!(bytes.run(image), ours[..1], "{}", graph.name());
+            let (outputs, heat) = bytes.explain(image);
+            assert_eq!(outputs, ours[0]);
+            let (_, expected) = floats.explain(image);
+            assert_eq!([heat.height, heat.width], [expected.height, expected.width]);
+            let steps = passes::fuse(&graph).len();
+            assert_eq!(bytes.profile(image).len(), steps);
+        }
+    }
+}
+
+#[test]
+fn levels_end_where_the_activation_does() {
+    let relu = Levels::new([-3.0, 51.0], Some(Activation::Relu));
+    assert_eq!(relu, Levels { scale: 0.2, zero: 0 });
+    assert_eq!(
+        Levels::new([0.0, 9.0], Some(Activation::Relu6)),
+        Levels { scale: 6.0 / 255.0, zero: 0 }
+    );
+    assert_eq!(Levels::new([-51.0, 204.0], None), Levels { scale: 1.0, zero: 51 });
+    assert_eq!(Levels::new([1.0, 51.0], None).zero, 0, "zero is always a level");
+    assert_eq!(Levels::new([0.0, 0.0], None), Levels { scale: 1.0, zero: 0 });
+}
+
+/// Speed of both engines on EfficientNet-Lite0; `cargo test --release -p petnet --lib speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures time"]
+fn speed() {
+    let graph = crate::arch::Architecture::named("efficientnet_lite0").unwrap().graph(2).unwrap();
+    for side in [160, 224] {
+        let pixels = images(side, 16);
+        let engines = engines(&graph, side, &pixels[..side * side * 6]);
+        for threads in [1, 2] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for count in [1, 16] {
+                let pixels = &pixels[..count * side * side * 3];
+                let mut times = [Vec::new(), Vec::new()];
+                for _ in 0..120 / count.min(4) {
+                    for (engine, times) in engines.iter().zip(&mut times) {
+                        let began = std::time::Instant::now();
+                        pool.install(|| engine.run(pixels));
+                        times.push(began.elapsed().as_secs_f64() * 1e3 / count as f64);
+                    }
+                }
+                let [floats, bytes] = times.map(|mut times| {
+                    times.sort_by(f64::total_cmp);
+                    times[times.len() / 2]
+                });
+                let ratio = floats / bytes;
+                println!(
+                    "{side} px, {threads} threads, {count:2} images: f32 {floats:.2} ms, int8 {bytes:.2} ms, {ratio:.2}"
+                );
+            }
+        }
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let side = 160;
+    let pixels = images(side, 1);
+    let engines = engines(&graph, side, &pixels);
+    let profiles = engines.each_ref().map(|engine| {
+        let all: Vec<_> = (0..50).map(|_| pool.install(|| engine.profile(&pixels))).collect();
+        (0..all[0].len())
+            .map(move |step| {
+                let mut times: Vec<_> =
+                    all.iter().map(|profile| profile[step].2.as_secs_f64() * 1e6).collect();
+                times.sort_by(f64::total_cmp);
+                (all[0][step].0, all[0][step].1, times[times.len() / 2])
+            })
+            .collect::<Vec<_>>()
+    });
+    for (floats, bytes) in profiles[0].iter().zip(&profiles[1]) {
+        println!(
+            "{:28} {:7.1} M {:8.1} us {:8.1} us {:5.2} {:6.0} GOP/s",
+            floats.0,
+            floats.1 as f64 * 1e-6,
+            floats.2,
+            bytes.2,
+            floats.2 / bytes.2,
+            bytes.1 as f64 * 1e-3 / bytes.2
+        );
+    }
+}

@@ -1,0 +1,421 @@
+//! Depthwise convolutions: each channel is convolved alone, with vectors across channels.
+//!
+//! The bytes of four neighbouring columns are transposed, so that an instruction multiplies and adds four taps of each
+//! channel. One such quad serves all outputs whose windows it overlaps; their weights are stored shifted, with zeros
+//! where a window does not reach.
+#![allow(
+    unsafe_code,
+    reason = "the instructions have no safe form; tests compare with the definition"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+)]
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::lanes::{Lanes, X16, X32, X64};
+use super::{Requantize, place, supported};
+
+/// Bytes of a padded copy of a small map that stay in the first cache.
+const COPY: usize = 20 << 10;
+
+thread_local! {
+    /// A padded copy of a small map, or of what one tile reads.
+    static PADDED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The sides of a depthwise convolution's maps, and its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) channels: usize,
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    /// Rows and columns of padding before the map.
+    pub(crate) padding: [usize; 2],
+    pub(crate) out_height: usize,
+    pub(crate) out_width: usize,
+    /// The byte that stands for zero in the input.
+    pub(crate) zero: u8,
+}
+
+/// A depthwise convolution from one map of bytes to another, `[height, width, channels]`.
+#[derive(Debug)]
+pub(crate) struct Depthwise {
+    geometry: Geometry,
+    chunks: Vec<Chunk>,
+    residual: f32,
+}
+
+/// Neighbouring channels that fill vectors.
+#[derive(Debug)]
+struct Chunk {
+    first: usize,
+    /// Channels, at most as many as lanes.
+    count: usize,
+    /// Channels that the vectors hold: 64, 32 or 16.
+    lanes: usize,
+    /// `[rows of the window, pairs of an output and a quad that overlap, 4 vectors, lanes / 4, 4]`.
+    weights: Vec<i8>,
+    scale: Vec<f32>,
+    offset: Vec<f32>,
+}
+
+/// How many outputs are computed from how many quads, for windows of `kernel` columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tiling {
+    kernel: usize,
+    stride: usize,
+    outputs: usize,
+    quads: usize,
+}
+
+impl Tiling {
+    const fn new(kernel: usize, stride: usize, outputs: usize, quads: usize) -> Self {
+        Self { kernel, stride, outputs, quads }
+    }
+
+    const fn of(kernel: usize, stride: usize) -> Self {
+        match (kernel, stride) {
+            (3, 1) => Self::new(3, 1, 2, 1),
+            (3, 2) => Self::new(3, 2, 3, 2),
+            (5, 1) => Self::new(5, 1, 4, 2),
+            (5, 2) => Self::new(5, 2, 2, 2),
+            (..=4, _) => Self::new(4, 1, 1, 1),
+            (..=8, _) => Self::new(8, 1, 1, 2),
+            _ => Self::new(12, 1, 1, 3),
+        }
+    }
+
+    /// Whether an output's window and a quad have columns in common.
+    const fn overlap(self, output: usize, quad: usize) -> bool {
+        let start = output * self.stride;
+        start < 4 * quad + 4 && 4 * quad < start + self.kernel
+    }
+
+    fn pairs(self) -> impl Iterator<Item = [usize; 2]> {
+        let all = (0..self.outputs)
+            .flat_map(move |output| (0..self.quads).map(move |quad| [output, quad]));
+        all.filter(move |[output, quad]| self.overlap(*output, *quad))
+    }
+}
+
+impl Depthwise {
+    /// `weights` are `[channels, kernel, kernel]`.
+    pub(crate) fn new(geometry: Geometry, weights: &[i8], requantize: &Requantize) -> Self {
+        let Geometry { channels, kernel, stride, .. } = geometry;
+        assert!(kernel <= 12 && weights.len() == channels * kernel * kernel);
+        let mut chunks = Vec::new();
+        let mut first = 0;
+        while first < channels {
+            let lanes = match channels - first {
+                64.. => 64,
+                32.. => 32,
+                _ => 16,
+            };
+            let count = lanes.min(channels - first);
+            let weights = &weights[first * kernel * kernel..][..count * kernel * kernel];
+            let mut chunk = Chunk {
+                first,
+                count,
+                lanes,
+                weights: pack([kernel, lanes], Tiling::of(kernel, stride), weights),
+                scale: vec![0.0; lanes],
+                offset: vec![0.0; lanes],
+            };
+            for channel in 0..count {
+                let at = place(channel, 4, lanes / 16);
+                chunk.scale[at] = requantize.scale[first + channel];
+                chunk.offset[at] = requantize.offset[first + channel];
+            }
+            chunks.push(chunk);
+            first += count;
+        }
+        Self { geometry, chunks, residual: requantize.residual }
+    }
+
+    /// Some rows of the output; `out`, and the residual if there is one, begin with the first of them.
+    pub(crate) fn rows(
+        &self,
+        x: &[u8],
+        rows: Range<usize>,
+        residual: Option<&[u8]>,
+        out: &mut [u8],
+    ) {
+        let Geometry { height, width, channels, kernel, stride, out_width, out_height, .. } =
+            self.geometry;
+        assert!(supported() && rows.end <= out_height && x.len() >= height * width * channels);
+        assert!(out.len() == rows.len() * out_width * channels);
+        assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
+        let mut buffer = PADDED.take();
+        for chunk in &self.chunks {
+            let job = Job {
+                conv: self,
+                chunk,
+                x,
+                rows: rows.clone(),
+                residual,
+                out,
+                buffer: &mut buffer,
+            };
+            // SAFETY: the instructions are there, and the maps are as long as the geometry says.
+            unsafe {
+                match chunk.lanes {
+                    64 => job.run::<X64>(kernel, stride),
+                    32 => job.run::<X32>(kernel, stride),
+                    _ => job.run::<X16>(kernel, stride),
+                }
+            }
+        }
+        PADDED.set(buffer);
+    }
+}
+
+/// A chunk's weights, from `[channels, kernel, kernel]`.
+fn pack([kernel, lanes]: [usize; 2], tiling: Tiling, weights: &[i8]) -> Vec<i8> {
+    let mut packed = Vec::new();
+    for row in 0..kernel {
+        for [output, quad] in tiling.pairs() {
+            let mut vectors = vec![0; lanes * 4];
+            for (channel, weights) in weights.chunks_exact(kernel * kernel).enumerate() {
+                let at = place(channel, 4, lanes / 16) * 4;
+                for tap in 0..4 {
+                    let column = (4 * quad + tap).checked_sub(output * tiling.stride);
+                    if let Some(column) = column.filter(|column| *column < kernel) {
+                        vectors[at + tap] = weights[row * kernel + column];
+                    }
+                }
+            }
+            packed.extend(vectors);
+        }
+    }
+    packed
+}
+
+/// Some rows of a chunk of channels.
+struct Job<'a> {
+    conv: &'a Depthwise,
+    chunk: &'a Chunk,
+    x: &'a [u8],
+    rows: Range<usize>,
+    residual: Option<&'a [u8]>,
+    out: &'a mut [u8],
+    buffer: &'a mut Vec<u8>,
+}
+
+/// Pixels of a map, padding included, that a tile or a band of rows reads.
+#[derive(Clone, Copy)]
+struct Region {
+    /// First row and column; negative ones are padding.
+    start: [isize; 2],
+    height: usize,
+    width: usize,
+}
+
+/// What a tile reads: its first byte, and the bytes from a pixel and from a row to the next.
+#[derive(Clone, Copy)]
+struct Source {
+    x: *const u8,
+    pixel: usize,
+    row: usize,
+}
+
+impl Job<'_> {
+    /// # Safety
+    /// The CPU has the instructions, and all slices are as long as the geometry says.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn run<L: Lanes>(self, kernel: usize, stride: usize) {
+        // SAFETY: as the caller says.
+        unsafe {
+            match (kernel, stride) {
+                (3, 1) => self.tiles::<L, 3, 1, 2, 1>(),
+                (3, 2) => self.tiles::<L, 3, 2, 3, 2>(),
+                (5, 1) => self.tiles::<L, 5, 1, 4, 2>(),
+                (5, 2) => self.tiles::<L, 5, 2, 2, 2>(),
+                (..=4, _) => self.tiles::<L, 4, 1, 1, 1>(),
+                (..=8, _) => self.tiles::<L, 8, 1, 1, 2>(),
+                _ => self.tiles::<L, 12, 1, 1, 3>(),
+            }
+        }
+    }
+
+    /// Tiles of `P` outputs from `Q` quads, for windows of `K` columns every `T` columns.
+    ///
+    /// # Safety
+    /// As [`Job::run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn tiles<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
+        mut self,
+    ) {
+        let Geometry { height, width, channels, kernel, stride, padding, out_width, .. } =
+            self.conv.geometry;
+        let tiles = out_width.div_ceil(P);
+        let start = |y: usize, x: usize| {
+            [
+                (y * stride) as isize - padding[0] as isize,
+                (x * stride) as isize - padding[1] as isize,
+            ]
+        };
+        let band = Region {
+            start: start(self.rows.start, 0),
+            height: (self.rows.len().max(1) - 1) * stride + kernel,
+            width: (tiles - 1) * P * stride + 4 * Q,
+        };
+        let small = band.height * band.width * L::CHANNELS <= COPY;
+        // SAFETY: a source begins within the map or the copy, and all that a tile reads from there lies within it.
+        unsafe {
+            if small {
+                self.copy::<L>(band);
+            }
+            for (line, y) in self.rows.clone().enumerate() {
+                for tile in 0..tiles {
+                    let [top, left] = start(y, tile * P);
+                    let inside = top >= 0
+                        && left >= 0
+                        && top as usize + kernel <= height
+                        && left as usize + 4 * Q <= width;
+                    let source = if small {
+                        let row = band.width * L::CHANNELS;
+                        let at = line * stride * row + tile * P * stride * L::CHANNELS;
+                        Source { x: self.buffer.as_ptr().add(at), pixel: L::CHANNELS, row }
+                    } else if inside {
+                        let at =
+                            (top as usize * width + left as usize) * channels + self.chunk.first;
+                        Source {
+                            x: self.x.as_ptr().add(at),
+                            pixel: channels,
+                            row: width * channels,
+                        }
+                    } else {
+                        self.copy::<L>(Region { start: [top, left], height: kernel, width: 4 * Q });
+                        let (x, pixel) = (self.buffer.as_ptr(), L::CHANNELS);
+                        Source { x, pixel, row: 4 * Q * pixel }
+                    };
+                    let sums = self.tile::<L, K, T, P, Q>(source);
+                    let first = line * out_width + tile * P;
+                    self.write::<L, P>(sums, first, P.min(out_width - tile * P));
+                }
+            }
+        }
+    }
+
+    /// The sums of `P` neighbouring outputs.
+    ///
+    /// # Safety
+    /// As [`Job::run`]; `4 * Q` pixels of each row of the window lie within what the source points into.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn tile<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
+        &self,
+        source: Source,
+    ) -> [[L::Bytes; 4]; P] {
+        let tiling = const { Tiling::new(K, T, P, Q) };
+        let mask = mask(self.chunk.count);
+        // SAFETY: as the caller says; weights are read in the order in which they were packed.
+        unsafe {
+            let mut sums = [[L::zero(); 4]; P];
+            let mut weights = self.chunk.weights.as_ptr();
+            let mut x = source.x;
+            for _ in 0..self.conv.geometry.kernel {
+                let mut quads = [[L::zero(); 4]; Q];
+                for quad in 0..Q {
+                    for column in 0..4 {
+                        let at = (4 * quad + column) * source.pixel;
+                        quads[quad][column] = L::load(x.add(at), mask);
+                    }
+                    quads[quad] = L::transpose(quads[quad]);
+                }
+                for output in 0..P {
+                    for quad in 0..Q {
+                        if tiling.overlap(output, quad) {
+                            for vector in 0..4 {
+                                let weight = L::weights(weights);
+                                let sum = sums[output][vector];
+                                sums[output][vector] = L::dot(sum, quads[quad][vector], weight);
+                                weights = weights.add(L::CHANNELS);
+                            }
+                        }
+                    }
+                }
+                x = x.wrapping_add(source.row);
+            }
+            sums
+        }
+    }
+
+    /// Requantises the first `count` of some outputs and writes them, from pixel `first` on.
+    ///
+    /// # Safety
+    /// As [`Job::run`]; the pixels are some of the output.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn write<L: Lanes, const P: usize>(
+        &mut self,
+        sums: [[L::Bytes; 4]; P],
+        first: usize,
+        count: usize,
+    ) {
+        let mask = mask(self.chunk.count);
+        let (scale, offset) = (self.chunk.scale.as_ptr(), self.chunk.offset.as_ptr());
+        // SAFETY: as the caller says; a chunk's channels lie within each pixel.
+        unsafe {
+            for output in 0..P {
+                if output < count {
+                    let at = (first + output) * self.conv.geometry.channels + self.chunk.first;
+                    let residual = self.residual.map(|residual| {
+                        (L::load(residual.as_ptr().add(at), mask), self.conv.residual)
+                    });
+                    let bytes = L::requantize(sums[output], scale, offset, residual);
+                    L::store(self.out.as_mut_ptr().add(at), bytes, mask);
+                }
+            }
+        }
+    }
+
+    /// Fills the buffer with a region of the chunk's channels, padded with what stands for zero.
+    ///
+    /// # Safety
+    /// As [`Job::run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn copy<L: Lanes>(&mut self, region: Region) {
+        let Geometry { height, width, channels, zero, .. } = self.conv.geometry;
+        let len = region.height * region.width * L::CHANNELS;
+        if self.buffer.len() < len {
+            self.buffer.resize(len, 0);
+        }
+        let mask = mask(self.chunk.count);
+        let [top, left] = region.start;
+        // The columns of the region that lie within the map.
+        let first = (-left).clamp(0, region.width as isize) as usize;
+        let end = (width as isize - left).clamp(first as isize, region.width as isize) as usize;
+        for row in 0..region.height {
+            let out =
+                &mut self.buffer[row * region.width * L::CHANNELS..][..region.width * L::CHANNELS];
+            let y = top + row as isize;
+            if y < 0 || y >= height as isize {
+                out.fill(zero);
+                continue;
+            }
+            out[..first * L::CHANNELS].fill(zero);
+            out[end * L::CHANNELS..].fill(zero);
+            let inside = &mut out[first * L::CHANNELS..end * L::CHANNELS];
+            let x = (y as usize * width) as isize + left + first as isize;
+            for (place, pixel) in inside.chunks_exact_mut(L::CHANNELS).enumerate() {
+                let at = (x as usize + place) * channels + self.chunk.first;
+                // SAFETY: the pixel lies within the map, and the copy has room for a whole vector.
+                unsafe {
+                    L::store(pixel.as_mut_ptr(), L::load(self.x.as_ptr().add(at), mask), u64::MAX)
+                }
+            }
+        }
+    }
+}
+
+/// One bit for each channel.
+#[inline]
+fn mask(channels: usize) -> u64 {
+    u64::MAX >> (64 - channels)
+}

@@ -1,0 +1,376 @@
+//! Products of pixels and weights for dense convolutions.
+#![allow(
+    unsafe_code,
+    reason = "the instructions have no safe form; tests compare with the definition"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+)]
+
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+
+use rayon::prelude::*;
+
+use super::{Requantize, place, supported};
+
+/// Sums of a vector.
+const LANES: usize = 16;
+/// Most vectors of output channels that are summed at once.
+const WIDTH: usize = 3;
+/// Most pixels that are summed at once.
+const ROWS: usize = 8;
+
+/// Weights in the order in which the products read them: blocks of output channels, each
+/// `[rows of the window, depth / 4, channels of the block, 4]`.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    weights: Vec<i8>,
+    /// Scale and offset, in the order of each block's sums.
+    scale: Vec<f32>,
+    offset: Vec<f32>,
+    residual: f32,
+    /// Rows of the window.
+    rows: usize,
+    /// Bytes that a row of the window reads: its columns and channels, up to a multiple of four.
+    depth: usize,
+    outputs: usize,
+}
+
+impl Packed {
+    /// For windows of `rows` rows of `run` contiguous values each; `weight(row, value, output)` gives each weight.
+    pub(crate) fn new(
+        [rows, run]: [usize; 2],
+        requantize: &Requantize,
+        weight: impl Fn(usize, usize, usize) -> i8,
+    ) -> Self {
+        let outputs = requantize.scale.len();
+        let (depth, vectors) = (run.next_multiple_of(4), outputs.div_ceil(LANES));
+        let mut weights = vec![0; rows * depth * vectors * LANES];
+        let [mut scale, mut offset] = [(); 2].map(|()| vec![0.0; vectors * LANES]);
+        for (first, width) in blocks(vectors) {
+            let (first, count) = (first * LANES, width * LANES);
+            let block = &mut weights[first * rows * depth..][..count * rows * depth];
+            for channel in 0..count.min(outputs - first) {
+                let at = place(channel, width, 4);
+                scale[first + at] = requantize.scale[first + channel];
+                offset[first + at] = requantize.offset[first + channel];
+                for (row, value) in
+                    (0..rows).flat_map(|row| (0..run).map(move |value| (row, value)))
+                {
+                    let group = (row * depth + value) / 4;
+                    block[(group * count + at) * 4 + value % 4] =
+                        weight(row, value, first + channel);
+                }
+            }
+        }
+        Self { weights, scale, offset, residual: requantize.residual, rows, depth, outputs }
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+}
+
+/// First vector and number of vectors of each block of output channels.
+fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = vectors.div_ceil(WIDTH);
+    (0..count).map(move |block| {
+        let first = block * vectors / count;
+        (first, (block + 1) * vectors / count - first)
+    })
+}
+
+/// Where the windows of the output's pixels lie in the input, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strides {
+    /// Pixels of a row of the output.
+    pub(crate) width: usize,
+    /// From a pixel's window to that of the next pixel of the row.
+    pub(crate) pixel: usize,
+    /// From a row's windows to those of the next row of the output.
+    pub(crate) row: usize,
+    /// From a row of a window to its next row.
+    pub(crate) window: usize,
+}
+
+/// A convolution of some pixels; `x` begins with the window of the first.
+pub(crate) struct Product<'a> {
+    pub(crate) x: &'a [u8],
+    pub(crate) weights: &'a Packed,
+    pub(crate) strides: Strides,
+    /// Bytes to add, as many as `out` has.
+    pub(crate) residual: Option<&'a [u8]>,
+    /// `[pixels, outputs]`.
+    pub(crate) out: &'a mut [u8],
+}
+
+impl Product<'_> {
+    /// Fills the whole output.
+    pub(crate) fn run(mut self) {
+        self.blocks().for_each(Block::run);
+    }
+
+    /// Fills the whole output; threads share its channels.
+    pub(crate) fn run_by_channels(mut self) {
+        let blocks: Vec<Block<'_>> = self.blocks().collect();
+        blocks.into_par_iter().for_each(Block::run);
+    }
+
+    fn blocks(&mut self) -> impl Iterator<Item = Block<'_>> {
+        let Self { x, weights: packed, strides, residual, out } = self;
+        let Packed { rows, depth, outputs, .. } = **packed;
+        let pixels = out.len() / outputs;
+        assert!(supported() && out.len() == pixels * outputs);
+        if let Some(last) = pixels.checked_sub(1) {
+            let column = last.min(strides.width - 1) * strides.pixel;
+            let start = last / strides.width * strides.row + column;
+            assert!(start + (rows - 1) * strides.window + depth <= x.len());
+        }
+        assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
+        let out = out.as_mut_ptr();
+        blocks(outputs.div_ceil(LANES)).map(move |(first, width)| {
+            let (channel, count) = (first * LANES, width * LANES);
+            Block {
+                x: x.as_ptr(),
+                weights: packed.weights[channel * rows * depth..].as_ptr(),
+                affine: [&packed.scale, &packed.offset].map(|values| values[channel..].as_ptr()),
+                // SAFETY: the first channel of a block lies within each pixel.
+                out: unsafe { out.add(channel) },
+                residual: residual.map(|residual| residual[channel..].as_ptr()),
+                factor: packed.residual,
+                channels: count.min(outputs - channel),
+                shape: [rows, depth, outputs],
+                strides: *strides,
+                pixels,
+                width,
+                output: PhantomData,
+            }
+        })
+    }
+}
+
+/// A block of output channels of a [`Product`], whose lengths were asserted.
+struct Block<'a> {
+    x: *const u8,
+    weights: *const i8,
+    affine: [*const f32; 2],
+    out: *mut u8,
+    residual: Option<*const u8>,
+    factor: f32,
+    /// Of the output that it writes.
+    channels: usize,
+    /// Rows of the window, bytes of each, and bytes of a pixel of the output.
+    shape: [usize; 3],
+    strides: Strides,
+    pixels: usize,
+    /// Vectors.
+    width: usize,
+    output: PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: it reads shared borrows, and of the output's exclusive borrow each block writes its own channels alone.
+unsafe impl Send for Block<'_> {}
+
+/// Runs a tile with its pixels and vectors as constants, so that its sums stay in registers.
+macro_rules! tile {
+    ($block:ident, $pixels:expr, $arguments:tt, [$($rows:literal)+]) => {
+        match ($pixels, $block.width) {
+            $(($rows, 1) => $block.tile::<$rows, 1>$arguments,
+              ($rows, 2) => $block.tile::<$rows, 2>$arguments,
+              ($rows, _) => $block.tile::<$rows, 3>$arguments,)+
+            _ => unreachable!("a tile has at most {ROWS} pixels"),
+        }
+    };
+}
+
+/// Repeats a block for each of `$rows` rows with a constant number: in a loop, the sums would leave their registers.
+macro_rules! each_row {
+    ($rows:ident, |$row:ident| $body:block) => {
+        each_row!($rows, $row, $body, 0 1 2 3 4 5 6 7)
+    };
+    ($rows:ident, $row:ident, $body:block, $($number:literal)+) => {
+        $(if $number < $rows {
+            #[allow(non_upper_case_globals, reason = "a constant in place of a loop's variable")]
+            const $row: usize = $number;
+            $body
+        })+
+    };
+}
+
+impl Block<'_> {
+    fn run(self) {
+        let Strides { width, pixel, row, .. } = self.strides;
+        let (mut column, mut start, mut first) = (0, 0, 0);
+        while first < self.pixels {
+            let left = self.pixels - first;
+            // Parts as even as can be, so that none has few pixels, whose weights would be loaded for little work.
+            let count = left.div_ceil(left.div_ceil(ROWS));
+            let mut places = [0; ROWS];
+            for place in &mut places[..count] {
+                *place = start;
+                (column, start) = (column + 1, start + pixel);
+                if column == width {
+                    (column, start) = (0, start + row - width * pixel);
+                }
+            }
+            // SAFETY: the instructions are there and all windows lie within the input, as was asserted.
+            unsafe { tile!(self, count, (&places, first), [1 2 3 4 5 6 7 8]) }
+            first += count;
+        }
+    }
+
+    /// `R` pixels by `V` vectors of channels.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; the pixels are some of the output, and `places` is where their windows begin.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn tile<const R: usize, const V: usize>(&self, places: &[usize; ROWS], first: usize) {
+        // SAFETY: as the caller says; scale and offset have a value for each of the block's sums.
+        unsafe {
+            let sums = self.sums::<R, V>(places);
+            let [mut scale, mut offset] = [[_mm512_setzero_ps(); V]; 2];
+            for vector in 0..V {
+                scale[vector] = _mm512_loadu_ps(self.affine[0].add(vector * LANES));
+                offset[vector] = _mm512_loadu_ps(self.affine[1].add(vector * LANES));
+            }
+            each_row!(R, |row| {
+                let at = (first + row) * self.shape[2];
+                let mut values = [_mm512_setzero_ps(); V];
+                for vector in 0..V {
+                    let sum = _mm512_cvtepi32_ps(sums[row][vector]);
+                    values[vector] = _mm512_fmadd_ps(sum, scale[vector], offset[vector]);
+                }
+                if let Some(residual) = self.residual {
+                    values = self.add(values, residual.add(at));
+                }
+                self.store(values, self.out.add(at));
+            });
+        }
+    }
+
+    /// The sums of `R` pixels.
+    ///
+    /// # Safety
+    /// As [`Block::tile`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn sums<const R: usize, const V: usize>(
+        &self,
+        places: &[usize; ROWS],
+    ) -> [[__m512i; V]; R] {
+        let [rows, depth, _] = self.shape;
+        let mut sums = [[_mm512_setzero_si512(); V]; R];
+        // SAFETY: windows and weights lie within what they point into, as the caller says.
+        unsafe {
+            let mut x = [self.x; R];
+            for row in 0..R {
+                x[row] = self.x.add(places[row]);
+            }
+            let mut weights = self.weights;
+            for line in 0..rows {
+                let (mut at, end) =
+                    (line * self.strides.window, line * self.strides.window + depth);
+                while at < end {
+                    let mut vectors = [_mm512_setzero_si512(); V];
+                    for vector in 0..V {
+                        vectors[vector] = _mm512_loadu_si512(weights.add(vector * 64).cast());
+                    }
+                    for row in 0..R {
+                        let values =
+                            _mm512_set1_epi32(x[row].add(at).cast::<i32>().read_unaligned());
+                        for vector in 0..V {
+                            let sum = sums[row][vector];
+                            sums[row][vector] = _mm512_dpbusd_epi32(sum, values, vectors[vector]);
+                        }
+                    }
+                    (at, weights) = (at + 4, weights.add(V * 64));
+                }
+            }
+        }
+        sums
+    }
+
+    /// Adds a pixel's residual.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; the residual has the block's channels.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn add<const V: usize>(
+        &self,
+        mut values: [__m512; V],
+        residual: *const u8,
+    ) -> [__m512; V] {
+        // SAFETY: no more is read than the block's channels.
+        let bytes = unsafe { _mm512_maskz_loadu_epi8(self.mask(), residual.cast()) };
+        let bytes = _mm512_permutexvar_epi32(spread(V), bytes);
+        for vector in 0..V {
+            // Four bytes of each lane become four integers.
+            let four = _mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1);
+            let pick = _mm_or_si128(four, _mm_set1_epi32(4 * vector as i32));
+            let added = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(pick));
+            let factor = _mm512_set1_ps(self.factor);
+            values[vector] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(added), factor, values[vector]);
+        }
+        values
+    }
+
+    /// Rounds a pixel's values and saturates them to bytes.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; there is room for the block's channels.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn store<const V: usize>(&self, values: [__m512; V], out: *mut u8) {
+        let mut rounded = [_mm512_setzero_si512(); 4];
+        for vector in 0..V {
+            rounded[vector] = _mm512_cvtps_epi32(values[vector]);
+        }
+        let low = _mm512_packs_epi32(rounded[0], rounded[1]);
+        let high = _mm512_packs_epi32(rounded[2], rounded[3]);
+        let bytes = _mm512_permutexvar_epi32(gather(V), _mm512_packus_epi16(low, high));
+        // SAFETY: no more is written than the block's channels.
+        unsafe {
+            match (self.channels == V * LANES, V) {
+                (true, 1) => _mm_storeu_si128(out.cast(), _mm512_castsi512_si128(bytes)),
+                (true, 2) => _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(bytes)),
+                (true, 3) => {
+                    _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(bytes));
+                    let last = _mm512_extracti32x4_epi32(bytes, 2);
+                    _mm_storeu_si128(out.add(32).cast(), last);
+                }
+                _ => _mm512_mask_storeu_epi8(out.cast(), self.mask(), bytes),
+            }
+        }
+    }
+
+    /// One bit for each of the block's channels.
+    #[inline]
+    fn mask(&self) -> u64 {
+        u64::MAX >> (64 - self.channels)
+    }
+}
+
+/// Four channels each from the order of packed bytes, `[lane, 4]`, to that of the channels, `[lane, V]`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gather(vectors: usize) -> __m512i {
+    match vectors {
+        1 => _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+        2 => _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0),
+        _ => _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0),
+    }
+}
+
+/// The inverse of [`gather`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn spread(vectors: usize) -> __m512i {
+    match vectors {
+        1 => _mm512_setr_epi32(0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0),
+        2 => _mm512_setr_epi32(0, 1, 0, 0, 2, 3, 0, 0, 4, 5, 0, 0, 6, 7, 0, 0),
+        _ => _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0),
+    }
+}

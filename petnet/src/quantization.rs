@@ -1,0 +1,43 @@
+//! What a checkpoint stores for inference in bytes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
+use crate::graph::Graph;
+use crate::passes;
+
+/// The ranges of a network's feature maps, for static 8-bit quantisation.
+///
+/// A CPU with AVX-512 VNNI then computes feature maps as unsigned bytes, with one scale and zero point for each map,
+/// and weights as signed bytes, with one scale for each output channel. Features and logits are floats. The stored
+/// weights are the same with and without ranges: on other CPUs and devices the model runs in floats, and so it does
+/// where the graph has a norm, sum or activation that follows no convolution, or where anything but a dense
+/// convolution reads the image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Quantization {
+    /// The smallest and the largest value of each feature map that is written to memory, by the name of the node that
+    /// gives it. Values outside are clipped.
+    pub ranges: BTreeMap<String, [f32; 2]>,
+}
+
+impl Quantization {
+    /// # Errors
+    /// [`ModelError::MissingRange`] and [`ModelError::Range`].
+    pub(crate) fn validate(&self, graph: &Graph) -> Result<(), ModelError> {
+        for step in passes::fuse(graph) {
+            let name = &graph.nodes()[step.output].name;
+            if !self.ranges.contains_key(name) {
+                return Err(ModelError::MissingRange(name.clone()));
+            }
+        }
+        for (name, &range) in &self.ranges {
+            let [low, high] = range;
+            if !(low.is_finite() && high.is_finite() && low <= high) {
+                return Err(ModelError::Range { name: name.clone(), range });
+            }
+        }
+        Ok(())
+    }
+}
