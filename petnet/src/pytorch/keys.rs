@@ -11,13 +11,20 @@ use crate::weights::{Weight, Weights};
 /// Names of a file that an error lists.
 const LISTED: usize = 6;
 
-/// A network, and its weights by petnet's names. All tensors are its own, or it is refused.
+/// A network, and its weights by petnet's names. All tensors are its own, or all that lie under one key of a checkpoint,
+/// beside other things; else it is refused.
 pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> {
+    let as_named = unknown(&tensors);
     let given = unprefixed(tensors);
-    if let Some(found) = recognised(&given) {
-        return take(found, given);
-    }
-    // A checkpoint keeps weights beside other things, under a key of its own.
+    let whole = match recognised(&given) {
+        Some(found) => take(found, given.clone()),
+        None => Err(as_named),
+    };
+    let whole_failed = match whole {
+        // Names of `simple_cnn` are free: something else may lie beside it.
+        Err(reason @ (ModelError::UnusedWeight(_) | ModelError::UnknownNetwork { .. })) => reason,
+        decided => return decided,
+    };
     let keys: BTreeSet<&str> =
         given.keys().filter_map(|name| Some(name.split_once('.')?.0)).collect();
     let below = |key: &str| {
@@ -26,11 +33,8 @@ pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> 
         });
         unprefixed(names.collect())
     };
-    let found = keys.into_iter().map(below).find_map(|part| Some((recognised(&part)?, part)));
-    match found {
-        Some((found, part)) => take(found, part),
-        None => Err(unknown(&given)),
-    }
+    let found = keys.into_iter().map(below).find_map(|part| take(recognised(&part)?, part).ok());
+    found.ok_or(whole_failed)
 }
 
 fn recognised(given: &Weights) -> Option<Found> {
