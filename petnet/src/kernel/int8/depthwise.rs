@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::lanes::{Lanes, X16, X32, X64};
-use super::{Requantize, place, supported};
+use super::{Requantize, each, place, supported};
 
 /// Bytes of a padded copy of a small map that stay in the first cache.
 const COPY: usize = 20 << 10;
@@ -332,7 +332,7 @@ impl Job<'_> {
         let (scale, offset) = (self.chunk.scale.as_ptr(), self.chunk.offset.as_ptr());
         // SAFETY: as the caller says; a chunk's channels lie within each pixel.
         unsafe {
-            for output in 0..P {
+            each!(P, |output| {
                 if output < count {
                     let at = (first + output) * self.conv.geometry.channels + self.chunk.first;
                     let residual = self.residual.map(|residual| {
@@ -341,7 +341,7 @@ impl Job<'_> {
                     let bytes = L::requantize(sums[output], scale, offset, residual);
                     L::store(self.out.as_mut_ptr().add(at), bytes, mask);
                 }
-            }
+            });
         }
     }
 

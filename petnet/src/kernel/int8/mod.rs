@@ -14,6 +14,23 @@ mod tests;
 pub(crate) use depthwise::{Depthwise, Geometry};
 pub(crate) use products::{Packed, Product, Strides};
 
+/// Repeats a block with each number below a constant one, as constants: in a loop over sums, those would leave their
+/// registers.
+macro_rules! each {
+    ($count:ident, |$number:ident| $body:block) => {
+        each!($count, $number, $body, 0 1 2 3 4 5 6 7)
+    };
+    ($count:ident, $number:ident, $body:block, $($literal:literal)+) => {
+        $(if $literal < $count {
+            #[allow(non_upper_case_globals, reason = "a constant in place of a loop's variable")]
+            const $number: usize = $literal;
+            $body
+        })+
+    };
+}
+
+use each;
+
 /// Bytes behind a map that products may read, whatever they are.
 pub(crate) const SLACK: usize = 4;
 

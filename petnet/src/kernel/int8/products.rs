@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::{Requantize, place, supported};
+use super::{Requantize, each, place, supported};
 
 /// Sums of a vector.
 const LANES: usize = 16;
@@ -182,20 +182,6 @@ macro_rules! tile {
     };
 }
 
-/// Repeats a block for each of `$rows` rows with a constant number: in a loop, the sums would leave their registers.
-macro_rules! each_row {
-    ($rows:ident, |$row:ident| $body:block) => {
-        each_row!($rows, $row, $body, 0 1 2 3 4 5 6 7)
-    };
-    ($rows:ident, $row:ident, $body:block, $($number:literal)+) => {
-        $(if $number < $rows {
-            #[allow(non_upper_case_globals, reason = "a constant in place of a loop's variable")]
-            const $row: usize = $number;
-            $body
-        })+
-    };
-}
-
 impl Block<'_> {
     fn run(self) {
         let Strides { width, pixel, row, .. } = self.strides;
@@ -232,7 +218,7 @@ impl Block<'_> {
                 scale[vector] = _mm512_loadu_ps(self.affine[0].add(vector * LANES));
                 offset[vector] = _mm512_loadu_ps(self.affine[1].add(vector * LANES));
             }
-            each_row!(R, |row| {
+            each!(R, |row| {
                 let at = (first + row) * self.shape[2];
                 let mut values = [_mm512_setzero_ps(); V];
                 for vector in 0..V {
@@ -262,23 +248,29 @@ impl Block<'_> {
             for row in 0..R {
                 x[row] = self.x.add(places[row]);
             }
-            let mut weights = self.weights;
-            for line in 0..rows {
-                let (mut at, end) = (line * self.strides.window, line * self.strides.window + depth);
-                while at < end {
-                    let mut vectors = [_mm512_setzero_si512(); V];
-                    for vector in 0..V {
-                        vectors[vector] = _mm512_loadu_si512(weights.add(vector * 64).cast());
-                    }
-                    for row in 0..R {
-                        let values = _mm512_set1_epi32(x[row].add(at).cast::<i32>().read_unaligned());
-                        for vector in 0..V {
-                            let sum = sums[row][vector];
-                            sums[row][vector] = _mm512_dpbusd_epi32(sum, values, vectors[vector]);
-                        }
-                    }
-                    (at, weights) = (at + 4, weights.add(V * 64));
+            // One loop over the groups of all rows of the window, which runs at least once: around nested ones, the
+            // sums would leave their registers.
+            let (mut weights, mut at, mut left) = (self.weights, 0, depth / 4);
+            let end = weights.add(rows * depth * V * LANES);
+            loop {
+                let mut vectors = [_mm512_setzero_si512(); V];
+                for vector in 0..V {
+                    vectors[vector] = _mm512_loadu_si512(weights.add(vector * 64).cast());
                 }
+                for row in 0..R {
+                    let values = _mm512_set1_epi32(x[row].wrapping_add(at).cast::<i32>().read_unaligned());
+                    for vector in 0..V {
+                        let sum = sums[row][vector];
+                        sums[row][vector] = _mm512_dpbusd_epi32(sum, values, vectors[vector]);
+                    }
+                }
+                weights = weights.add(V * 64);
+                if weights == end {
+                    break;
+                }
+                left -= 1;
+                at = if left == 0 { at + 4 + self.strides.window - depth } else { at + 4 };
+                left = if left == 0 { depth / 4 } else { left };
             }
         }
         sums
