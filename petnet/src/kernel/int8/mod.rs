@@ -31,6 +31,21 @@ macro_rules! each {
 
 use each;
 
+/// As much as a vector or a line of the cache holds: loads that cross lines take twice the time.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line<T, const N: usize>([T; N]);
+
+/// Values at the beginning of a line of the cache, with zeros up to the end of another.
+fn aligned<T: Copy + Default, const N: usize>(values: &[T]) -> Vec<Line<T, N>> {
+    let lines = values.chunks(N).map(|values| {
+        let mut line = Line([T::default(); N]);
+        line.0[..values.len()].copy_from_slice(values);
+        line
+    });
+    lines.collect()
+}
+
 /// Bytes behind a map that products may read, whatever they are.
 pub(crate) const SLACK: usize = 4;
 

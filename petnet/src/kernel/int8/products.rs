@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::{Requantize, each, place, supported};
+use super::{Line, Requantize, aligned, each, place, supported};
 
 /// Sums of a vector.
 const LANES: usize = 16;
@@ -26,10 +26,10 @@ const ROWS: usize = 8;
 /// `[rows of the window, depth / 4, channels of the block, 4]`.
 #[derive(Debug)]
 pub(crate) struct Packed {
-    weights: Vec<i8>,
+    weights: Vec<Line<i8, 64>>,
     /// Scale and offset, in the order of each block's sums.
-    scale: Vec<f32>,
-    offset: Vec<f32>,
+    scale: Vec<Line<f32, LANES>>,
+    offset: Vec<Line<f32, LANES>>,
     residual: f32,
     /// Rows of the window.
     rows: usize,
@@ -62,6 +62,7 @@ impl Packed {
                 }
             }
         }
+        let (weights, scale, offset) = (aligned(&weights), aligned(&scale), aligned(&offset));
         Self { weights, scale, offset, residual: requantize.residual, rows, depth, outputs }
     }
 
@@ -131,8 +132,8 @@ impl Product<'_> {
             let (channel, count) = (first * LANES, width * LANES);
             Block {
                 x: x.as_ptr(),
-                weights: packed.weights[channel * rows * depth..].as_ptr(),
-                affine: [&packed.scale, &packed.offset].map(|values| values[channel..].as_ptr()),
+                weights: packed.weights[channel * rows * depth / 64..].as_ptr().cast(),
+                affine: [&packed.scale, &packed.offset].map(|values| values[first..].as_ptr().cast()),
                 // SAFETY: the first channel of a block lies within each pixel.
                 out: unsafe { out.add(channel) },
                 residual: residual.map(|residual| residual[channel..].as_ptr()),
