@@ -180,7 +180,9 @@ pub enum ModelError {
     #[error("quantization has no range for feature map `{0}`")]
     MissingRange(String),
     /// The range of a feature map holds no values, or is not finite.
-    #[error("quantization: the range of feature map `{name}` is {range:?}, must be finite and not empty")]
+    #[error(
+        "quantization: the range of feature map `{name}` is {range:?}, must be finite and not empty"
+    )]
     Range {
         /// The node that gives the feature map.
         name: String,

@@ -50,7 +50,8 @@ impl Checkpoint {
             return Err(ModelError::NoImages);
         }
         let (graph, normalization) = (&info.graph, info.normalization);
-        let network = Network { graph, normalization, side: size as usize, weights: self.weights() };
+        let network =
+            Network { graph, normalization, side: size as usize, weights: self.weights() };
         let engine = Engine::new(network)?;
         let mut histograms = BTreeMap::<usize, Histogram>::new();
         for image in images {
@@ -58,9 +59,13 @@ impl Checkpoint {
             if [width, height] != [size; 2] {
                 return Err(ModelError::OtherSize { width, height, size });
             }
-            engine.observe(image.data(), |node, pixel| histograms.entry(node).or_default().add(pixel));
+            engine.observe(image.data(), |node, pixel| {
+                histograms.entry(node).or_default().add(pixel)
+            });
         }
-        let named = |(node, histogram): (usize, Histogram)| (graph.nodes()[node].name.clone(), histogram.range());
+        let named = |(node, histogram): (usize, Histogram)| {
+            (graph.nodes()[node].name.clone(), histogram.range())
+        };
         Ok(histograms.into_iter().map(named).collect())
     }
 }
@@ -158,7 +163,11 @@ mod tests {
             })
             .collect();
         let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
-        Checkpoint::new(ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess), weights).unwrap()
+        Checkpoint::new(
+            ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess),
+            weights,
+        )
+        .unwrap()
     }
 
     fn image(side: u32, seed: u32) -> Pixels {
@@ -194,7 +203,9 @@ mod tests {
         for range in [[1.0, 0.0], [0.0, f32::NAN], [f32::NEG_INFINITY, 1.0]] {
             let mut ranges = ranges.clone();
             ranges.insert(name.clone(), range);
-            assert!(matches!(reason(with(ranges)), ModelError::Range { name: at, .. } if at == name));
+            assert!(
+                matches!(reason(with(ranges)), ModelError::Range { name: at, .. } if at == name)
+            );
         }
         let mut ranges = ranges.clone();
         ranges.remove(&name);
@@ -209,9 +220,64 @@ mod tests {
         let [low, high] = histogram.range();
         assert!((low + 1.0).abs() < 0.05 && (high - 3.0).abs() < 0.05, "{low} {high}");
         histogram.add(&[5.0]);
-        assert!(histogram.range()[1] > 4.5, "clipping it costs more than coarser levels: {:?}", histogram.range());
+        assert!(
+            histogram.range()[1] > 4.5,
+            "clipping it costs more than coarser levels: {:?}",
+            histogram.range()
+        );
         (0..99).for_each(|_| histogram.add(&even));
         assert!(histogram.range()[1] < 4.0, "{:?}", histogram.range());
         assert_eq!(histogram.bins.iter().sum::<u64>(), 999_901, "all but the zeros");
+    }
+
+    /// The bundled model in bytes beside floats, on JPEG files of a folder whose names begin with their class:
+    /// `PETNET_IMAGES=FOLDER cargo test --release -p petnet --lib real_images -- --ignored --nocapture`.
+    #[test]
+    #[cfg(feature = "pretrained")]
+    #[ignore = "needs images"]
+    fn bytes_agree_with_floats_on_real_images() {
+        use crate::{Classifier, Device};
+        let folder = std::env::var("PETNET_IMAGES").unwrap();
+        let model = Checkpoint::pretrained().unwrap();
+        let floats = Classifier::new(model.clone(), Device::Cpu).unwrap();
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap());
+        let read = |file: std::fs::DirEntry| {
+            let pixels = floats.preprocess(&std::fs::read(file.path()).unwrap()).ok()?;
+            Some((file.file_name().into_string().unwrap(), pixels))
+        };
+        let (names, images): (Vec<_>, Vec<_>) = files.filter_map(read).unzip();
+        let (measured, tested) = images.split_at(100);
+        let expected = floats.classify_pixels(tested).unwrap();
+        let least = model.clone().quantized(measured).unwrap();
+        let info = model.info();
+        let (graph, normalization, side) =
+            (&info.graph, info.normalization, info.preprocess.size as usize);
+        let network = Network { graph, normalization, side, weights: model.weights() };
+        let engine = Engine::new(network).unwrap();
+        let mut ranges = BTreeMap::<String, [f32; 2]>::new();
+        for image in measured {
+            engine.observe(image.data(), |node, pixel| {
+                let [low, high] = ranges.entry(graph.nodes()[node].name.clone()).or_default();
+                pixel.iter().for_each(|value| {
+                    (*low, *high) = (low.min(*value), high.max(*value));
+                });
+            });
+        }
+        let whole = model.clone().with_quantization(Some(Quantization { ranges })).unwrap();
+        for (name, model) in [("least error", least), ("smallest and largest", whole)] {
+            let ours = Classifier::new(model, Device::Cpu).unwrap().classify_pixels(tested).unwrap();
+            let pairs = || ours.iter().zip(&expected);
+            let agree = pairs().filter(|(ours, theirs)| ours.index == theirs.index).count();
+            let right = |all: &[crate::Prediction]| {
+                let named = all.iter().zip(&names[100..]);
+                named.filter(|(guess, name)| name.starts_with(&guess.label)).count()
+            };
+            let far = pairs().map(|(ours, theirs)| {
+                f64::from((ours.probabilities[0] - theirs.probabilities[0]).abs())
+            });
+            let far = far.sum::<f64>() / ours.len() as f64;
+            let (ours, theirs) = (right(&ours), right(&expected));
+            println!("{name}: {agree} of {} agree, {ours} right, {theirs} in floats; probabilities differ by {far:.5}", expected.len());
+        }
     }
 }

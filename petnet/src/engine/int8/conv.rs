@@ -59,7 +59,11 @@ impl Conv {
     /// Fills `out`, the residual lies as it does.
     pub(super) fn run(&self, input: Input<'_, u8>, residual: Option<&[u8]>, out: &mut [u8]) {
         let window = self.form.conv.window;
-        if window.kernel == 1 && window.stride == 1 && self.padding() == [[0; 2]; 2] && !self.form.pool {
+        if window.kernel == 1
+            && window.stride == 1
+            && self.padding() == [[0; 2]; 2]
+            && !self.form.pool
+        {
             return self.pointwise(input, residual, out);
         }
         let row = self.output.row();
@@ -97,7 +101,8 @@ impl Conv {
         let (weights, step) = (&self.weights, self.form.conv.inputs);
         let (pixels, threads) = (out.len() / weights.outputs(), input.threads());
         let by_channels = threads > 1 && pixels < weights.outputs();
-        let share = if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE) };
+        let share =
+            if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE) };
         let strides = Strides { width: usize::MAX, pixel: step, row: 0, window: 0 };
         let parts = out.par_chunks_mut(share * weights.outputs()).enumerate();
         parts.with_min_len(input.grain()).for_each(|(part, out)| {

@@ -28,7 +28,8 @@ impl Levels {
     /// From the smallest to the largest value of a map. They end where its activation does, so that saturation to
     /// bytes is the activation.
     fn new([low, high]: [f32; 2], activation: Option<Activation>) -> Self {
-        let [floor, ceiling] = activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
+        let [floor, ceiling] =
+            activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
         let (low, high) = (low.min(0.0).max(floor), high.max(0.0).min(ceiling));
         let scale = if high > low { (high - low) / 255.0 } else { 1.0 };
         Self { scale, zero: (-low / scale).round() as u8 }

@@ -1,8 +1,8 @@
 //! Plans of bytes beside those of floats.
 
 use super::*;
-use crate::arch::tests::small;
 use crate::arch::Normalization;
+use crate::arch::tests::small;
 use crate::engine::{Engine, Network, Outputs, Plans, Ranges};
 use crate::graph::Graph;
 use crate::kernel::int8::supported;
@@ -46,7 +46,8 @@ pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
 /// Both engines of a network, the second by the ranges of the first on the images.
 pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
     let weights = weights(graph);
-    let network = Network { graph, normalization: Normalization::default(), side, weights: &weights };
+    let network =
+        Network { graph, normalization: Normalization::default(), side, weights: &weights };
     let floats = Engine::new(network).unwrap();
     let mut ranges = Ranges::new();
     for image in pixels.chunks_exact(side * side * 3) {
@@ -61,7 +62,8 @@ pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] 
 
 /// The largest difference of logits, as a share of their standard deviation over images and classes.
 fn difference(ours: &[Outputs], theirs: &[Outputs]) -> f32 {
-    let pairs = ours.iter().zip(theirs).flat_map(|(ours, theirs)| ours.logits.iter().zip(&theirs.logits));
+    let pairs =
+        ours.iter().zip(theirs).flat_map(|(ours, theirs)| ours.logits.iter().zip(&theirs.logits));
     let largest = pairs.map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f32::max);
     let all: Vec<f32> = theirs.iter().flat_map(|outputs| outputs.logits.iter().copied()).collect();
     let mean = all.iter().sum::<f32>() / all.len() as f32;
@@ -101,7 +103,10 @@ fn a_plan_of_bytes_says_what_one_of_floats_says() {
 fn levels_end_where_the_activation_does() {
     let relu = Levels::new([-3.0, 51.0], Some(Activation::Relu));
     assert_eq!(relu, Levels { scale: 0.2, zero: 0 });
-    assert_eq!(Levels::new([0.0, 9.0], Some(Activation::Relu6)), Levels { scale: 6.0 / 255.0, zero: 0 });
+    assert_eq!(
+        Levels::new([0.0, 9.0], Some(Activation::Relu6)),
+        Levels { scale: 6.0 / 255.0, zero: 0 }
+    );
     assert_eq!(Levels::new([-51.0, 204.0], None), Levels { scale: 1.0, zero: 51 });
     assert_eq!(Levels::new([1.0, 51.0], None).zero, 0, "zero is always a level");
     assert_eq!(Levels::new([0.0, 0.0], None), Levels { scale: 1.0, zero: 0 });
@@ -132,7 +137,9 @@ fn speed() {
                     times[times.len() / 2]
                 });
                 let ratio = floats / bytes;
-                println!("{side} px, {threads} threads, {count:2} images: f32 {floats:.2} ms, int8 {bytes:.2} ms, {ratio:.2}");
+                println!(
+                    "{side} px, {threads} threads, {count:2} images: f32 {floats:.2} ms, int8 {bytes:.2} ms, {ratio:.2}"
+                );
             }
         }
     }
@@ -142,13 +149,24 @@ fn speed() {
     let engines = engines(&graph, side, &pixels);
     let profiles = engines.each_ref().map(|engine| {
         let all: Vec<_> = (0..50).map(|_| pool.install(|| engine.profile(&pixels))).collect();
-        (0..all[0].len()).map(move |step| {
-            let mut times: Vec<_> = all.iter().map(|profile| profile[step].2.as_secs_f64() * 1e6).collect();
-            times.sort_by(f64::total_cmp);
-            (all[0][step].0, all[0][step].1, times[times.len() / 2])
-        }).collect::<Vec<_>>()
+        (0..all[0].len())
+            .map(move |step| {
+                let mut times: Vec<_> =
+                    all.iter().map(|profile| profile[step].2.as_secs_f64() * 1e6).collect();
+                times.sort_by(f64::total_cmp);
+                (all[0][step].0, all[0][step].1, times[times.len() / 2])
+            })
+            .collect::<Vec<_>>()
     });
     for (floats, bytes) in profiles[0].iter().zip(&profiles[1]) {
-        println!("{:28} {:7.1} M {:8.1} us {:8.1} us {:5.2} {:6.0} GOP/s", floats.0, floats.1 as f64 * 1e-6, floats.2, bytes.2, floats.2 / bytes.2, bytes.1 as f64 * 1e-3 / bytes.2);
+        println!(
+            "{:28} {:7.1} M {:8.1} us {:8.1} us {:5.2} {:6.0} GOP/s",
+            floats.0,
+            floats.1 as f64 * 1e-6,
+            floats.2,
+            bytes.2,
+            floats.2 / bytes.2,
+            bytes.1 as f64 * 1e-3 / bytes.2
+        );
     }
 }

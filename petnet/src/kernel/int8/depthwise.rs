@@ -97,7 +97,8 @@ impl Tiling {
     }
 
     fn pairs(self) -> impl Iterator<Item = [usize; 2]> {
-        let all = (0..self.outputs).flat_map(move |output| (0..self.quads).map(move |quad| [output, quad]));
+        let all = (0..self.outputs)
+            .flat_map(move |output| (0..self.quads).map(move |quad| [output, quad]));
         all.filter(move |[output, quad]| self.overlap(*output, *quad))
     }
 }
@@ -132,14 +133,29 @@ impl Depthwise {
     }
 
     /// Some rows of the output; `out`, and the residual if there is one, begin with the first of them.
-    pub(crate) fn rows(&self, x: &[u8], rows: Range<usize>, residual: Option<&[u8]>, out: &mut [u8]) {
-        let Geometry { height, width, channels, kernel, stride, out_width, out_height, .. } = self.geometry;
+    pub(crate) fn rows(
+        &self,
+        x: &[u8],
+        rows: Range<usize>,
+        residual: Option<&[u8]>,
+        out: &mut [u8],
+    ) {
+        let Geometry { height, width, channels, kernel, stride, out_width, out_height, .. } =
+            self.geometry;
         assert!(supported() && rows.end <= out_height && x.len() >= height * width * channels);
         assert!(out.len() == rows.len() * out_width * channels);
         assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
         let mut buffer = PADDED.take();
         for chunk in &self.chunks {
-            let job = Job { conv: self, chunk, x, rows: rows.clone(), residual, out, buffer: &mut buffer };
+            let job = Job {
+                conv: self,
+                chunk,
+                x,
+                rows: rows.clone(),
+                residual,
+                out,
+                buffer: &mut buffer,
+            };
             // SAFETY: the instructions are there, and the maps are as long as the geometry says.
             unsafe {
                 match chunk.lanes {
@@ -229,10 +245,14 @@ impl Job<'_> {
     unsafe fn tiles<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
         mut self,
     ) {
-        let Geometry { height, width, channels, kernel, stride, padding, out_width, .. } = self.conv.geometry;
+        let Geometry { height, width, channels, kernel, stride, padding, out_width, .. } =
+            self.conv.geometry;
         let tiles = out_width.div_ceil(P);
         let start = |y: usize, x: usize| {
-            [(y * stride) as isize - padding[0] as isize, (x * stride) as isize - padding[1] as isize]
+            [
+                (y * stride) as isize - padding[0] as isize,
+                (x * stride) as isize - padding[1] as isize,
+            ]
         };
         let band = Region {
             start: start(self.rows.start, 0),
@@ -255,10 +275,19 @@ impl Job<'_> {
                     let source = if small {
                         let row = band.width * L::CHANNELS;
                         let at = line * stride * row + tile * P * stride * L::CHANNELS;
-                        Source { x: self.buffer.as_ptr().cast::<u8>().add(at), pixel: L::CHANNELS, row }
+                        Source {
+                            x: self.buffer.as_ptr().cast::<u8>().add(at),
+                            pixel: L::CHANNELS,
+                            row,
+                        }
                     } else if inside {
-                        let at = (top as usize * width + left as usize) * channels + self.chunk.first;
-                        Source { x: self.x.as_ptr().add(at), pixel: channels, row: width * channels }
+                        let at =
+                            (top as usize * width + left as usize) * channels + self.chunk.first;
+                        Source {
+                            x: self.x.as_ptr().add(at),
+                            pixel: channels,
+                            row: width * channels,
+                        }
                     } else {
                         self.copy::<L>(Region { start: [top, left], height: kernel, width: 4 * Q });
                         let (x, pixel) = (self.buffer.as_ptr().cast(), L::CHANNELS);
@@ -322,7 +351,12 @@ impl Job<'_> {
     /// As [`Job::run`]; the pixels are some of the output.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn write<L: Lanes, const P: usize>(&mut self, sums: [[L::Bytes; 4]; P], first: usize, count: usize) {
+    unsafe fn write<L: Lanes, const P: usize>(
+        &mut self,
+        sums: [[L::Bytes; 4]; P],
+        first: usize,
+        count: usize,
+    ) {
         let mask = mask(self.chunk.count);
         let (scale, offset) = (self.chunk.scale.as_ptr().cast(), self.chunk.offset.as_ptr().cast());
         // SAFETY: as the caller says; a chunk's channels lie within each pixel.
@@ -357,7 +391,11 @@ impl Job<'_> {
         let first = (-left).clamp(0, region.width as isize) as usize;
         let end = (width as isize - left).clamp(first as isize, region.width as isize) as usize;
         for row in 0..region.height {
-            let out = self.buffer.as_mut_ptr().cast::<u8>().wrapping_add(row * region.width * L::CHANNELS);
+            let out = self
+                .buffer
+                .as_mut_ptr()
+                .cast::<u8>()
+                .wrapping_add(row * region.width * L::CHANNELS);
             // SAFETY: the buffer has room for all rows of the region.
             let out = unsafe { std::slice::from_raw_parts_mut(out, region.width * L::CHANNELS) };
             let y = top + row as isize;
@@ -372,7 +410,9 @@ impl Job<'_> {
             for (place, pixel) in inside.chunks_exact_mut(L::CHANNELS).enumerate() {
                 let at = (x as usize + place) * channels + self.chunk.first;
                 // SAFETY: the pixel lies within the map, and the copy has room for a whole vector.
-                unsafe { L::store(pixel.as_mut_ptr(), L::load(self.x.as_ptr().add(at), mask), u64::MAX) }
+                unsafe {
+                    L::store(pixel.as_mut_ptr(), L::load(self.x.as_ptr().add(at), mask), u64::MAX)
+                }
             }
         }
     }

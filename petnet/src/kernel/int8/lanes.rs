@@ -92,12 +92,15 @@ macro_rules! lanes {
                 for vector in 0..4 {
                     let at = vector * $channels / 4;
                     // SAFETY: there is a factor and a summand for each channel.
-                    let (scale, offset) = unsafe { ($loadf(scale.add(at)), $loadf(offset.add(at))) };
+                    let (scale, offset) =
+                        unsafe { ($loadf(scale.add(at)), $loadf(offset.add(at))) };
                     let mut value = $fma($words(sums[vector]), scale, offset);
                     if let Some((bytes, factor)) = residual {
                         // Four bytes of each lane become four integers.
                         let $four = _mm_or_si128(
-                            _mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1),
+                            _mm_setr_epi8(
+                                0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1,
+                            ),
                             _mm_set1_epi32(4 * vector as i32),
                         );
                         let added = $words($shuffle(bytes, $broadcast));

@@ -56,9 +56,12 @@ impl Packed {
                 let at = place(channel, width, 4);
                 scale[first + at] = requantize.scale[first + channel];
                 offset[first + at] = requantize.offset[first + channel];
-                for (row, value) in (0..rows).flat_map(|row| (0..run).map(move |value| (row, value))) {
+                for (row, value) in
+                    (0..rows).flat_map(|row| (0..run).map(move |value| (row, value)))
+                {
                     let group = (row * depth + value) / 4;
-                    block[(group * count + at) * 4 + value % 4] = weight(row, value, first + channel);
+                    block[(group * count + at) * 4 + value % 4] =
+                        weight(row, value, first + channel);
                 }
             }
         }
@@ -133,7 +136,8 @@ impl Product<'_> {
             Block {
                 x: x.as_ptr(),
                 weights: packed.weights[channel * rows * depth / 64..].as_ptr().cast(),
-                affine: [&packed.scale, &packed.offset].map(|values| values[first..].as_ptr().cast()),
+                affine: [&packed.scale, &packed.offset]
+                    .map(|values| values[first..].as_ptr().cast()),
                 // SAFETY: the first channel of a block lies within each pixel.
                 out: unsafe { out.add(channel) },
                 residual: residual.map(|residual| residual[channel..].as_ptr()),
@@ -240,7 +244,10 @@ impl Block<'_> {
     /// As [`Block::tile`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn sums<const R: usize, const V: usize>(&self, places: &[usize; ROWS]) -> [[__m512i; V]; R] {
+    unsafe fn sums<const R: usize, const V: usize>(
+        &self,
+        places: &[usize; ROWS],
+    ) -> [[__m512i; V]; R] {
         let [rows, depth, _] = self.shape;
         let mut sums = [[_mm512_setzero_si512(); V]; R];
         // SAFETY: windows and weights lie within what they point into, as the caller says.
@@ -259,7 +266,8 @@ impl Block<'_> {
                     vectors[vector] = _mm512_loadu_si512(weights.add(vector * 64).cast());
                 }
                 for row in 0..R {
-                    let values = _mm512_set1_epi32(x[row].wrapping_add(at).cast::<i32>().read_unaligned());
+                    let values =
+                        _mm512_set1_epi32(x[row].wrapping_add(at).cast::<i32>().read_unaligned());
                     for vector in 0..V {
                         let sum = sums[row][vector];
                         sums[row][vector] = _mm512_dpbusd_epi32(sum, values, vectors[vector]);
@@ -283,7 +291,11 @@ impl Block<'_> {
     /// The CPU has the instructions; the residual has the block's channels.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn add<const V: usize>(&self, mut values: [__m512; V], residual: *const u8) -> [__m512; V] {
+    unsafe fn add<const V: usize>(
+        &self,
+        mut values: [__m512; V],
+        residual: *const u8,
+    ) -> [__m512; V] {
         // SAFETY: no more is read than the block's channels.
         let bytes = unsafe { _mm512_maskz_loadu_epi8(self.mask(), residual.cast()) };
         let bytes = _mm512_permutexvar_epi32(spread(V), bytes);

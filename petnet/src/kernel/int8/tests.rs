@@ -37,7 +37,8 @@ fn requantize(outputs: usize, depth: usize, exact: bool) -> Requantize {
 
 /// A byte of the output, beside its value before rounding.
 fn close(ours: u8, sum: i64, residual: Option<u8>, output: usize, requantize: &Requantize) -> bool {
-    let [scale, offset] = [&requantize.scale, &requantize.offset].map(|values| f64::from(values[output]));
+    let [scale, offset] =
+        [&requantize.scale, &requantize.offset].map(|values| f64::from(values[output]));
     let added = residual.map_or(0.0, |byte| f64::from(byte) * f64::from(requantize.residual));
     let value = (sum as f64 * scale + offset + added).clamp(0.0, 255.0);
     // Rounding loses half a step, and a little more where sums in f32 are inexact.
