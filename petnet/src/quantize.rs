@@ -265,7 +265,8 @@ mod tests {
         }
         let whole = model.clone().with_quantization(Some(Quantization { ranges })).unwrap();
         for (name, model) in [("least error", least), ("smallest and largest", whole)] {
-            let ours = Classifier::new(model, Device::Cpu).unwrap().classify_pixels(tested).unwrap();
+            let ours =
+                Classifier::new(model, Device::Cpu).unwrap().classify_pixels(tested).unwrap();
             let pairs = || ours.iter().zip(&expected);
             let agree = pairs().filter(|(ours, theirs)| ours.index == theirs.index).count();
             let right = |all: &[crate::Prediction]| {
@@ -277,7 +278,10 @@ mod tests {
             });
             let far = far.sum::<f64>() / ours.len() as f64;
             let (ours, theirs) = (right(&ours), right(&expected));
-            println!("{name}: {agree} of {} agree, {ours} right, {theirs} in floats; probabilities differ by {far:.5}", expected.len());
+            println!(
+                "{name}: {agree} of {} agree, {ours} right, {theirs} in floats; probabilities differ by {far:.5}",
+                expected.len()
+            );
         }
     }
 }
