@@ -4,7 +4,8 @@ use super::*;
 use crate::arch::Normalization;
 use crate::arch::tests::small;
 use crate::engine::{Engine, Network, Outputs, Plans, Ranges};
-use crate::graph::Graph;
+use crate::error::ModelError;
+use crate::graph::{Builder, Graph, Groups, Window};
 use crate::kernel::int8::supported;
 use crate::passes;
 use crate::weights::{Weight, Weights};
@@ -84,8 +85,14 @@ fn a_plan_of_bytes_says_what_one_of_floats_says() {
             assert!(matches!(bytes.0, Plans::Int8(_)), "{}", graph.name());
             let (ours, theirs) = (bytes.run(&pixels), floats.run(&pixels));
             let far = difference(&ours, &theirs);
-            println!("{} of {side} pixels: {far:.4}", graph.name());
-            assert!(far < 0.2, "{} of {side} pixels: {far}", graph.name());
+            // A map's range is about 8 of its standard deviations: rounded to 255 steps, its values are wrong by a
+            // standard deviation of 8 / 255 / sqrt(12), 0.9 % of their own, and weights add about as little again to
+            // make it 1 %. Errors of steps are independent; the largest of these few logits lies within three times
+            // their standard deviation.
+            let steps = passes::fuse(&graph).len();
+            let tolerance = 3.0 * 0.01 * (steps as f32).sqrt();
+            println!("{} of {side} pixels: {far:.4} of {tolerance:.4}", graph.name());
+            assert!(far < tolerance, "{} of {side} pixels: {far}", graph.name());
             // A lone image runs on all cores.
             let image = &pixels[..side * side * 3];
             assert_eq!(bytes.run(image), ours[..1], "{}", graph.name());
@@ -93,9 +100,45 @@ fn a_plan_of_bytes_says_what_one_of_floats_says() {
             assert_eq!(outputs, ours[0]);
             let (_, expected) = floats.explain(image);
             assert_eq!([heat.height, heat.width], [expected.height, expected.width]);
-            let steps = passes::fuse(&graph).len();
             assert_eq!(bytes.profile(image).len(), steps);
         }
+    }
+}
+
+#[test]
+fn what_bytes_cannot_compute_runs_in_floats() {
+    let net = |norm: bool| {
+        let mut net = Builder::new("sum");
+        let x = net.conv_norm("stem", Builder::IMAGE, 8, Window::same(3, 2), Groups::One);
+        let x = net.add(x, x);
+        let x = if norm { net.batch_norm("sum.norm", x, 1e-3) } else { x };
+        let features = net.global_avg_pool(x);
+        net.linear("head", features, 2);
+        net.build().unwrap()
+    };
+    let pixels = images(32, 2);
+    for norm in [false, true] {
+        let graph = net(norm);
+        let [floats, bytes] = engines(&graph, 32, &pixels);
+        assert!(matches!(bytes.0, Plans::F32(_)), "a sum follows no convolution");
+        assert_eq!(floats.run(&pixels), bytes.run(&pixels));
+    }
+    // Values that are far outside of a range would not fit 32 bits when they are rounded.
+    let graph = small()[1].graph(2).unwrap();
+    let weights = weights(&graph);
+    let network = Network {
+        graph: &graph,
+        normalization: Normalization::default(),
+        side: 32,
+        weights: &weights,
+    };
+    let names =
+        passes::fuse(&graph).into_iter().map(|step| graph.nodes()[step.output].name.clone());
+    let ranges: Ranges = names.map(|name| (name, [0.0, 1e-30])).collect();
+    assert!(matches!(Engine::quantized(network, &ranges).unwrap().0, Plans::F32(_)));
+    let missing = Engine::quantized(network, &Ranges::new());
+    if supported() {
+        assert!(matches!(missing, Err(ModelError::MissingRange(_))));
     }
 }
 
