@@ -229,4 +229,59 @@ mod tests {
         assert!(histogram.range()[1] < 4.0, "{:?}", histogram.range());
         assert_eq!(histogram.bins.iter().sum::<u64>(), 999_901, "all but the zeros");
     }
+
+    /// The bundled model in bytes beside floats, on JPEG files of a folder whose names begin with their class:
+    /// `PETNET_IMAGES=FOLDER cargo test --release -p petnet --lib real_images -- --ignored --nocapture`.
+    #[test]
+    #[cfg(feature = "pretrained")]
+    #[ignore = "needs images"]
+    fn bytes_agree_with_floats_on_real_images() {
+        use crate::{Classifier, Device};
+        let folder = std::env::var("PETNET_IMAGES").unwrap();
+        let model = Checkpoint::pretrained().unwrap();
+        let floats = Classifier::new(model.clone(), Device::Cpu).unwrap();
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap());
+        let read = |file: std::fs::DirEntry| {
+            let pixels = floats.preprocess(&std::fs::read(file.path()).unwrap()).ok()?;
+            Some((file.file_name().into_string().unwrap(), pixels))
+        };
+        let (names, images): (Vec<_>, Vec<_>) = files.filter_map(read).unzip();
+        let (measured, tested) = images.split_at(100);
+        let expected = floats.classify_pixels(tested).unwrap();
+        let least = model.clone().quantized(measured).unwrap();
+        let info = model.info();
+        let (graph, normalization, side) =
+            (&info.graph, info.normalization, info.preprocess.size as usize);
+        let network = Network { graph, normalization, side, weights: model.weights() };
+        let engine = Engine::new(network).unwrap();
+        let mut ranges = BTreeMap::<String, [f32; 2]>::new();
+        for image in measured {
+            engine.observe(image.data(), |node, pixel| {
+                let [low, high] = ranges.entry(graph.nodes()[node].name.clone()).or_default();
+                pixel.iter().for_each(|value| {
+                    (*low, *high) = (low.min(*value), high.max(*value));
+                });
+            });
+        }
+        let whole = model.clone().with_quantization(Some(Quantization { ranges })).unwrap();
+        for (name, model) in [("least error", least), ("smallest and largest", whole)] {
+            let ours =
+                Classifier::new(model, Device::Cpu).unwrap().classify_pixels(tested).unwrap();
+            let pairs = || ours.iter().zip(&expected);
+            let agree = pairs().filter(|(ours, theirs)| ours.index == theirs.index).count();
+            let right = |all: &[crate::Prediction]| {
+                let named = all.iter().zip(&names[100..]);
+                named.filter(|(guess, name)| name.starts_with(&guess.label)).count()
+            };
+            let far = pairs().map(|(ours, theirs)| {
+                f64::from((ours.probabilities[0] - theirs.probabilities[0]).abs())
+            });
+            let far = far.sum::<f64>() / ours.len() as f64;
+            let (ours, theirs) = (right(&ours), right(&expected));
+            println!(
+                "{name}: {agree} of {} agree, {ours} right, {theirs} in floats; probabilities differ by {far:.5}",
+                expected.len()
+            );
+        }
+    }
 }

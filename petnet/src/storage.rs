@@ -20,7 +20,8 @@ pub enum Precision {
     F16,
     /// One byte, and a scale for each output channel (Krishnamoorthi, "Quantizing deep convolutional
     /// networks", 2018): a quarter of the file; biases and norms stay exact. It is a smaller file, not a
-    /// faster network: weights are floats again once they are read.
+    /// faster network: weights are floats again once they are read. For inference in bytes, see
+    /// [`Checkpoint::quantized`](crate::Checkpoint::quantized).
     Int8,
 }
 

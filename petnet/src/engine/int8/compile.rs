@@ -105,59 +105,54 @@ impl Integers {
 
 impl Quantizer<'_> {
     fn step(&self, step: &passes::Step) -> Result<Option<Step<Kernel>>, ModelError> {
-        let graph = self.compiler.graph;
-        let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
-        let (node, kernel, flops) = match step.main {
+        let (node, made) = match step.main {
             Main::Identity => return Ok(None),
-            Main::MaxPool(node) => {
-                let Op::MaxPool(window) = graph.nodes()[node].op else { return Ok(None) };
-                (node, Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
-            }
-            Main::Conv(node) => {
-                let Op::Conv2d(conv) = graph.nodes()[node].op else { return Ok(None) };
-                let Epilogue { norm, pool, .. } = step.epilogue;
-                let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
-                let integers = Integers::new(&weights, conv.outputs);
-                let Some(requantize) = self.requantize(step, &integers, &bias) else {
-                    return Ok(None);
-                };
-                let zero = self.levels[step.input].zero;
-                let border =
-                    if step.input == 0 { self.border.to_vec() } else { vec![zero; conv.inputs] };
-                let window = conv.window;
-                let kernel = if conv.is_depthwise() {
-                    Kernel::Depthwise(Depthwise::new(
-                        (window, zero),
-                        &integers.weights,
-                        &requantize,
-                        shapes,
-                    ))
-                } else {
-                    let form = Form { conv, pool, border };
-                    Kernel::Conv(Conv::new(form, &integers.weights, &requantize, shapes))
-                };
-                let [height, width] =
-                    [shapes[0].height, shapes[0].width].map(|len| window.output(len));
-                let pixels = height.unwrap_or_default() * width.unwrap_or_default();
-                (node, kernel, passes::conv_flops(&conv, pixels))
-            }
+            Main::MaxPool(node) => (node, self.max_pool(step, node)),
+            Main::Conv(node) => (node, self.conv(step, node)?),
         };
         let (input, residual, output) = (step.input, step.epilogue.residual, step.output);
-        Ok(Some(Step {
-            name: self.compiler.name(node).into(),
-            kernel,
-            input,
-            residual,
-            output,
-            flops,
-        }))
+        let name = self.compiler.name(node).to_string();
+        Ok(made.map(|(kernel, flops)| Step { name, kernel, input, residual, output, flops }))
+    }
+
+    fn max_pool(&self, step: &passes::Step, node: usize) -> Option<(Kernel, u64)> {
+        let Op::MaxPool(window) = self.compiler.graph.nodes()[node].op else { return None };
+        let pool = MaxPool { window, output: self.compiler.shape(step.output) };
+        Some((Kernel::MaxPool(pool), 0))
+    }
+
+    /// A convolution and its operations.
+    fn conv(&self, step: &passes::Step, node: usize) -> Result<Option<(Kernel, u64)>, ModelError> {
+        let Op::Conv2d(conv) = self.compiler.graph.nodes()[node].op else { return Ok(None) };
+        let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
+        let Epilogue { norm, pool, .. } = step.epilogue;
+        let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
+        let Integers { weights, scale } = Integers::new(&weights, conv.outputs);
+        let Some(requantize) = self.requantize(step, (&weights, &scale), &bias) else {
+            return Ok(None);
+        };
+        let zero = self.levels[step.input].zero;
+        let kernel = if conv.is_depthwise() {
+            let conv = Depthwise::new((conv.window, zero), &weights, &requantize, shapes);
+            Kernel::Depthwise(conv)
+        } else {
+            let border = match step.input {
+                0 => self.border.to_vec(),
+                _ => vec![zero; conv.inputs],
+            };
+            let form = Form { conv, pool, border };
+            Kernel::Conv(Conv::new(form, &weights, &requantize, shapes))
+        };
+        let sides = [shapes[0].height, shapes[0].width];
+        let pixels = sides.map(|len| conv.window.output(len).unwrap_or_default());
+        Ok(Some((kernel, passes::conv_flops(&conv, pixels[0] * pixels[1]))))
     }
 
     /// How a convolution's sums become bytes; `None` where they may be too large for 32 bits.
     fn requantize(
         &self,
         step: &passes::Step,
-        integers: &Integers,
+        (weights, scales): (&[i8], &[f32]),
         bias: &[f32],
     ) -> Option<Requantize> {
         let [input, output] = [step.input, step.output].map(|node| self.levels[node]);
@@ -165,8 +160,8 @@ impl Quantizer<'_> {
             Some(Levels { scale, zero }) => (f32::from(zero), scale / output.scale),
             None => (0.0, 0.0),
         };
-        let values = integers.weights.len() / bias.len();
-        let channels = integers.weights.chunks_exact(values).zip(&integers.scale).zip(bias);
+        let values = weights.len() / bias.len();
+        let channels = weights.chunks_exact(values).zip(scales).zip(bias);
         let affine = channels.map(|((weights, weight_scale), bias)| {
             let scale = input.scale * weight_scale / output.scale;
             let sum: i64 = weights.iter().copied().map(i64::from).sum();

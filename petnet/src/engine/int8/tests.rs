@@ -4,7 +4,8 @@ use super::*;
 use crate::arch::Normalization;
 use crate::arch::tests::small;
 use crate::engine::{Engine, Network, Outputs, Plans, Ranges};
-use crate::graph::Graph;
+use crate::error::ModelError;
+use crate::graph::{Builder, Graph, Groups, Window};
 use crate::kernel::int8::supported;
 use crate::passes;
 use crate::weights::{Weight, Weights};
@@ -84,8 +85,14 @@ fn a_plan_of_bytes_says_what_one_of_floats_says() {
             assert!(matches!(bytes.0, Plans::Int8(_)), "{}", graph.name());
             let (ours, theirs) = (bytes.run(&pixels), floats.run(&pixels));
             let far = difference(&ours, &theirs);
-            println!("{} of {side} pixels: {far:.4}", graph.name());
-            assert!(far < 0.2, "{} of {side} pixels: {far}", graph.name());
+            // A map's range is about 8 of its standard deviations: rounded to 255 steps, its values are wrong by a
+            // standard deviation of 8 / 255 / sqrt(12), 0.9 % of their own, and weights add about as little again to
+            // make it 1 %. Errors of steps are independent; the largest of these few logits lies within three times
+            // their standard deviation.
+            let steps = passes::fuse(&graph).len();
+            let tolerance = 3.0 * 0.01 * (steps as f32).sqrt();
+            println!("{} of {side} pixels: {far:.4} of {tolerance:.4}", graph.name());
+            assert!(far < tolerance, "{} of {side} pixels: {far}", graph.name());
             // A lone image runs on all cores.
             let image = &pixels[..side * side * 3];
             assert_eq!(bytes.run(image), ours[..1], "{}", graph.name());
@@ -93,9 +100,45 @@ fn a_plan_of_bytes_says_what_one_of_floats_says() {
             assert_eq!(outputs, ours[0]);
             let (_, expected) = floats.explain(image);
             assert_eq!([heat.height, heat.width], [expected.height, expected.width]);
-            let steps = passes::fuse(&graph).len();
             assert_eq!(bytes.profile(image).len(), steps);
         }
+    }
+}
+
+#[test]
+fn what_bytes_cannot_compute_runs_in_floats() {
+    let net = |norm: bool| {
+        let mut net = Builder::new("sum");
+        let x = net.conv_norm("stem", Builder::IMAGE, 8, Window::same(3, 2), Groups::One);
+        let x = net.add(x, x);
+        let x = if norm { net.batch_norm("sum.norm", x, 1e-3) } else { x };
+        let features = net.global_avg_pool(x);
+        net.linear("head", features, 2);
+        net.build().unwrap()
+    };
+    let pixels = images(32, 2);
+    for norm in [false, true] {
+        let graph = net(norm);
+        let [floats, bytes] = engines(&graph, 32, &pixels);
+        assert!(matches!(bytes.0, Plans::F32(_)), "a sum follows no convolution");
+        assert_eq!(floats.run(&pixels), bytes.run(&pixels));
+    }
+    // Values that are far outside of a range would not fit 32 bits when they are rounded.
+    let graph = small()[1].graph(2).unwrap();
+    let weights = weights(&graph);
+    let network = Network {
+        graph: &graph,
+        normalization: Normalization::default(),
+        side: 32,
+        weights: &weights,
+    };
+    let names =
+        passes::fuse(&graph).into_iter().map(|step| graph.nodes()[step.output].name.clone());
+    let ranges: Ranges = names.map(|name| (name, [0.0, 1e-30])).collect();
+    assert!(matches!(Engine::quantized(network, &ranges).unwrap().0, Plans::F32(_)));
+    let missing = Engine::quantized(network, &Ranges::new());
+    if supported() {
+        assert!(matches!(missing, Err(ModelError::MissingRange(_))));
     }
 }
 
@@ -112,61 +155,54 @@ fn levels_end_where_the_activation_does() {
     assert_eq!(Levels::new([0.0, 0.0], None), Levels { scale: 1.0, zero: 0 });
 }
 
-/// Speed of both engines on EfficientNet-Lite0; `cargo test --release -p petnet --lib speed -- --ignored --nocapture`.
+/// Milliseconds of an image in floats and in bytes: medians, taken in turns;
+/// `cargo test --release -p petnet --lib speed -- --ignored --nocapture`.
 #[test]
 #[ignore = "measures time"]
 fn speed() {
-    let graph = crate::arch::Architecture::named("efficientnet_lite0").unwrap().graph(2).unwrap();
-    for side in [160, 224] {
+    for (name, side) in [("efficientnet_lite0", 160), ("efficientnet_lite0", 224), ("petnet", 160)]
+    {
+        let graph = crate::arch::Architecture::named(name).unwrap().graph(2).unwrap();
         let pixels = images(side, 16);
         let engines = engines(&graph, side, &pixels[..side * side * 6]);
-        for threads in [1, 2] {
+        for (threads, count) in [(1, 1), (1, 16), (2, 1), (2, 16)] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            for count in [1, 16] {
-                let pixels = &pixels[..count * side * side * 3];
-                let mut times = [Vec::new(), Vec::new()];
-                for _ in 0..120 / count.min(4) {
-                    for (engine, times) in engines.iter().zip(&mut times) {
-                        let began = std::time::Instant::now();
-                        pool.install(|| engine.run(pixels));
-                        times.push(began.elapsed().as_secs_f64() * 1e3 / count as f64);
-                    }
+            let pixels = &pixels[..count * side * side * 3];
+            let mut times = [Vec::new(), Vec::new()];
+            for _ in 0..120 / count.min(4) {
+                for (engine, times) in engines.iter().zip(&mut times) {
+                    let began = std::time::Instant::now();
+                    pool.install(|| engine.run(pixels));
+                    times.push(began.elapsed().as_secs_f64() * 1e3 / count as f64);
                 }
-                let [floats, bytes] = times.map(|mut times| {
-                    times.sort_by(f64::total_cmp);
-                    times[times.len() / 2]
-                });
-                let ratio = floats / bytes;
-                println!(
-                    "{side} px, {threads} threads, {count:2} images: f32 {floats:.2} ms, int8 {bytes:.2} ms, {ratio:.2}"
-                );
+            }
+            let [floats, bytes] = times.map(median);
+            println!(
+                "{name} {side} px, {threads} threads, {count:2} images: f32 {floats:.2} ms, int8 {bytes:.2} ms, {:.2}",
+                floats / bytes
+            );
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let pixels = &pixels[..side * side * 3];
+        let steps = engines[0].profile(pixels).len();
+        let mut times = vec![[Vec::new(), Vec::new()]; steps];
+        for (number, engine) in (0..50).flat_map(|_| engines.iter().enumerate()) {
+            for (step, times) in pool.install(|| engine.profile(pixels)).iter().zip(&mut times) {
+                times[number].push(step.2.as_secs_f64() * 1e6);
             }
         }
+        let mut sums = [0.0; 2];
+        for (step, times) in engines[1].profile(pixels).iter().zip(times) {
+            let [floats, bytes] = times.map(median);
+            sums = [sums[0] + floats, sums[1] + bytes];
+            let rate = step.1 as f64 * 1e-3 / bytes;
+            println!("{:28} {floats:8.1} us {bytes:8.1} us {rate:6.0} GOP/s", step.0);
+        }
+        println!("{name} {side} px, one thread, sums of medians of steps: {sums:.0?} us");
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let side = 160;
-    let pixels = images(side, 1);
-    let engines = engines(&graph, side, &pixels);
-    let profiles = engines.each_ref().map(|engine| {
-        let all: Vec<_> = (0..50).map(|_| pool.install(|| engine.profile(&pixels))).collect();
-        (0..all[0].len())
-            .map(move |step| {
-                let mut times: Vec<_> =
-                    all.iter().map(|profile| profile[step].2.as_secs_f64() * 1e6).collect();
-                times.sort_by(f64::total_cmp);
-                (all[0][step].0, all[0][step].1, times[times.len() / 2])
-            })
-            .collect::<Vec<_>>()
-    });
-    for (floats, bytes) in profiles[0].iter().zip(&profiles[1]) {
-        println!(
-            "{:28} {:7.1} M {:8.1} us {:8.1} us {:5.2} {:6.0} GOP/s",
-            floats.0,
-            floats.1 as f64 * 1e-6,
-            floats.2,
-            bytes.2,
-            floats.2 / bytes.2,
-            bytes.1 as f64 * 1e-3 / bytes.2
-        );
-    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

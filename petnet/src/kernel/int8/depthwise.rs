@@ -16,14 +16,14 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::lanes::{Lanes, X16, X32, X64};
-use super::{Requantize, place, supported};
+use super::{Line, Requantize, aligned, each, place, supported};
 
 /// Bytes of a padded copy of a small map that stay in the first cache.
 const COPY: usize = 20 << 10;
 
 thread_local! {
     /// A padded copy of a small map, or of what one tile reads.
-    static PADDED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static PADDED: RefCell<Vec<Line<u8, 64>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The sides of a depthwise convolution's maps, and its window.
@@ -59,9 +59,9 @@ struct Chunk {
     /// Channels that the vectors hold: 64, 32 or 16.
     lanes: usize,
     /// `[rows of the window, pairs of an output and a quad that overlap, 4 vectors, lanes / 4, 4]`.
-    weights: Vec<i8>,
-    scale: Vec<f32>,
-    offset: Vec<f32>,
+    weights: Vec<Line<i8, 64>>,
+    scale: Vec<Line<f32, 16>>,
+    offset: Vec<Line<f32, 16>>,
 }
 
 /// How many outputs are computed from how many quads, for windows of `kernel` columns.
@@ -118,20 +118,15 @@ impl Depthwise {
             };
             let count = lanes.min(channels - first);
             let weights = &weights[first * kernel * kernel..][..count * kernel * kernel];
-            let mut chunk = Chunk {
-                first,
-                count,
-                lanes,
-                weights: pack([kernel, lanes], Tiling::of(kernel, stride), weights),
-                scale: vec![0.0; lanes],
-                offset: vec![0.0; lanes],
-            };
-            for channel in 0..count {
-                let at = place(channel, 4, lanes / 16);
-                chunk.scale[at] = requantize.scale[first + channel];
-                chunk.offset[at] = requantize.offset[first + channel];
-            }
-            chunks.push(chunk);
+            let weights = aligned(&pack([kernel, lanes], Tiling::of(kernel, stride), weights));
+            let [scale, offset] = [&requantize.scale, &requantize.offset].map(|values| {
+                let mut placed = vec![0.0; lanes];
+                for (channel, value) in values[first..first + count].iter().enumerate() {
+                    placed[place(channel, 4, lanes / 16)] = *value;
+                }
+                aligned(&placed)
+            });
+            chunks.push(Chunk { first, count, lanes, weights, scale, offset });
             first += count;
         }
         Self { geometry, chunks, residual: requantize.residual }
@@ -203,7 +198,7 @@ struct Job<'a> {
     rows: Range<usize>,
     residual: Option<&'a [u8]>,
     out: &'a mut [u8],
-    buffer: &'a mut Vec<u8>,
+    buffer: &'a mut Vec<Line<u8, 64>>,
 }
 
 /// Pixels of a map, padding included, that a tile or a band of rows reads.
@@ -280,7 +275,11 @@ impl Job<'_> {
                     let source = if small {
                         let row = band.width * L::CHANNELS;
                         let at = line * stride * row + tile * P * stride * L::CHANNELS;
-                        Source { x: self.buffer.as_ptr().add(at), pixel: L::CHANNELS, row }
+                        Source {
+                            x: self.buffer.as_ptr().cast::<u8>().add(at),
+                            pixel: L::CHANNELS,
+                            row,
+                        }
                     } else if inside {
                         let at =
                             (top as usize * width + left as usize) * channels + self.chunk.first;
@@ -291,7 +290,7 @@ impl Job<'_> {
                         }
                     } else {
                         self.copy::<L>(Region { start: [top, left], height: kernel, width: 4 * Q });
-                        let (x, pixel) = (self.buffer.as_ptr(), L::CHANNELS);
+                        let (x, pixel) = (self.buffer.as_ptr().cast(), L::CHANNELS);
                         Source { x, pixel, row: 4 * Q * pixel }
                     };
                     let sums = self.tile::<L, K, T, P, Q>(source);
@@ -317,7 +316,7 @@ impl Job<'_> {
         // SAFETY: as the caller says; weights are read in the order in which they were packed.
         unsafe {
             let mut sums = [[L::zero(); 4]; P];
-            let mut weights = self.chunk.weights.as_ptr();
+            let mut weights = self.chunk.weights.as_ptr().cast::<i8>();
             let mut x = source.x;
             for _ in 0..self.conv.geometry.kernel {
                 let mut quads = [[L::zero(); 4]; Q];
@@ -359,10 +358,10 @@ impl Job<'_> {
         count: usize,
     ) {
         let mask = mask(self.chunk.count);
-        let (scale, offset) = (self.chunk.scale.as_ptr(), self.chunk.offset.as_ptr());
+        let (scale, offset) = (self.chunk.scale.as_ptr().cast(), self.chunk.offset.as_ptr().cast());
         // SAFETY: as the caller says; a chunk's channels lie within each pixel.
         unsafe {
-            for output in 0..P {
+            each!(P, |output| {
                 if output < count {
                     let at = (first + output) * self.conv.geometry.channels + self.chunk.first;
                     let residual = self.residual.map(|residual| {
@@ -371,7 +370,7 @@ impl Job<'_> {
                     let bytes = L::requantize(sums[output], scale, offset, residual);
                     L::store(self.out.as_mut_ptr().add(at), bytes, mask);
                 }
-            }
+            });
         }
     }
 
@@ -382,9 +381,9 @@ impl Job<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn copy<L: Lanes>(&mut self, region: Region) {
         let Geometry { height, width, channels, zero, .. } = self.conv.geometry;
-        let len = region.height * region.width * L::CHANNELS;
-        if self.buffer.len() < len {
-            self.buffer.resize(len, 0);
+        let lines = (region.height * region.width * L::CHANNELS).div_ceil(64);
+        if self.buffer.len() < lines {
+            self.buffer.resize(lines, Line([0; 64]));
         }
         let mask = mask(self.chunk.count);
         let [top, left] = region.start;
@@ -392,8 +391,13 @@ impl Job<'_> {
         let first = (-left).clamp(0, region.width as isize) as usize;
         let end = (width as isize - left).clamp(first as isize, region.width as isize) as usize;
         for row in 0..region.height {
-            let out =
-                &mut self.buffer[row * region.width * L::CHANNELS..][..region.width * L::CHANNELS];
+            let out = self
+                .buffer
+                .as_mut_ptr()
+                .cast::<u8>()
+                .wrapping_add(row * region.width * L::CHANNELS);
+            // SAFETY: the buffer has room for all rows of the region.
+            let out = unsafe { std::slice::from_raw_parts_mut(out, region.width * L::CHANNELS) };
             let y = top + row as isize;
             if y < 0 || y >= height as isize {
                 out.fill(zero);

@@ -14,6 +14,38 @@ mod tests;
 pub(crate) use depthwise::{Depthwise, Geometry};
 pub(crate) use products::{Packed, Product, Strides};
 
+/// Repeats a block with each number below a constant one, as constants: in a loop over sums, those would leave their
+/// registers.
+macro_rules! each {
+    ($count:ident, |$number:ident| $body:block) => {
+        each!($count, $number, $body, 0 1 2 3 4 5 6 7)
+    };
+    ($count:ident, $number:ident, $body:block, $($literal:literal)+) => {
+        $(if $literal < $count {
+            #[allow(non_upper_case_globals, reason = "a constant in place of a loop's variable")]
+            const $number: usize = $literal;
+            $body
+        })+
+    };
+}
+
+use each;
+
+/// As much as a vector or a line of the cache holds: loads that cross lines take twice the time.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line<T, const N: usize>([T; N]);
+
+/// Values at the beginning of a line of the cache, with zeros up to the end of another.
+fn aligned<T: Copy + Default, const N: usize>(values: &[T]) -> Vec<Line<T, N>> {
+    let lines = values.chunks(N).map(|values| {
+        let mut line = Line([T::default(); N]);
+        line.0[..values.len()].copy_from_slice(values);
+        line
+    });
+    lines.collect()
+}
+
 /// Bytes behind a map that products may read, whatever they are.
 pub(crate) const SLACK: usize = 4;
 

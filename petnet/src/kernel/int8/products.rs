@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::{Requantize, place, supported};
+use super::{Line, Requantize, aligned, each, place, supported};
 
 /// Sums of a vector.
 const LANES: usize = 16;
@@ -26,10 +26,10 @@ const ROWS: usize = 8;
 /// `[rows of the window, depth / 4, channels of the block, 4]`.
 #[derive(Debug)]
 pub(crate) struct Packed {
-    weights: Vec<i8>,
+    weights: Vec<Line<i8, 64>>,
     /// Scale and offset, in the order of each block's sums.
-    scale: Vec<f32>,
-    offset: Vec<f32>,
+    scale: Vec<Line<f32, LANES>>,
+    offset: Vec<Line<f32, LANES>>,
     residual: f32,
     /// Rows of the window.
     rows: usize,
@@ -65,6 +65,7 @@ impl Packed {
                 }
             }
         }
+        let (weights, scale, offset) = (aligned(&weights), aligned(&scale), aligned(&offset));
         Self { weights, scale, offset, residual: requantize.residual, rows, depth, outputs }
     }
 
@@ -134,8 +135,9 @@ impl Product<'_> {
             let (channel, count) = (first * LANES, width * LANES);
             Block {
                 x: x.as_ptr(),
-                weights: packed.weights[channel * rows * depth..].as_ptr(),
-                affine: [&packed.scale, &packed.offset].map(|values| values[channel..].as_ptr()),
+                weights: packed.weights[channel * rows * depth / 64..].as_ptr().cast(),
+                affine: [&packed.scale, &packed.offset]
+                    .map(|values| values[first..].as_ptr().cast()),
                 // SAFETY: the first channel of a block lies within each pixel.
                 out: unsafe { out.add(channel) },
                 residual: residual.map(|residual| residual[channel..].as_ptr()),
@@ -185,20 +187,6 @@ macro_rules! tile {
     };
 }
 
-/// Repeats a block for each of `$rows` rows with a constant number: in a loop, the sums would leave their registers.
-macro_rules! each_row {
-    ($rows:ident, |$row:ident| $body:block) => {
-        each_row!($rows, $row, $body, 0 1 2 3 4 5 6 7)
-    };
-    ($rows:ident, $row:ident, $body:block, $($number:literal)+) => {
-        $(if $number < $rows {
-            #[allow(non_upper_case_globals, reason = "a constant in place of a loop's variable")]
-            const $row: usize = $number;
-            $body
-        })+
-    };
-}
-
 impl Block<'_> {
     fn run(self) {
         let Strides { width, pixel, row, .. } = self.strides;
@@ -235,7 +223,7 @@ impl Block<'_> {
                 scale[vector] = _mm512_loadu_ps(self.affine[0].add(vector * LANES));
                 offset[vector] = _mm512_loadu_ps(self.affine[1].add(vector * LANES));
             }
-            each_row!(R, |row| {
+            each!(R, |row| {
                 let at = (first + row) * self.shape[2];
                 let mut values = [_mm512_setzero_ps(); V];
                 for vector in 0..V {
@@ -268,25 +256,30 @@ impl Block<'_> {
             for row in 0..R {
                 x[row] = self.x.add(places[row]);
             }
-            let mut weights = self.weights;
-            for line in 0..rows {
-                let (mut at, end) =
-                    (line * self.strides.window, line * self.strides.window + depth);
-                while at < end {
-                    let mut vectors = [_mm512_setzero_si512(); V];
-                    for vector in 0..V {
-                        vectors[vector] = _mm512_loadu_si512(weights.add(vector * 64).cast());
-                    }
-                    for row in 0..R {
-                        let values =
-                            _mm512_set1_epi32(x[row].add(at).cast::<i32>().read_unaligned());
-                        for vector in 0..V {
-                            let sum = sums[row][vector];
-                            sums[row][vector] = _mm512_dpbusd_epi32(sum, values, vectors[vector]);
-                        }
-                    }
-                    (at, weights) = (at + 4, weights.add(V * 64));
+            // One loop over the groups of all rows of the window, which runs at least once: around nested ones, the
+            // sums would leave their registers.
+            let (mut weights, mut at, mut left) = (self.weights, 0, depth / 4);
+            let end = weights.add(rows * depth * V * LANES);
+            loop {
+                let mut vectors = [_mm512_setzero_si512(); V];
+                for vector in 0..V {
+                    vectors[vector] = _mm512_loadu_si512(weights.add(vector * 64).cast());
                 }
+                for row in 0..R {
+                    let values =
+                        _mm512_set1_epi32(x[row].wrapping_add(at).cast::<i32>().read_unaligned());
+                    for vector in 0..V {
+                        let sum = sums[row][vector];
+                        sums[row][vector] = _mm512_dpbusd_epi32(sum, values, vectors[vector]);
+                    }
+                }
+                weights = weights.add(V * 64);
+                if weights == end {
+                    break;
+                }
+                left -= 1;
+                at = if left == 0 { at + 4 + self.strides.window - depth } else { at + 4 };
+                left = if left == 0 { depth / 4 } else { left };
             }
         }
         sums
