@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 #[cfg(feature = "pytorch")]
 use super::{Architecture, Found, Keys};
-use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Op, Padding, Window};
+use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Init, Op, Padding, Window};
 
 /// Widths of `simple_cnn`: blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global average, two linear
 /// layers. 422,530 parameters and 1.47 GFLOP at 224 pixels with the default widths and two classes.
@@ -44,10 +44,12 @@ impl Config for SimpleCnnConfig {
             net.end_block();
         }
         let features = net.global_avg_pool(x);
-        let hidden = net.linear("hidden", features, self.hidden);
+        let narrow = |inputs, outputs| Op::Linear { inputs, outputs, init: Init::Narrow };
+        let inputs = net.channels(features);
+        let hidden = net.node("hidden", narrow(inputs, self.hidden), &[features]);
         let hidden = net.activation(hidden, Activation::Relu);
         let hidden = net.dropout(hidden, self.dropout);
-        net.linear("head", hidden, classes);
+        net.node("head", narrow(self.hidden, classes), &[hidden]);
         net.build()
     }
 }

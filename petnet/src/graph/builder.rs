@@ -1,6 +1,6 @@
 //! A graph, node by node.
 
-use super::{Activation, Conv2d, Graph, GraphError, Node, Op, Window};
+use super::{Activation, Conv2d, Graph, GraphError, Init, Node, Op, Window};
 
 /// Which channels a convolution sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,8 +119,8 @@ impl Builder {
 
     /// A linear layer with a bias.
     pub fn linear(&mut self, name: impl Into<String>, from: usize, outputs: usize) -> usize {
-        let inputs = self.channels(from);
-        self.node(name, Op::Linear { inputs, outputs }, &[from])
+        let (inputs, init) = (self.channels(from), Init::Uniform);
+        self.node(name, Op::Linear { inputs, outputs, init }, &[from])
     }
 
     /// Ends a block that training may freeze, behind the last node.

@@ -167,7 +167,27 @@ pub enum Op {
         inputs: usize,
         /// Output features.
         outputs: usize,
+        /// How its weights are drawn where training starts from none.
+        #[serde(default, skip_serializing_if = "Init::is_default")]
+        init: Init,
     },
+}
+
+/// How the weights of a linear layer are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Uniform within one over the square root of the inputs, as PyTorch draws them.
+    #[default]
+    Uniform,
+    /// Normal with a standard deviation of 0.01, biases zero.
+    Narrow,
+}
+
+impl Init {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// An operation, its name, and where its inputs come from.

@@ -128,7 +128,7 @@ fn output(place: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeE
             }
             Ok(Output::Features(features))
         }
-        (Op::Linear { inputs, outputs }, Some(Output::Features(found))) => {
+        (Op::Linear { inputs, outputs, .. }, Some(Output::Features(found))) => {
             check_width("outputs", outputs)?;
             check_channels(found, inputs)?;
             Ok(Output::Features(outputs))

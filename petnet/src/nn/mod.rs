@@ -25,7 +25,7 @@ pub use maps::FeatureMaps;
 use crate::arch::Normalization;
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, Result};
-use crate::graph::{self, Graph, Op};
+use crate::graph::{self, Graph, Init, Op};
 use crate::passes::{self, Main, Step};
 
 impl Normalization {
@@ -93,8 +93,8 @@ fn kind(op: &Op) -> Option<Kind> {
 }
 
 impl Network {
-    /// With fresh random weights: Kaiming-normal (fan-out) convolutions (He et al., 2015), normal(0, 0.01) linear
-    /// layers, zero biases.
+    /// With fresh random weights: Kaiming-normal (fan-out) convolutions (He et al., 2015) with zero biases, linear layers
+    /// as their [`Init`] says.
     pub fn new(graph: &Graph, normalization: Normalization, device: &Device) -> Self {
         let (mut convs, mut norms, mut linears) = (Vec::new(), Vec::new(), Vec::new());
         let places = graph.nodes().iter().map(|node| match node.op {
@@ -107,8 +107,8 @@ impl Network {
                 norms.push(config.init(device));
                 norms.len() - 1
             }
-            Op::Linear { inputs, outputs } => {
-                linears.push(linear(inputs, outputs, device));
+            Op::Linear { inputs, outputs, init } => {
+                linears.push(linear([inputs, outputs], init, device));
                 linears.len() - 1
             }
             _ => 0,
@@ -260,10 +260,15 @@ fn conv(config: &graph::Conv2d, device: &Device) -> Conv2d {
     conv
 }
 
-fn linear(inputs: usize, outputs: usize, device: &Device) -> Linear {
+fn linear([inputs, outputs]: [usize; 2], init: Init, device: &Device) -> Linear {
     let mut linear = LinearConfig::new(inputs, outputs).init(device);
-    let narrow = Initializer::Normal { mean: 0.0, std: 0.01 };
-    linear.weight = narrow.init([inputs, outputs], device);
-    linear.bias = Some(Initializer::Zeros.init([outputs], device));
+    match init {
+        Init::Uniform => {}
+        Init::Narrow => {
+            let narrow = Initializer::Normal { mean: 0.0, std: 0.01 };
+            linear.weight = narrow.init([inputs, outputs], device);
+            linear.bias = Some(Initializer::Zeros.init([outputs], device));
+        }
+    }
     linear
 }

@@ -18,7 +18,7 @@ pub(crate) fn parameters(node: &Node) -> Vec<(String, Vec<usize>)> {
         Op::BatchNorm { channels, .. } => ["weight", "bias", "running_mean", "running_var"]
             .map(|part| named(part, &[channels]))
             .into(),
-        Op::Linear { inputs, outputs } => {
+        Op::Linear { inputs, outputs, .. } => {
             vec![named("weight", &[inputs, outputs]), named("bias", &[outputs])]
         }
         Op::Image
