@@ -66,7 +66,7 @@ fn layers(classifier: &Classifier, picture: &Pixels, sgemm: f64) {
 fn engine(criterion: &mut Criterion) {
     let sgemm = sgemm();
     println!("sgemm of {PRODUCT}: {sgemm:.1} GFLOP/s");
-    for (name, size) in [("petnet", 160), ("simple_cnn", 224)] {
+    for (name, size) in [("petnet", 160), ("simple_cnn", 224), ("efficientnet_lite0", 160)] {
         let classifier = classifier(name, size);
         let mut group = criterion.benchmark_group(format!("engine/{name}-{size}"));
         println!("{name} {size} px");

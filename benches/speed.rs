@@ -75,8 +75,8 @@ fn pictures(side: usize, count: usize) -> Vec<Pixels> {
 }
 
 /// Median microseconds of each convolution, and its rate.
-fn profile(name: &str, side: usize) {
-    let classifier = Classifier::new(checkpoint(name, side), petnet::Device::Cpu).expect("a model");
+fn profile(model: Checkpoint, side: usize) {
+    let classifier = Classifier::new(model, petnet::Device::Cpu).expect("a model");
     let picture = &pictures(side, 1)[0];
     let runs: Vec<_> =
         (0..RUNS).map(|_| classifier.profile(picture).expect("a fitting picture")).collect();
@@ -89,10 +89,15 @@ fn profile(name: &str, side: usize) {
     }
 }
 
+/// The model with the ranges of its feature maps on some pictures, for the engine's int8 plan.
+fn quantized(name: &str, side: usize) -> Checkpoint {
+    checkpoint(name, side).quantized(&pictures(side, 8)).expect("fitting pictures")
+}
+
 /// What a user calls, without decoding: the engine on `cpu`, burn's path on `flex`. Milliseconds
 /// per image, and the first picture's probability of the first class.
-fn forward(name: &str, side: usize, count: usize, device: petnet::Device) {
-    let classifier = Classifier::new(checkpoint(name, side), device).expect("a device");
+fn forward(model: Checkpoint, side: usize, count: usize, device: petnet::Device) {
+    let classifier = Classifier::new(model, device).expect("a device");
     let pictures = pictures(side, count);
     let seconds = median(|| drop(classifier.classify_pixels(&pictures)));
     let answers = classifier.classify_pixels(&pictures).expect("answers");
@@ -117,7 +122,9 @@ fn step(name: &str, side: usize, count: usize) -> f64 {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, name, side, count] = arguments.as_slice() else {
-        eprintln!("usage: speed forward|flex|profile|step|size NETWORK|FILE SIDE BATCH");
+        eprintln!(
+            "usage: speed forward|int8|flex|profile|profile-int8|step|size NETWORK|FILE SIDE BATCH"
+        );
         eprintln!("       speed save NETWORK SIDE FILE");
         std::process::exit(2);
     };
@@ -132,9 +139,11 @@ fn main() {
             let flops = architecture(name).flops(side).expect("a side that fits") as f64 * 1e-9;
             println!("{parameters} parameters, {flops:.3} GFLOP");
         }
-        "profile" => profile(name, side),
-        "forward" => forward(name, side, count, petnet::Device::Cpu),
-        "flex" => forward(name, side, count, petnet::Device::Flex),
+        "profile" => profile(checkpoint(name, side), side),
+        "profile-int8" => profile(quantized(name, side), side),
+        "forward" => forward(checkpoint(name, side), side, count, petnet::Device::Cpu),
+        "int8" => forward(quantized(name, side), side, count, petnet::Device::Cpu),
+        "flex" => forward(checkpoint(name, side), side, count, petnet::Device::Flex),
         _ => println!("{:.4}", step(name, side, count) * 1e3 / count as f64),
     }
 }

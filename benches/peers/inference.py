@@ -103,6 +103,8 @@ def sides(programs, model, batch, threads):
     """
     return {
         "petnet": lambda: with_petnet(programs, "forward", model, batch, threads),
+        # Answers in bytes are near the others' and not equal to them.
+        "petnet int8": lambda: (with_petnet(programs, "int8", model, batch, threads)[0], None),
         "ONNX Runtime": lambda: with_onnxruntime(model, batch, threads),
         "rten": optional("rten", lambda: with_rten(programs, model, batch, threads)),
         "tract": optional("tract", lambda: with_tract(model, batch, threads)),
