@@ -15,7 +15,7 @@ use toy::ToyConfig;
 
 fn draw(class: usize, number: u32) -> RgbImage {
     RgbImage::from_fn(32, 32, |x, y| {
-        let light = if ([x, y][class] + number) / 4 % 2 == 0 { 210 } else { 40 };
+        let light = if (([x, y][class] + number) / 4).is_multiple_of(2) { 210 } else { 40 };
         Rgb([light, light, number as u8])
     })
 }

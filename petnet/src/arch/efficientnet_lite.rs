@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 #[cfg(feature = "pytorch")]
 use super::{Architecture, Found, Keys};
-use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
+use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 
 const EPSILON: f32 = 1e-3;
 
@@ -110,8 +110,8 @@ impl Config for EfficientNetLiteConfig {
     fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
         let mut net = Builder::new(self.name());
         let mut layer = Layers { net: &mut net };
-        let stem = (self.stem, Window::same(3, 2), Groups::One);
-        let mut x = layer.conv_norm_relu6("stem", Builder::IMAGE, stem);
+        let mut x = layer.conv("stem", Builder::IMAGE, (self.stem, Window::same(3, 2)));
+        x = layer.norm_relu6("stem", x);
         let mut number = 0;
         for stage in &self.stages {
             for place in 0..stage.repeats {
@@ -120,7 +120,8 @@ impl Config for EfficientNetLiteConfig {
                 number += 1;
             }
         }
-        let x = layer.conv_norm_relu6("head", x, (self.head, Window::centred(1, 1), Groups::One));
+        x = layer.conv("head", x, (self.head, Window::centred(1, 1)));
+        x = layer.norm_relu6("head", x);
         let features = net.global_avg_pool(x);
         let features = net.dropout(features, self.dropout);
         net.linear("classes", features, classes);
@@ -134,18 +135,16 @@ struct Layers<'a> {
 }
 
 impl Layers<'_> {
-    fn conv_norm(
-        &mut self,
-        name: &str,
-        from: usize,
-        (outputs, window, groups): (usize, Window, Groups),
-    ) -> usize {
-        let conv = self.net.conv2d(format!("{name}.conv"), from, outputs, window, groups);
-        self.net.batch_norm(format!("{name}.norm"), conv, EPSILON)
+    fn conv(&mut self, name: &str, from: usize, (outputs, window): (usize, Window)) -> usize {
+        self.net.conv2d(format!("{name}.conv"), from, outputs, window)
     }
 
-    fn conv_norm_relu6(&mut self, name: &str, from: usize, conv: (usize, Window, Groups)) -> usize {
-        let norm = self.conv_norm(name, from, conv);
+    fn norm(&mut self, name: &str, from: usize) -> usize {
+        self.net.batch_norm(format!("{name}.norm"), from, EPSILON)
+    }
+
+    fn norm_relu6(&mut self, name: &str, from: usize) -> usize {
+        let norm = self.norm(name, from);
         self.net.activation(norm, Activation::Relu6)
     }
 
@@ -155,17 +154,19 @@ impl Layers<'_> {
         input: usize,
         (stage, stride): (&Stage, usize),
     ) -> usize {
-        let pointwise = |outputs| (outputs, Window::centred(1, 1), Groups::One);
+        let [expand, depthwise, project] =
+            ["expand", "depthwise", "project"].map(|part| format!("{name}.{part}"));
         let inputs = self.net.channels(input);
-        let width = inputs * stage.expansion;
         let mut x = input;
         if stage.expansion != 1 {
-            x = self.conv_norm_relu6(&format!("{name}.expand"), x, pointwise(width));
+            x = self.conv(&expand, x, (inputs * stage.expansion, Window::centred(1, 1)));
+            x = self.norm_relu6(&expand, x);
         }
         let window = Window::same(stage.kernel, stride);
-        let depthwise = (width, window, Groups::Depthwise);
-        x = self.conv_norm_relu6(&format!("{name}.depthwise"), x, depthwise);
-        x = self.conv_norm(&format!("{name}.project"), x, pointwise(stage.channels));
+        x = self.net.depthwise(format!("{depthwise}.conv"), x, window);
+        x = self.norm_relu6(&depthwise, x);
+        x = self.conv(&project, x, (stage.channels, Window::centred(1, 1)));
+        x = self.norm(&project, x);
         if stride == 1 && inputs == stage.channels {
             x = self.net.add(x, input);
         }

@@ -55,7 +55,7 @@ impl Default for Normalization {
 ///
 /// ```
 /// use petnet::arch::{Architecture, Config};
-/// use petnet::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
+/// use petnet::graph::{Activation, Builder, Graph, GraphError, Window};
 ///
 /// /// One convolution, to show the steps.
 /// #[derive(Debug, Clone, serde::Serialize)]
@@ -70,7 +70,7 @@ impl Default for Normalization {
 ///
 ///     fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
 ///         let mut net = Builder::new(self.name());
-///         let x = net.conv_norm("stem", Builder::IMAGE, self.width, Window::centred(3, 2), Groups::One);
+///         let x = net.conv_norm("stem", Builder::IMAGE, self.width, Window::centred(3, 2));
 ///         let x = net.activation(x, Activation::Relu);
 ///         let features = net.global_avg_pool(x);
 ///         net.linear("head", features, classes);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 use super::resnet::basic_stages;
-use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
+use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 
 /// Widths and depths of `petnet`: two convolutions of stride 2, stages of residual blocks, the global average, one
 /// linear layer.
@@ -40,7 +40,7 @@ impl Config for PetNetConfig {
         let first = self.widths.first().copied().unwrap_or(self.stem);
         for (place, width) in [self.stem, first].into_iter().enumerate() {
             let name = format!("stem.{place}");
-            x = net.conv_norm(&name, x, width, Window::centred(3, 2), Groups::One);
+            x = net.conv_norm(&name, x, width, Window::centred(3, 2));
             x = net.activation(x, Activation::Relu);
         }
         let x = basic_stages(&mut net, x, &self.widths, &self.depths);

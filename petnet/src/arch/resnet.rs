@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 #[cfg(feature = "pytorch")]
 use super::{Architecture, Found, Keys};
-use crate::graph::{Activation, Builder, Graph, GraphError, Groups, Window};
+use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 
 /// Widths and depths of a residual network as torchvision builds it: a 7x7 convolution and a max pool of stride 2
 /// each, stages of basic blocks, the global average, one linear layer. The default is `resnet18`.
@@ -51,7 +51,7 @@ impl Config for ResNetConfig {
     fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
         let mut net = Builder::new(self.name());
         let width = self.widths.first().copied().unwrap_or(0);
-        let x = net.conv_norm("stem.0", Builder::IMAGE, width, Window::centred(7, 2), Groups::One);
+        let x = net.conv_norm("stem.0", Builder::IMAGE, width, Window::centred(7, 2));
         let x = net.activation(x, Activation::Relu);
         let x = net.max_pool(x, Window::centred(3, 2));
         let x = basic_stages(&mut net, x, &self.widths, &self.depths);
@@ -75,16 +75,16 @@ pub(super) fn basic_stages(
             let name = |part: &str| format!("blocks.{number}.{part}");
             let stride = if stage > 0 && place == 0 { 2 } else { 1 };
             let shortcut = if net.channels(x) != width || stride != 1 {
-                net.conv_norm(&name("shortcut"), x, width, Window::centred(1, stride), Groups::One)
+                net.conv_norm(&name("shortcut"), x, width, Window::centred(1, stride))
             } else {
                 x
             };
             let window = Window::centred(3, stride);
-            let inner = net.conv_norm(&name("first"), x, width, window, Groups::One);
+            let inner = net.conv_norm(&name("first"), x, width, window);
             let inner = net.activation(inner, Activation::Relu);
             let window = Window::centred(3, 1);
             // Its norm starts at a scale of 1: starting it at 0 (Goyal et al., 2017) cost four points in short runs.
-            let outer = net.conv_norm(&name("second"), inner, width, window, Groups::One);
+            let outer = net.conv_norm(&name("second"), inner, width, window);
             let sum = net.add(outer, shortcut);
             x = net.activation(sum, Activation::Relu);
             net.end_block();

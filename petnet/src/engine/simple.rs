@@ -56,7 +56,7 @@ impl Depthwise {
             let (first, inside) = (part * rows, shape.inside().start);
             let epilogue = epilogue.from(shape.rows().start + first * row + inside);
             let rows = first..first + out.len() / row;
-            self.conv.rows(x, &self.weights, rows, epilogue, &mut out[inside..]);
+            self.conv.rows((x, &self.weights), rows, epilogue, &mut out[inside..]);
         });
     }
 }

@@ -10,7 +10,7 @@ use super::simple::Depthwise;
 use crate::arch::tests::small;
 use crate::arch::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
 use crate::error::ModelError;
-use crate::graph::{Activation, Builder, Conv2d, Graph, Groups, Padding, Window};
+use crate::graph::{Activation, Builder, Conv2d, Graph, Padding, Window};
 use crate::nn::{Network, run, weights};
 use crate::weights::Weights;
 
@@ -38,20 +38,20 @@ fn weights(graph: &Graph, device: &Device) -> Weights {
 /// image, a map added to itself, maps with borders of their own, pools of all kinds.
 fn odd() -> Graph {
     let mut net = Builder::new("odd");
-    let image = net.conv2d("image.conv", Builder::IMAGE, 3, Window::same(5, 1), Groups::Depthwise);
+    let image = net.depthwise("image.conv", Builder::IMAGE, Window::same(5, 1));
     let image = net.activation(image, Activation::Relu6);
     let pooled = net.max_pool(Builder::IMAGE, Window::centred(3, 1));
     let x = net.add(image, pooled);
-    let x = net.conv_norm("stem", x, 9, Window::same(3, 2), Groups::One);
+    let x = net.conv_norm("stem", x, 9, Window::same(3, 2));
     let twice = net.add(x, x);
     let norm = net.batch_norm("twice.norm", twice, 1e-3);
     let x = net.activation(norm, Activation::Relu);
-    let deep = net.conv_norm("deep", x, 9, Window::same(5, 1), Groups::Depthwise);
-    let wide = net.conv_norm("wide", deep, 9, Window::centred(7, 1), Groups::One);
+    let deep = net.depthwise_norm("deep", x, Window::same(5, 1));
+    let wide = net.conv_norm("wide", deep, 9, Window::centred(7, 1));
     let sum = net.add(wide, deep);
     let sum = net.activation(sum, Activation::Relu6);
     let x = net.max_pool(sum, Window::same(2, 2));
-    let x = net.conv_norm("last", x, 20, Window::centred(1, 2), Groups::One);
+    let x = net.conv_norm("last", x, 20, Window::centred(1, 2));
     let x = net.max_pool(x, Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) });
     let features = net.global_avg_pool(x);
     let hidden = net.linear("hidden", features, 7);

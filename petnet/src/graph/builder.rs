@@ -2,15 +2,6 @@
 
 use super::{Activation, Conv2d, Graph, GraphError, Init, Node, Op, Window};
 
-/// Which channels a convolution sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Groups {
-    /// All of them.
-    One,
-    /// Each alone; as many outputs as inputs.
-    Depthwise,
-}
-
 /// Collects nodes; [`Builder::build`] validates them together. Nodes are known by number, in the order in which
 /// they were added; the image is [`Builder::IMAGE`].
 #[derive(Debug)]
@@ -58,13 +49,16 @@ impl Builder {
         from: usize,
         outputs: usize,
         window: Window,
-        groups: Groups,
     ) -> usize {
         let inputs = self.channels(from);
-        let groups = match groups {
-            Groups::One => 1,
-            Groups::Depthwise => inputs,
-        };
+        let conv = Conv2d { inputs, outputs, window, groups: 1, bias: false };
+        self.node(name, Op::Conv2d(conv), &[from])
+    }
+
+    /// A depthwise convolution without a bias.
+    pub fn depthwise(&mut self, name: impl Into<String>, from: usize, window: Window) -> usize {
+        let channels = self.channels(from);
+        let (inputs, outputs, groups) = (channels, channels, channels);
         let conv = Conv2d { inputs, outputs, window, groups, bias: false };
         self.node(name, Op::Conv2d(conv), &[from])
     }
@@ -76,15 +70,14 @@ impl Builder {
     }
 
     /// A convolution `NAME.conv` without a bias, and its batch norm `NAME.norm`.
-    pub fn conv_norm(
-        &mut self,
-        name: &str,
-        from: usize,
-        outputs: usize,
-        window: Window,
-        groups: Groups,
-    ) -> usize {
-        let conv = self.conv2d(format!("{name}.conv"), from, outputs, window, groups);
+    pub fn conv_norm(&mut self, name: &str, from: usize, outputs: usize, window: Window) -> usize {
+        let conv = self.conv2d(format!("{name}.conv"), from, outputs, window);
+        self.batch_norm(format!("{name}.norm"), conv, Self::EPSILON)
+    }
+
+    /// A depthwise convolution `NAME.conv` without a bias, and its batch norm `NAME.norm`.
+    pub fn depthwise_norm(&mut self, name: &str, from: usize, window: Window) -> usize {
+        let conv = self.depthwise(format!("{name}.conv"), from, window);
         self.batch_norm(format!("{name}.norm"), conv, Self::EPSILON)
     }
 

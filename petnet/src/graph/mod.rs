@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 mod builder;
 mod validate;
 
-pub use builder::{Builder, Groups};
+pub use builder::Builder;
 
 /// Most nodes of a graph.
 const MAX_NODES: usize = 4096;
@@ -206,12 +206,12 @@ pub struct Node {
 /// A valid network: see the [module](self).
 ///
 /// ```
-/// use petnet::graph::{Activation, Builder, Groups, Window};
+/// use petnet::graph::{Activation, Builder, Window};
 ///
 /// let mut net = Builder::new("mobile");
-/// let stem = net.conv_norm("stem", Builder::IMAGE, 16, Window::same(3, 2), Groups::One);
+/// let stem = net.conv_norm("stem", Builder::IMAGE, 16, Window::same(3, 2));
 /// let stem = net.activation(stem, Activation::Relu6);
-/// let x = net.conv_norm("block", stem, 16, Window::same(3, 1), Groups::Depthwise);
+/// let x = net.depthwise_norm("block", stem, Window::same(3, 1));
 /// let x = net.add(x, stem);
 /// net.end_block();
 /// let features = net.global_avg_pool(x);

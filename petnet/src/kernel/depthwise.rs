@@ -46,8 +46,7 @@ impl Depthwise {
     /// Some rows of the output; `out` begins with the first of them. `weights` are `[kernel * kernel, channels]`.
     pub(crate) fn rows(
         &self,
-        x: &[f32],
-        weights: &[f32],
+        (x, weights): (&[f32], &[f32]),
         rows: Range<usize>,
         epilogue: Epilogue<'_>,
         out: &mut [f32],
@@ -334,7 +333,7 @@ mod tests {
             let epilogue = Epilogue { bias: Some(&bias), residual: None, activation };
             let first = seed as usize % out_height;
             let mut out = vec![7.0; (out_height - first) * out_row];
-            conv.rows(&x, &weights, first..out_height, epilogue, &mut out);
+            conv.rows((&x, &weights), first..out_height, epilogue, &mut out);
             for (at, ours) in out.iter().enumerate() {
                 let (pixel, inner) = (at / (batch * channels), at % (batch * channels));
                 let (oy, ox) = (first + pixel / out_width, pixel % out_width);

@@ -39,7 +39,7 @@ impl Depthwise {
                 ..*self
             };
             dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
-                forward.rows(dy, &turned, y..y + 1, Epilogue::default(), dx);
+                forward.rows((dy, &turned), y..y + 1, Epilogue::default(), dx);
             });
             return;
         }

@@ -2,7 +2,7 @@
 //! through it. Nothing else knows of it.
 
 use petnet::arch::Config;
-use petnet::graph::{Activation, Builder, Graph, GraphError, Groups, Padding, Window};
+use petnet::graph::{Activation, Builder, Graph, GraphError, Padding, Window};
 use serde::Serialize;
 
 #[derive(Debug, Clone, Serialize)]
@@ -19,14 +19,13 @@ impl Config for ToyConfig {
     fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
         let mut net = Builder::new(self.name());
         let halved = Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
-        let x = net.conv_norm("stem", Builder::IMAGE, self.width, Window::same(3, 2), Groups::One);
+        let x = net.conv_norm("stem", Builder::IMAGE, self.width, Window::same(3, 2));
         let x = net.activation(x, Activation::Relu6);
         let x = net.max_pool(x, halved);
         net.end_block();
-        let inner =
-            net.conv_norm("depthwise", x, self.width, Window::same(5, 1), Groups::Depthwise);
+        let inner = net.depthwise_norm("depthwise", x, Window::same(5, 1));
         let inner = net.activation(inner, Activation::Relu6);
-        let inner = net.conv_norm("project", inner, self.width, Window::centred(1, 1), Groups::One);
+        let inner = net.conv_norm("project", inner, self.width, Window::centred(1, 1));
         let x = net.add(inner, x);
         net.end_block();
         let features = net.global_avg_pool(x);

@@ -5,7 +5,7 @@ use crate::arch::Normalization;
 use crate::arch::tests::small;
 use crate::engine::{Engine, Network, Outputs, Plans, Ranges};
 use crate::error::ModelError;
-use crate::graph::{Builder, Graph, Groups, Window};
+use crate::graph::{Builder, Graph, Window};
 use crate::kernel::int8::supported;
 use crate::passes;
 use crate::weights::{Weight, Weights};
@@ -109,7 +109,7 @@ fn a_plan_of_bytes_says_what_one_of_floats_says() {
 fn what_bytes_cannot_compute_runs_in_floats() {
     let net = |norm: bool| {
         let mut net = Builder::new("sum");
-        let x = net.conv_norm("stem", Builder::IMAGE, 8, Window::same(3, 2), Groups::One);
+        let x = net.conv_norm("stem", Builder::IMAGE, 8, Window::same(3, 2));
         let x = net.add(x, x);
         let x = if norm { net.batch_norm("sum.norm", x, 1e-3) } else { x };
         let features = net.global_avg_pool(x);

@@ -250,7 +250,7 @@ fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor 
     let mut out = kernel::take(conv.out_height * conv.out_row);
     let x = values(x);
     out.par_chunks_mut(conv.out_row).enumerate().for_each(|(y, out)| {
-        conv.rows(x, &weights, y..y + 1, Epilogue::default(), out);
+        conv.rows((x, &weights), y..y + 1, Epilogue::default(), out);
     });
     tensor(out, [conv.out_height, conv.out_width, conv.batch, conv.channels])
 }
