@@ -1,4 +1,4 @@
-//! The networks that configurations can name: one file each, and one line in [`TABLE`]. Knows settings and
+//! The networks that configurations can name: one file each, and one line in its table. Knows settings and
 //! graphs; no weights, no tensors. `docs/adding-an-architecture.md` shows how to add one.
 
 mod efficientnet_lite;
