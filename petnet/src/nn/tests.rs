@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::maps::Conv;
 use super::ops::Follows;
 use super::*;
+use crate::arch::Architecture;
 use crate::arch::tests::small;
 use crate::graph::{Activation, Padding, Window};
 
@@ -196,34 +197,40 @@ fn running_statistics_and_inference_agree_with_burns() {
     assert!(distance < 1e-5, "{distance}");
 }
 
-/// Of every architecture: what the weighted sum of the last maps by the head's gradient is.
+/// Compares heat maps; returns whether anything spoke for the likeliest class at all.
+fn heat_agrees(architecture: &Architecture, device: &Device) -> bool {
+    let graph = architecture.graph(3).unwrap();
+    let net = Network::new(&graph, Normalization::default(), device);
+    let values: Vec<f32> = (0..3 * 40 * 40).map(|i| (i * 31 % 251) as f32).collect();
+    let image = Tensor::<4>::from_data(TensorData::new(values, [1, 3, 40, 40]), device);
+    // Inference: the norms' running statistics, and no dropout.
+    let plain = net.valid();
+    let maps = plain.maps(image.clone().inner()).nchw(); // [1, c, h, w]
+    let tracked = Tensor::<4>::from_inner(maps.clone()).require_grad();
+    let [_, c, h, w] = tracked.dims();
+    let pooled = tracked.clone().reshape([1, c, h * w]).mean_dim(2).reshape([1, c]);
+    let logits = net.clone().no_grad().classify_without_dropout(pooled);
+    let gradients = logits.max_dim(1).sum().backward();
+    let gradient = tracked.grad(&gradients).unwrap(); // [1, c, h, w]
+    // Grad-CAM weighs each channel by the mean of its gradient.
+    let weights = gradient.sum_dim(2).sum_dim(3); // [1, c, 1, 1]
+    let expected = burn::tensor::activation::relu((maps * weights).sum_dim(1));
+    let (_, heat) = run::explain(&plain, image.inner()).unwrap();
+    assert_eq!([heat.height, heat.width], [h, w]);
+    let theirs = flat(expected);
+    let hot = theirs.iter().any(|value| *value > 0.0);
+    close(&[heat.values], &[theirs], architecture.name());
+    hot
+}
+
+/// Of every architecture: the weighted sum of the last feature maps by the gradient of the likeliest logit.
 #[test]
 fn the_heat_map_is_what_automatic_differentiation_gives() {
     let device = Device::flex().autodiff();
-    // Seeds with which something speaks for the likeliest class at all.
-    for (seed, architecture) in [3, 4, 7, 6].into_iter().zip(small()) {
-        device.seed(seed);
-        let graph = architecture.graph(3).unwrap();
-        let net = Network::new(&graph, Normalization::default(), &device);
-        let values: Vec<f32> = (0..3 * 40 * 40).map(|i| (i * 31 % 251) as f32).collect();
-        let image = Tensor::<4>::from_data(TensorData::new(values, [1, 3, 40, 40]), &device);
-        // Inference: the norms' running statistics, and no dropout.
-        let plain = net.valid();
-        let maps = plain.maps(image.clone().inner()).nchw(); // [1, c, h, w]
-        let tracked = Tensor::<4>::from_inner(maps.clone()).require_grad();
-        let [_, c, h, w] = tracked.dims();
-        let pooled = tracked.clone().reshape([1, c, h * w]).mean_dim(2).reshape([1, c]);
-        let logits = net.clone().no_grad().classify_without_dropout(pooled);
-        let gradients = logits.max_dim(1).sum().backward();
-        let gradient = tracked.grad(&gradients).unwrap(); // [1, c, h, w]
-        // Grad-CAM weighs each channel by the mean of its gradient.
-        let weights = gradient.sum_dim(2).sum_dim(3); // [1, c, 1, 1]
-        let expected = burn::tensor::activation::relu((maps * weights).sum_dim(1));
-        let (_, heat) = run::explain(&plain, image.inner()).unwrap();
-        assert_eq!([heat.height, heat.width], [h, w]);
-        let theirs = flat(expected);
-        assert!(theirs.iter().any(|value| *value > 0.0), "{architecture:?}: {theirs:?}");
-        close(&[heat.values], &[theirs], architecture.name());
+    for architecture in small() {
+        // Other tests draw from the same generator: which of some networks have a heat is not known.
+        let hot = (0..16).filter(|_| heat_agrees(&architecture, &device)).count();
+        assert!(hot > 0, "{architecture:?}");
     }
 }
 
