@@ -12,6 +12,8 @@ if ! ls /usr/share/vulkan/icd.d/*.json >/dev/null 2>&1; then
     apt-get update -qq && apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers
 fi
 cargo build --release -p petnet-train --features wgpu,ndarray
+# Outputs and gradients of every architecture beside the CPU's, whole and with a block frozen.
+cargo test --release -p petnet --features train,wgpu,ndarray --test backends -- --nocapture
 petnet="$CARGO_TARGET_DIR/release/petnet-train"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

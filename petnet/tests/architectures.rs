@@ -4,6 +4,8 @@
 #![cfg(feature = "train")]
 
 mod common;
+#[path = "common/networks.rs"]
+mod networks;
 #[path = "common/toy.rs"]
 mod toy;
 
@@ -12,9 +14,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::draw_folder;
-use petnet::arch::{
-    Architecture, EfficientNetLiteConfig, PetNetConfig, ResNetConfig, SimpleCnnConfig, Stage,
-};
+use petnet::arch::Architecture;
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::{Fitted, Freeze, Observer, Optimizer, Schedule, StepReport};
@@ -28,29 +28,10 @@ fn alone() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Every architecture, small, with dropout where it has any.
+/// Every architecture, and one that the table does not know.
 fn small() -> Vec<Architecture> {
-    let stage = |kernel, stride, expansion, channels| Stage {
-        repeats: 2,
-        kernel,
-        stride,
-        expansion,
-        channels,
-    };
-    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 2, 8)];
-    let (widths, depths) = (vec![6, 8], vec![1, 1]);
-    vec![
-        Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.2 }),
-        Architecture::new(PetNetConfig {
-            stem: 4,
-            widths: widths.clone(),
-            depths: depths.clone(),
-            dropout: 0.1,
-        }),
-        Architecture::new(ResNetConfig { widths, depths, dropout: 0.1 }),
-        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 16, dropout: 0.2 }),
-        Architecture::new(ToyConfig { width: 8 }),
-    ]
+    let toy = Architecture::new(ToyConfig { width: 8 });
+    networks::small(0.1).into_iter().chain([toy]).collect()
 }
 
 fn trainer(architecture: Architecture) -> Trainer {

@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use petnet::ModelInfo;
-use petnet::arch::{
-    Architecture, EfficientNetLiteConfig, Normalization, PetNetConfig, ResNetConfig,
-    SimpleCnnConfig, Stage,
-};
+#[path = "common/networks.rs"]
+mod networks;
+
+use petnet::arch::Normalization;
 use petnet::burn::module::{Module, ModuleVisitor, Param};
 use petnet::burn::nn::loss::CrossEntropyLossConfig;
 use petnet::burn::optim::GradientsParams;
@@ -18,29 +18,6 @@ use petnet::preprocess::{Preprocess, Resize};
 
 const SIDE: usize = 24;
 const IMAGES: usize = 3;
-
-/// Every architecture, as small as it shows what it has.
-fn architectures() -> Vec<Architecture> {
-    let stage = |kernel, stride, expansion, channels| Stage {
-        repeats: 2,
-        kernel,
-        stride,
-        expansion,
-        channels,
-    };
-    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 2, 8)];
-    vec![
-        Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.0 }),
-        Architecture::new(PetNetConfig {
-            stem: 4,
-            widths: vec![4, 8],
-            depths: vec![1, 1],
-            dropout: 0.0,
-        }),
-        Architecture::new(ResNetConfig { widths: vec![4, 8], depths: vec![1, 1], dropout: 0.0 }),
-        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 16, dropout: 0.0 }),
-    ]
-}
 
 #[derive(Default)]
 struct Collected {
@@ -96,7 +73,7 @@ fn close(ours: &[f32], theirs: &[f32], limit: f32, what: &str) -> f32 {
 fn wgpu_gives_the_outputs_and_the_gradients_of_the_cpu() {
     let (cpu, gpu) =
         (open(petnet::Device::Cpu).unwrap(), open(petnet::Device::Wgpu(None)).unwrap());
-    for architecture in architectures() {
+    for architecture in networks::small(0.0) {
         let graph = architecture.graph(3).unwrap();
         cpu.seed(7);
         let ours = Network::new(&graph, Normalization::default(), &cpu.clone().autodiff());
