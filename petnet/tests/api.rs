@@ -31,6 +31,7 @@ fn what_is_public_is_shared_between_threads() {
 }
 
 #[test]
+#[cfg(feature = "pretrained")]
 fn a_classifier_answers_the_same_from_many_threads() {
     let Ok(classifier) = Classifier::pretrained() else { panic!("the bundled model") };
     let photo =

@@ -4,6 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 /// Most bytes that wait for their next use.
+#[cfg(feature = "train")]
 const LIMIT: usize = 1 << 30;
 
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
@@ -21,6 +22,7 @@ pub(crate) fn take(len: usize) -> Vec<f32> {
 }
 
 /// Hands a buffer back; the oldest give way when too many wait.
+#[cfg(feature = "train")]
 pub(crate) fn give(buffer: Vec<f32>) {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     free.push(buffer);

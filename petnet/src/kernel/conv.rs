@@ -1,6 +1,7 @@
 //! Convolutions over a batch: which pixels meet which weights. The products are done in
 //! [`super::tiles`].
 
+#[cfg(feature = "train")]
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -41,6 +42,7 @@ impl Side {
     }
 
     /// Whose tap reads `at`.
+    #[cfg(feature = "train")]
     fn target(self, at: usize, tap: usize) -> Option<usize> {
         let scaled = (at + self.padding).checked_sub(tap)?;
         let out = scaled / self.stride;
@@ -48,6 +50,7 @@ impl Side {
     }
 
     /// The outputs whose tap reads something.
+    #[cfg(feature = "train")]
     pub(super) fn reading(self, tap: usize) -> Range<usize> {
         let first = self.padding.saturating_sub(tap).div_ceil(self.stride);
         let end = (self.len + self.padding).saturating_sub(tap).div_ceil(self.stride);

@@ -208,7 +208,7 @@ fn window(window: Window, [height, width]: [usize; 2]) -> Vec<Attribute> {
     ]
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "pretrained"))]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -218,7 +218,6 @@ mod tests {
 
     /// What ONNX Runtime says of the numbers, `scripts/formats-test.sh` compares.
     #[test]
-    #[cfg(feature = "pretrained")]
     fn every_value_is_made_before_it_is_read_and_every_weight_is_used() {
         let checkpoint = Checkpoint::pretrained().unwrap();
         let bytes = encode(&checkpoint).unwrap();

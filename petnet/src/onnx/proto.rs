@@ -117,7 +117,7 @@ impl Tensor {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pretrained"))]
     pub(super) fn name(&self) -> &str {
         &self.name
     }

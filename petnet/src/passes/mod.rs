@@ -7,6 +7,6 @@ mod weights;
 
 pub(crate) use count::{conv_flops, flops};
 pub(crate) use fuse::{Epilogue, Main, Step, fuse};
-#[cfg(any(test, feature = "burn", feature = "onnx", feature = "pytorch"))]
+#[cfg(any(test, feature = "onnx", feature = "pytorch"))]
 pub(crate) use weights::parameters;
 pub(crate) use weights::validate;
