@@ -1,4 +1,4 @@
-//! Whether layers would run faster in int8 than in f32 on this processor, on one thread.
+//! Single layers in int8 beside f32 on this processor, on one thread.
 //!
 //! Run with `cargo run --release --example int8` on a machine that does nothing else. Each layer is
 //! timed in f32 and in int8 in turns, with AVX-512 (and VNNI) and with AVX2, and medians are shown.
@@ -43,7 +43,7 @@ mod x86_64 {
         relu: bool,
     }
 
-    /// Where the kernel is of one pixel, all pixels are one row, as none needs its neighbours.
+    /// A kernel of one pixel takes all pixels as one row, as none needs its neighbours.
     const LAYERS: [Layer; 6] = [
         Layer { size: [1, 100], channels: [112, 672], kernel: 1, relu: true },
         Layer { size: [1, 100], channels: [672, 112], kernel: 1, relu: false },
@@ -72,7 +72,7 @@ mod x86_64 {
         map: Vec<u8>,
         /// `[outputs, kernel, kernel, inputs]`.
         weights: Vec<i8>,
-        /// What a channel's sums are multiplied with, and what is added to them then.
+        /// Factor of each channel's sums, and offset added to the product.
         after: Vec<[f64; 2]>,
     }
 
@@ -145,7 +145,7 @@ mod x86_64 {
         }
     }
 
-    /// What some pixels of a layer read, and all that belongs to some of its channels.
+    /// The input of some pixels of a layer, and the weights of some of its channels.
     struct Tile<'a, K: Kernel> {
         layer: Layer,
         map: &'a [K::Value],
@@ -319,7 +319,7 @@ mod x86_64 {
         map: Vec<K::Value>,
         /// The same ones several times, each in blocks `[depth / group, channels, group]`.
         weights: Vec<Vec<K::Value>>,
-        /// What becomes of a channel's sums: `max(sum * scale + offset, floor)`.
+        /// Epilogue of a channel's sums: `max(sum * scale + offset, floor)`.
         scale: Vec<f32>,
         offset: Vec<f32>,
         floor: f32,

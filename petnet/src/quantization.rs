@@ -1,4 +1,4 @@
-//! What a checkpoint stores for inference in bytes.
+//! Ranges of feature maps, stored in a checkpoint for int8 inference.
 
 use std::collections::BTreeMap;
 

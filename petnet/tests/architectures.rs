@@ -1,4 +1,4 @@
-//! What must hold for every architecture: training resumes to the same bytes, whatever the number of threads; frozen
+//! Properties of every architecture: training resumes to the same bytes, whatever the number of threads; frozen
 //! blocks stay as they were. A toy of its own file goes all the way without any other file knowing of it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "train")]

@@ -1,4 +1,4 @@
-//! What PyTorch's files are recognised by: the names and shapes of their tensors. Knows no files.
+//! Names and shapes of the tensors of PyTorch's files, by which architectures are recognised. Knows no files.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub(crate) struct Found {
 pub(crate) struct Keys<'a>(pub(crate) &'a Weights);
 
 impl Keys<'_> {
-    /// Whether a module has a weight.
+    /// True for a module with a weight.
     pub(crate) fn has(&self, module: &str) -> bool {
         self.shape(module).is_some()
     }

@@ -83,7 +83,7 @@ impl Default for Normalization {
 /// # Ok::<(), petnet::Error>(())
 /// ```
 pub trait Config: fmt::Debug + Send + Sync {
-    /// What configurations and reports call it.
+    /// Its name in configurations and reports.
     fn name(&self) -> &str;
 
     /// The network for a number of classes.
@@ -243,12 +243,12 @@ impl Architecture {
         crate::passes::flops(&self.graph(1)?, side).map_err(|e| Error::Config(e.to_string()))
     }
 
-    /// What the published weights of this network expect of an image's values.
+    /// The normalisation of this network's published weights.
     pub fn normalization(&self) -> Normalization {
         self.entry().map_or(Normalization::default(), |entry| entry.normalization)
     }
 
-    /// How its published weights see an image.
+    /// The preprocessing of this network's published weights.
     pub fn preprocess(&self) -> Preprocess {
         self.entry().map_or(SQUEEZED, |entry| entry.preprocess)
     }

@@ -25,7 +25,7 @@ thread_local! {
     static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What a convolution is before its weights are packed.
+/// A convolution without its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Form {
     pub(super) conv: Conv2d,
@@ -190,7 +190,7 @@ impl Conv {
         Product { x: input.values, weights, step, runs: &runs, epilogue, out }.run();
     }
 
-    /// Where row `ky` of the window of an output pixel begins in the input.
+    /// Index in the input at which row `ky` of an output pixel's window begins.
     fn start(&self, [y, x]: [usize; 2], ky: usize) -> usize {
         let Conv2d { inputs, window, .. } = self.form.conv;
         let Shape { height, width, border, .. } = self.input;

@@ -1,4 +1,4 @@
-//! What follows the global average pool: features to logits, and what each feature contributes.
+//! The head, after the global average pool: features to logits, and the gradient of a logit by the features.
 
 use crate::error::ModelError;
 use crate::graph::{Activation, Graph, Op};

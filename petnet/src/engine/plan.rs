@@ -148,7 +148,7 @@ pub(super) enum Kernel {
 /// The memory of one pass. Borders are zero, in images what becomes zero.
 type Arena<T> = Vec<Vec<T>>;
 
-/// What the network says of one image.
+/// Logits and features of one image.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outputs {
     pub(crate) logits: Vec<f32>,
@@ -156,7 +156,7 @@ pub(crate) struct Outputs {
     pub(crate) features: Vec<f32>,
 }
 
-/// How much each place of the last feature maps contributed to the likeliest class: 0 or more.
+/// Contribution of each place of the last feature maps to the likeliest class: 0 or more.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Heat {
     pub(crate) height: usize,

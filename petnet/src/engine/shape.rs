@@ -1,4 +1,4 @@
-//! How a feature map lies in memory: NHWC, `[height, width, channels]` within a border.
+//! Memory layout of a feature map: NHWC, `[height, width, channels]` within a border.
 
 use std::ops::Range;
 
@@ -23,12 +23,12 @@ impl Shape {
         (self.width + 2 * self.border) * self.channels
     }
 
-    /// Where the rows inside of the border lie.
+    /// Range of the rows inside of the border.
     pub(super) fn rows(self) -> Range<usize> {
         self.border * self.row()..(self.border + self.height) * self.row()
     }
 
-    /// Where a row's first pixel begins, and where its last one ends, within the row.
+    /// Range of the pixels inside of the border, within a row.
     pub(super) fn inside(self) -> Range<usize> {
         self.border * self.channels..(self.border + self.width) * self.channels
     }

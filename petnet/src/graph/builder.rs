@@ -16,7 +16,7 @@ pub struct Builder {
 impl Builder {
     /// The image's number.
     pub const IMAGE: usize = 0;
-    /// What batch norms add to the variance unless [`Builder::batch_norm`] is told otherwise: PyTorch's default.
+    /// Epsilon of [`Builder::conv_norm`] and [`Builder::depthwise_norm`]: PyTorch's default.
     pub const EPSILON: f32 = 1e-5;
 
     /// A network of that name, of an image so far.

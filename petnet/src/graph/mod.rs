@@ -18,7 +18,7 @@ const MAX_CHANNELS: usize = 8192;
 /// Largest side of a window, in pixels.
 const MAX_KERNEL: usize = 11;
 
-/// How a window is placed where it reaches over the edge of a feature map; what lies outside is zero for
+/// Padding of a window that reaches over the edge of a feature map; what lies outside is zero for
 /// convolutions and ignored by max pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,12 +92,12 @@ pub struct Conv2d {
     pub window: Window,
     /// 1, or for a depthwise convolution the number of channels, which then is that of inputs and outputs alike.
     pub groups: usize,
-    /// Whether it has a bias.
+    /// True for a convolution with a bias.
     pub bias: bool,
 }
 
 impl Conv2d {
-    /// Whether each channel is convolved alone.
+    /// True where each channel is convolved alone.
     pub fn is_depthwise(&self) -> bool {
         self.groups > 1
     }
@@ -167,13 +167,13 @@ pub enum Op {
         inputs: usize,
         /// Output features.
         outputs: usize,
-        /// How its weights are drawn where training starts from none.
+        /// Random initialisation of its weights.
         #[serde(default, skip_serializing_if = "Init::is_default")]
         init: Init,
     },
 }
 
-/// How the weights of a linear layer are drawn.
+/// Random initialisation of a linear layer's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
@@ -195,7 +195,7 @@ impl Init {
 pub struct Node {
     /// Its weights' names begin with it: `NAME.weight`, `NAME.bias`, `NAME.running_mean`, `NAME.running_var`.
     pub name: String,
-    /// What it computes.
+    /// Its operation.
     #[serde(flatten)]
     pub op: Op,
     /// Indices of the nodes whose outputs it reads, all of them earlier.
@@ -290,7 +290,7 @@ pub enum GraphError {
     },
 }
 
-/// What is wrong with one node.
+/// Reason for which a node was refused.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum NodeError {

@@ -7,7 +7,7 @@ use super::{
     Window,
 };
 
-/// What a node gives.
+/// Output of a node.
 #[derive(Clone, Copy, PartialEq)]
 enum Output {
     /// A feature map of so many channels.
@@ -82,7 +82,7 @@ impl Graph {
     }
 }
 
-/// What a node gives, once its inputs are known to fit it.
+/// Output of a node, once its inputs are known to fit it.
 fn output(place: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeError> {
     let expected = match node.op {
         Op::Image => 0,

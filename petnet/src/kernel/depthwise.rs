@@ -87,7 +87,7 @@ struct Part {
     y: usize,
     photo: usize,
     channel: usize,
-    /// Where the channels end that are computed together.
+    /// End of the channels that are computed together.
     end: usize,
 }
 

@@ -124,7 +124,7 @@ impl WithSimd for InputRow<'_> {
     }
 }
 
-/// What some rows add to the weights' gradient.
+/// Contribution of some rows to the weights' gradient.
 struct Weights<'a> {
     conv: Depthwise,
     x: &'a [f32],

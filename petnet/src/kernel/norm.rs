@@ -19,7 +19,7 @@ pub(crate) struct Norm {
     pub(crate) follows: Follows,
 }
 
-/// What follows a normalisation.
+/// Activation and pool after a normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Follows {
     pub(crate) activation: Option<Activation>,

@@ -196,7 +196,7 @@ pub(crate) struct Run {
     pub(crate) terms: Vec<Term>,
 }
 
-/// What is done with sums before they are written: bias, residual, activation, in this order.
+/// GEMM epilogue: bias, residual, activation, in this order, before sums are written.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a> {
     /// One value a channel.

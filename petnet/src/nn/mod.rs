@@ -57,7 +57,7 @@ impl Normalization {
 pub struct Network {
     #[module(skip)]
     graph: Graph,
-    /// What runs up to the global average pool.
+    /// The steps up to the global average pool.
     #[module(skip)]
     steps: Vec<Step>,
     #[module(skip)]
@@ -138,7 +138,7 @@ impl Network {
             .map_err(|reason| Error::checkpoint("<network>", reason))
     }
 
-    /// What it runs.
+    /// The graph that it runs.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
@@ -191,8 +191,8 @@ impl Network {
     fn run(&self, from: usize, given: FeatureMaps, to: usize) -> FeatureMaps {
         let mut last = given;
         let steps = self.steps.iter().filter(|step| step.output > from && step.output < to);
-        // Of the maps that a later step reads, the last use of each.
         let steps: Vec<&Step> = steps.collect();
+        // Only maps that a later step reads are kept: inference needs no others.
         let mut kept: Vec<(usize, FeatureMaps)> = vec![(from, last.clone())];
         for (place, step) in steps.iter().enumerate() {
             let get = |node: usize| kept.iter().find(|(at, _)| *at == node).map(|(_, maps)| maps);

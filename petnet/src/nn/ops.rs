@@ -7,7 +7,7 @@ use burn::tensor::ops::MaxPoolOptions;
 
 use crate::graph::{Activation, Padding, Window};
 
-/// What follows a convolution and its norm, after a residual was added.
+/// Activation and pool, after a convolution, its norm and a residual.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Follows {
     pub(super) activation: Option<Activation>,

@@ -14,7 +14,7 @@ pub(crate) enum Main {
     Identity,
 }
 
-/// What follows the main operation, in this order.
+/// Norm, residual, activation and pool after the main operation, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Epilogue {
     /// A batch norm, by its node.

@@ -1,4 +1,4 @@
-//! What is worked out of a graph before anything runs: its weights' names and shapes, its operations, and which
+//! Passes over a graph before anything runs: its weights' names and shapes, its operations, and which
 //! nodes run as one step. Knows no values and no tensors.
 
 mod count;

@@ -49,13 +49,27 @@ impl Import {
     /// network of petnet's, [`Error::Config`] when it has another number of classes than labels.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
-        let refused = |reason: ModelError| Error::checkpoint(path, reason);
         let file = tensors::read(path)?;
         let labels = match &self.labels[..] {
-            [] => names(&file.config).map_err(refused)?.unwrap_or_default(),
+            [] => {
+                let named = names(&file.config).map_err(|e| Error::checkpoint(path, e))?;
+                named.unwrap_or_default()
+            }
             given => given.to_vec(),
         };
+        self.checkpoint(file, path, |_| labels)
+    }
+
+    /// A file's contents as a checkpoint; `labels` names so many classes.
+    fn checkpoint(
+        &self,
+        file: tensors::Contents,
+        path: &Path,
+        labels: impl FnOnce(usize) -> Vec<String>,
+    ) -> Result<Checkpoint> {
+        let refused = |reason: ModelError| Error::checkpoint(path, reason);
         let (found, weights) = keys::arrange(file.tensors).map_err(refused)?;
+        let labels = labels(found.classes);
         if labels.len() != found.classes {
             let (classes, named) = (found.classes, labels.len());
             let reason = format!("{} has {classes} classes, {named} are named", path.display());
@@ -95,8 +109,6 @@ fn names(config: &serde_json::Value) -> Result<Option<Vec<String>>, ModelError> 
 /// A file's model, whatever its classes are called.
 #[cfg(feature = "train")]
 pub(crate) fn unnamed(path: &Path) -> Result<Checkpoint> {
-    let (found, _) = keys::arrange(tensors::read(path)?.tensors)
-        .map_err(|reason| Error::checkpoint(path, reason))?;
-    let labels = (0..found.classes).map(|class| class.to_string()).collect();
-    Import { labels, ..Import::default() }.read(path)
+    let numbered = |classes| (0..classes).map(|class: usize| class.to_string()).collect();
+    Import::default().checkpoint(tensors::read(path)?, path, numbered)
 }

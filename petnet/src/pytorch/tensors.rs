@@ -17,7 +17,7 @@ use crate::weights::{Weight, Weights};
 const PYTORCH: &str = "PyTorch";
 /// Most values of all tensors together, a gigabyte: many times what the largest network here takes.
 const MOST_VALUES: usize = 1 << 28;
-/// What lies beside weights in a checkpoint and is as large: the optimiser's state.
+/// Key of the optimiser's state, which lies beside the weights of a checkpoint and is as large.
 const OPTIMIZERS: &str = "optimizer";
 
 pub(super) struct Contents {

@@ -136,7 +136,7 @@ pub struct Trainer {
     /// [`pytorch`](crate::pytorch) knows them. Where it has another number of classes, its last layer is
     /// left out.
     pub init: Option<PathBuf>,
-    /// What stays as it was in [`Trainer::init`].
+    /// The layers that stay as they were in [`Trainer::init`].
     pub freeze: Freeze,
     /// Its input.
     pub preprocess: Preprocess,

@@ -21,7 +21,7 @@ thread_local! {
     static ROWS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What a dense convolution is before its weights are packed.
+/// A dense convolution without its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Form {
     pub(super) conv: Conv2d,

@@ -90,7 +90,7 @@ impl Tiling {
         }
     }
 
-    /// Whether an output's window and a quad have columns in common.
+    /// True where an output's window and a quad have columns in common.
     const fn overlap(self, output: usize, quad: usize) -> bool {
         let start = output * self.stride;
         start < 4 * quad + 4 && 4 * quad < start + self.kernel
@@ -210,7 +210,7 @@ struct Region {
     width: usize,
 }
 
-/// What a tile reads: its first byte, and the bytes from a pixel and from a row to the next.
+/// Input of a tile: its first byte, and the bytes from a pixel and from a row to the next.
 #[derive(Clone, Copy)]
 struct Source {
     x: *const u8,

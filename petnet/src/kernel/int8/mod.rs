@@ -49,7 +49,7 @@ fn aligned<T: Copy + Default, const N: usize>(values: &[T]) -> Vec<Line<T, N>> {
 /// Bytes behind a map that products may read, whatever they are.
 pub(crate) const SLACK: usize = 4;
 
-/// Whether this CPU has the instructions that the kernels consist of.
+/// True on CPUs with the instructions of the kernels.
 pub(crate) fn supported() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")

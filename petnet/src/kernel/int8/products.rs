@@ -83,7 +83,7 @@ fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Where the windows of the output's pixels lie in the input, in bytes.
+/// Offsets of the output pixels' windows in the input, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strides {
     /// Pixels of a row of the output.

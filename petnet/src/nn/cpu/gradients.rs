@@ -18,7 +18,7 @@ fn tracked<const D: usize>(tensor: Tensor<D>) -> Tracked {
 #[derive(Debug)]
 struct ConvBackward;
 
-/// What the gradient of a convolution needs; `columns` in place of `x` where there are some.
+/// State for the gradient of a convolution; `columns` in place of `x` where there are some.
 #[derive(Debug, Clone)]
 struct ConvState {
     x: FlexTensor,

@@ -62,7 +62,7 @@ pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     Tensor::from_primitive::<Flex>(out)
 }
 
-/// What comes after a convolution whose bias is still to be added.
+/// Bias, norm, residual, activation and pool after a convolution.
 pub(super) fn follow(
     z: Tensor<4>,
     bias: Option<Tensor<1>>,
@@ -168,7 +168,7 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 
-/// How a window moves over the sides of maps.
+/// Padding and output sides of a window on maps of a size.
 struct Places {
     padding: [usize; 2],
     out_height: usize,
