@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use petnet::{Classifier, Device, Precision};
+use petnet::{Calibration, ClassSet, Classifier, Device, Precision};
 use serde_json::json;
 
 use crate::predict::open_checkpoint;
 use crate::{Output, fit, terminal};
 
-/// Choose a model's temperature, its threshold for "unsure" and what is familiar to it.
+/// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold.
 ///
-/// `fit` ends with this; use it when the photos to come differ from those of the training.
+/// `fit` ends with this; use it when the images to come differ from those of the training.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   petnet-train calibrate --model pretrained --data shelter-photos --out shelter.safetensors")]
@@ -22,6 +22,10 @@ pub(crate) struct Calibrate {
     /// Prepared folder, or a plain folder or zip per class (split 9 to 1)
     #[arg(long, default_value = "data/processed")]
     data: PathBuf,
+    /// The source head's classes that contain the model's, as numbers and ranges, e.g. 151-268,281-285 for ImageNet's
+    /// dogs and cats [default: those of the model, else prototypes of the training images]
+    #[arg(long, value_name = "CLASSES")]
+    source_classes: Option<ClassSet>,
     /// File to write
     #[arg(long)]
     out: PathBuf,
@@ -37,7 +41,8 @@ impl Calibrate {
         let checkpoint = open_checkpoint(&self.model)?;
         let labels = checkpoint.info().labels.clone();
         let (train, valid) = (train.with_labels(&labels)?, valid.with_labels(&labels)?);
-        let calibrated = checkpoint.calibrated(&train, &valid, self.device)?;
+        let calibration = Calibration { device: self.device, source_classes: self.source_classes };
+        let calibrated = checkpoint.calibrated(&train, &valid, &calibration)?;
         calibrated.save(&self.out, Precision::F32)?;
         let info = calibrated.info().clone();
         let evaluation = Classifier::new(calibrated, self.device)?.evaluate(&valid, |_| ())?;
@@ -47,15 +52,19 @@ impl Calibrate {
                 "file": self.out,
                 "temperature": info.temperature,
                 "threshold": info.threshold,
+                "ood": info.ood,
                 "validation": { "ece": metrics.ece, "coverage": coverage },
             });
             println!("{figures}");
         } else {
             println!("temperature  {:.3}", info.temperature);
-            println!("threshold    {:.3}", info.threshold);
+            println!("confidence   {:.3} at least", info.threshold);
+            if let Some(ood) = &info.ood {
+                println!("OOD score    {:.3} at most, by {}", ood.threshold, ood.score.name());
+            }
             println!("ECE          {:.2} %", metrics.ece * 100.0);
             let (share, right) = (coverage.share * 100.0, coverage.accuracy * 100.0);
-            println!("answered     {share:.2} % of photos, {right:.2} % of them rightly");
+            println!("answered     {share:.2} % of images, {right:.2} % of them rightly");
             println!("written to   {}", self.out.display());
         }
         Ok(())

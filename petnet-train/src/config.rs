@@ -7,8 +7,8 @@ use anyhow::Result;
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{Freeze, Monitor, Optimizer, Resizing, Schedule};
-use petnet::{Device, Trainer};
+use petnet::train::{Freeze, Monitor, Optimizer, Resizing, Schedule, Start};
+use petnet::{ClassSet, Device, Trainer};
 use serde::{Deserialize, Serialize};
 
 /// A mistake in what the user asked for, as opposed to work that failed.
@@ -30,7 +30,7 @@ pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     model: Architecture,
     num_classes: Option<usize>,
-    init: Option<PathBuf>,
+    init: Option<Start>,
     freeze: Freeze,
     image_size: u32,
     progressive: Vec<Resizing>,
@@ -48,6 +48,8 @@ pub(crate) struct Config {
     grad_clip: f64,
     ema_decay: f64,
     precise_bn_images: usize,
+    quantize: bool,
+    pub(crate) source_classes: Option<ClassSet>,
     early_stopping: usize,
     seed: u64,
     num_workers: usize,
@@ -106,6 +108,8 @@ impl Default for Config {
             grad_clip: trainer.grad_clip,
             ema_decay: trainer.ema_decay,
             precise_bn_images: trainer.precise_bn_images,
+            quantize: trainer.quantize,
+            source_classes: None,
             early_stopping: trainer.early_stopping,
             seed: trainer.seed,
             num_workers: trainer.workers,
@@ -217,6 +221,7 @@ impl Config {
             grad_clip: self.grad_clip,
             ema_decay: self.ema_decay,
             precise_bn_images: self.precise_bn_images,
+            quantize: self.quantize,
             early_stopping: self.early_stopping,
             monitor: self.checkpoint.monitor,
             augment: self.augmentation,

@@ -9,7 +9,7 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use petnet::dataset::Split;
 use petnet::train::{EpochReport, Observer, StepReport};
-use petnet::{Classifier, Dataset, Device, Error, Precision, Trainer};
+use petnet::{Calibration, Classifier, Dataset, Device, Error, Precision, Trainer};
 
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -106,11 +106,13 @@ fn fit(
     let fitted = trainer.fit_observed(train, valid, watcher)?;
     watcher.finish();
     let out = &config.checkpoint.save_dir;
-    let best = fitted.best.calibrated(train, valid, trainer.device)?;
+    let source_classes = config.source_classes.clone();
+    let calibration = Calibration { device: trainer.device, source_classes };
+    let best = fitted.best.calibrated(train, valid, &calibration)?;
     let file = out.join(Trainer::BEST);
     best.save(&file, Precision::F32)?;
     if !trainer.save_best_only {
-        let last = fitted.last.calibrated(train, valid, trainer.device)?;
+        let last = fitted.last.calibrated(train, valid, &calibration)?;
         last.save(out.join(Trainer::LAST), Precision::F32)?;
     }
     let classifier = Classifier::new(best, trainer.device)?;

@@ -39,16 +39,18 @@ impl Quantize {
         terminal::start_log(output, "info");
         let (train, valid) = fit::open(&self.data)?;
         let checkpoint = open_checkpoint(&self.model)?;
-        let valid = valid.with_labels(&checkpoint.info().labels)?;
+        // A network that others start from has other classes: its accuracy is not measured.
+        let valid = valid.with_labels(&checkpoint.info().labels).ok();
         let before = Classifier::new(checkpoint.clone(), Device::Cpu)?;
         let images = drawn(&train, &before, self.images as usize)?;
         let quantized = checkpoint.quantized(&images)?;
         quantized.save(&self.out, Precision::F16)?;
         let after = Classifier::new(quantized, Device::Cpu)?;
-        let [before, after] = [before, after].map(|classifier| {
-            Ok::<_, petnet::Error>(classifier.evaluate(&valid, |_| ())?.metrics())
-        });
-        let (before, after) = (before?, after?);
+        let measure = |classifier: Classifier| {
+            let evaluation = valid.as_ref().map(|valid| classifier.evaluate(valid, |_| ()));
+            Ok::<_, petnet::Error>(evaluation.transpose()?.map(|evaluation| evaluation.metrics()))
+        };
+        let (before, after) = (measure(before)?, measure(after)?);
         if output.json {
             let figures = json!({
                 "file": self.out,
@@ -56,14 +58,20 @@ impl Quantize {
                 "validation": { "before": before, "after": after },
             });
             println!("{figures}");
-        } else {
-            let percent = |share: f64| share * 100.0;
-            let (b, a) = (percent(before.accuracy), percent(after.accuracy));
-            println!("measured on  {} training photos", images.len());
-            println!("accuracy     {a:.2} % of validation photos, {b:.2} % before");
-            println!("log loss     {:.4}, {:.4} before", after.log_loss, before.log_loss);
-            println!("written to   {}", self.out.display());
+            return Ok(());
         }
+        println!("measured on  {} training photos", images.len());
+        match before.zip(after) {
+            Some((before, after)) => {
+                let (b, a) = (before.accuracy * 100.0, after.accuracy * 100.0);
+                println!("accuracy     {a:.2} % of validation photos, {b:.2} % before");
+                println!("log loss     {:.4}, {:.4} before", after.log_loss, before.log_loss);
+            }
+            None => {
+                println!("accuracy     not measured: the model has other classes than the data")
+            }
+        }
+        println!("written to   {}", self.out.display());
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! After training: what makes a model's confidence honest, and lets it say that it does not know.
+//! After training: temperature, confidence threshold and out-of-distribution score, each chosen apart.
 
 use rayon::prelude::*;
 
@@ -7,69 +7,140 @@ use crate::classifier::Classifier;
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::drift::{Look, Reference};
+use crate::engine::Outputs;
 use crate::error::Result;
 use crate::metrics::{confidence_for, temperature_for};
-use crate::novelty::Novelty;
+use crate::ood::{ClassSet, OodScore, OutOfDistribution, embedding, prototypes};
 use crate::prediction::softmax;
+use crate::weights::Weight;
 
-/// Share of the answers that a model calls sure that must be right on validation photos.
-const SURE: f64 = 0.99;
-/// Share of validation photos that are familiar.
-const FAMILIAR: f64 = 0.98;
-/// Training photos that are enough to know where features lie.
+/// Share of the answers above the confidence threshold that must be right on validation images.
+const RIGHT: f64 = 0.99;
+/// Share of validation images that are in distribution.
+const IN_DISTRIBUTION: f64 = 0.98;
+/// Training images that are enough to know where features lie.
 const ENOUGH: usize = 4000;
-
-/// Photos that are enough to know what photos are like.
-const LOOKED_AT: usize = 2000;
-/// Photos a pass.
+/// Images that are enough to know the statistics of images, for drift.
+const MEASURED: usize = 2000;
+/// Images a pass.
 const BATCH: usize = 32;
 
+/// How [`Checkpoint::calibrated`] works.
+#[derive(Debug, Clone, Default)]
+pub struct Calibration {
+    /// Where to compute.
+    pub device: Device,
+    /// The source head's classes that contain the model's, for [`OodScore::SourceClasses`]. `None` keeps those of the
+    /// model, or else takes [`OodScore::Prototypes`].
+    pub source_classes: Option<ClassSet>,
+}
+
 impl Checkpoint {
-    /// Chooses by validation photos the temperature (Guo et al., "On calibration of modern neural
-    /// networks", 2017), the threshold above which 99 % of answers are right, and, from training
-    /// photos, what is familiar; and notes what validation photos are like, for [`drift`](crate::drift).
+    /// Chooses by validation images the temperature (Guo et al., "On calibration of modern neural networks", 2017), the
+    /// confidence threshold above which 99 % of answers are right, and the out-of-distribution threshold below which
+    /// 98 % of them are; and measures their statistics, for [`drift`](crate::drift).
     ///
     /// ```no_run
-    /// use petnet::{Checkpoint, Dataset, Device, Precision};
+    /// use petnet::{Calibration, Checkpoint, Dataset, Precision};
     ///
     /// let (train, valid) = Dataset::open("photos")?.split(0.8)?;
-    /// let model = Checkpoint::load("mine.safetensors")?.calibrated(&train, &valid, Device::Cpu)?;
+    /// let model = Checkpoint::load("mine.safetensors")?;
+    /// let model = model.calibrated(&train, &valid, &Calibration::default())?;
     /// model.save("mine.safetensors", Precision::F32)?;
     /// # Ok::<(), petnet::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`Classifier::evaluate`].
-    pub fn calibrated(self, train: &Dataset, valid: &Dataset, device: Device) -> Result<Self> {
-        let plain = self.with_calibration(1.0, 0.0, None)?;
-        let classifier = Classifier::new(plain.clone(), device)?;
-        let known = classifier.evaluate(&train.every(train.len().div_ceil(ENOUGH)), |_| ())?;
-        let held_out = classifier.evaluate(valid, |_| ())?;
-        let temperature = temperature_for(&held_out.probabilities, &held_out.truth);
-        let classes = plain.info().labels.len();
-        let features = (known.features.as_slice(), known.truth.as_slice());
-        let novelty = Novelty::learn(features, &held_out.features, classes, FAMILIAR);
-        // Logarithms of probabilities are logits, but for a constant that softmax does not see.
-        let logits = |row: &Vec<f32>| row.iter().map(|p| p.max(1e-30).ln()).collect::<Vec<f32>>();
-        let warm = held_out.probabilities.iter().map(|row| softmax(&logits(row), temperature));
-        let threshold = confidence_for(SURE, &warm.collect::<Vec<_>>(), &held_out.truth);
-        let calibrated =
-            plain.with_calibration(temperature, threshold.unwrap_or(1.0), Some(novelty))?;
-        let reference = look(&Classifier::new(calibrated.clone(), device)?, valid)?;
-        Ok(calibrated.with_reference(Some(reference)))
+    /// As [`Classifier::evaluate`]; [`Error::Checkpoint`](crate::Error::Checkpoint) for classes that the source head
+    /// does not have.
+    pub fn calibrated(
+        self,
+        train: &Dataset,
+        valid: &Dataset,
+        calibration: &Calibration,
+    ) -> Result<Self> {
+        let classes = calibration.source_classes.clone().or_else(|| self.source_classes());
+        let plain = self.with_calibration((1.0, 0.0), None, None)?;
+        let classifier = Classifier::new(plain.clone(), calibration.device)?;
+        let held_out = Images::of(&classifier, valid)?;
+        let probabilities =
+            |temperature| held_out.outputs.iter().map(move |o| softmax(&o.logits, temperature));
+        let temperature = temperature_for(&probabilities(1.0).collect::<Vec<_>>(), &held_out.truth);
+        let rows: Vec<Vec<f32>> = probabilities(temperature).collect();
+        let threshold = confidence_for(RIGHT, &rows, &held_out.truth).unwrap_or(1.0);
+        let (score, values) = match classes {
+            Some(classes) => (OodScore::SourceClasses { classes }, None),
+            None => {
+                let (score, values) = learned(&classifier, train)?;
+                (score, Some(values))
+            }
+        };
+        let open = OutOfDistribution { score, threshold: f32::MAX };
+        let model =
+            plain.with_calibration((temperature, threshold), Some(open.clone()), values.clone())?;
+        let threshold_of = model.detector()?.map_or(f32::MAX, |detector| {
+            let scores = held_out.outputs.iter().map(|outputs| detector.score(outputs));
+            quantile(scores.collect(), IN_DISTRIBUTION)
+        });
+        let ood = OutOfDistribution { threshold: threshold_of, ..open };
+        let model = model.with_calibration((temperature, threshold), Some(ood), values)?;
+        let reference = statistics(&Classifier::new(model.clone(), calibration.device)?, valid)?;
+        Ok(model.with_reference(Some(reference)))
     }
 }
 
-/// What photos are like, by the way that they take in service.
-fn look(classifier: &Classifier, photos: &Dataset) -> Result<Reference> {
-    let photos = photos.every(photos.len().div_ceil(LOOKED_AT));
-    let places: Vec<usize> = (0..photos.len()).collect();
+impl Checkpoint {
+    /// The source head's classes that its out-of-distribution score knows.
+    fn source_classes(&self) -> Option<ClassSet> {
+        match &self.info().ood.as_ref()?.score {
+            OodScore::SourceClasses { classes } => Some(classes.clone()),
+            OodScore::Prototypes { .. } => None,
+        }
+    }
+}
+
+/// Outputs and classes of some images.
+struct Images {
+    outputs: Vec<Outputs>,
+    truth: Vec<usize>,
+}
+
+impl Images {
+    fn of(classifier: &Classifier, dataset: &Dataset) -> Result<Self> {
+        let dataset = dataset.clone().with_labels(classifier.labels())?;
+        let mut images = Self { outputs: Vec::new(), truth: Vec::new() };
+        classifier.each_output(&dataset, |outputs, class| {
+            images.outputs.push(outputs);
+            images.truth.push(class);
+        })?;
+        Ok(images)
+    }
+}
+
+/// A score by prototypes of training images, and the prototypes.
+fn learned(classifier: &Classifier, train: &Dataset) -> Result<(OodScore, (String, Weight))> {
+    let known = Images::of(classifier, &train.every(train.len().div_ceil(ENOUGH)))?;
+    let rows: Vec<&[f32]> = known.outputs.iter().map(embedding).collect();
+    Ok(prototypes(&rows, &known.truth, classifier.labels().len()))
+}
+
+/// The value that a share of some values does not exceed.
+fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
+    values.sort_by(f32::total_cmp);
+    let place = (values.len() as f64 * share).ceil() as usize;
+    values.get(place.saturating_sub(1)).copied().unwrap_or(f32::MAX)
+}
+
+/// Statistics of images as they are taken in service.
+fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
+    let images = images.every(images.len().div_ceil(MEASURED));
+    let places: Vec<usize> = (0..images.len()).collect();
     let mut looks = Vec::with_capacity(places.len());
     for batch in places.chunks(BATCH) {
         let inspected = batch.par_iter().map(|&place| {
-            let (pixels, traits) = classifier.inspect(&photos.read(place)?)?;
-            // A prepared photo is smaller than those that come in.
-            let own = photos.samples()[place].size;
+            let (pixels, traits) = classifier.inspect(&images.read(place)?)?;
+            // A prepared image is smaller than those that come in.
+            let own = images.samples()[place].size;
             Ok((pixels, own.map_or(traits, |size| traits.with_size(size))))
         });
         let (pixels, traits): (Vec<_>, Vec<_>) =

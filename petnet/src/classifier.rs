@@ -8,7 +8,8 @@ use crate::drift::Traits;
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::metrics::argmax;
-use crate::prediction::{Prediction, softmax};
+use crate::ood::Detector;
+use crate::prediction::{Decision, Prediction, softmax};
 use crate::preprocess::{Limits, Pixels};
 use crate::runner::Runner;
 
@@ -28,6 +29,7 @@ use crate::runner::Runner;
 #[derive(Debug)]
 pub struct Classifier {
     info: ModelInfo,
+    detector: Option<Detector>,
     runner: Runner,
     limits: Limits,
     parameters: usize,
@@ -58,8 +60,9 @@ impl Classifier {
     /// not fit the architecture.
     pub fn new(checkpoint: Checkpoint, device: Device) -> Result<Self> {
         let parameters = checkpoint.parameters();
+        let detector = checkpoint.detector()?;
         let (info, runner) = Runner::new(checkpoint, device)?;
-        Ok(Self { info, runner, limits: Limits::default(), parameters })
+        Ok(Self { info, detector, runner, limits: Limits::default(), parameters })
     }
 
     /// Replaces the bounds on what is decoded.
@@ -161,7 +164,7 @@ impl Classifier {
         }
         let bytes = self.bytes(pictures)?;
         let outputs = self.runner.run(bytes)?;
-        Ok(outputs.into_iter().map(|outputs| self.prediction(outputs)).collect())
+        Ok(outputs.iter().map(|outputs| self.prediction(outputs)).collect())
     }
 
     /// `[n, size, size, 3]`.
@@ -189,19 +192,19 @@ impl Classifier {
         one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
     }
 
-    pub(crate) fn prediction(&self, Outputs { logits, features }: Outputs) -> Prediction {
-        let probabilities = softmax(&logits, self.info.temperature);
-        self.judged(&features, probabilities)
-    }
-
-    /// What is made of probabilities, and of what the network saw.
-    pub(crate) fn judged(&self, features: &[f32], probabilities: Vec<f32>) -> Prediction {
+    pub(crate) fn prediction(&self, outputs: &Outputs) -> Prediction {
+        let probabilities = softmax(&outputs.logits, self.info.temperature);
         let index = argmax(&probabilities);
-        let known = self.info.novelty.as_ref();
-        let novelty = known.map(|known| known.distance(features));
-        let familiar = known.zip(novelty).is_none_or(|(known, far)| known.is_familiar(far));
-        let sure = familiar && probabilities[index] >= self.info.threshold;
+        let detector = self.detector.as_ref();
+        let ood_score = detector.map(|detector| detector.score(outputs));
+        let accepted =
+            detector.zip(ood_score).is_none_or(|(detector, score)| detector.accepts(score));
+        let decision = match (accepted, probabilities[index] >= self.info.threshold) {
+            (false, _) => Decision::OutOfDistribution,
+            (true, false) => Decision::LowConfidence,
+            (true, true) => Decision::Answered,
+        };
         let label = self.info.labels[index].clone();
-        Prediction { label, index, probabilities, novelty, familiar, sure }
+        Prediction { label, index, probabilities, ood_score, decision }
     }
 }

@@ -163,6 +163,14 @@ pub enum ModelError {
     /// The temperature is out of range.
     #[error("temperature is {0}, must be above 0")]
     Temperature(f32),
+    /// The classes for an out-of-distribution score are not some of a source head's.
+    #[error(
+        "out-of-distribution classes must be some of the source head's {0} classes, and not all"
+    )]
+    OodClasses(usize),
+    /// The out-of-distribution threshold is not a number.
+    #[error("out-of-distribution threshold is {0}, must be a number")]
+    OodThreshold(f32),
     /// There are no images to measure the ranges of feature maps on.
     #[error("quantization needs at least one image")]
     NoImages,

@@ -9,7 +9,7 @@ use crate::engine::Outputs;
 use crate::error::Result;
 use crate::loader::{Loader, LoaderSettings};
 use crate::metrics::{Metrics, argmax};
-use crate::prediction::softmax;
+use crate::prediction::{Decision, Prediction};
 
 const BATCH: usize = 64;
 
@@ -44,8 +44,10 @@ pub struct Evaluation {
     pub features: Vec<Vec<f32>>,
     /// True class of each photo.
     pub truth: Vec<usize>,
-    /// Whether the model would answer, and not say that it is unsure.
-    pub sure: Vec<bool>,
+    /// Answered or unsure, and why, of each image.
+    pub decisions: Vec<Decision>,
+    /// Out-of-distribution score of each image; empty where the model has none.
+    pub ood_scores: Vec<f32>,
     classes: usize,
 }
 
@@ -56,6 +58,10 @@ pub struct Coverage {
     pub share: f64,
     /// Share of those answers that are right.
     pub accuracy: f64,
+    /// Share of the images that are unsure for their confidence.
+    pub low_confidence: f64,
+    /// Share of the images that are unsure because they are not like those of the training.
+    pub out_of_distribution: f64,
 }
 
 impl Evaluation {
@@ -66,15 +72,22 @@ impl Evaluation {
 
     /// Figures of the answers that are not "unsure".
     pub fn coverage(&self) -> Coverage {
-        let rows = self.probabilities.iter().zip(&self.truth).zip(&self.sure);
+        let rows = self.probabilities.iter().zip(&self.truth).zip(&self.decisions);
         let given: Vec<bool> = rows
-            .filter(|(_, sure)| **sure)
+            .filter(|(_, decision)| **decision == Decision::Answered)
             .map(|((row, truth), _)| argmax(row) == *truth)
             .collect();
         let right = given.iter().filter(|right| **right).count();
+        let all = self.truth.len().max(1) as f64;
+        let share = |wanted| {
+            let decisions = self.decisions.iter().filter(|decision| **decision == wanted);
+            decisions.count() as f64 / all
+        };
         Coverage {
-            share: given.len() as f64 / self.truth.len().max(1) as f64,
+            share: given.len() as f64 / all,
             accuracy: right as f64 / given.len().max(1) as f64,
+            low_confidence: share(Decision::LowConfidence),
+            out_of_distribution: share(Decision::OutOfDistribution),
         }
     }
 }
@@ -88,6 +101,39 @@ impl Classifier {
     /// device refuse.
     pub fn evaluate(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Evaluation> {
         let dataset = dataset.clone().with_labels(self.labels())?;
+        let mut evaluation = Evaluation { classes: self.labels().len(), ..Evaluation::default() };
+        self.each_output(&dataset, |outputs, class| {
+            let prediction = self.prediction(&outputs);
+            evaluation.probabilities.push(prediction.probabilities);
+            evaluation.decisions.push(prediction.decision);
+            evaluation.ood_scores.extend(prediction.ood_score);
+            evaluation.features.push(outputs.features);
+            evaluation.truth.push(class);
+            progress(1);
+        })?;
+        Ok(evaluation)
+    }
+
+    /// Classifies every image of a data set whose classes may be any, in the data set's order. `progress` hears of
+    /// each image.
+    ///
+    /// # Errors
+    /// What images and device refuse.
+    pub fn predict(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Vec<Prediction>> {
+        let mut predictions = Vec::with_capacity(dataset.len());
+        self.each_output(dataset, |outputs, _| {
+            predictions.push(self.prediction(&outputs));
+            progress(1);
+        })?;
+        Ok(predictions)
+    }
+
+    /// Runs the network on every image of a data set, in its order; `seen` takes its outputs and its class.
+    pub(crate) fn each_output(
+        &self,
+        dataset: &Dataset,
+        mut seen: impl FnMut(Outputs, usize),
+    ) -> Result<()> {
         let settings = LoaderSettings {
             batch_size: BATCH,
             workers: 1,
@@ -97,37 +143,14 @@ impl Classifier {
             seed: 0,
             shuffle: false,
         };
-        let loader = Loader::new(&dataset, settings);
-        let run = |pixels| self.runner().run(pixels);
-        let mut evaluation =
-            run_over(&loader, self.labels().len(), (&run, self.info().temperature), &progress)?;
-        let answers = evaluation.features.iter().zip(&evaluation.probabilities);
-        evaluation.sure =
-            answers.map(|(features, row)| self.judged(features, row.clone()).is_sure()).collect();
-        Ok(evaluation)
-    }
-}
-
-/// Pictures, `[count, size, size, 3]`, to what a network says of each.
-type Run<'a> = dyn Fn(Vec<u8>) -> Result<Vec<Outputs>> + 'a;
-
-pub(crate) fn run_over(
-    loader: &Loader,
-    classes: usize,
-    (run, temperature): (&Run<'_>, f32),
-    progress: &dyn Fn(usize),
-) -> Result<Evaluation> {
-    let mut evaluation = Evaluation { classes, ..Evaluation::default() };
-    for batch in loader.epoch(0, 0) {
-        let batch = batch?;
-        let photos = batch.targets.len();
-        for Outputs { logits, features } in run(batch.images)? {
-            evaluation.probabilities.push(softmax(&logits, temperature));
-            evaluation.features.push(features);
+        for batch in Loader::new(dataset, settings).epoch(0, 0) {
+            let batch = batch?;
+            let outputs = self.runner().run(batch.images)?;
+            outputs
+                .into_iter()
+                .zip(batch.targets)
+                .for_each(|(outputs, class)| seen(outputs, class));
         }
-        evaluation.truth.extend(batch.targets);
-        evaluation.sure.resize(evaluation.truth.len(), true);
-        progress(photos);
+        Ok(())
     }
-    Ok(evaluation)
 }

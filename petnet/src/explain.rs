@@ -118,7 +118,7 @@ impl Classifier {
         if top > 0.0 {
             heat.iter_mut().for_each(|value| *value /= top);
         }
-        let prediction = self.prediction(outputs);
+        let prediction = self.prediction(&outputs);
         Ok(Explanation { prediction, width, height, heat })
     }
 }

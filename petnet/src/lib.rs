@@ -28,9 +28,9 @@ pub mod metrics;
 pub mod mlflow;
 #[cfg(feature = "burn")]
 mod nn;
-mod novelty;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+mod ood;
 mod passes;
 mod prediction;
 pub mod preprocess;
@@ -45,6 +45,8 @@ mod storage;
 pub mod train;
 mod weights;
 
+#[cfg(feature = "train")]
+pub use calibrate::Calibration;
 pub use checkpoint::{Checkpoint, ModelInfo, Precision, sha256, write_atomically};
 pub use classifier::Classifier;
 #[cfg(feature = "train")]
@@ -54,8 +56,8 @@ pub use error::{Error, ImageError, ModelError, Result};
 #[cfg(feature = "train")]
 pub use evaluate::{Coverage, Evaluation};
 pub use explain::Explanation;
-pub use novelty::Novelty;
-pub use prediction::Prediction;
+pub use ood::{ClassSet, OodScore, OutOfDistribution};
+pub use prediction::{Decision, Prediction};
 pub use profile::LayerTime;
 pub use quantization::Quantization;
 #[cfg(feature = "train")]

@@ -134,6 +134,11 @@ impl Loader {
         Self { dataset, settings: Arc::new(settings), cache: Arc::new(cache) }
     }
 
+    /// The images of all batches.
+    pub(crate) fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
     /// Number of batches an epoch.
     pub fn steps(&self) -> usize {
         self.dataset.len().div_ceil(self.settings.batch_size)

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Probabilities that sum to 1.
 pub(crate) fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
     // Relative to the largest, no exponential overflows.
@@ -11,21 +13,91 @@ pub(crate) fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
-/// The answer for one photo. Displays as `dog (98 %)`.
+/// Answered, or unsure for a reason. Displays as `answered`, `low_confidence` or `out_of_distribution`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// The answer can be relied on.
+    Answered,
+    /// Unsure: the image is like those of the training, but the confidence is below
+    /// [`ModelInfo::threshold`](crate::ModelInfo::threshold).
+    LowConfidence,
+    /// Unsure: the image is not like those of the training, whatever the confidence.
+    OutOfDistribution,
+}
+
+impl Decision {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Answered, Self::LowConfidence, Self::OutOfDistribution];
+
+    /// Its name in snake case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::LowConfidence => "low_confidence",
+            Self::OutOfDistribution => "out_of_distribution",
+        }
+    }
+
+    /// The reason in a sentence for users of a model of these classes; `None` where there is an answer.
+    ///
+    /// ```
+    /// use petnet::Decision;
+    ///
+    /// let labels = ["cat".to_string(), "dog".to_string()];
+    /// let reason = Decision::OutOfDistribution.reason(&labels).expect("unsure");
+    /// assert_eq!(reason, "This does not look like a cat or a dog.");
+    /// assert_eq!(Decision::Answered.reason(&labels), None);
+    /// ```
+    pub fn reason(self, labels: &[String]) -> Option<String> {
+        match self {
+            Self::Answered => None,
+            Self::LowConfidence => Some("The confidence is too low for a decision.".into()),
+            Self::OutOfDistribution => Some(format!("This does not look like {}.", any_of(labels))),
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `a cat or a dog`; of many classes, that they are known.
+fn any_of(labels: &[String]) -> String {
+    /// Most classes that a sentence can list.
+    const LISTED: usize = 4;
+    let article = |label: &String| {
+        let vowel = label.starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O', 'U']);
+        format!("{} {label}", if vowel { "an" } else { "a" })
+    };
+    match labels {
+        [] => "anything that the model knows".into(),
+        [only] => article(only),
+        [first @ .., last] if labels.len() <= LISTED => {
+            let first: Vec<String> = first.iter().map(article).collect();
+            format!("{} or {}", first.join(", "), article(last))
+        }
+        _ => format!("any of the {} classes that the model knows", labels.len()),
+    }
+}
+
+/// The answer for one image. Displays as `dog (98 %)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
     pub(crate) label: String,
     pub(crate) index: usize,
     pub(crate) probabilities: Vec<f32>,
-    pub(crate) novelty: Option<f32>,
-    pub(crate) familiar: bool,
-    pub(crate) sure: bool,
+    pub(crate) ood_score: Option<f32>,
+    pub(crate) decision: Decision,
 }
 
 impl Prediction {
     #[cfg(test)]
     pub(crate) fn new(label: String, index: usize, probabilities: Vec<f32>) -> Self {
-        Self { label, index, probabilities, novelty: None, familiar: true, sure: true }
+        let decision = Decision::Answered;
+        Self { label, index, probabilities, ood_score: None, decision }
     }
 
     /// Name of the likeliest class.
@@ -43,22 +115,20 @@ impl Prediction {
         self.probabilities[self.index]
     }
 
-    /// How far the photo is from those that the model knows, see [`Novelty::distance`]; absent
-    /// where the model never learned it.
-    ///
-    /// [`Novelty::distance`]: crate::Novelty::distance
-    pub fn novelty(&self) -> Option<f32> {
-        self.novelty
+    /// How far the image is from those of the training, see [`OodScore`](crate::OodScore); absent where the model was
+    /// not calibrated.
+    pub fn ood_score(&self) -> Option<f32> {
+        self.ood_score
     }
 
-    /// Whether the photo is like those that the model knows.
-    pub fn is_familiar(&self) -> bool {
-        self.familiar
+    /// Answered, or unsure for a reason.
+    pub fn decision(&self) -> Decision {
+        self.decision
     }
 
-    /// Whether the photo is familiar and the confidence reaches [`ModelInfo::threshold`](crate::ModelInfo::threshold).
-    pub fn is_sure(&self) -> bool {
-        self.sure
+    /// True where the answer can be relied on.
+    pub fn is_answered(&self) -> bool {
+        self.decision == Decision::Answered
     }
 
     /// One probability a class; they sum to 1.
@@ -71,5 +141,19 @@ impl fmt::Display for Prediction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Rounding down keeps "100 %" for the certain.
         write!(f, "{} ({:.0} %)", self.label, (self.confidence() * 100.0).floor())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_name_few_classes_and_count_many() {
+        let labels = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        assert_eq!(any_of(&labels(&["ant"])), "an ant");
+        assert_eq!(any_of(&labels(&["cat", "dog", "eel"])), "a cat, a dog or an eel");
+        let many = any_of(&labels(&["a", "b", "c", "d", "e"]));
+        assert_eq!(many, "any of the 5 classes that the model knows");
     }
 }

@@ -25,11 +25,16 @@ pub struct Quantization {
 impl Quantization {
     /// # Errors
     /// [`ModelError::MissingRange`] and [`ModelError::Range`].
-    pub(crate) fn validate(&self, graph: &Graph) -> Result<(), ModelError> {
-        for step in passes::fuse(graph) {
-            let name = &graph.nodes()[step.output].name;
-            if !self.ranges.contains_key(name) {
-                return Err(ModelError::MissingRange(name.clone()));
+    pub(crate) fn validate<'a>(
+        &self,
+        graphs: impl IntoIterator<Item = &'a Graph>,
+    ) -> Result<(), ModelError> {
+        for graph in graphs {
+            for step in passes::fuse(graph) {
+                let name = &graph.nodes()[step.output].name;
+                if !self.ranges.contains_key(name) {
+                    return Err(ModelError::MissingRange(name.clone()));
+                }
             }
         }
         for (name, &range) in &self.ranges {

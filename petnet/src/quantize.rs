@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, Network};
 use crate::error::{Error, ModelError, Result};
+use crate::passes::Program;
 use crate::preprocess::Pixels;
 use crate::quantization::Quantization;
 
 /// Bins of a histogram, half of them for negative values.
 const BINS: usize = 4096;
+/// Training images on which ranges are measured.
+#[cfg(feature = "train")]
+const MEASURED: usize = 256;
 /// Shares of the largest value that are tried as the end of a range, in percent.
 const SHARES: std::ops::RangeInclusive<usize> = 30..=100;
 
@@ -43,6 +47,16 @@ impl Checkpoint {
         self.with_quantization(Some(Quantization { ranges }))
     }
 
+    /// [`Checkpoint::quantized`] on images drawn from a data set, at another size than the model's if need be.
+    #[cfg(feature = "train")]
+    pub(crate) fn quantized_on(
+        self,
+        dataset: &crate::Dataset,
+        preprocess: crate::preprocess::Preprocess,
+    ) -> Result<Self> {
+        self.with_preprocess(preprocess)?.quantized(&dataset.drawn(preprocess, MEASURED)?)
+    }
+
     fn ranges(&self, images: &[Pixels]) -> Result<BTreeMap<String, [f32; 2]>, ModelError> {
         let info = self.info();
         let size = info.preprocess.size;
@@ -50,8 +64,9 @@ impl Checkpoint {
             return Err(ModelError::NoImages);
         }
         let (graph, normalization) = (&info.graph, info.normalization);
-        let network =
-            Network { graph, normalization, side: size as usize, weights: self.weights() };
+        let (source, side) = (info.source.as_ref(), size as usize);
+        let network = Network { graph, source, normalization, side, weights: self.weights() };
+        let nodes = Program::new(graph, source, side)?.nodes;
         let engine = Engine::new(network)?;
         let mut histograms = BTreeMap::<usize, Histogram>::new();
         for image in images {
@@ -63,9 +78,8 @@ impl Checkpoint {
                 histograms.entry(node).or_default().add(pixel)
             });
         }
-        let named = |(node, histogram): (usize, Histogram)| {
-            (graph.nodes()[node].name.clone(), histogram.range())
-        };
+        let named =
+            |(node, histogram): (usize, Histogram)| (nodes[node].name.clone(), histogram.range());
         Ok(histograms.into_iter().map(named).collect())
     }
 }
@@ -252,7 +266,8 @@ mod tests {
         let info = model.info();
         let (graph, normalization, side) =
             (&info.graph, info.normalization, info.preprocess.size as usize);
-        let network = Network { graph, normalization, side, weights: model.weights() };
+        let source = info.source.as_ref();
+        let network = Network { graph, source, normalization, side, weights: model.weights() };
         let engine = Engine::new(network).unwrap();
         let mut ranges = BTreeMap::<String, [f32; 2]>::new();
         for image in measured {

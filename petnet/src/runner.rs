@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::engine::{Engine, Heat, Network as Compiled, Outputs};
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
-use crate::nn::{Network, run};
+use crate::nn::run::{self, Networks};
 
 /// A network in a form that can be run.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(crate) enum Runner {
     Engine(Engine),
     #[cfg(feature = "burn")]
     Burn {
-        network: Box<Network>,
+        networks: Box<Networks>,
         device: burn::tensor::Device,
         /// Of the input, in pixels.
         side: usize,
@@ -39,7 +39,8 @@ impl Runner {
         let (info, weights) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
         let (graph, normalization) = (&info.graph, info.normalization);
-        let network = Compiled { graph, normalization, side, weights: &weights };
+        let source = info.source.as_ref();
+        let network = Compiled { graph, source, normalization, side, weights: &weights };
         let engine = match &info.quantization {
             Some(quantization) => Engine::quantized(network, &quantization.ranges),
             None => Engine::new(network),
@@ -51,10 +52,10 @@ impl Runner {
     #[cfg(feature = "burn")]
     fn on_burn(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
         let device = device.open()?;
-        let network = Network::load(&checkpoint, &device)?;
+        let networks = Networks::load(&checkpoint, &device)?;
         let (info, _) = checkpoint.into_parts();
         let side = info.preprocess.size as usize;
-        Ok((info, Self::Burn { network: Box::new(network), device, side }))
+        Ok((info, Self::Burn { networks: Box::new(networks), device, side }))
     }
 
     #[cfg(not(feature = "burn"))]
@@ -70,8 +71,8 @@ impl Runner {
         match self {
             Self::Engine(engine) => Ok(engine.run(&pixels)),
             #[cfg(feature = "burn")]
-            Self::Burn { network, device, side } => {
-                run::outputs(network, run::to_tensor(pixels, *side, device))
+            Self::Burn { networks, device, side } => {
+                networks.outputs(run::to_tensor(pixels, *side, device))
             }
         }
     }
@@ -90,8 +91,8 @@ impl Runner {
         match self {
             Self::Engine(engine) => Ok(engine.explain(&pixels)),
             #[cfg(feature = "burn")]
-            Self::Burn { network, device, side } => {
-                run::explain(network, run::to_tensor(pixels, *side, device))
+            Self::Burn { networks, device, side } => {
+                run::explain(networks, run::to_tensor(pixels, *side, device))
             }
         }
     }

@@ -13,13 +13,15 @@ use sha2::{Digest as _, Sha256};
 use crate::arch::Normalization;
 use crate::drift::Reference;
 use crate::error::{Error, ModelError, Result};
-use crate::graph::Graph;
-use crate::novelty::Novelty;
+use crate::graph::{Graph, Node, SourceHead, original};
+use crate::ood::{Detector, OutOfDistribution};
 use crate::passes;
 use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::quantization::Quantization;
 pub use crate::storage::Precision;
 use crate::storage::{SCALE, read_weight, store, unpack};
+#[cfg(feature = "train")]
+use crate::weights::Weight;
 use crate::weights::Weights;
 
 const INFO_KEY: &str = "petnet";
@@ -47,6 +49,9 @@ pub struct ModelInfo {
     pub petnet_version: String,
     /// The network.
     pub graph: Graph,
+    /// The head of the network that training started from, on the same trunk; absent where none was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceHead>,
     /// Class names in the order of the logits.
     pub labels: Vec<String>,
     /// How a photo becomes the network's input.
@@ -59,9 +64,9 @@ pub struct ModelInfo {
     /// Answers of less confidence than this are unsure; 0 where it was never chosen.
     #[serde(default)]
     pub threshold: f32,
-    /// What known photos look like to the network; absent where it was never learned.
+    /// Out-of-distribution score and threshold; absent where they were never chosen.
     #[serde(default)]
-    pub novelty: Option<Novelty>,
+    pub ood: Option<OutOfDistribution>,
     /// The resolved settings of the training, as they were.
     #[serde(default)]
     pub settings: serde_json::Value,
@@ -99,12 +104,13 @@ impl ModelInfo {
             format: FORMAT,
             petnet_version: env!("CARGO_PKG_VERSION").into(),
             graph,
+            source: None,
             labels,
             preprocess,
             normalization: Normalization::default(),
             temperature: 1.0,
             threshold: 0.0,
-            novelty: None,
+            ood: None,
             settings: serde_json::Value::Null,
             metrics: serde_json::Value::Null,
             history: serde_json::Value::Null,
@@ -133,6 +139,10 @@ impl ModelInfo {
         }
         // Not every larger image fits as well: strides may leave sums of unequal sides.
         self.graph.sides(size as usize)?;
+        if let Some(source) = &self.source {
+            source.validate(&self.graph)?;
+            source.graph().sides(size as usize)?;
+        }
         let distinct: BTreeSet<_> = self.labels.iter().filter(|label| !label.is_empty()).collect();
         if distinct.is_empty() || distinct.len() != self.labels.len() {
             return Err(ModelError::Labels);
@@ -144,7 +154,31 @@ impl ModelInfo {
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(ModelError::Temperature(self.temperature));
         }
-        self.quantization.iter().try_for_each(|quantization| quantization.validate(&self.graph))
+        if let Some(OutOfDistribution { score, threshold }) = &self.ood {
+            score.validate(self.source.as_ref().map(SourceHead::graph))?;
+            if !threshold.is_finite() {
+                return Err(ModelError::OodThreshold(*threshold));
+            }
+        }
+        let mut quantization = self.quantization.iter();
+        quantization.try_for_each(|quantization| quantization.validate(self.graphs()))
+    }
+
+    /// The network whose features out-of-distribution scores are made of.
+    fn ood_graph(&self) -> &Graph {
+        self.source.as_ref().map_or(&self.graph, SourceHead::graph)
+    }
+
+    /// Names and shapes of all values that its weights consist of.
+    fn parameters(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let layers = self.graphs().flat_map(Graph::nodes).flat_map(passes::parameters);
+        let ood = self.ood.as_ref().and_then(|ood| ood.score.parameters(self.ood_graph()));
+        layers.chain(ood)
+    }
+
+    /// The network, and that of the source head.
+    fn graphs(&self) -> impl Iterator<Item = &Graph> {
+        std::iter::once(&self.graph).chain(self.source.as_ref().map(SourceHead::graph))
     }
 }
 
@@ -185,7 +219,7 @@ impl Checkpoint {
     /// [`ModelError`] where description and weights do not fit each other, or are out of bounds.
     pub(crate) fn new(info: ModelInfo, weights: Weights) -> Result<Self, ModelError> {
         info.validate()?;
-        passes::validate(&info.graph, &weights)?;
+        passes::validate(info.parameters(), &weights)?;
         Ok(Self { info, weights })
     }
 
@@ -199,19 +233,29 @@ impl Checkpoint {
         self.weights.values().map(|w| w.values.len()).sum()
     }
 
-    /// The same model with another [`ModelInfo::temperature`], [`ModelInfo::threshold`] and
-    /// [`ModelInfo::novelty`].
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] for a temperature that is not above 0.
-    pub fn with_calibration(
+    /// The same model with another [`ModelInfo::temperature`], [`ModelInfo::threshold`] and [`ModelInfo::ood`], the
+    /// latter with the values that it needs.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_calibration(
         self,
-        temperature: f32,
-        threshold: f32,
-        novelty: Option<Novelty>,
+        (temperature, threshold): (f32, f32),
+        ood: Option<OutOfDistribution>,
+        values: Option<(String, Weight)>,
     ) -> Result<Self> {
-        let info = ModelInfo { temperature, threshold, novelty, ..self.info };
-        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
+        let Self { info, mut weights } = self;
+        let old = info.ood.as_ref().and_then(|ood| ood.score.parameters(info.ood_graph()));
+        old.into_iter().for_each(|(name, _)| drop(weights.remove(&name)));
+        weights.extend(values);
+        let info = ModelInfo { temperature, threshold, ood, ..info };
+        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The out-of-distribution score, ready to be computed.
+    pub(crate) fn detector(&self) -> Result<Option<Detector>> {
+        let source = self.info.source.as_ref().map(SourceHead::graph);
+        let detector = |ood| Detector::new(ood, source, &self.weights);
+        let detector = self.info.ood.as_ref().map(detector).transpose();
+        detector.map_err(|reason| Error::checkpoint("<model>", reason))
     }
 
     /// The same model with another [`ModelInfo::reference`].
@@ -227,6 +271,58 @@ impl Checkpoint {
     pub fn with_quantization(self, quantization: Option<Quantization>) -> Result<Self> {
         let info = ModelInfo { quantization, ..self.info };
         Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The network that the source head was part of, as a model of its own, with classes named by their numbers;
+    /// `None` where there is no source head.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where its classes are not those of a model.
+    pub fn source_network(&self) -> Result<Option<Self>> {
+        let Some(source) = &self.info.source else { return Ok(None) };
+        let refused = |reason: ModelError| Error::checkpoint("<source head>", reason);
+        let graph = source.source().map_err(|e| refused(e.into()))?;
+        let nodes = source.graph().nodes().iter();
+        let weights = nodes.flat_map(passes::parameters).filter_map(|(name, _)| {
+            self.weights.get(&name).map(|weight| (original(&name).to_string(), weight.clone()))
+        });
+        let ranges = self.info.quantization.as_ref().map(|quantization| {
+            let nodes = source.graph().nodes().iter();
+            let range = |node: &Node| {
+                let range = quantization.ranges.get(&node.name)?;
+                Some((original(&node.name).to_string(), *range))
+            };
+            Quantization { ranges: nodes.filter_map(range).collect() }
+        });
+        let labels = (0..graph.classes()).map(|class| class.to_string()).collect();
+        let mut info = ModelInfo::new(graph, labels, self.info.preprocess);
+        (info.normalization, info.quantization) = (self.info.normalization, ranges);
+        Self::new(info, weights.collect()).map(Some).map_err(refused)
+    }
+
+    /// The same model for images of another size.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a size that the network does not take.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_preprocess(self, preprocess: Preprocess) -> Result<Self> {
+        let info = ModelInfo { preprocess, ..self.info };
+        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The same model without its source head.
+    ///
+    /// # Errors
+    /// None for a valid model.
+    #[cfg(feature = "train")]
+    pub(crate) fn without_source(&self) -> Result<Self> {
+        let mut info = self.info.clone();
+        (info.source, info.ood) = (None, None);
+        let own = info.graph.nodes().iter().flat_map(passes::parameters);
+        let own: BTreeSet<String> = own.map(|(name, _)| name).collect();
+        let weights = self.weights.iter().filter(|(name, _)| own.contains(*name));
+        let weights = weights.map(|(name, weight)| (name.clone(), weight.clone())).collect();
+        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
     }
 
     /// Reads a file written by [`Checkpoint::save`].

@@ -18,11 +18,13 @@ pub use prepare::{Duplicates, Manifest, Photo, Prepare};
 
 use crate::checkpoint::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::preprocess::{Limits, PICTURE_ENDINGS, Pixels, decode};
+use crate::preprocess::{Limits, PICTURE_ENDINGS, Pixels, Preprocess, decode};
 use duplicates::Fingerprint;
 use source::Source;
 
 const DEFAULT_SEED: u64 = 42;
+/// Most classes of a model that an error message lists.
+const NAMED: usize = 20;
 /// Folder of photos whose class only [`Prepare::labels`] can tell.
 const UNLABELLED: &str = "unlabelled";
 
@@ -311,6 +313,18 @@ impl Dataset {
         Self { samples: samples.collect(), ..self.clone() }
     }
 
+    /// Some images as a network sees them: `count` or fewer, evenly drawn.
+    pub(crate) fn drawn(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
+        let step = self.samples.len().div_ceil(count.max(1)).max(1);
+        let places: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
+        let pixels = places.par_iter().map(|&place| {
+            let pixels = preprocess.run(&self.read(place)?, &Limits::default());
+            let path = || self.samples[place].path.clone().into();
+            pixels.map_err(|source| Error::ImageFile { path: path(), source })
+        });
+        pixels.collect()
+    }
+
     fn assign(&self, shares: [f64; 3], seed: u64) -> Vec<Split> {
         let mut groups: HashMap<usize, Vec<usize>> = HashMap::new();
         for (index, sample) in self.samples.iter().enumerate() {
@@ -388,7 +402,10 @@ impl Dataset {
             .iter()
             .map(|class| {
                 index.get(&class_key(class)).copied().ok_or_else(|| {
-                    let known = labels.join(", ");
+                    let mut known = labels[..labels.len().min(NAMED)].join(", ");
+                    if labels.len() > NAMED {
+                        known += &format!(" and {} others", labels.len() - NAMED);
+                    }
                     Error::Dataset(format!(
                         "class `{class}` is unknown to the model, which knows: {known}"
                     ))

@@ -2,81 +2,82 @@
 
 use super::conv::{Conv, Form};
 use super::head::Head;
-use super::plan::{Float, Kernel, Map, Plan, Step};
+use super::plan::{End, Float, Kernel, Map, Plan, Step};
 use super::shape::Shape;
 use super::simple::{Depthwise, Elementwise, MaxPool};
 use crate::arch::Normalization;
 use crate::error::ModelError;
-use crate::graph::{Conv2d, Graph, Op, Window};
-use crate::passes::{self, Main};
+use crate::graph::{Conv2d, Node, Op, Window};
+use crate::passes::{self, Main, Program};
 use crate::weights::Weights;
 
-/// For images of `side` pixels.
+/// A program and the weights of all its layers.
 ///
 /// # Errors
-/// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
+/// [`ModelError::MissingWeight`].
 pub(super) fn compile(
-    graph: &Graph,
+    program: &Program,
     normalization: Normalization,
-    side: usize,
     weights: &Weights,
+    heads: Vec<Head>,
 ) -> Result<Plan, ModelError> {
-    let steps = passes::fuse(graph);
-    let mut maps = maps(graph, side, &steps)?;
-    add_borders(graph, &steps, &mut maps);
-    assign_slots(&mut maps, &steps);
-    let folds = folds(graph, &steps);
-    let compiler = Compiler { graph, weights, folds: folds.then_some(normalization), maps: &maps };
-    let kernels = steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
+    let mut maps = maps(program);
+    add_borders(program, &mut maps);
+    assign_slots(program, &mut maps);
+    let folds = folds(program);
+    let folded = folds.then_some(normalization);
+    let compiler = Compiler { nodes: &program.nodes, weights, folds: folded, maps: &maps };
+    let kernels = program.steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
     let numbers =
         if folds { Float::bytes(normalization) } else { Float::normalized(normalization) };
-    Ok(Plan::new(numbers, maps, kernels, Head::new(graph, weights)?))
+    Ok(Plan::new(numbers, maps, kernels, ends(program, heads)))
 }
 
-/// Whether dense convolutions alone read the image: within a border of what becomes zero, they take in its
+/// Each head with the node whose feature map it reads.
+pub(super) fn ends(program: &Program, heads: Vec<Head>) -> Vec<End> {
+    let ends = program.ends.iter().zip(heads);
+    ends.map(|(node, head)| End { node: *node, head }).collect()
+}
+
+/// True where dense convolutions alone read the image: within a border of what becomes zero, they take in its
 /// normalisation.
-pub(super) fn folds(graph: &Graph, steps: &[passes::Step]) -> bool {
-    steps.iter().all(|step| {
+pub(super) fn folds(program: &Program) -> bool {
+    program.steps.iter().all(|step| {
         let reads = step.input == 0 || step.epilogue.residual == Some(0);
-        !reads || (dense(graph, step).is_some() && step.epilogue.residual != Some(0))
+        !reads || (dense(&program.nodes, step).is_some() && step.epilogue.residual != Some(0))
     })
 }
 
 /// The convolution that a step begins with, unless it is depthwise.
-fn dense(graph: &Graph, step: &passes::Step) -> Option<Conv2d> {
+fn dense(nodes: &[Node], step: &passes::Step) -> Option<Conv2d> {
     let Main::Conv(node) = step.main else { return None };
-    match graph.nodes()[node].op {
+    match nodes[node].op {
         Op::Conv2d(conv) if !conv.is_depthwise() => Some(conv),
         _ => None,
     }
 }
 
 /// Shape of each step's output without a border, by its node; `None` for what no step gives.
-pub(super) fn maps(
-    graph: &Graph,
-    side: usize,
-    steps: &[passes::Step],
-) -> Result<Vec<Option<Map>>, ModelError> {
-    let sides = graph.sides(side)?;
-    let mut maps: Vec<Option<Map>> = vec![None; graph.nodes().len()];
-    let channels = channels(graph);
-    for node in std::iter::once(0).chain(steps.iter().map(|step| step.output)) {
-        let [height, width] = sides[node];
+pub(super) fn maps(program: &Program) -> Vec<Option<Map>> {
+    let mut maps: Vec<Option<Map>> = vec![None; program.nodes.len()];
+    let channels = channels(&program.nodes);
+    for node in std::iter::once(0).chain(program.steps.iter().map(|step| step.output)) {
+        let [height, width] = program.sides[node];
         let shape = Shape { height, width, channels: channels[node], border: 0 };
         maps[node] = Some(Map { shape, slot: 0 });
     }
-    Ok(maps)
+    maps
 }
 
 /// Widens maps by the borders that dense convolutions of floats read.
-fn add_borders(graph: &Graph, steps: &[passes::Step], maps: &mut [Option<Map>]) {
+fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>]) {
     let widen = |maps: &mut [Option<Map>], node: usize, border: usize| {
         if let Some(map) = &mut maps[node] {
             map.shape.border = map.shape.border.max(border);
         }
     };
     for step in steps {
-        if let Some(conv) = dense(graph, step) {
+        if let Some(conv) = dense(nodes, step) {
             let border = maps[step.input].map_or(0, |Map { shape, .. }| {
                 reach(conv.window, shape.height).max(reach(conv.window, shape.width))
             });
@@ -103,8 +104,9 @@ pub(super) fn reach(window: Window, len: usize) -> usize {
 }
 
 /// Gives maps memory, and memory to later maps once nothing reads the first any more. Borders stay zero: only maps of
-/// one shape share memory with a border, and the image, whose border is not zero, shares with none.
-pub(super) fn assign_slots(maps: &mut [Option<Map>], steps: &[passes::Step]) {
+/// one shape share memory with a border, and the image, whose border is not zero, shares with none. Maps that heads
+/// read are kept to the end.
+pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Option<Map>]) {
     let reads =
         |step: &passes::Step, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
@@ -124,7 +126,8 @@ pub(super) fn assign_slots(maps: &mut [Option<Map>], steps: &[passes::Step]) {
             map.slot = slot;
         }
         for node in [Some(step.input), step.epilogue.residual].into_iter().flatten() {
-            let last = !steps[place + 1..].iter().any(|later| reads(later, node));
+            let last =
+                !ends.contains(&node) && !steps[place + 1..].iter().any(|later| reads(later, node));
             if let Some(map) = maps[node]
                 && last
                 && map.slot != 0
@@ -137,9 +140,9 @@ pub(super) fn assign_slots(maps: &mut [Option<Map>], steps: &[passes::Step]) {
 }
 
 /// Of each node's output.
-fn channels(graph: &Graph) -> Vec<usize> {
-    let mut channels: Vec<usize> = Vec::with_capacity(graph.nodes().len());
-    for node in graph.nodes() {
+fn channels(nodes: &[Node]) -> Vec<usize> {
+    let mut channels: Vec<usize> = Vec::with_capacity(nodes.len());
+    for node in nodes {
         channels.push(match node.op {
             Op::Image => 3,
             Op::Conv2d(conv) => conv.outputs,
@@ -151,7 +154,7 @@ fn channels(graph: &Graph) -> Vec<usize> {
 }
 
 pub(super) struct Compiler<'a> {
-    pub(super) graph: &'a Graph,
+    pub(super) nodes: &'a [Node],
     pub(super) weights: &'a Weights,
     /// The normalisation that the image's convolutions take in, if they do.
     pub(super) folds: Option<Normalization>,
@@ -164,7 +167,7 @@ impl Compiler<'_> {
         let passes::Epilogue { norm, residual, activation, pool } = step.epilogue;
         let (kernel, flops) = match step.main {
             Main::Conv(node) => {
-                let Op::Conv2d(conv) = self.graph.nodes()[node].op else {
+                let Op::Conv2d(conv) = self.nodes[node].op else {
                     return Err(ModelError::MissingWeight(self.name(node).into()));
                 };
                 let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;
@@ -179,7 +182,7 @@ impl Compiler<'_> {
                 (kernel, passes::conv_flops(&conv, pixels))
             }
             Main::MaxPool(node) => {
-                let Op::MaxPool(window) = self.graph.nodes()[node].op else {
+                let Op::MaxPool(window) = self.nodes[node].op else {
                     return Err(ModelError::MissingWeight(self.name(node).into()));
                 };
                 (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
@@ -198,7 +201,7 @@ impl Compiler<'_> {
     }
 
     pub(super) fn name(&self, node: usize) -> &str {
-        &self.graph.nodes()[node].name
+        &self.nodes[node].name
     }
 
     pub(super) fn shape(&self, node: usize) -> Shape {
@@ -214,7 +217,7 @@ impl Compiler<'_> {
 
     /// A batch norm's scale and shift of each channel.
     fn affine(&self, norm: usize) -> Result<[Vec<f32>; 2], ModelError> {
-        let Op::BatchNorm { epsilon, .. } = self.graph.nodes()[norm].op else {
+        let Op::BatchNorm { epsilon, .. } = self.nodes[norm].op else {
             return Err(ModelError::MissingWeight(self.name(norm).into()));
         };
         let [gamma, beta] = [self.values(norm, "weight")?, self.values(norm, "bias")?];

@@ -43,6 +43,12 @@ impl Head {
         Ok(Self { layers })
     }
 
+    /// No layers: logits are the features.
+    #[cfg(feature = "train")]
+    pub(super) fn empty() -> Self {
+        Self { layers: Vec::new() }
+    }
+
     /// Features to logits.
     pub(crate) fn run(&self, features: &[f32]) -> Vec<f32> {
         self.layers.iter().fold(features.to_vec(), |x, layer| layer.run(&x))

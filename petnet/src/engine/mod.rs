@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use crate::arch::Normalization;
 use crate::error::ModelError;
-use crate::graph::Graph;
+use crate::graph::{Graph, SourceHead};
+use crate::passes::Program;
 use crate::weights::Weights;
 
 mod compile;
@@ -27,10 +28,9 @@ mod shape;
 mod simple;
 mod winograd;
 
-#[cfg(feature = "burn")]
 pub(crate) use head::Head;
 use plan::Plan;
-pub(crate) use plan::{Heat, Outputs};
+pub(crate) use plan::{Heat, Outputs, SourceOutputs};
 
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -42,6 +42,7 @@ pub(crate) type Ranges = BTreeMap<String, [f32; 2]>;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Network<'a> {
     pub(crate) graph: &'a Graph,
+    pub(crate) source: Option<&'a SourceHead>,
     pub(crate) normalization: Normalization,
     /// Of the image, in pixels.
     pub(crate) side: usize,
@@ -72,15 +73,24 @@ macro_rules! either {
     };
 }
 
+impl<'a> Network<'a> {
+    fn program(&self) -> Result<Program, ModelError> {
+        Ok(Program::new(self.graph, self.source, self.side)?)
+    }
+
+    fn heads(&self) -> Result<Vec<Head>, ModelError> {
+        let graphs = std::iter::once(self.graph).chain(self.source.map(SourceHead::graph));
+        graphs.map(|graph| Head::new(graph, self.weights)).collect()
+    }
+}
+
 impl Engine {
     /// In floats.
     ///
     /// # Errors
     /// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
     pub(crate) fn new(network: Network<'_>) -> Result<Self, ModelError> {
-        let Network { graph, normalization, side, weights } = network;
-        let plan = compile::compile(graph, normalization, side, weights)?;
-        Ok(Self(Plans::F32(plan)))
+        Self::compile(&network.program()?, network, network.heads()?, None)
     }
 
     /// In bytes where this CPU and the network allow it, else in floats.
@@ -88,18 +98,52 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`]; [`ModelError::MissingRange`] for a map without a range.
     pub(crate) fn quantized(network: Network<'_>, ranges: &Ranges) -> Result<Self, ModelError> {
+        Self::compile(&network.program()?, network, network.heads()?, Some(ranges))
+    }
+
+    /// The first `blocks` blocks alone, for [`Engine::maps`]; in bytes with ranges, where that is possible.
+    ///
+    /// # Errors
+    /// As [`Engine::quantized`].
+    #[cfg(feature = "train")]
+    pub(crate) fn trunk(
+        network: Network<'_>,
+        blocks: usize,
+        ranges: Option<&Ranges>,
+    ) -> Result<Self, ModelError> {
+        let program = Program::trunk(network.graph, blocks, network.side)?;
+        Self::compile(&program, network, vec![Head::empty()], ranges)
+    }
+
+    fn compile(
+        program: &Program,
+        network: Network<'_>,
+        heads: Vec<Head>,
+        ranges: Option<&Ranges>,
+    ) -> Result<Self, ModelError> {
+        let Network { normalization, weights, .. } = network;
         #[cfg(target_arch = "x86_64")]
-        if let Some(plan) = int8::compile(network, ranges)? {
-            return Ok(Self(Plans::Int8(plan)));
+        if let Some(ranges) = ranges
+            && let Some((numbers, maps, steps)) =
+                int8::compile(program, normalization, weights, ranges)?
+        {
+            let ends = compile::ends(program, heads);
+            return Ok(Self(Plans::Int8(Plan::new(numbers, maps, steps, ends))));
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ranges;
-        Self::new(network)
+        Ok(Self(Plans::F32(compile::compile(program, normalization, weights, heads)?)))
     }
 
     /// `pixels` are `[count, side, side, 3]`. Many images run side by side, one on all cores.
     pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
         either!(self, plan => plan.run(pixels))
+    }
+
+    /// The last feature maps of some images, `[height, width, count, channels]`, and their first two sides.
+    #[cfg(feature = "train")]
+    pub(crate) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
+        either!(self, plan => plan.maps(pixels))
     }
 
     /// One image's outputs and heat map.

@@ -32,10 +32,10 @@ pub(super) trait Numbers: std::fmt::Debug + Send + Sync {
         residual: Option<&[Self::Value]>,
         out: &mut [Self::Value],
     );
-    /// The mean of each channel of the last map.
-    fn means(&self, shape: Shape, map: &[Self::Value]) -> Vec<f32>;
-    /// A number of the last map as a float.
-    fn float(&self, value: Self::Value) -> f32;
+    /// The mean of each channel of the map that head number `end` reads.
+    fn means(&self, end: usize, shape: Shape, map: &[Self::Value]) -> Vec<f32>;
+    /// A number of the map that head number `end` reads, as a float.
+    fn float(&self, end: usize, value: Self::Value) -> f32;
 }
 
 /// A network ready to run; share it between threads freely.
@@ -45,10 +45,18 @@ pub(super) struct Plan<N: Numbers = Float> {
     /// The feature map that each node gives; `None` for what stays in registers, and for features.
     maps: Vec<Option<Map>>,
     steps: Vec<Step<N::Kernel>>,
-    head: Head,
+    /// The network's own head, then the source head if there is one.
+    ends: Vec<End>,
     /// Values of each piece of memory.
     slots: Vec<usize>,
     arenas: Mutex<Vec<Arena<N::Value>>>,
+}
+
+/// A head, and the node whose feature map it reads.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) node: usize,
+    pub(super) head: Head,
 }
 
 /// Maps of 32-bit floats, and how an image's bytes become the first of them.
@@ -103,7 +111,7 @@ impl Numbers for Float {
         }
     }
 
-    fn means(&self, shape: Shape, map: &[f32]) -> Vec<f32> {
+    fn means(&self, _: usize, shape: Shape, map: &[f32]) -> Vec<f32> {
         let mut means = vec![0.0; shape.channels];
         for pixel in shape.pixels(map) {
             means.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
@@ -113,7 +121,7 @@ impl Numbers for Float {
         means
     }
 
-    fn float(&self, value: f32) -> f32 {
+    fn float(&self, _: usize, value: f32) -> f32 {
         value
     }
 }
@@ -154,6 +162,15 @@ pub(crate) struct Outputs {
     pub(crate) logits: Vec<f32>,
     /// The means of the last feature maps.
     pub(crate) features: Vec<f32>,
+    /// Those of the source head, if there is one.
+    pub(crate) source: Option<SourceOutputs>,
+}
+
+/// Logits and features of one image by the source head.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SourceOutputs {
+    pub(crate) logits: Vec<f32>,
+    pub(crate) features: Vec<f32>,
 }
 
 /// Contribution of each place of the last feature maps to the likeliest class: 0 or more.
@@ -170,14 +187,14 @@ impl<N: Numbers> Plan<N> {
         numbers: N,
         maps: Vec<Option<Map>>,
         steps: Vec<Step<N::Kernel>>,
-        head: Head,
+        ends: Vec<End>,
     ) -> Self {
         let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
         let mut slots = vec![0; count];
         for map in maps.iter().flatten() {
             slots[map.slot] = (map.shape.len() + N::SLACK).max(slots[map.slot]);
         }
-        Self { numbers, maps, steps, head, slots, arenas: Mutex::default() }
+        Self { numbers, maps, steps, ends, slots, arenas: Mutex::default() }
     }
 
     /// `pixels` are `[count, side, side, 3]`. Many images run side by side, one on all cores.
@@ -197,16 +214,42 @@ impl<N: Numbers> Plan<N> {
         let read = |arena: &Arena<N::Value>| {
             let outputs = self.outputs(arena);
             let class = crate::metrics::argmax(&outputs.logits);
-            let gradient = self.head.gradient(&outputs.features, class);
-            let (shape, map) = self.last(arena);
+            let end = &self.ends[0];
+            let gradient = end.head.gradient(&outputs.features, class);
+            let (shape, map) = self.values(end, arena);
             let dot = |pixel: &[N::Value]| {
-                let values = pixel.iter().map(|value| self.numbers.float(*value));
+                let values = pixel.iter().map(|value| self.numbers.float(0, *value));
                 values.zip(&gradient).map(|(x, g)| x * g).sum::<f32>()
             };
             let values = shape.pixels(map).map(|pixel| dot(pixel).max(0.0)).collect();
             (outputs, Heat { height: shape.height, width: shape.width, values })
         };
         self.alone(pixels, |_| (), read)
+    }
+
+    /// The last feature maps of some images, `[height, width, count, channels]`, and their first two sides.
+    #[cfg(feature = "train")]
+    pub(super) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
+        let image = self.map(0).shape;
+        let size = image.height * image.width * image.channels;
+        let end = &self.ends[0];
+        let read = |arena: &Arena<N::Value>| {
+            let (shape, map) = self.values(end, arena);
+            let pixels = shape.pixels(map).flatten();
+            pixels.map(|value| self.numbers.float(0, *value)).collect::<Vec<f32>>()
+        };
+        let images = pixels.par_chunks_exact(size);
+        let maps: Vec<Vec<f32>> =
+            images.map(|pixels| self.pass((pixels, false), |_| (), read)).collect();
+        let Shape { height, width, channels, .. } = self.map(end.node).shape;
+        let mut values = vec![0.0; height * width * maps.len() * channels];
+        let rows = values.par_chunks_exact_mut((maps.len() * channels).max(1)).enumerate();
+        rows.for_each(|(place, row)| {
+            for (to, map) in row.chunks_exact_mut(channels).zip(&maps) {
+                to.copy_from_slice(&map[place * channels..][..channels]);
+            }
+        });
+        ([height, width], values)
     }
 
     /// Each convolution's name, operations (two for a multiply-add) and time, of one image's pass.
@@ -277,14 +320,19 @@ impl<N: Numbers> Plan<N> {
     }
 
     fn outputs(&self, arena: &Arena<N::Value>) -> Outputs {
-        let (shape, map) = self.last(arena);
-        let features = self.numbers.means(shape, map);
-        Outputs { logits: self.head.run(&features), features }
+        let mut answers = self.ends.iter().enumerate().map(|(place, end)| {
+            let (shape, map) = self.values(end, arena);
+            let features = self.numbers.means(place, shape, map);
+            (end.head.run(&features), features)
+        });
+        let (logits, features) = answers.next().unwrap_or_default();
+        let source = answers.next().map(|(logits, features)| SourceOutputs { logits, features });
+        Outputs { logits, features, source }
     }
 
-    /// The last feature map.
-    fn last<'a>(&self, arena: &'a Arena<N::Value>) -> (Shape, &'a [N::Value]) {
-        let Map { shape, slot } = self.map(self.steps.last().map_or(0, |step| step.output));
+    /// The feature map that a head reads.
+    fn values<'a>(&self, end: &End, arena: &'a Arena<N::Value>) -> (Shape, &'a [N::Value]) {
+        let Map { shape, slot } = self.map(end.node);
         (shape, &arena[slot])
     }
 

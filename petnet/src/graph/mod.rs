@@ -7,9 +7,12 @@
 use serde::{Deserialize, Serialize};
 
 mod builder;
+mod source_head;
 mod validate;
 
 pub use builder::Builder;
+pub use source_head::SourceHead;
+pub(crate) use source_head::{original, renamed};
 
 /// Most nodes of a graph.
 const MAX_NODES: usize = 4096;
@@ -342,6 +345,9 @@ pub enum NodeError {
     /// Nothing reads it.
     #[error("nothing reads it")]
     Unused,
+    /// A source head's trunk is not the model's.
+    #[error("it is shared by the source head, and differs")]
+    NotShared,
 }
 
 impl Graph {

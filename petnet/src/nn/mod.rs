@@ -18,6 +18,8 @@ pub(crate) mod weights;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, DropoutConfig, Initializer, Linear, LinearConfig};
+#[cfg(feature = "train")]
+use burn::tensor::TensorData;
 use burn::tensor::{Device, Tensor};
 
 pub use maps::FeatureMaps;
@@ -125,7 +127,12 @@ impl Network {
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let ModelInfo { graph, normalization, .. } = checkpoint.info();
         let network = Self::new(graph, *normalization, device);
-        weights::write(network, checkpoint.weights())
+        let own = graph.nodes().iter().flat_map(passes::parameters);
+        let weights = own.filter_map(|(name, _)| {
+            let weight = checkpoint.weights().get(&name)?.clone();
+            Some((name, weight))
+        });
+        weights::write(network, &weights.collect())
             .map_err(|reason| Error::checkpoint("<weights>", reason))
     }
 
@@ -179,6 +186,13 @@ impl Network {
     /// What [`Network::trunk`] gave of the same number of blocks -> the means of the last feature maps, `[n, width]`.
     pub fn features_after(&self, maps: FeatureMaps, blocks: usize) -> Tensor<2> {
         self.run(self.end_of(blocks), maps, self.graph.pool()).mean()
+    }
+
+    /// The step from the maps of frozen blocks to features, where the maps come from elsewhere: `[h, w, n, c]`.
+    #[cfg(feature = "train")]
+    pub(crate) fn given(values: Vec<f32>, shape: [usize; 4], device: &Device) -> FeatureMaps {
+        let maps = Tensor::<4>::from_data(TensorData::new(values, shape), device);
+        FeatureMaps::new(maps.permute([2, 3, 0, 1])) // [n, c, h, w]
     }
 
     /// The node that the first so many blocks end with.

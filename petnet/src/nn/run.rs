@@ -4,19 +4,69 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, TensorData};
 
 use super::{Network, weights};
-use crate::engine::{Head, Heat, Outputs};
+use crate::checkpoint::Checkpoint;
+use crate::engine::{Head, Heat, Outputs, SourceOutputs};
 use crate::error::{Error, Result};
 use crate::metrics::argmax;
 
-/// `[n, 3, s, s]` -> what the network says of each picture.
+/// A network, and the source head on its trunk, as a whole network of its own.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    pub(crate) own: Network,
+    pub(crate) source: Option<Network>,
+    /// Blocks that both networks begin with; `None` where they share all feature maps.
+    blocks: Option<usize>,
+}
+
+impl Networks {
+    /// A model's networks on a device.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where a source head is not one.
+    pub(crate) fn load(checkpoint: &Checkpoint, device: &burn::tensor::Device) -> Result<Self> {
+        let own = Network::load(checkpoint, device)?;
+        let source = checkpoint.source_network()?;
+        let source = source.map(|source| Network::load(&source, device)).transpose()?;
+        let shared = checkpoint.info().source.as_ref().map(|source| source.shared());
+        let ends = own.graph().blocks().iter();
+        let blocks = ends.zip(1..).find(|(end, _)| Some(**end) == shared).map(|(_, blocks)| blocks);
+        Ok(Self { own, source, blocks })
+    }
+
+    /// `[n, 3, s, s]` -> each image's outputs.
+    pub(crate) fn outputs(&self, images: Tensor<4>) -> Result<Vec<Outputs>> {
+        let Some(source) = &self.source else { return outputs(&self.own, images) };
+        let [own, theirs] = match self.blocks {
+            Some(blocks) => {
+                let maps = self.own.trunk(images, blocks);
+                let own = self.own.features_after(maps.clone(), blocks); // [n, width]
+                [own, source.features_after(maps, blocks)]
+            }
+            None => {
+                let features = self.own.features(images); // [n, width]
+                [features.clone(), features]
+            }
+        };
+        let theirs = answers(source, theirs)?.into_iter();
+        let pairs = answers(&self.own, own)?.into_iter().zip(theirs);
+        let joined = pairs.map(|(own, Outputs { logits, features, .. })| Outputs {
+            source: Some(SourceOutputs { logits, features }),
+            ..own
+        });
+        Ok(joined.collect())
+    }
+}
+
+/// `[n, 3, s, s]` -> each image's outputs.
 pub(crate) fn outputs(network: &Network, images: Tensor<4>) -> Result<Vec<Outputs>> {
     answers(network, network.features(images))
 }
 
 /// One image's outputs and heat map.
-pub(crate) fn explain(network: &Network, image: Tensor<4>) -> Result<(Outputs, Heat)> {
+pub(crate) fn explain(networks: &Networks, image: Tensor<4>) -> Result<(Outputs, Heat)> {
+    let network = &networks.own;
+    let outputs = networks.outputs(image.clone())?.pop().ok_or_else(nothing)?;
     let maps = network.maps(image);
-    let outputs = answers(network, maps.clone().mean())?.pop().ok_or_else(nothing)?;
     let head = Head::new(network.graph(), &weights::read(network))
         .map_err(|reason| Error::checkpoint("<network>", reason))?;
     let gradient = head.gradient(&outputs.features, argmax(&outputs.logits));
@@ -31,10 +81,11 @@ fn nothing() -> Error {
     Error::Device("an answer is missing".into())
 }
 
-fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outputs>> {
+/// Means of the last feature maps, `[n, width]` -> each image's outputs.
+pub(crate) fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outputs>> {
     let logits = rows(network.classify(features.clone()))?; // [n, classes]
     let pairs = logits.into_iter().zip(rows(features)?);
-    Ok(pairs.map(|(logits, features)| Outputs { logits, features }).collect())
+    Ok(pairs.map(|(logits, features)| Outputs { logits, features, source: None }).collect())
 }
 
 /// `[n, size, size, 3]` bytes -> `[n, 3, size, size]` floats of 0 to 255 on the device.

@@ -44,7 +44,7 @@ pub(crate) fn read(network: &Network) -> Weights {
 /// # Errors
 /// [`ModelError`] names the first weight that is missing, superfluous or of another shape.
 pub(crate) fn write(mut network: Network, weights: &Weights) -> Result<Network, ModelError> {
-    passes::validate(&network.graph, weights)?;
+    passes::validate(network.graph.nodes().iter().flat_map(passes::parameters), weights)?;
     let Network { graph, places, convs, norms, linears, .. } = &mut network;
     for (node, place) in graph.nodes().iter().zip(places.iter()) {
         let get = |part: &str| {

@@ -3,10 +3,11 @@
 
 mod count;
 mod fuse;
+mod program;
 mod weights;
 
 pub(crate) use count::{conv_flops, flops};
 pub(crate) use fuse::{Epilogue, Main, Step, fuse};
-#[cfg(any(test, feature = "onnx", feature = "pytorch"))]
+pub(crate) use program::Program;
 pub(crate) use weights::parameters;
 pub(crate) use weights::validate;

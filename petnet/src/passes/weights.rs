@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::ModelError;
-use crate::graph::{Graph, Node, Op};
+use crate::graph::{Node, Op};
 use crate::weights::Weights;
 
 /// Names and shapes of a node's weights; the last two of a batch norm are its running statistics.
@@ -30,13 +30,16 @@ pub(crate) fn parameters(node: &Node) -> Vec<(String, Vec<usize>)> {
     }
 }
 
-/// Refuses weights that are not exactly those of a network.
+/// Refuses weights that are not exactly those of some names and shapes, which may come twice.
 ///
 /// # Errors
 /// [`ModelError`] names the first that is missing, of another shape, or no layer's.
-pub(crate) fn validate(graph: &Graph, weights: &Weights) -> Result<(), ModelError> {
+pub(crate) fn validate(
+    expected: impl IntoIterator<Item = (String, Vec<usize>)>,
+    weights: &Weights,
+) -> Result<(), ModelError> {
     let mut known = BTreeSet::new();
-    for (name, expected) in graph.nodes().iter().flat_map(parameters) {
+    for (name, expected) in expected {
         let weight = weights.get(&name).ok_or_else(|| ModelError::MissingWeight(name.clone()))?;
         let values = expected.iter().product::<usize>();
         if weight.shape != expected || weight.values.len() != values {

@@ -11,21 +11,23 @@ use burn::tensor::{Device, Int, Tensor};
 use serde_json::json;
 
 use super::precise_bn::precise_bn;
+use super::start::Given;
 use super::state::{Progress, State};
+use super::trunk::Trunk;
 use super::{
     EpochReport, Fitted, Freeze, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema,
-    start,
 };
 use crate::augment::{Augment, Key};
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Evaluation};
 use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::{Metrics, argmax};
-use crate::nn::Network;
-use crate::nn::run::{outputs, rows, to_tensor};
+use crate::nn::run::{answers, outputs, rows, to_tensor};
+use crate::nn::{Network, weights};
+use crate::prediction::softmax;
 use crate::preprocess::Preprocess;
+use crate::weights::Weights;
 
 /// Photos a pass when no gradients are kept.
 const EVALUATION_BATCH: usize = 64;
@@ -41,6 +43,9 @@ pub(super) struct Fit<'a> {
     state: State,
     best: Option<Checkpoint>,
     clock: Instant,
+    trunk: Trunk,
+    /// Weights of the source head.
+    source: Weights,
 }
 
 impl<'a> Fit<'a> {
@@ -55,16 +60,34 @@ impl<'a> Fit<'a> {
         info.data_time = train.modified();
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
-        let start = trainer.init.as_deref().map(start::read).transpose()?;
-        info.normalization = match &start {
-            Some(start) => start.info().normalization,
+        let given = Given::read(&trainer.start(&info.graph), &info.labels)?;
+        info.normalization = match &given {
+            Some(given) => given.model.info().normalization,
             None => trainer.architecture.normalization(),
         };
         let model = Network::new(&info.graph, info.normalization, &device);
-        let model = match (start, &trainer.init) {
-            (Some(start), Some(path)) => start::fill(model, start, path)?,
-            _ => model,
+        let model = match &given {
+            Some(given) => given.fill(model, &info.labels)?,
+            None => model,
         };
+        let blocks = match trainer.freeze {
+            Freeze::Nothing => 0,
+            Freeze::Blocks(blocks) => blocks,
+            Freeze::Backbone => info.graph.blocks().len(),
+        };
+        let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
+        let source = given.as_ref().map(|given| given.source_head(shared.copied().unwrap_or(0)));
+        let (head, source) = source.transpose()?.flatten().unzip();
+        info.source = head;
+        let on_cpu = trainer.device == crate::Device::Cpu;
+        let start = given.map(|given| given.model);
+        let start = match start {
+            Some(model) if trainer.quantize && on_cpu && blocks > 0 => {
+                Some(model.quantized_on(train, trainer.preprocess)?)
+            }
+            other => other,
+        };
+        let trunk = Trunk::new(blocks, start, on_cpu);
         let mut identity = info.settings.clone();
         if let Some(map) = identity.as_object_mut() {
             // How photos are fetched changes no result.
@@ -91,6 +114,8 @@ impl<'a> Fit<'a> {
             state: State { model, average, optimizer, progress },
             best: None,
             clock: Instant::now(),
+            trunk,
+            source: source.unwrap_or_default(),
         };
         if let Some(out) = &trainer.out {
             std::fs::create_dir_all(out).map_err(Error::io(out))?;
@@ -108,7 +133,7 @@ impl<'a> Fit<'a> {
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Fitted> {
         while self.state.progress.epoch < self.trainer.epochs && !self.stalled() {
-            self.resize();
+            self.resize()?;
             self.train_epoch(observer)?;
             let report = self.finish_epoch()?;
             observer.epoch(&report);
@@ -121,7 +146,11 @@ impl<'a> Fit<'a> {
             photos => self.with_precise_bn(photos)?,
         };
         let best = self.best.take().unwrap_or_else(|| last.clone());
-        Ok(Fitted { best, last, history: self.state.progress.history })
+        let [best, last] = [best, last].map(|model| match self.trainer.quantize {
+            true => model.quantized_on(self.train.dataset(), self.trainer.preprocess),
+            false => Ok(model),
+        });
+        Ok(Fitted { best: best?, last: last?, history: self.state.progress.history })
     }
 
     /// The last weights with batch-norm statistics of whole photos; the best, if they are.
@@ -133,7 +162,7 @@ impl<'a> Fit<'a> {
         let batches = photos.div_ceil(EVALUATION_BATCH);
         let model = self.state.model.clone();
         self.state.model = precise_bn(model, &whole, batches, &self.device)?;
-        let metrics = self.validate()?.metrics();
+        let metrics = self.validate()?;
         let score = self.score(&metrics);
         let epoch = self.state.progress.epoch;
         let last = self.judged(epoch, &metrics)?;
@@ -177,7 +206,7 @@ impl<'a> Fit<'a> {
 
     /// Loaders of this epoch's size, for which photos are decoded anew where it changes. What was
     /// best at another size is not comparable, and forgotten.
-    fn resize(&mut self) {
+    fn resize(&mut self) -> Result<()> {
         let Progress { epoch, step, .. } = self.state.progress;
         let (size, judged) = (self.trainer.size_in(epoch), self.trainer.judged_in(epoch));
         if size as usize != self.train.size() {
@@ -186,10 +215,13 @@ impl<'a> Fit<'a> {
         if judged as usize != self.valid.size() {
             self.valid = self.valid.with_settings(settings(self.trainer, false, judged));
         }
+        self.trunk.prepare(size as usize)?;
+        self.trunk.prepare(judged as usize)?;
         if epoch > 0 && step == 0 && size != self.trainer.size_in(epoch - 1) {
             self.best = None;
             (self.state.progress.best_score, self.state.progress.epochs_since_best) = (None, 0);
         }
+        Ok(())
     }
 
     fn stalled(&self) -> bool {
@@ -228,6 +260,7 @@ impl<'a> Fit<'a> {
         mut rates: impl Iterator<Item = f64>,
         mut seen: impl FnMut(f32, &StepReport) -> bool,
     ) -> Result<()> {
+        self.resize()?;
         loop {
             for batch in self.train.epoch(self.state.progress.epoch, 0) {
                 let Some(rate) = rates.next() else { return Ok(()) };
@@ -292,20 +325,13 @@ impl<'a> Fit<'a> {
     /// `[n, size, size, 3]` bytes -> `[n, classes]`. Frozen layers are run as in inference, and no gradient
     /// leads into them.
     fn logits(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
-        let model = &self.state.model;
-        let plain = || self.device.clone().inner();
-        match self.trainer.freeze {
-            Freeze::Nothing => model.forward(to_tensor(images, size, &self.device)),
-            Freeze::Blocks(blocks) => {
-                let images = to_tensor(images, size, &plain()); // [n, 3, s, s]
-                let maps = model.valid().trunk(images, blocks).lifted();
-                model.classify(model.features_after(maps, blocks)) // [n, classes]
-            }
-            Freeze::Backbone => {
-                let features = model.valid().features(to_tensor(images, size, &plain())); // [n, width]
-                model.classify(Tensor::from_inner(features))
-            }
+        let (model, blocks) = (&self.state.model, self.trunk.blocks());
+        if blocks == 0 {
+            return model.forward(to_tensor(images, size, &self.device));
         }
+        let plain = self.device.clone().inner();
+        let maps = self.trunk.maps(&model.valid(), (images, size), &plain).lifted();
+        model.classify(model.features_after(maps, blocks)) // [n, classes]
     }
 
     /// Cross entropy; of mixed pictures, each photo's by its share.
@@ -336,8 +362,7 @@ impl<'a> Fit<'a> {
     }
 
     fn finish_epoch(&mut self) -> Result<EpochReport> {
-        let evaluation = self.validate()?;
-        let metrics = evaluation.metrics();
+        let metrics = self.validate()?;
         let learning_rate = self.learning_rate();
         let score = self.score(&metrics);
         let seconds = self.seconds();
@@ -374,12 +399,24 @@ impl<'a> Fit<'a> {
         Ok(report)
     }
 
-    fn validate(&self) -> Result<Evaluation> {
+    fn validate(&self) -> Result<Metrics> {
         let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
         let device = self.device.clone().inner();
-        let size = self.valid.size();
-        let run = |pixels| outputs(&network, to_tensor(pixels, size, &device));
-        evaluate::run_over(&self.valid, self.info.labels.len(), (&run, 1.0), &|_| {})
+        let (size, blocks) = (self.valid.size(), self.trunk.blocks());
+        let (mut probabilities, mut truth) = (Vec::new(), Vec::new());
+        for batch in self.valid.epoch(0, 0) {
+            let batch = batch?;
+            let answers = match blocks {
+                0 => outputs(&network, to_tensor(batch.images, size, &device)),
+                _ => {
+                    let maps = self.trunk.maps(&network, (batch.images, size), &device);
+                    answers(&network, network.features_after(maps, blocks))
+                }
+            }?;
+            probabilities.extend(answers.iter().map(|outputs| softmax(&outputs.logits, 1.0)));
+            truth.extend(batch.targets);
+        }
+        Ok(Metrics::compute(&probabilities, &truth, self.info.labels.len()))
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {
@@ -396,7 +433,9 @@ impl<'a> Fit<'a> {
             }
             measured => measured,
         };
-        network.checkpoint(info)
+        let mut all = weights::read(&network);
+        all.extend(self.source.clone());
+        Checkpoint::new(info, all).map_err(|reason| Error::checkpoint("<network>", reason))
     }
 
     fn save_state(&mut self) -> Result<()> {

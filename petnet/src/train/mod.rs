@@ -12,6 +12,7 @@ mod precise_bn;
 mod schedule;
 mod start;
 mod state;
+mod trunk;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use lr_find::{RateCurve, RatePoint};
 pub use schedule::Schedule;
+pub use start::Start;
 
 use crate::arch::{Architecture, SimpleCnnConfig};
 use crate::augment::Augment;
@@ -26,6 +28,7 @@ use crate::checkpoint::{Checkpoint, Precision};
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 use crate::preprocess::{MAX_SIZE, Preprocess, Resize};
 
 /// How gradients become steps.
@@ -132,10 +135,9 @@ impl<'de> Deserialize<'de> for Freeze {
 pub struct Trainer {
     /// The network.
     pub architecture: Architecture,
-    /// A model file whose weights training starts from, instead of random ones: petnet's, or PyTorch's as
-    /// [`pytorch`](crate::pytorch) knows them. Where it has another number of classes, its last layer is
-    /// left out.
-    pub init: Option<PathBuf>,
+    /// The weights that training starts from; a last layer for other classes is left out. `None` takes the bundled
+    /// model's where the network is the same, else random numbers.
+    pub init: Option<Start>,
     /// The layers that stay as they were in [`Trainer::init`].
     pub freeze: Freeze,
     /// Its input.
@@ -173,6 +175,9 @@ pub struct Trainer {
     /// Whole training photos at the end, over which batch norms take their final statistics at the
     /// model's own size; 0 keeps those of the last batches. Not with averaged weights.
     pub precise_bn_images: usize,
+    /// True to measure the ranges of feature maps on training images, so that inference runs in bytes where the CPU
+    /// can, see [`Quantization`](crate::Quantization); frozen blocks on the CPU then run in bytes in training as well.
+    pub quantize: bool,
     /// Epochs without a better model before training stops; 0 for never.
     pub early_stopping: usize,
     /// What "better" means.
@@ -223,6 +228,7 @@ impl Default for Trainer {
             grad_clip: 5.0,
             ema_decay: 0.999,
             precise_bn_images: 0,
+            quantize: true,
             early_stopping: 0,
             monitor: Monitor::ValAccuracy,
             augment: Augment::default(),
@@ -374,6 +380,11 @@ impl Trainer {
         fit::Fit::start(self, train, valid)?.run(observer)
     }
 
+    /// The weights to start from.
+    fn start(&self, graph: &Graph) -> Start {
+        self.init.clone().unwrap_or_else(|| start::default(graph))
+    }
+
     /// Side of the network's input in an epoch, from 0.
     fn size_in(&self, epoch: usize) -> u32 {
         let mut ends = 0.0;
@@ -428,7 +439,7 @@ impl Trainer {
         if self.precise_bn_images > 0 && self.ema_decay > 0.0 {
             return bad("precise_bn_images", &self.precise_bn_images, "0 where ema_decay is not");
         }
-        if self.freeze != Freeze::Nothing && self.init.is_none() {
+        if self.freeze != Freeze::Nothing && self.start(&graph) == Start::Random {
             return bad("freeze", &self.freeze, "0 without init: random layers would stay random");
         }
         let blocks = graph.blocks().len();

@@ -1,44 +1,154 @@
-//! Where a training starts from: weights of petnet's or of PyTorch's, another number of classes or not.
+//! The weights that a training starts from: petnet's or PyTorch's, of another number of classes or not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ModelError, Result};
+use crate::graph::{Graph, SourceHead, renamed};
 use crate::nn::{Network, weights};
 use crate::passes;
 use crate::pytorch;
+use crate::weights::Weights;
+
+/// The weights that a training starts from; written `none`, `pretrained` or as a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Start {
+    /// Random numbers.
+    Random,
+    /// The bundled model's, or for other classes those of ImageNet that it holds beside its own.
+    Pretrained,
+    /// A model file of petnet's, or PyTorch's as [`pytorch`](crate::pytorch) knows them.
+    File(PathBuf),
+}
+
+impl From<String> for Start {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "none" => Self::Random,
+            "pretrained" => Self::Pretrained,
+            path => Self::File(path.into()),
+        }
+    }
+}
+
+impl From<Start> for String {
+    fn from(start: Start) -> Self {
+        match start {
+            Start::Random => "none".into(),
+            Start::Pretrained => "pretrained".into(),
+            Start::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// Weights to start from.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
+    /// The model whose network is trained on, without a source head.
+    pub(super) model: Checkpoint,
+    /// A network on the same trunk for a source head, and the number of nodes that they share at least; the model
+    /// itself where its classes are others than those of the training.
+    source: Option<(Checkpoint, usize)>,
+    path: PathBuf,
+}
+
+impl Given {
+    /// Reads the weights for a training on some classes.
+    pub(super) fn read(start: &Start, classes: &[String]) -> Result<Option<Self>> {
+        let (model, path) = match start {
+            Start::Random => return Ok(None),
+            Start::Pretrained => (bundled()?, PathBuf::from("<pretrained>")),
+            Start::File(path) => (read(path)?, path.clone()),
+        };
+        Self::new(model, classes, path).map(Some)
+    }
+
+    fn new(model: Checkpoint, classes: &[String], path: PathBuf) -> Result<Self> {
+        let least = model.info().source.as_ref().map(SourceHead::shared);
+        let source = model.source_network()?.zip(least);
+        let known = model.info().labels == classes;
+        let (model, source) = match source {
+            Some((source, _)) if !known => (source.clone(), Some((source, 0))),
+            source if known => (model.without_source()?, source),
+            _ => (model.clone(), Some((model, 0))),
+        };
+        Ok(Self { model, source, path })
+    }
+
+    /// Gives a network the weights. A head of other layers, or for other classes, stays as it was drawn.
+    pub(super) fn fill(&self, network: Network, classes: &[String]) -> Result<Network> {
+        let refused = |reason: ModelError| Error::checkpoint(&self.path, reason);
+        let (theirs, ours) = (&self.model.info().graph, network.graph());
+        if !fits(theirs, ours) {
+            let (found, expected) = (theirs.name().into(), ours.name().into());
+            return Err(refused(ModelError::OtherNetwork { found, expected }));
+        }
+        let mut given = weights::read(&network);
+        let known = self.model.info().labels == classes;
+        for (place, node) in ours.nodes().iter().enumerate() {
+            for (name, shape) in passes::parameters(node) {
+                let weight = self.model.weights().get(&name).filter(|w| w.shape == shape);
+                // The last layer's outputs are classes, whose names must be the same.
+                match weight.filter(|_| known || place + 1 < ours.nodes().len()) {
+                    Some(weight) => drop(given.insert(name, weight.clone())),
+                    None => tracing::info!(layer = name, "drawn anew: the file has other classes"),
+                }
+            }
+        }
+        weights::write(network, &given).map_err(refused)
+    }
+
+    /// The head of the network that training starts from and its weights, where training leaves its trunk as it was:
+    /// the first `shared` nodes.
+    pub(super) fn source_head(&self, shared: usize) -> Result<Option<(SourceHead, Weights)>> {
+        let Some((source, least)) = &self.source else { return Ok(None) };
+        if shared == 0 || shared < *least {
+            return Ok(None);
+        }
+        let graph = &source.info().graph;
+        let shared = if *least > 0 { *least } else { shared };
+        let head = SourceHead::new(graph, shared)
+            .map_err(|reason| Error::checkpoint(&self.path, ModelError::Graph(reason)))?;
+        let names = graph.nodes()[shared..].iter().flat_map(passes::parameters);
+        let weights = names.filter_map(|(name, _)| {
+            let weight = source.weights().get(&name)?.clone();
+            Some((renamed(&name), weight))
+        });
+        Ok(Some((head, weights.collect())))
+    }
+}
+
+/// True where two networks are the same up to their features.
+fn fits(theirs: &Graph, ours: &Graph) -> bool {
+    theirs.pool() == ours.pool() && theirs.nodes()[..=ours.pool()] == ours.nodes()[..=ours.pool()]
+}
+
+/// The start of a training that names none: the bundled model's weights where the network is the same.
+pub(super) fn default(graph: &Graph) -> Start {
+    let bundled = bundled().ok();
+    match bundled.filter(|model| fits(&model.info().graph, graph)) {
+        Some(_) => Start::Pretrained,
+        None => Start::Random,
+    }
+}
+
+#[cfg(feature = "pretrained")]
+fn bundled() -> Result<Checkpoint> {
+    Checkpoint::pretrained()
+}
+
+#[cfg(not(feature = "pretrained"))]
+fn bundled() -> Result<Checkpoint> {
+    Err(Error::Config("init is `pretrained`, which needs petnet's feature `pretrained`".into()))
+}
 
 /// A model file of petnet's or PyTorch's.
-pub(super) fn read(path: &Path) -> Result<Checkpoint> {
+fn read(path: &Path) -> Result<Checkpoint> {
     match Checkpoint::load_own(path)? {
         Some(checkpoint) => Ok(checkpoint),
         None => pytorch::unnamed(path),
     }
-}
-
-/// Gives a network the weights of a file. A last layer of another number of classes stays as it was
-/// drawn.
-pub(super) fn fill(network: Network, start: Checkpoint, path: &Path) -> Result<Network> {
-    let refused = |reason: ModelError| Error::checkpoint(path, reason);
-    let (info, mut given) = start.into_parts();
-    let (theirs, ours) = (&info.graph, network.graph());
-    // Dropout may differ, and the number of classes.
-    let layers = |graph: &crate::graph::Graph| {
-        let parameters = graph.nodes().iter().map(passes::parameters);
-        parameters.flatten().map(|(name, _)| name).collect::<Vec<_>>()
-    };
-    if layers(theirs) != layers(ours) {
-        let (found, expected) = (theirs.name().into(), ours.name().into());
-        return Err(refused(ModelError::OtherNetwork { found, expected }));
-    }
-    if theirs.classes() != ours.classes() {
-        let drawn = weights::read(&network);
-        for (name, _) in ours.nodes().last().into_iter().flat_map(passes::parameters) {
-            tracing::info!(layer = name, "drawn anew: the file has other classes");
-            if let Some(weight) = drawn.get(&name) {
-                given.insert(name, weight.clone());
-            }
-        }
-    }
-    weights::write(network, &given).map_err(refused)
 }

@@ -3,15 +3,15 @@
 use super::conv::{Conv, Depthwise, Form};
 use super::{Int8, Kernel, Levels};
 use crate::arch::Normalization;
+use crate::engine::Ranges;
 use crate::engine::compile::{self as floats, Compiler};
-use crate::engine::head::Head;
-use crate::engine::plan::{Plan, Step};
+use crate::engine::plan::{Map, Step};
 use crate::engine::simple::MaxPool;
-use crate::engine::{Network, Ranges};
 use crate::error::ModelError;
-use crate::graph::{Graph, Op};
+use crate::graph::Op;
 use crate::kernel::int8::{Requantize, supported};
-use crate::passes::{self, Epilogue, Main};
+use crate::passes::{self, Epilogue, Main, Program};
+use crate::weights::Weights;
 
 /// Largest value before it is rounded, as conversions to 32-bit integers need it.
 const LARGEST: f64 = (1_u32 << 30) as f64;
@@ -23,30 +23,28 @@ const LARGEST: f64 = (1_u32 << 30) as f64;
 /// # Errors
 /// As [`compile`](crate::engine::compile::compile); [`ModelError::MissingRange`] for a map without a range.
 pub(in crate::engine) fn compile(
-    network: Network<'_>,
+    program: &Program,
+    normalization: Normalization,
+    weights: &Weights,
     ranges: &Ranges,
-) -> Result<Option<Plan<Int8>>, ModelError> {
-    let Network { graph, normalization, side, weights } = network;
-    let steps = passes::fuse(graph);
-    if !supported() || !floats::folds(graph, &steps) {
+) -> Result<Option<Unfinished>, ModelError> {
+    if !supported() || !floats::folds(program) {
         return Ok(None);
     }
-    let mut maps = floats::maps(graph, side, &steps)?;
-    floats::assign_slots(&mut maps, &steps);
-    let levels = levels(graph, &steps, ranges)?;
-    let compiler = Compiler { graph, weights, folds: Some(normalization), maps: &maps };
+    let mut maps = floats::maps(program);
+    floats::assign_slots(program, &mut maps);
+    let levels = levels(program, ranges)?;
+    let folds = Some(normalization);
+    let compiler = Compiler { nodes: &program.nodes, weights, folds, maps: &maps };
     let quantizer = Quantizer { compiler, levels: &levels, border: border(normalization) };
-    let mut kernels = Vec::with_capacity(steps.len());
-    for step in &steps {
-        match quantizer.step(step)? {
-            Some(kernel) => kernels.push(kernel),
-            None => return Ok(None),
-        }
-    }
-    let last = steps.last().map_or(0, |step| step.output);
-    let numbers = Int8 { last: levels[last] };
-    Ok(Some(Plan::new(numbers, maps, kernels, Head::new(graph, weights)?)))
+    let steps = program.steps.iter().map(|step| quantizer.step(step));
+    let Some(kernels) = steps.collect::<Result<Option<Vec<_>>, _>>()? else { return Ok(None) };
+    let ends = program.ends.iter().map(|node| levels[*node]).collect();
+    Ok(Some((Int8 { ends }, maps, kernels)))
 }
+
+/// The parts of a plan, but for its heads.
+type Unfinished = (Int8, Vec<Option<Map>>, Vec<Step<Kernel>>);
 
 /// The bytes that become zero when an image is normalised.
 fn border(Normalization { mean, .. }: Normalization) -> [u8; 3] {
@@ -54,18 +52,14 @@ fn border(Normalization { mean, .. }: Normalization) -> [u8; 3] {
 }
 
 /// Of each step's output; those of other nodes stand for nothing. The image's bytes are numbers as they are.
-fn levels(
-    graph: &Graph,
-    steps: &[passes::Step],
-    ranges: &Ranges,
-) -> Result<Vec<Levels>, ModelError> {
-    let mut levels = vec![Levels { scale: 1.0, zero: 0 }; graph.nodes().len()];
-    for step in steps {
+fn levels(program: &Program, ranges: &Ranges) -> Result<Vec<Levels>, ModelError> {
+    let mut levels = vec![Levels { scale: 1.0, zero: 0 }; program.nodes.len()];
+    for step in &program.steps {
         levels[step.output] = match step.main {
             // The largest of some bytes is one of them.
             Main::MaxPool(_) => levels[step.input],
             _ => {
-                let name = &graph.nodes()[step.output].name;
+                let name = &program.nodes[step.output].name;
                 let range =
                     ranges.get(name).ok_or_else(|| ModelError::MissingRange(name.clone()))?;
                 Levels::new(*range, step.epilogue.activation)
@@ -116,14 +110,14 @@ impl Quantizer<'_> {
     }
 
     fn max_pool(&self, step: &passes::Step, node: usize) -> Option<(Kernel, u64)> {
-        let Op::MaxPool(window) = self.compiler.graph.nodes()[node].op else { return None };
+        let Op::MaxPool(window) = self.compiler.nodes[node].op else { return None };
         let pool = MaxPool { window, output: self.compiler.shape(step.output) };
         Some((Kernel::MaxPool(pool), 0))
     }
 
     /// A convolution and its operations.
     fn conv(&self, step: &passes::Step, node: usize) -> Result<Option<(Kernel, u64)>, ModelError> {
-        let Op::Conv2d(conv) = self.compiler.graph.nodes()[node].op else { return Ok(None) };
+        let Op::Conv2d(conv) = self.compiler.nodes[node].op else { return Ok(None) };
         let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
         let Epilogue { norm, pool, .. } = step.epilogue;
         let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;

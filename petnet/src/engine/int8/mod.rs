@@ -36,10 +36,10 @@ impl Levels {
     }
 }
 
-/// Maps of bytes; the levels are those of the last one.
+/// Maps of bytes, and the levels of those that heads read.
 #[derive(Debug)]
 pub(super) struct Int8 {
-    last: Levels,
+    ends: Vec<Levels>,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Numbers for Int8 {
         }
     }
 
-    fn means(&self, shape: Shape, map: &[u8]) -> Vec<f32> {
+    fn means(&self, end: usize, shape: Shape, map: &[u8]) -> Vec<f32> {
         let mut sums = vec![0_u32; shape.channels];
         arch().dispatch(
             #[inline(always)]
@@ -81,11 +81,13 @@ impl Numbers for Int8 {
                 }
             },
         );
-        let (pixels, Levels { scale, zero }) = ((shape.height * shape.width) as f32, self.last);
+        let (pixels, Levels { scale, zero }) =
+            ((shape.height * shape.width) as f32, self.ends[end]);
         sums.iter().map(|sum| (*sum as f32 / pixels - f32::from(zero)) * scale).collect()
     }
 
-    fn float(&self, value: u8) -> f32 {
-        (f32::from(value) - f32::from(self.last.zero)) * self.last.scale
+    fn float(&self, end: usize, value: u8) -> f32 {
+        let Levels { scale, zero } = self.ends[end];
+        (f32::from(value) - f32::from(zero)) * scale
     }
 }

@@ -1,0 +1,250 @@
+//! Out-of-distribution detection: a score that tells images of other things from images like those of the training.
+//! Knows logits, features and weights; no networks and no images.
+//!
+//! Confidence does not tell them apart: a good classifier is confident of everything. There are two scores, both from
+//! what the network computes anyway:
+//! - with a [source head](crate::graph::SourceHead) whose classes are known to contain the model's, the log-odds of all
+//!   its other classes against them;
+//! - for any classes, the cosine distance to the nearest of some prototypes, the centres of the training images'
+//!   features (as in Sun et al., "Out-of-distribution detection with deep nearest neighbors", 2022).
+
+use serde::{Deserialize, Serialize};
+
+mod classes;
+#[cfg(feature = "train")]
+mod prototypes;
+
+pub use classes::ClassSet;
+#[cfg(feature = "train")]
+pub(crate) use prototypes::prototypes;
+
+use crate::engine::Outputs;
+use crate::error::ModelError;
+use crate::graph::{Graph, Op};
+use crate::weights::{Weight, Weights};
+
+/// Name of the prototypes among a model's weights, `[count, features]`.
+const PROTOTYPES: &str = "ood.prototypes";
+
+/// Score and threshold by which a model tells images of other things.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutOfDistribution {
+    /// The score; higher is further from the training images.
+    pub score: OodScore,
+    /// Images of a higher score are out of distribution.
+    pub threshold: f32,
+}
+
+/// How an out-of-distribution score is computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OodScore {
+    /// Log-odds of the source head's other classes against those that contain the model's.
+    SourceClasses {
+        /// The source head's classes that contain the model's.
+        classes: ClassSet,
+    },
+    /// One minus the cosine of the angle to the nearest prototype.
+    Prototypes {
+        /// Number of prototypes, which are stored with the weights.
+        count: usize,
+    },
+}
+
+impl OodScore {
+    /// Its name, as in model files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SourceClasses { .. } => "source_classes",
+            Self::Prototypes { .. } => "prototypes",
+        }
+    }
+
+    /// Name and shape of the values that a model file holds for it.
+    pub(crate) fn parameters(&self, graph: &Graph) -> Option<(String, Vec<usize>)> {
+        match self {
+            Self::SourceClasses { .. } => None,
+            Self::Prototypes { count } => {
+                Some((PROTOTYPES.to_string(), vec![*count, features(graph)]))
+            }
+        }
+    }
+
+    /// # Errors
+    /// [`ModelError::OodClasses`] for classes that a source head does not have, or without one.
+    pub(crate) fn validate(&self, source: Option<&Graph>) -> Result<(), ModelError> {
+        match self {
+            Self::Prototypes { .. } => Ok(()),
+            Self::SourceClasses { classes } => {
+                let known = source.map_or(0, Graph::classes);
+                // All of them would leave no other things.
+                let fits = classes.last().is_some_and(|last| last < known) && classes.len() < known;
+                if fits { Ok(()) } else { Err(ModelError::OodClasses(known)) }
+            }
+        }
+    }
+}
+
+/// Number of features before a network's head.
+pub(crate) fn features(graph: &Graph) -> usize {
+    let linear = graph.head().iter().find_map(|node| match node.op {
+        Op::Linear { inputs, .. } => Some(inputs),
+        _ => None,
+    });
+    linear.unwrap_or_default()
+}
+
+/// A score that is ready to be computed.
+#[derive(Debug)]
+pub(crate) struct Detector {
+    threshold: f32,
+    method: Method,
+}
+
+#[derive(Debug)]
+enum Method {
+    /// True for each class of the source head that contains the model's.
+    SourceClasses(Vec<bool>),
+    /// Unit vectors, one after the other.
+    Prototypes { values: Vec<f32>, width: usize },
+}
+
+impl Detector {
+    /// From a model's weights.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingWeight`].
+    pub(crate) fn new(
+        ood: &OutOfDistribution,
+        source: Option<&Graph>,
+        weights: &Weights,
+    ) -> Result<Self, ModelError> {
+        let method = match &ood.score {
+            OodScore::SourceClasses { classes } => {
+                let count = source.map_or(0, Graph::classes);
+                Method::SourceClasses((0..count).map(|class| classes.contains(class)).collect())
+            }
+            OodScore::Prototypes { .. } => {
+                let missing = || ModelError::MissingWeight(PROTOTYPES.into());
+                let Weight { shape, values } = weights.get(PROTOTYPES).ok_or_else(missing)?;
+                let width = shape.last().copied().unwrap_or(1).max(1);
+                let mut values = values.clone();
+                // Bytes round, so that lengths are not exactly one.
+                values.chunks_exact_mut(width).for_each(normalize);
+                Method::Prototypes { values, width }
+            }
+        };
+        Ok(Self { threshold: ood.threshold, method })
+    }
+
+    /// Higher is further from the training images.
+    pub(crate) fn score(&self, outputs: &Outputs) -> f32 {
+        match &self.method {
+            Method::SourceClasses(known) => {
+                let logits = outputs.source.as_ref().map(|source| source.logits.as_slice());
+                log_odds(logits.unwrap_or_default(), known)
+            }
+            Method::Prototypes { values, width } => distance(embedding(outputs), values, *width),
+        }
+    }
+
+    /// True for a score of images like those of the training.
+    pub(crate) fn accepts(&self, score: f32) -> bool {
+        score <= self.threshold
+    }
+}
+
+/// The features that distances are measured in: those of the source head, which no fine-tuning has narrowed to the
+/// model's own classes, where there is one.
+pub(crate) fn embedding(outputs: &Outputs) -> &[f32] {
+    outputs.source.as_ref().map_or(&outputs.features, |source| &source.features)
+}
+
+/// Log-sum-exp of other classes' logits minus that of the known ones'.
+fn log_odds(logits: &[f32], known: &[bool]) -> f32 {
+    let side = |wanted: bool| {
+        let side = logits.iter().zip(known).filter(move |(_, known)| **known == wanted);
+        let side = side.map(|(logit, _)| *logit);
+        let largest = side.clone().fold(f32::NEG_INFINITY, f32::max);
+        largest + side.map(|logit| (logit - largest).exp()).sum::<f32>().ln()
+    };
+    side(false) - side(true)
+}
+
+/// One minus the largest cosine: 0 for the direction of a prototype, 1 for features that have nothing in common with any.
+fn distance(features: &[f32], prototypes: &[f32], width: usize) -> f32 {
+    let length = dot(features, features).sqrt().max(f32::MIN_POSITIVE);
+    let products = prototypes.chunks_exact(width).map(|prototype| dot(features, prototype));
+    1.0 - products.fold(f32::NEG_INFINITY, f32::max) / length
+}
+
+/// In lanes, which the compiler turns into vector instructions.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    sums.iter().sum::<f32>() + rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum::<f32>()
+}
+
+/// To length one; zeros stay zeros.
+pub(crate) fn normalize(vector: &mut [f32]) {
+    let length = dot(vector, vector).sqrt().max(f32::MIN_POSITIVE);
+    vector.iter_mut().for_each(|value| *value /= length);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outputs(features: &[f32], logits: &[f32]) -> Outputs {
+        use crate::engine::SourceOutputs;
+        let source = SourceOutputs { logits: logits.to_vec(), features: features.to_vec() };
+        Outputs { logits: vec![0.0; 2], features: vec![1.0], source: Some(source) }
+    }
+
+    #[test]
+    fn log_odds_are_those_of_a_softmax_and_do_not_overflow() {
+        let logits = [1.0_f32, -2.0, 0.5, 3.0];
+        let known = [false, true, true, false];
+        let share = |wanted: bool| -> f32 {
+            let pairs = logits.iter().zip(known);
+            pairs.filter(|(_, known)| *known == wanted).map(|(logit, _)| logit.exp()).sum()
+        };
+        assert!((log_odds(&logits, &known) - (share(false) / share(true)).ln()).abs() < 1e-5);
+        let score = log_odds(&[-900.0, 900.0], &[true, false]);
+        assert_eq!(score, 1800.0);
+    }
+
+    #[test]
+    fn only_the_direction_of_features_counts_and_zeros_are_far_from_everything() {
+        let weights = Weights::from([(
+            PROTOTYPES.to_string(),
+            Weight { shape: vec![2, 3], values: vec![2.0, 0.0, 0.0, 0.0, 3.0, 3.0] },
+        )]);
+        let ood = OutOfDistribution { score: OodScore::Prototypes { count: 2 }, threshold: 0.1 };
+        let detector = Detector::new(&ood, None, &weights).unwrap();
+        let score = |features: &[f32]| detector.score(&outputs(features, &[]));
+        assert!(score(&[9.0, 0.0, 0.0]).abs() < 1e-6);
+        assert!(score(&[0.0, 0.5, 0.5]).abs() < 1e-6);
+        assert!((score(&[0.0, 1.0, 0.0]) - (1.0 - 0.5_f32.sqrt())).abs() < 1e-6);
+        assert!((score(&[0.0; 3]) - 1.0).abs() < 1e-6);
+        assert!(detector.accepts(0.1) && !detector.accepts(0.11));
+    }
+
+    #[test]
+    fn classes_that_a_source_head_does_not_have_are_refused() {
+        let graph = crate::arch::Architecture::named("simple_cnn").unwrap().graph(10).unwrap();
+        let score = |text: &str| OodScore::SourceClasses { classes: text.parse().unwrap() };
+        assert_eq!(score("3-5, 9").validate(Some(&graph)), Ok(()));
+        assert_eq!(score("3-10").validate(Some(&graph)), Err(ModelError::OodClasses(10)));
+        assert_eq!(score("0-9").validate(Some(&graph)), Err(ModelError::OodClasses(10)));
+        assert_eq!(score("3").validate(None), Err(ModelError::OodClasses(0)));
+        assert_eq!(OodScore::Prototypes { count: 3 }.validate(None), Ok(()));
+    }
+}

@@ -1,0 +1,93 @@
+//! The steps of a network and of a source head on its trunk, over one numbering of nodes.
+
+use super::fuse::{Epilogue, Main, Step, fuse};
+use crate::graph::{Graph, GraphError, Node, SourceHead};
+
+/// Everything that is run for an image, but for the layers after the global average pools.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    /// The network's nodes, then those of the source head alone.
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) steps: Vec<Step>,
+    /// The nodes whose feature maps are averaged: the network's, then the source head's. They may be one.
+    pub(crate) ends: Vec<usize>,
+    /// Height and width of each node's output.
+    pub(crate) sides: Vec<[usize; 2]>,
+}
+
+impl Program {
+    /// For images of `side` pixels.
+    ///
+    /// # Errors
+    /// [`GraphError::Side`] where the image is too small.
+    pub(crate) fn new(
+        graph: &Graph,
+        source: Option<&SourceHead>,
+        side: usize,
+    ) -> Result<Self, GraphError> {
+        let mut program = Self {
+            nodes: graph.nodes().to_vec(),
+            steps: fuse(graph),
+            ends: vec![end(graph)],
+            sides: graph.sides(side)?,
+        };
+        if let Some(source) = source {
+            program.append(source, side)?;
+        }
+        Ok(program)
+    }
+
+    /// Only the first `blocks` blocks, which end in their last feature map.
+    ///
+    /// # Errors
+    /// [`GraphError::Side`] where the image is too small, [`GraphError::Block`] where there are fewer blocks.
+    #[cfg(feature = "train")]
+    pub(crate) fn trunk(graph: &Graph, blocks: usize, side: usize) -> Result<Self, GraphError> {
+        let mut program = Self::new(graph, None, side)?;
+        let last = blocks.checked_sub(1).and_then(|last| graph.blocks().get(last));
+        let end = last.ok_or(GraphError::Block(blocks))? - 1;
+        program.steps.retain(|step| step.output <= end);
+        program.ends = vec![end];
+        Ok(program)
+    }
+
+    fn append(&mut self, source: &SourceHead, side: usize) -> Result<(), GraphError> {
+        let (own, shared) = (self.nodes.len(), source.shared());
+        let place = |node: usize| if node < shared { node } else { node - shared + own };
+        let nodes = source.graph().nodes()[shared..].iter().cloned();
+        self.nodes.extend(nodes.map(|mut node| {
+            node.inputs.iter_mut().for_each(|from| *from = place(*from));
+            node
+        }));
+        let steps = fuse(source.graph()).into_iter().filter(|step| step.output >= shared);
+        self.steps.extend(steps.map(|step| moved(step, place)));
+        self.ends.push(place(end(source.graph())));
+        self.sides.extend_from_slice(&source.graph().sides(side)?[shared..]);
+        Ok(())
+    }
+}
+
+/// The node that the global average pool reads.
+fn end(graph: &Graph) -> usize {
+    graph.nodes()[graph.pool()].inputs[0]
+}
+
+/// A step whose nodes have other numbers.
+fn moved(step: Step, place: impl Fn(usize) -> usize) -> Step {
+    let Epilogue { norm, residual, activation, pool } = step.epilogue;
+    Step {
+        main: match step.main {
+            Main::Conv(node) => Main::Conv(place(node)),
+            Main::MaxPool(node) => Main::MaxPool(place(node)),
+            Main::Identity => Main::Identity,
+        },
+        input: place(step.input),
+        epilogue: Epilogue {
+            norm: norm.map(&place),
+            residual: residual.map(&place),
+            activation,
+            pool,
+        },
+        output: place(step.output),
+    }
+}
