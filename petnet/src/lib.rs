@@ -23,6 +23,8 @@ pub mod graph;
 mod kernel;
 #[cfg(feature = "train")]
 pub mod loader;
+#[cfg(feature = "train")]
+mod logistic;
 pub mod metrics;
 #[cfg(feature = "mlflow")]
 pub mod mlflow;
