@@ -7,7 +7,7 @@ use anyhow::Result;
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{Freeze, Monitor, Optimizer, Resizing, Schedule, Start};
+use petnet::train::{Distillation, Freeze, Monitor, Optimizer, Resizing, Schedule, Start};
 use petnet::{ClassSet, Device, Trainer};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,7 @@ pub(crate) struct Config {
     momentum: f64,
     weight_decay: f64,
     label_smoothing: f32,
+    distillation: Option<Distillation>,
     balanced: bool,
     grad_clip: f64,
     ema_decay: f64,
@@ -105,6 +106,7 @@ impl Default for Config {
             momentum: trainer.momentum,
             weight_decay: trainer.weight_decay,
             label_smoothing: trainer.label_smoothing,
+            distillation: trainer.distillation,
             balanced: trainer.balanced,
             grad_clip: trainer.grad_clip,
             ema_decay: trainer.ema_decay,
@@ -218,6 +220,7 @@ impl Config {
             momentum: self.momentum,
             weight_decay: self.weight_decay,
             label_smoothing: self.label_smoothing,
+            distillation: self.distillation.clone(),
             balanced: self.balanced,
             grad_clip: self.grad_clip,
             ema_decay: self.ema_decay,

@@ -12,6 +12,7 @@ use super::precise_bn::precise_bn;
 use super::setup::{EVALUATION_BATCH, class_weights, describe, optimizer, settings};
 use super::start::Given;
 use super::state::{Progress, State};
+use super::teacher::Teacher;
 use super::trunk::Trunk;
 use super::{
     EpochReport, Fitted, Freeze, Monitor, Observer, StepReport, Trainer, clip, ema, probe,
@@ -39,6 +40,7 @@ pub(super) struct Fit<'a> {
     best: Option<Checkpoint>,
     clock: Instant,
     trunk: Trunk,
+    teacher: Option<Teacher>,
     /// Weights of the source head.
     source: Weights,
 }
@@ -89,6 +91,8 @@ impl<'a> Fit<'a> {
             };
             trunk = Trunk::new(blocks, start, on_cpu);
         }
+        let teacher = trainer.distillation.as_ref();
+        let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
         let mut identity = info.settings.clone();
         if let Some(map) = identity.as_object_mut() {
             // How photos are fetched changes no result.
@@ -116,6 +120,7 @@ impl<'a> Fit<'a> {
             best: None,
             clock: Instant::now(),
             trunk,
+            teacher,
             source,
         };
         if let Some(out) = &trainer.out {
@@ -216,6 +221,9 @@ impl<'a> Fit<'a> {
         if judged as usize != self.valid.size() {
             self.valid = self.valid.with_settings(settings(self.trainer, false, judged));
         }
+        if let Some(teacher) = &mut self.teacher {
+            teacher.prepare(size as usize)?;
+        }
         self.trunk.prepare(size as usize)?;
         self.trunk.prepare(judged as usize)?;
         if epoch > 0 && step == 0 && size != self.trainer.size_in(epoch - 1) {
@@ -296,8 +304,15 @@ impl<'a> Fit<'a> {
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
         self.device.seed(rand::Rng::next_u64(&mut place.rng()));
         let (photos, size) = (batch.targets.len(), self.train.size());
-        let logits = self.logits(batch.images, size); // [n, classes]
-        let loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
+        let plain = self.device.clone().inner();
+        let teacher = self.teacher.as_ref();
+        let taught = teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain));
+        let features = self.features(batch.images, size); // [n, width]
+        let logits = self.state.model.classify(features.clone()); // [n, classes]
+        let mut loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
+        if let Some((teacher, taught)) = teacher.zip(taught) {
+            loss = teacher.loss(loss, [logits.clone(), features], taught.map(Tensor::from_inner));
+        }
         let value = loss.clone().into_scalar::<f32>();
         if !value.is_finite() {
             return Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: value });
@@ -323,16 +338,16 @@ impl<'a> Fit<'a> {
         Ok(value)
     }
 
-    /// `[n, size, size, 3]` bytes -> `[n, classes]`. Frozen layers are run as in inference, and no gradient
-    /// leads into them.
-    fn logits(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
+    /// `[n, size, size, 3]` bytes -> the means of the last feature maps, `[n, width]`. Frozen layers are run as in
+    /// inference, and no gradient leads into them.
+    fn features(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
         let (model, blocks) = (&self.state.model, self.trunk.blocks());
         if blocks == 0 {
-            return model.forward(to_tensor(images, size, &self.device));
+            return model.features(to_tensor(images, size, &self.device));
         }
         let plain = self.device.clone().inner();
         let maps = self.trunk.maps(&model.valid(), (images, size), &plain).lifted();
-        model.classify(model.features_after(maps, blocks)) // [n, classes]
+        model.features_after(maps, blocks) // [n, width]
     }
 
     /// Cross entropy; of mixed pictures, each photo's by its share.

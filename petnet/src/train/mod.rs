@@ -15,6 +15,7 @@ mod schedule;
 mod setup;
 mod start;
 mod state;
+mod teacher;
 mod trunk;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub use lr_find::{RateCurve, RatePoint};
 pub use schedule::Schedule;
 use start::Given;
 pub use start::Start;
+pub use teacher::Distillation;
 
 use crate::arch::{Architecture, EfficientNetLiteConfig};
 use crate::augment::Augment;
@@ -121,6 +123,8 @@ pub struct Trainer {
     pub weight_decay: f64,
     /// Share of the target that is spread over all classes, 0 to 1.
     pub label_smoothing: f32,
+    /// A teacher to learn from; `None` for labels alone.
+    pub distillation: Option<Distillation>,
     /// Whether rare classes weigh as much as frequent ones: each photo's loss is divided by its
     /// class's share of the training photos.
     pub balanced: bool,
@@ -181,6 +185,7 @@ impl Default for Trainer {
             momentum: 0.9,
             weight_decay: 0.02,
             label_smoothing: 0.1,
+            distillation: None,
             balanced: false,
             grad_clip: 0.0,
             ema_decay: 0.0,
@@ -443,6 +448,7 @@ impl Trainer {
         if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
             return bad("grad_clip or warmup_epochs", &"negative", "at least 0");
         }
+        self.distillation.iter().try_for_each(Distillation::validate)?;
         self.augment.validate()
     }
 }
