@@ -100,7 +100,10 @@ impl OtherImages {
 impl OtherFigures {
     pub(crate) fn print(&self) {
         let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-        println!("other      {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
+        println!(
+            "other      {}: {} images, {} unreadable",
+            self.input, self.images, self.unreadable
+        );
         println!(
             "           answered {}, low confidence {}, out of distribution {}",
             percent(self.answered),

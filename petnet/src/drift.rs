@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn scores_and_decisions_of_other_things_are_drift_and_a_model_without_a_score_has_no_such_statistic()
-    {
+     {
         let of = |decision, ood_score| {
             let mut prediction = Prediction::new("x".into(), 0, vec![0.9, 0.1]);
             (prediction.decision, prediction.ood_score) = (decision, ood_score);
@@ -380,12 +380,16 @@ mod tests {
         let same = psi((0..200).map(|n| own(n * 5)).collect());
         assert_eq!(same.len(), 2, "{same:?}");
         assert!(same.values().all(|psi| *psi < 0.1), "{same:?}");
-        let others = psi((0..200).map(|n| if n % 2 == 0 { own(n * 5) } else { other(n) }).collect());
+        let others =
+            psi((0..200).map(|n| if n % 2 == 0 { own(n * 5) } else { other(n) }).collect());
         assert!(others.values().all(|psi| *psi > 0.25), "{others:?}");
 
         let plain: Vec<_> = (0..100).map(|_| of(Decision::LowConfidence, None)).collect();
         // Images without a score leave the window's counts of it as they are.
-        assert!(psi([plain.clone(), plain.clone(), plain.clone()].concat())[&Statistic::OodScore].is_finite());
+        assert!(
+            psi([plain.clone(), plain.clone(), plain.clone()].concat())[&Statistic::OodScore]
+                .is_finite()
+        );
         let reference = Reference::learn(&plain);
         assert_eq!(reference.0.keys().collect::<Vec<_>>(), [&Statistic::Decision]);
     }

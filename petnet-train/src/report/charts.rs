@@ -121,17 +121,19 @@ pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
         Line { name: "perfect", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
         Line { name: "model", colour: BLUE, points },
     ];
-    let frame =
-        Frame { title: "Reliability diagram", x: ("confidence", 0.0..1.0), y: ("accuracy", 0.0..1.0) };
+    let frame = Frame {
+        title: "Reliability diagram",
+        x: ("confidence", 0.0..1.0),
+        y: ("accuracy", 0.0..1.0),
+    };
     svg(|area| draw(area, &frame, &lines))
 }
 
 /// Histograms of out-of-distribution scores as shares of each group's images, and the threshold.
 pub(crate) fn ood_scores(groups: &[(&str, &[f32])], threshold: f32) -> Result<String> {
     let values = groups.iter().flat_map(|(_, scores)| *scores).copied();
-    let (low, high) = values.fold((threshold, threshold), |(low, high), score| {
-        (low.min(score), high.max(score))
-    });
+    let (low, high) =
+        values.fold((threshold, threshold), |(low, high), score| (low.min(score), high.max(score)));
     let margin = ((high - low) * 0.02).max(1e-6);
     let (low, high) = (f64::from(low - margin), f64::from(high + margin));
     let mut lines: Vec<Line<'_>> = groups
