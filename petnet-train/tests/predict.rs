@@ -179,6 +179,11 @@ fn a_folder_of_another_run_is_refused() {
         csv.lines().next(),
         Some("path,label,confidence,decision,ood_score,cat,dog,model,error")
     );
+    let fields = |line: &str| line.split(',').count();
+    succeed(folder, &["predict", "--quiet", "--out", "all", "--format", "csv", "raw"]);
+    let all = fs::read_to_string(folder.join("all/part-00000-00000.csv")).unwrap();
+    assert_eq!(all.lines().count(), 1 + PHOTOS);
+    assert!(all.lines().all(|line| fields(line) == 9), "the unreadable one, too: {all}");
     let checkpoint = petnet::Checkpoint::pretrained().unwrap();
     checkpoint.save(folder.join("other.safetensors"), petnet::Precision::F32).unwrap();
     let cases: [(&[&str], &str); 4] = [

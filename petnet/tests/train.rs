@@ -11,7 +11,7 @@ use petnet::arch::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::train::{Freeze, Optimizer, Resizing, Schedule};
+use petnet::train::{Freeze, Optimizer, Resizing, Schedule, Start};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Prediction, Trainer};
 use tempfile::tempdir;
 
@@ -362,7 +362,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
             dropout: 0.0,
         }),
         preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
-        init: Some(init.clone()),
+        init: Some(Start::File(init.clone())),
         ema_decay: 0.9,
         ..tiny()
     };

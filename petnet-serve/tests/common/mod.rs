@@ -233,6 +233,14 @@ pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A model like the bundled one, but for the reference of its drift, and so the digest of its file.
+pub(crate) fn variant(number: f32) -> petnet::Checkpoint {
+    let confidence = serde_json::json!({ "edges": [number], "counts": [1, 1] });
+    let reference = serde_json::json!({ "confidence": confidence });
+    let reference = serde_json::from_value(reference).unwrap();
+    petnet::Checkpoint::pretrained().unwrap().with_reference(Some(reference))
+}
+
 /// The bundled model with the statistics of so many drawn images of daylight.
 pub(crate) fn drawn_model(folder: &std::path::Path, photos: u32) -> std::path::PathBuf {
     use petnet::drift::{DriftSample, Reference};

@@ -216,8 +216,8 @@ pub(crate) fn each(
     source::require(input)?;
     let lanes = Lanes { readers: 16, batch: 32 };
     let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| list(input, send);
-    let found = pipeline::run(lanes, classifier, list, |Row { path, outcome }| {
-        take(path, outcome);
+    let found = pipeline::run(lanes, classifier, list, |row| {
+        take(row.path, row.outcome);
         Ok(())
     })?;
     anyhow::ensure!(found > 0, "{}: no image found", input.display());

@@ -144,17 +144,3 @@ fn quoted(text: &str) -> String {
         text.to_string()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bad_image_has_as_many_fields_as_the_header() {
-        let model = Model { labels: vec!["cat".into(), "dog".into()], version: "0123".into() };
-        let row = Row { path: "a.jpg".into(), outcome: Err("empty".into()) };
-        assert_eq!(csv_line(&row, &model), "a.jpg,,,,,,,0123,empty");
-        let fields = |line: &str| line.split(',').count();
-        assert_eq!(fields(&csv_line(&row, &model)), fields(&csv_header(&model)));
-    }
-}
