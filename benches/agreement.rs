@@ -1,5 +1,5 @@
-//! Whether the engine and burn's own path say the same of real photos: the largest difference of a
-//! probability, and the decisions that differ. Run with
+//! Compares the engine with burn's own path on a data set: the largest difference of a probability, the predicted
+//! classes and the decisions that differ. Run with
 //! `cargo run --release --features train --example agreement -- data/processed test`.
 
 use petnet::dataset::Split;
@@ -29,8 +29,9 @@ fn main() -> petnet::Result<()> {
         .fold(0.0_f32, f32::max);
     let dog = |row: &[f32]| row[1] > row[0];
     let changed = pairs().filter(|(a, b)| dog(a) != dog(b)).count();
-    let unsure = engine.sure.iter().zip(&burn.sure).filter(|(a, b)| a != b).count();
+    let decisions = engine.decisions.iter().zip(&burn.decisions);
+    let decisions = decisions.filter(|(a, b)| a != b).count();
     println!("{} photos: probabilities within {difference:.1e},", dataset.len());
-    println!("{changed} other decisions, {unsure} other refusals to decide");
+    println!("{changed} other classes, {decisions} other decisions");
     Ok(())
 }

@@ -7,7 +7,11 @@ use petnet::Classifier;
 fn main() -> petnet::Result<()> {
     let classifier = Classifier::pretrained()?;
     for path in std::env::args().skip(1) {
-        println!("{path}: {}", classifier.classify_path(&path)?);
+        let guess = classifier.classify_path(&path)?;
+        match guess.decision().reason(classifier.labels()) {
+            None => println!("{path}: {guess}"),
+            Some(reason) => println!("{path}: unsure: {reason}"),
+        }
     }
     Ok(())
 }

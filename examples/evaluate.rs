@@ -1,4 +1,4 @@
-//! Judge a model on a folder of photos: figures, what it confuses, its surest mistakes, and all of that as a file.
+//! Evaluate a model on a folder of images: figures, the confusion matrix, its most confident mistakes, and a JSON file.
 //!
 //! Run with `cargo run --release --features train --example evaluate -- photos metrics.json`
 
@@ -23,6 +23,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "{:.2} % are answered, {:.2} % of them right",
         coverage.share * 100.0,
         coverage.accuracy * 100.0
+    );
+    println!(
+        "{:.2} % are unsure for low confidence, {:.2} % out of distribution",
+        coverage.low_confidence * 100.0,
+        coverage.out_of_distribution * 100.0
     );
 
     let answers = photos.samples().iter().zip(&evaluation.probabilities);

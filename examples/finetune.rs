@@ -1,11 +1,11 @@
 //! Teach the bundled network classes of your own: first its last layer alone, then all of it. With
-//! `init: Some("resnet18.pth".into())` and `Architecture::named("resnet18")?` it starts from torchvision's.
+//! `init: Some(Start::File("resnet18.pth".into()))` and `Architecture::named("resnet18")?` it starts from torchvision's.
 //!
 //! Run with `cargo run --release --features train --example finetune -- photos`
 
 use petnet::arch::Architecture;
 use petnet::preprocess::Preprocess;
-use petnet::train::Freeze;
+use petnet::train::{Freeze, Start};
 use petnet::{Checkpoint, Dataset, Trainer};
 
 fn main() -> petnet::Result<()> {
@@ -17,7 +17,7 @@ fn main() -> petnet::Result<()> {
     let frozen = Trainer {
         architecture: Architecture::new(bundled.graph),
         preprocess: Preprocess { size: 64, ..bundled.preprocess },
-        init: Some(start.clone()),
+        init: Some(Start::File(start.clone())),
         freeze: Freeze::Backbone,
         epochs: 4,
         batch_size: 8,

@@ -123,7 +123,8 @@ def answers(folder):
     types = {field.name: field.type for field in rows.schema}
     text, number = pyarrow.string(), pyarrow.float32()
     assert types == {
-        "path": text, "label": text, "confidence": number, "p_cat": number, "p_dog": number, "error": text
+        "path": text, "label": text, "confidence": number, "decision": text, "ood_score": number,
+        "p_cat": number, "p_dog": number, "model": text, "error": text
     }, types  # fmt: skip
     rows = rows.to_pylist()
     keys = {f"s3://{BUCKET}/{key}": size for key, size in sizes().items() if not key.endswith(".txt")}
@@ -132,12 +133,14 @@ def answers(folder):
     # The data set has empty files of its own.
     empty = {key for key, size in keys.items() if size == 0}
     assert bad == empty | {f"s3://{BUCKET}/{key}" for key in BROKEN}, bad
+    assert len({row["model"] for row in rows}) == 1 and len(rows[0]["model"]) == 12, rows[0]
     right = judged = 0
     for row in rows:
-        values = [row[name] for name in ("label", "confidence", "p_cat", "p_dog")]
+        values = [row[name] for name in ("label", "confidence", "decision", "ood_score", "p_cat", "p_dog")]
         if row["error"]:
-            assert values == [None] * 4, row
+            assert values == [None] * 6, row
             continue
+        assert row["decision"] in ("answered", "low_confidence", "out_of_distribution"), row
         assert abs(row["p_cat"] + row["p_dog"] - 1) < 1e-4, row
         judged += 1
         right += row["label"] == row["path"].split("/")[-2].lower()

@@ -88,7 +88,7 @@ moving() {
     value=$(curl -sfG 127.0.0.1:19090/api/v1/query --data-urlencode "query=sum(increase($1[2m]))" | grep -oE '"[0-9.e+]+"\]' | tr -d '"]')
     awk -v value="${value:-0}" 'BEGIN { exit !(value > 0) }' && echo "moves: $1 by $value in 2 min"
 }
-for counter in api_requests_total api_errors_total api_predictions_total prediction_requests_total prediction_errors_total \
+for counter in api_requests_total api_errors_total api_predictions_total prediction_requests_total prediction_decisions_total prediction_errors_total \
     health_check_requests_total input_image_size_total preprocessing_images_total feedback_total pet_adoptions_total \
     api_request_latency_seconds_count batch_size_count model_prediction_confidence_count training_steps_total; do
     moving "$counter"

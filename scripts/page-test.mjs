@@ -21,7 +21,8 @@ async function answered(page) {
   await page.waitForFunction(() => !document.getElementById("result").hidden
     && document.getElementById("heat").src.startsWith("data:image/png"));
   const label = await page.textContent("#answer");
-  assert.match(label, /^(cat|dog)$/);
+  assert.match(label, /^(cat|dog)$/, "the photo must be one that the model answers");
+  assert.equal(await page.isHidden("#reason"), true);
   assert.equal(await page.locator("[role=meter]").count(), 2);
   return label;
 }
@@ -46,6 +47,27 @@ await page.waitForFunction(() => /Noted/.test(document.getElementById("judged").
 const given = (await (await fetch(address + "feedback/export")).text()).trim().split("\n").map(line => JSON.parse(line));
 assert.equal(given.length, 1);
 assert.deepEqual([given[0].predicted_class, given[0].label], [label, other]);
+
+// Both reasons for an unsure answer, whatever the model at hand says of this photo.
+for (const [reason, message, shown] of [
+  ["out_of_distribution", "This does not look like a cat or a dog.", "This does not look like a cat or a dog."],
+  ["low_confidence", "The confidence is too low for a decision.",
+    `Perhaps a ${label}, but the confidence is too low for a decision.`],
+]) {
+  await page.reload();
+  await page.route("**/predict", async route => {
+    const reply = await route.fetch();
+    await route.fulfill({ response: reply, json: { ...await reply.json(), decision: "unsure", reason, message, ood_score: 1.5 } });
+  });
+  await page.setInputFiles("#file", photo);
+  await page.waitForSelector("#labels button");
+  assert.equal(await page.textContent("#answer"), "Unsure");
+  assert.equal(await page.textContent("#reason"), shown);
+  assert.equal(await page.isVisible("#reason"), true);
+  assert.deepEqual(await page.locator("#labels button").allTextContents(), [`It is a ${label}`, `It is a ${other}`]);
+  await page.screenshot({ path: `${shots}/page-${reason}.png` });
+  await page.unroute("**/predict");
+}
 
 // Drop and paste.
 for (const kind of ["drop", "paste"]) {

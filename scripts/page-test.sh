@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The page in a real browser: choose, drop and paste a photo, look at the heat map, use the
-# keyboard, a phone's screen and a broken file. Needs chromium and npm.
+# The page in a real browser: choose, drop and paste a photo, look at the heat map, both reasons for an unsure answer, the
+# keyboard, a phone's screen and a broken file. PHOTO is one that the bundled model answers. Needs chromium and npm.
 # Usage: scripts/page-test.sh [PHOTO] [FOLDER for screenshots]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,4 +14,4 @@ target=${CARGO_TARGET_DIR:-target}
 server=$!
 trap 'kill $server; rm -rf "$work"' EXIT
 npm install --silent --no-fund --no-audit --prefix "$work" playwright-core >/dev/null
-MODULES="$work/" node scripts/page-test.mjs "${1:-petnet/tests/golden/waves.jpg}" "${2:-$work}"
+MODULES="$work/" node scripts/page-test.mjs "${1:-examples/pictures/cat.jpg}" "${2:-$work}"

@@ -16,6 +16,8 @@ assert health.sync(client=client).model_loaded
 with open(photo, "rb") as file:
     answer = classify_a_photo.sync(client=client, body=File(payload=file.read()))
 print(answer.predicted_class, answer.confidence, answer.probabilities.to_dict())
+print(answer.decision, answer.reason, answer.message, answer.ood_score)
+assert (answer.decision == "unsure") == (answer.reason is not None) == (answer.message is not None)
 assert answer.predicted_class == "cat"
 
 taken = tell.sync(client=client, body=Feedback(prediction_id=answer.prediction_id, label="cat"))

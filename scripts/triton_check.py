@@ -44,6 +44,8 @@ probabilities = answer.as_numpy("probabilities")
 assert answer.get_response()["id"] == "4711"
 assert probabilities.shape == (2, 2) and np.allclose(probabilities.sum(1), 1, atol=1e-5)
 assert answer.as_numpy("label").tolist() == [b"cat", b"cat"], answer.as_numpy("label")
+decisions = answer.as_numpy("decision").tolist()
+assert decisions[0] == decisions[1] and decisions[0] in [b"answered", b"low_confidence", b"out_of_distribution"], decisions
 
 wanted = [
     triton.InferRequestedOutput("probabilities", binary_data=False),

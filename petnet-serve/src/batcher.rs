@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use metrics::{counter, gauge, histogram};
-use petnet::drift::Traits;
+use petnet::drift::ImageStatistics;
 use petnet::preprocess::Pixels;
 use petnet::{Explanation, Prediction, sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -66,7 +66,7 @@ pub(crate) struct Answer<T> {
 
 /// What is remembered of a photo.
 pub(crate) struct Photo {
-    pub(crate) traits: Traits,
+    pub(crate) statistics: ImageStatistics,
     /// Of its bytes, in hex; where it is kept.
     pub(crate) sha256: Option<String>,
 }
@@ -239,7 +239,8 @@ impl Batcher {
             Picture::Encoded(photo) => self.decode(work(reply), model, photo, place),
             Picture::Ready(pixels) => {
                 let size = (pixels.width(), pixels.height());
-                let photo = Photo { traits: Traits::of(&pixels, size), sha256: None };
+                let statistics = ImageStatistics::of(&pixels, size);
+                let photo = Photo { statistics, sha256: None };
                 let queued = Instant::now();
                 let decode = Stage { began: queued, took: Duration::ZERO };
                 let work = work(reply);
@@ -268,8 +269,9 @@ impl Batcher {
             let result = if inspected.is_ok() { "ok" } else { "refused" };
             counter!("preprocessing_images_total", "result" => result).increment(1);
             match inspected {
-                Ok((pixels, traits)) => {
-                    let photo = Photo { traits, sha256: digests.then(|| sha256(&photo)) };
+                Ok((pixels, statistics)) => {
+                    let sha256 = digests.then(|| sha256(&photo));
+                    let photo = Photo { statistics, sha256 };
                     let queued = Instant::now();
                     // The receiver lives as long as the process.
                     let _ = jobs.send(Job { work, model, pixels, photo, decode, queued, place });

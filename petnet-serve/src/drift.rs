@@ -1,9 +1,9 @@
-//! Recent photos beside those that the model was judged on.
+//! Drift of recent images against those that the model was calibrated on.
 
 use std::sync::{Mutex, PoisonError};
 
 use metrics::gauge;
-use petnet::drift::{Look, Window};
+use petnet::drift::{DriftSample, Window};
 
 use crate::model::Model;
 
@@ -22,15 +22,15 @@ impl Drift {
         Self { size, window: Mutex::default() }
     }
 
-    /// Takes in a photo; another model begins anew.
-    pub(crate) fn push(&self, model: &Model, look: Look) {
+    /// Adds an image; another model begins anew.
+    pub(crate) fn push(&self, model: &Model, sample: DriftSample) {
         let Some(reference) = &model.classifier.info().reference else { return };
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         if window.as_ref().is_none_or(|(version, _)| *version != model.version) {
             *window = Some((model.version.clone(), Window::new(reference.clone(), self.size)));
         }
         if let Some((_, window)) = &mut *window {
-            window.push(look);
+            window.push(sample);
         }
     }
 

@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::{Dataset, Trainer};
+use petnet::{Calibration, Dataset, Precision, Trainer};
 use serde_json::json;
 
 const SHAPES: [&str; 5] = ["circle", "cross", "ring", "square", "triangle"];
@@ -53,7 +53,9 @@ fn trained(folder: &Path) -> std::path::PathBuf {
         ..Trainer::default()
     };
     let model = folder.join("shapes.safetensors");
-    trainer.fit(&photos, &photos).unwrap().save(&model).unwrap();
+    let fitted = trainer.fit(&photos, &photos).unwrap();
+    let best = fitted.best.calibrated(&photos, &photos, &Calibration::default()).unwrap();
+    best.save(&model, Precision::F32).unwrap();
     model
 }
 
@@ -80,6 +82,30 @@ fn five_shapes_are_learned_and_named_in_every_answer() {
     assert!(right >= 4, "{right} of 5");
     let metrics = server.metrics();
     assert!(metrics.contains_key("model_recall{class=\"ring\",window=\"1h\"}"), "{metrics:?}");
+    other_things_are_unsure_for_their_score(&server);
     let metadata = server.get("/v2/models/shapes").json();
     assert_eq!(metadata["outputs"][0]["shape"], json!([-1, 5]));
+}
+
+/// The network has no source head: its score is the distance to prototypes of the shapes, which noise is far from.
+fn other_things_are_unsure_for_their_score(server: &Server) {
+    let ood = &server.get("/version").json()["model"]["ood"];
+    assert_eq!(ood["score"], "prototypes");
+    let noise = RgbImage::from_fn(48, 48, |x, y| {
+        let mixed = (x * 48 + y + 1).wrapping_mul(2_654_435_761);
+        Rgb([(mixed >> 24) as u8, (mixed >> 13) as u8, (mixed >> 5) as u8])
+    });
+    let mut png = std::io::Cursor::new(Vec::new());
+    noise.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let answer =
+        server.post("/predict", &[("content-type", "image/png")], &png.into_inner()).json();
+    assert_eq!(
+        (&answer["decision"], &answer["reason"]),
+        (&json!("unsure"), &json!("out_of_distribution"))
+    );
+    let message = "This does not look like any of the 5 classes that the model knows.";
+    assert_eq!(answer["message"], message);
+    assert!(answer["ood_score"].as_f64() > ood["threshold"].as_f64(), "{answer}");
+    let series = "prediction_decisions_total{decision=\"out_of_distribution\"}";
+    assert!(server.metrics()[series] >= 1.0);
 }

@@ -30,7 +30,13 @@ fn the_references_clients_find_what_they_know() {
     assert!((sum - 1.0).abs() < 1e-5, "{answer}");
     assert!(answer["processing_time_ms"].as_f64().unwrap() > 0.0);
     assert!(["cat", "dog", "unsure"].contains(&answer["decision"].as_str().unwrap()));
-    assert!(answer["familiar"].is_boolean());
+    // Models with and without an out-of-distribution score, and whatever the bundled one decides here.
+    let unsure = answer["decision"] == "unsure";
+    let reasons = ["low_confidence", "out_of_distribution"];
+    assert_eq!(answer["reason"].as_str().is_some_and(|reason| reasons.contains(&reason)), unsure);
+    assert_eq!((answer["reason"].is_null(), answer["message"].is_null()), (!unsure, !unsure));
+    let scored = !server.get("/version").json()["model"]["ood"].is_null();
+    assert_eq!((answer["ood_score"].is_number(), answer["ood_score"].is_null()), (scored, !scored));
     assert_eq!(answer["prediction_id"].as_str().unwrap().len(), 36);
     assert_eq!(answer["model"]["name"], "cats-vs-dogs");
 
@@ -116,6 +122,8 @@ fn an_explanation_is_a_picture_or_json_with_both() {
     let reply = server.post("/explain", &[("content-type", "image/jpeg")], &photo);
     assert_eq!(reply.header("content-type"), Some("image/png"));
     assert!(["cat", "dog"].contains(&reply.header("x-predicted-class").unwrap()));
+    let decisions = ["answered", "low_confidence", "out_of_distribution"];
+    assert!(decisions.contains(&reply.header("x-decision").unwrap()));
     let overlay = image::load_from_memory(&reply.body).unwrap();
     assert_eq!((overlay.width(), overlay.height()), (200, 150));
     let headers = [("content-type", "image/jpeg"), ("accept", "application/json")];
@@ -125,7 +133,10 @@ fn an_explanation_is_a_picture_or_json_with_both() {
     assert_eq!(heat["values"].as_array().unwrap().len() as u64, cells);
     assert!(body["overlay"].as_str().unwrap().starts_with("data:image/png;base64,"));
     let plain = server.post("/predict", &[("content-type", "image/jpeg")], &photo).json();
-    assert_eq!(body["predicted_class"], plain["predicted_class"]);
+    for field in ["predicted_class", "decision", "reason", "message", "ood_score"] {
+        assert_eq!(body.get(field), plain.get(field), "{field}");
+        assert!(body.get(field).is_some(), "{field}");
+    }
 }
 
 #[test]

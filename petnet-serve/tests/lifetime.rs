@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Reply, Server, picture, post};
+use common::{Reply, Server, picture, post, variant};
 use image::ImageFormat;
-use petnet::{Checkpoint, Precision};
+use petnet::Precision;
 
 /// A model file like the bundled one, but for its digest.
-fn write_model(path: &Path, threshold: f32) {
-    let model = Checkpoint::pretrained().unwrap().with_calibration(1.0, threshold, None).unwrap();
-    model.save(path, Precision::F16).unwrap();
+fn write_model(path: &Path, number: f32) {
+    variant(number).save(path, Precision::F16).unwrap();
 }
 
 fn version(server: &Server) -> String {

@@ -72,6 +72,10 @@ fn before_anything_has_happened_nothing_is_claimed_and_a_pulled_model_is_counted
         assert!(!first.keys().any(|series| family(series) == absent), "{absent}");
     }
     assert_eq!(first["predictions_abandoned_total"], 0.0, "a count from the start");
+    for decision in ["answered", "low_confidence", "out_of_distribution"] {
+        let series = format!("prediction_decisions_total{{decision=\"{decision}\"}}");
+        assert_eq!(first[&series], 0.0);
+    }
 }
 
 #[test]
@@ -169,6 +173,7 @@ fn rose(before: &Series, after: &Series, label: &str) {
         ("api_errors_total", &["/events/adoption", "unknown_label"], 1.0),
         ("api_predictions_total", &[&class], 1.0),
         ("prediction_requests_total", &[&predicted], 1.0),
+        ("prediction_decisions_total", &[], 40.0),
         ("prediction_errors_total", &["not_an_image"], 1.0),
         ("prediction_errors_total", &["overloaded"], 1.0),
         ("prediction_latency_seconds_count", &[], 42.0),

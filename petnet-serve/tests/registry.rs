@@ -6,9 +6,9 @@ mod common;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Server, multipart, picture};
+use common::{Server, multipart, picture, variant};
 use image::ImageFormat;
-use petnet::{Checkpoint, Precision, sha256};
+use petnet::{Precision, sha256};
 use serde_json::{Value, json};
 use tiny_http::Response;
 
@@ -18,16 +18,14 @@ struct Registry {
     state: Arc<Mutex<(usize, usize)>>,
 }
 
-/// Two models that differ in what they call unsure.
+/// Two models that differ in their digests.
 fn models() -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
-    let model = Checkpoint::pretrained().unwrap();
     [0.5, 0.75]
         .into_iter()
-        .map(|threshold| {
+        .map(|number| {
             let path = folder.path().join("model.safetensors");
-            let model = model.clone().with_calibration(1.0, threshold, None).unwrap();
-            model.save(&path, Precision::F16).unwrap();
+            variant(number).save(&path, Precision::F16).unwrap();
             std::fs::read(path).unwrap()
         })
         .collect()
@@ -84,7 +82,7 @@ impl Registry {
 
 fn running(server: &Server) -> (Value, Value) {
     let version = server.get("/version").json();
-    (version["model"]["registry_version"].clone(), version["model"]["threshold"].clone())
+    (version["model"]["registry_version"].clone(), version["model"]["sha256"].clone())
 }
 
 #[test]
@@ -95,7 +93,9 @@ fn a_promotion_swaps_the_model_in_the_running_service() {
     let named = ["--model", "models:/Pets@champion", "--tracking-uri", &registry.address];
     let kept = ["--model-cache", cache, "--follow", "50ms"];
     let server = Server::start(&[named, kept].concat());
-    assert_eq!(running(&server), (json!("1"), json!(0.5)));
+    let digests = models().iter().map(|model| sha256(model)).collect::<Vec<_>>();
+    assert_ne!(digests[0], digests[1]);
+    assert_eq!(running(&server), (json!("1"), json!(digests[0])));
     let (kind, body) = multipart(&[("image/png", &picture(ImageFormat::Png))]);
     assert_eq!(server.post("/predict", &[("content-type", &kind)], &body).status, 200);
     registry.state.lock().unwrap().0 = 2;
@@ -104,7 +104,7 @@ fn a_promotion_swaps_the_model_in_the_running_service() {
         assert!(began.elapsed() < Duration::from_secs(10), "the promotion was not followed");
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(running(&server), (json!("2"), json!(0.75)));
+    assert_eq!(running(&server), (json!("2"), json!(digests[1])));
     drop(server);
     // What is in the cache is not fetched again.
     let server = Server::start(&[named, kept].concat());

@@ -54,6 +54,10 @@ fn what_is_served_is_described() {
     let model = server.get("/v2/models/cats%2Dvs-dogs/versions/1").json();
     assert_eq!(model["inputs"], json!([{ "name": "image", "datatype": "BYTES", "shape": [-1] }]));
     assert_eq!(model["outputs"][0]["shape"], json!([-1, 2]));
+    assert_eq!(
+        model["outputs"][3],
+        json!({ "name": "decision", "datatype": "BYTES", "shape": [-1] })
+    );
     let pixels = server.get("/v2/models/cats-vs-dogs-pixels").json();
     assert_eq!(pixels["inputs"][0]["shape"], json!([-1, 3, 160, 160]));
     assert_eq!(
@@ -89,6 +93,9 @@ fn json_binary_and_a_bare_photo_give_the_answer_of_predict() {
     assert!(near(&values), "{values:?} {expected:?}");
     assert_eq!(answer["outputs"][1]["data"][0], known["predicted_class"]);
     assert_eq!(answer["outputs"][2]["data"][0].as_str().unwrap().len(), 36);
+    assert_eq!(answer["outputs"][3]["name"], "decision");
+    let decision = known["reason"].as_str().unwrap_or("answered");
+    assert_eq!(answer["outputs"][3]["data"][0], decision);
 
     let two = [element(&photo), element(&photo)].concat();
     let head = json!({ "inputs": [image(2, two.len())], "outputs": [

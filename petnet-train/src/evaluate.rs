@@ -1,4 +1,4 @@
-//! `evaluate`: figures and a report for a model on a data set.
+//! `evaluate`: figures and a report for a model on a data set, and on images of other things.
 
 use std::path::PathBuf;
 
@@ -10,20 +10,22 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::MlflowConfig;
+use crate::ood::{OtherFigures, OtherImages};
 use crate::predict::{model_bytes, open_model};
 use crate::report::files;
 use crate::report::page::{Mistake, Report};
-use crate::tracking::{self, Tracker, Tracking};
+use crate::tracking::{self, Run, Tracker, Tracking};
 use crate::{Output, terminal};
 
 /// Share of right answers that the reference system's network reaches.
 const REFERENCE: f64 = 0.92;
 
-/// Judge a model on a data set and write a report.
+/// Evaluate a model on a data set and write a report.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train evaluate --model models/best.safetensors --data data/processed
-  petnet-train evaluate --data some/folder-per-class --out reports/other")]
+  petnet-train evaluate --data some/folder-per-class --out reports/other
+  petnet-train evaluate --ood clothing/ --ood 'imagenet/*.JPEG'    # images of other things: is the model unsure?")]
 pub(crate) struct Evaluate {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
@@ -34,6 +36,9 @@ pub(crate) struct Evaluate {
     /// Part of a prepared folder
     #[arg(long, value_enum, default_value_t = Split::Test)]
     split: Split,
+    /// Images of other things, for AUROC, FPR95 and the most confident answers: what `predict` takes; repeatable
+    #[arg(long, value_name = "INPUT")]
+    ood: Vec<PathBuf>,
     /// Folder for metrics.json and report.html
     #[arg(long, default_value = "reports")]
     out: PathBuf,
@@ -44,7 +49,7 @@ pub(crate) struct Evaluate {
 
 fn print(metrics: &Metrics, coverage: Coverage) {
     let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-    println!("photos     {}", metrics.num_samples);
+    println!("images     {}", metrics.num_samples);
     println!("accuracy   {}", percent(metrics.accuracy));
     println!("precision  {}", percent(metrics.precision));
     println!("recall     {}", percent(metrics.recall));
@@ -55,6 +60,11 @@ fn print(metrics: &Metrics, coverage: Coverage) {
     println!("log loss   {:.4}", metrics.log_loss);
     println!("ECE        {}", percent(metrics.ece));
     println!("answered   {}, rightly {}", percent(coverage.share), percent(coverage.accuracy));
+    println!(
+        "unsure     {} low confidence, {} out of distribution",
+        percent(coverage.low_confidence),
+        percent(coverage.out_of_distribution)
+    );
 }
 
 /// What a model takes: to keep, to run and to train.
@@ -101,34 +111,20 @@ impl Evaluate {
         let evaluation = classifier.evaluate(&dataset, |photos| bar.inc(photos as u64))?;
         bar.finish_and_clear();
         let metrics = evaluation.metrics();
-        let info = classifier.info();
-        let file = model_bytes(&self.model)?;
-        let cost = cost(&classifier, file.len());
-        let mut figures = serde_json::to_value(&metrics)?;
-        if let Some(map) = figures.as_object_mut() {
-            map.insert("coverage".into(), json!(evaluation.coverage()));
-            map.insert("classes".into(), json!(info.labels));
-            map.insert(
-                "model".into(),
-                json!({
-                    "file": self.model,
-                    "architecture": info.graph.name(),
-                    "petnet_version": info.petnet_version,
-                    "training_data": info.data_digest,
-                    "cost": cost,
-                }),
-            );
-            map.insert("data".into(), json!({ "source": source, "digest": dataset.digest() }));
-        }
-        files::write_json(&self.out.join("metrics.json"), &figures)?;
+        let others = self.others(&classifier, &evaluation.ood_scores, output)?;
         let report = Report {
-            info,
+            info: classifier.info(),
             parameters: classifier.parameters(),
             evaluation: &evaluation,
             metrics: &metrics,
             dataset: &dataset,
             source,
+            others: &others,
         };
+        let file = model_bytes(&self.model)?;
+        let cost = cost(&classifier, file.len());
+        let figures = self.figures(&report, &cost)?;
+        files::write_json(&self.out.join("metrics.json"), &figures)?;
         let page = self.out.join("report.html");
         let mistakes = report.worst_mistakes()?;
         let html = report.html(&mistakes)?;
@@ -142,10 +138,53 @@ impl Evaluate {
             println!("{}", serde_json::to_string(&figures)?);
         } else {
             print(&metrics, evaluation.coverage());
+            others.iter().for_each(|other| other.figures.print());
             cost.print();
             println!("report     {}", page.display());
         }
         self.record(&file, &report, &artifacts, &mistakes)
+    }
+
+    /// The model on each input of `--ood`.
+    fn others(
+        &self,
+        classifier: &Classifier,
+        own_scores: &[f32],
+        output: Output,
+    ) -> Result<Vec<OtherImages>> {
+        let bar = terminal::counter("other images", output);
+        let inputs = self.ood.iter();
+        let others =
+            inputs.map(|input| OtherImages::of(classifier, input, own_scores, || bar.inc(1)));
+        let others = others.collect();
+        bar.finish_and_clear();
+        others
+    }
+
+    /// All figures as JSON.
+    fn figures(&self, report: &Report<'_>, cost: &Cost) -> Result<Value> {
+        let info = report.info;
+        let mut figures = serde_json::to_value(report.metrics)?;
+        if let Some(map) = figures.as_object_mut() {
+            map.insert("coverage".into(), json!(report.evaluation.coverage()));
+            map.insert("classes".into(), json!(info.labels));
+            map.insert(
+                "model".into(),
+                json!({
+                    "file": self.model,
+                    "architecture": info.graph.name(),
+                    "petnet_version": info.petnet_version,
+                    "training_data": info.data_digest,
+                    "cost": cost,
+                }),
+            );
+            let data = json!({ "source": report.source, "digest": report.dataset.digest() });
+            map.insert("data".into(), data);
+            let others: Vec<&OtherFigures> =
+                report.others.iter().map(|other| &other.figures).collect();
+            map.insert("ood".into(), json!(others));
+        }
+        Ok(figures)
     }
 
     /// Adds the figures to the run that made the model; a model from elsewhere gets a run.
@@ -180,6 +219,8 @@ impl Evaluate {
                 ("ece", Some(metrics.ece)),
                 ("answered", Some(coverage.share)),
                 ("answered_accuracy", Some(coverage.accuracy)),
+                ("low_confidence", Some(coverage.low_confidence)),
+                ("out_of_distribution", Some(coverage.out_of_distribution)),
                 ("photos", Some(metrics.num_samples as f64)),
             ];
             for (name, value) in values {
@@ -187,6 +228,7 @@ impl Evaluate {
                     run.metric(&format!("{part}_{name}"), value, 0)?;
                 }
             }
+            track_others(run, part, report.others)?;
             for (name, bytes) in artifacts {
                 run.artifact(&format!("{part}/{name}"), bytes)?;
             }
@@ -209,6 +251,20 @@ impl Evaluate {
         };
         Ok((dataset.part(split)?, format!("{name} ({})", split.name())))
     }
+}
+
+/// Metrics `PART_oodN_NAME` of the N-th input of `--ood`, from 1, and a tag with its name.
+fn track_others(run: &Run, part: &str, others: &[OtherImages]) -> Result<()> {
+    for (place, OtherImages { figures, .. }) in others.iter().enumerate() {
+        let prefix = format!("{part}_ood{}", place + 1);
+        run.tag(&format!("petnet.{prefix}"), &figures.input)?;
+        for (name, value) in figures.tracked() {
+            if let Some(value) = value {
+                run.metric(&format!("{prefix}_{name}"), value, 0)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn cost(classifier: &Classifier, file_bytes: usize) -> Cost {

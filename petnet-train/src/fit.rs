@@ -125,6 +125,7 @@ fn fit(
         metrics: &metrics,
         dataset: valid,
         source: format!("{} (val)", config.data_dir.display()),
+        others: &[],
     };
     let mistakes = report.worst_mistakes()?;
     let results = [

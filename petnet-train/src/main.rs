@@ -10,6 +10,7 @@ mod fit;
 mod import;
 mod lr_find;
 mod metrics;
+mod ood;
 mod predict;
 mod prepare;
 mod quantize;

@@ -76,7 +76,19 @@ fn folders_globs_and_archives_give_the_same_answers() {
     let plain = answers(&score(folder, "plain", &["raw"]));
     assert_eq!(plain.len(), PHOTOS);
     assert_eq!(plain["Cat/666.jpg"]["error"], "the file is empty");
-    assert!(plain["Dog/3.png"]["probabilities"]["dog"].is_number());
+    let row = &plain["Dog/3.png"];
+    assert!(row["probabilities"]["dog"].is_number());
+    let decisions = ["answered", "low_confidence", "out_of_distribution"];
+    assert!(decisions.contains(&row["decision"].as_str().unwrap()), "{row}");
+    assert!(
+        row.get("ood_score").is_some_and(|score| score.is_null() || score.is_number()),
+        "{row}"
+    );
+    // As the service reports the version of the same model.
+    let digest = petnet::sha256(petnet::Checkpoint::pretrained_bytes());
+    for row in plain.values() {
+        assert_eq!(row["model"], digest[..12]);
+    }
     for (out, input) in [("t", "part-*.tar"), ("z", "part-0.zip"), ("g", "raw/**/*.*g")] {
         let same = answers(&score(folder, out, &["--readers", "2", "--batch-size", "7", input]));
         assert!(same == plain, "{input}");
@@ -163,7 +175,15 @@ fn a_folder_of_another_run_is_refused() {
     };
     succeed(folder, &predict(&["--shard", "0/2", "raw"]));
     let csv = fs::read_to_string(folder.join("out/part-00000-00000.csv")).unwrap();
-    assert_eq!(csv.lines().next(), Some("path,label,confidence,cat,dog,error"));
+    assert_eq!(
+        csv.lines().next(),
+        Some("path,label,confidence,decision,ood_score,cat,dog,model,error")
+    );
+    let fields = |line: &str| line.split(',').count();
+    succeed(folder, &["predict", "--quiet", "--out", "all", "--format", "csv", "raw"]);
+    let all = fs::read_to_string(folder.join("all/part-00000-00000.csv")).unwrap();
+    assert_eq!(all.lines().count(), 1 + PHOTOS);
+    assert!(all.lines().all(|line| fields(line) == 9), "the unreadable one, too: {all}");
     let checkpoint = petnet::Checkpoint::pretrained().unwrap();
     checkpoint.save(folder.join("other.safetensors"), petnet::Precision::F32).unwrap();
     let cases: [(&[&str], &str); 4] = [

@@ -64,13 +64,68 @@ fn from_pictures_to_a_report() {
     let csv =
         succeed(folder, &["predict", "--model", model, "--format", "csv", "--quiet", "raw/Dog"]);
     assert_eq!(csv.lines().count(), 31);
-    assert_eq!(csv.lines().next(), Some("path,label,confidence,cat,dog,error"));
+    assert_eq!(
+        csv.lines().next(),
+        Some("path,label,confidence,decision,ood_score,cat,dog,model,error")
+    );
     let lines =
         succeed(folder, &["predict", "--model", model, "--json", "--quiet", "raw/Dog/3.png"]);
     let answer: Value = serde_json::from_str(&lines).unwrap();
     let sum: f64 =
         ["cat", "dog"].iter().map(|c| answer["probabilities"][c].as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-5);
+}
+
+/// Images of other things: a plain folder without classes, with a file that is no image.
+fn other_things(folder: &Path) {
+    fs::create_dir(folder.join("other")).unwrap();
+    for number in 0..9u32 {
+        let noise = image::RgbImage::from_fn(40, 30, |x, y| {
+            let mixed = (x * 30 + y + 1 + number * 1200).wrapping_mul(2_654_435_761);
+            image::Rgb([(mixed >> 24) as u8, (mixed >> 13) as u8, (mixed >> 5) as u8])
+        });
+        noise.save(folder.join(format!("other/{number}.png"))).unwrap();
+    }
+    fs::write(folder.join("other/broken.jpg"), b"no image").unwrap();
+}
+
+#[test]
+fn images_of_other_things_are_evaluated_by_their_score() {
+    let root = prepared();
+    let folder = root.path();
+    succeed(folder, &fit("models"));
+    other_things(folder);
+    let model = "models/best.safetensors";
+    let evaluate = ["evaluate", "--model", model, "--data", "data", "--split", "train", "--quiet"];
+    let ood = ["--ood", "other", "--ood", "raw/Dog/*.png"];
+    let figures = succeed(folder, &[&evaluate[..], &ood, &["--json"]].concat());
+    let figures: Value = serde_json::from_str(&figures).unwrap();
+    let others = figures["ood"].as_array().unwrap();
+    assert_eq!((others.len(), &others[0]["input"]), (2, &"other".into()));
+    assert_eq!((&others[0]["images"], &others[0]["unreadable"]), (&9.into(), &1.into()));
+    assert_eq!((&others[1]["images"], &others[1]["unreadable"]), (&30.into(), &0.into()));
+    for other in others {
+        let share = |name: &str| other[name].as_f64().unwrap();
+        let sum = share("answered") + share("low_confidence") + share("out_of_distribution");
+        assert!((sum - 1.0).abs() < 1e-9, "{other}");
+        assert!((0.0..=1.0).contains(&share("auroc")) && (0.0..=1.0).contains(&share("fpr95")));
+    }
+    let apart = others[0]["auroc"].as_f64().unwrap();
+    assert!(apart > others[1]["auroc"].as_f64().unwrap(), "noise is further than dogs: {figures}");
+    let page = fs::read_to_string(folder.join("reports/report.html")).unwrap();
+    for part in ["Images of other things", "Out-of-distribution score", "raw/Dog/*.png", "FPR95"] {
+        assert!(page.contains(part), "{part}");
+    }
+    let said = succeed(folder, &[&evaluate[..], &ood[..2]].concat());
+    assert!(said.contains("other      other: 9 images, 1 unreadable"), "{said}");
+    assert!(said.contains("           AUROC "), "{said}");
+    for (input, status, part) in
+        [("nowhere", 2, "nowhere: no such file"), ("other/*.jpg", 1, "no readable image")]
+    {
+        let (code, message) = fail(folder, &[&evaluate[..], &["--ood", input]].concat());
+        assert_eq!(code, status, "{message}");
+        assert!(message.contains(part), "{message}");
+    }
 }
 
 #[test]

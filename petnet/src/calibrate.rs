@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::classifier::Classifier;
 use crate::dataset::Dataset;
 use crate::device::Device;
-use crate::drift::{Look, Reference};
+use crate::drift::{DriftSample, Reference};
 use crate::engine::Outputs;
 use crate::error::Result;
 use crate::metrics::{confidence_for, temperature_for};
@@ -136,18 +136,19 @@ fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
 fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
     let images = images.every(images.len().div_ceil(MEASURED));
     let places: Vec<usize> = (0..images.len()).collect();
-    let mut looks = Vec::with_capacity(places.len());
+    let mut samples = Vec::with_capacity(places.len());
     for batch in places.chunks(BATCH) {
         let inspected = batch.par_iter().map(|&place| {
-            let (pixels, traits) = classifier.inspect(&images.read(place)?)?;
+            let (pixels, statistics) = classifier.inspect(&images.read(place)?)?;
             // A prepared image is smaller than those that come in.
             let own = images.samples()[place].size;
-            Ok((pixels, own.map_or(traits, |size| traits.with_size(size))))
+            Ok((pixels, own.map_or(statistics, |size| statistics.with_size(size))))
         });
-        let (pixels, traits): (Vec<_>, Vec<_>) =
+        let (pixels, statistics): (Vec<_>, Vec<_>) =
             inspected.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let predictions = classifier.classify_pixels(&pixels)?;
-        looks.extend(predictions.iter().zip(&traits).map(|(p, traits)| Look::of(p, traits)));
+        let pairs = predictions.iter().zip(&statistics);
+        samples.extend(pairs.map(|(prediction, image)| DriftSample::of(prediction, image)));
     }
-    Ok(Reference::learn(&looks))
+    Ok(Reference::learn(&samples))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
-use crate::drift::Traits;
+use crate::drift::ImageStatistics;
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::metrics::argmax;
@@ -143,14 +143,14 @@ impl Classifier {
         Ok(self.info.preprocess.run(bytes, &self.limits)?)
     }
 
-    /// [`Classifier::preprocess`], and what the photo is like, for [`drift`](crate::drift).
+    /// [`Classifier::preprocess`], and the image's statistics, for [`drift`](crate::drift).
     ///
     /// # Errors
     /// [`Error::Image`].
-    pub fn inspect(&self, bytes: &[u8]) -> Result<(Pixels, Traits)> {
+    pub fn inspect(&self, bytes: &[u8]) -> Result<(Pixels, ImageStatistics)> {
         let (pixels, own) = self.info.preprocess.run_measured(bytes, &self.limits)?;
-        let traits = Traits::of(&pixels, own);
-        Ok((pixels, traits))
+        let statistics = ImageStatistics::of(&pixels, own);
+        Ok((pixels, statistics))
     }
 
     /// Classifies pictures that [`Classifier::preprocess`] made.

@@ -1,12 +1,12 @@
-//! Whether the photos that come in are still like those that a model was judged on, without a label:
-//! the population stability index of a few plain statistics (Siddiqi, "Credit risk scorecards", 2006).
+//! Drift: a comparison of recent images with those that a model was calibrated on, without a label, by the population
+//! stability index of a few statistics (Siddiqi, "Credit risk scorecards", 2006).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::prediction::Prediction;
+use crate::prediction::{Decision, Prediction};
 use crate::preprocess::Pixels;
 
 /// Parts of equal size that a distribution is cut into.
@@ -14,7 +14,7 @@ const PARTS: usize = 10;
 /// Every so many pixels are looked at, for speed; a prime does not fall into step with rows.
 const STRIDE: usize = 7;
 
-/// What is watched.
+/// A statistic of an image or of its prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -23,6 +23,10 @@ pub enum Statistic {
     Confidence,
     /// Index of the predicted class.
     PredictedClass,
+    /// Out-of-distribution score, where the model has one.
+    OodScore,
+    /// Answered, low confidence or out of distribution.
+    Decision,
     /// Mean luma, 0 to 255.
     Brightness,
     /// Standard deviation of luma.
@@ -35,9 +39,11 @@ pub enum Statistic {
 
 impl Statistic {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Confidence,
         Self::PredictedClass,
+        Self::OodScore,
+        Self::Decision,
         Self::Brightness,
         Self::Contrast,
         Self::Aspect,
@@ -49,6 +55,8 @@ impl Statistic {
         match self {
             Self::Confidence => "confidence",
             Self::PredictedClass => "predicted_class",
+            Self::OodScore => "ood_score",
+            Self::Decision => "decision",
             Self::Brightness => "brightness",
             Self::Contrast => "contrast",
             Self::Aspect => "aspect",
@@ -63,16 +71,16 @@ impl fmt::Display for Statistic {
     }
 }
 
-/// What a photo is like, apart from what it shows.
+/// Statistics of an image's pixels and size, whatever it shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Traits {
+pub struct ImageStatistics {
     brightness: f32,
     contrast: f32,
     size: (u32, u32),
 }
 
-impl Traits {
-    /// From the square that the network sees, and the photo's own width and height in pixels.
+impl ImageStatistics {
+    /// From the network's input, and the image's own width and height in pixels.
     pub fn of(square: &Pixels, size: (u32, u32)) -> Self {
         let (mut sum, mut squares, mut count) = (0u64, 0u64, 0f64);
         for pixel in square.data().as_chunks::<3>().0.iter().step_by(STRIDE) {
@@ -95,26 +103,42 @@ impl Traits {
     }
 }
 
-/// A photo and its answer, in numbers: one a [`Statistic`].
+/// The statistics of an image and of its prediction, one value a [`Statistic`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Look([f32; Statistic::ALL.len()]);
+pub struct DriftSample([Option<f32>; Statistic::ALL.len()]);
 
-impl Look {
-    /// A photo as it came, and what was made of it.
-    pub fn of(prediction: &Prediction, traits: &Traits) -> Self {
-        let (width, height) = (traits.size.0 as f32, traits.size.1 as f32);
+impl DriftSample {
+    /// From an image's prediction and statistics.
+    pub fn of(prediction: &Prediction, image: &ImageStatistics) -> Self {
+        let (width, height) = (image.size.0 as f32, image.size.1 as f32);
         Self(Statistic::ALL.map(|statistic| match statistic {
-            Statistic::Confidence => prediction.confidence(),
-            Statistic::PredictedClass => prediction.index() as f32,
-            Statistic::Brightness => traits.brightness,
-            Statistic::Contrast => traits.contrast,
-            Statistic::Aspect => width / height,
-            Statistic::Pixels => width * height,
+            Statistic::Confidence => Some(prediction.confidence()),
+            Statistic::PredictedClass => Some(prediction.index() as f32),
+            Statistic::OodScore => prediction.ood_score(),
+            Statistic::Decision => Some(category(prediction.decision()) as f32),
+            Statistic::Brightness => Some(image.brightness),
+            Statistic::Contrast => Some(image.contrast),
+            Statistic::Aspect => Some(width / height),
+            Statistic::Pixels => Some(width * height),
         }))
+    }
+
+    /// `None` where the model has no such statistic.
+    fn get(&self, statistic: Statistic) -> Option<f32> {
+        self.0[statistic as usize]
     }
 }
 
-/// How one statistic is distributed.
+/// Place of a decision among [`Decision::ALL`].
+fn category(decision: Decision) -> usize {
+    match decision {
+        Decision::Answered => 0,
+        Decision::LowConfidence => 1,
+        Decision::OutOfDistribution => 2,
+    }
+}
+
+/// The distribution of one statistic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Distribution {
     /// Rising; a value's bin is the number of edges below it.
@@ -124,6 +148,31 @@ struct Distribution {
 }
 
 impl Distribution {
+    /// A bin a decision, the rare ones too; bins of about equal size for other statistics.
+    fn of(statistic: Statistic, values: Vec<f32>) -> Option<Self> {
+        match statistic {
+            Statistic::Decision => Self::of_categories(&values, Decision::ALL.len()),
+            Statistic::Confidence
+            | Statistic::PredictedClass
+            | Statistic::OodScore
+            | Statistic::Brightness
+            | Statistic::Contrast
+            | Statistic::Aspect
+            | Statistic::Pixels => Self::learn(values),
+        }
+    }
+
+    /// A bin for each of the numbers from 0 to `count` - 1; `None` without values.
+    fn of_categories(values: &[f32], count: usize) -> Option<Self> {
+        let edges = (1..count).map(|category| (category - 1) as f32).collect();
+        let mut distribution = Self { edges, counts: vec![0; count] };
+        for value in values {
+            let bin = distribution.bin(*value);
+            distribution.counts[bin] += 1;
+        }
+        (!values.is_empty()).then_some(distribution)
+    }
+
     /// Bins of about equal size, and one at each end for what was never seen; `None` where all
     /// values are equal.
     fn learn(mut values: Vec<f32>) -> Option<Self> {
@@ -151,7 +200,7 @@ impl Distribution {
     /// The population stability index against counts of the same bins, in nats.
     fn psi(&self, counts: &[u32]) -> f64 {
         let share = |counts: &[u32]| -> Vec<f64> {
-            // Half a photo more in each bin: one that was never seen must not weigh infinitely.
+            // Half an image more in each bin: an empty bin would make the index infinite.
             let total = counts.iter().sum::<u32>() as f64 + counts.len() as f64 / 2.0;
             counts.iter().map(|count| (f64::from(*count) + 0.5) / total).collect()
         };
@@ -160,43 +209,43 @@ impl Distribution {
     }
 }
 
-/// What photos were like when a model was judged; stored with the model.
+/// The distributions of the statistics on the images that a model was calibrated on; stored with the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reference(BTreeMap<Statistic, Distribution>);
 
 impl Reference {
-    /// Learns from photos that are as they should be; a thousand are enough. A statistic in which
-    /// they are all alike is left out: photos that were cut to one size say nothing of those to come.
-    pub fn learn(looks: &[Look]) -> Self {
+    /// Learns from images like those that the model is meant for; a thousand are enough. A statistic that the model does
+    /// not have is left out, and one in which all images are alike: images that were cut to one size say nothing of those
+    /// to come. The decision stays even so.
+    pub fn learn(samples: &[DriftSample]) -> Self {
         let values =
-            |statistic: Statistic| looks.iter().map(move |look| look.0[statistic as usize]);
+            |statistic| samples.iter().filter_map(move |sample| sample.get(statistic)).collect();
         let learned = Statistic::ALL.into_iter().filter_map(|statistic| {
-            Some((statistic, Distribution::learn(values(statistic).collect())?))
+            Some((statistic, Distribution::of(statistic, values(statistic))?))
         });
         Self(learned.collect())
     }
 }
 
-/// The latest photos beside a reference.
+/// A window of recent images, compared with a reference.
 ///
-/// An index of a few hundredths is chance, above 0.1 something moves, above 0.25 the photos are
-/// others.
+/// An index of a few hundredths is chance, above 0.1 the distribution moves, above 0.25 it is another one.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// use petnet::drift::{Look, Reference, Window};
+/// use petnet::drift::{DriftSample, Reference, Window};
 /// # let draw = |light: u8| image::RgbImage::from_fn(64, 48, |x, y| image::Rgb([light / 2 + (x + y) as u8; 3]));
 /// # let png = |light| { let mut file = std::io::Cursor::new(Vec::new()); draw(light).write_to(&mut file, image::ImageFormat::Png).unwrap(); file.into_inner() };
 ///
 /// let classifier = petnet::Classifier::pretrained()?;
-/// let look = |photo: &[u8]| -> petnet::Result<Look> {
-///     let (pixels, traits) = classifier.inspect(photo)?;
-///     Ok(Look::of(&classifier.classify_pixels(&[pixels])?[0], &traits))
+/// let sample = |image: &[u8]| -> petnet::Result<DriftSample> {
+///     let (pixels, statistics) = classifier.inspect(image)?;
+///     Ok(DriftSample::of(&classifier.classify_pixels(&[pixels])?[0], &statistics))
 /// };
-/// let day: Vec<Look> = (0..40).map(|n| look(&png(200 + n))).collect::<Result<_, _>>()?;
+/// let day: Vec<DriftSample> = (0..40).map(|n| sample(&png(200 + n))).collect::<Result<_, _>>()?;
 /// let mut window = Window::new(Reference::learn(&day), 100);
 /// for night in 0..40 {
-///     window.push(look(&png(night))?);
+///     window.push(sample(&png(night))?);
 /// }
 /// assert!(window.stability().iter().any(|(s, psi)| s.name() == "brightness" && *psi > 0.25));
 /// # }
@@ -206,42 +255,44 @@ impl Reference {
 pub struct Window {
     reference: Reference,
     size: usize,
-    recent: VecDeque<Vec<usize>>,
+    /// The bin of each image in each distribution, where it has one.
+    recent: VecDeque<Vec<Option<usize>>>,
     counts: Vec<Vec<u32>>,
 }
 
 impl Window {
-    /// An empty window of `size` photos.
+    /// An empty window of `size` images.
     pub fn new(reference: Reference, size: usize) -> Self {
         let counts = reference.0.values().map(|d| vec![0; d.counts.len()]).collect();
         Self { reference, size: size.max(1), recent: VecDeque::new(), counts }
     }
 
-    /// Takes in a photo; the oldest leaves a full window.
-    pub fn push(&mut self, look: Look) {
+    /// Adds an image; the oldest one leaves a full window.
+    pub fn push(&mut self, sample: DriftSample) {
         if self.recent.len() == self.size
             && let Some(old) = self.recent.pop_front()
         {
-            old.iter().zip(&mut self.counts).for_each(|(bin, counts)| counts[*bin] -= 1);
+            pairs(&old, &mut self.counts).for_each(|(bin, counts)| counts[bin] -= 1);
         }
         let distributions = self.reference.0.iter();
-        let bins: Vec<usize> =
-            distributions.map(|(s, distribution)| distribution.bin(look.0[*s as usize])).collect();
-        bins.iter().zip(&mut self.counts).for_each(|(bin, counts)| counts[*bin] += 1);
+        let bins: Vec<Option<usize>> = distributions
+            .map(|(statistic, distribution)| Some(distribution.bin(sample.get(*statistic)?)))
+            .collect();
+        pairs(&bins, &mut self.counts).for_each(|(bin, counts)| counts[bin] += 1);
         self.recent.push_back(bins);
     }
 
-    /// Photos in the window.
+    /// Images in the window.
     pub fn len(&self) -> usize {
         self.recent.len()
     }
 
-    /// Whether no photo has come yet.
+    /// True before the first image.
     pub fn is_empty(&self) -> bool {
         self.recent.is_empty()
     }
 
-    /// The population stability index of each statistic, in nats, from 0. Of few photos (below some
+    /// The population stability index of each statistic, in nats, from 0. Of few images (below some
     /// 200) it is mostly chance.
     pub fn stability(&self) -> Vec<(Statistic, f64)> {
         let pairs = self.reference.0.iter().zip(&self.counts);
@@ -251,32 +302,38 @@ impl Window {
     }
 }
 
+/// The bins that an image has, each with the counts of its distribution.
+fn pairs<'a>(
+    bins: &[Option<usize>],
+    counts: &'a mut [Vec<u32>],
+) -> impl Iterator<Item = (usize, &'a mut Vec<u32>)> {
+    bins.iter().zip(counts).filter_map(|(bin, counts)| Some(((*bin)?, counts)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A photo of daylight by its number: traits and answers spread like real ones.
-    fn look(number: u32, light: f32, dogs: u32, clear: bool) -> Look {
+    /// An image by daylight by its number: statistics and answers spread like real ones.
+    fn sample(number: u32, light: f32, dogs: u32, clear: bool) -> DriftSample {
         let spread = |salt: u32| {
             (number.wrapping_mul(2_654_435_761).rotate_left(salt) >> 8) as f32 / (1 << 24) as f32
         };
         let class = usize::from(spread(3) * 100.0 < dogs as f32);
-        let sure = 0.6 + 0.4 * spread(7).sqrt();
-        let mut probabilities = vec![1.0 - sure; 2];
-        probabilities[class] = sure;
+        let confidence = 0.6 + 0.4 * spread(7).sqrt();
+        let mut probabilities = vec![1.0 - confidence; 2];
+        probabilities[class] = confidence;
         let prediction = Prediction::new("x".into(), class, probabilities);
         let contrast = if clear { 30.0 + 40.0 * spread(11) } else { 2.0 };
         let size = [(640, 480), (500, 375), (375, 500), (1024, 768)][number as usize % 4];
-        Look::of(
-            &prediction,
-            &Traits { brightness: light * (80.0 + 90.0 * spread(5)), contrast, size },
-        )
+        let brightness = light * (80.0 + 90.0 * spread(5));
+        DriftSample::of(&prediction, &ImageStatistics { brightness, contrast, size })
     }
 
-    fn drift(looks: impl Iterator<Item = Look>) -> BTreeMap<&'static str, f64> {
-        let day: Vec<Look> = (0..2000).map(|n| look(n, 1.0, 50, true)).collect();
+    fn drift(samples: impl Iterator<Item = DriftSample>) -> BTreeMap<&'static str, f64> {
+        let day: Vec<DriftSample> = (0..2000).map(|n| sample(n, 1.0, 50, true)).collect();
         let mut window = Window::new(Reference::learn(&day), 500);
-        looks.for_each(|look| window.push(look));
+        samples.for_each(|sample| window.push(sample));
         assert_eq!(window.len(), 500);
         window.stability().into_iter().map(|(s, psi)| (s.name(), psi)).collect()
     }
@@ -284,16 +341,16 @@ mod tests {
     #[test]
     fn normal_traffic_is_still() {
         // More than the window holds: what was there before must leave no trace.
-        let night = (0..500).map(|n| look(n, 0.2, 50, true));
-        let psi = drift(night.chain((5000..5500).map(|n| look(n, 1.0, 50, true))));
+        let night = (0..500).map(|n| sample(n, 0.2, 50, true));
+        let psi = drift(night.chain((5000..5500).map(|n| sample(n, 1.0, 50, true))));
         assert!(psi.values().all(|psi| (0.0..0.1).contains(psi)), "{psi:?}");
     }
 
     #[test]
     fn night_a_flipped_mix_and_a_broken_camera_are_seen_where_they_are() {
-        let night = drift((5000..5500).map(|n| look(n, 0.3, 50, true)));
-        let flipped = drift((5000..5500).map(|n| look(n, 1.0, 90, true)));
-        let broken = drift((5000..5500).map(|n| look(n, 1.0, 50, false)));
+        let night = drift((5000..5500).map(|n| sample(n, 0.3, 50, true)));
+        let flipped = drift((5000..5500).map(|n| sample(n, 1.0, 90, true)));
+        let broken = drift((5000..5500).map(|n| sample(n, 1.0, 50, false)));
         for (psi, name) in
             [(night, "brightness"), (flipped, "predicted_class"), (broken, "contrast")]
         {
@@ -301,6 +358,40 @@ mod tests {
                 assert_eq!(value > 0.25, other == name, "{name}: {other} {value}");
             }
         }
+    }
+
+    #[test]
+    fn scores_and_decisions_of_other_things_are_drift_and_a_model_without_a_score_has_no_such_statistic()
+     {
+        let of = |decision, ood_score| {
+            let mut prediction = Prediction::new("x".into(), 0, vec![0.9, 0.1]);
+            (prediction.decision, prediction.ood_score) = (decision, ood_score);
+            let image = ImageStatistics { brightness: 90.0, contrast: 40.0, size: (8, 8) };
+            DriftSample::of(&prediction, &image)
+        };
+        let own = |n: usize| of(Decision::Answered, Some(n as f32 / 1000.0));
+        let other = |n: usize| of(Decision::OutOfDistribution, Some(2.0 + n as f32 / 1000.0));
+        let reference = Reference::learn(&(0..1000).map(own).collect::<Vec<_>>());
+        let psi = |samples: Vec<DriftSample>| -> BTreeMap<_, _> {
+            let mut window = Window::new(reference.clone(), 200);
+            samples.into_iter().for_each(|sample| window.push(sample));
+            window.stability().into_iter().collect()
+        };
+        let same = psi((0..200).map(|n| own(n * 5)).collect());
+        assert_eq!(same.len(), 2, "{same:?}");
+        assert!(same.values().all(|psi| *psi < 0.1), "{same:?}");
+        let others =
+            psi((0..200).map(|n| if n % 2 == 0 { own(n * 5) } else { other(n) }).collect());
+        assert!(others.values().all(|psi| *psi > 0.25), "{others:?}");
+
+        let plain: Vec<_> = (0..100).map(|_| of(Decision::LowConfidence, None)).collect();
+        // Images without a score leave the window's counts of it as they are.
+        assert!(
+            psi([plain.clone(), plain.clone(), plain.clone()].concat())[&Statistic::OodScore]
+                .is_finite()
+        );
+        let reference = Reference::learn(&plain);
+        assert_eq!(reference.0.keys().collect::<Vec<_>>(), [&Statistic::Decision]);
     }
 
     #[test]
@@ -318,7 +409,7 @@ mod tests {
     fn brightness_and_contrast_are_those_of_luma() {
         let half = |pixel: usize| if pixel < 98 * 49 { 0 } else { 200 };
         let data = (0..98 * 98 * 3).map(|byte| half(byte / 3)).collect();
-        let traits = Traits::of(&Pixels::new(98, 98, data).unwrap(), (98, 98));
-        assert_eq!((traits.brightness, traits.contrast), (100.0, 100.0));
+        let image = ImageStatistics::of(&Pixels::new(98, 98, data).unwrap(), (98, 98));
+        assert_eq!((image.brightness, image.contrast), (100.0, 100.0));
     }
 }

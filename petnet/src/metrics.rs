@@ -215,13 +215,18 @@ pub fn roc_curve(scores: &[f32], positive: &[bool]) -> Vec<(f64, f64)> {
     points
 }
 
+/// Area under the ROC curve; `None` where one side is empty.
+fn auroc(scores: &[f32], positive: &[bool]) -> Option<f64> {
+    let curve = roc_curve(scores, positive);
+    let strips = curve.windows(2).map(|w| (w[1].0 - w[0].0) * (w[1].1 + w[0].1) / 2.0);
+    (!curve.is_empty()).then(|| strips.sum::<f64>())
+}
+
 fn roc_auc(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Option<f64> {
     let area = |class: usize| {
         let scores: Vec<f32> = probabilities.iter().map(|row| row[class]).collect();
         let positive: Vec<bool> = truth.iter().map(|t| *t == class).collect();
-        let curve = roc_curve(&scores, &positive);
-        let strips = curve.windows(2).map(|w| (w[1].0 - w[0].0) * (w[1].1 + w[0].1) / 2.0);
-        (!curve.is_empty()).then(|| strips.sum::<f64>())
+        auroc(&scores, &positive)
     };
     match classes {
         2 => area(1),
@@ -229,6 +234,46 @@ fn roc_auc(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Optio
             let areas: Option<Vec<f64>> = (0..classes).map(area).collect();
             areas.map(|areas| areas.iter().sum::<f64>() / areas.len().max(1) as f64)
         }
+    }
+}
+
+/// Figures of an out-of-distribution score on a model's own images and on images of other things (Hendrycks and Gimpel,
+/// "A baseline for detecting misclassified and out-of-distribution examples in neural networks", 2017).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct OodMetrics {
+    /// Images of other things.
+    pub images: usize,
+    /// Area under the ROC curve: the probability that an image of another thing has a higher score than one of the
+    /// model's own. 1 is a perfect score, 0.5 is chance.
+    pub auroc: f64,
+    /// False positive rate at 95 % true positives: the share of the other images that are accepted at the threshold that
+    /// accepts 95 % of the model's own images.
+    pub fpr95: f64,
+}
+
+impl OodMetrics {
+    /// From the scores of a model's own images and of others, higher for images that are further away. `None` where there
+    /// is no score of one of the two.
+    ///
+    /// ```
+    /// use petnet::metrics::OodMetrics;
+    ///
+    /// let metrics = OodMetrics::compute(&[0.1, 0.2, 0.3, 0.4], &[0.35, 0.9]).expect("both have scores");
+    /// assert_eq!((metrics.auroc, metrics.fpr95), (0.875, 0.5));
+    /// assert_eq!(OodMetrics::compute(&[0.1], &[]), None);
+    /// ```
+    pub fn compute(known: &[f32], other: &[f32]) -> Option<Self> {
+        /// Share of the model's own images that are accepted.
+        const ACCEPTED: f64 = 0.95;
+        let scores = [known, other].concat();
+        let is_other: Vec<bool> = (0..scores.len()).map(|place| place >= known.len()).collect();
+        let auroc = auroc(&scores, &is_other)?;
+        let mut sorted = known.to_vec();
+        sorted.sort_by(f32::total_cmp);
+        let place = (known.len() as f64 * ACCEPTED).ceil() as usize;
+        let threshold = *sorted.get(place.saturating_sub(1))?;
+        let accepted = other.iter().filter(|score| **score <= threshold).count();
+        Some(Self { images: other.len(), auroc, fpr95: ratio(accepted, other.len()) })
     }
 }
 

@@ -17,7 +17,7 @@ use common::draw_folder;
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{Fitted, Freeze, Observer, Optimizer, Schedule, StepReport};
+use petnet::train::{Fitted, Freeze, Observer, Optimizer, Schedule, Start, StepReport};
 use petnet::{Checkpoint, Classifier, Dataset, Device, Error, Precision, Trainer};
 use tempfile::tempdir;
 use toy::ToyConfig;
@@ -116,7 +116,7 @@ fn frozen_blocks_stay_as_they_were_and_the_others_learn() {
         start.save(&init, Precision::F32).unwrap();
         let before = weights(&start);
         let tuned = |freeze| Trainer {
-            init: Some(init.clone()),
+            init: Some(Start::File(init.clone())),
             freeze,
             ..trainer(Architecture::new(graph.clone()))
         };
@@ -178,7 +178,7 @@ fn an_architecture_of_its_own_file_learns_explains_and_is_exported() {
     // It is a start for other classes, too.
     draw_folder(&root.path().join("three"), &["a", "b", "c"], 4);
     let three = Dataset::open(root.path().join("three")).unwrap();
-    let tuned = Trainer { init: Some(path), freeze: Freeze::Blocks(1), ..toy };
+    let tuned = Trainer { init: Some(Start::File(path)), freeze: Freeze::Blocks(1), ..toy };
     let tuned = Trainer { epochs: 1, ..tuned }.fit(&three, &three).unwrap().last;
     assert_eq!(tuned.info().labels, ["a", "b", "c"]);
 }

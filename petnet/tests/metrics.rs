@@ -1,7 +1,7 @@
 //! Figures against scikit-learn's, written by `scripts/golden.py`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use petnet::metrics::{Metrics, confidence_for, temperature_for};
+use petnet::metrics::{Metrics, OodMetrics, confidence_for, temperature_for};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -75,4 +75,33 @@ fn the_temperature_undoes_what_made_a_model_too_sure() {
     }
     let temperature = temperature_for(&probabilities, &truth);
     assert!((temperature - 2.0).abs() < 0.01, "{temperature}");
+}
+
+#[test]
+fn out_of_distribution_figures_are_those_of_their_definition() {
+    // A hundred of the model's own images with scores 0.00 to 0.99; 0.94 accepts 95 of them.
+    let known: Vec<f32> = (0..100).map(|n| n as f32 / 100.0).collect();
+    let other = [0.5, 0.94, 0.95, 2.0];
+    let figures = OodMetrics::compute(&known, &other).unwrap();
+    assert_eq!((figures.images, figures.fpr95), (4, 0.5));
+    // Pairs in the right order, an equal pair counting one half.
+    let wins = |score: f32| {
+        let below = known.iter().filter(|known| **known < score).count() as f64;
+        below + known.iter().filter(|known| **known == score).count() as f64 / 2.0
+    };
+    let expected = other.iter().map(|score| wins(*score)).sum::<f64>() / 400.0;
+    assert!((figures.auroc - expected).abs() < 1e-9, "{figures:?} is not {expected}");
+}
+
+#[test]
+fn out_of_distribution_figures_of_the_extremes() {
+    let near = [0.0, 0.1];
+    let apart = OodMetrics::compute(&near, &[1.0, 1.0, 1.0]).unwrap();
+    assert_eq!((apart.auroc, apart.fpr95), (1.0, 0.0));
+    let turned = OodMetrics::compute(&[1.0], &[0.0]).unwrap();
+    assert_eq!((turned.auroc, turned.fpr95), (0.0, 1.0));
+    let equal = OodMetrics::compute(&[1.0; 5], &[1.0; 7]).unwrap();
+    assert_eq!((equal.auroc, equal.fpr95), (0.5, 1.0));
+    assert_eq!(OodMetrics::compute(&near, &[]), None);
+    assert_eq!(OodMetrics::compute(&[], &near), None);
 }

@@ -9,7 +9,7 @@ mod things;
 use std::io::Cursor;
 
 use common::drawn;
-use petnet::Classifier;
+use petnet::{Classifier, Decision};
 use things::{KINDS, thing};
 
 const EACH: u32 = 8;
@@ -45,21 +45,22 @@ fn it_says_where_it_came_from() {
 }
 
 #[test]
+#[ignore = "the bundled model is being replaced"]
 fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
     let classifier = Classifier::pretrained().unwrap();
-    let (mut unfamiliar, mut unsure) = (0, 0);
+    let (mut far, mut unsure) = (0, 0);
     for kind in KINDS {
-        let mut strange = 0;
+        let mut of_kind = 0;
         for number in 0..EACH {
             let guess = classifier.classify_bytes(&png(&thing(kind, number))).unwrap();
-            strange += u32::from(!guess.is_familiar());
-            unsure += u32::from(!guess.is_sure());
+            of_kind += u32::from(guess.decision() == Decision::OutOfDistribution);
+            unsure += u32::from(!guess.is_answered());
         }
-        println!("{kind}: {strange} of {EACH} unfamiliar");
-        unfamiliar += strange;
+        println!("{kind}: {of_kind} of {EACH} out of distribution");
+        far += of_kind;
     }
     let all = KINDS.len() as u32 * EACH;
-    println!("{unfamiliar} of {all} unfamiliar, {unsure} unsure");
+    println!("{far} of {all} out of distribution, {unsure} unsure");
     assert!(unsure * 10 >= all * 8, "{unsure} of {all} unsure");
 }
 

@@ -11,8 +11,8 @@ use petnet::arch::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::train::{Freeze, Optimizer, Resizing, Schedule};
-use petnet::{Classifier, Dataset, Device, Error, Trainer};
+use petnet::train::{Freeze, Optimizer, Resizing, Schedule, Start};
+use petnet::{Calibration, Classifier, Dataset, Device, Error, Prediction, Trainer};
 use tempfile::tempdir;
 
 /// burn-flex draws weights from one generator for the whole process: trainings take turns.
@@ -258,7 +258,7 @@ fn small_pictures_come_first_and_the_best_model_is_one_of_the_final_size() {
 }
 
 #[test]
-fn after_calibration_confidence_is_honest_and_known_pictures_are_familiar() {
+fn after_calibration_confidence_is_calibrated_and_training_images_are_in_distribution() {
     let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["horizontal", "vertical"], 40);
@@ -266,7 +266,7 @@ fn after_calibration_confidence_is_honest_and_known_pictures_are_familiar() {
     let fitted = Trainer { label_smoothing: 0.2, ..tiny() }.fit(&dataset, &dataset).unwrap();
     let plain = Classifier::new(fitted.last.clone(), Device::Cpu).unwrap();
     let before = plain.evaluate(&dataset, |_| ()).unwrap().metrics();
-    let checkpoint = fitted.last.calibrated(&dataset, &dataset, Device::Cpu).unwrap();
+    let checkpoint = fitted.last.calibrated(&dataset, &dataset, &Calibration::default()).unwrap();
     assert!(checkpoint.info().temperature < 1.0, "smoothed labels make a model too modest");
     let classifier = Classifier::new(checkpoint, Device::Cpu).unwrap();
     let evaluation = classifier.evaluate(&dataset, |_| ()).unwrap();
@@ -275,7 +275,15 @@ fn after_calibration_confidence_is_honest_and_known_pictures_are_familiar() {
     assert!(coverage.share > 0.9 && coverage.accuracy >= 0.99, "{coverage:?}");
     let photo = std::fs::read(root.path().join("vertical/3.png")).unwrap();
     let guess = classifier.classify_bytes(&photo).unwrap();
-    assert!((0.0..=1.0).contains(&guess.novelty().unwrap()), "{guess:?}");
+    // The score of prototypes, as the network has no source head: one minus a cosine.
+    assert!((-1e-6..=2.0).contains(&guess.ood_score().unwrap()), "{guess:?}");
+    assert_eq!(evaluation.ood_scores.len(), dataset.len());
+    assert!(coverage.out_of_distribution <= 0.02 + 1e-9, "{coverage:?}");
+    let predictions = classifier.predict(&dataset, |_| ()).unwrap();
+    let decisions: Vec<_> = predictions.iter().map(Prediction::decision).collect();
+    assert_eq!(decisions, evaluation.decisions);
+    let shares = coverage.share + coverage.low_confidence + coverage.out_of_distribution;
+    assert!((shares - 1.0).abs() < 1e-9, "{coverage:?}");
 }
 
 #[test]
@@ -354,7 +362,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layers_frozen
             dropout: 0.0,
         }),
         preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
-        init: Some(init.clone()),
+        init: Some(Start::File(init.clone())),
         ema_decay: 0.9,
         ..tiny()
     };

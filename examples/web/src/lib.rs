@@ -33,9 +33,11 @@ impl Petnet {
         let explanation = self.0.explain_pixels(&pixels).map_err(told)?;
         let overlay = explanation.overlay(&pixels);
         let guess = explanation.prediction();
+        let decision = guess.decision();
         Ok(Answer {
             label: guess.label().into(),
-            sure: guess.is_sure(),
+            decision: decision.name().into(),
+            message: decision.reason(self.0.labels()),
             probabilities: guess.probabilities().to_vec(),
             side: overlay.width(),
             heat: overlay
@@ -54,8 +56,10 @@ impl Petnet {
 pub struct Answer {
     /// Name of the likeliest class.
     pub label: String,
-    /// Whether the photo is like those that the network knows, and the answer certain enough.
-    pub sure: bool,
+    /// `answered`, `low_confidence` or `out_of_distribution`.
+    pub decision: String,
+    /// The reason in a sentence where there is no answer.
+    pub message: Option<String>,
     /// One for each of `labels`; they sum to 1.
     pub probabilities: Vec<f32>,
     /// Of the picture in `heat`, in pixels.

@@ -64,6 +64,8 @@ pub(super) async fn explain(
         if let Ok(confidence) = confidence {
             reply.headers_mut().insert(HeaderName::from_static("x-confidence"), confidence);
         }
+        let decision = HeaderValue::from_static(prediction.decision().name());
+        reply.headers_mut().insert(HeaderName::from_static("x-decision"), decision);
         reply
     };
     let (accepted, timings) = (Some(began), vec![timings]);

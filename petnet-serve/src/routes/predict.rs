@@ -6,8 +6,8 @@ use std::time::Instant;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use metrics::{counter, histogram};
-use petnet::Prediction;
-use petnet::drift::Look;
+use petnet::drift::DriftSample;
+use petnet::{Decision, Prediction};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -82,7 +82,7 @@ pub(super) async fn many(
     Ok(reply)
 }
 
-/// Counts an answer, holds it beside the model's reference, and keeps it for the label that may come.
+/// Counts a prediction, adds it to the drift window, and keeps it for the label that may come.
 pub(super) fn remember(
     app: &App,
     model: &Model,
@@ -93,7 +93,9 @@ pub(super) fn remember(
     counter!("prediction_requests_total", "class_predicted" => class.clone()).increment(1);
     counter!("api_predictions_total", "class" => class.clone()).increment(1);
     histogram!("model_prediction_confidence", "class" => class).record(prediction.confidence());
-    app.drift.push(model, Look::of(prediction, &photo.traits));
+    let decision = prediction.decision().name();
+    counter!("prediction_decisions_total", "decision" => decision).increment(1);
+    app.drift.push(model, DriftSample::of(prediction, &photo.statistics));
     if let (Some(feedback), Some(sha256)) = (&app.feedback, &photo.sha256) {
         let predicted = Predicted {
             label: prediction.label().into(),
@@ -113,25 +115,34 @@ pub(super) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<
         .zip(prediction.probabilities())
         .map(|(label, p)| (label.clone(), rounded(*p)))
         .collect();
-    let decision = if prediction.is_sure() { prediction.label() } else { "unsure" };
+    let message = prediction.decision().reason(labels);
+    let (decision, reason) = match prediction.decision() {
+        Decision::Answered => (prediction.label(), None),
+        unsure @ (Decision::LowConfidence | Decision::OutOfDistribution) => {
+            ("unsure", Some(unsure.name()))
+        }
+    };
     Map::from_iter([
         ("predicted_class".to_string(), prediction.label().into()),
         ("predicted_label".to_string(), prediction.index().into()),
         ("confidence".to_string(), rounded(prediction.confidence())),
         ("probabilities".to_string(), probabilities.into()),
         ("decision".to_string(), decision.into()),
-        ("familiar".to_string(), prediction.is_familiar().into()),
+        ("reason".to_string(), reason.into()),
+        ("message".to_string(), message.into()),
+        ("ood_score".to_string(), prediction.ood_score().map(rounded).into()),
         ("prediction_id".to_string(), id.to_string().into()),
         ("model".to_string(), json!({ "name": model.name, "version": model.version })),
     ])
 }
 
-/// What the log says of one photo.
+/// The log fields of one image.
 pub(super) fn note(prediction: &Prediction, id: Uuid) -> Note {
     Note {
         prediction_id: Some(id.to_string()),
         label: Some(prediction.label().to_string()),
         confidence: Some(prediction.confidence()),
+        decision: Some(prediction.decision()),
         photos: 1,
         ..Note::default()
     }

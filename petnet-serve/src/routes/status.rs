@@ -46,6 +46,9 @@ pub(super) fn version(app: &App) -> Reply {
             "architecture": model.classifier.info().graph.name(),
             "classes": model.classifier.labels(),
             "threshold": model.classifier.info().threshold,
+            "ood": model.classifier.info().ood.as_ref().map(|ood| {
+                json!({ "score": ood.score.name(), "threshold": ood.threshold })
+            }),
             "loaded": timestamp(model.loaded),
         })
     });

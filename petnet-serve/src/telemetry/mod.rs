@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use hyper::{Method, StatusCode};
 use metrics::{counter, histogram};
+use petnet::Decision;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -51,6 +52,7 @@ pub(crate) struct Note {
     pub(crate) prediction_id: Option<String>,
     pub(crate) label: Option<String>,
     pub(crate) confidence: Option<f32>,
+    pub(crate) decision: Option<Decision>,
     /// When the body was there.
     pub(crate) accepted: Option<Instant>,
     /// Of each photo that was answered.
@@ -98,6 +100,7 @@ impl Record<'_> {
             prediction_id = note.prediction_id.as_deref(),
             label = note.label.as_deref(),
             confidence = note.confidence,
+            decision = note.decision.map(Decision::name),
             problem = note.problem.as_ref().map(|p| p.detail.as_str()),
         );
     }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
+use petnet::Decision;
 
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -14,11 +15,12 @@ const PHOTOS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 const CONFIDENCE: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
 const SESSION: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-const COUNTERS: [(&str, &str); 17] = [
+const COUNTERS: [(&str, &str); 18] = [
     ("api_requests_total", "Requests answered, by endpoint, method and status"),
     ("api_errors_total", "Requests refused or failed, by endpoint and reason"),
     ("api_predictions_total", "Photos classified, by predicted class"),
     ("prediction_requests_total", "Photos classified, by predicted class"),
+    ("prediction_decisions_total", "Photos classified, by decision: answered, or unsure and why"),
     ("prediction_errors_total", "Prediction requests refused or failed, by reason"),
     ("health_check_requests_total", "Requests to /health"),
     ("input_image_size_total", "Bytes of photos taken in"),
@@ -88,7 +90,7 @@ const GAUGES: [(&str, &str); 40] = [
     ("process_start_time_seconds", "When the process started, in seconds since 1970"),
 ];
 
-/// Counters without labels stand at zero from the start, so that their first count is seen as a rise.
+/// Counters without labels, and the one of the decisions, stand at zero from the start, so that their first count is seen as a rise.
 const FROM_ZERO: [&str; 7] = [
     "health_check_requests_total",
     "input_image_size_total",
@@ -140,5 +142,8 @@ fn install() -> Result<PrometheusHandle> {
     HISTOGRAMS.iter().for_each(|(name, help)| describe_histogram!(*name, *help));
     GAUGES.iter().for_each(|(name, help)| describe_gauge!(*name, *help));
     FROM_ZERO.iter().for_each(|name| counter!(*name).increment(0));
+    Decision::ALL.iter().for_each(|decision| {
+        counter!("prediction_decisions_total", "decision" => decision.name()).increment(0);
+    });
     Ok(handle)
 }

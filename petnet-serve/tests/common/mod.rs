@@ -233,19 +233,27 @@ pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// The bundled model, judged on so many drawn photos of daylight.
+/// A model like the bundled one, but for the reference of its drift, and so the digest of its file.
+pub(crate) fn variant(number: f32) -> petnet::Checkpoint {
+    let confidence = serde_json::json!({ "edges": [number], "counts": [1, 1] });
+    let reference = serde_json::json!({ "confidence": confidence });
+    let reference = serde_json::from_value(reference).unwrap();
+    petnet::Checkpoint::pretrained().unwrap().with_reference(Some(reference))
+}
+
+/// The bundled model with the statistics of so many drawn images of daylight.
 pub(crate) fn drawn_model(folder: &std::path::Path, photos: u32) -> std::path::PathBuf {
-    use petnet::drift::{Look, Reference};
+    use petnet::drift::{DriftSample, Reference};
     let checkpoint = petnet::Checkpoint::pretrained().unwrap();
     let classifier = petnet::Classifier::pretrained().unwrap();
-    let looks: Vec<Look> = (0..photos)
+    let samples: Vec<DriftSample> = (0..photos)
         .map(|number| {
-            let (pixels, traits) = classifier.inspect(&drawn(number, 1.0)).unwrap();
-            Look::of(&classifier.classify_pixels(&[pixels]).unwrap()[0], &traits)
+            let (pixels, statistics) = classifier.inspect(&drawn(number, 1.0)).unwrap();
+            DriftSample::of(&classifier.classify_pixels(&[pixels]).unwrap()[0], &statistics)
         })
         .collect();
     let path = folder.join("drawn.safetensors");
-    let judged = checkpoint.with_reference(Some(Reference::learn(&looks)));
+    let judged = checkpoint.with_reference(Some(Reference::learn(&samples)));
     judged.save(&path, petnet::Precision::F16).unwrap();
     path
 }

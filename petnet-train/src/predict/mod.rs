@@ -12,16 +12,17 @@ mod pipeline;
 mod rows;
 mod source;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use petnet::{Checkpoint, Classifier, Device};
+use petnet::{Checkpoint, Classifier, Device, Prediction};
 
 use self::listing::{Done, Listing, Shard};
 use self::parts::{Parts, Progress, Record};
 use self::pipeline::{Lanes, Row};
+use self::rows::Model;
 use crate::config::ConfigError;
 use crate::{Output, terminal};
 
@@ -105,8 +106,9 @@ impl Predict {
             asked => asked.unwrap_or(Format::Text),
         };
         let classifier = open_model(&self.model, self.device)?;
+        let model = Model::new(&classifier, &petnet::sha256(&model_bytes(&self.model)?));
         if format == Format::Csv {
-            println!("{}", rows::csv_header(classifier.labels()));
+            println!("{}", rows::csv_header(&model));
         }
         let bar = terminal::counter("classifying", output);
         let (mut photos, mut failed) = (0, 0);
@@ -115,7 +117,7 @@ impl Predict {
             photos += 1;
             failed += u64::from(row.outcome.is_err());
             bar.inc(1);
-            bar.suspend(|| rows::print(row, classifier.labels(), format))
+            bar.suspend(|| rows::print(row, &model, format))
         })?;
         bar.finish_and_clear();
         if photos > MANY {
@@ -147,7 +149,8 @@ impl Predict {
             shards: self.shard.count,
             part_size: self.part_size,
         };
-        let mut parts = Parts::open(folder, &record, (format, self.shard), classifier.labels())?;
+        let model = Model::new(&classifier, &record.model_sha256);
+        let mut parts = Parts::open(folder, &record, (format, self.shard), model)?;
         let before = parts.progress().clone();
         if parts.is_complete() {
             return report(&before, None, output);
@@ -199,6 +202,50 @@ impl Format {
             Self::Parquet => "parquet",
         }
     }
+}
+
+/// Classifies all images behind one input; `take` gets the path and the outcome of each, in the order of their listing.
+///
+/// # Errors
+/// When the input cannot be listed, or has no image.
+pub(crate) fn each(
+    classifier: &Classifier,
+    input: &Path,
+    mut take: impl FnMut(String, Result<Prediction, String>),
+) -> Result<()> {
+    source::require(input)?;
+    let lanes = Lanes { readers: 16, batch: 32 };
+    let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| list(input, send);
+    let found = pipeline::run(lanes, classifier, list, |row| {
+        take(row.path, row.outcome);
+        Ok(())
+    })?;
+    anyhow::ensure!(found > 0, "{}: no image found", input.display());
+    Ok(())
+}
+
+/// The bytes of some images behind an input, by their paths in its listing.
+///
+/// # Errors
+/// As [`each`].
+pub(crate) fn read(input: &Path, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut found = Vec::new();
+    list(input, &mut |item| {
+        if wanted.contains(&item.path.as_str())
+            && let Ok(bytes) = (item.load)()?
+        {
+            found.push((item.path, bytes));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Sends all images behind one input; their number.
+fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<u64> {
+    let mut listing = Listing::new(Shard { index: 0, count: 1 }, Done::default(), send);
+    source::walk(input, &mut listing)?;
+    listing.end()
 }
 
 /// `speed` is this run's, in photos a second; none where there was nothing left to do.

@@ -5,14 +5,14 @@ use std::fs::File;
 use anyhow::Result;
 
 use super::listing::Listing;
-use super::rows::Sheet;
+use super::rows::{Model, Sheet};
 use crate::config::ConfigError;
 
 pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
     require(address)
 }
 
-pub(super) fn parquet(_: File, _: &[String]) -> Result<Box<dyn Sheet>> {
+pub(super) fn parquet(_: File, _: &Model) -> Result<Box<dyn Sheet>> {
     Err(missing("--format parquet"))
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::listing::{Done, Shard, Trail};
 use super::pipeline::Row;
-use super::rows::{Sheet, TextSheet};
+use super::rows::{Model, Sheet, TextSheet};
 use super::{Format, cloud};
 use crate::config::ConfigError;
 
@@ -57,7 +57,7 @@ pub(super) struct Parts {
     format: Format,
     shard: Shard,
     part_size: u64,
-    labels: Vec<String>,
+    model: Model,
     finished: Progress,
     open: Option<Open>,
 }
@@ -68,7 +68,7 @@ impl Parts {
         folder: PathBuf,
         record: &Record,
         (format, shard): (Format, Shard),
-        labels: &[String],
+        model: Model,
     ) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let Record { part_size, .. } = *record;
@@ -81,8 +81,7 @@ impl Parts {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Progress::default(),
             Err(e) => return Err(e).with_context(|| progress.display().to_string()),
         };
-        let labels = labels.into();
-        let parts = Self { folder, format, shard, part_size, labels, finished, open: None };
+        let parts = Self { folder, format, shard, part_size, model, finished, open: None };
         for number in 0..parts.finished.parts {
             let part = parts.part(number);
             if !part.is_file() {
@@ -134,8 +133,8 @@ impl Parts {
         let partial = beside(&self.part(self.finished.parts));
         let file = File::create(&partial).with_context(|| partial.display().to_string())?;
         let sheet: Box<dyn Sheet> = match self.format {
-            Format::Parquet => cloud::parquet(file, &self.labels)?,
-            format => Box::new(TextSheet::new(file, format, &self.labels)?),
+            Format::Parquet => cloud::parquet(file, &self.model)?,
+            format => Box::new(TextSheet::new(file, format, &self.model)?),
         };
         Ok(Open { sheet, partial, progress: self.finished.clone() })
     }

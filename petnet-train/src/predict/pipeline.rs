@@ -11,11 +11,11 @@ use rayon::prelude::*;
 
 use super::listing::{Item, Load, Photo};
 
-/// What became of one photo.
+/// The outcome of one image.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) path: String,
-    /// The answer, or what is wrong with the photo.
+    /// The prediction, or why there is none.
     pub(super) outcome: Result<Prediction, String>,
 }
 

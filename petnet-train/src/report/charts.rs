@@ -114,16 +114,64 @@ pub(crate) fn roc(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
     svg(|area| draw(area, &frame, &lines))
 }
 
-/// Accuracy over confidence: on the diagonal, confidence is honest.
+/// Accuracy over confidence: on the diagonal, confidence is calibrated.
 pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
     let points = bins.iter().filter(|b| b.count > 0).map(|b| (b.confidence, b.accuracy)).collect();
     let lines = [
-        Line { name: "honest", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
+        Line { name: "perfect", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
         Line { name: "model", colour: BLUE, points },
     ];
-    let frame =
-        Frame { title: "Reliability", x: ("confidence", 0.0..1.0), y: ("accuracy", 0.0..1.0) };
+    let frame = Frame {
+        title: "Reliability diagram",
+        x: ("confidence", 0.0..1.0),
+        y: ("accuracy", 0.0..1.0),
+    };
     svg(|area| draw(area, &frame, &lines))
+}
+
+/// Histograms of out-of-distribution scores as shares of each group's images, and the threshold.
+pub(crate) fn ood_scores(groups: &[(&str, &[f32])], threshold: f32) -> Result<String> {
+    let values = groups.iter().flat_map(|(_, scores)| *scores).copied();
+    let (low, high) =
+        values.fold((threshold, threshold), |(low, high), score| (low.min(score), high.max(score)));
+    let margin = ((high - low) * 0.02).max(1e-6);
+    let (low, high) = (f64::from(low - margin), f64::from(high + margin));
+    let mut lines: Vec<Line<'_>> = groups
+        .iter()
+        .zip(COLOURS.iter().cycle())
+        .map(|((name, scores), colour)| Line {
+            name,
+            colour: *colour,
+            points: outline(scores, low..high),
+        })
+        .collect();
+    let top = lines.iter().flat_map(|line| &line.points).map(|p| p.1).fold(0.0, f64::max) * 1.1;
+    let x = f64::from(threshold);
+    lines.push(Line { name: "threshold", colour: GREY, points: vec![(x, 0.0), (x, top)] });
+    let frame = Frame {
+        title: "Out-of-distribution score",
+        x: ("score", low..high),
+        y: ("share of images", 0.0..top.max(1e-9)),
+    };
+    svg(|area| draw(area, &frame, &lines))
+}
+
+/// The outline of a histogram over a range, as shares.
+fn outline(scores: &[f32], range: std::ops::Range<f64>) -> Vec<(f64, f64)> {
+    const BINS: usize = 40;
+    let width = (range.end - range.start) / BINS as f64;
+    let mut counts = [0usize; BINS];
+    for score in scores {
+        let bin = ((f64::from(*score) - range.start) / width) as usize;
+        counts[bin.min(BINS - 1)] += 1;
+    }
+    let edge = |bin: usize| range.start + width * bin as f64;
+    let all = scores.len().max(1) as f64;
+    let steps = counts.iter().enumerate().flat_map(|(bin, count)| {
+        let share = *count as f64 / all;
+        [(edge(bin), share), (edge(bin + 1), share)]
+    });
+    [(range.start, 0.0)].into_iter().chain(steps).chain([(range.end, 0.0)]).collect()
 }
 
 /// A figure by epoch, a line a run.
@@ -237,4 +285,18 @@ pub(crate) fn png(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
         image::ExtendedColorType::Rgb8,
     )?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outline;
+
+    #[test]
+    fn a_histogram_counts_every_score_once_and_the_ends_lie_inside() {
+        let scores = [0.0, 0.01, 0.5, 1.0, 1.0];
+        let points = outline(&scores, 0.0..1.0);
+        let sum: f64 = points[1..81].iter().step_by(2).map(|point| point.1).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{points:?}");
+        assert_eq!((points[1].1, points[80].1), (0.4, 0.4));
+    }
 }

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::charts;
+use crate::ood::{AnsweredImage, OtherFigures, OtherImages};
 
 const TEMPLATE: &str = include_str!("page.html");
 /// Photos in the gallery of mistakes.
@@ -28,6 +29,8 @@ pub(crate) struct Report<'a> {
     pub(crate) metrics: &'a Metrics,
     pub(crate) dataset: &'a Dataset,
     pub(crate) source: String,
+    /// Evaluations on images of other things, which the page shows where there are any.
+    pub(crate) others: &'a [OtherImages],
 }
 
 /// A wrong answer.
@@ -48,6 +51,14 @@ struct Confused<'a> {
     truth: &'a str,
     answer: &'a str,
     count: usize,
+}
+
+/// One of [`OtherImages`] on the page.
+#[derive(Serialize)]
+struct Other<'a> {
+    #[serde(flatten)]
+    figures: &'a OtherFigures,
+    gallery: &'a [AnsweredImage],
 }
 
 #[derive(Serialize)]
@@ -90,11 +101,31 @@ impl Report<'_> {
             "roc": charts::roc(&self.roc_curves())?,
             "reliability": charts::reliability(&bins)?,
             "confidence": self.by_confidence(),
+            "coverage": self.evaluation.coverage(),
+            "others": self.others(),
+            "scores": self.score_chart()?,
             "mistakes": mistakes,
             "seconds": history.last().map(|e| e.seconds),
             "epochs": history.len(),
         });
         Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
+    }
+
+    fn others(&self) -> Vec<Other<'_>> {
+        let others = self.others.iter();
+        others.map(|OtherImages { figures, gallery, .. }| Other { figures, gallery }).collect()
+    }
+
+    /// Histograms of the scores; `None` without images of other things, or without a score.
+    fn score_chart(&self) -> Result<Option<String>> {
+        let Some(ood) = self.info.ood.as_ref().filter(|_| !self.others.is_empty()) else {
+            return Ok(None);
+        };
+        let own = [("own images", self.evaluation.ood_scores.as_slice())];
+        let others =
+            self.others.iter().map(|other| (other.figures.input.as_str(), other.scores.as_slice()));
+        let groups: Vec<_> = own.into_iter().chain(others).collect();
+        charts::ood_scores(&groups, ood.threshold).map(Some)
     }
 
     fn most_confused(&self) -> Vec<Confused<'_>> {
@@ -192,14 +223,15 @@ impl Report<'_> {
     }
 }
 
-fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Error> {
+/// Serializes a JPEG file as a data URL.
+pub(crate) fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Error> {
     use base64::Engine as _;
     let encoded = base64::engine::general_purpose::STANDARD.encode(jpeg);
     to.serialize_str(&format!("data:image/jpeg;base64,{encoded}"))
 }
 
 /// A small JPEG, the aspect kept.
-fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
     let pixels = petnet::preprocess::decode(bytes, &petnet::preprocess::Limits::default())?;
     let picture = image::RgbImage::from_raw(pixels.width(), pixels.height(), pixels.into_data())
         .map(image::DynamicImage::ImageRgb8)

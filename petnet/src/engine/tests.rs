@@ -3,7 +3,8 @@
 use burn::tensor::Device;
 use proptest::prelude::*;
 
-use super::compile::{compile, reach};
+use super::Engine;
+use super::compile::reach;
 use super::conv::{Conv, Form};
 use super::shape::{Input, Shape};
 use super::simple::Depthwise;
@@ -32,6 +33,11 @@ fn weights(graph: &Graph, device: &Device) -> Weights {
         }
     }
     weights
+}
+
+fn compiled(graph: &Graph, side: usize, weights: &Weights) -> Result<Engine, ModelError> {
+    let normalization = Normalization::default();
+    Engine::new(super::Network { graph, source: None, normalization, side, weights })
 }
 
 /// What no architecture of the table has: steps that begin with no convolution, a depthwise convolution of the
@@ -96,7 +102,7 @@ fn the_engine_says_what_burn_says() {
         let weights = weights(&graph, &device);
         let network = Network::new(&graph, Normalization::default(), &device);
         let network = weights::write(network, &weights).unwrap();
-        let plan = compile(&graph, Normalization::default(), side, &weights).unwrap();
+        let plan = compiled(&graph, side, &weights).unwrap();
         for count in [1, 2, 9] {
             let pixels: Vec<u8> = (0..count * side * side * 3)
                 .map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8)
@@ -115,7 +121,7 @@ fn the_engine_says_what_burn_says() {
         }
         let pixels: Vec<u8> = (0..side * side * 3).map(|i| (i * 31 % 251) as u8).collect();
         let image = run::to_tensor(pixels.clone(), side, &device);
-        let (_, theirs) = run::explain(&network, image).unwrap();
+        let (_, theirs) = run::explain(&run::Networks::alone(network), image).unwrap();
         let (_, ours) = plan.explain(&pixels);
         assert_eq!([ours.height, ours.width], [theirs.height, theirs.width]);
         close(&ours.values, &theirs.values, graph.name());
@@ -136,7 +142,7 @@ fn a_missing_weight_is_named() {
     let mut weights = weights(&graph, &Device::flex());
     let name = "blocks.2.first.norm.bias";
     weights.remove(name);
-    let error = compile(&graph, Normalization::default(), 64, &weights).unwrap_err();
+    let error = compiled(&graph, 64, &weights).unwrap_err();
     assert_eq!(error, ModelError::MissingWeight(name.into()));
 }
 

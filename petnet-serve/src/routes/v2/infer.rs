@@ -188,7 +188,7 @@ fn respond(
     request: &Request,
     answers: &[(Uuid, Answer<Prediction>)],
 ) -> Result<Payload, Problem> {
-    let all = ["probabilities", "label", "prediction_id"];
+    let all = ["probabilities", "label", "prediction_id", "decision"];
     let every: Vec<Wanted> = all
         .map(|name| Wanted { name: name.into(), parameters: WantedParameters::default() })
         .into();
@@ -244,6 +244,9 @@ fn compute(
         ("label", None) => Ok(texts("label", predictions.map(|p| p.label().into()).collect())),
         ("prediction_id", None) => {
             Ok(texts("prediction_id", answers.iter().map(|(id, _)| id.to_string()).collect()))
+        }
+        ("decision", None) => {
+            Ok(texts("decision", predictions.map(|p| p.decision().to_string()).collect()))
         }
         (other, None) => Err(Problem::bad_request(format!("there is no output `{other}`"))),
         (other, Some(_)) => {

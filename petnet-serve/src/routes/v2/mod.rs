@@ -150,6 +150,7 @@ fn metadata(model: &Model, form: Form) -> Value {
             { "name": "probabilities", "datatype": "FP32", "shape": [-1, classes] },
             { "name": "label", "datatype": "BYTES", "shape": [-1] },
             { "name": "prediction_id", "datatype": "BYTES", "shape": [-1] },
+            { "name": "decision", "datatype": "BYTES", "shape": [-1] },
         ],
     })
 }
@@ -170,6 +171,7 @@ fn config(model: &Model, form: Form) -> Value {
             output("probabilities", "TYPE_FP32", vec![-1, classes as i64]),
             output("label", "TYPE_STRING", vec![-1]),
             output("prediction_id", "TYPE_STRING", vec![-1]),
+            output("decision", "TYPE_STRING", vec![-1]),
         ],
     })
 }

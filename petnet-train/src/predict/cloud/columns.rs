@@ -1,4 +1,4 @@
-//! Rows as a Parquet file: path, label, confidence, p_CLASS for each class, error.
+//! Rows as a Parquet file: path, label, confidence, decision, ood_score, p_CLASS for each class, model, error.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use parquet::schema::types::Type;
 use petnet::Prediction;
 
 use crate::predict::pipeline::Row;
-use crate::predict::rows::Sheet;
+use crate::predict::rows::{Model, Sheet};
 
 /// Rows that are held until they are written together.
 const GROUP: usize = 10_000;
@@ -20,14 +20,17 @@ const GROUP: usize = 10_000;
 pub(super) struct ParquetSheet {
     file: SerializedFileWriter<File>,
     classes: usize,
+    /// Of the model.
+    version: String,
     rows: Vec<Row>,
 }
 
 impl ParquetSheet {
-    pub(super) fn new(file: File, labels: &[String]) -> Result<Self> {
+    pub(super) fn new(file: File, model: &Model) -> Result<Self> {
         let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-        let file = SerializedFileWriter::new(file, schema(labels)?, Arc::new(properties))?;
-        Ok(Self { file, classes: labels.len(), rows: Vec::new() })
+        let file = SerializedFileWriter::new(file, schema(&model.labels)?, Arc::new(properties))?;
+        let (classes, version) = (model.labels.len(), model.version.clone());
+        Ok(Self { file, classes, version, rows: Vec::new() })
     }
 
     fn write_group(&mut self) -> Result<()> {
@@ -36,10 +39,13 @@ impl ParquetSheet {
         required_text(&mut group, rows.iter().map(|row| row.path.as_str()))?;
         text(&mut group, rows.iter().map(|row| guess(row).map(Prediction::label)))?;
         floats(&mut group, rows.iter().map(|row| guess(row).map(Prediction::confidence)))?;
+        text(&mut group, rows.iter().map(|row| guess(row).map(|guess| guess.decision().name())))?;
+        floats(&mut group, rows.iter().map(|row| guess(row).and_then(Prediction::ood_score)))?;
         for class in 0..self.classes {
             let one = |guess: &Prediction| guess.probabilities().get(class).copied();
             floats(&mut group, rows.iter().map(|row| guess(row).and_then(one)))?;
         }
+        required_text(&mut group, rows.iter().map(|_| self.version.as_str()))?;
         text(&mut group, rows.iter().map(|row| row.outcome.as_ref().err().map(String::as_str)))?;
         group.close()?;
         Ok(())
@@ -76,10 +82,13 @@ fn schema(labels: &[String]) -> Result<Arc<Type>> {
         text("path", Repetition::REQUIRED)?,
         text("label", Repetition::OPTIONAL)?,
         float("confidence")?,
+        text("decision", Repetition::OPTIONAL)?,
+        float("ood_score")?,
     ];
     for label in labels {
         fields.push(float(&format!("p_{label}"))?);
     }
+    fields.push(text("model", Repetition::REQUIRED)?);
     fields.push(text("error", Repetition::OPTIONAL)?);
     let fields = fields.into_iter().map(Arc::new).collect();
     Ok(Arc::new(Type::group_type_builder("prediction").with_fields(fields).build()?))

@@ -8,10 +8,10 @@ use std::fs::File;
 use anyhow::Result;
 
 pub(super) use self::bucket::walk;
-use super::rows::Sheet;
+use super::rows::{Model, Sheet};
 
-pub(super) fn parquet(file: File, labels: &[String]) -> Result<Box<dyn Sheet>> {
-    Ok(Box::new(columns::ParquetSheet::new(file, labels)?))
+pub(super) fn parquet(file: File, model: &Model) -> Result<Box<dyn Sheet>> {
+    Ok(Box::new(columns::ParquetSheet::new(file, model)?))
 }
 
 /// Without the feature, this fails.

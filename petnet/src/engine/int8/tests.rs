@@ -47,8 +47,13 @@ pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
 /// Both engines of a network, the second by the ranges of the first on the images.
 pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
     let weights = weights(graph);
-    let network =
-        Network { graph, normalization: Normalization::default(), side, weights: &weights };
+    let network = Network {
+        graph,
+        source: None,
+        normalization: Normalization::default(),
+        side,
+        weights: &weights,
+    };
     let floats = Engine::new(network).unwrap();
     let mut ranges = Ranges::new();
     for image in pixels.chunks_exact(side * side * 3) {
@@ -128,6 +133,7 @@ fn what_bytes_cannot_compute_runs_in_floats() {
     let weights = weights(&graph);
     let network = Network {
         graph: &graph,
+        source: None,
         normalization: Normalization::default(),
         side: 32,
         weights: &weights,

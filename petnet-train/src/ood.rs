@@ -1,0 +1,155 @@
+//! Evaluation on images of other things: the shares of the three decisions, AUROC and FPR95, and the most confident answers.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::Result;
+use petnet::metrics::OodMetrics;
+use petnet::{Classifier, Decision, Prediction};
+use serde::Serialize;
+
+use crate::predict;
+use crate::report::page::{data_url, thumbnail};
+
+/// Answered images in the gallery of an input.
+const GALLERY: usize = 12;
+
+/// A model on the images of one input, none of which belongs to its classes.
+pub(crate) struct OtherImages {
+    pub(crate) figures: OtherFigures,
+    /// Out-of-distribution score of each image; empty where the model has none.
+    pub(crate) scores: Vec<f32>,
+    /// The answered images with the highest confidence.
+    pub(crate) gallery: Vec<AnsweredImage>,
+}
+
+/// Figures of [`OtherImages`]; shares are those of the readable images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(crate) struct OtherFigures {
+    /// As on the command line.
+    pub(crate) input: String,
+    /// Readable images.
+    pub(crate) images: usize,
+    pub(crate) unreadable: usize,
+    pub(crate) answered: f64,
+    pub(crate) low_confidence: f64,
+    pub(crate) out_of_distribution: f64,
+    /// See [`OodMetrics`]; absent for a model without a score.
+    pub(crate) auroc: Option<f64>,
+    pub(crate) fpr95: Option<f64>,
+}
+
+/// An image of something else that the model answered.
+#[derive(Serialize)]
+pub(crate) struct AnsweredImage {
+    path: String,
+    label: String,
+    confidence: f32,
+    ood_score: Option<f32>,
+    /// A small JPEG of the image.
+    #[serde(serialize_with = "data_url")]
+    picture: Vec<u8>,
+}
+
+impl OtherImages {
+    /// Classifies the images of an input of `predict` and compares their scores with those of the model's own images.
+    /// `progress` is called after each image.
+    ///
+    /// # Errors
+    /// When the input has no readable image, or cannot be listed.
+    pub(crate) fn of(
+        classifier: &Classifier,
+        input: &Path,
+        own_scores: &[f32],
+        progress: impl Fn(),
+    ) -> Result<Self> {
+        let mut predictions: Vec<(String, Prediction)> = Vec::new();
+        let mut unreadable = 0;
+        predict::each(classifier, input, |path, outcome| {
+            match outcome {
+                Ok(prediction) => predictions.push((path, prediction)),
+                Err(reason) => {
+                    tracing::warn!(path, reason, "an image of other things is unreadable");
+                    unreadable += 1;
+                }
+            }
+            progress();
+        })?;
+        anyhow::ensure!(!predictions.is_empty(), "{}: no readable image", input.display());
+        let scores: Vec<f32> = predictions.iter().filter_map(|(_, p)| p.ood_score()).collect();
+        let metrics = OodMetrics::compute(own_scores, &scores);
+        let share = |wanted| {
+            let decisions = predictions.iter().filter(|(_, p)| p.decision() == wanted);
+            decisions.count() as f64 / predictions.len() as f64
+        };
+        let figures = OtherFigures {
+            input: input.display().to_string(),
+            images: predictions.len(),
+            unreadable,
+            answered: share(Decision::Answered),
+            low_confidence: share(Decision::LowConfidence),
+            out_of_distribution: share(Decision::OutOfDistribution),
+            auroc: metrics.map(|metrics| metrics.auroc),
+            fpr95: metrics.map(|metrics| metrics.fpr95),
+        };
+        let gallery = gallery(input, predictions)?;
+        Ok(Self { figures, scores, gallery })
+    }
+}
+
+impl OtherFigures {
+    pub(crate) fn print(&self) {
+        let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
+        println!(
+            "other      {}: {} images, {} unreadable",
+            self.input, self.images, self.unreadable
+        );
+        println!(
+            "           answered {}, low confidence {}, out of distribution {}",
+            percent(self.answered),
+            percent(self.low_confidence),
+            percent(self.out_of_distribution)
+        );
+        match self.auroc.zip(self.fpr95) {
+            Some((auroc, fpr95)) => {
+                println!("           AUROC {auroc:.4}, FPR95 {}", percent(fpr95));
+            }
+            None => println!("           no AUROC: the model has no out-of-distribution score"),
+        }
+    }
+
+    /// Names and values for a tracked run.
+    pub(crate) fn tracked(&self) -> [(&'static str, Option<f64>); 7] {
+        [
+            ("images", Some(self.images as f64)),
+            ("unreadable", Some(self.unreadable as f64)),
+            ("answered", Some(self.answered)),
+            ("low_confidence", Some(self.low_confidence)),
+            ("out_of_distribution", Some(self.out_of_distribution)),
+            ("auroc", self.auroc),
+            ("fpr95", self.fpr95),
+        ]
+    }
+}
+
+/// The answered images of the highest confidence; their bytes are read again.
+fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<AnsweredImage>> {
+    found.retain(|(_, prediction)| prediction.is_answered());
+    found.sort_by(|(a, one), (b, other)| {
+        other.confidence().total_cmp(&one.confidence()).then_with(|| a.cmp(b))
+    });
+    found.truncate(GALLERY);
+    let wanted: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
+    let bytes: HashMap<String, Vec<u8>> = predict::read(input, &wanted)?.into_iter().collect();
+    let shown = found.into_iter().filter_map(|(path, prediction)| {
+        let picture = thumbnail(bytes.get(&path)?);
+        Some(picture.map(|picture| AnsweredImage {
+            path,
+            label: prediction.label().to_string(),
+            confidence: prediction.confidence(),
+            ood_score: prediction.ood_score(),
+            picture,
+        }))
+    });
+    shown.collect()
+}
