@@ -139,6 +139,7 @@ fn ready(app: &App) -> Result<Reply, Problem> {
 
 fn metadata(model: &Model, form: Form) -> Value {
     let classes = model.classifier.labels().len();
+    let features = model.classifier.embedding_len();
     json!({
         "name": form.name(model),
         "versions": [model.version],
@@ -150,6 +151,7 @@ fn metadata(model: &Model, form: Form) -> Value {
             { "name": "probabilities", "datatype": "FP32", "shape": [-1, classes] },
             { "name": "label", "datatype": "BYTES", "shape": [-1] },
             { "name": "prediction_id", "datatype": "BYTES", "shape": [-1] },
+            { "name": "embedding", "datatype": "FP32", "shape": [-1, features] },
         ],
     })
 }
@@ -170,6 +172,7 @@ fn config(model: &Model, form: Form) -> Value {
             output("probabilities", "TYPE_FP32", vec![-1, classes as i64]),
             output("label", "TYPE_STRING", vec![-1]),
             output("prediction_id", "TYPE_STRING", vec![-1]),
+            output("embedding", "TYPE_FP32", vec![-1, model.classifier.embedding_len() as i64]),
         ],
     })
 }
