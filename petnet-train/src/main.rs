@@ -16,6 +16,7 @@ mod quantize;
 mod register;
 mod report;
 mod runs;
+mod similar;
 mod smoke;
 mod terminal;
 mod tracking;
@@ -66,6 +67,7 @@ enum Command {
     Import(import::Import),
     Runs(runs::Runs),
     Register(register::Register),
+    Similar(similar::Similar),
     Smoke(smoke::Smoke),
 }
 
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         Command::Import(command) => command.run(cli.output),
         Command::Runs(command) => command.run(cli.output),
         Command::Register(command) => command.run(cli.output),
+        Command::Similar(command) => command.run(cli.output),
         Command::Smoke(command) => command.run(cli.output),
     };
     outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)

@@ -45,13 +45,13 @@ impl Sheet for TextSheet {
 /// Prints one row, a bad photo's text to standard error.
 pub(super) fn print(row: Row, labels: &[String], format: Format) -> Result<()> {
     // Here an error names its photo, so that it stands alone among lines of a terminal.
-    let Row { path, outcome } = row;
+    let Row { path, outcome, embedding } = row;
     let outcome = outcome.map_err(|reason| format!("{path}: {reason}"));
     if let (Format::Text, Err(error)) = (format, &outcome) {
         eprintln!("{error}");
         return Ok(());
     }
-    Ok(writeln!(std::io::stdout(), "{}", line(&Row { path, outcome }, labels, format))?)
+    Ok(writeln!(std::io::stdout(), "{}", line(&Row { path, outcome, embedding }, labels, format))?)
 }
 
 pub(super) fn csv_header(labels: &[String]) -> String {
@@ -98,6 +98,11 @@ fn csv_line(row: &Row, labels: &[String]) -> String {
         }
         Err(error) => format!("{path},,,{}{}", ",".repeat(labels.len()), quoted(error)),
     }
+}
+
+/// A path as a line of its own.
+pub(super) fn one_line(path: &str) -> String {
+    path.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
 }
 
 /// A CSV field (RFC 4180).

@@ -192,14 +192,14 @@ impl Report<'_> {
     }
 }
 
-fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Error> {
     use base64::Engine as _;
     let encoded = base64::engine::general_purpose::STANDARD.encode(jpeg);
     to.serialize_str(&format!("data:image/jpeg;base64,{encoded}"))
 }
 
 /// A small JPEG, the aspect kept.
-fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
     let pixels = petnet::preprocess::decode(bytes, &petnet::preprocess::Limits::default())?;
     let picture = image::RgbImage::from_raw(pixels.width(), pixels.height(), pixels.into_data())
         .map(image::DynamicImage::ImageRgb8)
