@@ -146,7 +146,7 @@ fn files_that_claim_something_else_are_refused() {
     let whole = npy(&drawn(3, 5));
     let with = |from: &str, to: &str| {
         let head = String::from_utf8_lossy(&whole[10..128]).replace(from, to);
-        [&whole[..10], format!("{head:<118}")[..118].as_bytes(), &whole[128..]].concat()
+        [&whole[..10], &format!("{head:<118}").as_bytes()[..118], &whole[128..]].concat()
     };
     for bytes in [
         with("<f4", "<f8"),
