@@ -238,7 +238,8 @@ impl Index {
     }
 
     fn block_rows(&self) -> usize {
-        (BLOCK / self.embedding_len.max(1)).max(1)
+        // A multiple of the rows of every tile.
+        (BLOCK / self.embedding_len.max(1)).next_multiple_of(6).max(6)
     }
 
     /// A vector of the index's length, divided by its norm.
