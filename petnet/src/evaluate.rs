@@ -146,7 +146,7 @@ impl Classifier {
         };
         for batch in Loader::new(dataset, settings).epoch(0, 0) {
             let batch = batch?;
-            let outputs = self.runner().run(batch.images)?;
+            let outputs = self.outputs(batch.images)?;
             outputs
                 .into_iter()
                 .zip(batch.targets)

@@ -165,7 +165,7 @@ impl ModelInfo {
     }
 
     /// The network whose features out-of-distribution scores are made of.
-    fn ood_graph(&self) -> &Graph {
+    pub(crate) fn ood_graph(&self) -> &Graph {
         self.source.as_ref().map_or(&self.graph, SourceHead::graph)
     }
 
