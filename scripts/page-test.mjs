@@ -29,8 +29,10 @@ async function answered(page) {
 
 // Choose a file, look at the heat map.
 const { page, complaints } = await open({ viewport: { width: 1100, height: 900 } });
+const predicted = page.waitForResponse(reply => reply.url().endsWith("/predict"));
 await page.setInputFiles("#file", photo);
 const label = await answered(page);
+const answer = await (await predicted).json();
 await page.screenshot({ path: `${shots}/page.png` });
 await page.click("#why");
 assert.equal(await page.getAttribute("#why", "aria-pressed"), "true");
@@ -55,10 +57,8 @@ for (const [reason, message, shown] of [
     `Perhaps a ${label}, but the confidence is too low for a decision.`],
 ]) {
   await page.reload();
-  await page.route("**/predict", async route => {
-    const reply = await route.fetch();
-    await route.fulfill({ response: reply, json: { ...await reply.json(), decision: "unsure", reason, message, ood_score: 1.5 } });
-  });
+  await page.route("**/predict", route =>
+    route.fulfill({ json: { ...answer, decision: "unsure", reason, message, ood_score: 1.5 } }));
   await page.setInputFiles("#file", photo);
   await page.waitForSelector("#labels button");
   assert.equal(await page.textContent("#answer"), "Unsure");

@@ -123,7 +123,7 @@ impl Report<'_> {
         };
         let own = [("own images", self.evaluation.ood_scores.as_slice())];
         let others =
-            self.others.iter().map(|other| (other.figures.input.as_str(), other.scores.as_slice()));
+            self.others.iter().map(|other| (ending(&other.figures.input), other.scores.as_slice()));
         let groups: Vec<_> = own.into_iter().chain(others).collect();
         charts::ood_scores(&groups, ood.threshold).map(Some)
     }
@@ -221,6 +221,13 @@ impl Report<'_> {
             })
             .collect()
     }
+}
+
+/// The last characters of an input's name, as many as a chart's legend has room for.
+fn ending(input: &str) -> &str {
+    const SHOWN: usize = 24;
+    let skipped = input.chars().count().saturating_sub(SHOWN);
+    input.char_indices().nth(skipped).map_or(input, |(start, _)| &input[start..])
 }
 
 /// Serializes a JPEG file as a data URL.
