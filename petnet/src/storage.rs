@@ -183,3 +183,31 @@ pub(crate) fn read_weight(name: &str, view: &TensorView<'_>) -> Result<Weight, M
     };
     Ok(Weight { shape: view.shape().to_vec(), values })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_bytes_keep_shape_and_size_of_values_and_refuse_others() {
+        let values: Vec<f32> = (0..3 * 65).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        let weight = Weight { shape: vec![65, 3], values };
+        let stored = store("source.classes.weight", &weight, Precision::Int8);
+        let [(_, shape, Dtype::U8, bytes), (_, _, _, scales)] = &stored[..] else {
+            panic!("{stored:?}")
+        };
+        assert_eq!(bytes.len(), 98, "two values a byte");
+        let scales: Vec<f32> =
+            scales.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let view = TensorView::new(Dtype::U8, shape.clone(), bytes).unwrap();
+        let read = unpack_nibbles("w", &view, (&[65, 3], &scales)).unwrap();
+        assert_eq!(read.shape, weight.shape);
+        let pairs = read.values.iter().zip(&weight.values);
+        let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error < 0.15, "{error}");
+        for shape in [[65, 4], [64, 3]] {
+            assert!(unpack_nibbles("w", &view, (&shape, &scales)).is_err());
+        }
+        assert_eq!(store("classes.weight", &weight, Precision::Int8)[0].2, Dtype::I8);
+    }
+}

@@ -14,9 +14,7 @@ use super::start::Given;
 use super::state::{Progress, State};
 use super::teacher::Teacher;
 use super::trunk::Trunk;
-use super::{
-    EpochReport, Fitted, Freeze, Monitor, Observer, StepReport, Trainer, clip, ema, probe,
-};
+use super::{EpochReport, Fitted, Freeze, Monitor, Observer, StepReport, Trainer, clip, ema};
 use crate::augment::Key;
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
@@ -50,7 +48,6 @@ impl<'a> Fit<'a> {
         trainer: &'a Trainer,
         given: Option<Given>,
         (train, valid): (&Dataset, &Dataset),
-        observer: &mut dyn Observer,
     ) -> Result<Self> {
         let plain = trainer.device.open()?;
         let device = plain.clone().autodiff();
@@ -68,15 +65,6 @@ impl<'a> Fit<'a> {
             info.normalization = given.model.info().normalization;
             model =
                 given.fill(Network::new(&info.graph, info.normalization, &device), &info.labels)?;
-            let fresh = given.is_of_other_classes(&info.labels) && !trainer.resumes();
-            let fitted = match blocks > 0 && fresh {
-                true => Some(probe::start(&given, train, trainer, observer)?),
-                false => None,
-            };
-            if let Some(fitted) = &fitted {
-                model = weights::write(model, fitted.weights())
-                    .map_err(|reason| Error::checkpoint("<last layer>", reason))?;
-            }
             let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
             let head = given.source_head(shared.copied().unwrap_or(0))?;
             if let Some((head, weights)) = head

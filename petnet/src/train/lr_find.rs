@@ -67,7 +67,7 @@ impl Trainer {
         let trainer = Self { out: None, ..self.clone() };
         let graph = trainer.architecture.graph(train.classes().len())?;
         let given = Given::read(&trainer.start(&graph), train.classes())?;
-        let mut fit = Fit::start(&trainer, given, (train, train), observer)?;
+        let mut fit = Fit::start(&trainer, given, (train, train))?;
         let growth = (range.end / range.start).powf(1.0 / (steps - 1) as f64);
         let rates = (0..steps).map(|step| range.start * growth.powi(step as i32));
         let (mut points, mut average, mut weight) = (Vec::new(), 0.0, 0.0);

@@ -349,7 +349,7 @@ impl Trainer {
                 Err(Error::Config("freeze needs weights to start from".into()))
             }
             (Freeze::Nothing | Freeze::Blocks(_), given) => {
-                fit::Fit::start(self, given, (train, valid), observer)?.run(observer)
+                fit::Fit::start(self, given, (train, valid))?.run(observer)
             }
         }
     }
@@ -357,12 +357,6 @@ impl Trainer {
     /// The weights to start from.
     fn start(&self, graph: &Graph) -> Start {
         self.init.clone().unwrap_or_else(|| start::default(graph))
-    }
-
-    /// True where a saved state is to be gone on from.
-    fn resumes(&self) -> bool {
-        let saved = self.out.as_ref().map(|out| out.join(Self::STATE));
-        self.resume && saved.is_some_and(|saved| saved.is_file())
     }
 
     /// The layers to freeze for so many images.

@@ -1,6 +1,6 @@
 //! Training of the last layer alone: the features of frozen layers are computed once, and the layer is fitted to them
-//! by logistic regression. Also gives fine-tuning a last layer to start from (Kumar et al., "Fine-tuning can distort
-//! pretrained features and underperform out-of-distribution", 2022).
+//! by logistic regression. The model is a good start for fine-tuning (Kumar et al., "Fine-tuning can distort pretrained
+//! features and underperform out-of-distribution", 2022).
 
 use std::time::{Instant, SystemTime};
 
@@ -20,7 +20,7 @@ use crate::weights::Weight;
 
 /// Images whose mirror images are fitted to as well; with more, they hardly change the layer.
 const MIRRORED: usize = 5000;
-/// Images that a layer for fine-tuning is fitted to at most.
+/// Images that are enough to know the training loss.
 const ENOUGH: usize = 6000;
 
 /// Features of images and their classes.
@@ -92,17 +92,6 @@ pub(super) fn with_last_layer(
         Weight { shape: shape.to_vec(), values: weights },
         Weight { shape: vec![classes], values: bias },
     )
-}
-
-/// A last layer to start fine-tuning from.
-pub(super) fn start(
-    given: &Given,
-    train: &Dataset,
-    trainer: &Trainer,
-    observer: &mut dyn Observer,
-) -> Result<Checkpoint> {
-    let model = prepared(given, train, trainer)?;
-    with_last_layer(model, &train.every(train.len().div_ceil(ENOUGH)), trainer, observer)
 }
 
 /// The model that training starts from, with a last layer of zeros for the data's classes.

@@ -123,11 +123,6 @@ impl Given {
         Checkpoint::new(info, given).map_err(|reason| Error::checkpoint(&self.path, reason))
     }
 
-    /// True where the weights are of a model for other classes.
-    pub(super) fn is_of_other_classes(&self, classes: &[String]) -> bool {
-        self.model.info().labels != classes
-    }
-
     /// The head of the network that training starts from and its weights, where training leaves its trunk as it was:
     /// the first `shared` nodes.
     pub(super) fn source_head(&self, shared: usize) -> Result<Option<(SourceHead, Weights)>> {
