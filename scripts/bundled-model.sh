@@ -33,7 +33,6 @@ else
 fi
 "$petnet" import "$weights" --labels-file "$work/classes.txt" --image-size 224 --out "$work/imagenet.safetensors"
 
-best=0
 for seed in "${seeds[@]}"; do
     "$petnet" fit --config configs/cats-vs-dogs.yaml --resume \
         --set "init=$work/imagenet.safetensors" --set "seed=$seed" --data "$prepared" --out "$work/seed-$seed"
@@ -42,10 +41,6 @@ for seed in "${seeds[@]}"; do
         >"$work/seed-$seed.json"
     accuracy=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["accuracy"])' "$work/seed-$seed.json")
     echo "seed $seed: $accuracy of validation images right"
-    if python3 -c 'import sys; sys.exit(not float(sys.argv[1]) > float(sys.argv[2]))' "$accuracy" "$best"; then
-        best=$accuracy
-        cp "$work/seed-$seed.safetensors" "$work/cats-vs-dogs.safetensors"
-    fi
 done
 python3 - "$work" "${seeds[@]}" <<'PY'
 import json, statistics, sys
@@ -54,5 +49,5 @@ values = [json.load(open(f"{work}/seed-{seed}.json"))["accuracy"] * 100 for seed
 spread = statistics.stdev(values) if len(values) > 1 else 0.0
 print(f"validation accuracy of {len(values)} seeds: {statistics.mean(values):.2f} % (standard deviation {spread:.2f})")
 PY
-ls -l "$work/cats-vs-dogs.safetensors"
-echo "To bundle it: cp $work/cats-vs-dogs.safetensors petnet/models/"
+ls -l "$work/seed-${seeds[0]}.safetensors"
+echo "To bundle it: cp $work/seed-${seeds[0]}.safetensors petnet/models/cats-vs-dogs.safetensors"
