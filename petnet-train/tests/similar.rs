@@ -147,7 +147,8 @@ fn embeddings_are_written_as_parquet() {
     let folder = root.path();
     petnet(folder, &["predict", "--quiet", "--embeddings", "all.parquet", "raw"]).output().unwrap();
     let file = fs::File::open(folder.join("all.parquet")).unwrap();
-    let rows = SerializedFileReader::new(file).unwrap().get_row_iter(None).unwrap();
+    let reader = SerializedFileReader::new(file).unwrap();
+    let rows = reader.get_row_iter(None).unwrap();
     let classifier = Classifier::pretrained().unwrap();
     let (mut read, mut failed) = (0, 0);
     for row in rows {

@@ -38,8 +38,8 @@ Examples:
 
 Images below a folder of --photos are synchronised with the index: new and changed ones are embedded, those that are
 gone are removed, and images of other folders stay. An index belongs to the model that made it.
-For 1,280 values an image takes 5 KB of memory and disk; a million images are searched in less than a second, while
---duplicates compares each with each: a minute or so for 100,000.")]
+For 1,280 values an image takes 5 KB of memory and disk; a million images are searched in about a second, while
+--duplicates compares each with each: minutes for 100,000, hours for a million.")]
 pub(crate) struct Similar {
     /// Folder of the index
     #[arg(long, value_name = "DIR")]
