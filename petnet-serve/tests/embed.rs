@@ -85,7 +85,7 @@ fn the_protocol_gives_embeddings_to_those_who_name_them() {
     let model = server.get("/v2/models/cats-vs-dogs").json();
     assert!(model["outputs"].as_array().unwrap().contains(&described), "{model}");
     let config = server.get("/v2/models/cats-vs-dogs-pixels/config").json();
-    assert_eq!(config["output"][3]["dims"], json!([-1, length]));
+    assert_eq!(config["output"][4]["dims"], json!([-1, length]));
 
     let data = photos.map(|photo| base64::engine::general_purpose::STANDARD.encode(photo));
     let ask = |outputs: Value| {
