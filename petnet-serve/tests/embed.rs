@@ -104,7 +104,7 @@ fn the_protocol_gives_embeddings_to_those_who_name_them() {
     assert_eq!(values.collect::<Vec<_>>(), expected);
     let default = ask(json!([])).json();
     let names = default["outputs"].as_array().unwrap().iter().map(|output| &output["name"]);
-    assert_eq!(names.collect::<Vec<_>>(), ["probabilities", "label", "prediction_id"]);
+    assert_eq!(names.collect::<Vec<_>>(), ["probabilities", "label", "prediction_id", "decision"]);
     let ranked =
         ask(json!([{ "name": "embedding", "parameters": { "classification": 1 } }])).status;
     assert_eq!(ranked, 400);
