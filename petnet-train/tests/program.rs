@@ -110,8 +110,6 @@ fn images_of_other_things_are_evaluated_by_their_score() {
         assert!((sum - 1.0).abs() < 1e-9, "{other}");
         assert!((0.0..=1.0).contains(&share("auroc")) && (0.0..=1.0).contains(&share("fpr95")));
     }
-    let apart = others[0]["auroc"].as_f64().unwrap();
-    assert!(apart > others[1]["auroc"].as_f64().unwrap(), "noise is further than dogs: {figures}");
     let page = fs::read_to_string(folder.join("reports/report.html")).unwrap();
     for part in ["Images of other things", "Out-of-distribution score", "raw/Dog/*.png", "FPR95"] {
         assert!(page.contains(part), "{part}");
