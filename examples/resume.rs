@@ -2,6 +2,8 @@
 //!
 //! Run with `cargo run --release --example resume -- photos models`
 
+use petnet::preprocess::{Preprocess, Resize};
+use petnet::train::Freeze;
 use petnet::{Dataset, Trainer};
 
 fn main() -> petnet::Result<()> {
@@ -10,7 +12,10 @@ fn main() -> petnet::Result<()> {
     let models = arguments.next().unwrap_or_else(|| "models".into());
     let (train, valid) = Dataset::open(photos)?.split(0.8)?;
     let trainer = Trainer {
+        freeze: Some(Freeze::Blocks(15)), // the last block and what follows is trained
+        preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
         epochs: 4,
+        batch_size: 8,
         out: Some(models.into()), // the state is kept here, after each epoch and every 200 steps
         resume: true,             // without a state there, from the beginning
         ..Trainer::default()

@@ -64,6 +64,13 @@ pub(crate) struct Answer<T> {
     pub(crate) photo: Photo,
 }
 
+/// What one pass through the network gives.
+pub(crate) struct Classified {
+    pub(crate) prediction: Prediction,
+    /// The features, of norm 1: a by-product of the prediction.
+    pub(crate) embedding: Vec<f32>,
+}
+
 /// What is remembered of a photo.
 pub(crate) struct Photo {
     pub(crate) statistics: ImageStatistics,
@@ -74,7 +81,7 @@ pub(crate) struct Photo {
 type Reply<T> = oneshot::Sender<Result<Answer<T>, Problem>>;
 
 enum Work {
-    Classify(Reply<Prediction>),
+    Classify(Reply<Classified>),
     Explain(Reply<Explanation>),
 }
 
@@ -192,7 +199,7 @@ impl Batcher {
         model: Arc<Model>,
         photo: impl Into<Picture>,
         place: Ticket,
-    ) -> Result<Answer<Prediction>, Problem> {
+    ) -> Result<Answer<Classified>, Problem> {
         self.ask(Work::Classify, model, photo.into(), place).await
     }
 
@@ -204,7 +211,7 @@ impl Batcher {
         &self,
         model: &Arc<Model>,
         pictures: Vec<Result<P, Problem>>,
-    ) -> Result<Vec<Result<Answer<Prediction>, Problem>>, Problem> {
+    ) -> Result<Vec<Result<Answer<Classified>, Problem>>, Problem> {
         let mut places = self.admit(pictures.len())?;
         let answers = pictures.into_iter().map(|picture| {
             let place = places.split().ok_or_else(Problem::internal);
@@ -334,14 +341,15 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     histogram!("batch_size").record(pictures.len() as f64);
     rates.batch(pictures.len());
     let began = Instant::now();
-    let outcome = contain(|| model.classifier.classify_pixels(&pictures));
+    let outcome = contain(|| model.classifier.classify_and_embed(&pictures));
     let pass = Stage::since(began);
     histogram!("inference_duration_seconds").record(pass.took);
     match outcome {
         Ok(predictions) => {
             let replies = replies.into_iter().zip(predictions);
-            for ((reply, photo, (decode, queued), _place), value) in replies {
+            for ((reply, photo, (decode, queued), _place), (prediction, embedding)) in replies {
                 let timings = timings(decode, queued, pass);
+                let value = Classified { prediction, embedding };
                 let _ = reply.send(Ok(Answer { value, timings, photo }));
             }
         }

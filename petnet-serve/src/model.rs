@@ -51,6 +51,7 @@ impl Model {
         let checkpoint = Checkpoint::from_bytes(&bytes).with_context(|| settings.model.clone())?;
         let classifier =
             Classifier::new(checkpoint, settings.device)?.with_limits(settings.limits());
+        let classifier = classifier.with_mirrors(settings.tta);
         let model = Self {
             classifier,
             name,

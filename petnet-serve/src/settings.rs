@@ -114,6 +114,10 @@ pub struct Settings {
     /// Most photos in one pass through the network
     #[arg(long, env = "PETNET_MAX_BATCH", default_value_t = 16, help_heading = "Batching")]
     pub max_batch: usize,
+    /// Average each image's outputs with those of its mirror image (test-time augmentation), for twice the network's
+    /// time
+    #[arg(long, env = "PETNET_TTA", help_heading = "Batching")]
+    pub tta: bool,
     /// Most photos in the house, from decoding to answer; more are refused at once
     #[arg(long, env = "PETNET_QUEUE", default_value_t = 32, help_heading = "Batching")]
     pub queue: usize,

@@ -59,7 +59,7 @@ fn what_is_served_is_described() {
         json!({ "name": "decision", "datatype": "BYTES", "shape": [-1] })
     );
     let pixels = server.get("/v2/models/cats-vs-dogs-pixels").json();
-    assert_eq!(pixels["inputs"][0]["shape"], json!([-1, 3, 160, 160]));
+    assert_eq!(pixels["inputs"][0]["shape"], json!([-1, 3, 224, 224]));
     assert_eq!(
         server.get("/v2/models/cats-vs-dogs/config").json()["input"][0]["dims"],
         json!([-1])
@@ -129,11 +129,11 @@ fn tensors_give_the_answer_of_the_same_pixels_and_compression_changes_nothing() 
     let classifier = petnet::Classifier::pretrained().unwrap();
     let pixels = classifier.preprocess(&picture(ImageFormat::Png)).unwrap();
     let expected = classifier.classify_pixels(std::slice::from_ref(&pixels)).unwrap();
-    let plane = 160 * 160;
+    let plane = 224 * 224;
     let value = |at: usize| f32::from(pixels.data()[at % plane * 3 + at / plane]);
     let raw: Vec<u8> = (0..3 * plane).flat_map(|at| value(at).to_le_bytes()).collect();
     let head = json!({ "inputs": [{
-        "name": "pixels", "shape": [1, 3, 160, 160], "datatype": "FP32",
+        "name": "pixels", "shape": [1, 3, 224, 224], "datatype": "FP32",
         "parameters": { "binary_data_size": raw.len() },
     }] });
     let path = "/v2/models/cats-vs-dogs-pixels/infer";

@@ -7,7 +7,7 @@ use anyhow::Result;
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{Freeze, Monitor, Optimizer, Resizing, Schedule, Start};
+use petnet::train::{Distillation, Freeze, Monitor, Optimizer, Resizing, Schedule, Start};
 use petnet::{ClassSet, Device, Trainer};
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,8 @@ pub(crate) struct Config {
     model: Architecture,
     num_classes: Option<usize>,
     init: Option<Start>,
-    freeze: Freeze,
+    freeze: Option<Freeze>,
+    source_classes: Option<ClassSet>,
     image_size: u32,
     progressive: Vec<Resizing>,
     resize: Resize,
@@ -44,12 +45,12 @@ pub(crate) struct Config {
     momentum: f64,
     weight_decay: f64,
     label_smoothing: f32,
+    distillation: Option<Distillation>,
     balanced: bool,
     grad_clip: f64,
     ema_decay: f64,
     precise_bn_images: usize,
     quantize: bool,
-    pub(crate) source_classes: Option<ClassSet>,
     early_stopping: usize,
     seed: u64,
     num_workers: usize,
@@ -92,6 +93,7 @@ impl Default for Config {
             num_classes: None,
             init: trainer.init,
             freeze: trainer.freeze,
+            source_classes: trainer.source_classes,
             image_size: trainer.preprocess.size,
             progressive: trainer.progressive,
             resize: trainer.preprocess.resize,
@@ -104,12 +106,12 @@ impl Default for Config {
             momentum: trainer.momentum,
             weight_decay: trainer.weight_decay,
             label_smoothing: trainer.label_smoothing,
+            distillation: trainer.distillation,
             balanced: trainer.balanced,
             grad_clip: trainer.grad_clip,
             ema_decay: trainer.ema_decay,
             precise_bn_images: trainer.precise_bn_images,
             quantize: trainer.quantize,
-            source_classes: None,
             early_stopping: trainer.early_stopping,
             seed: trainer.seed,
             num_workers: trainer.workers,
@@ -206,6 +208,7 @@ impl Config {
             architecture: self.model.clone(),
             init: self.init.clone(),
             freeze: self.freeze,
+            source_classes: self.source_classes.clone(),
             preprocess: Preprocess { size: self.image_size, resize: self.resize },
             progressive: self.progressive.clone(),
             epochs: self.num_epochs,
@@ -217,6 +220,7 @@ impl Config {
             momentum: self.momentum,
             weight_decay: self.weight_decay,
             label_smoothing: self.label_smoothing,
+            distillation: self.distillation.clone(),
             balanced: self.balanced,
             grad_clip: self.grad_clip,
             ema_decay: self.ema_decay,

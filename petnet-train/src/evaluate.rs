@@ -39,6 +39,9 @@ pub(crate) struct Evaluate {
     /// Images of other things, for AUROC, FPR95 and the most confident answers: what `predict` takes; repeatable
     #[arg(long, value_name = "INPUT")]
     ood: Vec<PathBuf>,
+    /// Average each image's outputs with those of its mirror image (test-time augmentation), for twice the time
+    #[arg(long)]
+    tta: bool,
     /// Folder for metrics.json and report.html
     #[arg(long, default_value = "reports")]
     out: PathBuf,
@@ -104,7 +107,7 @@ enum Split {
 impl Evaluate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let classifier = open_model(&self.model, self.device)?;
+        let classifier = open_model(&self.model, self.device)?.with_mirrors(self.tta);
         let (dataset, source) = self.open_data()?;
         let dataset = dataset.with_labels(classifier.labels())?;
         let bar = terminal::bar(dataset.len() as u64, "evaluating", output);

@@ -106,7 +106,7 @@ fn fit(
     let fitted = trainer.fit_observed(train, valid, watcher)?;
     watcher.finish();
     let out = &config.checkpoint.save_dir;
-    let source_classes = config.source_classes.clone();
+    let source_classes = trainer.source_classes.clone();
     let calibration = Calibration { device: trainer.device, source_classes };
     let best = fitted.best.calibrated(train, valid, &calibration)?;
     let file = out.join(Trainer::BEST);
@@ -238,6 +238,12 @@ impl Observer for Watcher {
                 images_per_second = report.images_per_second
             );
         }
+    }
+
+    fn features(&mut self, done: usize, all: usize) {
+        self.bar.set_prefix("features");
+        self.bar.set_length(all as u64);
+        self.bar.set_position(done as u64);
     }
 
     fn epoch(&mut self, report: &EpochReport) {

@@ -17,6 +17,7 @@ mod quantize;
 mod register;
 mod report;
 mod runs;
+mod similar;
 mod smoke;
 mod terminal;
 mod tracking;
@@ -67,6 +68,7 @@ enum Command {
     Import(import::Import),
     Runs(runs::Runs),
     Register(register::Register),
+    Similar(similar::Similar),
     Smoke(smoke::Smoke),
 }
 
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         Command::Import(command) => command.run(cli.output),
         Command::Runs(command) => command.run(cli.output),
         Command::Register(command) => command.run(cli.output),
+        Command::Similar(command) => command.run(cli.output),
         Command::Smoke(command) => command.run(cli.output),
     };
     outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)

@@ -192,7 +192,7 @@ fn bad_input_ends_with_one_line_and_the_right_status() {
     fs::write(folder.join("bad.yaml"), "learning_rte: 1").unwrap();
     fs::write(folder.join("broken.yaml"), "a: [").unwrap();
     fs::write(folder.join("broken.safetensors"), b"junk").unwrap();
-    fs::write(folder.join("tiny.yaml"), "image_size: 8").unwrap();
+    fs::write(folder.join("tiny.yaml"), "model: {name: simple_cnn}\nimage_size: 8").unwrap();
     let cases: [(&[&str], i32, &str); 10] = [
         (
             &["fit", "--config", "tiny.yaml", "--data", "raw"],

@@ -330,8 +330,11 @@ fn only_a_model_as_good_as_the_champion_takes_its_place() {
     let folder = root.path();
     let server = Server::start(0);
     succeed(folder, &FIT);
-    fs::write(folder.join("weak.yaml"), "image_size: 16\nnum_epochs: 1\nlearning_rate: 0.000001\n")
-        .unwrap();
+    fs::write(
+        folder.join("weak.yaml"),
+        "model: {name: simple_cnn}\nimage_size: 16\nnum_epochs: 1\nlearning_rate: 0.000001\n",
+    )
+    .unwrap();
     succeed(
         folder,
         &["fit", "--config", "weak.yaml", "--data", "data", "--out", "weak", "--quiet"],

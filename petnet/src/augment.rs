@@ -69,24 +69,24 @@ pub struct Augment {
 }
 
 impl Default for Augment {
-    /// The reference system's set, with a random crop added.
+    /// Random crop, mirror image, small rotations, light changes of colour, and erasing: a set for fine-tuning.
     fn default() -> Self {
         Self {
             horizontal_flip: 0.5,
-            crop_scale: 0.6,
+            crop_scale: 0.3,
             crop_ratio: 1.33,
-            rotation: 15.0,
-            shift: 0.1,
-            scale: 0.1,
-            affine: 0.3,
-            brightness: 0.2,
-            contrast: 0.2,
-            saturation: 0.2,
-            hue: 8.0,
-            blur: 0.05,
-            noise: 0.05,
+            rotation: 10.0,
+            shift: 0.0,
+            scale: 0.0,
+            affine: 0.5,
+            brightness: 0.15,
+            contrast: 0.15,
+            saturation: 0.15,
+            hue: 0.0,
+            blur: 0.0,
+            noise: 0.0,
             noise_std: 8.0,
-            erasing: 0.0,
+            erasing: 0.25,
             mixup: 0.0,
             cutmix: 0.0,
         }

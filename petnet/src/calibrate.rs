@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::augment::Augment;
 use crate::checkpoint::Checkpoint;
 use crate::classifier::Classifier;
 use crate::dataset::Dataset;
@@ -109,7 +110,7 @@ impl Images {
     fn of(classifier: &Classifier, dataset: &Dataset) -> Result<Self> {
         let dataset = dataset.clone().with_labels(classifier.labels())?;
         let mut images = Self { outputs: Vec::new(), truth: Vec::new() };
-        classifier.each_output(&dataset, |outputs, class| {
+        classifier.each_output(&dataset, Augment::none(), |outputs, class| {
             images.outputs.push(outputs);
             images.truth.push(class);
         })?;

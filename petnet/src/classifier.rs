@@ -33,6 +33,7 @@ pub struct Classifier {
     runner: Runner,
     limits: Limits,
     parameters: usize,
+    mirrors: bool,
 }
 
 impl Classifier {
@@ -62,13 +63,20 @@ impl Classifier {
         let parameters = checkpoint.parameters();
         let detector = checkpoint.detector()?;
         let (info, runner) = Runner::new(checkpoint, device)?;
-        Ok(Self { info, detector, runner, limits: Limits::default(), parameters })
+        Ok(Self { info, detector, runner, limits: Limits::default(), parameters, mirrors: false })
     }
 
     /// Replaces the bounds on what is decoded.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// Test-time augmentation: with `mirrors`, each image's logits, features and scores are means over the image and
+    /// its mirror image, which takes twice the network's time. Heat maps are the image's own.
+    #[must_use]
+    pub fn with_mirrors(self, mirrors: bool) -> Self {
+        Self { mirrors, ..self }
     }
 
     /// What the model says about itself.
@@ -163,8 +171,19 @@ impl Classifier {
             return Ok(Vec::new());
         }
         let bytes = self.bytes(pictures)?;
-        let outputs = self.runner.run(bytes)?;
+        let outputs = self.outputs(bytes)?;
         Ok(outputs.iter().map(|outputs| self.prediction(outputs)).collect())
+    }
+
+    /// Outputs of images, `[n, size, size, 3]` bytes.
+    pub(crate) fn outputs(&self, images: Vec<u8>) -> Result<Vec<Outputs>> {
+        if !self.mirrors {
+            return self.runner.run(images);
+        }
+        let mirrored = mirrored(&images, self.info.preprocess.size as usize);
+        let outputs = self.runner.run(images)?;
+        let mirrored = self.runner.run(mirrored)?;
+        Ok(outputs.into_iter().zip(mirrored).map(|(own, other)| own.mean(&other)).collect())
     }
 
     /// `[n, size, size, 3]`.
@@ -206,5 +225,24 @@ impl Classifier {
         };
         let label = self.info.labels[index].clone();
         Prediction { label, index, probabilities, ood_score, decision }
+    }
+}
+
+/// Mirror images of images, `[n, size, size, 3]` bytes: left is right.
+fn mirrored(images: &[u8], size: usize) -> Vec<u8> {
+    let rows = images.chunks_exact(size * 3);
+    rows.flat_map(|row| row.as_chunks::<3>().0.iter().rev().flatten()).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mirrored;
+
+    #[test]
+    fn mirror_images_keep_their_rows_and_colours() {
+        let images: Vec<u8> = (0..24).collect();
+        let expected = [3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8];
+        assert_eq!(mirrored(&images, 2)[..12], expected);
+        assert_eq!(mirrored(&mirrored(&images, 2), 2), images);
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::graph::GraphError;
+use crate::similar::IndexError;
 
 /// The result of every fallible call of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,6 +33,17 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         reason: ModelError,
+    },
+    /// An embedding does not fit an index, or a query.
+    #[error("index: {0}")]
+    Index(#[from] IndexError),
+    /// A file of an index is damaged or does not fit.
+    #[error("index {path}: {reason}")]
+    IndexFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: IndexError,
     },
     /// A setting is out of range or contradicts another.
     #[error("configuration: {0}")]

@@ -102,7 +102,7 @@ impl Classifier {
     pub fn evaluate(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Evaluation> {
         let dataset = dataset.clone().with_labels(self.labels())?;
         let mut evaluation = Evaluation { classes: self.labels().len(), ..Evaluation::default() };
-        self.each_output(&dataset, |outputs, class| {
+        self.each_output(&dataset, Augment::none(), |outputs, class| {
             let prediction = self.prediction(&outputs);
             evaluation.probabilities.push(prediction.probabilities);
             evaluation.decisions.push(prediction.decision);
@@ -121,7 +121,7 @@ impl Classifier {
     /// What images and device refuse.
     pub fn predict(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Vec<Prediction>> {
         let mut predictions = Vec::with_capacity(dataset.len());
-        self.each_output(dataset, |outputs, _| {
+        self.each_output(dataset, Augment::none(), |outputs, _| {
             predictions.push(self.prediction(&outputs));
             progress(1);
         })?;
@@ -132,6 +132,7 @@ impl Classifier {
     pub(crate) fn each_output(
         &self,
         dataset: &Dataset,
+        augment: Augment,
         mut seen: impl FnMut(Outputs, usize),
     ) -> Result<()> {
         let settings = LoaderSettings {
@@ -139,13 +140,13 @@ impl Classifier {
             workers: 1,
             cache_bytes: 0,
             preprocess: self.info().preprocess,
-            augment: Augment::none(),
+            augment,
             seed: 0,
             shuffle: false,
         };
         for batch in Loader::new(dataset, settings).epoch(0, 0) {
             let batch = batch?;
-            let outputs = self.runner().run(batch.images)?;
+            let outputs = self.outputs(batch.images)?;
             outputs
                 .into_iter()
                 .zip(batch.targets)

@@ -14,6 +14,7 @@ mod classifier;
 pub mod dataset;
 mod device;
 pub mod drift;
+mod embed;
 mod engine;
 mod error;
 #[cfg(feature = "train")]
@@ -23,6 +24,8 @@ pub mod graph;
 mod kernel;
 #[cfg(feature = "train")]
 pub mod loader;
+#[cfg(feature = "train")]
+mod logistic;
 pub mod metrics;
 #[cfg(feature = "mlflow")]
 pub mod mlflow;
@@ -40,6 +43,7 @@ pub mod pytorch;
 mod quantization;
 mod quantize;
 mod runner;
+pub mod similar;
 mod storage;
 #[cfg(feature = "train")]
 pub mod train;

@@ -54,7 +54,8 @@ impl Checkpoint {
         dataset: &crate::Dataset,
         preprocess: crate::preprocess::Preprocess,
     ) -> Result<Self> {
-        self.with_preprocess(preprocess)?.quantized(&dataset.drawn(preprocess, MEASURED)?)
+        let model = self.with_record(|info| info.preprocess = preprocess)?;
+        model.quantized(&dataset.drawn(preprocess, MEASURED)?)
     }
 
     fn ranges(&self, images: &[Pixels]) -> Result<BTreeMap<String, [f32; 2]>, ModelError> {

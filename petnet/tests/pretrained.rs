@@ -68,7 +68,8 @@ fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
 #[test]
 fn the_engine_says_what_burn_says_of_drawn_pictures() {
     use petnet::{Checkpoint, Device};
-    let on = |device| Classifier::new(Checkpoint::pretrained().unwrap(), device).unwrap();
+    let floats = || Checkpoint::pretrained().unwrap().with_quantization(None).unwrap();
+    let on = |device| Classifier::new(floats(), device).unwrap();
     let (engine, burn) = (on(Device::Cpu), on(Device::Flex));
     for kind in KINDS {
         let photo = png(&thing(kind, 0));

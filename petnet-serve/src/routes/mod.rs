@@ -1,6 +1,7 @@
 //! From a request to its answer: which path, which method, and what every answer carries.
 
 mod admin;
+mod embed;
 mod events;
 mod explain;
 mod feedback;
@@ -44,7 +45,7 @@ const GET: &str = "GET, HEAD";
 const POST: &str = "POST";
 
 /// Every path with the methods it takes.
-pub(crate) const ROUTES: [(&str, &str); 27] = [
+pub(crate) const ROUTES: [(&str, &str); 28] = [
     ("/", GET),
     ("/health", GET),
     ("/livez", GET),
@@ -57,6 +58,7 @@ pub(crate) const ROUTES: [(&str, &str); 27] = [
     ("/predict", POST),
     ("/predict/batch", POST),
     ("/explain", POST),
+    ("/embed", POST),
     ("/feedback", POST),
     ("/feedback/export", GET),
     ("/events/adoption", POST),
@@ -98,12 +100,13 @@ fn find(path: &str) -> Option<(&'static str, &'static str, String)> {
 }
 
 /// Paths that people and their programs come for; probes and scrapers are no visitors.
-const VISITED: [&str; 8] = [
+const VISITED: [&str; 9] = [
     "/",
     "/docs",
     "/predict",
     "/predict/batch",
     "/explain",
+    "/embed",
     "/feedback",
     "/events/adoption",
     "/v2/models/{model}/infer",
@@ -182,6 +185,7 @@ async fn dispatch(
         "/predict" => predict::one(app, request).await,
         "/predict/batch" => predict::many(app, request).await,
         "/explain" => explain::explain(app, request).await,
+        "/embed" => embed::embed(app, request).await,
         "/feedback" => feedback::give(app, request).await,
         "/feedback/export" => feedback::export(app, request).await,
         path if path.starts_with("/v2") => v2::handle(app, path, model, request).await,

@@ -29,13 +29,14 @@ pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Resu
     let place = app.batcher.admit(1)?;
     let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place).await?;
     let id = new_id();
-    remember(app, &model, id, (&answer.value, &answer.photo));
-    let mut fields = describe(&answer.value, &model, id);
+    let prediction = &answer.value.prediction;
+    remember(app, &model, id, (prediction, &answer.photo));
+    let mut fields = describe(prediction, &model, id);
     fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()).into());
     let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
     let accepted = Some(began);
     let timings = vec![answer.timings];
-    reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(&answer.value, id) });
+    reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(prediction, id) });
     Ok(reply)
 }
 
@@ -59,8 +60,8 @@ pub(super) async fn many(
             let mut fields = match outcome {
                 Ok(answer) => {
                     let id = new_id();
-                    remember(app, &model, id, (&answer.value, &answer.photo));
-                    describe(&answer.value, &model, id)
+                    remember(app, &model, id, (&answer.value.prediction, &answer.photo));
+                    describe(&answer.value.prediction, &model, id)
                 }
                 Err(problem) => Map::from_iter([("error".to_string(), problem.json())]),
             };

@@ -120,7 +120,7 @@ impl Record<'_> {
         if let Some(Problem { kind, .. }) = self.note.problem {
             counter!("api_errors_total", "endpoint" => self.route, "error_type" => kind)
                 .increment(1);
-            if predicts || self.route == "/explain" {
+            if predicts || ["/embed", "/explain"].contains(&self.route) {
                 counter!("prediction_errors_total", "error_type" => kind).increment(1);
             }
         }

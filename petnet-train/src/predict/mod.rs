@@ -6,6 +6,7 @@ mod cloud;
 #[cfg(not(feature = "cloud"))]
 #[path = "no_cloud.rs"]
 mod cloud;
+mod embeddings;
 mod listing;
 mod parts;
 mod pipeline;
@@ -19,10 +20,12 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use petnet::{Checkpoint, Classifier, Device, Prediction};
 
+use self::embeddings::{EmbeddingFile, Form};
 use self::listing::{Done, Listing, Shard};
 use self::parts::{Parts, Progress, Record};
 use self::pipeline::{Lanes, Row};
 use self::rows::Model;
+pub(crate) use self::source::images_below;
 use crate::config::ConfigError;
 use crate::{Output, terminal};
 
@@ -39,10 +42,15 @@ const MANY: u64 = 100;
 Millions of photos: answers go to a folder, in parts. Killed and started again, the same command goes on
 where it was; every photo is scored once. Four machines share the work, here this is the first of them:
   petnet-train predict --out answers --format csv --shard 0/4 photos/
+  petnet-train predict --out answers --embeddings npy photos/
+
+Embeddings, vectors of norm 1 to compare photos by, in the same pass; `np.load(\"cats.npy\")` reads them:
+  petnet-train predict --embeddings cats.npy photos/    # [photos, values]; cats.paths.txt has a path a row
 Built with `--features cloud`, from a bucket into Parquet. Credentials come from the variables that the
 clouds' own tools read (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP,
 GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME, ...):
   petnet-train predict --out answers --format parquet s3://photos/inbox/
+  petnet-train predict --embeddings cats.parquet photos/
   petnet-train predict --out answers --format parquet 's3://photos/shards/part-*.tar'")]
 pub(crate) struct Predict {
     /// Model file, or `pretrained` for the bundled one
@@ -63,6 +71,9 @@ pub(crate) struct Predict {
     /// Photos in a part
     #[arg(long, default_value_t = 10_000, requires = "out", value_parser = clap::value_parser!(u64).range(1..))]
     part_size: u64,
+    /// Write embeddings, too: a .npy or .parquet file; with --out `npy` or `parquet`, a file for each part
+    #[arg(long, value_name = "FILE")]
+    embeddings: Option<PathBuf>,
     /// Take the I-th of N shares of the photos; I is from 0 to N - 1
     #[arg(long, value_name = "I/N", default_value = "0/1")]
     shard: Shard,
@@ -105,8 +116,15 @@ impl Predict {
             _ if output.json => Format::Jsonl,
             asked => asked.unwrap_or(Format::Text),
         };
+        let form = self.embeddings.as_deref().map(Form::of_file).transpose()?;
         let classifier = open_model(&self.model, self.device)?;
         let model = Model::new(&classifier, &petnet::sha256(&model_bytes(&self.model)?));
+        let file = self
+            .embeddings
+            .as_deref()
+            .zip(form)
+            .map(|(path, form)| EmbeddingFile::create(path, form, classifier.embedding_len()));
+        let mut file = file.transpose()?;
         if format == Format::Csv {
             println!("{}", rows::csv_header(&model));
         }
@@ -116,10 +134,16 @@ impl Predict {
         self.score(&classifier, Done::default(), |row| {
             photos += 1;
             failed += u64::from(row.outcome.is_err());
+            if let Some(file) = &mut file {
+                file.add(&row)?;
+            }
             bar.inc(1);
             bar.suspend(|| rows::print(row, &model, format))
         })?;
         bar.finish_and_clear();
+        if let Some(file) = file {
+            file.finish()?;
+        }
         if photos > MANY {
             let speed = photos as f64 / began.elapsed().as_secs_f64();
             tracing::info!("{photos} photos, {speed:.1} photos/s");
@@ -140,6 +164,7 @@ impl Predict {
             Format::Parquet => cloud::require("--format parquet").map(|()| Format::Parquet)?,
             other => other,
         };
+        let form = self.embeddings.as_deref().map(Form::of_parts).transpose()?;
         self.inputs.iter().try_for_each(|input| source::require(input))?;
         let classifier = open_model(&self.model, self.device)?;
         let record = Record {
@@ -148,9 +173,11 @@ impl Predict {
             format: format.ending().into(),
             shards: self.shard.count,
             part_size: self.part_size,
+            embeddings: form.map(|form| form.ending().into()),
         };
         let model = Model::new(&classifier, &record.model_sha256);
-        let mut parts = Parts::open(folder, &record, (format, self.shard), model)?;
+        let embeddings = form.map(|form| (form, classifier.embedding_len()));
+        let mut parts = Parts::open(folder, &record, (format, self.shard), model, embeddings)?;
         let before = parts.progress().clone();
         if parts.is_complete() {
             return report(&before, None, output);

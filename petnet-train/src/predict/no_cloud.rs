@@ -4,6 +4,7 @@ use std::fs::File;
 
 use anyhow::Result;
 
+use super::embeddings::Table;
 use super::listing::Listing;
 use super::rows::{Model, Sheet};
 use crate::config::ConfigError;
@@ -14,6 +15,10 @@ pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
 
 pub(super) fn parquet(_: File, _: &Model) -> Result<Box<dyn Sheet>> {
     Err(missing("--format parquet"))
+}
+
+pub(super) fn embeddings(_: File) -> Result<Box<dyn Table>> {
+    Err(missing("--embeddings in Parquet"))
 }
 
 /// Fails: `what` needs the feature.

@@ -4,6 +4,7 @@
 //! _petnet.json               what was asked for; a run with other settings is refused
 //! _progress-00000.json       what shard 0 finished, the digest of its photos' paths included
 //! part-00000-00000.parquet   shard, part; complete as soon as it is there
+//! embeddings-00000-00000.npy its embeddings, where they are asked for; there before the part is
 //! _SUCCESS-00000             shard 0 is complete
 //! ```
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::embeddings::{EmbeddingFile, Form};
 use super::listing::{Done, Shard, Trail};
 use super::pipeline::Row;
 use super::rows::{Model, Sheet, TextSheet};
@@ -28,6 +30,8 @@ pub(super) struct Record {
     pub(super) format: String,
     pub(super) shards: u64,
     pub(super) part_size: u64,
+    /// The form of the files of embeddings.
+    pub(super) embeddings: Option<String>,
 }
 
 /// What a shard finished.
@@ -48,6 +52,7 @@ impl Progress {
 /// The part that is being written.
 struct Open {
     sheet: Box<dyn Sheet>,
+    embeddings: Option<EmbeddingFile>,
     partial: PathBuf,
     progress: Progress,
 }
@@ -58,6 +63,8 @@ pub(super) struct Parts {
     shard: Shard,
     part_size: u64,
     model: Model,
+    /// The form of files of embeddings, and the values of each.
+    embeddings: Option<(Form, usize)>,
     finished: Progress,
     open: Option<Open>,
 }
@@ -69,6 +76,7 @@ impl Parts {
         record: &Record,
         (format, shard): (Format, Shard),
         model: Model,
+        embeddings: Option<(Form, usize)>,
     ) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let Record { part_size, .. } = *record;
@@ -81,14 +89,17 @@ impl Parts {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Progress::default(),
             Err(e) => return Err(e).with_context(|| progress.display().to_string()),
         };
-        let parts = Self { folder, format, shard, part_size, model, finished, open: None };
+        let parts =
+            Self { folder, format, shard, part_size, model, embeddings, finished, open: None };
         for number in 0..parts.finished.parts {
-            let part = parts.part(number);
-            if !part.is_file() {
-                bail!(
-                    "{}: this finished part is gone: put it back or take another --out",
-                    part.display()
-                );
+            let embeddings = embeddings.map(|(form, _)| parts.embeddings(number, form));
+            for file in [Some(parts.part(number)), embeddings].into_iter().flatten() {
+                if !file.is_file() {
+                    bail!(
+                        "{}: this finished part is gone: put it back or take another --out",
+                        file.display()
+                    );
+                }
             }
         }
         parts.remove_partials()?;
@@ -103,7 +114,7 @@ impl Parts {
         self.success().is_file()
     }
 
-    pub(super) fn add(&mut self, row: Row) -> Result<()> {
+    pub(super) fn add(&mut self, mut row: Row) -> Result<()> {
         let mut open = match self.open.take() {
             Some(open) => open,
             None => self.begin()?,
@@ -111,6 +122,11 @@ impl Parts {
         open.progress.photos += 1;
         open.progress.failed += u64::from(row.outcome.is_err());
         open.progress.trail.step(&row.path);
+        if let Some(embeddings) = &mut open.embeddings {
+            embeddings.add(&row)?;
+        }
+        // A sheet may hold thousands of rows, and has no place for this.
+        row.embedding = Vec::new();
         open.sheet.add(row).with_context(|| open.partial.display().to_string())?;
         if open.progress.photos - self.finished.photos == self.part_size {
             return self.close(open);
@@ -136,13 +152,20 @@ impl Parts {
             Format::Parquet => cloud::parquet(file, &self.model)?,
             format => Box::new(TextSheet::new(file, format, &self.model)?),
         };
-        Ok(Open { sheet, partial, progress: self.finished.clone() })
+        let embeddings = self.embeddings.map(|(form, len)| {
+            EmbeddingFile::create(&self.embeddings(self.finished.parts, form), form, len)
+        });
+        let embeddings = embeddings.transpose()?;
+        Ok(Open { sheet, embeddings, partial, progress: self.finished.clone() })
     }
 
     /// The part first, then the word that it is finished: between them, a kill has it written again.
     fn close(&mut self, open: Open) -> Result<()> {
         let part = self.part(self.finished.parts);
-        let Open { sheet, partial, mut progress } = open;
+        let Open { sheet, embeddings, partial, mut progress } = open;
+        if let Some(embeddings) = embeddings {
+            embeddings.finish()?;
+        }
         let renamed = sheet
             .finish()
             .and_then(|file| Ok(file.sync_all()?))
@@ -160,13 +183,18 @@ impl Parts {
         self.folder.join(format!("part-{shard:05}-{number:05}.{ending}"))
     }
 
+    fn embeddings(&self, number: u64, form: Form) -> PathBuf {
+        let (shard, ending) = (self.shard.index, form.ending());
+        self.folder.join(format!("embeddings-{shard:05}-{number:05}.{ending}"))
+    }
+
     fn success(&self) -> PathBuf {
         self.folder.join(format!("_SUCCESS-{:05}", self.shard.index))
     }
 
     /// What a killed run of this shard left.
     fn remove_partials(&self) -> Result<()> {
-        let starts = [".part-", "._progress-", "._SUCCESS-"]
+        let starts = [".part-", ".embeddings-", "._progress-", "._SUCCESS-"]
             .map(|start| format!("{start}{:05}", self.shard.index));
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -206,7 +234,7 @@ fn agree(folder: &Path, asked: &Record) -> Result<()> {
 }
 
 /// A name of no other run's: process numbers repeat from container to container.
-fn beside(path: &Path) -> PathBuf {
+pub(super) fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.partial", uuid::Uuid::new_v4().simple()))
 }

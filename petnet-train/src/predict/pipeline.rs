@@ -17,6 +17,8 @@ pub(super) struct Row {
     pub(super) path: String,
     /// The prediction, or why there is none.
     pub(super) outcome: Result<Prediction, String>,
+    /// Empty where there is no answer.
+    pub(super) embedding: Vec<f32>,
 }
 
 /// How much is done at a time.
@@ -118,13 +120,16 @@ fn score(
         for (path, pixels) in batch {
             rows.push((path, pixels.map(|pixels| pictures.push(pixels))));
         }
-        let mut answers = classifier.classify_pixels(&pictures)?.into_iter();
+        let mut answers = classifier.classify_and_embed(&pictures)?.into_iter();
         for (path, outcome) in rows {
-            let outcome = match outcome {
-                Ok(()) => Ok(answers.next().ok_or_else(|| anyhow!("an answer is missing"))?),
-                Err(reason) => Err(reason),
+            let (outcome, embedding) = match outcome {
+                Ok(()) => {
+                    let answer = answers.next().ok_or_else(|| anyhow!("an answer is missing"))?;
+                    (Ok(answer.0), answer.1)
+                }
+                Err(reason) => (Err(reason), Vec::new()),
             };
-            take(Row { path, outcome })?;
+            take(Row { path, outcome, embedding })?;
         }
     }
     Ok(())

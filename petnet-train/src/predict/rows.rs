@@ -60,13 +60,13 @@ impl Sheet for TextSheet {
 /// Prints one row, a bad photo's text to standard error.
 pub(super) fn print(row: Row, model: &Model, format: Format) -> Result<()> {
     // Here an error names its photo, so that it stands alone among lines of a terminal.
-    let Row { path, outcome } = row;
+    let Row { path, outcome, embedding } = row;
     let outcome = outcome.map_err(|reason| format!("{path}: {reason}"));
     if let (Format::Text, Err(error)) = (format, &outcome) {
         eprintln!("{error}");
         return Ok(());
     }
-    Ok(writeln!(std::io::stdout(), "{}", line(&Row { path, outcome }, model, format))?)
+    Ok(writeln!(std::io::stdout(), "{}", line(&Row { path, outcome, embedding }, model, format))?)
 }
 
 pub(super) fn csv_header(model: &Model) -> String {
@@ -134,6 +134,11 @@ fn csv_line(row: &Row, model: &Model) -> String {
             format!("{path},,,,{probabilities},{version},{}", quoted(error))
         }
     }
+}
+
+/// A path as a line of its own.
+pub(super) fn one_line(path: &str) -> String {
+    path.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
 }
 
 /// A CSV field (RFC 4180).

@@ -19,10 +19,20 @@ const SCHEMES: [&str; 3] = ["s3://", "gs://", "az://"];
 pub(super) fn walk(input: &Path, listing: &mut Listing) -> Result<()> {
     match address(input) {
         Some(address) => cloud::walk(address, listing),
-        None if input.is_dir() => folder(input, listing),
+        None if input.is_dir() => folder(input, &mut |path| photo(path, listing)),
         None if is_pattern(input) => glob(input, listing),
         None => file(input, listing),
     }
+}
+
+/// All image files below a folder.
+pub(crate) fn images_below(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    folder(path, &mut |path| {
+        found.push(path.into());
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Refuses what is certainly not there, before the work begins.
@@ -69,7 +79,7 @@ fn is_pattern(input: &Path) -> bool {
 }
 
 /// Folder by folder, so that no list of all photos is ever held.
-fn folder(path: &Path, listing: &mut Listing) -> Result<()> {
+fn folder(path: &Path, each: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
     let name = || path.display().to_string();
     let mut inside = Vec::new();
     for entry in fs::read_dir(path).with_context(name)? {
@@ -84,9 +94,9 @@ fn folder(path: &Path, listing: &mut Listing) -> Result<()> {
     inside.sort();
     for (path, is_folder) in inside {
         if is_folder {
-            folder(&path, listing)?;
+            folder(&path, each)?;
         } else {
-            photo(&path, listing)?;
+            each(&path)?;
         }
     }
     Ok(())

@@ -9,7 +9,10 @@ use image::{Rgb, RgbImage};
 use tempfile::TempDir;
 
 const SETTINGS: &str = "\
+model: {name: simple_cnn, channels: [32, 64, 128, 256], hidden: 128, dropout: 0.5}
 image_size: 16
+learning_rate: 0.002
+label_smoothing: 0.0
 num_epochs: 6
 batch_size: 4
 num_workers: 2

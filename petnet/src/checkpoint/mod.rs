@@ -1,7 +1,7 @@
 //! One `.safetensors` file that holds all a model needs: the network's graph and weights, labels, preprocessing, and
 //! where it came from. Knows no architecture by name: what a file describes can be run.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
@@ -13,16 +13,16 @@ use sha2::{Digest as _, Sha256};
 use crate::arch::Normalization;
 use crate::drift::Reference;
 use crate::error::{Error, ModelError, Result};
-use crate::graph::{Graph, Node, SourceHead, original};
-use crate::ood::{Detector, OutOfDistribution};
+use crate::graph::{Graph, SourceHead};
+use crate::ood::OutOfDistribution;
 use crate::passes;
 use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::quantization::Quantization;
 pub use crate::storage::Precision;
-use crate::storage::{SCALE, read_weight, store, unpack};
-#[cfg(feature = "train")]
-use crate::weights::Weight;
+use crate::storage::{SCALE, read_weight, store, unpack, unpack_nibbles};
 use crate::weights::Weights;
+
+mod change;
 
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
@@ -165,7 +165,7 @@ impl ModelInfo {
     }
 
     /// The network whose features out-of-distribution scores are made of.
-    fn ood_graph(&self) -> &Graph {
+    pub(crate) fn ood_graph(&self) -> &Graph {
         self.source.as_ref().map_or(&self.graph, SourceHead::graph)
     }
 
@@ -191,7 +191,7 @@ impl ModelInfo {
 /// let model = Checkpoint::pretrained()?;
 /// assert_eq!(model.info().labels, ["cat", "dog"]);
 /// let small = model.to_bytes(Precision::Int8)?;
-/// assert!(small.len() < Checkpoint::pretrained_bytes().len());
+/// assert!(small.len() * 4 < model.to_bytes(Precision::F32)?.len());
 /// assert_eq!(Checkpoint::from_bytes(&small)?.parameters(), model.parameters());
 /// # }
 /// # Ok::<(), petnet::Error>(())
@@ -231,98 +231,6 @@ impl Checkpoint {
     /// Number of stored values, batch-norm statistics included.
     pub fn parameters(&self) -> usize {
         self.weights.values().map(|w| w.values.len()).sum()
-    }
-
-    /// The same model with another [`ModelInfo::temperature`], [`ModelInfo::threshold`] and [`ModelInfo::ood`], the
-    /// latter with the values that it needs.
-    #[cfg(feature = "train")]
-    pub(crate) fn with_calibration(
-        self,
-        (temperature, threshold): (f32, f32),
-        ood: Option<OutOfDistribution>,
-        values: Option<(String, Weight)>,
-    ) -> Result<Self> {
-        let Self { info, mut weights } = self;
-        let old = info.ood.as_ref().and_then(|ood| ood.score.parameters(info.ood_graph()));
-        old.into_iter().for_each(|(name, _)| drop(weights.remove(&name)));
-        weights.extend(values);
-        let info = ModelInfo { temperature, threshold, ood, ..info };
-        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
-    }
-
-    /// The out-of-distribution score, ready to be computed.
-    pub(crate) fn detector(&self) -> Result<Option<Detector>> {
-        let source = self.info.source.as_ref().map(SourceHead::graph);
-        let detector = |ood| Detector::new(ood, source, &self.weights);
-        let detector = self.info.ood.as_ref().map(detector).transpose();
-        detector.map_err(|reason| Error::checkpoint("<model>", reason))
-    }
-
-    /// The same model with another [`ModelInfo::reference`].
-    #[must_use]
-    pub fn with_reference(self, reference: Option<Reference>) -> Self {
-        Self { info: ModelInfo { reference, ..self.info }, ..self }
-    }
-
-    /// The same model with another [`ModelInfo::quantization`].
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] where it lacks the range of a feature map, or one holds no values.
-    pub fn with_quantization(self, quantization: Option<Quantization>) -> Result<Self> {
-        let info = ModelInfo { quantization, ..self.info };
-        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
-    }
-
-    /// The network that the source head was part of, as a model of its own, with classes named by their numbers;
-    /// `None` where there is no source head.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] where its classes are not those of a model.
-    pub fn source_network(&self) -> Result<Option<Self>> {
-        let Some(source) = &self.info.source else { return Ok(None) };
-        let refused = |reason: ModelError| Error::checkpoint("<source head>", reason);
-        let graph = source.source().map_err(|e| refused(e.into()))?;
-        let nodes = source.graph().nodes().iter();
-        let weights = nodes.flat_map(passes::parameters).filter_map(|(name, _)| {
-            self.weights.get(&name).map(|weight| (original(&name).to_string(), weight.clone()))
-        });
-        let ranges = self.info.quantization.as_ref().map(|quantization| {
-            let nodes = source.graph().nodes().iter();
-            let range = |node: &Node| {
-                let range = quantization.ranges.get(&node.name)?;
-                Some((original(&node.name).to_string(), *range))
-            };
-            Quantization { ranges: nodes.filter_map(range).collect() }
-        });
-        let labels = (0..graph.classes()).map(|class| class.to_string()).collect();
-        let mut info = ModelInfo::new(graph, labels, self.info.preprocess);
-        (info.normalization, info.quantization) = (self.info.normalization, ranges);
-        Self::new(info, weights.collect()).map(Some).map_err(refused)
-    }
-
-    /// The same model for images of another size.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] for a size that the network does not take.
-    #[cfg(feature = "train")]
-    pub(crate) fn with_preprocess(self, preprocess: Preprocess) -> Result<Self> {
-        let info = ModelInfo { preprocess, ..self.info };
-        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
-    }
-
-    /// The same model without its source head.
-    ///
-    /// # Errors
-    /// None for a valid model.
-    #[cfg(feature = "train")]
-    pub(crate) fn without_source(&self) -> Result<Self> {
-        let mut info = self.info.clone();
-        (info.source, info.ood) = (None, None);
-        let own = info.graph.nodes().iter().flat_map(passes::parameters);
-        let own: BTreeSet<String> = own.map(|(name, _)| name).collect();
-        let weights = self.weights.iter().filter(|(name, _)| own.contains(*name));
-        let weights = weights.map(|(name, weight)| (name.clone(), weight.clone())).collect();
-        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
     }
 
     /// Reads a file written by [`Checkpoint::save`].
@@ -401,7 +309,8 @@ impl Checkpoint {
         let info = serde_json::to_string(&self.info).map_err(|e| failed(&e))?;
         let digest = digest(&info, views.iter().map(|(n, v)| (n.as_str(), v.data())));
         let metadata = HashMap::from([(INFO_KEY.into(), info), (DIGEST_KEY.into(), digest)]);
-        safetensors::serialize(views, Some(metadata)).map_err(|e| failed(&e))
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(&e))?;
+        sorted_header(bytes).map_err(|e| failed(&e))
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
@@ -420,13 +329,20 @@ impl Checkpoint {
             return Err(ModelError::Checksum);
         }
         let info = description(text)?;
+        let scales = |name: &String| {
+            let scale = tensors.tensor(&format!("{name}{SCALE}")).map_err(damaged)?;
+            Ok::<_, ModelError>(read_weight(name, &scale)?.values)
+        };
+        let shapes: HashMap<String, Vec<usize>> = info.parameters().collect();
         let mut weights = Weights::new();
         for (name, view) in &views {
             match view.dtype() {
-                Dtype::I8 => {
-                    let scale = tensors.tensor(&format!("{name}{SCALE}")).map_err(damaged)?;
-                    let scale = read_weight(name, &scale)?;
-                    weights.insert(name.clone(), unpack(view, &scale.values));
+                Dtype::I8 => drop(weights.insert(name.clone(), unpack(view, &scales(name)?))),
+                Dtype::U8 => {
+                    // Bytes of two values each do not say their shape.
+                    let shape = shapes.get(name).ok_or(ModelError::UnusedWeight(name.clone()))?;
+                    let weight = unpack_nibbles(name, view, (shape, &scales(name)?))?;
+                    weights.insert(name.clone(), weight);
                 }
                 _ if name.ends_with(SCALE) => {}
                 _ => drop(weights.insert(name.clone(), read_weight(name, view)?)),
@@ -434,6 +350,22 @@ impl Checkpoint {
         }
         Self::new(info, weights)
     }
+}
+
+/// A safetensors file with the keys of its header in order. The writer leaves those of the metadata in the order of a
+/// hash map, so that two files of one model would differ.
+fn sorted_header(mut bytes: Vec<u8>) -> Result<Vec<u8>, serde_json::Error> {
+    let Some((length, rest)) = bytes.split_first_chunk_mut::<8>() else { return Ok(bytes) };
+    let length = u64::from_le_bytes(*length) as usize;
+    if let Some(header) = rest.get_mut(..length) {
+        type Sorted = BTreeMap<String, BTreeMap<String, serde_json::Value>>;
+        let sorted: Sorted = serde_json::from_slice(header)?;
+        let mut text = serde_json::to_vec(&sorted)?;
+        // The same keys and values take the same length; spaces fill up what was aligned.
+        text.resize(length, b' ');
+        header.copy_from_slice(&text);
+    }
+    Ok(bytes)
 }
 
 /// A file's description, whose layout is read first: another one need not have the same fields.

@@ -54,6 +54,13 @@ impl Head {
         self.layers.iter().fold(features.to_vec(), |x, layer| layer.run(&x))
     }
 
+    /// Features to the inputs of the last linear layer.
+    #[cfg(feature = "train")]
+    pub(crate) fn last_inputs(&self, features: Vec<f32>) -> Vec<f32> {
+        let layers = self.layers.len().saturating_sub(1);
+        self.layers[..layers].iter().fold(features, |x, layer| layer.run(&x))
+    }
+
     /// The gradient of logit `class` by the features.
     pub(crate) fn gradient(&self, features: &[f32], class: usize) -> Vec<f32> {
         gradient(&self.layers, features, class)

@@ -166,6 +166,22 @@ pub(crate) struct Outputs {
     pub(crate) source: Option<SourceOutputs>,
 }
 
+impl Outputs {
+    /// The mean of two images' outputs.
+    pub(crate) fn mean(mut self, other: &Self) -> Self {
+        let halve = |own: &mut Vec<f32>, other: &[f32]| {
+            own.iter_mut().zip(other).for_each(|(own, other)| *own = f32::midpoint(*own, *other));
+        };
+        halve(&mut self.logits, &other.logits);
+        halve(&mut self.features, &other.features);
+        if let (Some(own), Some(other)) = (&mut self.source, &other.source) {
+            halve(&mut own.logits, &other.logits);
+            halve(&mut own.features, &other.features);
+        }
+        self
+    }
+}
+
 /// Logits and features of one image by the source head.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SourceOutputs {

@@ -12,7 +12,7 @@ mod validate;
 
 pub use builder::Builder;
 pub use source_head::SourceHead;
-pub(crate) use source_head::{original, renamed};
+pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, original, renamed};
 
 /// Most nodes of a graph.
 const MAX_NODES: usize = 4096;

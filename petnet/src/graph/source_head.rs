@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Graph, GraphError, Node, NodeError};
 
 /// Before the names of a source head's own nodes.
-const PREFIX: &str = "source.";
+pub(crate) const PREFIX: &str = "source.";
 
 /// The head of the network that training started from (the source task, in the terms of transfer learning), kept
 /// beside the model's own.

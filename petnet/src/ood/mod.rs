@@ -18,6 +18,7 @@ pub use classes::ClassSet;
 #[cfg(feature = "train")]
 pub(crate) use prototypes::prototypes;
 
+use crate::embed::normalize;
 use crate::engine::Outputs;
 use crate::error::ModelError;
 use crate::graph::{Graph, Op};
@@ -190,12 +191,6 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     sums.iter().sum::<f32>() + rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum::<f32>()
-}
-
-/// To length one; zeros stay zeros.
-pub(crate) fn normalize(vector: &mut [f32]) {
-    let length = dot(vector, vector).sqrt().max(f32::MIN_POSITIVE);
-    vector.iter_mut().for_each(|value| *value /= length);
 }
 
 #[cfg(test)]

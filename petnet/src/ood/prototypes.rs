@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{OodScore, PROTOTYPES, dot, normalize};
+use super::{OodScore, PROTOTYPES, dot};
+use crate::embed::normalize;
 use crate::weights::Weight;
 
 /// Most prototypes of a model.

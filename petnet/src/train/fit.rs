@@ -2,22 +2,20 @@
 
 use std::time::{Instant, SystemTime};
 
-use burn::module::{Module, ParamGroup};
+use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
-use burn::optim::decay::WeightDecayConfig;
-use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::json;
 
 use super::precise_bn::precise_bn;
+use super::setup::{EVALUATION_BATCH, class_weights, describe, optimizer, settings};
 use super::start::Given;
 use super::state::{Progress, State};
+use super::teacher::Teacher;
 use super::trunk::Trunk;
-use super::{
-    EpochReport, Fitted, Freeze, Monitor, Observer, Optimizer, StepReport, Trainer, clip, ema,
-};
-use crate::augment::{Augment, Key};
+use super::{EpochReport, Fitted, Freeze, Monitor, Observer, StepReport, Trainer, clip, ema};
+use crate::augment::Key;
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -26,11 +24,7 @@ use crate::metrics::{Metrics, argmax};
 use crate::nn::run::{answers, outputs, rows, to_tensor};
 use crate::nn::{Network, weights};
 use crate::prediction::softmax;
-use crate::preprocess::Preprocess;
 use crate::weights::Weights;
-
-/// Photos a pass when no gradients are kept.
-const EVALUATION_BATCH: usize = 64;
 
 /// A training under way.
 pub(super) struct Fit<'a> {
@@ -44,50 +38,49 @@ pub(super) struct Fit<'a> {
     best: Option<Checkpoint>,
     clock: Instant,
     trunk: Trunk,
+    teacher: Option<Teacher>,
     /// Weights of the source head.
     source: Weights,
 }
 
 impl<'a> Fit<'a> {
-    pub(super) fn start(trainer: &'a Trainer, train: &Dataset, valid: &Dataset) -> Result<Self> {
+    pub(super) fn start(
+        trainer: &'a Trainer,
+        given: Option<Given>,
+        (train, valid): (&Dataset, &Dataset),
+    ) -> Result<Self> {
         let plain = trainer.device.open()?;
         let device = plain.clone().autodiff();
-        let classes = train.classes().to_vec();
-        let graph = trainer.architecture.graph(classes.len())?;
-        let mut info = ModelInfo::new(graph, classes, trainer.preprocess);
-        info.settings = serde_json::to_value(trainer).map_err(|e| Error::Config(e.to_string()))?;
-        info.data_digest = train.digest();
-        info.data_time = train.modified();
+        let mut info = describe(trainer, train)?;
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
-        let given = Given::read(&trainer.start(&info.graph), &info.labels)?;
-        info.normalization = match &given {
-            Some(given) => given.model.info().normalization,
-            None => trainer.architecture.normalization(),
-        };
         let model = Network::new(&info.graph, info.normalization, &device);
-        let model = match &given {
-            Some(given) => given.fill(model, &info.labels)?,
-            None => model,
-        };
-        let blocks = match trainer.freeze {
-            Freeze::Nothing => 0,
-            Freeze::Blocks(blocks) => blocks,
-            Freeze::Backbone => info.graph.blocks().len(),
-        };
-        let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
-        let source = given.as_ref().map(|given| given.source_head(shared.copied().unwrap_or(0)));
-        let (head, source) = source.transpose()?.flatten().unzip();
-        info.source = head;
-        let on_cpu = trainer.device == crate::Device::Cpu;
-        let start = given.map(|given| given.model);
-        let start = match start {
-            Some(model) if trainer.quantize && on_cpu && blocks > 0 => {
-                Some(model.quantized_on(train, trainer.preprocess)?)
+        let (mut model, mut trunk, mut source) = (model, Trunk::Empty, Weights::new());
+        if let Some(given) = given {
+            let blocks = match trainer.frozen(&info.graph, train.len()) {
+                Freeze::Nothing => 0,
+                Freeze::Blocks(blocks) => blocks,
+                Freeze::Backbone => info.graph.blocks().len(),
+            };
+            info.normalization = given.model.info().normalization;
+            model =
+                given.fill(Network::new(&info.graph, info.normalization, &device), &info.labels)?;
+            let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
+            let head = given.source_head(shared.copied().unwrap_or(0))?;
+            if let Some((head, weights)) = head
+                && trainer.source_classes.is_some()
+            {
+                (info.source, source) = (Some(head), weights);
             }
-            other => other,
-        };
-        let trunk = Trunk::new(blocks, start, on_cpu);
+            let on_cpu = trainer.device == crate::Device::Cpu;
+            let start = match trainer.quantize && on_cpu && blocks > 0 {
+                true => given.model.quantized_on(train, trainer.preprocess)?,
+                false => given.model,
+            };
+            trunk = Trunk::new(blocks, start, on_cpu);
+        }
+        let teacher = trainer.distillation.as_ref();
+        let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
         let mut identity = info.settings.clone();
         if let Some(map) = identity.as_object_mut() {
             // How photos are fetched changes no result.
@@ -115,7 +108,8 @@ impl<'a> Fit<'a> {
             best: None,
             clock: Instant::now(),
             trunk,
-            source: source.unwrap_or_default(),
+            teacher,
+            source,
         };
         if let Some(out) = &trainer.out {
             std::fs::create_dir_all(out).map_err(Error::io(out))?;
@@ -215,6 +209,9 @@ impl<'a> Fit<'a> {
         if judged as usize != self.valid.size() {
             self.valid = self.valid.with_settings(settings(self.trainer, false, judged));
         }
+        if let Some(teacher) = &mut self.teacher {
+            teacher.prepare(size as usize)?;
+        }
         self.trunk.prepare(size as usize)?;
         self.trunk.prepare(judged as usize)?;
         if epoch > 0 && step == 0 && size != self.trainer.size_in(epoch - 1) {
@@ -295,8 +292,15 @@ impl<'a> Fit<'a> {
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
         self.device.seed(rand::Rng::next_u64(&mut place.rng()));
         let (photos, size) = (batch.targets.len(), self.train.size());
-        let logits = self.logits(batch.images, size); // [n, classes]
-        let loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
+        let plain = self.device.clone().inner();
+        let teacher = self.teacher.as_ref();
+        let taught = teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain));
+        let features = self.features(batch.images, size); // [n, width]
+        let logits = self.state.model.classify(features.clone()); // [n, classes]
+        let mut loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
+        if let Some((teacher, taught)) = teacher.zip(taught) {
+            loss = teacher.loss(loss, [logits.clone(), features], taught.map(Tensor::from_inner));
+        }
         let value = loss.clone().into_scalar::<f32>();
         if !value.is_finite() {
             return Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: value });
@@ -322,16 +326,16 @@ impl<'a> Fit<'a> {
         Ok(value)
     }
 
-    /// `[n, size, size, 3]` bytes -> `[n, classes]`. Frozen layers are run as in inference, and no gradient
-    /// leads into them.
-    fn logits(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
+    /// `[n, size, size, 3]` bytes -> the means of the last feature maps, `[n, width]`. Frozen layers are run as in
+    /// inference, and no gradient leads into them.
+    fn features(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
         let (model, blocks) = (&self.state.model, self.trunk.blocks());
         if blocks == 0 {
-            return model.forward(to_tensor(images, size, &self.device));
+            return model.features(to_tensor(images, size, &self.device));
         }
         let plain = self.device.clone().inner();
         let maps = self.trunk.maps(&model.valid(), (images, size), &plain).lifted();
-        model.classify(model.features_after(maps, blocks)) // [n, classes]
+        model.features_after(maps, blocks) // [n, width]
     }
 
     /// Cross entropy; of mixed pictures, each photo's by its share.
@@ -449,54 +453,5 @@ impl<'a> Fit<'a> {
 
     fn seconds(&self) -> f64 {
         self.state.progress.seconds + self.clock.elapsed().as_secs_f64()
-    }
-}
-
-/// One over each class's share, so that all classes weigh the same and a mean photo weighs 1.
-fn class_weights(photos: &Dataset) -> Vec<f32> {
-    let counts = photos.counts();
-    let mean = photos.len() as f32 / counts.len() as f32;
-    counts.iter().map(|count| mean / (*count).max(1) as f32).collect()
-}
-
-fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSettings {
-    // Validation photos are read as often as training photos, and are some tenth of them.
-    let cache = trainer.cache_mb << 20;
-    LoaderSettings {
-        batch_size: if training { trainer.batch_size } else { EVALUATION_BATCH },
-        workers: trainer.workers,
-        cache_bytes: if training { cache / 10 * 9 } else { cache / 10 },
-        preprocess: Preprocess { size, ..trainer.preprocess },
-        augment: if training { trainer.augment } else { Augment::none() },
-        seed: trainer.seed,
-        shuffle: training,
-    }
-}
-
-fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
-    // Decay of norms and biases would only fight what they are for.
-    let plain = ParamGroup::from_paths(model.undecayed());
-    let penalty = trainer.weight_decay as f32;
-    let decay = (penalty > 0.0).then(|| WeightDecayConfig::new(penalty));
-    match trainer.optimizer {
-        Optimizer::Adam => {
-            let adam = AdamConfig::new().with_epsilon(1e-8);
-            let all = adam.clone().with_weight_decay(decay).init();
-            all.with_group(plain, adam.with_weight_decay(None).build(), None)
-        }
-        Optimizer::AdamW => {
-            let adam = AdamWConfig::new().with_epsilon(1e-8);
-            let all = adam.clone().with_weight_decay(penalty).init();
-            all.with_group(plain, adam.with_weight_decay(0.0).build(), None)
-        }
-        Optimizer::Sgd => {
-            let momentum = MomentumConfig::new()
-                .with_momentum(trainer.momentum)
-                .with_dampening(0.0)
-                .with_nesterov(trainer.momentum > 0.0);
-            let sgd = SgdConfig::new().with_momentum(Some(momentum));
-            let all = sgd.clone().with_weight_decay(decay).init();
-            all.with_group(plain, sgd.with_weight_decay(None).build(), None)
-        }
     }
 }

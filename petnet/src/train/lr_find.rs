@@ -2,6 +2,7 @@
 //! rate rises from far too low to far too high.
 
 use super::fit::Fit;
+use super::start::Given;
 use super::{Observer, StepReport, Trainer};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -64,7 +65,9 @@ impl Trainer {
             ));
         }
         let trainer = Self { out: None, ..self.clone() };
-        let mut fit = Fit::start(&trainer, train, train)?;
+        let graph = trainer.architecture.graph(train.classes().len())?;
+        let given = Given::read(&trainer.start(&graph), train.classes())?;
+        let mut fit = Fit::start(&trainer, given, (train, train))?;
         let growth = (range.end / range.start).powf(1.0 / (steps - 1) as f64);
         let rates = (0..steps).map(|step| range.start * growth.powi(step as i32));
         let (mut points, mut average, mut weight) = (Vec::new(), 0.0, 0.0);

@@ -7,28 +7,36 @@
 mod clip;
 mod ema;
 mod fit;
+mod freeze;
 mod lr_find;
 mod precise_bn;
+mod probe;
 mod schedule;
+mod setup;
 mod start;
 mod state;
+mod teacher;
 mod trunk;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
+pub use freeze::Freeze;
 pub use lr_find::{RateCurve, RatePoint};
 pub use schedule::Schedule;
+use start::Given;
 pub use start::Start;
+pub use teacher::Distillation;
 
-use crate::arch::{Architecture, SimpleCnnConfig};
+use crate::arch::{Architecture, EfficientNetLiteConfig};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, Precision};
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::ood::ClassSet;
 use crate::preprocess::{MAX_SIZE, Preprocess, Resize};
 
 /// How gradients become steps.
@@ -65,62 +73,6 @@ pub struct Resizing {
     pub share: f64,
 }
 
-/// Which layers stay as they were, and are run as in inference; written `0`, a number of blocks, or `backbone`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Freeze {
-    /// Everything is trained.
-    Nothing,
-    /// The first so many blocks, and what comes before them.
-    Blocks(usize),
-    /// All but the layers after the global average pool.
-    Backbone,
-}
-
-impl std::fmt::Display for Freeze {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Nothing => f.write_str("0"),
-            Self::Blocks(blocks) => blocks.fmt(f),
-            Self::Backbone => f.write_str("backbone"),
-        }
-    }
-}
-
-/// As it is written: a number, or a word.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum FreezeText {
-    Blocks(usize),
-    Word(String),
-}
-
-impl Serialize for Freeze {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = match self {
-            Self::Nothing => FreezeText::Blocks(0),
-            Self::Blocks(blocks) => FreezeText::Blocks(*blocks),
-            Self::Backbone => FreezeText::Word("backbone".into()),
-        };
-        text.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Freeze {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match FreezeText::deserialize(deserializer)? {
-            FreezeText::Blocks(0) => Ok(Self::Nothing),
-            FreezeText::Blocks(blocks) => Ok(Self::Blocks(blocks)),
-            FreezeText::Word(word) if word == "backbone" => Ok(Self::Backbone),
-            FreezeText::Word(word) => {
-                let expected =
-                    format!("freeze is `{word}`, must be a number of blocks or `backbone`");
-                Err(serde::de::Error::custom(expected))
-            }
-        }
-    }
-}
-
 /// Settings of a training, and the verb.
 ///
 /// ```no_run
@@ -138,8 +90,14 @@ pub struct Trainer {
     /// The weights that training starts from; a last layer for other classes is left out. `None` takes the bundled
     /// model's where the network is the same, else random numbers.
     pub init: Option<Start>,
-    /// The layers that stay as they were in [`Trainer::init`].
-    pub freeze: Freeze,
+    /// The layers that stay as they were in [`Trainer::init`]. With [`Freeze::Backbone`] the last layer is fitted by
+    /// logistic regression, and the settings of epochs, steps and augmentation have no effect. `None` trains everything
+    /// from random numbers; from given weights, the last layer of a few thousand images, the last block and what
+    /// follows of more.
+    pub freeze: Option<Freeze>,
+    /// Classes of the network in [`Trainer::init`] that contain the data's: its head is kept as a source head, and tells
+    /// images of other things, see [`OodScore::SourceClasses`](crate::OodScore::SourceClasses).
+    pub source_classes: Option<ClassSet>,
     /// Its input.
     pub preprocess: Preprocess,
     /// Smaller inputs to begin with, in order; [`Trainer::preprocess`] comes last
@@ -165,6 +123,8 @@ pub struct Trainer {
     pub weight_decay: f64,
     /// Share of the target that is spread over all classes, 0 to 1.
     pub label_smoothing: f32,
+    /// A teacher to learn from; `None` for labels alone.
+    pub distillation: Option<Distillation>,
     /// Whether rare classes weigh as much as frequent ones: each photo's loss is divided by its
     /// class's share of the training photos.
     pub balanced: bool,
@@ -210,23 +170,25 @@ pub struct Trainer {
 impl Default for Trainer {
     fn default() -> Self {
         Self {
-            architecture: Architecture::new(SimpleCnnConfig::default()),
+            architecture: Architecture::new(EfficientNetLiteConfig::lite(0)),
             init: None,
-            freeze: Freeze::Nothing,
-            preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
+            freeze: None,
+            source_classes: None,
+            preprocess: Preprocess { size: 224, resize: Resize::Squeeze },
             progressive: Vec::new(),
-            epochs: 16,
-            batch_size: 32,
-            learning_rate: 2e-3,
+            epochs: 8,
+            batch_size: 128,
+            learning_rate: 5e-4,
             schedule: Schedule::Cosine,
-            warmup_epochs: 0.5,
+            warmup_epochs: 1.0,
             optimizer: Optimizer::AdamW,
             momentum: 0.9,
             weight_decay: 0.02,
-            label_smoothing: 0.0,
+            label_smoothing: 0.1,
+            distillation: None,
             balanced: false,
-            grad_clip: 5.0,
-            ema_decay: 0.999,
+            grad_clip: 0.0,
+            ema_decay: 0.0,
             precise_bn_images: 0,
             quantize: true,
             early_stopping: 0,
@@ -310,6 +272,8 @@ pub struct StepReport {
 pub trait Observer {
     /// After every step.
     fn step(&mut self, _report: &StepReport) {}
+    /// Before the first step, and again and again: features of so many images of all are computed.
+    fn features(&mut self, _done: usize, _all: usize) {}
     /// After every epoch and its validation.
     fn epoch(&mut self, _report: &EpochReport) {}
     /// Asked after every step; `true` saves the state and ends with [`Error::Interrupted`].
@@ -377,12 +341,35 @@ impl Trainer {
         if train.is_empty() || valid.is_empty() {
             return Err(Error::Dataset("training and validation need photos".into()));
         }
-        fit::Fit::start(self, train, valid)?.run(observer)
+        let graph = self.architecture.graph(train.classes().len())?;
+        let given = Given::read(&self.start(&graph), train.classes())?;
+        match (self.frozen(&graph, train.len()), given) {
+            (Freeze::Backbone, Some(given)) => probe::fit(self, &given, (train, valid), observer),
+            (Freeze::Backbone, None) => {
+                Err(Error::Config("freeze needs weights to start from".into()))
+            }
+            (Freeze::Nothing | Freeze::Blocks(_), given) => {
+                fit::Fit::start(self, given, (train, valid))?.run(observer)
+            }
+        }
     }
 
     /// The weights to start from.
     fn start(&self, graph: &Graph) -> Start {
         self.init.clone().unwrap_or_else(|| start::default(graph))
+    }
+
+    /// The layers to freeze for so many images.
+    fn frozen(&self, graph: &Graph, images: usize) -> Freeze {
+        /// Images up to which the last layer alone is trained by default.
+        const FEW: usize = 5000;
+        self.freeze.unwrap_or_else(|| match self.start(graph) {
+            Start::Random => Freeze::Nothing,
+            Start::Pretrained | Start::File(_) if images <= FEW => Freeze::Backbone,
+            Start::Pretrained | Start::File(_) => {
+                Freeze::Blocks(graph.blocks().len().saturating_sub(1))
+            }
+        })
     }
 
     /// Side of the network's input in an epoch, from 0.
@@ -439,21 +426,23 @@ impl Trainer {
         if self.precise_bn_images > 0 && self.ema_decay > 0.0 {
             return bad("precise_bn_images", &self.precise_bn_images, "0 where ema_decay is not");
         }
-        if self.freeze != Freeze::Nothing && self.start(&graph) == Start::Random {
-            return bad("freeze", &self.freeze, "0 without init: random layers would stay random");
+        let freeze = self.freeze.unwrap_or(Freeze::Nothing);
+        if freeze != Freeze::Nothing && self.start(&graph) == Start::Random {
+            return bad("freeze", &freeze, "0 without init: random layers would stay random");
         }
         let blocks = graph.blocks().len();
-        if let Freeze::Blocks(frozen) = self.freeze
+        if let Freeze::Blocks(frozen) = freeze
             && frozen > blocks
         {
             return bad("freeze", &frozen, &format!("at most {blocks}, the network's blocks"));
         }
-        if self.freeze != Freeze::Nothing && self.precise_bn_images > 0 {
+        if freeze != Freeze::Nothing && self.precise_bn_images > 0 {
             return bad("precise_bn_images", &self.precise_bn_images, "0 with freeze");
         }
         if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
             return bad("grad_clip or warmup_epochs", &"negative", "at least 0");
         }
+        self.distillation.iter().try_for_each(Distillation::validate)?;
         self.augment.validate()
     }
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead, renamed};
 use crate::nn::{Network, weights};
 use crate::passes;
 use crate::pytorch;
-use crate::weights::Weights;
+use crate::weights::{Weight, Weights};
 
 /// The weights that a training starts from; written `none`, `pretrained` or as a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,15 +78,18 @@ impl Given {
         Ok(Self { model, source, path })
     }
 
-    /// Gives a network the weights. A head of other layers, or for other classes, stays as it was drawn.
-    pub(super) fn fill(&self, network: Network, classes: &[String]) -> Result<Network> {
-        let refused = |reason: ModelError| Error::checkpoint(&self.path, reason);
-        let (theirs, ours) = (&self.model.info().graph, network.graph());
+    /// The weights for a network's layers. A last layer for other classes, and a head of other layers, are left out.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where the network is another one.
+    pub(super) fn weights(&self, ours: &Graph, classes: &[String]) -> Result<Weights> {
+        let theirs = &self.model.info().graph;
         if !fits(theirs, ours) {
             let (found, expected) = (theirs.name().into(), ours.name().into());
-            return Err(refused(ModelError::OtherNetwork { found, expected }));
+            let reason = ModelError::OtherNetwork { found, expected };
+            return Err(Error::checkpoint(&self.path, reason));
         }
-        let mut given = weights::read(&network);
+        let mut given = Weights::new();
         let known = self.model.info().labels == classes;
         for (place, node) in ours.nodes().iter().enumerate() {
             for (name, shape) in passes::parameters(node) {
@@ -98,7 +101,26 @@ impl Given {
                 }
             }
         }
-        weights::write(network, &given).map_err(refused)
+        Ok(given)
+    }
+
+    /// Gives a network the weights; layers that are left out stay as they were drawn.
+    pub(super) fn fill(&self, network: Network, classes: &[String]) -> Result<Network> {
+        let mut all = weights::read(&network);
+        all.extend(self.weights(network.graph(), classes)?);
+        weights::write(network, &all).map_err(|reason| Error::checkpoint(&self.path, reason))
+    }
+
+    /// A model of a network with these weights; those of layers that are left out are zero.
+    pub(super) fn model(&self, mut info: ModelInfo) -> Result<Checkpoint> {
+        let mut given = self.weights(&info.graph, &info.labels)?;
+        for (name, shape) in info.graph.nodes().iter().flat_map(passes::parameters) {
+            let zeros =
+                || Weight { values: vec![0.0; shape.iter().product()], shape: shape.clone() };
+            given.entry(name).or_insert_with(zeros);
+        }
+        info.normalization = self.model.info().normalization;
+        Checkpoint::new(info, given).map_err(|reason| Error::checkpoint(&self.path, reason))
     }
 
     /// The head of the network that training starts from and its weights, where training leaves its trunk as it was:

@@ -22,13 +22,11 @@ pub(super) enum Trunk {
 
 impl Trunk {
     /// The first `blocks` blocks of a model.
-    pub(super) fn new(blocks: usize, start: Option<Checkpoint>, on_cpu: bool) -> Self {
-        match start {
-            _ if blocks == 0 => Self::Empty,
-            Some(start) if on_cpu => {
-                Self::Engine { blocks, start: Box::new(start), engines: Vec::new() }
-            }
-            _ => Self::Burn { blocks },
+    pub(super) fn new(blocks: usize, start: Checkpoint, on_cpu: bool) -> Self {
+        match (blocks, on_cpu) {
+            (0, _) => Self::Empty,
+            (_, true) => Self::Engine { blocks, start: Box::new(start), engines: Vec::new() },
+            (_, false) => Self::Burn { blocks },
         }
     }
 

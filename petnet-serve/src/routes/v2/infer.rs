@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::tensor::{Computed, Input, Output, Request, Values, Wanted, WantedParameters};
 use super::{Form, Reply};
 use crate::app::App;
-use crate::batcher::{Answer, Picture};
+use crate::batcher::{Answer, Classified, Picture};
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::routes::predict::remember;
@@ -78,7 +78,7 @@ async fn answer(
     let answers = outcomes.into_iter().map(|outcome| Ok((new_id(), outcome?)));
     let answers = answers.collect::<Result<Vec<_>, Problem>>()?;
     for (id, answer) in &answers {
-        remember(app, model, *id, (&answer.value, &answer.photo));
+        remember(app, model, *id, (&answer.value.prediction, &answer.photo));
     }
     let timings = answers.iter().map(|(_, answer)| answer.timings).collect();
     let photos = answers.len();
@@ -186,8 +186,9 @@ fn respond(
     model: &Model,
     form: Form,
     request: &Request,
-    answers: &[(Uuid, Answer<Prediction>)],
+    answers: &[(Uuid, Answer<Classified>)],
 ) -> Result<Payload, Problem> {
+    // An embedding is as long as hundreds of these: who wants it names it.
     let all = ["probabilities", "label", "prediction_id", "decision"];
     let every: Vec<Wanted> = all
         .map(|name| Wanted { name: name.into(), parameters: WantedParameters::default() })
@@ -223,11 +224,11 @@ fn respond(
 fn compute(
     model: &Model,
     wanted: &Wanted,
-    answers: &[(Uuid, Answer<Prediction>)],
+    answers: &[(Uuid, Answer<Classified>)],
 ) -> Result<Output, Problem> {
     let photos = answers.len();
     let labels = model.classifier.labels();
-    let predictions = answers.iter().map(|(_, answer)| &answer.value);
+    let predictions = answers.iter().map(|(_, answer)| &answer.value.prediction);
     let texts = |name, texts| Output { name, shape: vec![photos], values: Computed::Texts(texts) };
     match (wanted.name.as_str(), wanted.parameters.classification) {
         ("probabilities", None) => {
@@ -242,6 +243,12 @@ fn compute(
             Ok(Output { name: "probabilities", shape, values: Computed::Texts(ranked) })
         }
         ("label", None) => Ok(texts("label", predictions.map(|p| p.label().into()).collect())),
+        ("embedding", None) => {
+            let embeddings = answers.iter().flat_map(|(_, answer)| &answer.value.embedding);
+            let shape = vec![photos, model.classifier.embedding_len()];
+            let values = Computed::Floats(embeddings.copied().collect());
+            Ok(Output { name: "embedding", shape, values })
+        }
         ("prediction_id", None) => {
             Ok(texts("prediction_id", answers.iter().map(|(id, _)| id.to_string()).collect()))
         }

@@ -139,6 +139,7 @@ fn ready(app: &App) -> Result<Reply, Problem> {
 
 fn metadata(model: &Model, form: Form) -> Value {
     let classes = model.classifier.labels().len();
+    let features = model.classifier.embedding_len();
     json!({
         "name": form.name(model),
         "versions": [model.version],
@@ -151,6 +152,7 @@ fn metadata(model: &Model, form: Form) -> Value {
             { "name": "label", "datatype": "BYTES", "shape": [-1] },
             { "name": "prediction_id", "datatype": "BYTES", "shape": [-1] },
             { "name": "decision", "datatype": "BYTES", "shape": [-1] },
+            { "name": "embedding", "datatype": "FP32", "shape": [-1, features] },
         ],
     })
 }
@@ -172,6 +174,7 @@ fn config(model: &Model, form: Form) -> Value {
             output("label", "TYPE_STRING", vec![-1]),
             output("prediction_id", "TYPE_STRING", vec![-1]),
             output("decision", "TYPE_STRING", vec![-1]),
+            output("embedding", "TYPE_FP32", vec![-1, model.classifier.embedding_len() as i64]),
         ],
     })
 }

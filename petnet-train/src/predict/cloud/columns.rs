@@ -98,16 +98,22 @@ fn guess(row: &Row) -> Option<&Prediction> {
     row.outcome.as_ref().ok()
 }
 
-type Group<'a> = SerializedRowGroupWriter<'a, File>;
+pub(super) type Group<'a> = SerializedRowGroupWriter<'a, File>;
 
-fn required_text<'a>(group: &mut Group, values: impl Iterator<Item = &'a str>) -> Result<()> {
+pub(super) fn required_text<'a>(
+    group: &mut Group,
+    values: impl Iterator<Item = &'a str>,
+) -> Result<()> {
     let values: Vec<ByteArray> = values.map(ByteArray::from).collect();
     let mut column = group.next_column()?.ok_or_else(|| anyhow!("a column too many"))?;
     column.typed::<ByteArrayType>().write_batch(&values, None, None)?;
     Ok(column.close()?)
 }
 
-fn text<'a>(group: &mut Group, values: impl Iterator<Item = Option<&'a str>>) -> Result<()> {
+pub(super) fn text<'a>(
+    group: &mut Group,
+    values: impl Iterator<Item = Option<&'a str>>,
+) -> Result<()> {
     let (levels, values) = present(values.map(|value| value.map(ByteArray::from)));
     let mut column = group.next_column()?.ok_or_else(|| anyhow!("a column too many"))?;
     column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None)?;

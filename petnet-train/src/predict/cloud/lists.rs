@@ -1,0 +1,117 @@
+//! Embeddings as a Parquet file: path, embedding (a list of floats), error.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use parquet::basic::{Compression, LogicalType, Repetition, Type as Physical};
+use parquet::data_type::FloatType;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::{ColumnPath, Type};
+
+use super::columns::{Group, required_text, text};
+use crate::predict::embeddings::Table;
+use crate::predict::pipeline::Row;
+
+/// Rows that are held until they are written together: some megabytes.
+const GROUP: usize = 1_000;
+/// Definition levels of the list's column: no list, and a value in a list.
+const NO_LIST: i16 = 0;
+const VALUE: i16 = 2;
+
+pub(super) struct ListTable {
+    file: SerializedFileWriter<File>,
+    rows: Vec<Held>,
+}
+
+/// What is kept of a row: its embedding, or what is wrong.
+struct Held {
+    path: String,
+    outcome: Result<Vec<f32>, String>,
+}
+
+impl ListTable {
+    pub(super) fn new(file: File) -> Result<Self> {
+        let values = ["embedding", "list", "element"].map(String::from).to_vec();
+        // Floats of an embedding hardly ever repeat: a dictionary would hold all of them.
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::SNAPPY)
+            .set_column_dictionary_enabled(ColumnPath::new(values), false)
+            .build();
+        let file = SerializedFileWriter::new(file, schema()?, Arc::new(properties))?;
+        Ok(Self { file, rows: Vec::new() })
+    }
+
+    fn write_group(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.rows);
+        let mut group = self.file.next_row_group()?;
+        required_text(&mut group, rows.iter().map(|row| row.path.as_str()))?;
+        lists(&mut group, rows.iter().map(|row| row.outcome.as_deref().ok()))?;
+        text(&mut group, rows.iter().map(|row| row.outcome.as_ref().err().map(String::as_str)))?;
+        group.close()?;
+        Ok(())
+    }
+}
+
+impl Table for ListTable {
+    fn add(&mut self, row: &Row) -> Result<()> {
+        let outcome = match &row.outcome {
+            Ok(_) => Ok(row.embedding.clone()),
+            Err(reason) => Err(reason.clone()),
+        };
+        self.rows.push(Held { path: row.path.clone(), outcome });
+        if self.rows.len() == GROUP { self.write_group() } else { Ok(()) }
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Vec<File>> {
+        if !self.rows.is_empty() {
+            self.write_group()?;
+        }
+        Ok(vec![self.file.into_inner()?])
+    }
+}
+
+/// The list has the three levels that the format's specification asks for.
+fn schema() -> Result<Arc<Type>> {
+    let text = |name: &str, repetition| {
+        Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
+            .with_logical_type(Some(LogicalType::String))
+            .with_repetition(repetition)
+            .build()
+    };
+    let element = Type::primitive_type_builder("element", Physical::FLOAT)
+        .with_repetition(Repetition::REQUIRED)
+        .build()?;
+    let list = Type::group_type_builder("list")
+        .with_repetition(Repetition::REPEATED)
+        .with_fields(vec![Arc::new(element)])
+        .build()?;
+    let embedding = Type::group_type_builder("embedding")
+        .with_repetition(Repetition::OPTIONAL)
+        .with_logical_type(Some(LogicalType::List))
+        .with_fields(vec![Arc::new(list)])
+        .build()?;
+    let path = text("path", Repetition::REQUIRED)?;
+    let error = text("error", Repetition::OPTIONAL)?;
+    let fields = [path, embedding, error].map(Arc::new).to_vec();
+    Ok(Arc::new(Type::group_type_builder("embeddings").with_fields(fields).build()?))
+}
+
+/// Lists that are never empty. A repetition level of 0 begins a row.
+fn lists<'a>(group: &mut Group, rows: impl Iterator<Item = Option<&'a [f32]>>) -> Result<()> {
+    let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows {
+        let row = row.unwrap_or_default();
+        definitions.push(if row.is_empty() { NO_LIST } else { VALUE });
+        repetitions.push(0);
+        let others = row.len().saturating_sub(1);
+        definitions.extend(std::iter::repeat_n(VALUE, others));
+        repetitions.extend(std::iter::repeat_n(1, others));
+        values.extend_from_slice(row);
+    }
+    let mut column = group.next_column()?.ok_or_else(|| anyhow!("a column too many"))?;
+    let typed = column.typed::<FloatType>();
+    typed.write_batch(&values, Some(&definitions), Some(&repetitions))?;
+    Ok(column.close()?)
+}

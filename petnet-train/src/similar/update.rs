@@ -1,0 +1,102 @@
+//! The index brought up to date with folders of images.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use petnet::Classifier;
+use petnet::similar::{ImageIndex, Unreadable};
+use serde_json::{Value, json};
+
+use super::shown;
+use crate::config::ConfigError;
+use crate::predict::images_below;
+use crate::{Output, terminal};
+
+/// Images after which the bar moves.
+const STEP: usize = 256;
+/// Fewest images that are worth writing the whole index before the end.
+const WORTH: usize = 10_000;
+
+/// What changed.
+#[derive(Default)]
+pub(super) struct Updated {
+    embedded: usize,
+    unchanged: usize,
+    removed: usize,
+    unreadable: Vec<Unreadable>,
+}
+
+impl Updated {
+    pub(super) fn json(&self) -> Value {
+        let unreadable = self
+            .unreadable
+            .iter()
+            .map(|file| json!({ "path": file.path.to_string_lossy(), "error": file.reason }));
+        json!({
+            "embedded": self.embedded,
+            "unchanged": self.unchanged,
+            "removed": self.removed,
+            "unreadable": unreadable.collect::<Vec<_>>(),
+        })
+    }
+
+    /// A line for people; unreadable files are named on standard error.
+    pub(super) fn summary(&self, images: usize) -> String {
+        for Unreadable { path, reason } in &self.unreadable {
+            eprintln!("{}: {reason}", shown(&path.to_string_lossy()));
+        }
+        let Self { embedded, unchanged, removed, unreadable } = self;
+        let unreadable = unreadable.len();
+        format!(
+            "{images} images in the index: {embedded} embedded, {unchanged} unchanged, {removed} removed; {unreadable} \
+             unreadable"
+        )
+    }
+}
+
+/// Synchronises the index with what lies below `folders` and saves it in `dir`.
+pub(super) fn run(
+    images: &mut ImageIndex,
+    classifier: &Classifier,
+    folders: &[PathBuf],
+    dir: &Path,
+    output: Output,
+) -> Result<Updated> {
+    let (mut updated, before) = (Updated::default(), images.images().len());
+    let mut paths = Vec::new();
+    for folder in folders {
+        let refuse = |e| ConfigError(format!("{}: {e}", folder.display()));
+        let root = folder.canonicalize().map_err(refuse)?;
+        let below = images_below(&root)?;
+        let there: HashSet<&Path> = below.iter().map(PathBuf::as_path).collect();
+        updated.removed += images.retain(|image| {
+            let path = Path::new(&image.path);
+            !path.starts_with(&root) || there.contains(path)
+        });
+        paths.extend(below);
+    }
+    let bar = terminal::bar(paths.len() as u64, "embedding", output);
+    let mut unsaved = 0;
+    for step in paths.chunks(STEP) {
+        let added = images.add(classifier, step)?;
+        updated.embedded += added.embedded;
+        updated.unchanged += added.unchanged;
+        updated.unreadable.extend(added.unreadable);
+        unsaved += added.embedded;
+        // Saving writes all rows. Done whenever they have grown by half, it costs a share of the work that does not
+        // grow, and so does a kill.
+        if unsaved >= WORTH.max(images.images().len() / 3) {
+            images.save(dir)?;
+            unsaved = 0;
+        }
+        bar.inc(step.len() as u64);
+    }
+    bar.finish_and_clear();
+    // A file that has become unreadable changes the number alone.
+    let changed = updated.removed > 0 || images.images().len() != before;
+    if unsaved > 0 || changed || !ImageIndex::is_at(dir) {
+        images.save(dir)?;
+    }
+    Ok(updated)
+}

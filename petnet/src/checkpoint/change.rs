@@ -1,0 +1,137 @@
+//! Models made from others: another calibration, last layer, source head or description.
+
+#[cfg(feature = "train")]
+use std::collections::BTreeSet;
+
+use super::{Checkpoint, ModelInfo};
+use crate::drift::Reference;
+use crate::error::{Error, ModelError, Result};
+use crate::graph::{Node, SourceHead, original};
+use crate::ood::Detector;
+#[cfg(feature = "train")]
+use crate::ood::OutOfDistribution;
+use crate::passes;
+use crate::quantization::Quantization;
+#[cfg(feature = "train")]
+use crate::weights::{Weight, Weights};
+
+impl Checkpoint {
+    /// The same model with another [`ModelInfo::temperature`], [`ModelInfo::threshold`] and [`ModelInfo::ood`], the
+    /// latter with the values that it needs.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_calibration(
+        self,
+        (temperature, threshold): (f32, f32),
+        ood: Option<OutOfDistribution>,
+        values: Option<(String, Weight)>,
+    ) -> Result<Self> {
+        let Self { info, mut weights } = self;
+        let old = info.ood.as_ref().and_then(|ood| ood.score.parameters(info.ood_graph()));
+        old.into_iter().for_each(|(name, _)| drop(weights.remove(&name)));
+        weights.extend(values);
+        let info = ModelInfo { temperature, threshold, ood, ..info };
+        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The out-of-distribution score, ready to be computed.
+    pub(crate) fn detector(&self) -> Result<Option<Detector>> {
+        let source = self.info.source.as_ref().map(SourceHead::graph);
+        let detector = |ood| Detector::new(ood, source, &self.weights);
+        let detector = self.info.ood.as_ref().map(detector).transpose();
+        detector.map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The same model with another [`ModelInfo::reference`].
+    #[must_use]
+    pub fn with_reference(self, reference: Option<Reference>) -> Self {
+        Self { info: ModelInfo { reference, ..self.info }, ..self }
+    }
+
+    /// The same model with another [`ModelInfo::quantization`].
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where it lacks the range of a feature map, or one holds no values.
+    pub fn with_quantization(self, quantization: Option<Quantization>) -> Result<Self> {
+        let info = ModelInfo { quantization, ..self.info };
+        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The network that the source head was part of, as a model of its own, with classes named by their numbers;
+    /// `None` where there is no source head.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where its classes are not those of a model.
+    pub fn source_network(&self) -> Result<Option<Self>> {
+        let Some(source) = &self.info.source else { return Ok(None) };
+        let refused = |reason: ModelError| Error::checkpoint("<source head>", reason);
+        let graph = source.source().map_err(|e| refused(e.into()))?;
+        let nodes = source.graph().nodes().iter();
+        let weights = nodes.flat_map(passes::parameters).filter_map(|(name, _)| {
+            self.weights.get(&name).map(|weight| (original(&name).to_string(), weight.clone()))
+        });
+        let ranges = self.info.quantization.as_ref().map(|quantization| {
+            let nodes = source.graph().nodes().iter();
+            let range = |node: &Node| {
+                let range = quantization.ranges.get(&node.name)?;
+                Some((original(&node.name).to_string(), *range))
+            };
+            Quantization { ranges: nodes.filter_map(range).collect() }
+        });
+        let labels = (0..graph.classes()).map(|class| class.to_string()).collect();
+        let mut info = ModelInfo::new(graph, labels, self.info.preprocess);
+        (info.normalization, info.quantization) = (self.info.normalization, ranges);
+        Self::new(info, weights.collect()).map(Some).map_err(refused)
+    }
+
+    /// The same model with another last layer.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for weights of other shapes.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_last_layer(self, weight: Weight, bias: Weight) -> Result<Self> {
+        let Self { info, mut weights } = self;
+        if let Some(last) = info.graph.nodes().last() {
+            weights.insert(format!("{}.weight", last.name), weight);
+            weights.insert(format!("{}.bias", last.name), bias);
+        }
+        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The same model with a changed description.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where it no longer fits the weights.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_record(self, change: impl FnOnce(&mut ModelInfo)) -> Result<Self> {
+        let Self { mut info, weights } = self;
+        change(&mut info);
+        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The same model with a source head. Ranges of its feature maps are still to be measured.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where the head does not begin as the model does.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_source(self, source: SourceHead, head: Weights) -> Result<Self> {
+        let Self { mut info, mut weights } = self;
+        info.source = Some(source);
+        weights.extend(head);
+        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+
+    /// The same model without its source head.
+    ///
+    /// # Errors
+    /// None for a valid model.
+    #[cfg(feature = "train")]
+    pub(crate) fn without_source(&self) -> Result<Self> {
+        let mut info = self.info.clone();
+        (info.source, info.ood) = (None, None);
+        let own = info.graph.nodes().iter().flat_map(passes::parameters);
+        let own: BTreeSet<String> = own.map(|(name, _)| name).collect();
+        let weights = self.weights.iter().filter(|(name, _)| own.contains(*name));
+        let weights = weights.map(|(name, weight)| (name.clone(), weight.clone())).collect();
+        Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
+    }
+}

@@ -1,0 +1,134 @@
+//! Embeddings: what the network computes before its linear layers, as a vector of length 1. Images that look alike to
+//! the network have embeddings of a large cosine; [`similar`](crate::similar) finds them.
+
+use crate::classifier::Classifier;
+use crate::error::{Error, Result};
+use crate::ood;
+use crate::prediction::Prediction;
+use crate::preprocess::Pixels;
+
+impl Classifier {
+    /// Values of an embedding: the channels of the last feature map.
+    ///
+    /// ```
+    /// # #[cfg(feature = "pretrained")] {
+    /// let classifier = petnet::Classifier::pretrained()?;
+    /// println!("{} values", classifier.embedding_len());
+    /// assert!(classifier.embedding_len() > 1);
+    /// # }
+    /// # Ok::<(), petnet::Error>(())
+    /// ```
+    pub fn embedding_len(&self) -> usize {
+        ood::features(self.info().ood_graph())
+    }
+
+    /// The embedding of each image that [`Classifier::preprocess`] made: the mean of each channel of the last feature
+    /// map, divided by the L2 norm of all of them. Where the model has a source head, the maps are the source network's,
+    /// which no fine-tuning has narrowed to the model's classes. An embedding has [`Classifier::embedding_len`] values and the norm 1,
+    /// so that the cosine of two of them is their dot product; means that are all zero stay zero.
+    ///
+    /// ```
+    /// # #[cfg(feature = "pretrained")] {
+    /// # let mut image = std::io::Cursor::new(Vec::new());
+    /// # image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 60]))
+    /// #     .write_to(&mut image, image::ImageFormat::Png).unwrap();
+    /// # let image = image.into_inner();
+    /// let classifier = petnet::Classifier::pretrained()?;
+    /// let pixels = classifier.preprocess(&image)?;
+    /// let embedding = &classifier.embed(&[pixels])?[0];
+    /// let norm = embedding.iter().map(|value| value * value).sum::<f32>().sqrt();
+    /// assert!((norm - 1.0).abs() < 1e-5);
+    /// # }
+    /// # Ok::<(), petnet::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Classifier::classify_pixels`].
+    pub fn embed(&self, pictures: &[Pixels]) -> Result<Vec<Vec<f32>>> {
+        let both = self.classify_and_embed(pictures)?;
+        Ok(both.into_iter().map(|(_, embedding)| embedding).collect())
+    }
+
+    /// The embedding of an encoded image (JPEG, PNG, WebP, GIF or BMP).
+    ///
+    /// ```
+    /// # #[cfg(feature = "pretrained")] {
+    /// # let mut image = std::io::Cursor::new(Vec::new());
+    /// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
+    /// # let image = image.into_inner();
+    /// let classifier = petnet::Classifier::pretrained()?;
+    /// let embedding = classifier.embed_bytes(&image)?;
+    /// assert_eq!(embedding.len(), classifier.embedding_len());
+    /// # }
+    /// # Ok::<(), petnet::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Classifier::classify_bytes`].
+    pub fn embed_bytes(&self, bytes: &[u8]) -> Result<Vec<f32>> {
+        let pixels = self.preprocess(bytes)?;
+        let mut one = self.embed(std::slice::from_ref(&pixels))?;
+        one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
+    }
+
+    /// [`Classifier::classify_pixels`] and [`Classifier::embed`] in one pass through the network.
+    ///
+    /// ```
+    /// # #[cfg(feature = "pretrained")] {
+    /// # let mut image = std::io::Cursor::new(Vec::new());
+    /// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
+    /// # let image = image.into_inner();
+    /// let classifier = petnet::Classifier::pretrained()?;
+    /// let pixels = classifier.preprocess(&image)?;
+    /// for (prediction, embedding) in classifier.classify_and_embed(&[pixels])? {
+    ///     println!("{prediction}: {embedding:?}");
+    /// }
+    /// # }
+    /// # Ok::<(), petnet::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Classifier::classify_pixels`].
+    pub fn classify_and_embed(&self, pictures: &[Pixels]) -> Result<Vec<(Prediction, Vec<f32>)>> {
+        if pictures.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outputs = self.outputs(self.bytes(pictures)?)?;
+        let both = outputs.iter().map(|outputs| {
+            let mut embedding = ood::embedding(outputs).to_vec();
+            normalize(&mut embedding);
+            (self.prediction(outputs), embedding)
+        });
+        Ok(both.collect())
+    }
+}
+
+/// Divides by the L2 norm; zeros stay zeros.
+pub(crate) fn normalize(values: &mut [f32]) {
+    let norm = norm(values);
+    if norm > 0.0 {
+        values.iter_mut().for_each(|value| *value = (f64::from(*value) / norm) as f32);
+    }
+}
+
+pub(crate) fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_get_the_norm_1_and_zeros_stay_zeros() {
+        let mut values = [3.0, 0.0, 4.0];
+        normalize(&mut values);
+        assert_eq!(values, [0.6, 0.0, 0.8]);
+        let mut small = [1e-30, 1e-30];
+        normalize(&mut small);
+        assert!((norm(&small) - 1.0).abs() < 1e-6, "squares below the smallest f32");
+        let mut zeros = [0.0; 3];
+        normalize(&mut zeros);
+        assert_eq!(zeros, [0.0; 3]);
+    }
+}

@@ -1,0 +1,79 @@
+//! What a training is made of: the model's description, loaders, class weights and the optimiser.
+
+use burn::module::ParamGroup;
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, SgdConfig};
+
+use super::{Optimizer, Trainer};
+use crate::augment::Augment;
+use crate::checkpoint::ModelInfo;
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::loader::LoaderSettings;
+use crate::nn::Network;
+use crate::preprocess::Preprocess;
+
+/// Images a pass when no gradients are kept.
+pub(super) const EVALUATION_BATCH: usize = 64;
+
+/// The description of a model that is still to be trained.
+pub(super) fn describe(trainer: &Trainer, train: &Dataset) -> Result<ModelInfo> {
+    let classes = train.classes().to_vec();
+    let graph = trainer.architecture.graph(classes.len())?;
+    let mut info = ModelInfo::new(graph, classes, trainer.preprocess);
+    info.settings = serde_json::to_value(trainer).map_err(|e| Error::Config(e.to_string()))?;
+    info.data_digest = train.digest();
+    info.data_time = train.modified();
+    info.normalization = trainer.architecture.normalization();
+    Ok(info)
+}
+
+/// One over each class's share, so that all classes weigh the same and a mean photo weighs 1.
+pub(super) fn class_weights(photos: &Dataset) -> Vec<f32> {
+    let counts = photos.counts();
+    let mean = photos.len() as f32 / counts.len() as f32;
+    counts.iter().map(|count| mean / (*count).max(1) as f32).collect()
+}
+
+pub(super) fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSettings {
+    // Validation photos are read as often as training photos, and are some tenth of them.
+    let cache = trainer.cache_mb << 20;
+    LoaderSettings {
+        batch_size: if training { trainer.batch_size } else { EVALUATION_BATCH },
+        workers: trainer.workers,
+        cache_bytes: if training { cache / 10 * 9 } else { cache / 10 },
+        preprocess: Preprocess { size, ..trainer.preprocess },
+        augment: if training { trainer.augment } else { Augment::none() },
+        seed: trainer.seed,
+        shuffle: training,
+    }
+}
+
+pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
+    // Decay of norms and biases would only fight what they are for.
+    let plain = ParamGroup::from_paths(model.undecayed());
+    let penalty = trainer.weight_decay as f32;
+    let decay = (penalty > 0.0).then(|| WeightDecayConfig::new(penalty));
+    match trainer.optimizer {
+        Optimizer::Adam => {
+            let adam = AdamConfig::new().with_epsilon(1e-8);
+            let all = adam.clone().with_weight_decay(decay).init();
+            all.with_group(plain, adam.with_weight_decay(None).build(), None)
+        }
+        Optimizer::AdamW => {
+            let adam = AdamWConfig::new().with_epsilon(1e-8);
+            let all = adam.clone().with_weight_decay(penalty).init();
+            all.with_group(plain, adam.with_weight_decay(0.0).build(), None)
+        }
+        Optimizer::Sgd => {
+            let momentum = MomentumConfig::new()
+                .with_momentum(trainer.momentum)
+                .with_dampening(0.0)
+                .with_nesterov(trainer.momentum > 0.0);
+            let sgd = SgdConfig::new().with_momentum(Some(momentum));
+            let all = sgd.clone().with_weight_decay(decay).init();
+            all.with_group(plain, sgd.with_weight_decay(None).build(), None)
+        }
+    }
+}

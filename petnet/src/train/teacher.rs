@@ -1,0 +1,168 @@
+//! Knowledge distillation: a trained model of the same classes whose outputs the student learns to give (Hinton et al.,
+//! "Distilling the knowledge in a neural network", 2015). Both see the same augmented image at the same size (Beyer et
+//! al., "Knowledge distillation: a good teacher is patient and consistent", 2022). The teacher runs on the inference
+//! engine, on the CPU.
+
+use std::path::PathBuf;
+
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Checkpoint;
+use crate::engine::{Engine, Network as Compiled};
+use crate::error::{Error, Result};
+use crate::quantization::Quantization;
+
+/// Settings of a distillation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Distillation {
+    /// Model file of the teacher, whose classes are the student's.
+    pub teacher: PathBuf,
+    /// Both models' logits are divided by it.
+    #[serde(default = "temperature")]
+    pub temperature: f64,
+    /// Share of the loss that compares with the teacher, 0 to 1; the rest compares with the labels.
+    #[serde(default = "weight")]
+    pub weight: f64,
+    /// Weight of feature matching (Tung and Mori, "Similarity-preserving knowledge distillation", 2019); 0 for none.
+    #[serde(default)]
+    pub features: f64,
+}
+
+fn temperature() -> f64 {
+    2.0
+}
+
+fn weight() -> f64 {
+    0.9
+}
+
+impl Distillation {
+    /// # Errors
+    /// [`Error::Config`] for numbers out of range.
+    pub(super) fn validate(&self) -> Result<()> {
+        let Self { temperature, weight, features, .. } = self;
+        if !(0.0..=1.0).contains(weight) {
+            return Err(Error::Config(format!("distillation.weight is {weight}, must be 0 to 1")));
+        }
+        if !(*temperature > 0.0 && temperature.is_finite() && *features >= 0.0) {
+            let reason =
+                "distillation.temperature must be above 0, distillation.features at least 0";
+            return Err(Error::Config(reason.into()));
+        }
+        Ok(())
+    }
+}
+
+/// A teacher ready to run.
+pub(super) struct Teacher {
+    pub(super) settings: Distillation,
+    model: Checkpoint,
+    /// By the side of their input.
+    engines: Vec<(usize, Engine)>,
+}
+
+impl Teacher {
+    /// # Errors
+    /// As [`Checkpoint::load`]; [`Error::Config`] for a model of other classes.
+    pub(super) fn load(settings: &Distillation, classes: &[String]) -> Result<Self> {
+        let model = Checkpoint::load(&settings.teacher)?;
+        if model.info().labels != classes {
+            let path = settings.teacher.display();
+            return Err(Error::Config(format!("teacher {path} has other classes than the data")));
+        }
+        Ok(Self { settings: settings.clone(), model: model.without_source()?, engines: Vec::new() })
+    }
+
+    /// Compiles for images of `side` pixels.
+    pub(super) fn prepare(&mut self, side: usize) -> Result<()> {
+        if self.engines.iter().any(|(known, _)| *known == side) {
+            return Ok(());
+        }
+        let info = self.model.info();
+        let (graph, normalization) = (&info.graph, info.normalization);
+        let weights = self.model.weights();
+        let network = Compiled { graph, source: None, normalization, side, weights };
+        let engine = match &info.quantization {
+            Some(Quantization { ranges }) => Engine::quantized(network, ranges),
+            None => Engine::new(network),
+        };
+        let engine = engine.map_err(|reason| Error::checkpoint(&self.settings.teacher, reason))?;
+        self.engines.push((side, engine));
+        Ok(())
+    }
+
+    /// `[n, side, side, 3]` bytes -> logits `[n, classes]` and features `[n, width]`, which no gradient leads into.
+    pub(super) fn outputs(&self, images: &[u8], side: usize, device: &Device) -> [Tensor<2>; 2] {
+        let engine = self.engines.iter().find(|(known, _)| *known == side);
+        let outputs = engine.map(|(_, engine)| engine.run(images)).unwrap_or_default();
+        let rows = |row: fn(&crate::engine::Outputs) -> &Vec<f32>| {
+            let width = outputs.first().map_or(0, |outputs| row(outputs).len());
+            let values: Vec<f32> = outputs.iter().flat_map(row).copied().collect();
+            Tensor::<2>::from_data(TensorData::new(values, [outputs.len(), width]), device)
+        };
+        [rows(|outputs| &outputs.logits), rows(|outputs| &outputs.features)]
+    }
+
+    /// The loss with the labels' share of it, `[1]`. Logits are `[n, classes]`, features `[n, width]` of any width.
+    pub(super) fn loss(
+        &self,
+        labels: Tensor<1>,
+        [logits, features]: [Tensor<2>; 2],
+        [their_logits, their_features]: [Tensor<2>; 2],
+    ) -> Tensor<1> {
+        let Distillation { temperature, weight, features: matching, .. } = self.settings;
+        let divergence = divergence(logits, their_logits, temperature);
+        let loss = labels * (1.0 - weight) + divergence * weight; // [1]
+        match matching > 0.0 {
+            true => loss + similarity_loss(features, their_features) * matching,
+            false => loss,
+        }
+    }
+}
+
+/// Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, both at a temperature, times its
+/// square, which keeps gradients of one size: `[1]`.
+fn divergence(student: Tensor<2>, teacher: Tensor<2>, temperature: f64) -> Tensor<1> {
+    let count = student.dims()[0].max(1) as f64;
+    let target = softmax(teacher.clone() / temperature, 1); // [n, classes]
+    let difference = log_softmax(teacher / temperature, 1) - log_softmax(student / temperature, 1);
+    (target * difference).sum() * (temperature * temperature / count) // [1]
+}
+
+/// Feature matching that needs no common width: the cosines between all images of a batch should be the teacher's (Tung
+/// and Mori, "Similarity-preserving knowledge distillation", 2019): the mean over images of the squared distance of
+/// their rows, `[1]`.
+fn similarity_loss(student: Tensor<2>, teacher: Tensor<2>) -> Tensor<1> {
+    let count = student.dims()[0].max(1) as f64;
+    let similarities = |features: Tensor<2>| {
+        let products = features.clone().matmul(features.transpose()); // [n, n]
+        let lengths = products.clone().powf_scalar(2.0).sum_dim(1).sqrt().clamp_min(1e-12); // [n, 1]
+        products / lengths
+    };
+    (similarities(student) - similarities(teacher)).powf_scalar(2.0).sum() / count // [1]
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_outputs_cost_nothing_and_others_what_the_formula_says() {
+        let device = Device::flex();
+        let rows = |rows: [[f32; 2]; 2]| Tensor::<2>::from_floats(rows, &device);
+        let same = rows([[2.0, -1.0], [0.5, 0.5]]);
+        assert!(divergence(same.clone(), same.clone(), 2.0).into_scalar::<f32>().abs() < 1e-6);
+        let value =
+            divergence(rows([[0.0, 0.0], [0.5, 0.5]]), same.clone(), 1.0).into_scalar::<f32>();
+        let p = 1.0 / (1.0 + (-3.0_f32).exp());
+        let expected = (p * (p / 0.5).ln() + (1.0 - p) * ((1.0 - p) / 0.5).ln()) / 2.0;
+        assert!((value - expected).abs() < 1e-5, "{value} {expected}");
+        let wide = Tensor::<2>::from_floats([[4.0, -2.0, 0.0], [1.0, 1.0, 0.0]], &device);
+        let matching = similarity_loss(wide, same.clone()).into_scalar::<f32>();
+        assert!(matching.abs() < 1e-6, "only directions count: {matching}");
+        assert!(similarity_loss(rows([[1.0, 0.0], [1.0, 0.0]]), same).into_scalar::<f32>() > 0.1);
+    }
+}
