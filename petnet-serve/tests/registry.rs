@@ -16,6 +16,8 @@ struct Registry {
     address: String,
     /// The version that the alias `champion` stands for, and how often a file was fetched.
     state: Arc<Mutex<(usize, usize)>>,
+    /// Of the two versions' files.
+    digests: Vec<String>,
 }
 
 /// Two models that differ in their digests.
@@ -38,8 +40,9 @@ impl Registry {
         let address = format!("http://{}", listener.server_addr());
         let state = Arc::new(Mutex::new((1, 0)));
         let shared = Arc::clone(&state);
+        let models = models();
+        let digests = models.iter().map(|model| sha256(model)).collect();
         std::thread::spawn(move || {
-            let models = models();
             for request in listener.incoming_requests() {
                 let (champion, fetched) = &mut *shared.lock().unwrap();
                 let url = request.url();
@@ -76,7 +79,7 @@ impl Registry {
                 let _ = request.respond(Response::from_data(body).with_status_code(status));
             }
         });
-        Self { address, state }
+        Self { address, state, digests }
     }
 }
 
@@ -93,7 +96,7 @@ fn a_promotion_swaps_the_model_in_the_running_service() {
     let named = ["--model", "models:/Pets@champion", "--tracking-uri", &registry.address];
     let kept = ["--model-cache", cache, "--follow", "50ms"];
     let server = Server::start(&[named, kept].concat());
-    let digests = models().iter().map(|model| sha256(model)).collect::<Vec<_>>();
+    let digests = &registry.digests;
     assert_ne!(digests[0], digests[1]);
     assert_eq!(running(&server), (json!("1"), json!(digests[0])));
     let (kind, body) = multipart(&[("image/png", &picture(ImageFormat::Png))]);
