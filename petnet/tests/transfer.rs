@@ -91,15 +91,18 @@ fn a_source_head_is_kept_stored_at_half_a_byte_and_tells_images_of_other_things(
     assert!((ours - theirs).abs() < 1e-2, "{ours} {theirs}");
     let mirrored = on(Device::Cpu).with_mirrors(true).classify_path(&image).unwrap();
     assert_ne!(mirrored.probabilities(), engine.probabilities());
-    // Trained further, the same classes keep it; unfrozen, it no longer fits and is dropped.
+    // Trained further, the same classes keep it; with its trunk trained, it no longer fits.
     let start = root.path().join("start.safetensors");
     std::fs::write(&start, &small).unwrap();
-    let init = Some(Start::File(start));
-    let further =
-        Trainer { init: init.clone(), source_classes: Some(pets.parse().unwrap()), ..tuning() };
+    let source_classes = Some(pets.parse().unwrap());
+    let further = Trainer { init: Some(Start::File(start)), source_classes, ..tuning() };
     assert!(further.fit(&data, &data).unwrap().best.info().source.is_some());
+    let last = Trainer { freeze: Some(Freeze::Backbone), ..further.clone() };
+    let source = last.fit(&data, &data).unwrap().best.info().source.clone().unwrap();
+    assert_eq!(source.shared(), model.info().graph.blocks()[14], "not more than it shared before");
     let unfrozen = Trainer { freeze: Some(Freeze::Blocks(3)), ..further };
-    assert!(unfrozen.fit(&data, &data).unwrap().best.info().source.is_none());
+    let error = unfrozen.fit(&data, &data).unwrap_err().to_string();
+    assert!(error.contains("source_classes"), "{error}");
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Checkpoint {
     #[cfg(feature = "train")]
     pub(crate) fn with_source(self, source: SourceHead, head: Weights) -> Result<Self> {
         let Self { mut info, mut weights } = self;
-        info.source = Some(source);
+        (info.source, info.quantization) = (Some(source), None);
         weights.extend(head);
         Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
     }

@@ -54,43 +54,11 @@ impl<'a> Fit<'a> {
         let mut info = describe(trainer, train)?;
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
-        let model = Network::new(&info.graph, info.normalization, &device);
-        let (mut model, mut trunk, mut source) = (model, Trunk::Empty, Weights::new());
-        if let Some(given) = given {
-            let blocks = match trainer.frozen(&info.graph, train.len()) {
-                Freeze::Nothing => 0,
-                Freeze::Blocks(blocks) => blocks,
-                Freeze::Backbone => info.graph.blocks().len(),
-            };
-            info.normalization = given.model.info().normalization;
-            model =
-                given.fill(Network::new(&info.graph, info.normalization, &device), &info.labels)?;
-            let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
-            let head = given.source_head(shared.copied().unwrap_or(0))?;
-            if let Some((head, weights)) = head
-                && trainer.source_classes.is_some()
-            {
-                (info.source, source) = (Some(head), weights);
-            }
-            let on_cpu = trainer.device == crate::Device::Cpu;
-            let start = match trainer.quantize && on_cpu && blocks > 0 {
-                true => given.model.quantized_on(train, trainer.preprocess)?,
-                false => given.model,
-            };
-            trunk = Trunk::new(blocks, start, on_cpu);
-        }
+        let Beginning { model, trunk, source } =
+            begin(trainer, given, &mut info, (train, &device))?;
         let teacher = trainer.distillation.as_ref();
         let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
-        let mut identity = info.settings.clone();
-        if let Some(map) = identity.as_object_mut() {
-            // How photos are fetched changes no result.
-            map.remove("workers");
-            map.remove("cache_mb");
-            // What comes after the last epoch changes no epoch.
-            map.remove("precise_bn_images");
-            map.insert("training data".into(), json!(info.data_digest));
-            map.insert("validation data".into(), json!(valid.digest()));
-        }
+        let identity = identity(&info, valid);
         let average = (trainer.ema_decay > 0.0).then(|| model.valid());
         let progress = Progress { identity, ..Default::default() };
         let optimizer = optimizer(trainer, &model);
@@ -454,4 +422,58 @@ impl<'a> Fit<'a> {
     fn seconds(&self) -> f64 {
         self.state.progress.seconds + self.clock.elapsed().as_secs_f64()
     }
+}
+
+/// The network as it is before the first step.
+struct Beginning {
+    model: Network,
+    trunk: Trunk,
+    /// Weights of the source head.
+    source: Weights,
+}
+
+/// A network of random numbers, or of given weights with its frozen blocks and its source head.
+fn begin(
+    trainer: &Trainer,
+    given: Option<Given>,
+    info: &mut ModelInfo,
+    (train, device): (&Dataset, &Device),
+) -> Result<Beginning> {
+    let drawn = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
+    let Some(given) = given else {
+        return Ok(Beginning { model: drawn(info), trunk: Trunk::Empty, source: Weights::new() });
+    };
+    let blocks = match trainer.frozen(&info.graph, train.len()) {
+        Freeze::Nothing => 0,
+        Freeze::Blocks(blocks) => blocks,
+        Freeze::Backbone => info.graph.blocks().len(),
+    };
+    info.normalization = given.model.info().normalization;
+    let model = given.fill(drawn(info), &info.labels)?;
+    let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
+    let mut source = Weights::new();
+    if let Some((head, weights)) = given.kept_head(trainer, shared.copied().unwrap_or(0))? {
+        (info.source, source) = (Some(head), weights);
+    }
+    let on_cpu = trainer.device == crate::Device::Cpu;
+    let start = match trainer.quantize && on_cpu && blocks > 0 {
+        true => given.model.quantized_on(train, trainer.preprocess)?,
+        false => given.model,
+    };
+    Ok(Beginning { model, trunk: Trunk::new(blocks, start, on_cpu), source })
+}
+
+/// The settings that a resumed training must share with the one that was stopped.
+fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
+    let mut identity = info.settings.clone();
+    if let Some(map) = identity.as_object_mut() {
+        // How images are fetched changes no result.
+        map.remove("workers");
+        map.remove("cache_mb");
+        // What comes after the last epoch changes no epoch.
+        map.remove("precise_bn_images");
+        map.insert("training data".into(), json!(info.data_digest));
+        map.insert("validation data".into(), json!(valid.digest()));
+    }
+    identity
 }

@@ -134,10 +134,13 @@ pub(super) fn fit(
         info.metrics = json!({ "epoch": 1, "validation": figures });
         info.trained = since.map(|since| since.as_secs());
     })?;
-    if let Some((head, weights)) = given.source_head(model.info().graph.pool() + 1)?
-        && trainer.source_classes.is_some()
-    {
+    let shared = model.info().graph.pool() + 1;
+    if let Some((head, weights)) = given.kept_head(trainer, shared)? {
         model = model.with_source(head, weights)?;
+        if trainer.quantize {
+            // Feature maps that only the source head has need ranges, too.
+            model = model.quantized_on(train, trainer.preprocess)?;
+        }
     }
     if let Some(out) = &trainer.out {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;

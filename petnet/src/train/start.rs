@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Trainer;
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead, renamed};
@@ -123,9 +124,31 @@ impl Given {
         Checkpoint::new(info, given).map_err(|reason| Error::checkpoint(&self.path, reason))
     }
 
+    /// The source head that the settings ask for, and its weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where they ask for one and none is left, as its trunk is trained.
+    pub(super) fn kept_head(
+        &self,
+        trainer: &Trainer,
+        shared: usize,
+    ) -> Result<Option<(SourceHead, Weights)>> {
+        if trainer.source_classes.is_none() {
+            return Ok(None);
+        }
+        match self.source_head(shared)? {
+            Some(head) => Ok(Some(head)),
+            None => {
+                let reason =
+                    "source_classes needs weights of other classes, and their blocks frozen";
+                Err(Error::Config(reason.into()))
+            }
+        }
+    }
+
     /// The head of the network that training starts from and its weights, where training leaves its trunk as it was:
     /// the first `shared` nodes.
-    pub(super) fn source_head(&self, shared: usize) -> Result<Option<(SourceHead, Weights)>> {
+    fn source_head(&self, shared: usize) -> Result<Option<(SourceHead, Weights)>> {
         let Some((source, least)) = &self.source else { return Ok(None) };
         if shared == 0 || shared < *least {
             return Ok(None);
