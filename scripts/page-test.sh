@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The page in a real browser: choose, drop and paste a photo, look at the heat map, both reasons for an unsure answer, the
-# keyboard, a phone's screen and a broken file. PHOTO is one that the bundled model answers. Needs chromium and npm.
+# keyboard, a phone's screen and a broken file. Needs chromium and npm.
 # Usage: scripts/page-test.sh [PHOTO] [FOLDER for screenshots]
 set -euo pipefail
 cd "$(dirname "$0")/.."
