@@ -45,7 +45,6 @@ fn it_says_where_it_came_from() {
 }
 
 #[test]
-#[ignore = "the bundled model is being replaced"]
 fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
     let classifier = Classifier::pretrained().unwrap();
     let (mut far, mut unsure) = (0, 0);
@@ -61,7 +60,7 @@ fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
     }
     let all = KINDS.len() as u32 * EACH;
     println!("{far} of {all} out of distribution, {unsure} unsure");
-    assert!(unsure * 10 >= all * 8, "{unsure} of {all} unsure");
+    assert!(unsure * 20 >= all * 19, "{unsure} of {all} unsure");
 }
 
 #[cfg(feature = "flex")]
