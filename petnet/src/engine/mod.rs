@@ -30,7 +30,9 @@ mod winograd;
 
 pub(crate) use head::Head;
 use plan::Plan;
-pub(crate) use plan::{Heat, Outputs, SourceOutputs};
+#[cfg(any(test, feature = "burn"))]
+pub(crate) use plan::SourceOutputs;
+pub(crate) use plan::{Heat, Outputs};
 
 #[cfg(all(test, feature = "flex"))]
 mod tests;

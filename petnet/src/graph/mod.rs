@@ -12,7 +12,9 @@ mod validate;
 
 pub use builder::Builder;
 pub use source_head::SourceHead;
-pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, original, renamed};
+#[cfg(feature = "train")]
+pub(crate) use source_head::renamed;
+pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, original};
 
 /// Most nodes of a graph.
 const MAX_NODES: usize = 4096;

@@ -115,6 +115,7 @@ pub(crate) fn original(name: &str) -> &str {
 }
 
 /// The name in a source head of a node or weight behind the trunk.
+#[cfg(feature = "train")]
 pub(crate) fn renamed(name: &str) -> String {
     format!("{PREFIX}{name}")
 }
