@@ -64,7 +64,7 @@ pub(crate) struct Answer<T> {
     pub(crate) photo: Photo,
 }
 
-/// What one pass through the network gives.
+/// Outputs of one pass through the network.
 pub(crate) struct Classified {
     pub(crate) prediction: Prediction,
     /// The features, of norm 1: a by-product of the prediction.

@@ -26,10 +26,10 @@ const MEASURED: usize = 2000;
 /// Images a pass.
 const BATCH: usize = 32;
 
-/// How [`Checkpoint::calibrated`] works.
+/// Settings of [`Checkpoint::calibrated`].
 #[derive(Debug, Clone, Default)]
 pub struct Calibration {
-    /// Where to compute.
+    /// The device that runs the network.
     pub device: Device,
     /// The source head's classes that contain the model's, for [`OodScore::SourceClasses`]. `None` keeps those of the
     /// model, or else takes [`OodScore::Prototypes`].

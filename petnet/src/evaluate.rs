@@ -118,7 +118,8 @@ impl Classifier {
     /// each image.
     ///
     /// # Errors
-    /// What images and device refuse.
+    /// [`Error::ImageFile`](crate::Error::ImageFile) for an image that cannot be read, [`Error::Device`](crate::Error::Device)
+    /// when the device fails.
     pub fn predict(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Vec<Prediction>> {
         let mut predictions = Vec::with_capacity(dataset.len());
         self.each_output(dataset, Augment::none(), |outputs, _| {

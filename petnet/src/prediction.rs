@@ -115,8 +115,8 @@ impl Prediction {
         self.probabilities[self.index]
     }
 
-    /// How far the image is from those of the training, see [`OodScore`](crate::OodScore); absent where the model was
-    /// not calibrated.
+    /// Distance from the images of the training, see [`OodScore`](crate::OodScore); absent where the model was not
+    /// calibrated.
     pub fn ood_score(&self) -> Option<f32> {
         self.ood_score
     }

@@ -66,7 +66,7 @@ impl Form {
     }
 }
 
-/// What embeddings are written to.
+/// A file that embeddings are written to, row by row.
 pub(super) trait Table {
     fn add(&mut self, row: &Row) -> Result<()>;
     /// Writes what is left; the files, complete.
@@ -76,7 +76,7 @@ pub(super) trait Table {
 /// Files that are not in their places yet.
 pub(super) struct EmbeddingFile {
     table: Option<Box<dyn Table>>,
-    /// Where a file is written, and its place. The last one is that of the embeddings.
+    /// Path of each temporary file, and the path it is renamed to; the embeddings' come last.
     files: Vec<(PathBuf, PathBuf)>,
 }
 

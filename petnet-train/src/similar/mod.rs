@@ -166,7 +166,7 @@ impl Similar {
         classifier.embed(&ways).map_err(|e| e.to_string())
     }
 
-    /// What was found in any way, each image once and without the query itself.
+    /// The images found in any orientation, each once and without the query itself.
     fn others(&self, images: &ImageIndex, own: &Path, mut found: Vec<Neighbour>) -> Vec<Near> {
         found.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.row.cmp(&b.row)));
         let own = own.canonicalize().ok();

@@ -18,7 +18,7 @@ const STEP: usize = 256;
 /// Fewest images that are worth writing the whole index before the end.
 const WORTH: usize = 10_000;
 
-/// What changed.
+/// Counts of the changes.
 #[derive(Default)]
 pub(super) struct Updated {
     embedded: usize,

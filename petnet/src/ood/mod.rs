@@ -36,7 +36,7 @@ pub struct OutOfDistribution {
     pub threshold: f32,
 }
 
-/// How an out-of-distribution score is computed.
+/// A method to compute an out-of-distribution score.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 #[non_exhaustive]

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-/// What is ranked: the better ones come first.
+/// Items with an order in which the better ones come first.
 pub(super) trait Ranked: Copy {
     /// Never equal for two different ones.
     fn rank(&self, other: &Self) -> Ordering;

@@ -29,7 +29,7 @@ pub enum IndexError {
     Line {
         /// Counted from 1.
         line: usize,
-        /// What its reader said.
+        /// The reader's message.
         reason: String,
     },
     /// Another version's layout.

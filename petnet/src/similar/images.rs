@@ -41,7 +41,7 @@ struct Header {
 /// A file whose embedding is in an index. It counts as changed when its size or time is another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexedImage {
-    /// Where it lies, as it was given.
+    /// Its path, as it was given.
     pub path: String,
     /// Its size in bytes.
     pub bytes: u64,
@@ -52,13 +52,13 @@ pub struct IndexedImage {
 /// A file that could not be embedded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Where it lies.
+    /// Its path.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Reason for which it could not be read.
     pub reason: String,
 }
 
-/// What [`ImageIndex::add`] did.
+/// Counts of what [`ImageIndex::add`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Added {
     /// Images that were in the index already, with the same size and time.
@@ -282,7 +282,7 @@ impl ImageIndex {
 
 /// File of the embeddings with this checksum.
 fn name(sha256: &str) -> String {
-    // What another program wrote there must not lead out of the folder.
+    // A checksum that another program wrote must not lead out of the folder.
     let digits = sha256.chars().filter(char::is_ascii_hexdigit).take(16);
     format!("embeddings-{}.npy", digits.collect::<String>())
 }

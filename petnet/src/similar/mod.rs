@@ -221,7 +221,7 @@ impl Index {
         let (len, step) = (self.embedding_len, self.block_rows());
         let flat = queries.concat();
         let none = || vec![Best::new(count.min(self.len())); asked];
-        // What is best does not depend on which thread takes which blocks: no two rows rank equal.
+        // The best do not depend on which thread takes which blocks: no two rows rank equal.
         let blocks = self.values.par_chunks(step * len).enumerate();
         let best = blocks.fold(none, |mut best, (block, rows)| {
             let mut cosines = vec![0.0; rows.len() / len * asked];

@@ -45,7 +45,7 @@ impl<W: Write + Seek> NpyWriter<W> {
     /// Begins a matrix of so many columns, at the beginning of `to`.
     ///
     /// # Errors
-    /// What `to` refuses.
+    /// Errors of writing to `to`.
     pub fn new(mut to: W, columns: usize) -> io::Result<Self> {
         to.write_all(&header(0, columns))?;
         Ok(Self { to, columns, rows: 0 })
@@ -54,7 +54,7 @@ impl<W: Write + Seek> NpyWriter<W> {
     /// Adds a row.
     ///
     /// # Errors
-    /// What `to` refuses; [`io::ErrorKind::InvalidInput`] for a row of another length.
+    /// Errors of writing to `to`; [`io::ErrorKind::InvalidInput`] for a row of another length.
     pub fn write_row(&mut self, row: &[f32]) -> io::Result<()> {
         if row.len() != self.columns {
             let text = format!("a row has {} values, the matrix {}", row.len(), self.columns);
@@ -67,7 +67,7 @@ impl<W: Write + Seek> NpyWriter<W> {
     /// Writes the number of rows and returns what was written to, flushed.
     ///
     /// # Errors
-    /// What it refuses.
+    /// Errors of writing and seeking.
     pub fn finish(mut self) -> io::Result<W> {
         self.to.seek(SeekFrom::Start(0))?;
         self.to.write_all(&header(self.rows, self.columns))?;

@@ -467,10 +467,10 @@ fn begin(
 fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
     let mut identity = info.settings.clone();
     if let Some(map) = identity.as_object_mut() {
-        // How images are fetched changes no result.
+        // Threads and cache change no result.
         map.remove("workers");
         map.remove("cache_mb");
-        // What comes after the last epoch changes no epoch.
+        // Batch-norm statistics are re-estimated after the last epoch and change none.
         map.remove("precise_bn_images");
         map.insert("training data".into(), json!(info.data_digest));
         map.insert("validation data".into(), json!(valid.digest()));

@@ -1,4 +1,4 @@
-//! What a training is made of: the model's description, loaders, class weights and the optimiser.
+//! The parts of a training: the model's description, loaders, class weights and the optimiser.
 
 use burn::module::ParamGroup;
 use burn::optim::decay::WeightDecayConfig;
