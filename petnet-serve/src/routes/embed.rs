@@ -1,12 +1,12 @@
 //! `/embed`: an image's embedding, for look-alikes and duplicates.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use hyper::Request;
 use hyper::body::Incoming;
 use serde::Serialize;
 
+use super::predict::Single;
 use super::{Reply, text};
 use crate::app::App;
 use crate::problem::Problem;
@@ -34,24 +34,17 @@ pub(super) async fn embed(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    app.keys.check(request.headers())?;
-    let model = app.model()?;
-    let upload = app.uploads.read(request, &app.settings).await?;
-    let began = Instant::now();
-    let bytes = upload.size;
-    let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?;
-    let place = app.batcher.admit(1)?;
-    let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place).await?;
+    let Single { model, answer, accepted, bytes } = Single::classify(app, request).await?;
     let embedding = &answer.value.embedding;
     let body = Body {
         embedding,
         length: embedding.len(),
         model: Named { name: &model.name, version: &model.version, sha256: &model.sha256 },
-        processing_time_ms: milliseconds(began.elapsed()),
+        processing_time_ms: milliseconds(accepted.elapsed()),
     };
     let body = serde_json::to_vec(&body).map_err(|_| Problem::internal())?;
     let mut reply = text("application/json", body);
-    let (accepted, timings) = (Some(began), vec![answer.timings]);
+    let (accepted, timings) = (Some(accepted), vec![answer.timings]);
     reply.extensions_mut().insert(Note { accepted, timings, photos: 1, bytes, ..Note::default() });
     Ok(reply)
 }

@@ -13,29 +13,48 @@ use uuid::Uuid;
 
 use super::{Reply, json as json_reply, new_id};
 use crate::app::App;
-use crate::batcher::Photo;
+use crate::batcher::{Answer, Classified, Photo};
 use crate::feedback::Predicted;
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::telemetry::{Note, milliseconds};
 
+/// The image of a request, and the outputs of the model on it.
+pub(super) struct Single {
+    pub(super) model: Arc<Model>,
+    pub(super) answer: Answer<Classified>,
+    /// The time when the request's body was complete.
+    pub(super) accepted: Instant,
+    /// Bytes of the body.
+    pub(super) bytes: usize,
+}
+
+impl Single {
+    pub(super) async fn classify(
+        app: &Arc<App>,
+        request: &mut Request<Incoming>,
+    ) -> Result<Self, Problem> {
+        app.keys.check(request.headers())?;
+        let model = app.model()?;
+        let upload = app.uploads.read(request, &app.settings).await?;
+        let accepted = Instant::now();
+        let bytes = upload.size;
+        let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?;
+        let place = app.batcher.admit(1)?;
+        let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place).await?;
+        Ok(Self { model, answer, accepted, bytes })
+    }
+}
+
 pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Result<Reply, Problem> {
-    app.keys.check(request.headers())?;
-    let model = app.model()?;
-    let upload = app.uploads.read(request, &app.settings).await?;
-    let began = Instant::now();
-    let bytes = upload.size;
-    let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?;
-    let place = app.batcher.admit(1)?;
-    let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place).await?;
+    let Single { model, answer, accepted, bytes } = Single::classify(app, request).await?;
     let id = new_id();
     let prediction = &answer.value.prediction;
     remember(app, &model, id, (prediction, &answer.photo));
     let mut fields = describe(prediction, &model, id);
-    fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()).into());
+    fields.insert("processing_time_ms".into(), milliseconds(accepted.elapsed()).into());
     let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
-    let accepted = Some(began);
-    let timings = vec![answer.timings];
+    let (accepted, timings) = (Some(accepted), vec![answer.timings]);
     reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(prediction, id) });
     Ok(reply)
 }

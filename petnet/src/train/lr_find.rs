@@ -2,7 +2,6 @@
 //! rate rises from far too low to far too high.
 
 use super::fit::Fit;
-use super::start::Given;
 use super::{Observer, StepReport, Trainer};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -66,7 +65,7 @@ impl Trainer {
         }
         let trainer = Self { out: None, ..self.clone() };
         let graph = trainer.architecture.graph(train.classes().len())?;
-        let given = Given::read(&trainer.start(&graph), train.classes())?;
+        let given = trainer.given(&graph, train.classes())?;
         let mut fit = Fit::start(&trainer, given, (train, train))?;
         let growth = (range.end / range.start).powf(1.0 / (steps - 1) as f64);
         let rates = (0..steps).map(|step| range.start * growth.powi(step as i32));

@@ -6,6 +6,7 @@
 
 mod clip;
 mod ema;
+mod engines;
 mod fit;
 mod freeze;
 mod lr_find;
@@ -342,33 +343,36 @@ impl Trainer {
             return Err(Error::Dataset("training and validation need photos".into()));
         }
         let graph = self.architecture.graph(train.classes().len())?;
-        let given = Given::read(&self.start(&graph), train.classes())?;
-        match (self.frozen(&graph, train.len()), given) {
-            (Freeze::Backbone, Some(given)) => probe::fit(self, &given, (train, valid), observer),
-            (Freeze::Backbone, None) => {
-                Err(Error::Config("freeze needs weights to start from".into()))
+        let given = self.given(&graph, train.classes())?;
+        match given.map(|given| (self.frozen(&graph, train.len()), given)) {
+            Some((Freeze::Backbone, given)) => probe::fit(self, &given, (train, valid), observer),
+            Some((Freeze::Nothing | Freeze::Blocks(_), given)) => {
+                fit::Fit::start(self, Some(given), (train, valid))?.run(observer)
             }
-            (Freeze::Nothing | Freeze::Blocks(_), given) => {
-                fit::Fit::start(self, given, (train, valid))?.run(observer)
+            None => fit::Fit::start(self, None, (train, valid))?.run(observer),
+        }
+    }
+
+    /// The weights to start from; `None` for random numbers.
+    fn given(&self, graph: &Graph, classes: &[String]) -> Result<Option<Given>> {
+        let given = Given::read(self.init.as_ref(), graph, classes)?;
+        match self.freeze.unwrap_or(Freeze::Nothing) {
+            Freeze::Nothing => Ok(given),
+            Freeze::Blocks(_) | Freeze::Backbone if given.is_some() => Ok(given),
+            freeze @ (Freeze::Blocks(_) | Freeze::Backbone) => {
+                let range = "must be 0 without init: random layers would stay random";
+                Err(Error::Config(format!("freeze is {freeze}, {range}")))
             }
         }
     }
 
-    /// The weights to start from.
-    fn start(&self, graph: &Graph) -> Start {
-        self.init.clone().unwrap_or_else(|| start::default(graph))
-    }
-
-    /// The layers to freeze for so many images.
+    /// The layers of given weights to freeze for so many images.
     fn frozen(&self, graph: &Graph, images: usize) -> Freeze {
         /// Images up to which the last layer alone is trained by default.
         const FEW: usize = 5000;
-        self.freeze.unwrap_or_else(|| match self.start(graph) {
-            Start::Random => Freeze::Nothing,
-            Start::Pretrained | Start::File(_) if images <= FEW => Freeze::Backbone,
-            Start::Pretrained | Start::File(_) => {
-                Freeze::Blocks(graph.blocks().len().saturating_sub(1))
-            }
+        self.freeze.unwrap_or_else(|| match images {
+            0..=FEW => Freeze::Backbone,
+            _ => Freeze::Blocks(graph.blocks().len().saturating_sub(1)),
         })
     }
 
@@ -427,9 +431,6 @@ impl Trainer {
             return bad("precise_bn_images", &self.precise_bn_images, "0 where ema_decay is not");
         }
         let freeze = self.freeze.unwrap_or(Freeze::Nothing);
-        if freeze != Freeze::Nothing && self.start(&graph) == Start::Random {
-            return bad("freeze", &freeze, "0 without init: random layers would stay random");
-        }
         let blocks = graph.blocks().len();
         if let Freeze::Blocks(frozen) = freeze
             && frozen > blocks

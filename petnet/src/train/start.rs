@@ -57,12 +57,21 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// Reads the weights for a training on some classes.
-    pub(super) fn read(start: &Start, classes: &[String]) -> Result<Option<Self>> {
+    /// Reads the weights for a training of a network on some classes; `None` for random numbers. A training that names no
+    /// start takes the bundled model's weights where the network is the same.
+    pub(super) fn read(
+        start: Option<&Start>,
+        graph: &Graph,
+        classes: &[String],
+    ) -> Result<Option<Self>> {
         let (model, path) = match start {
-            Start::Random => return Ok(None),
-            Start::Pretrained => (bundled()?, PathBuf::from("<pretrained>")),
-            Start::File(path) => (read(path)?, path.clone()),
+            Some(Start::Random) => return Ok(None),
+            Some(Start::Pretrained) => (bundled()?, PathBuf::from("<pretrained>")),
+            Some(Start::File(path)) => (read(path)?, path.clone()),
+            None => match bundled().ok().filter(|model| fits(&model.info().graph, graph)) {
+                Some(model) => (model, PathBuf::from("<pretrained>")),
+                None => return Ok(None),
+            },
         };
         Self::new(model, classes, path).map(Some)
     }
@@ -169,15 +178,6 @@ impl Given {
 /// True where two networks are the same up to their features.
 fn fits(theirs: &Graph, ours: &Graph) -> bool {
     theirs.pool() == ours.pool() && theirs.nodes()[..=ours.pool()] == ours.nodes()[..=ours.pool()]
-}
-
-/// The start of a training that names none: the bundled model's weights where the network is the same.
-pub(super) fn default(graph: &Graph) -> Start {
-    let bundled = bundled().ok();
-    match bundled.filter(|model| fits(&model.info().graph, graph)) {
-        Some(_) => Start::Pretrained,
-        None => Start::Random,
-    }
 }
 
 #[cfg(feature = "pretrained")]

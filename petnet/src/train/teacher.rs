@@ -9,6 +9,7 @@ use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::engines::Engines;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, Network as Compiled};
 use crate::error::{Error, Result};
@@ -60,8 +61,7 @@ impl Distillation {
 pub(super) struct Teacher {
     pub(super) settings: Distillation,
     model: Checkpoint,
-    /// By the side of their input.
-    engines: Vec<(usize, Engine)>,
+    engines: Engines,
 }
 
 impl Teacher {
@@ -73,31 +73,32 @@ impl Teacher {
             let path = settings.teacher.display();
             return Err(Error::Config(format!("teacher {path} has other classes than the data")));
         }
-        Ok(Self { settings: settings.clone(), model: model.without_source()?, engines: Vec::new() })
+        Ok(Self {
+            settings: settings.clone(),
+            model: model.without_source()?,
+            engines: Engines::default(),
+        })
     }
 
     /// Compiles for images of `side` pixels.
     pub(super) fn prepare(&mut self, side: usize) -> Result<()> {
-        if self.engines.iter().any(|(known, _)| *known == side) {
-            return Ok(());
-        }
-        let info = self.model.info();
-        let (graph, normalization) = (&info.graph, info.normalization);
-        let weights = self.model.weights();
-        let network = Compiled { graph, source: None, normalization, side, weights };
-        let engine = match &info.quantization {
-            Some(Quantization { ranges }) => Engine::quantized(network, ranges),
-            None => Engine::new(network),
-        };
-        let engine = engine.map_err(|reason| Error::checkpoint(&self.settings.teacher, reason))?;
-        self.engines.push((side, engine));
-        Ok(())
+        let (model, path) = (&self.model, &self.settings.teacher);
+        self.engines.prepare(side, || {
+            let info = model.info();
+            let (graph, normalization) = (&info.graph, info.normalization);
+            let weights = model.weights();
+            let network = Compiled { graph, source: None, normalization, side, weights };
+            let engine = match &info.quantization {
+                Some(Quantization { ranges }) => Engine::quantized(network, ranges),
+                None => Engine::new(network),
+            };
+            engine.map_err(|reason| Error::checkpoint(path, reason))
+        })
     }
 
     /// `[n, side, side, 3]` bytes -> logits `[n, classes]` and features `[n, width]`, which no gradient leads into.
     pub(super) fn outputs(&self, images: &[u8], side: usize, device: &Device) -> [Tensor<2>; 2] {
-        let engine = self.engines.iter().find(|(known, _)| *known == side);
-        let outputs = engine.map(|(_, engine)| engine.run(images)).unwrap_or_default();
+        let outputs = self.engines.at(side).map(|engine| engine.run(images)).unwrap_or_default();
         let rows = |row: fn(&crate::engine::Outputs) -> &Vec<f32>| {
             let width = outputs.first().map_or(0, |outputs| row(outputs).len());
             let values: Vec<f32> = outputs.iter().flat_map(row).copied().collect();

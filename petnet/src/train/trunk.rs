@@ -3,6 +3,7 @@
 
 use burn::tensor::Device;
 
+use super::engines::Engines;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, Network as Compiled};
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ pub(super) enum Trunk {
     /// Blocks on burn, of the network that is trained.
     Burn { blocks: usize },
     /// Blocks on the engine.
-    Engine { blocks: usize, start: Box<Checkpoint>, engines: Vec<(usize, Engine)> },
+    Engine { blocks: usize, start: Box<Checkpoint>, engines: Engines },
 }
 
 impl Trunk {
@@ -25,7 +26,9 @@ impl Trunk {
     pub(super) fn new(blocks: usize, start: Checkpoint, on_cpu: bool) -> Self {
         match (blocks, on_cpu) {
             (0, _) => Self::Empty,
-            (_, true) => Self::Engine { blocks, start: Box::new(start), engines: Vec::new() },
+            (_, true) => {
+                Self::Engine { blocks, start: Box::new(start), engines: Engines::default() }
+            }
             (_, false) => Self::Burn { blocks },
         }
     }
@@ -33,21 +36,15 @@ impl Trunk {
     /// Compiles for images of `side` pixels.
     pub(super) fn prepare(&mut self, side: usize) -> Result<()> {
         let Self::Engine { blocks, start, engines } = self else { return Ok(()) };
-        if engines.iter().any(|(known, _)| *known == side) {
-            return Ok(());
-        }
-        let info = start.info();
-        let network = Compiled {
-            graph: &info.graph,
-            source: None,
-            normalization: info.normalization,
-            side,
-            weights: start.weights(),
-        };
-        let ranges = info.quantization.as_ref().map(|Quantization { ranges }| ranges);
-        let engine = Engine::trunk(network, *blocks, ranges);
-        engines.push((side, engine.map_err(|reason| Error::checkpoint("<trunk>", reason))?));
-        Ok(())
+        engines.prepare(side, || {
+            let info = start.info();
+            let (graph, normalization) = (&info.graph, info.normalization);
+            let weights = start.weights();
+            let network = Compiled { graph, source: None, normalization, side, weights };
+            let ranges = info.quantization.as_ref().map(|Quantization { ranges }| ranges);
+            let engine = Engine::trunk(network, *blocks, ranges);
+            engine.map_err(|reason| Error::checkpoint("<trunk>", reason))
+        })
     }
 
     /// Number of frozen blocks.
@@ -70,9 +67,8 @@ impl Trunk {
             return network.trunk(to_tensor(images, side, device), self.blocks());
         };
         let count = images.len() / (side * side * 3);
-        let engine = engines.iter().find(|(known, _)| *known == side);
-        let ([height, width], values) =
-            engine.map(|(_, engine)| engine.maps(&images)).unwrap_or_default();
+        let maps = engines.at(side).map(|engine| engine.maps(&images));
+        let ([height, width], values) = maps.unwrap_or_default();
         let channels = values.len() / (height * width * count).max(1);
         Network::given(values, [height, width, count, channels], device)
     }
