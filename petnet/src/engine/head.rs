@@ -61,6 +61,12 @@ impl Head {
         self.layers[..layers].iter().fold(features, |x, layer| layer.run(&x))
     }
 
+    /// The inputs of the last linear layer to logits.
+    #[cfg(feature = "train")]
+    pub(crate) fn last_logits(&self, inputs: &[f32]) -> Vec<f32> {
+        self.layers.last().map(|layer| layer.run(inputs)).unwrap_or_default()
+    }
+
     /// The gradient of logit `class` by the features.
     pub(crate) fn gradient(&self, features: &[f32], class: usize) -> Vec<f32> {
         gradient(&self.layers, features, class)

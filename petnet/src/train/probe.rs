@@ -16,6 +16,8 @@ use crate::dataset::Dataset;
 use crate::engine::Head;
 use crate::error::{Error, Result};
 use crate::logistic::{Choice, Linear, Samples};
+use crate::metrics::Metrics;
+use crate::prediction::softmax;
 use crate::weights::Weight;
 
 /// Images whose mirror images are fitted to as well; with more, they hardly change the layer.
@@ -38,8 +40,7 @@ impl Features {
         trainer: &Trainer,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let head = Head::new(&model.info().graph, model.weights())
-            .map_err(|reason| Error::checkpoint("<model>", reason))?;
+        let head = head(model)?;
         let classifier = Classifier::new(model.clone(), trainer.device)?;
         let mirrored = Augment { horizontal_flip: 1.0, ..Augment::none() };
         let passes = match dataset.len() {
@@ -64,13 +65,14 @@ impl Features {
     }
 }
 
-/// A model whose last layer is fitted by logistic regression to the features of the others.
-pub(super) fn with_last_layer(
+/// A model whose last layer is fitted by logistic regression to the features of the others, and its figures on training
+/// images, from the same features.
+fn with_last_layer(
     model: Checkpoint,
     train: &Dataset,
     trainer: &Trainer,
     observer: &mut dyn Observer,
-) -> Result<Checkpoint> {
+) -> Result<(Checkpoint, Metrics)> {
     let features = Features::of(&model, train, trainer, observer)?;
     let classes = train.classes().len();
     let class_weights = trainer.balanced.then(|| class_weights(train));
@@ -88,10 +90,23 @@ pub(super) fn with_last_layer(
     let linear = Linear::fit(&samples(features.classes.len()), l2, None);
     let Linear { weights, bias } = linear;
     let shape = [width, classes];
-    model.with_last_layer(
+    let model = model.with_last_layer(
         Weight { shape: shape.to_vec(), values: weights },
         Weight { shape: vec![classes], values: bias },
-    )
+    )?;
+    let head = head(&model)?;
+    let rows = features.values.chunks_exact(width).zip(&features.classes).take(train.len());
+    let rows = rows.step_by(train.len().div_ceil(ENOUGH));
+    let answers = rows.map(|(row, class)| (softmax(&head.last_logits(row), 1.0), *class));
+    let (probabilities, truth): (Vec<_>, Vec<_>) = answers.unzip();
+    let metrics = Metrics::compute(&probabilities, &truth, classes);
+    Ok((model, metrics))
+}
+
+/// The layers of a model behind its global average pool.
+fn head(model: &Checkpoint) -> Result<Head> {
+    Head::new(&model.info().graph, model.weights())
+        .map_err(|reason| Error::checkpoint("<model>", reason))
 }
 
 /// The model that training starts from, with a last layer of zeros for the data's classes.
@@ -109,12 +124,10 @@ pub(super) fn fit(
 ) -> Result<Fitted> {
     let began = Instant::now();
     let model = prepared(given, train, trainer)?;
-    let model = with_last_layer(model, train, trainer, observer)?;
+    let source = given.kept_head(trainer, model.info().graph.pool() + 1)?;
+    let (model, seen) = with_last_layer(model, train, trainer, observer)?;
     let classifier = Classifier::new(model.clone(), trainer.device)?;
-    let figures =
-        |dataset: &Dataset| Ok::<_, Error>(classifier.evaluate(dataset, |_| ())?.metrics());
-    let seen = figures(&train.every(train.len().div_ceil(ENOUGH)))?;
-    let metrics = figures(valid)?;
+    let metrics = classifier.evaluate(valid, |_| ())?.metrics();
     let report = EpochReport {
         epoch: 1,
         learning_rate: 0.0,
@@ -134,8 +147,7 @@ pub(super) fn fit(
         info.metrics = json!({ "epoch": 1, "validation": figures });
         info.trained = since.map(|since| since.as_secs());
     })?;
-    let shared = model.info().graph.pool() + 1;
-    if let Some((head, weights)) = given.kept_head(trainer, shared)? {
+    if let Some((head, weights)) = source {
         model = model.with_source(head, weights)?;
         if trainer.quantize {
             // Feature maps that only the source head has need ranges, too.
