@@ -273,6 +273,26 @@ pub enum ImageError {
         /// The limit their product exceeds.
         limit: u64,
     },
+    /// A side longer than [`Limits::max_side`](crate::preprocess::Limits).
+    #[error(
+        "the picture is {width} x {height}, with a side of more than the limit of {limit} pixels"
+    )]
+    TooLong {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The limit that one of them exceeds.
+        limit: u32,
+    },
+    /// More scans than [`Limits::max_scans`](crate::preprocess::Limits), or than an image of this size may have.
+    #[error("the JPEG has {scans} scans, more than the limit of {limit}")]
+    TooManyScans {
+        /// Number of scans.
+        scans: u64,
+        /// The limit that it exceeds.
+        limit: u64,
+    },
     /// The bytes are none of JPEG, PNG, WebP, GIF or BMP.
     #[error("not a JPEG, PNG, WebP, GIF or BMP picture")]
     UnknownFormat,

@@ -8,7 +8,13 @@ use petnet::ImageError;
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode, decode_at_least};
 
 const WAVES: &[u8] = include_bytes!("golden/waves.png");
-const LIMITS: Limits = Limits { max_bytes: 1 << 20, max_pixels: 1_000_000, max_alloc: 16 << 20 };
+const LIMITS: Limits = Limits {
+    max_bytes: 1 << 20,
+    max_side: 5000,
+    max_pixels: 1_000_000,
+    max_scans: 100,
+    max_alloc: 16 << 20,
+};
 
 fn encode(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());

@@ -177,9 +177,6 @@ impl<'a> Fit<'a> {
         if judged as usize != self.valid.size() {
             self.valid = self.valid.with_settings(settings(self.trainer, false, judged));
         }
-        if let Some(teacher) = &mut self.teacher {
-            teacher.prepare(size as usize)?;
-        }
         self.trunk.prepare(size as usize)?;
         self.trunk.prepare(judged as usize)?;
         if epoch > 0 && step == 0 && size != self.trainer.size_in(epoch - 1) {
@@ -262,7 +259,8 @@ impl<'a> Fit<'a> {
         let (photos, size) = (batch.targets.len(), self.train.size());
         let plain = self.device.clone().inner();
         let teacher = self.teacher.as_ref();
-        let taught = teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain));
+        let taught =
+            teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain)).transpose()?;
         let features = self.features(batch.images, size); // [n, width]
         let logits = self.state.model.classify(features.clone()); // [n, classes]
         let mut loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]

@@ -6,7 +6,6 @@
 
 mod clip;
 mod ema;
-mod engines;
 mod fit;
 mod freeze;
 mod lr_find;

@@ -1,7 +1,7 @@
 //! Knowledge distillation: a trained model of the same classes whose outputs the student learns to give (Hinton et al.,
-//! "Distilling the knowledge in a neural network", 2015). Both see the same augmented image at the same size (Beyer et
-//! al., "Knowledge distillation: a good teacher is patient and consistent", 2022). The teacher runs on the inference
-//! engine, on the CPU.
+//! "Distilling the knowledge in a neural network", 2015). Both see the same augmented image (Beyer et al., "Knowledge
+//! distillation: a good teacher is patient and consistent", 2022), the teacher at the size that it was trained for: a
+//! teacher of 224 px that is shown 64 pixels teaches its own mistakes. It runs on the inference engine, on the CPU.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,12 @@ use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::engines::Engines;
+use rayon::prelude::*;
+
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, Network as Compiled};
 use crate::error::{Error, Result};
+use crate::preprocess::{Pixels, Resize, resize};
 use crate::quantization::Quantization;
 
 /// Settings of a distillation.
@@ -60,51 +62,61 @@ impl Distillation {
 /// A teacher ready to run.
 pub(super) struct Teacher {
     pub(super) settings: Distillation,
-    model: Checkpoint,
-    engines: Engines,
+    engine: Engine,
+    /// Side of the images that the engine takes, in pixels.
+    side: u32,
 }
 
 impl Teacher {
     /// # Errors
     /// As [`Checkpoint::load`]; [`Error::Config`] for a model of other classes.
     pub(super) fn load(settings: &Distillation, classes: &[String]) -> Result<Self> {
-        let model = Checkpoint::load(&settings.teacher)?;
-        if model.info().labels != classes {
-            let path = settings.teacher.display();
+        let path = &settings.teacher;
+        let model = Checkpoint::load(path)?.without_source()?;
+        let info = model.info();
+        if info.labels != classes {
+            let path = path.display();
             return Err(Error::Config(format!("teacher {path} has other classes than the data")));
         }
-        Ok(Self {
-            settings: settings.clone(),
-            model: model.without_source()?,
-            engines: Engines::default(),
-        })
-    }
-
-    /// Compiles for images of `side` pixels.
-    pub(super) fn prepare(&mut self, side: usize) -> Result<()> {
-        let (model, path) = (&self.model, &self.settings.teacher);
-        self.engines.prepare(side, || {
-            let info = model.info();
-            let (graph, normalization) = (&info.graph, info.normalization);
-            let weights = model.weights();
-            let network = Compiled { graph, source: None, normalization, side, weights };
-            let engine = match &info.quantization {
-                Some(Quantization { ranges }) => Engine::quantized(network, ranges),
-                None => Engine::new(network),
-            };
-            engine.map_err(|reason| Error::checkpoint(path, reason))
-        })
+        let side = info.preprocess.size;
+        let (graph, normalization) = (&info.graph, info.normalization);
+        let weights = model.weights();
+        let network = Compiled { graph, source: None, normalization, side: side as usize, weights };
+        let engine = match &info.quantization {
+            Some(Quantization { ranges }) => Engine::quantized(network, ranges),
+            None => Engine::new(network),
+        };
+        let engine = engine.map_err(|reason| Error::checkpoint(path, reason))?;
+        Ok(Self { settings: settings.clone(), engine, side })
     }
 
     /// `[n, side, side, 3]` bytes -> logits `[n, classes]` and features `[n, width]`, which no gradient leads into.
-    pub(super) fn outputs(&self, images: &[u8], side: usize, device: &Device) -> [Tensor<2>; 2] {
-        let outputs = self.engines.at(side).map(|engine| engine.run(images)).unwrap_or_default();
+    ///
+    /// # Errors
+    /// None for images of at least one pixel.
+    pub(super) fn outputs(
+        &self,
+        images: &[u8],
+        side: usize,
+        device: &Device,
+    ) -> Result<[Tensor<2>; 2]> {
+        let scaled = |image: &[u8]| -> Result<Vec<u8>> {
+            let image = Pixels::new(side as u32, side as u32, image.to_vec());
+            let image = image.ok_or_else(|| Error::Config("an empty image".into()))?;
+            Ok(resize(&image, self.side, Resize::Squeeze)?.into_data())
+        };
+        let outputs = if side == self.side as usize {
+            self.engine.run(images)
+        } else {
+            let images = images.par_chunks_exact(side * side * 3).map(scaled);
+            self.engine.run(&images.collect::<Result<Vec<_>>>()?.concat())
+        };
         let rows = |row: fn(&crate::engine::Outputs) -> &Vec<f32>| {
             let width = outputs.first().map_or(0, |outputs| row(outputs).len());
             let values: Vec<f32> = outputs.iter().flat_map(row).copied().collect();
             Tensor::<2>::from_data(TensorData::new(values, [outputs.len(), width]), device)
         };
-        [rows(|outputs| &outputs.logits), rows(|outputs| &outputs.features)]
+        Ok([rows(|outputs| &outputs.logits), rows(|outputs| &outputs.features)])
     }
 
     /// The loss with the labels' share of it, `[1]`. Logits are `[n, classes]`, features `[n, width]` of any width.

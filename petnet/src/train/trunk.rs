@@ -3,7 +3,6 @@
 
 use burn::tensor::Device;
 
-use super::engines::Engines;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, Network as Compiled};
 use crate::error::{Error, Result};
@@ -17,8 +16,8 @@ pub(super) enum Trunk {
     Empty,
     /// Blocks on burn, of the network that is trained.
     Burn { blocks: usize },
-    /// Blocks on the engine.
-    Engine { blocks: usize, start: Box<Checkpoint>, engines: Engines },
+    /// Blocks on the engine, compiled for each size of images that the training has, by its side in pixels.
+    Engine { blocks: usize, start: Box<Checkpoint>, engines: Vec<(usize, Engine)> },
 }
 
 impl Trunk {
@@ -26,25 +25,25 @@ impl Trunk {
     pub(super) fn new(blocks: usize, start: Checkpoint, on_cpu: bool) -> Self {
         match (blocks, on_cpu) {
             (0, _) => Self::Empty,
-            (_, true) => {
-                Self::Engine { blocks, start: Box::new(start), engines: Engines::default() }
-            }
+            (_, true) => Self::Engine { blocks, start: Box::new(start), engines: Vec::new() },
             (_, false) => Self::Burn { blocks },
         }
     }
 
-    /// Compiles for images of `side` pixels.
+    /// Compiles for images of `side` pixels, unless that was done.
     pub(super) fn prepare(&mut self, side: usize) -> Result<()> {
         let Self::Engine { blocks, start, engines } = self else { return Ok(()) };
-        engines.prepare(side, || {
-            let info = start.info();
-            let (graph, normalization) = (&info.graph, info.normalization);
-            let weights = start.weights();
-            let network = Compiled { graph, source: None, normalization, side, weights };
-            let ranges = info.quantization.as_ref().map(|Quantization { ranges }| ranges);
-            let engine = Engine::trunk(network, *blocks, ranges);
-            engine.map_err(|reason| Error::checkpoint("<trunk>", reason))
-        })
+        if at(engines, side).is_some() {
+            return Ok(());
+        }
+        let info = start.info();
+        let (graph, normalization) = (&info.graph, info.normalization);
+        let weights = start.weights();
+        let network = Compiled { graph, source: None, normalization, side, weights };
+        let ranges = info.quantization.as_ref().map(|Quantization { ranges }| ranges);
+        let engine = Engine::trunk(network, *blocks, ranges);
+        engines.push((side, engine.map_err(|reason| Error::checkpoint("<trunk>", reason))?));
+        Ok(())
     }
 
     /// Number of frozen blocks.
@@ -67,9 +66,13 @@ impl Trunk {
             return network.trunk(to_tensor(images, side, device), self.blocks());
         };
         let count = images.len() / (side * side * 3);
-        let maps = engines.at(side).map(|engine| engine.maps(&images));
+        let maps = at(engines, side).map(|engine| engine.maps(&images));
         let ([height, width], values) = maps.unwrap_or_default();
         let channels = values.len() / (height * width * count).max(1);
         Network::given(values, [height, width, count, channels], device)
     }
+}
+
+fn at(engines: &[(usize, Engine)], side: usize) -> Option<&Engine> {
+    engines.iter().find(|(known, _)| *known == side).map(|(_, engine)| engine)
 }

@@ -1,0 +1,146 @@
+//! The outline of a JPEG file, read from its markers without decoding anything: how many scans it has, where it ends,
+//! and what its frame needs of memory. Source: ITU-T T.81, annex B.
+
+use image::metadata::Orientation;
+
+const SOI: u8 = 0xd8;
+const EOI: u8 = 0xd9;
+const SOS: u8 = 0xda;
+const APP1: u8 = 0xe1;
+
+/// Markers of a JPEG file, up to its end marker.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Outline {
+    /// Number of scans.
+    pub(super) scans: u64,
+    /// Length of the image in bytes, up to its end marker; `None` when that is missing. A phone's Motion Photo goes on
+    /// behind it.
+    pub(super) length: Option<usize>,
+    /// Bytes of all coefficients, two each.
+    pub(super) coefficients: u64,
+    /// Whether a decoder must keep them all: the image is progressive, or its components come in scans of their own.
+    pub(super) keeps_coefficients: bool,
+    /// Turns and flips that make the image upright.
+    pub(super) orientation: Option<Orientation>,
+}
+
+impl Outline {
+    /// Walks the markers of a file that begins with the start marker.
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut outline = Self::default();
+        let mut at = 2;
+        while let Some((marker, start)) = next_marker(bytes, at) {
+            at = start;
+            match marker {
+                EOI => {
+                    outline.length = Some(start);
+                    break;
+                }
+                // Markers that stand alone: TEM, restarts inside a scan, a start within the image.
+                0x01 | 0xd0..=0xd7 | SOI => continue,
+                _ => (),
+            }
+            let Some(segment) = segment(bytes, start) else { break };
+            match marker {
+                SOS => outline.scans += 1,
+                // Frames; 0xc4, 0xc8 and 0xcc are tables.
+                0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
+                    let coefficients = coefficient_bytes(segment).unwrap_or(0);
+                    outline.coefficients = outline.coefficients.max(coefficients);
+                    outline.keeps_coefficients |= matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
+                }
+                APP1 => {
+                    let exif = segment.strip_prefix(b"Exif\0\0");
+                    let found = exif.and_then(Orientation::from_exif_chunk);
+                    outline.orientation = outline.orientation.or(found);
+                }
+                _ => (),
+            }
+            at = start + 2 + segment.len();
+        }
+        outline.keeps_coefficients |= outline.scans > 1;
+        outline
+    }
+
+    /// Bytes of the coefficients that a decoder keeps.
+    pub(super) fn kept(&self) -> u64 {
+        if self.keeps_coefficients { self.coefficients } else { 0 }
+    }
+
+    /// Whether upright the image is as wide as it was high.
+    pub(super) fn is_turned(&self) -> bool {
+        matches!(
+            self.orientation,
+            Some(
+                Orientation::Rotate90
+                    | Orientation::Rotate270
+                    | Orientation::Rotate90FlipH
+                    | Orientation::Rotate270FlipH
+            )
+        )
+    }
+}
+
+/// The next marker from a place on, and the place behind it. In a scan's data 0xFF is followed by a zero.
+fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
+    let rest = bytes.get(from..)?;
+    memchr::memchr_iter(0xff, rest).find_map(|at| match rest.get(at + 1) {
+        None | Some(0 | 0xff) => None,
+        Some(marker) => Some((*marker, from + at + 2)),
+    })
+}
+
+/// A segment's content, behind its two bytes of length, which count themselves.
+fn segment(bytes: &[u8], start: usize) -> Option<&[u8]> {
+    let length = u16::from_be_bytes(*bytes.get(start..)?.first_chunk()?);
+    bytes.get(start + 2..start + usize::from(length.max(2)))
+}
+
+/// Two bytes for each coefficient of a frame's components, each padded to whole units of the frame.
+fn coefficient_bytes(frame: &[u8]) -> Option<u64> {
+    let [_precision, high, low, wide, narrow, count, components @ ..] = frame else { return None };
+    let height = u64::from(u16::from_be_bytes([*high, *low]));
+    let width = u64::from(u16::from_be_bytes([*wide, *narrow]));
+    let factors = || {
+        components
+            .chunks_exact(3)
+            .take(usize::from(*count))
+            .map(|component| (u64::from(component[1] >> 4), u64::from(component[1] & 15)))
+    };
+    let across = factors().map(|(across, _)| across).max()?.max(1);
+    let down = factors().map(|(_, down)| down).max()?.max(1);
+    let units = width.div_ceil(8 * across) * height.div_ceil(8 * down);
+    Some(factors().map(|(across, down)| units * across.max(1) * down.max(1) * 64 * 2).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_segment(jpeg: &mut Vec<u8>, marker: u8, content: &[u8]) {
+        jpeg.extend([0xff, marker]);
+        jpeg.extend((content.len() as u16 + 2).to_be_bytes());
+        jpeg.extend(content);
+    }
+
+    #[test]
+    fn scans_are_counted_and_what_comes_behind_the_end_is_not() {
+        let mut jpeg = vec![0xff, SOI];
+        // A thumbnail within a segment has markers of its own.
+        with_segment(&mut jpeg, 0xe0, &[0xff, SOI, 0xff, SOS, 0xff, EOI]);
+        // Progressive, 30 x 20, luma twice as fine as both colours: 2 x 2 units of 2 x 2 + 1 + 1 blocks.
+        with_segment(&mut jpeg, 0xc2, &[8, 0, 20, 0, 30, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1]);
+        for _ in 0..3 {
+            with_segment(&mut jpeg, SOS, &[1, 1, 0, 0, 63, 0]);
+            jpeg.extend([5, 0xff, 0, 7, 0xff, 0xd0, 9, 0xff]);
+        }
+        assert_eq!(Outline::of(&jpeg).length, None);
+        jpeg.extend([0xff, EOI]);
+        let length = jpeg.len();
+        jpeg.extend([0xff, SOI, 0xff, SOS, 0, 2, 0xff, EOI]);
+        let outline = Outline::of(&jpeg);
+        assert_eq!((outline.scans, outline.length), (3, Some(length)));
+        assert_eq!(outline.coefficients, 2 * 2 * 6 * 64 * 2);
+        assert_eq!(Outline::of(&[0xff, SOI]), Outline::default());
+    }
+}
