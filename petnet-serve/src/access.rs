@@ -17,6 +17,11 @@ impl Keys {
         hashes.iter().map(|text| parse(text.trim())).collect::<anyhow::Result<_>>().map(Self)
     }
 
+    /// Whether a valid key was sent.
+    pub(crate) fn is_sent(&self, headers: &HeaderMap) -> bool {
+        !self.0.is_empty() && self.require(headers).is_ok()
+    }
+
     /// For paths that are open while no key is set.
     ///
     /// # Errors
@@ -34,7 +39,7 @@ impl Keys {
             let detail = "set PETNET_API_KEYS_SHA256 to use this path";
             return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
         }
-        let bearer = headers.get(AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
+        let bearer = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         let sent = bearer.or_else(|| headers.get("x-api-key").map(|v| v.as_bytes()));
         let sent = Sha256::digest(sent.unwrap_or_default());
         // Every key is compared, so that the time tells nothing.
@@ -45,6 +50,12 @@ impl Keys {
         let detail = "send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`";
         Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail))
     }
+}
+
+/// The token behind the scheme, whose name is the same in upper and lower case (RFC 9110, section 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 fn parse(text: &str) -> anyhow::Result<[u8; 32]> {
@@ -74,6 +85,7 @@ mod tests {
     fn any_of_the_keys_opens_by_either_header() {
         let keys = Keys::new(&["0".repeat(64), SECRET.into()]).unwrap();
         assert!(keys.check(&headers("authorization", "Bearer secret")).is_ok());
+        assert!(keys.check(&headers("authorization", "bearer secret")).is_ok());
         assert!(keys.require(&headers("x-api-key", "secret")).is_ok());
         let refused = keys.check(&headers("x-api-key", "Secret")).unwrap_err();
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);

@@ -1,23 +1,26 @@
 //! What all requests share, and the phases of the service's life.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use metrics::{counter, gauge};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::access::Keys;
 use crate::batcher::Batcher;
 use crate::drift::Drift;
 use crate::feedback::Feedback;
+use crate::memory::Memory;
 use crate::model::{Model, Slot};
 use crate::problem::Problem;
 use crate::registry;
 use crate::routes::Stats;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
-use crate::telemetry::{Machine, Rates, Recorder, Traces};
+use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines};
+use crate::tls::Tls;
 use crate::upload::Uploads;
 
 /// Where the service stands in its life.
@@ -37,6 +40,7 @@ pub(crate) struct App {
     pub(crate) slot: Slot,
     pub(crate) batcher: Batcher,
     pub(crate) uploads: Uploads,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) keys: Keys,
     pub(crate) recorder: Recorder,
     pub(crate) rates: Arc<Rates>,
@@ -45,6 +49,8 @@ pub(crate) struct App {
     pub(crate) drift: Drift,
     pub(crate) feedback: Option<Feedback>,
     pub(crate) stats: Stats,
+    /// Open connections.
+    pub(crate) connections: AtomicUsize,
     machine: Machine,
     phase: watch::Sender<Phase>,
 }
@@ -54,10 +60,13 @@ impl App {
         let recorder = Recorder::get()?;
         let rates = Arc::new(Rates::default());
         let feedback = Feedback::open(&settings)?;
+        let memory = Arc::new(Memory::new(&settings));
+        let (shared, digests) = (Arc::clone(&memory), feedback.is_some());
         Ok(Self {
             slot: Slot::default(),
-            batcher: Batcher::start(&settings, Arc::clone(&rates), feedback.is_some())?,
-            uploads: Uploads::new(&settings),
+            batcher: Batcher::start(&settings, shared, Arc::clone(&rates), digests)?,
+            uploads: Uploads::new(Arc::clone(&memory)),
+            memory,
             keys: Keys::new(&settings.api_keys_sha256)?,
             recorder,
             rates,
@@ -66,6 +75,7 @@ impl App {
             drift: Drift::new(settings.drift_window),
             feedback,
             stats: Stats::default(),
+            connections: AtomicUsize::new(0),
             machine: Machine::new(),
             phase: watch::Sender::new(Phase::Serving),
             settings,
@@ -93,6 +103,9 @@ impl App {
             self.machine.observe(self.feedback.as_ref().map(Feedback::folder));
             gauge!("active_user_sessions").set(self.sessions.active() as f64);
             self.batcher.observe();
+            self.memory.observe();
+            gauge!("open_connections").set(self.connections.load(Ordering::Relaxed) as f64);
+            counter!("log_lines_dropped_total").absolute(dropped_lines());
             self.drift.observe();
             self.rates.observe();
             let model = self.slot.get();
@@ -111,11 +124,22 @@ impl App {
         self.slot.get().ok_or_else(Problem::not_ready)
     }
 
-    /// Loads the model anew; on failure the old one goes on serving.
+    /// Loads the first model, then shares out the memory that it leaves.
+    ///
+    /// # Errors
+    /// When there is no such model, or too little memory.
+    pub(crate) async fn load(self: &Arc<Self>) -> Result<()> {
+        self.reload().await?;
+        self.memory.open()
+    }
+
+    /// Loads the model anew, on a thread of its own; on failure the old one goes on serving.
     pub(crate) async fn reload(self: &Arc<Self>) -> Result<Arc<Model>> {
         let app = Arc::clone(self);
-        let loaded = tokio::task::spawn_blocking(move || app.slot.reload(&app.settings)).await;
-        let outcome = loaded.unwrap_or_else(|e| Err(e.into()));
+        let (reply, loaded) = oneshot::channel();
+        let load = move || drop(reply.send(app.slot.reload(&app.settings)));
+        std::thread::Builder::new().name("reload".into()).spawn(load)?;
+        let outcome = loaded.await.unwrap_or_else(|_| Err(anyhow!("loading the model panicked")));
         if let Err(error) = &outcome {
             counter!("model_reloads_total", "result" => "refused").increment(1);
             tracing::error!(error = format!("{error:#}"), "the new model was refused");
@@ -138,19 +162,24 @@ pub(crate) async fn keep_house(app: Arc<App>) {
         let _ = tokio::task::spawn_blocking(move || {
             app.recorder.upkeep();
             app.sessions.active();
-            if let Some(feedback) = &app.feedback
-                && tick % RARELY == 0
-            {
-                feedback.retain();
+            if let Some(feedback) = &app.feedback {
+                feedback.revive();
+                if tick % RARELY == 0 {
+                    feedback.retain();
+                }
             }
         })
         .await;
     }
 }
 
-/// Reloads the model when asked; when its file has changed and then kept still for a look; and when
+/// Reloads the model and the certificate when asked; the model also when its file has changed and then kept still for a look; and when
 /// its name stands for another version, if that is to be followed.
-pub(crate) async fn follow_model(app: Arc<App>, mut asked: mpsc::Receiver<()>) {
+pub(crate) async fn follow_model(
+    app: Arc<App>,
+    mut asked: mpsc::Receiver<()>,
+    tls: Option<Arc<Tls>>,
+) {
     let named = registry::is_registered(&app.settings.model);
     let look = if named { app.settings.follow.unwrap_or_default() } else { app.settings.watch };
     let watching = look > Duration::ZERO && app.settings.model != "pretrained";
@@ -163,6 +192,7 @@ pub(crate) async fn follow_model(app: Arc<App>, mut asked: mpsc::Receiver<()>) {
             message = asked.recv(), if open => {
                 open = message.is_some();
                 if !open { continue }
+                tls.iter().for_each(|tls| tls.reload());
                 loaded = stamp(&app);
             }
             _ = ticks.tick() => if named {

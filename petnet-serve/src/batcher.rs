@@ -1,11 +1,11 @@
-//! Photos in, answers out: decoding on its own threads, one thread that owns the network's time.
+//! Photos in, answers out: one thread owns the network's time.
 //!
-//! Work-conserving: whenever the network is free it takes what waits, up to a batch, and never
-//! waits for more. Bounded: a photo needs a place from decoding to answer; without a free one the
-//! caller hears so at once.
+//! Work-conserving: whenever the network is free it takes what waits, up to a batch, and never waits for more. A photo
+//! needs a place from decoding to answer. Who finds none waits in turn, photo by photo, so that batches and single photos
+//! share the places; who waits longer than a limit is refused.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -14,21 +14,80 @@ use futures_util::future::join_all;
 use metrics::{counter, gauge, histogram};
 use petnet::drift::ImageStatistics;
 use petnet::preprocess::Pixels;
-use petnet::{Explanation, Prediction, sha256};
+use petnet::{Explanation, Prediction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::decoder::{Decoded, Decoders, Photo};
+use crate::memory::Memory;
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::Rates;
 
-/// The right to have some photos in the house.
-pub(crate) struct Ticket(OwnedSemaphorePermit);
+/// Photos in their places that make no progress for so long are stuck.
+const STUCK: Duration = Duration::from_secs(5);
 
-impl Ticket {
-    /// One photo's share.
-    pub(crate) fn split(&mut self) -> Option<Self> {
-        self.0.split(1).map(Self)
+/// Number of photos in their places, and when one of them last made progress.
+struct Progress {
+    start: Instant,
+    active: AtomicUsize,
+    /// Milliseconds from the start.
+    last: AtomicU64,
+}
+
+impl Progress {
+    fn note(&self) {
+        self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn is_stuck(&self) -> bool {
+        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+        self.active.load(Ordering::Relaxed) > 0 && self.start.elapsed().saturating_sub(last) > STUCK
+    }
+}
+
+/// The right of one photo to be decoded and classified.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    progress: Arc<Progress>,
+}
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit, progress: &Arc<Progress>) -> Self {
+        if progress.active.fetch_add(1, Ordering::Relaxed) == 0 {
+            progress.note();
+        }
+        Self { _permit: permit, progress: Arc::clone(progress) }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.progress.note();
+        self.progress.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One photo more in the line, for as long as it waits.
+struct Waiting<'a> {
+    line: &'a AtomicUsize,
+    ended: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(line: &'a AtomicUsize) -> Self {
+        line.fetch_add(1, Ordering::Relaxed);
+        Self { line, ended: false }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.line.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            // Its client has left.
+            counter!("predictions_abandoned_total").increment(1);
+        }
     }
 }
 
@@ -71,13 +130,6 @@ pub(crate) struct Classified {
     pub(crate) embedding: Vec<f32>,
 }
 
-/// What is remembered of a photo.
-pub(crate) struct Photo {
-    pub(crate) statistics: ImageStatistics,
-    /// Of its bytes, in hex; where it is kept.
-    pub(crate) sha256: Option<String>,
-}
-
 type Reply<T> = oneshot::Sender<Result<Answer<T>, Problem>>;
 
 enum Work {
@@ -97,13 +149,6 @@ impl Work {
         }
         !gone
     }
-
-    fn fail(self, problem: Problem) {
-        match self {
-            Self::Classify(reply) => drop(reply.send(Err(problem))),
-            Self::Explain(reply) => drop(reply.send(Err(problem))),
-        }
-    }
 }
 
 struct Job {
@@ -113,7 +158,7 @@ struct Job {
     photo: Photo,
     decode: Stage,
     queued: Instant,
-    place: Ticket,
+    place: Place,
 }
 
 /// A photo, encoded or ready for the network.
@@ -128,98 +173,129 @@ impl From<Bytes> for Picture {
     }
 }
 
-/// Handle to the threads; they end when it is dropped.
+/// Handle to the thread, which ends when it is dropped.
 pub(crate) struct Batcher {
+    decoders: Decoders,
     places: Arc<Semaphore>,
     capacity: usize,
+    /// Photos that wait for a place.
+    line: AtomicUsize,
+    progress: Arc<Progress>,
+    /// Longest wait for a place.
+    turn: Duration,
     /// Longest wait for an answer.
     patience: Duration,
     jobs: Sender<Job>,
     /// Moving mean of the time a photo takes, in nanoseconds.
     pace: Arc<AtomicU64>,
-    /// Whether photos are known by their digest afterwards.
-    digests: bool,
 }
 
 impl Batcher {
     pub(crate) fn start(
         settings: &Settings,
+        memory: Arc<Memory>,
         rates: Arc<Rates>,
         digests: bool,
-    ) -> std::io::Result<Self> {
-        let (capacity, max_batch) = (settings.queue, settings.max_batch.max(1));
+    ) -> anyhow::Result<Self> {
         let (jobs, waiting) = channel();
         let pace = Arc::new(AtomicU64::new(0));
-        let measured = Arc::clone(&pace);
+        let (max_batch, measured) = (settings.max_batch, Arc::clone(&pace));
         std::thread::Builder::new()
             .name("network".into())
             .spawn(move || serve(&waiting, max_batch, &measured, &rates))?;
-        let places = Arc::new(Semaphore::new(capacity));
-        Ok(Self { places, capacity, patience: settings.request_timeout, jobs, pace, digests })
+        let start = Instant::now();
+        let progress = Progress { start, active: AtomicUsize::new(0), last: AtomicU64::new(0) };
+        Ok(Self {
+            decoders: Decoders::start(settings, memory, digests)?,
+            places: Arc::new(Semaphore::new(settings.queue)),
+            capacity: settings.queue,
+            line: AtomicUsize::new(0),
+            progress: Arc::new(progress),
+            turn: settings.queue_timeout,
+            patience: settings.request_timeout,
+            jobs,
+            pace,
+        })
     }
 
-    /// Places for `photos` photos.
+    /// Refuses a request before its body is read, when its turn would come too late.
     ///
     /// # Errors
-    /// 503 with the seconds until there should be room, 413 when there can never be.
-    pub(crate) fn admit(&self, photos: usize) -> Result<Ticket, Problem> {
-        let wanted = u32::try_from(photos).unwrap_or(u32::MAX);
-        if photos > self.capacity {
-            let detail =
-                format!("{photos} photos, more than the {} there is room for", self.capacity);
-            return Err(Problem::too_large(detail));
-        }
-        match Arc::clone(&self.places).try_acquire_many_owned(wanted) {
-            Ok(permit) => Ok(Ticket(permit)),
-            Err(_) => Err(Problem::overloaded(self.seconds_to_wait(photos))),
+    /// 503 with the seconds until there should be room.
+    pub(crate) fn check_line(&self) -> Result<(), Problem> {
+        if self.wait() > self.turn { Err(self.overloaded()) } else { Ok(()) }
+    }
+
+    /// Time until those who wait now have their places.
+    fn wait(&self) -> Duration {
+        let ahead = self.line.load(Ordering::Relaxed) as u32;
+        Duration::from_nanos(self.pace.load(Ordering::Relaxed)) * ahead
+    }
+
+    fn overloaded(&self) -> Problem {
+        Problem::overloaded(self.wait().as_secs_f64().ceil().clamp(1.0, 60.0) as u64)
+    }
+
+    async fn place(&self, patience: Duration) -> Result<Place, Problem> {
+        let mut waiting = Waiting::new(&self.line);
+        let place = tokio::time::timeout(patience, Arc::clone(&self.places).acquire_owned()).await;
+        waiting.ended = true;
+        drop(waiting);
+        match place {
+            Ok(Ok(permit)) => Ok(Place::new(permit, &self.progress)),
+            Ok(Err(_)) | Err(_) => Err(self.overloaded()),
         }
     }
 
-    fn seconds_to_wait(&self, photos: usize) -> u64 {
-        let ahead = (self.depth() + photos) as u32;
-        let wait = Duration::from_nanos(self.pace.load(Ordering::Relaxed)) * ahead;
-        wait.as_secs_f64().ceil().clamp(1.0, 60.0) as u64
+    /// Whether photos are in their places and have made no progress for some seconds.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.progress.is_stuck()
     }
 
-    /// Photos in the house.
-    pub(crate) fn depth(&self) -> usize {
-        self.capacity - self.places.available_permits()
+    pub(crate) fn decoders(&self) -> &Decoders {
+        &self.decoders
     }
 
     /// Sets the gauges of the queue.
     pub(crate) fn observe(&self) {
-        gauge!("batch_queue_depth").set(self.depth() as f64);
+        let depth = self.capacity - self.places.available_permits().min(self.capacity);
+        gauge!("batch_queue_depth").set(depth as f64);
         gauge!("batch_queue_capacity").set(self.capacity as f64);
+        gauge!("batch_queue_waiting").set(self.line.load(Ordering::Relaxed) as f64);
     }
 
     /// # Errors
-    /// What the photo is refused for; 503 when no answer came in time.
+    /// What the photo is refused for; 503 when its turn or its answer did not come in time.
     pub(crate) async fn classify(
         &self,
         model: Arc<Model>,
         photo: impl Into<Picture>,
-        place: Ticket,
     ) -> Result<Answer<Classified>, Problem> {
+        let place = self.place(self.turn).await?;
         self.ask(Work::Classify, model, photo.into(), place).await
     }
 
     /// Classifies some pictures side by side, each with an outcome of its own, in their order.
     ///
     /// # Errors
-    /// As [`Batcher::admit`], for all of them.
+    /// 503 when the turn of the first one did not come in time; the others come after it.
     pub(crate) async fn classify_all<P: Into<Picture>>(
         &self,
         model: &Arc<Model>,
         pictures: Vec<Result<P, Problem>>,
     ) -> Result<Vec<Result<Answer<Classified>, Problem>>, Problem> {
-        let mut places = self.admit(pictures.len())?;
+        let mut first = Some(self.place(self.turn).await?);
         let answers = pictures.into_iter().map(|picture| {
-            let place = places.split().ok_or_else(Problem::internal);
-            let model = Arc::clone(model);
-            async move { self.classify(model, picture?, place?).await }
+            let (model, first) = (Arc::clone(model), first.take());
+            async move {
+                let picture = picture?;
+                let place = match first {
+                    Some(place) => place,
+                    None => self.place(self.patience).await?,
+                };
+                self.ask(Work::Classify, model, picture.into(), place).await
+            }
         });
-        // Collected first: every photo has its place before the first one is waited for.
-        let answers: Vec<_> = answers.collect();
         Ok(join_all(answers).await)
     }
 
@@ -229,8 +305,8 @@ impl Batcher {
         &self,
         model: Arc<Model>,
         photo: Bytes,
-        place: Ticket,
     ) -> Result<Answer<Explanation>, Problem> {
+        let place = self.place(self.turn).await?;
         self.ask(Work::Explain, model, photo.into(), place).await
     }
 
@@ -239,57 +315,34 @@ impl Batcher {
         work: fn(Reply<T>) -> Work,
         model: Arc<Model>,
         photo: Picture,
-        place: Ticket,
+        place: Place,
     ) -> Result<Answer<T>, Problem> {
-        let (reply, answer) = oneshot::channel();
-        match photo {
-            Picture::Encoded(photo) => self.decode(work(reply), model, photo, place),
+        let decoded = match photo {
+            Picture::Encoded(bytes) => self.decoders.decode(&model, bytes).await?,
             Picture::Ready(pixels) => {
                 let size = (pixels.width(), pixels.height());
                 let statistics = ImageStatistics::of(&pixels, size);
                 let photo = Photo { statistics, sha256: None };
-                let queued = Instant::now();
-                let decode = Stage { began: queued, took: Duration::ZERO };
-                let work = work(reply);
-                // The receiver lives as long as the process.
-                let _ = self.jobs.send(Job { work, model, pixels, photo, decode, queued, place });
+                let stage = Stage { began: Instant::now(), took: Duration::ZERO };
+                Decoded { pixels, photo, stage }
             }
-        }
+        };
+        self.progress.note();
+        let (reply, answer) = oneshot::channel();
+        let (work, queued) = (work(reply), Instant::now());
+        let Decoded { pixels, photo, stage: decode } = decoded;
+        // The receiver lives as long as the process.
+        let _ = self.jobs.send(Job { work, model, pixels, photo, decode, queued, place });
         match tokio::time::timeout(self.patience, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Problem::internal()),
-            Err(_) => Err(Problem::overloaded(1)),
+            Err(_) => Err(self.overloaded()),
         }
-    }
-
-    fn decode(&self, work: Work, model: Arc<Model>, photo: Bytes, place: Ticket) {
-        let (jobs, digests) = (self.jobs.clone(), self.digests);
-        // The runtime's blocking threads are the decoding pool; `main` bounds their number.
-        tokio::task::spawn_blocking(move || {
-            if !work.wanted() {
-                return;
-            }
-            let began = Instant::now();
-            let inspected = model.classifier.inspect(&photo);
-            let decode = Stage::since(began);
-            histogram!("preprocessing_duration_seconds").record(decode.took);
-            let result = if inspected.is_ok() { "ok" } else { "refused" };
-            counter!("preprocessing_images_total", "result" => result).increment(1);
-            match inspected {
-                Ok((pixels, statistics)) => {
-                    let sha256 = digests.then(|| sha256(&photo));
-                    let photo = Photo { statistics, sha256 };
-                    let queued = Instant::now();
-                    // The receiver lives as long as the process.
-                    let _ = jobs.send(Job { work, model, pixels, photo, decode, queued, place });
-                }
-                Err(error) => work.fail(error.into()),
-            }
-        });
     }
 }
 
 fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64, rates: &Rates) {
+    let mut ended = Instant::now();
     while let Ok(first) = waiting.recv() {
         let mut jobs = vec![first];
         jobs.extend(waiting.try_iter().take(max_batch - 1));
@@ -299,6 +352,8 @@ fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64, rates: &Ra
             continue;
         }
         let began = Instant::now();
+        // While photos wait, from the end of the last batch: decoding may be what takes the time.
+        let since = ended.max(jobs.iter().map(|job| job.decode.began).min().unwrap_or(began));
         while let Some(job) = jobs.first() {
             // After a reload, photos decoded for the old model are still answered by it.
             let model = Arc::clone(&job.model);
@@ -307,7 +362,8 @@ fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64, rates: &Ra
             answer(&model, same, began, rates);
             jobs = others;
         }
-        let each = began.elapsed().as_nanos() as u64 / photos as u64;
+        ended = Instant::now();
+        let each = (ended - since).as_nanos() as u64 / photos as u64;
         let old = pace.load(Ordering::Relaxed);
         pace.store(if old == 0 { each } else { (old * 7 + each) / 8 }, Ordering::Relaxed);
     }

@@ -6,8 +6,10 @@
 mod access;
 mod app;
 mod batcher;
+mod decoder;
 mod drift;
 mod feedback;
+mod memory;
 mod model;
 mod problem;
 mod registry;
@@ -15,22 +17,25 @@ mod routes;
 mod server;
 mod sessions;
 mod settings;
+mod socket;
 mod telemetry;
 mod tls;
 mod upload;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 pub use settings::{LogFormat, MetricsAddr, Settings};
-pub use telemetry::start_log;
+pub use telemetry::{Log, start_log};
 
 use app::{App, Phase};
 use server::{Face, Server};
+use tls::Tls;
 
 /// The sockets to serve on.
 #[derive(Debug)]
@@ -54,22 +59,26 @@ pub async fn run(
     reload: mpsc::Receiver<()>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let tls = tls::acceptor(&settings)?;
+    let tls = Tls::of(&settings)?;
     let api = listeners.api.local_addr()?;
     let shown = serde_json::to_string(&settings)?;
     tracing::info!(address = %api, settings = shown, "starting");
     let app = Arc::new(App::new(settings)?);
     let mut server = Server::new(Arc::clone(&app));
-    server.listen(listeners.api, Face::Api, tls);
+    server.listen(listeners.api, Face::Api, tls.clone());
     if let Some(listener) = listeners.metrics {
         server.listen(listener, Face::Metrics, None);
     }
-    let loading = Arc::clone(&app);
-    tokio::task::spawn_blocking(move || loading.slot.reload(&loading.settings))
-        .await
-        .context("loading the model panicked")??;
+    let mut shutdown = pin!(shutdown);
+    tokio::select! {
+        loaded = app.load() => loaded?,
+        () = &mut shutdown => {
+            tracing::info!("stopped before a model was loaded");
+            return Ok(());
+        }
+    }
     tracing::info!(address = %api, "ready");
-    let watching = tokio::spawn(app::follow_model(Arc::clone(&app), reload));
+    let watching = tokio::spawn(app::follow_model(Arc::clone(&app), reload, tls));
     let housekeeping = tokio::spawn(app::keep_house(Arc::clone(&app)));
     shutdown.await;
     app.enter(Phase::Draining);
@@ -77,9 +86,12 @@ pub async fn run(
     tokio::time::sleep(app.settings.drain_delay).await;
     app.enter(Phase::Closing);
     watching.abort();
+    let end = tokio::time::Instant::now() + app.settings.grace;
     server.finish(app.settings.grace).await;
     housekeeping.abort();
-    tokio::task::spawn_blocking(move || app.traces.finish()).await?;
+    // Traces that cannot be sent in time are lost, as they are when the queue is full.
+    let sent = tokio::task::spawn_blocking(move || app.traces.finish());
+    let _ = tokio::time::timeout_at(end, sent).await;
     tracing::info!("stopped");
     Ok(())
 }

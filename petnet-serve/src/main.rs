@@ -9,11 +9,22 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use healthcheck::Healthcheck;
 use petnet_serve::{Listeners, MetricsAddr, Settings, run, start_log};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit status for bad usage or configuration.
 const BAD_USAGE: u8 = 2;
+/// Exit status after a second signal.
+const INTERRUPTED: i32 = 130;
+/// Threads for feedback, exports and large JSON; decoding and reloading have their own.
+const BLOCKING: usize = 4;
+/// Connections that the system accepts before the service does.
+const BACKLOG: u32 = 1024;
+
+/// Gives memory back to the system after a burst.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(clap::Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
@@ -34,18 +45,19 @@ fn main() -> ExitCode {
     if let Some(Command::Healthcheck(check)) = command {
         return check.run(&settings).map_or_else(|e| fail(&e, 1), |()| ExitCode::SUCCESS);
     }
-    let address = match start_log(&settings).and_then(|()| settings.address()) {
-        Ok(address) => address,
+    let (log, address) = match start_log(&settings).and_then(|log| Ok((log, settings.address()?))) {
+        Ok(started) => started,
         Err(error) => return fail(&error, BAD_USAGE),
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let decoders = if settings.decode_threads == 0 { cores } else { settings.decode_threads };
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(decoders + 1)
-        .build()
-        .context("no runtime")
-        .and_then(|runtime| runtime.block_on(serve(settings, address)));
+    let runtime = Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING).build();
+    let runtime = match runtime.context("no runtime") {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let outcome = runtime.block_on(serve(settings, address));
+    // Work that is still going on has been given its time.
+    runtime.shutdown_background();
+    drop(log);
     outcome.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
@@ -55,24 +67,51 @@ fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
 }
 
 async fn serve(settings: Settings, address: SocketAddr) -> Result<()> {
-    let api = bind(address).await?;
+    let api = bind(address, "--port")?;
     let metrics = match settings.metrics_addr {
         MetricsAddr::Off => None,
-        MetricsAddr::At(address) => Some(bind(address).await?),
+        MetricsAddr::At(address) => Some(bind(address, "--metrics-addr")?),
     };
-    let (mut term, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signals = Signals::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
     let (ask, reload) = tokio::sync::mpsc::channel(1);
     tokio::spawn(
         async move { while hangup.recv().await.is_some() && ask.send(()).await.is_ok() {} },
     );
     let stop = async move {
-        tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () }
+        signals.next().await;
+        // Who asks twice does not want to wait.
+        tokio::spawn(async move {
+            signals.next().await;
+            std::process::exit(INTERRUPTED);
+        });
     };
     run(Listeners { api, metrics }, settings, reload, stop).await
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+/// The signals that ask for an end.
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let (term, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Self { term: signal(term)?, interrupt: signal(interrupt)? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! { _ = self.term.recv() => (), _ = self.interrupt.recv() => () }
+    }
+}
+
+fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().with_context(|| format!("cannot listen on {address} ({setting})"))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use arc_swap::ArcSwapOption;
 use md5::{Digest as _, Md5};
 use metrics::{counter, gauge};
@@ -98,7 +98,14 @@ impl Model {
         let size = self.classifier.info().preprocess.size;
         let blank = Pixels::new(size, size, vec![128; (size * size * 3) as usize]);
         let blank = blank.context("the model takes pictures of no size")?;
-        self.classifier.classify_pixels(std::slice::from_ref(&blank))?;
+        // As many as there are threads, so that all of them have what they need.
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        let outputs = self.classifier.classify_and_embed(&vec![blank; count])?;
+        let finite = outputs.iter().all(|(prediction, features)| {
+            let probabilities = prediction.probabilities().iter();
+            probabilities.chain(features).all(|value| value.is_finite())
+        });
+        ensure!(finite, "{}: the model's outputs are no finite numbers", self.name);
         Ok(())
     }
 }

@@ -1,11 +1,38 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457).
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use petnet::{Error, ImageError};
 use serde_json::json;
+
+/// Names of all reasons for a refusal, as metrics show them.
+pub(crate) const KINDS: [&str; 24] = [
+    "bad_request",
+    "broken_image",
+    "decode_timeout",
+    "draining",
+    "feedback_off",
+    "forbidden",
+    "internal",
+    "length",
+    "media_type",
+    "memory",
+    "method",
+    "model_refused",
+    "not_an_image",
+    "not_found",
+    "not_ready",
+    "overloaded",
+    "timeout",
+    "too_large",
+    "unauthorized",
+    "unknown_label",
+    "unknown_model",
+    "unknown_prediction",
+    "host",
+    "busy",
+];
 
 /// Why a request was refused.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +47,7 @@ pub(crate) struct Problem {
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
+        debug_assert!(KINDS.contains(&kind), "{kind}");
         Self { status, detail: detail.into(), kind, retry_after: None, allow: None }
     }
 
@@ -45,6 +73,16 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(seconds)
     }
 
+    pub(crate) fn out_of_memory() -> Self {
+        let detail = "no memory is free for this request; try again in 1 s";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "memory", detail).retry_after(1)
+    }
+
+    /// Whether the same request may be served a little later.
+    pub(crate) fn is_overload(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after.is_some()
+    }
+
     pub(crate) fn method(allow: &'static str) -> Self {
         let detail = format!("this path takes {allow}");
         let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
@@ -64,8 +102,8 @@ impl Problem {
         })
     }
 
-    pub(crate) fn response(&self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::from(self.json().to_string()));
+    pub(crate) fn response(&self) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::from(self.json().to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -90,7 +128,9 @@ impl From<ImageError> for Problem {
                 Self::new(StatusCode::BAD_REQUEST, "not_an_image", detail)
             }
             ImageError::TooLarge { .. }
+            | ImageError::TooLong { .. }
             | ImageError::TooManyPixels { .. }
+            | ImageError::TooManyScans { .. }
             | ImageError::TooMuchMemory => Self::too_large(detail),
             _ => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "broken_image", detail),
         }

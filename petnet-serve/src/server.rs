@@ -1,27 +1,31 @@
 //! Sockets and connections: accept, speak HTTP/1.1 or HTTP/2, refuse the slow, finish in order.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use hyper::StatusCode;
-use hyper::rt::{Read, Write};
-use hyper::server::conn::{http1, http2};
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::service::service_fn;
+use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
+use hyper_util::server::conn::auto::Builder;
+use metrics::counter;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::app::App;
 use crate::problem::Problem;
 use crate::routes;
+use crate::settings::Settings;
+use crate::socket::{Client, Pace};
+use crate::tls::Tls;
 
 /// Which paths a listener shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,13 +36,61 @@ pub(crate) enum Face {
     Metrics,
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes that a client of HTTP/2 may send before the server has read them, a stream and a connection.
+const WINDOW: u32 = 128 << 10;
+/// Most requests of a connection at a time.
+const STREAMS: u32 = 64;
 
 /// All listeners and their connections.
 pub(crate) struct Server {
     app: Arc<App>,
-    /// A listener's places for connections.
-    rooms: Vec<Arc<Semaphore>>,
+    rooms: Vec<Arc<Room>>,
+}
+
+/// A listener's places for connections, in all and of each address.
+struct Room {
+    free: Arc<Semaphore>,
+    places: usize,
+    most_of_one: usize,
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A connection's place.
+struct Place {
+    room: Arc<Room>,
+    address: IpAddr,
+    _free: OwnedSemaphorePermit,
+}
+
+impl Room {
+    fn new(settings: &Settings) -> Self {
+        let places = settings.connections();
+        let (free, most_of_one) = (Arc::new(Semaphore::new(places)), settings.connections_of_one());
+        Self { free, places, most_of_one, addresses: Mutex::default() }
+    }
+
+    /// `None` for an address that has as many connections as it may have.
+    fn enter(self: &Arc<Self>, address: IpAddr, free: OwnedSemaphorePermit) -> Option<Place> {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = addresses.entry(address).or_default();
+        if *count >= self.most_of_one {
+            return None;
+        }
+        *count += 1;
+        Some(Place { room: Arc::clone(self), address, _free: free })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut addresses = self.room.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = addresses.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&self.address);
+            }
+        }
+    }
 }
 
 impl Server {
@@ -47,16 +99,16 @@ impl Server {
     }
 
     /// Accepts connections until [`Phase::Closing`](crate::app::Phase).
-    pub(crate) fn listen(&mut self, listener: TcpListener, face: Face, tls: Option<TlsAcceptor>) {
-        let app = Arc::clone(&self.app);
-        let room = Arc::new(Semaphore::new(app.settings.max_connections));
+    pub(crate) fn listen(&mut self, listener: TcpListener, face: Face, tls: Option<Arc<Tls>>) {
+        let room = Arc::new(Room::new(&self.app.settings));
         self.rooms.push(Arc::clone(&room));
+        let app = Arc::clone(&self.app);
         tokio::spawn(async move {
             loop {
-                let place = Arc::clone(&room).acquire_owned().await;
-                let (stream, peer) = tokio::select! {
+                let Ok(free) = Arc::clone(&room.free).acquire_owned().await else { return };
+                let (stream, address) = tokio::select! {
                     accepted = listener.accept() => match accepted {
-                        Ok(accepted) => accepted,
+                        Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
                         Err(error) => {
                             // Out of file descriptors, mostly: others must close theirs first.
                             tracing::warn!(%error, "cannot accept a connection");
@@ -66,11 +118,22 @@ impl Server {
                     },
                     () = app.closing() => return,
                 };
-                let (app, peer) = (Arc::clone(&app), peer.ip());
-                let connection = Connection { app, face, peer, requests: Arc::default() };
+                let Some(place) = room.enter(address, free) else {
+                    counter!("connections_refused_total").increment(1);
+                    continue;
+                };
+                let connection = Connection {
+                    app: Arc::clone(&app),
+                    face,
+                    peer: address,
+                    state: Arc::new(State::new()),
+                };
                 let tls = tls.clone();
                 tokio::spawn(async move {
+                    let count = Arc::clone(&connection.app);
+                    count.connections.fetch_add(1, Ordering::Relaxed);
                     connection.serve(stream, tls).await;
+                    count.connections.fetch_sub(1, Ordering::Relaxed);
                     drop(place);
                 });
             }
@@ -79,11 +142,10 @@ impl Server {
 
     /// Lets open requests finish, for `grace` at most.
     pub(crate) async fn finish(self, grace: Duration) {
-        let all = self.app.settings.max_connections as u32;
         let empty = async {
             for room in &self.rooms {
                 // Every place is free once the last connection has ended.
-                let _ = room.acquire_many(all).await;
+                let _ = room.free.acquire_many(room.places as u32).await;
             }
         };
         if timeout(grace, empty).await.is_err() {
@@ -92,134 +154,141 @@ impl Server {
     }
 }
 
+/// Requests of a connection.
+struct State {
+    begun: AtomicUsize,
+    open: AtomicUsize,
+    /// When the connection began, or its last request ended.
+    quiet: Mutex<Instant>,
+}
+
+impl State {
+    fn new() -> Self {
+        let (begun, open) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { begun, open, quiet: Mutex::new(Instant::now()) }
+    }
+
+    /// Since when no request was open; `None` while one is.
+    fn quiet_since(&self) -> Option<Instant> {
+        let quiet = *self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.open.load(Ordering::Acquire) == 0).then_some(quiet)
+    }
+}
+
+/// An open request; also one whose client has left counts as ended when this is dropped.
+struct Open(Arc<State>);
+
+impl Open {
+    fn new(state: &Arc<State>) -> Self {
+        state.begun.fetch_add(1, Ordering::Relaxed);
+        state.open.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        *self.0.quiet.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 struct Connection {
     app: Arc<App>,
     face: Face,
     peer: IpAddr,
-    requests: Arc<AtomicUsize>,
+    state: Arc<State>,
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
-        // Small answers must not wait for the next packet.
-        let _ = stream.set_nodelay(true);
-        let patience = self.app.settings.header_timeout;
+    async fn serve(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
+        let settings = &self.app.settings;
+        let pace = Pace { pause: settings.transfer_timeout, rate: settings.min_rate };
+        let client = Client::new(stream);
         let Some(tls) = tls else {
-            return match self.while_open(timeout(patience, speaks_http2(&stream))).await {
-                Some(Ok(Ok(true))) => self.http2(TokioIo::new(stream)).await,
-                Some(Ok(Ok(false))) => self.http1(stream).await,
-                Some(Err(_)) => tell_timeout(&stream),
-                Some(Ok(Err(_))) | None => (),
-            };
+            let silent = self.run(client.io(pace)).await;
+            if silent {
+                client.tell(&timed_out());
+            }
+            return;
         };
         // Who fails the handshake, or takes too long for it, cannot be told in HTTP.
-        let handshake = self.while_open(timeout(patience, tls.accept(stream))).await;
-        if let Some(Ok(Ok(stream))) = handshake {
-            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                self.http2(TokioIo::new(stream)).await;
-            } else {
-                // A timeout ends the connection; there is no socket to write plain text on.
-                let _ = self.http1_on(TokioIo::new(stream)).await;
-            }
+        let handshake = timeout(settings.header_timeout, tls.acceptor().accept(client.io(pace)));
+        let handshake = tokio::select! {
+            outcome = handshake => outcome,
+            () = self.app.closing() => return,
+        };
+        if let Ok(Ok(stream)) = handshake {
+            self.run(stream).await;
         }
     }
 
-    async fn http1(self, stream: TcpStream) {
-        let requests = Arc::clone(&self.requests);
-        let spare = std::os::fd::AsFd::as_fd(&stream).try_clone_to_owned();
-        let outcome = self.http1_on(TokioIo::new(stream)).await;
-        let silent = requests.load(Ordering::Relaxed) == 0;
-        if let (Err(error), Ok(spare), true) = (outcome, spare, silent)
-            && error.is_timeout()
-        {
-            let mut socket = std::net::TcpStream::from(spare);
-            let _ = socket.write_all(timed_out().as_bytes());
-        }
-    }
-
-    async fn http1_on<I>(self, io: I) -> hyper::Result<()>
+    /// Runs a connection; whether it was ended for a first request that did not come in time.
+    async fn run<I>(&self, io: I) -> bool
     where
-        I: Read + Write + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let settings = &self.app.settings;
-        let connection = http1::Builder::new()
+        let mut builder = Builder::new(TokioExecutor::new());
+        // Quiet connections are ended below, so that one rule holds for both protocols.
+        builder.http1().header_read_timeout(None).max_buf_size(settings.max_header.max(8192));
+        builder
+            .http2()
             .timer(TokioTimer::new())
-            .header_read_timeout(settings.header_timeout)
-            .max_buf_size(settings.max_header.max(8192))
-            .serve_connection(io, service_fn(|request| self.answer(request)));
-        self.until_closing(connection).await
-    }
-
-    async fn http2<I>(self, io: I)
-    where
-        I: Read + Write + Unpin + Send + 'static,
-    {
-        let settings = &self.app.settings;
-        let header = u32::try_from(settings.max_header).unwrap_or(u32::MAX);
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_header_list_size(header)
-            .max_concurrent_streams(128)
+            .max_header_list_size(u32::try_from(settings.max_header).unwrap_or(u32::MAX))
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_send_buf_size(WINDOW as usize)
             .keep_alive_interval(settings.header_timeout)
-            .keep_alive_timeout(settings.header_timeout)
-            .serve_connection(io, service_fn(|request| self.answer(request)));
-        // The client's protocol errors are its own affair.
-        let _ = self.until_closing(connection).await;
-    }
-
-    /// `None` when [`Phase::Closing`](crate::app::Phase) comes first.
-    async fn while_open<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+            .keep_alive_timeout(settings.header_timeout);
+        let service = service_fn(|request| self.answer(request));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
         tokio::select! {
-            outcome = work => Some(outcome),
-            () = self.app.closing() => None,
+            // The client's protocol errors are its own affair.
+            _ = connection.as_mut() => return false,
+            () = self.quiet_for(settings.header_timeout) => {
+                if self.state.begun.load(Ordering::Relaxed) == 0 {
+                    return true;
+                }
+            }
+            () = self.app.closing() => (),
         }
+        // No further request is taken; those that are open, and what they answer, finish.
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            _ = connection => (),
+            () = self.quiet_for(settings.header_timeout) => (),
+        }
+        false
     }
 
-    /// Runs a connection; from [`Phase::Closing`](crate::app::Phase) on it takes no further request.
-    async fn until_closing<C: GracefulConnection>(&self, connection: C) -> Result<(), C::Error> {
-        let mut connection = pin!(connection);
-        if let Some(outcome) = self.while_open(connection.as_mut()).await {
-            return outcome;
+    /// Waits until no request was open for so long.
+    async fn quiet_for(&self, limit: Duration) {
+        loop {
+            let since = self.state.quiet_since().unwrap_or_else(Instant::now);
+            if since.elapsed() >= limit {
+                return;
+            }
+            sleep_until((since + limit).into()).await;
         }
-        connection.as_mut().graceful_shutdown();
-        connection.await
     }
 
     fn answer(
         &self,
         request: hyper::Request<hyper::body::Incoming>,
-    ) -> impl Future<Output = Result<routes::Reply, Infallible>> + use<> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> + use<> {
+        let open = Open::new(&self.state);
         let (app, face, peer) = (Arc::clone(&self.app), self.face, self.peer);
-        async move { Ok(routes::handle(&app, face, peer, request).await) }
+        async move {
+            let reply = routes::handle(&app, face, peer, request).await;
+            drop(open);
+            Ok(reply)
+        }
     }
 }
 
-/// Looks at the first bytes without taking them.
-async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
-    let mut first = [0; PREFACE.len()];
-    loop {
-        let seen = stream.peek(&mut first).await?;
-        if seen == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        if !PREFACE.starts_with(&first[..seen]) {
-            return Ok(false);
-        }
-        if seen == PREFACE.len() {
-            return Ok(true);
-        }
-        // `peek` answers at once while it has a byte; look again a little later.
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn tell_timeout(stream: &TcpStream) {
-    // Best effort: a client this slow may be gone.
-    let _ = stream.try_write(timed_out().as_bytes());
-}
-
-/// hyper closes the connection of a client that is slow with its headers, and says nothing.
+/// The answer to a client that is slow with its headers.
 fn timed_out() -> String {
     let detail = "the headers did not arrive in time";
     let body = Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail).json().to_string();

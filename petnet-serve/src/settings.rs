@@ -81,46 +81,61 @@ pub struct Settings {
     pub cors_origin: Option<String>,
 
     /// Largest request body in bytes
-    #[arg(long, env = "PETNET_MAX_BODY", default_value_t = 16 << 20, help_heading = "Limits")]
+    #[arg(long, env = "PETNET_MAX_BODY", default_value_t = 16 << 20, value_parser = positive, help_heading = "Limits")]
     pub max_body: usize,
-    /// Most bytes of request bodies in memory at a time
-    #[arg(long, env = "PETNET_MAX_BUFFERED", default_value_t = 256 << 20, help_heading = "Limits")]
-    pub max_buffered: usize,
+    /// Memory of the whole process in MB, from which requests take what they need before they use it
+    /// [default: the limit of the control group, else 512]
+    #[arg(long, env = "PETNET_MEMORY", value_name = "MB", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    pub memory: Option<u64>,
     /// Largest photo in pixels
-    #[arg(long, env = "PETNET_MAX_PIXELS", default_value_t = 50_000_000, help_heading = "Limits")]
+    #[arg(long, env = "PETNET_MAX_PIXELS", default_value_t = 50_000_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     pub max_pixels: u64,
     /// Most photos in one request
-    #[arg(long, env = "PETNET_MAX_PARTS", default_value_t = 32, help_heading = "Limits")]
+    #[arg(long, env = "PETNET_MAX_PARTS", default_value_t = 32, value_parser = positive, help_heading = "Limits")]
     pub max_parts: usize,
     /// Most bytes of request headers
-    #[arg(long, env = "PETNET_MAX_HEADER", default_value_t = 16 << 10, help_heading = "Limits")]
+    #[arg(long, env = "PETNET_MAX_HEADER", default_value_t = 16 << 10, value_parser = positive, help_heading = "Limits")]
     pub max_header: usize,
-    /// Most open connections; more wait
-    #[arg(long, env = "PETNET_MAX_CONNECTIONS", default_value_t = 1024, help_heading = "Limits")]
-    pub max_connections: usize,
+    /// Most open connections; more wait [default: two for each MB of memory, 1024 at most]
+    #[arg(long, env = "PETNET_MAX_CONNECTIONS", value_name = "N", value_parser = connections, help_heading = "Limits")]
+    pub max_connections: Option<usize>,
+    /// Most open connections of one address; more are closed [default: half of all]
+    #[arg(long, env = "PETNET_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", value_parser = connections, help_heading = "Limits")]
+    pub max_connections_per_address: Option<usize>,
     /// Longest wait for a request's headers, also on an idle connection
-    #[arg(long, env = "PETNET_HEADER_TIMEOUT", value_parser = duration, default_value = "20s", help_heading = "Limits")]
+    #[arg(long, env = "PETNET_HEADER_TIMEOUT", value_parser = some_time, default_value = "20s", help_heading = "Limits")]
     #[serde(serialize_with = "as_text")]
     pub header_timeout: Duration,
-    /// Longest wait for a request's body
-    #[arg(long, env = "PETNET_BODY_TIMEOUT", value_parser = duration, default_value = "20s", help_heading = "Limits")]
+    /// Longest pause while a body arrives or an answer is read
+    #[arg(long, env = "PETNET_TRANSFER_TIMEOUT", value_parser = some_time, default_value = "20s", help_heading = "Limits")]
     #[serde(serialize_with = "as_text")]
-    pub body_timeout: Duration,
+    pub transfer_timeout: Duration,
+    /// Lowest rate at which a body arrives and answers are read, in bytes a second, beyond that pause
+    #[arg(long, env = "PETNET_MIN_RATE", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    pub min_rate: u64,
+    /// Longest time on a core that decoding a photo may take
+    #[arg(long, env = "PETNET_DECODE_TIMEOUT", value_parser = some_time, default_value = "2s", help_heading = "Limits")]
+    #[serde(serialize_with = "as_text")]
+    pub decode_timeout: Duration,
     /// Longest wait for an answer of the model
-    #[arg(long, env = "PETNET_REQUEST_TIMEOUT", value_parser = duration, default_value = "10s", help_heading = "Limits")]
+    #[arg(long, env = "PETNET_REQUEST_TIMEOUT", value_parser = some_time, default_value = "10s", help_heading = "Limits")]
     #[serde(serialize_with = "as_text")]
     pub request_timeout: Duration,
 
     /// Most photos in one pass through the network
-    #[arg(long, env = "PETNET_MAX_BATCH", default_value_t = 16, help_heading = "Batching")]
+    #[arg(long, env = "PETNET_MAX_BATCH", default_value_t = 16, value_parser = positive, help_heading = "Batching")]
     pub max_batch: usize,
     /// Average each image's outputs with those of its mirror image (test-time augmentation), for twice the network's
     /// time
     #[arg(long, env = "PETNET_TTA", help_heading = "Batching")]
     pub tta: bool,
-    /// Most photos in the house, from decoding to answer; more are refused at once
-    #[arg(long, env = "PETNET_QUEUE", default_value_t = 32, help_heading = "Batching")]
+    /// Most photos from decoding to answer; more wait in turn
+    #[arg(long, env = "PETNET_QUEUE", default_value_t = 32, value_parser = positive, help_heading = "Batching")]
     pub queue: usize,
+    /// Longest wait for a turn; who would wait longer is refused
+    #[arg(long, env = "PETNET_QUEUE_TIMEOUT", value_parser = some_time, default_value = "2s", help_heading = "Batching")]
+    #[serde(serialize_with = "as_text")]
+    pub queue_timeout: Duration,
     /// Threads that decode photos; 0 takes one a core
     #[arg(long, env = "PETNET_DECODE_THREADS", default_value_t = 0, help_heading = "Batching")]
     pub decode_threads: usize,
@@ -155,6 +170,7 @@ pub struct Settings {
         long,
         env = "PETNET_DRIFT_WINDOW",
         default_value_t = 1000,
+        value_parser = positive,
         help_heading = "Feedback and drift"
     )]
     pub drift_window: usize,
@@ -164,7 +180,7 @@ pub struct Settings {
     pub session_idle: Duration,
 
     /// SHA-256 of each accepted API key in hex, separated by commas (`printf %s KEY | sha256sum`);
-    /// without one, everything but /admin is open
+    /// without one, everything is open but reloading the model
     #[arg(
         long,
         env = "PETNET_API_KEYS_SHA256",
@@ -221,6 +237,22 @@ impl Settings {
         Limits { max_bytes, max_pixels: self.max_pixels, ..Limits::default() }
     }
 
+    /// Memory of the whole process in bytes.
+    pub(crate) fn memory_limit(&self) -> u64 {
+        self.memory.map_or_else(crate::memory::default_limit, |megabytes| megabytes << 20)
+    }
+
+    /// Most open connections of a listener.
+    pub(crate) fn connections(&self) -> usize {
+        let by_memory = || ((self.memory_limit() >> 19) as usize).clamp(16, 1024);
+        self.max_connections.unwrap_or_else(by_memory)
+    }
+
+    /// Most open connections of one address.
+    pub(crate) fn connections_of_one(&self) -> usize {
+        self.max_connections_per_address.unwrap_or_else(|| self.connections().div_ceil(2))
+    }
+
     /// Where to listen.
     ///
     /// # Errors
@@ -261,6 +293,24 @@ pub enum LogFormat {
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    let time = duration(text).map_err(|error| error.to_string())?;
+    if time.is_zero() { Err("must be longer than 0".into()) } else { Ok(time) }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    number(text, usize::MAX)
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    number(text, 1 << 20)
+}
+
+fn number(text: &str, most: usize) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|error| format!("{error}"))?;
+    if (1..=most).contains(&number) { Ok(number) } else { Err(format!("must be from 1 to {most}")) }
 }
 
 fn as_text<T: std::fmt::Debug, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {

@@ -1,24 +1,29 @@
 //! Request bodies to photos: multipart, a raw picture, or base64 in JSON; all within limits.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use hyper::{Request, StatusCode, Version};
 use metrics::{counter, histogram};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::memory::{Claim, Memory};
 use crate::problem::Problem;
 use crate::settings::Settings;
 
 /// Most bytes of a body that is no photo.
 const SMALL: usize = 1 << 20;
+/// Bytes that a body's buffer begins with.
+const FIRST: usize = 16 << 10;
 const LATE: &str = "the body did not arrive in time";
 const CUT: &str = "the body ended too early";
 
@@ -28,22 +33,59 @@ pub(crate) struct Photo {
     pub(crate) bytes: Result<Bytes, Problem>,
 }
 
-/// Photos, and the claim on memory that they hold.
+/// Photos of a request, and the claim on memory that they hold.
 pub(crate) struct Upload {
     pub(crate) photos: Vec<Photo>,
     pub(crate) size: usize,
-    _memory: OwnedSemaphorePermit,
+    _memory: Claim,
 }
 
-/// Reads uploads; bounds how many bytes of them are in memory at a time.
+/// Bytes that grow, each only after memory for it was claimed.
+pub(crate) struct Buffer<'a> {
+    memory: &'a Memory,
+    claim: Claim,
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl<'a> Buffer<'a> {
+    /// # Errors
+    /// 503 when there is no memory at all.
+    pub(crate) fn new(memory: &'a Memory, most: usize) -> Result<Self, Problem> {
+        Ok(Self { memory, claim: memory.buffer(0)?, bytes: Vec::new(), most })
+    }
+
+    /// # Errors
+    /// 413 for more than the most that it may hold, 503 when no memory is free.
+    pub(crate) fn push(&mut self, data: &[u8]) -> Result<(), Problem> {
+        let length = self.bytes.len() + data.len();
+        if length > self.most {
+            return Err(over(self.most));
+        }
+        if length > self.bytes.capacity() {
+            let capacity = length.max(2 * self.bytes.capacity()).clamp(FIRST, self.most.max(FIRST));
+            // Old and new bytes are there at the same time.
+            let claim = self.memory.buffer(capacity)?;
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+            self.claim = claim;
+        }
+        self.bytes.extend_from_slice(data);
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> (Bytes, Claim) {
+        (self.bytes.into(), self.claim)
+    }
+}
+
+/// Reads uploads within the memory that there is.
 pub(crate) struct Uploads {
-    memory: Arc<Semaphore>,
+    memory: Arc<Memory>,
 }
 
 impl Uploads {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let most = settings.max_buffered.clamp(settings.max_body, Semaphore::MAX_PERMITS);
-        Self { memory: Arc::new(Semaphore::new(most)) }
+    pub(crate) fn new(memory: Arc<Memory>) -> Self {
+        Self { memory }
     }
 
     /// Reads a whole request.
@@ -58,27 +100,31 @@ impl Uploads {
         check_length(request, settings.max_body)?;
         let kind = content_type(request.headers());
         let form = Form::of(&kind)?;
-        let reading = self.collect(request.body_mut(), settings.max_body);
-        let (body, memory) = tokio::time::timeout(settings.body_timeout, reading)
-            .await
-            .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE))??;
+        let (body, mut claim) = self.collect(request, settings.max_body, settings).await?;
         let size = body.len();
         let began = Instant::now();
         let photos = match form {
             Form::Raw => Ok(vec![Photo { name: None, bytes: Ok(body) }]),
             Form::Json => {
+                // Text without white space, and the bytes that it stands for.
+                claim.merge(self.memory.buffer(2 * size)?);
                 from_json(&body).map(|bytes| vec![Photo { name: None, bytes: Ok(bytes) }])
             }
-            Form::Multipart(boundary) => multipart(body, boundary, settings.max_parts).await,
+            Form::Multipart(boundary) => {
+                // The parser's own buffer, and the parts.
+                claim.merge(self.memory.buffer(2 * size)?);
+                multipart(body, boundary, settings.max_parts).await
+            }
         };
         histogram!("validation_duration_seconds").record(began.elapsed());
         let photos = photos?;
         let taken = photos.iter().flat_map(|photo| &photo.bytes).map(Bytes::len).sum::<usize>();
+        claim.shrink(taken);
         counter!("input_image_size_total").increment(taken as u64);
-        Ok(Upload { photos, size, _memory: memory })
+        Ok(Upload { photos, size, _memory: claim })
     }
 
-    /// Reads a whole body as it is; the permit is its claim on memory.
+    /// Reads a whole body as it is, with its claim on memory.
     ///
     /// # Errors
     /// 400, 408, 411, 413, or 503 when too many bytes are in memory already.
@@ -86,60 +132,55 @@ impl Uploads {
         &self,
         request: &mut Request<Incoming>,
         settings: &Settings,
-    ) -> Result<(Bytes, OwnedSemaphorePermit), Problem> {
+    ) -> Result<(Bytes, Claim), Problem> {
         check_length(request, settings.max_body)?;
-        let reading = self.collect(request.body_mut(), settings.max_body);
-        let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE);
-        tokio::time::timeout(settings.body_timeout, reading).await.map_err(late)?
+        self.collect(request, settings.max_body, settings).await
     }
 
+    /// Reads a small JSON body.
+    ///
+    /// # Errors
+    /// 400, 408, 411, 413, 415, or 503 when too many bytes are in memory already.
+    pub(crate) async fn read_json<T: DeserializeOwned>(
+        &self,
+        request: &mut Request<Incoming>,
+        settings: &Settings,
+    ) -> Result<T, Problem> {
+        check_length(request, SMALL)?;
+        if !matches!(Form::of(&content_type(request.headers()))?, Form::Json) {
+            let detail = "send application/json";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+        }
+        let (body, _claim) = self.collect(request, SMALL, settings).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            Problem::bad_request(format!("the JSON is not as it should be: {error}"))
+        })
+    }
+
+    /// The body, as long as it does not pause for too long, nor come at less than the lowest rate.
     async fn collect(
         &self,
-        body: &mut Incoming,
+        request: &mut Request<Incoming>,
         most: usize,
-    ) -> Result<(Bytes, OwnedSemaphorePermit), Problem> {
-        let claim = |bytes: usize| {
-            let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-            Arc::clone(&self.memory)
-                .try_acquire_many_owned(permits)
-                .map_err(|_| Problem::overloaded(1))
-        };
-        let mut memory = claim(0)?;
-        let mut bytes = BytesMut::new();
-        while let Some(frame) = body.frame().await {
+        settings: &Settings,
+    ) -> Result<(Bytes, Claim), Problem> {
+        let body = request.body_mut();
+        let mut buffer = Buffer::new(&self.memory, most)?;
+        let (began, mut received) = (Instant::now(), 0);
+        loop {
+            let pace = Duration::from_secs_f64(received as f64 / settings.min_rate as f64);
+            let left = (settings.transfer_timeout + pace).saturating_sub(began.elapsed());
+            let patience = left.min(settings.transfer_timeout);
+            let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE);
+            let frame = tokio::time::timeout(patience, body.frame()).await.map_err(late)?;
+            let Some(frame) = frame else { return Ok(buffer.finish()) };
             let frame = frame.map_err(|_| Problem::bad_request(CUT))?;
-            let Ok(data) = frame.into_data() else { continue };
-            if bytes.len() + data.len() > most {
-                return Err(over(most));
+            if let Ok(data) = frame.into_data() {
+                received += data.len();
+                buffer.push(&data)?;
             }
-            memory.merge(claim(data.len())?);
-            bytes.extend_from_slice(&data);
         }
-        Ok((bytes.freeze(), memory))
     }
-}
-
-/// Reads a small JSON body.
-///
-/// # Errors
-/// 400, 408, 411, 413, 415.
-pub(crate) async fn read_json<T: DeserializeOwned>(
-    request: &mut Request<Incoming>,
-    settings: &Settings,
-) -> Result<T, Problem> {
-    check_length(request, SMALL)?;
-    if !matches!(Form::of(&content_type(request.headers()))?, Form::Json) {
-        let detail = "send application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
-    }
-    let whole = Limited::new(request.body_mut(), SMALL).collect();
-    let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE);
-    let body = tokio::time::timeout(settings.body_timeout, whole).await.map_err(late)?;
-    let body = body.map_err(|error| {
-        if error.is::<LengthLimitError>() { over(SMALL) } else { Problem::bad_request(CUT) }
-    })?;
-    serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| Problem::bad_request(format!("the JSON is not as it should be: {error}")))
 }
 
 /// What the body claims to be.
@@ -193,24 +234,36 @@ fn content_type(headers: &HeaderMap) -> String {
 
 fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
     #[derive(Deserialize)]
-    struct Base64 {
-        image: String,
+    struct Base64<'a> {
+        #[serde(borrow)]
+        image: Cow<'a, str>,
     }
     let Base64 { image } = serde_json::from_slice(body)
         .map_err(|e| Problem::bad_request(format!("the JSON is not {{\"image\": base64}}: {e}")))?;
     from_base64(&image)
 }
 
-/// Bytes of a text that may have `data:image/jpeg;base64,` in front, as browsers put it.
+/// Bytes of a text in either alphabet of base64, with line breaks or without, padded or not, that may have
+/// `data:image/jpeg;base64,` in front, as browsers put it.
 pub(crate) fn from_base64(image: &str) -> Result<Bytes, Problem> {
+    const CONFIG: GeneralPurposeConfig =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    const ENGINE: GeneralPurpose = GeneralPurpose::new(&STANDARD, CONFIG);
     let text = match image.split_once("base64,") {
         Some((head, text)) if head.starts_with("data:") => text,
         _ => image,
     };
-    base64::engine::general_purpose::STANDARD
-        .decode(text.trim())
-        .map(Bytes::from)
-        .map_err(|e| Problem::bad_request(format!("`image` is not base64: {e}")))
+    let plain: Vec<u8> = text
+        .bytes()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .map(|byte| match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => other,
+        })
+        .collect();
+    let bytes = ENGINE.decode(&plain);
+    bytes.map(Bytes::from).map_err(|e| Problem::bad_request(format!("`image` is not base64: {e}")))
 }
 
 /// The parts named `file`.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use petnet::augment::{Augment, Key};
-use petnet::dataset::{Manifest, Prepare as Settings};
+use petnet::dataset::{Label, Manifest, Prepare as Settings};
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode};
 use petnet::{Dataset, dataset::Split};
 
@@ -35,9 +35,13 @@ pub(crate) struct Prepare {
     #[arg(long, default_value = "0.8,0.1,0.1", value_delimiter = ',')]
     split: Vec<f64>,
     /// Labels that people gave, as `GET /feedback/export` hands them out: a JSON object a line with
-    /// `sha256` and `label`; they go before folders, and photos in a folder `unlabelled` need them
+    /// `sha256` and `label`; they go before folders, and photos in a folder `unlabelled` need them. Labels that were
+    /// given without an API key count for such photos alone
     #[arg(long, value_name = "FEEDBACK.jsonl")]
     labels: Option<PathBuf>,
+    /// Let labels that were given without an API key go before folders too
+    #[arg(long, requires = "labels")]
+    trust_open_labels: bool,
     /// Also draw a sheet of photos beside what augmentation makes of them
     #[arg(long, value_name = "SHEET.png")]
     preview: Option<PathBuf>,
@@ -51,7 +55,15 @@ impl Prepare {
             .as_slice()
             .try_into()
             .map_err(|_| ConfigError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
-        let labels = self.labels.as_deref().map(read_labels).transpose()?.unwrap_or_default();
+        let labels = self.labels.as_deref().map(|path| read_labels(path, self.trust_open_labels));
+        let labels = labels.transpose()?.unwrap_or_default();
+        let open = labels.values().filter(|label| !label.before_folder).count();
+        if open > 0 {
+            tracing::warn!(
+                labels = open,
+                "given without an API key, they do not go before folders; --trust-open-labels lets them"
+            );
+        }
         let settings = Settings { size: self.size, seed: self.seed, shares, labels };
         let counter = terminal::counter("checking photos", output);
         if let Some(parent) = self.out.parent() {
@@ -71,19 +83,25 @@ impl Prepare {
     }
 }
 
-/// Class by digest; of two labels for one photo the later line's.
-fn read_labels(path: &Path) -> Result<HashMap<String, String>> {
+/// Label by digest; of two labels for one photo the later line's.
+fn read_labels(path: &Path, trust_open: bool) -> Result<HashMap<String, Label>> {
     #[derive(serde::Deserialize)]
     struct Given {
         sha256: String,
         label: String,
+        /// Lists that people write themselves do not say it.
+        #[serde(default = "yes")]
+        authenticated: bool,
+    }
+    fn yes() -> bool {
+        true
     }
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let given = lines.map(|(number, line)| {
-        let Given { sha256, label } = serde_json::from_str(line)
+        let Given { sha256, label, authenticated } = serde_json::from_str(line)
             .with_context(|| format!("{}, line {}", path.display(), number + 1))?;
-        Ok((sha256, label))
+        Ok((sha256, Label { class: label, before_folder: authenticated || trust_open }))
     });
     given.collect()
 }

@@ -4,24 +4,31 @@ mod figures;
 mod store;
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use metrics::{counter, gauge};
 use uuid::Uuid;
 
 use crate::model::Model;
 use crate::settings::Settings;
 use figures::Judgements;
-use store::Store;
+use store::{Recovery, Store};
 
 pub(crate) use store::{Labelled, Predicted};
 
 /// The store, and the labels of the last days in memory.
 pub(crate) struct Feedback {
-    store: Store,
+    /// `None` between the end of a store that failed and its next opening.
+    store: RwLock<Option<Store>>,
+    path: PathBuf,
+    keep: Duration,
+    most: u64,
+    /// Whether a write has failed since the store was opened.
+    failed: AtomicBool,
     judgements: Mutex<Judgements>,
 }
 
@@ -45,10 +52,9 @@ impl Feedback {
             Some(path) => (path, true),
             None => (Settings::FEEDBACK, false),
         };
-        let opened =
-            Store::open(Path::new(path), settings.feedback_keep, settings.feedback_max_bytes);
-        match opened {
-            Ok(store) => Self::of(store).map(Some),
+        let (keep, most) = (settings.feedback_keep, settings.feedback_max_bytes);
+        match Self::start(Path::new(path), keep, most) {
+            Ok(feedback) => Ok(Some(feedback)),
             Err(error) if !asked => {
                 tracing::warn!(error = format!("{error:#}"), "feedback is off");
                 Ok(None)
@@ -57,44 +63,93 @@ impl Feedback {
         }
     }
 
-    fn of(store: Store) -> Result<Self> {
+    fn start(path: &Path, keep: Duration, most: u64) -> Result<Self> {
+        let (store, recovery) = Store::open(path, keep, most)?;
+        report(&recovery);
         let mut judgements = Judgements::default();
         for labelled in store.labelled(None) {
             let (id, labelled) = labelled?;
             judgements.insert(id, &labelled);
         }
         judgements.forget(now());
-        Ok(Self { store, judgements: Mutex::new(judgements) })
+        Ok(Self {
+            store: RwLock::new(Some(store)),
+            path: path.into(),
+            keep,
+            most,
+            failed: AtomicBool::new(false),
+            judgements: Mutex::new(judgements),
+        })
+    }
+
+    /// Works on the store. A failure is counted, and logged once until the store works again.
+    fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
+        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        let outcome = match store.as_ref() {
+            Some(store) => work(store),
+            None => Err(anyhow!("the feedback store could not be opened again yet")),
+        };
+        if let Err(error) = &outcome {
+            counter!("feedback_store_errors_total").increment(1);
+            if !self.failed.swap(true, Ordering::Relaxed) {
+                tracing::error!(error = format!("{error:#}"), "the feedback store failed");
+            }
+        }
+        outcome
+    }
+
+    /// Opens a store that has failed anew: the database takes no writes after a failed one, even if there is room again.
+    pub(crate) fn revive(&self) {
+        if !self.failed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one must be gone: it holds the folder's lock.
+        *store = None;
+        match Store::open(&self.path, self.keep, self.most) {
+            Ok((opened, recovery)) => {
+                report(&recovery);
+                *store = Some(opened);
+                self.failed.store(false, Ordering::Relaxed);
+                tracing::info!("the feedback store is open again");
+            }
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "no feedback store yet"),
+        }
     }
 
     /// Keeps an answer for the label that may come. A store that fails costs no answer.
     pub(crate) fn predicted(&self, id: Uuid, predicted: &Predicted) {
-        if let Err(error) = self.store.predicted(id, predicted) {
-            counter!("feedback_store_errors_total").increment(1);
-            tracing::error!(error = format!("{error:#}"), "a prediction was not kept");
-        }
+        // Counted and logged where it happens.
+        let _ = self.with(|store| store.predicted(id, predicted));
     }
 
     /// Takes labels in; they are on disk when this returns.
     ///
     /// # Errors
     /// When the store fails; then none was taken.
-    pub(crate) fn label(&self, labels: Vec<(Uuid, String)>) -> Result<Vec<Outcome>> {
+    pub(crate) fn label(
+        &self,
+        labels: Vec<(Uuid, String)>,
+        authenticated: bool,
+    ) -> Result<Vec<Outcome>> {
         let at = now();
         let mut taken = Vec::new();
-        let mut outcomes = Vec::new();
-        for (id, actual) in labels {
-            outcomes.push(match self.store.find(id)? {
-                Some(predicted) => {
-                    let right = predicted.label == actual;
-                    taken.push((id, Labelled { predicted: predicted.clone(), actual, at }));
-                    Outcome::Taken { predicted, right }
-                }
-                None => Outcome::Unknown,
-            });
-        }
-        self.store.label(&taken).inspect_err(|_| {
-            counter!("feedback_store_errors_total").increment(1);
+        let outcomes = self.with(|store| {
+            let mut outcomes = Vec::new();
+            for (id, actual) in labels {
+                outcomes.push(match store.find(id)? {
+                    Some(predicted) => {
+                        let right = predicted.label == actual;
+                        let labelled = Labelled { predicted, actual, at, authenticated };
+                        let predicted = labelled.predicted.clone();
+                        taken.push((id, labelled));
+                        Outcome::Taken { predicted, right }
+                    }
+                    None => Outcome::Unknown,
+                });
+            }
+            store.label(&taken)?;
+            Ok(outcomes)
         })?;
         let mut judgements = self.judgements.lock().unwrap_or_else(PoisonError::into_inner);
         taken.iter().for_each(|(id, labelled)| judgements.insert(*id, labelled));
@@ -107,14 +162,16 @@ impl Feedback {
         after: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<(Uuid, Labelled)>> {
-        self.store.labelled(after).take(limit).collect()
+        self.with(|store| store.labelled(after).take(limit).collect())
     }
 
     /// Sets the gauges: of the store, and of the model that serves.
     pub(crate) fn observe(&self, model: Option<&Model>) {
-        if let Ok(bytes) = self.store.bytes() {
+        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(bytes)) = store.as_ref().map(Store::bytes) {
             gauge!("feedback_store_bytes").set(bytes as f64);
         }
+        drop(store);
         let Some(model) = model else { return };
         let mut judgements = self.judgements.lock().unwrap_or_else(PoisonError::into_inner);
         judgements.forget(now());
@@ -122,14 +179,30 @@ impl Feedback {
     }
 
     pub(crate) fn folder(&self) -> &Path {
-        self.store.path()
+        &self.path
     }
 
     /// Forgets what is too old or too much.
     pub(crate) fn retain(&self) {
-        if let Err(error) = self.store.retain() {
-            tracing::error!(error = format!("{error:#}"), "old feedback was not removed");
-        }
+        // Counted and logged where it happens.
+        let _ = self.with(Store::retain);
+    }
+}
+
+/// Says what was damaged.
+fn report(recovery: &Recovery) {
+    let Recovery { set_aside, lost } = recovery;
+    if let Some(folder) = set_aside {
+        counter!("feedback_stores_set_aside_total").increment(1);
+        let folder = folder.display().to_string();
+        tracing::error!(
+            folder,
+            "the feedback store is damaged; it was set aside, an empty one takes its place"
+        );
+    }
+    if *lost > 0 {
+        counter!("feedback_labels_lost_total").increment(*lost);
+        tracing::error!(labels = lost, "labels that were kept are not there any more");
     }
 }
 

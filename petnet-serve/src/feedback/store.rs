@@ -1,8 +1,11 @@
 //! Predictions and the labels given to them, on disk: nothing that was acknowledged is lost when the
 //! process is killed, and a label not even when the machine is.
 
+use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
@@ -36,7 +39,13 @@ pub(crate) struct Labelled {
     pub(crate) actual: String,
     /// When the label was given, in milliseconds since 1970.
     pub(crate) at: u64,
+    /// Whether it came with a valid API key.
+    #[serde(default)]
+    pub(crate) authenticated: bool,
 }
+
+/// Name of the file that says how many labels the database holds: what is missing after damage can be told.
+const COUNT: &str = "labels.json";
 
 /// Keys are prediction ids, whose first six bytes are the time in milliseconds.
 pub(crate) struct Store {
@@ -44,33 +53,77 @@ pub(crate) struct Store {
     database: Database,
     predictions: Keyspace,
     labels: Keyspace,
+    /// Number of labels.
+    count: Mutex<u64>,
     keep: Duration,
     most: u64,
 }
 
+/// What was found when a store was opened.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Recovery {
+    /// The damaged folder's new name.
+    pub(crate) set_aside: Option<PathBuf>,
+    /// Number of labels that were kept and are not there any more.
+    pub(crate) lost: u64,
+}
+
 impl Store {
+    /// Opens a store; one that is damaged beyond recovery is renamed, and an empty one takes its place.
+    ///
     /// # Errors
     /// When the folder cannot be written, or another process has it.
-    pub(crate) fn open(path: &Path, keep: Duration, most: u64) -> Result<Self> {
+    pub(crate) fn open(path: &Path, keep: Duration, most: u64) -> Result<(Self, Recovery)> {
         let context = || format!("feedback store {}", path.display());
         std::fs::create_dir_all(path).with_context(context)?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(BUFFER);
-        let open = || {
-            let database = Database::builder(path)
-                .cache_size(BUFFER)
-                .worker_threads(1)
-                .max_journaling_size(JOURNAL)
-                .open()?;
-            let predictions = database.keyspace("predictions", options)?;
-            let labels = database.keyspace("labels", options)?;
-            Ok::<_, fjall::Error>((database, predictions, labels))
+        let known = Self::known_count(path);
+        let mut recovery = Recovery::default();
+        let opened = match Self::open_database(path) {
+            Err(error) if is_damage(&error) => {
+                let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                let name = format!("damaged-{}", seconds.unwrap_or_default().as_secs());
+                let aside = path.with_extension(name);
+                std::fs::rename(path, &aside).with_context(context)?;
+                std::fs::create_dir_all(path).with_context(context)?;
+                recovery.set_aside = Some(aside);
+                Self::open_database(path)
+            }
+            opened => opened,
         };
-        let (database, predictions, labels) = open().with_context(context)?;
-        Ok(Self { path: path.into(), database, predictions, labels, keep, most })
+        let (database, predictions, labels) = opened.with_context(context)?;
+        let count = Mutex::new(0);
+        let store = Self { path: path.into(), database, predictions, labels, count, keep, most };
+        let there = store.labels.iter().map_while(|entry| entry.into_inner().ok()).count() as u64;
+        recovery.lost = known.saturating_sub(there);
+        store.write_count(there)?;
+        Ok((store, recovery))
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    fn open_database(path: &Path) -> fjall::Result<(Database, Keyspace, Keyspace)> {
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(BUFFER);
+        let database = Database::builder(path)
+            .cache_size(BUFFER)
+            .worker_threads(1)
+            .max_journaling_size(JOURNAL)
+            .open()?;
+        let predictions = database.keyspace("predictions", options)?;
+        let labels = database.keyspace("labels", options)?;
+        Ok((database, predictions, labels))
+    }
+
+    fn known_count(path: &Path) -> u64 {
+        let text = std::fs::read(path.join(COUNT)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or(0)
+    }
+
+    fn write_count(&self, count: u64) -> Result<()> {
+        petnet::write_atomically(&self.path.join(COUNT), count.to_string().as_bytes())?;
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) = count;
+        Ok(())
+    }
+
+    fn count(&self) -> u64 {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// On disk, in bytes.
@@ -97,11 +150,17 @@ impl Store {
     /// place of the first.
     pub(crate) fn label(&self, labels: &[(Uuid, Labelled)]) -> Result<()> {
         let mut batch = self.database.batch();
+        let mut new = HashSet::new();
         for (id, labelled) in labels {
+            if self.labels.get(id.as_bytes())?.is_none() {
+                new.insert(id);
+            }
             batch.insert(&self.labels, *id.as_bytes(), serde_json::to_vec(labelled)?);
         }
         batch.commit()?;
-        Ok(self.database.persist(PersistMode::SyncAll)?)
+        self.database.persist(PersistMode::SyncAll)?;
+        // Written last: a crash before it loses a number, and no label.
+        self.write_count(self.count() + new.len() as u64)
     }
 
     /// Labels by the time of their predictions, beginning after an id.
@@ -127,13 +186,44 @@ impl Store {
             // A tenth more than need be, so that it is not done every time.
             let over = keyspace.disk_space().saturating_sub(most);
             let excess = if over > 0 { over + most / 10 } else { 0 };
+            let labels = std::ptr::eq(keyspace, &self.labels);
+            let count = self.count();
+            if labels {
+                // What is removed below must not look lost after a crash.
+                self.write_count(0)?;
+            }
             let removed = remove_oldest(keyspace, oldest, excess)?;
+            if labels {
+                self.write_count(count.saturating_sub(removed as u64))?;
+            }
             if removed > 0 && (over > 0 || removed >= RUBBISH) {
                 keyspace.rotate_memtable_and_wait()?;
                 keyspace.major_compact()?;
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a store cannot be opened for what lies in it, and not for the disk or the permissions.
+fn is_damage(error: &fjall::Error) -> bool {
+    match error {
+        fjall::Error::Io(error) => matches!(
+            error.kind(),
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::NotFound
+        ),
+        fjall::Error::Locked => false,
+        fjall::Error::Storage(_)
+        | fjall::Error::JournalRecovery(_)
+        | fjall::Error::InvalidVersion(_)
+        | fjall::Error::Decompress(_)
+        | fjall::Error::InvalidTrailer
+        | fjall::Error::InvalidTag(_)
+        | fjall::Error::Poisoned
+        | fjall::Error::KeyspaceDeleted
+        | fjall::Error::Unrecoverable => true,
+        // Of later versions: better an error at the start than a store set aside.
+        _ => false,
     }
 }
 
@@ -174,10 +264,19 @@ mod tests {
         let keep = Duration::from_secs(3600);
         let ids: Vec<Uuid> = (0..10).map(|_| Uuid::now_v7()).collect();
         let labelled = |number: usize, actual: &str| {
-            (ids[number], Labelled { predicted: predicted(number), actual: actual.into(), at: 7 })
+            (
+                ids[number],
+                Labelled {
+                    predicted: predicted(number),
+                    actual: actual.into(),
+                    at: 7,
+                    authenticated: true,
+                },
+            )
         };
         {
-            let store = Store::open(folder.path(), keep, 1 << 30).unwrap();
+            let (store, recovery) = Store::open(folder.path(), keep, 1 << 30).unwrap();
+            assert_eq!(recovery, Recovery::default());
             for (number, id) in ids.iter().enumerate() {
                 store.predicted(*id, &predicted(number)).unwrap();
             }
@@ -185,7 +284,8 @@ mod tests {
             store.label(&[labelled(1, "dog")]).unwrap();
             assert!(Store::open(folder.path(), keep, 1 << 30).is_err(), "one process at a time");
         }
-        let store = Store::open(folder.path(), keep, 1 << 30).unwrap();
+        let (store, recovery) = Store::open(folder.path(), keep, 1 << 30).unwrap();
+        assert_eq!(recovery, Recovery::default());
         store.retain().unwrap();
         assert_eq!(store.find(ids[3]).unwrap(), Some(predicted(3)));
         assert_eq!(store.find(Uuid::now_v7()).unwrap(), None);
@@ -200,7 +300,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let now = now.as_millis() as u64;
-        let store = Store::open(folder.path(), Duration::from_secs(60), 1 << 20).unwrap();
+        let (store, _) = Store::open(folder.path(), Duration::from_secs(60), 1 << 20).unwrap();
         let ids: Vec<Uuid> = (0..30_000).map(|number| id(now, number)).collect();
         let old = id(now - 61_000, 0);
         store.predicted(old, &predicted(0)).unwrap();

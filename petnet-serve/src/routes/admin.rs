@@ -2,19 +2,14 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
+use hyper::StatusCode;
 use serde_json::json;
 
 use super::{Reply, json as json_reply};
 use crate::app::App;
 use crate::problem::Problem;
 
-pub(super) async fn reload(
-    app: &Arc<App>,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    app.keys.require(request.headers())?;
+pub(super) async fn reload(app: &Arc<App>) -> Result<Reply, Problem> {
     let model = app.reload().await.map_err(|error| {
         let detail = format!("the model was refused, the old one stays: {error:#}");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "model_refused", detail)

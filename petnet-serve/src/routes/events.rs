@@ -12,7 +12,6 @@ use super::{Reply, json as json_reply};
 use crate::app::App;
 use crate::model::CLASSES;
 use crate::problem::Problem;
-use crate::upload::read_json;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,8 +23,7 @@ pub(super) async fn adoption(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    app.keys.check(request.headers())?;
-    let Adoption { species } = read_json(request, &app.settings).await?;
+    let Adoption { species } = app.uploads.read_json(request, &app.settings).await?;
     let model = app.model()?;
     let known: Vec<&str> = model
         .classifier

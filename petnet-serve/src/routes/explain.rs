@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
 use petnet::Explanation;
-use petnet::preprocess::{Limits, Pixels, decode_at_least};
+use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode_at_least};
 use serde_json::{Value, json};
 
 use super::predict::{describe, note, remember};
@@ -26,24 +26,22 @@ pub(super) async fn explain(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    app.keys.check(request.headers())?;
     let model = app.model()?;
     let wants_json = accepts(request.headers(), "application/json");
+    app.batcher.check_line()?;
     let upload = app.uploads.read(request, &app.settings).await?;
     let began = Instant::now();
     let bytes = upload.size;
     let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?.bytes?;
-    let place = app.batcher.admit(1)?;
-    let answer = app.batcher.explain(Arc::clone(&model), photo.clone(), place).await?;
+    let answer = app.batcher.explain(Arc::clone(&model), photo.clone()).await?;
     let Answer { value: explanation, timings, photo: known } = answer;
     let limits = app.settings.limits();
-    let (explanation, png) = tokio::task::spawn_blocking(move || {
-        let png = draw(&explanation, &photo, &limits);
-        (explanation, png)
-    })
-    .await
-    .map_err(|_| Problem::internal())?;
-    let (png, prediction) = (png?, explanation.prediction());
+    let large = Preprocess { size: SIDE, resize: Resize::Squeeze };
+    // Beside decoding, two pictures of the answer's size and its file.
+    let memory = large.memory(&photo, &limits)? + 3 * u64::from(SIDE * SIDE * 3);
+    let drawn = move || draw(&explanation, &photo, &limits).map(|png| (explanation, png));
+    let (explanation, png) = app.batcher.decoders().run(memory, drawn).await?;
+    let prediction = explanation.prediction();
     let id = new_id();
     remember(app, &model, id, (prediction, &known));
     let mut fields = describe(prediction, &model, id);

@@ -15,11 +15,12 @@ use super::{Reply, json as json_reply, text};
 use crate::app::App;
 use crate::feedback::{Feedback, Labelled, Outcome};
 use crate::problem::Problem;
-use crate::upload::read_json;
 
 /// Most labels in one request, and in one answer.
 const MOST_GIVEN: usize = 1000;
-const MOST_TAKEN: usize = 10_000;
+const MOST_TAKEN: usize = 5000;
+/// Most bytes that a label takes in memory and as a line together.
+const LABEL: usize = 1024;
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -38,9 +39,8 @@ pub(super) async fn give(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    app.keys.check(request.headers())?;
     switched_on(app)?;
-    let body: Body = read_json(request, &app.settings).await?;
+    let body: Body = app.uploads.read_json(request, &app.settings).await?;
     let (given, many) = match body {
         Body::One(given) => (vec![given], false),
         Body::Many { feedback } => (feedback, true),
@@ -48,7 +48,8 @@ pub(super) async fn give(
     if given.len() > MOST_GIVEN {
         return Err(Problem::too_large(format!("more than {MOST_GIVEN} labels")));
     }
-    let outcomes = take(app, given).await?;
+    let authenticated = app.keys.is_sent(request.headers());
+    let outcomes = take(app, given, authenticated).await?;
     for outcome in &outcomes {
         let result = match outcome {
             Ok((Outcome::Taken { right: true, .. }, _)) => "right",
@@ -71,6 +72,7 @@ pub(super) async fn give(
 async fn take(
     app: &Arc<App>,
     given: Vec<Given>,
+    authenticated: bool,
 ) -> Result<Vec<Result<(Outcome, Given), Problem>>, Problem> {
     let model = app.model()?;
     let labels = model.classifier.labels();
@@ -81,7 +83,7 @@ async fn take(
         .collect();
     let asked = Arc::clone(app);
     let outcomes = tokio::task::spawn_blocking(move || {
-        asked.feedback.as_ref().map(|feedback| feedback.label(known))
+        asked.feedback.as_ref().map(|feedback| feedback.label(known, authenticated))
     });
     let outcomes = outcomes.await.map_err(|_| Problem::internal())?.transpose();
     let mut outcomes = outcomes.map_err(failed)?.unwrap_or_default().into_iter();
@@ -116,9 +118,9 @@ pub(super) async fn export(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    app.keys.check(request.headers())?;
     switched_on(app)?;
     let after = after(request.uri().query().unwrap_or_default())?;
+    let _claim = app.memory.buffer(MOST_TAKEN * LABEL)?;
     let asked = Arc::clone(app);
     let labels = tokio::task::spawn_blocking(move || {
         asked.feedback.as_ref().map(|feedback| feedback.export(after, MOST_TAKEN))
@@ -137,7 +139,7 @@ pub(super) async fn export(
 }
 
 fn line(id: Uuid, labelled: &Labelled) -> String {
-    let Labelled { predicted, actual, at } = labelled;
+    let Labelled { predicted, actual, at, authenticated } = labelled;
     let at = UNIX_EPOCH + Duration::from_millis(*at);
     let entry = json!({
         "prediction_id": id,
@@ -146,6 +148,7 @@ fn line(id: Uuid, labelled: &Labelled) -> String {
         "confidence": predicted.confidence,
         "model_version": predicted.model,
         "sha256": predicted.sha256,
+        "authenticated": authenticated,
         "labelled": humantime::format_rfc3339_millis(at).to_string(),
     });
     format!("{entry}\n")
@@ -165,7 +168,7 @@ fn switched_on(app: &App) -> Result<&Feedback, Problem> {
     app.feedback.as_ref().ok_or_else(off)
 }
 
-fn failed(error: anyhow::Error) -> Problem {
-    tracing::error!(error = format!("{error:#}"), "the feedback store failed");
+/// The store has logged and counted it.
+fn failed(_: anyhow::Error) -> Problem {
     Problem::internal()
 }

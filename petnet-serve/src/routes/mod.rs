@@ -8,6 +8,7 @@ mod feedback;
 mod pages;
 mod predict;
 mod status;
+mod table;
 mod v2;
 
 use std::net::IpAddr;
@@ -21,96 +22,33 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName,
+    ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
     HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
-use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::app::App;
+use crate::memory::held;
 use crate::problem::Problem;
 use crate::server::Face;
 use crate::telemetry::{Note, Parent, Record};
 
+use table::{Access, Entry, Route};
+
+pub(crate) use table::TABLE;
 pub(crate) use v2::Stats;
 
 /// An answer: small enough to be whole.
-pub(crate) type Reply = Response<Full<Bytes>>;
+pub(crate) type Reply = Response<Bytes>;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
-const GET: &str = "GET, HEAD";
-const POST: &str = "POST";
-
-/// Every path with the methods it takes.
-pub(crate) const ROUTES: [(&str, &str); 28] = [
-    ("/", GET),
-    ("/health", GET),
-    ("/livez", GET),
-    ("/readyz", GET),
-    ("/metrics", GET),
-    ("/version", GET),
-    ("/openapi.json", GET),
-    ("/docs", GET),
-    ("/artifacts/compare", GET),
-    ("/predict", POST),
-    ("/predict/batch", POST),
-    ("/explain", POST),
-    ("/embed", POST),
-    ("/feedback", POST),
-    ("/feedback/export", GET),
-    ("/events/adoption", POST),
-    ("/admin/reload", POST),
-    ("/v2", GET),
-    ("/v2/health/live", GET),
-    ("/v2/health/ready", GET),
-    ("/v2/models/{model}", GET),
-    ("/v2/models/{model}/ready", GET),
-    ("/v2/models/{model}/config", GET),
-    ("/v2/models/{model}/stats", GET),
-    ("/v2/models/{model}/infer", POST),
-    ("/v2/repository/index", POST),
-    ("/v2/repository/models/{model}/load", POST),
-    ("/v2/repository/models/{model}/unload", POST),
-];
-
-/// The route of a path, with the methods that it takes, and the model that the path names.
-fn find(path: &str) -> Option<(&'static str, &'static str, String)> {
-    let parts: Vec<&str> = path.split('/').collect();
-    // There is one version of each model; a path may name it.
-    let parts = match parts.as_slice() {
-        [start @ .., "versions", _version] if start.len() == 4 => start.to_vec(),
-        [start @ .., "versions", _version, last] if start.len() == 4 => [start, &[*last]].concat(),
-        _ => parts,
-    };
-    ROUTES.iter().find_map(|&(route, allow)| {
-        let mut model = String::new();
-        let mut pattern = route.split('/');
-        for part in &parts {
-            match pattern.next()? {
-                "{model}" => model = percent_decode_str(part).decode_utf8().ok()?.into_owned(),
-                same if same == *part => (),
-                _ => return None,
-            }
-        }
-        pattern.next().is_none().then_some((route, allow, model))
-    })
-}
-
-/// Paths that people and their programs come for; probes and scrapers are no visitors.
-const VISITED: [&str; 9] = [
-    "/",
-    "/docs",
-    "/predict",
-    "/predict/batch",
-    "/explain",
-    "/embed",
-    "/feedback",
-    "/events/adoption",
-    "/v2/models/{model}/infer",
-];
+/// Longest time in which a refused client is kept waiting: who asks again at once must not take the time of others.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Answers of more bytes claim memory.
+const SMALL: usize = 16 << 10;
 
 /// Answers any request; nothing it does can end the connection without an answer.
 pub(crate) async fn handle(
@@ -118,32 +56,30 @@ pub(crate) async fn handle(
     face: Face,
     peer: IpAddr,
     mut request: Request<Incoming>,
-) -> Reply {
+) -> Response<Full<Bytes>> {
     let began = Instant::now();
     let (method, version) = (request.method().clone(), request.version());
     let id = request_id(request.headers());
     let parent = parent(request.headers());
-    let known = find(request.uri().path());
-    let route = known.as_ref().map_or("unknown", |(route, ..)| *route);
-    if VISITED.contains(&route) {
+    let known = table::find(request.uri().path());
+    let route = known.as_ref().map_or("unknown", |(entry, _)| entry.path);
+    if known.as_ref().is_some_and(|(entry, _)| entry.visited) {
         app.sessions.touch(request.headers(), peer);
     }
     let outcome = match known {
-        Some((_, allow, model)) if face == Face::Api || route == "/metrics" => {
-            let work = AssertUnwindSafe(dispatch(app, (route, allow), &model, &mut request));
+        Some((entry, model)) if face == Face::Api || entry.route == Route::Metrics => {
+            let work = AssertUnwindSafe(dispatch(app, (face, entry), &model, &mut request));
             work.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
-        _ => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such path")),
+        Some(_) | None => {
+            Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such path"))
+        }
     };
-    let mut reply = outcome.unwrap_or_else(|problem| {
-        let v2 = route.starts_with("/v2");
-        let mut reply = if v2 { v2::error(&problem) } else { problem.response() };
-        reply.extensions_mut().insert(Note { problem: Some(problem), ..Note::default() });
-        reply
-    });
-    if reply.status().is_client_error() {
-        drain(&mut request).await;
-    }
+    let outcome = outcome.and_then(|reply| claimed(app, reply));
+    let mut reply = match outcome {
+        Ok(reply) => reply,
+        Err(problem) => refuse(app, route, problem, &mut request).await,
+    };
     finish(app, &mut reply, &id, version);
     let note = reply.extensions_mut().remove::<Note>().unwrap_or_default();
     let record = Record {
@@ -157,41 +93,100 @@ pub(crate) async fn handle(
         note: &note,
     };
     record.write(&app.rates, &app.traces);
-    reply
+    reply.map(Full::new)
 }
 
 async fn dispatch(
     app: &Arc<App>,
-    (path, allow): (&'static str, &'static str),
+    (face, entry): (Face, &'static Entry),
     model: &str,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
+    check_host(request)?;
     if request.method() == Method::OPTIONS && app.settings.cors_origin.is_some() {
-        return Ok(Response::new(Full::default()));
+        return Ok(Response::default());
     }
-    if !allow.split(", ").any(|name| name == request.method().as_str()) {
-        return Err(Problem::method(allow));
+    if !entry.allow.split(", ").any(|name| name == request.method().as_str()) {
+        return Err(Problem::method(entry.allow));
     }
-    match path {
-        "/" => Ok(pages::home(app, request.headers())),
-        "/docs" => Ok(pages::docs()),
-        "/openapi.json" => Ok(pages::openapi()),
-        "/health" => Ok(status::health(app)),
-        "/livez" => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))),
-        "/readyz" => Ok(status::ready(app)),
-        "/metrics" => Ok(status::metrics(app)),
-        "/version" => Ok(status::version(app)),
-        "/artifacts/compare" => Ok(status::compare(app)),
-        "/predict" => predict::one(app, request).await,
-        "/predict/batch" => predict::many(app, request).await,
-        "/explain" => explain::explain(app, request).await,
-        "/embed" => embed::embed(app, request).await,
-        "/feedback" => feedback::give(app, request).await,
-        "/feedback/export" => feedback::export(app, request).await,
-        path if path.starts_with("/v2") => v2::handle(app, path, model, request).await,
-        "/events/adoption" => events::adoption(app, request).await,
-        _ => admin::reload(app, request).await,
+    match (face, entry.access) {
+        // The listener for metrics is not for strangers.
+        (Face::Metrics, _) | (Face::Api, Access::Open) => (),
+        (Face::Api, Access::Key) => app.keys.check(request.headers())?,
+        (Face::Api, Access::Operator) => app.keys.require(request.headers())?,
     }
+    match entry.route {
+        Route::Home => Ok(pages::home(app, request.headers())),
+        Route::Docs => Ok(pages::docs()),
+        Route::OpenApi => Ok(pages::openapi()),
+        Route::Health => Ok(status::health(app)),
+        Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))),
+        Route::Ready => Ok(status::ready(app)),
+        Route::Metrics => Ok(status::metrics(app)),
+        Route::Version => Ok(status::version(app)),
+        Route::Compare => Ok(status::compare(app)),
+        Route::Predict => predict::one(app, request).await,
+        Route::PredictBatch => predict::many(app, request).await,
+        Route::Explain => explain::explain(app, request).await,
+        Route::Embed => embed::embed(app, request).await,
+        Route::Feedback => feedback::give(app, request).await,
+        Route::FeedbackExport => feedback::export(app, request).await,
+        Route::Adoption => events::adoption(app, request).await,
+        Route::Reload => admin::reload(app).await,
+        Route::V2 => Ok(v2::server()),
+        Route::V2Live => Ok(json(StatusCode::OK, &serde_json::json!({ "live": true }))),
+        Route::V2Ready => v2::ready(app),
+        Route::V2Model => v2::metadata(app, model),
+        Route::V2ModelReady => v2::model_ready(app, model),
+        Route::V2ModelConfig => v2::config(app, model),
+        Route::V2ModelStats => v2::stats(app, model),
+        Route::V2Infer => v2::infer(app, model, request).await,
+        Route::V2Index => Ok(v2::index(app)),
+        Route::V2Load => v2::load(app).await,
+        Route::V2Unload => Ok(v2::unload(app)),
+    }
+}
+
+/// HTTP/1.1 wants one `Host`, even if it is not used (RFC 9112, section 3.2).
+fn check_host(request: &Request<Incoming>) -> Result<(), Problem> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if request.version() == Version::HTTP_11 && hosts != 1 {
+        let detail = format!("{hosts} Host fields, where HTTP/1.1 has one");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "host", detail));
+    }
+    Ok(())
+}
+
+/// An answer whose memory is claimed until the client has read it.
+fn claimed(app: &App, reply: Reply) -> Result<Reply, Problem> {
+    if reply.body().len() <= SMALL {
+        return Ok(reply);
+    }
+    let claim = app.memory.buffer(reply.body().len())?;
+    Ok(reply.map(|body| match body.try_into_mut() {
+        Ok(own) => held(own.into(), claim),
+        // Pages that are part of the program.
+        Err(shared) => shared,
+    }))
+}
+
+async fn refuse(
+    app: &App,
+    route: &'static str,
+    problem: Problem,
+    request: &mut Request<Incoming>,
+) -> Reply {
+    let mut reply = if route.starts_with("/v2") { v2::error(&problem) } else { problem.response() };
+    if problem.is_overload() {
+        tokio::select! {
+            () = async { tokio::join!(tokio::time::sleep(PAUSE), drain(request)); } => (),
+            () = app.closing() => (),
+        }
+    } else if reply.status().is_client_error() {
+        drain(request).await;
+    }
+    reply.extensions_mut().insert(Note { problem: Some(problem), ..Note::default() });
+    reply
 }
 
 /// What every answer carries.
@@ -244,7 +239,7 @@ fn json(status: StatusCode, value: &Value) -> Reply {
 }
 
 fn text(kind: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(Full::new(body.into()));
+    let mut reply = Response::new(body.into());
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     reply
 }

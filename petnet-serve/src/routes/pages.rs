@@ -10,7 +10,7 @@ use hyper::header::{
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{ROUTES, Reply, accepts, json as json_reply, text};
+use super::{Reply, TABLE, accepts, json as json_reply, text};
 use crate::app::App;
 use crate::sessions::{SESSION_COOKIE, cookie};
 
@@ -28,7 +28,7 @@ pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
         }
         reply
     } else {
-        let endpoints: Vec<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
+        let endpoints: Vec<&str> = TABLE.iter().map(|entry| entry.path).collect();
         let body = json!({
             "name": "petnet",
             "version": env!("CARGO_PKG_VERSION"),
@@ -98,14 +98,14 @@ mod tests {
         let described: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
         let paths = described["paths"].as_object().unwrap();
-        let mut ours: Vec<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
+        let mut ours: Vec<&str> = TABLE.iter().map(|entry| entry.path).collect();
         let mut theirs: Vec<&str> = paths.keys().map(String::as_str).collect();
         ours.sort_unstable();
         theirs.sort_unstable();
         assert_eq!(ours, theirs);
-        for (path, allow) in ROUTES {
-            let method = if allow == "POST" { "post" } else { "get" };
-            assert!(paths[path].get(method).is_some(), "{method} {path}");
+        for entry in TABLE {
+            let method = if entry.allow == "POST" { "post" } else { "get" };
+            assert!(paths[entry.path].get(method).is_some(), "{method} {}", entry.path);
         }
     }
 }

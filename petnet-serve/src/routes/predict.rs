@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use super::{Reply, json as json_reply, new_id};
 use crate::app::App;
-use crate::batcher::{Answer, Classified, Photo};
+use crate::batcher::{Answer, Classified};
+use crate::decoder::Photo;
 use crate::feedback::Predicted;
 use crate::model::Model;
 use crate::problem::Problem;
@@ -34,14 +35,13 @@ impl Single {
         app: &Arc<App>,
         request: &mut Request<Incoming>,
     ) -> Result<Self, Problem> {
-        app.keys.check(request.headers())?;
         let model = app.model()?;
+        app.batcher.check_line()?;
         let upload = app.uploads.read(request, &app.settings).await?;
         let accepted = Instant::now();
         let bytes = upload.size;
         let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?;
-        let place = app.batcher.admit(1)?;
-        let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?, place).await?;
+        let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?).await?;
         Ok(Self { model, answer, accepted, bytes })
     }
 }
@@ -63,8 +63,8 @@ pub(super) async fn many(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    app.keys.check(request.headers())?;
     let model = app.model()?;
+    app.batcher.check_line()?;
     let upload = app.uploads.read(request, &app.settings).await?;
     let began = Instant::now();
     let photos = upload.photos.len();

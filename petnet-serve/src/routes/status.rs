@@ -24,10 +24,12 @@ pub(super) fn health(app: &App) -> Reply {
 
 /// Whether traffic should come here.
 pub(super) fn ready(app: &App) -> Reply {
-    let (status, word) = match (app.serving(), app.slot.get().is_some()) {
-        (true, true) => (StatusCode::OK, "ready"),
-        (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
-        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    let loaded = app.slot.get().is_some();
+    let (status, word) = match (app.serving(), loaded, app.batcher.is_stuck()) {
+        (true, true, false) => (StatusCode::OK, "ready"),
+        (true, true, true) => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
+        (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+        (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
     json_reply(status, &json!({ "status": word }))
 }

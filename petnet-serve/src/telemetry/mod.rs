@@ -6,12 +6,14 @@ mod recorder;
 mod traces;
 
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use hyper::{Method, StatusCode};
 use metrics::{counter, histogram};
 use petnet::Decision;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -25,25 +27,48 @@ pub(crate) use rates::Rates;
 pub(crate) use recorder::Recorder;
 pub(crate) use traces::{Parent, Traces};
 
-/// Sends log lines to standard error in the form that the settings name.
+/// Most log lines that wait to be written; more are dropped and counted.
+const LINES: usize = 4096;
+
+/// Writes what waits when it is dropped.
+#[derive(Debug)]
+pub struct Log(#[allow(dead_code, reason = "dropping it is its use")] WorkerGuard);
+
+/// Lines that were dropped because nobody read them.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Sends log lines to standard error in the form that the settings name. A thread of its own writes them: a reader that
+/// stops reading loses lines and stops nothing else.
 ///
 /// # Errors
 /// When the level is unknown.
-pub fn start_log(settings: &Settings) -> Result<()> {
+pub fn start_log(settings: &Settings) -> Result<Log> {
     let wanted: Targets = settings.log_level.parse().context("--log")?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let _ = DROPPED.set(writer.error_counter());
     let log = tracing_subscriber::registry().with(wanted);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(terminal);
     let pretty = match settings.log_format {
         LogFormat::Pretty => true,
         LogFormat::Json => false,
-        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Auto => terminal,
     };
     if pretty {
         log.with(lines).init();
     } else {
         log.with(lines.json().flatten_event(true).with_current_span(false)).init();
     }
-    Ok(())
+    Ok(Log(guard))
+}
+
+/// Log lines that were dropped so far.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// What a handler learned that the request's log line should say; travels with the response.

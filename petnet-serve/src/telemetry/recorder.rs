@@ -9,13 +9,15 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 use petnet::Decision;
 
+use crate::problem::KINDS;
+
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const PHOTOS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 const CONFIDENCE: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
 const SESSION: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-const COUNTERS: [(&str, &str); 18] = [
+const COUNTERS: [(&str, &str); 23] = [
     ("api_requests_total", "Requests answered, by endpoint, method and status"),
     ("api_errors_total", "Requests refused or failed, by endpoint and reason"),
     ("api_predictions_total", "Photos classified, by predicted class"),
@@ -33,6 +35,11 @@ const COUNTERS: [(&str, &str); 18] = [
     ("feedback_total", "Labels given to earlier predictions, by result"),
     ("feedback_store_errors_total", "Writes to the feedback store that failed"),
     ("pet_adoptions_total", "Adoptions reported, by species"),
+    ("decode_timeouts_total", "Photos given up because decoding took too long"),
+    ("connections_refused_total", "Connections closed at once: their address has too many"),
+    ("log_lines_dropped_total", "Log lines lost because nobody read them in time"),
+    ("feedback_stores_set_aside_total", "Damaged feedback stores renamed at the start"),
+    ("feedback_labels_lost_total", "Labels that were kept and are not there any more after damage"),
     ("process_cpu_seconds_total", "User and system CPU time, whole seconds"),
 ];
 
@@ -47,11 +54,16 @@ const HISTOGRAMS: [(&str, &str); 8] = [
     ("user_session_duration_seconds", "First to last request of sessions that ended"),
 ];
 
-const GAUGES: [(&str, &str); 40] = [
+const GAUGES: [(&str, &str); 45] = [
     ("requests_per_minute", "Requests answered in the last 60 s"),
     ("api_error_rate", "Share of answers of 500 and above in the last 5 min"),
     ("batch_queue_depth", "Photos between admission and answer"),
     ("batch_queue_capacity", "Most photos between admission and answer"),
+    ("batch_queue_waiting", "Photos that wait for their turn"),
+    ("open_connections", "Open connections"),
+    ("memory_limit_bytes", "Memory that the process may take"),
+    ("memory_budget_bytes", "Memory that requests may take, by purpose"),
+    ("memory_claimed_bytes", "Memory that requests have claimed, by purpose"),
     ("batch_size_avg", "Mean photos a pass through the network, last 5 min"),
     ("batch_throughput_images_per_second", "Photos a second through the network, last 60 s"),
     ("model_info", "Always 1; the model that serves is in the labels"),
@@ -91,7 +103,7 @@ const GAUGES: [(&str, &str); 40] = [
 ];
 
 /// Counters without labels, and the one of the decisions, stand at zero from the start, so that their first count is seen as a rise.
-const FROM_ZERO: [&str; 7] = [
+const FROM_ZERO: [&str; 12] = [
     "health_check_requests_total",
     "input_image_size_total",
     "inference_panics_total",
@@ -99,6 +111,19 @@ const FROM_ZERO: [&str; 7] = [
     "model_registry_errors_total",
     "dvc_pulls_total",
     "feedback_store_errors_total",
+    "decode_timeouts_total",
+    "connections_refused_total",
+    "log_lines_dropped_total",
+    "feedback_stores_set_aside_total",
+    "feedback_labels_lost_total",
+];
+
+/// Counters with one label of few values, which stand at zero from the start too.
+const LABELS_FROM_ZERO: [(&str, &str, &[&str]); 4] = [
+    ("prediction_errors_total", "error_type", &KINDS),
+    ("preprocessing_images_total", "result", &["ok", "refused"]),
+    ("model_reloads_total", "result", &["loaded", "refused"]),
+    ("feedback_total", "result", &["right", "wrong", "refused"]),
 ];
 
 /// Where metrics are gathered and read.
@@ -142,6 +167,9 @@ fn install() -> Result<PrometheusHandle> {
     HISTOGRAMS.iter().for_each(|(name, help)| describe_histogram!(*name, *help));
     GAUGES.iter().for_each(|(name, help)| describe_gauge!(*name, *help));
     FROM_ZERO.iter().for_each(|name| counter!(*name).increment(0));
+    for (name, label, values) in LABELS_FROM_ZERO {
+        values.iter().for_each(|value| counter!(name, label => *value).increment(0));
+    }
     Decision::ALL.iter().for_each(|decision| {
         counter!("prediction_decisions_total", "decision" => decision.name()).increment(0);
     });

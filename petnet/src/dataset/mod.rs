@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use prepare::{Duplicates, Manifest, Photo, Prepare};
+pub use prepare::{Duplicates, Label, Manifest, Photo, Prepare};
 
 use crate::checkpoint::sha256;
 use crate::error::{Error, ImageError, Result};
@@ -132,7 +132,7 @@ impl Dataset {
     pub(crate) fn scan(
         path: &Path,
         limits: &Limits,
-        labels: &HashMap<String, String>,
+        labels: &HashMap<String, Label>,
         each: impl Fn(&str, &Pixels) -> Result<(), ImageError> + Sync,
     ) -> Result<Self> {
         let source = Source::open(path)?;
@@ -154,7 +154,9 @@ impl Dataset {
                 let bytes = source.read(name, limits.max_bytes)?;
                 let pixels = decode(&bytes, limits)?;
                 let sha256 = sha256(&bytes);
-                let class = labels.get(&sha256).map_or(*folder, String::as_str);
+                let label = labels.get(&sha256);
+                let label = label.filter(|label| label.before_folder || *folder == UNLABELLED);
+                let class = label.map_or(*folder, |label| label.class.as_str());
                 if class == UNLABELLED {
                     return Err(ImageError::Unsupported("no label was given for it".into()));
                 }

@@ -46,9 +46,17 @@ pub struct Prepare {
     pub seed: u64,
     /// Shares of training, validation and test, summing to 1.
     pub shares: [f64; 3],
-    /// Class by SHA-256 (in hex) of a photo's file: it goes before the folder's name, and photos in
-    /// a folder `unlabelled` have no other.
-    pub labels: HashMap<String, String>,
+    /// Label by SHA-256 (in hex) of a photo's file; photos in a folder `unlabelled` have no other.
+    pub labels: HashMap<String, Label>,
+}
+
+/// A label that was given to a photo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// The class's name.
+    pub class: String,
+    /// Whether it goes before the name of the photo's folder.
+    pub before_folder: bool,
 }
 
 impl Default for Prepare {

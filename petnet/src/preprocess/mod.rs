@@ -160,7 +160,8 @@ impl Preprocess {
         // Between the two passes of a resize, one side has its new length.
         let (width, height) = plan.decoded;
         let kept = width.max(height).min(width.min(height).saturating_mul(RIBBON));
-        let between = u64::from(kept) * size * 3;
+        // The filters' weights: six times the longer side of them, as numbers of 8 and of 2 bytes.
+        let between = u64::from(kept) * size * 3 + u64::from(width.max(height)) * 64;
         Ok(plan.memory + between + size * size * 3)
     }
 }

@@ -1,6 +1,6 @@
 //! `infer`: tensors in, tensors out.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,12 +22,16 @@ use super::tensor::{Computed, Input, Output, Request, Values, Wanted, WantedPara
 use super::{Form, Reply};
 use crate::app::App;
 use crate::batcher::{Answer, Classified, Picture};
+use crate::memory::Claim;
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::routes::predict::remember;
 use crate::routes::{new_id, text};
 use crate::telemetry::Note;
+use crate::upload::Buffer;
 
+/// Bytes of values that one byte of JSON may stand for: `1,` for a float of four, in a list that grows to twice that.
+const VALUES: usize = 5;
 /// Outputs may be asked for more than once, in several forms.
 const MOST_OUTPUTS: usize = 16;
 
@@ -56,12 +60,22 @@ async fn answer(
     form: Form,
     request: &mut HttpRequest<Incoming>,
 ) -> Result<(Payload, Note), Problem> {
-    let (body, _memory) = app.uploads.read_bytes(request, &app.settings).await?;
+    app.batcher.check_line()?;
+    let (body, claim) = app.uploads.read_bytes(request, &app.settings).await?;
     let bytes = body.len();
     let accepted = Some(Instant::now());
-    let head = header_length(request.headers())?;
-    let body = expand(body, request.headers(), app.settings.max_body)?;
-    let (mut request, mut binary) = Request::parse(&body, head, form.input())?;
+    let (headers, parsing) = (request.headers().clone(), Arc::clone(app));
+    // Megabytes of JSON do not belong on the threads that wait for sockets.
+    let parsed = tokio::task::spawn_blocking(move || {
+        let (body, mut claim) = expand(&parsing, (body, claim), &headers)?;
+        let head = header_length(&headers)?;
+        let json = head.unwrap_or(body.len()).min(body.len());
+        // Raw floats are copied, and become bytes of pixels.
+        claim.merge(parsing.memory.buffer(VALUES * json + (body.len() - json) * 5 / 4)?);
+        let (request, binary) = Request::parse(&body, head, form.input())?;
+        Ok::<_, Problem>((request, binary, claim))
+    });
+    let (mut request, mut binary, _claim) = parsed.await.map_err(|_| Problem::internal())??;
     let inputs = <[Input; 1]>::try_from(std::mem::take(&mut request.inputs));
     let [input] = inputs
         .map_err(|_| Problem::bad_request(format!("one input is taken, `{}`", form.input())))?;
@@ -94,23 +108,30 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
 }
 
 /// The body without its compression, as long as it is not larger than a body may be.
-fn expand(body: Bytes, headers: &HeaderMap, most: usize) -> Result<Bytes, Problem> {
-    let mut plain = Vec::new();
-    let limit = most as u64 + 1;
-    let read = match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-        None | Some(b"identity") => return Ok(body),
-        Some(b"gzip") => MultiGzDecoder::new(&body[..]).take(limit).read_to_end(&mut plain),
-        Some(b"deflate") => ZlibDecoder::new(&body[..]).take(limit).read_to_end(&mut plain),
-        Some(_) => {
-            let detail = "Content-Encoding is gzip, deflate or none";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+fn expand(
+    app: &App,
+    (body, claim): (Bytes, Claim),
+    headers: &HeaderMap,
+) -> Result<(Bytes, Claim), Problem> {
+    let mut reader: Box<dyn Read + '_> =
+        match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => return Ok((body, claim)),
+            Some(b"gzip") => Box::new(MultiGzDecoder::new(&body[..])),
+            Some(b"deflate") => Box::new(ZlibDecoder::new(&body[..])),
+            Some(_) => {
+                let detail = "Content-Encoding is gzip, deflate or none";
+                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+            }
+        };
+    let mut plain = Buffer::new(&app.memory, app.settings.max_body)?;
+    let mut part = [0; 16 << 10];
+    loop {
+        let read = reader.read(&mut part);
+        match read.map_err(|e| Problem::bad_request(format!("broken compression: {e}")))? {
+            0 => return Ok(plain.finish()),
+            length => plain.push(&part[..length])?,
         }
-    };
-    read.map_err(|error| Problem::bad_request(format!("broken compression: {error}")))?;
-    if plain.len() > most {
-        return Err(Problem::too_large(format!("the expanded body is larger than {most} bytes")));
     }
-    Ok(plain.into())
 }
 
 /// An answer's bytes; `head` is the length of its JSON, where tensors follow it.

@@ -24,40 +24,6 @@ pub(crate) use stats::Stats;
 /// What comes behind a model's name where it takes tensors.
 const PIXELS: &str = "-pixels";
 
-/// Answers a path of the protocol; `name` is the model's, where the path has one.
-pub(super) async fn handle(
-    app: &Arc<App>,
-    route: &'static str,
-    name: &str,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    match route {
-        "/v2" => Ok(server()),
-        "/v2/health/live" => Ok(json_reply(StatusCode::OK, &json!({ "live": true }))),
-        "/v2/health/ready" => ready(app),
-        "/v2/repository/index" => Ok(index(app)),
-        "/v2/repository/models/{model}/load" | "/v2/repository/models/{model}/unload" => {
-            repository(app, route, request).await
-        }
-        _ => {
-            app.keys.check(request.headers())?;
-            let (model, form) = find(app, name)?;
-            match route {
-                "/v2/models/{model}/infer" => infer::infer(app, &model, form, request).await,
-                "/v2/models/{model}/ready" => Ok(json_reply(StatusCode::OK, &json!({}))),
-                "/v2/models/{model}/config" => {
-                    Ok(json_reply(StatusCode::OK, &config(&model, form)))
-                }
-                "/v2/models/{model}/stats" => {
-                    let stats = app.stats.json(&form.name(&model), &model.version);
-                    Ok(json_reply(StatusCode::OK, &json!({ "model_stats": [stats] })))
-                }
-                _ => Ok(json_reply(StatusCode::OK, &metadata(&model, form))),
-            }
-        }
-    }
-}
-
 /// How photos come in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -112,7 +78,8 @@ fn find(app: &App, name: &str) -> Result<(Arc<Model>, Form), Problem> {
     Ok((model, form))
 }
 
-fn server() -> Reply {
+/// What speaks here.
+pub(super) fn server() -> Reply {
     let extensions = [
         "binary_tensor_data",
         "classification",
@@ -128,7 +95,9 @@ fn server() -> Reply {
     json_reply(StatusCode::OK, &body)
 }
 
-fn ready(app: &App) -> Result<Reply, Problem> {
+/// # Errors
+/// 503 while it is not ready.
+pub(super) fn ready(app: &App) -> Result<Reply, Problem> {
     app.model()?;
     if !app.serving() {
         let detail = "the server is draining";
@@ -137,7 +106,39 @@ fn ready(app: &App) -> Result<Reply, Problem> {
     Ok(json_reply(StatusCode::OK, &json!({ "ready": true })))
 }
 
-fn metadata(model: &Model, form: Form) -> Value {
+/// # Errors
+/// 404 for another model's name.
+pub(super) fn model_ready(app: &App, name: &str) -> Result<Reply, Problem> {
+    find(app, name).map(|_| json_reply(StatusCode::OK, &json!({})))
+}
+
+/// # Errors
+/// 404 for another model's name.
+pub(super) fn stats(app: &App, name: &str) -> Result<Reply, Problem> {
+    let (model, form) = find(app, name)?;
+    let stats = app.stats.json(&form.name(&model), &model.version);
+    Ok(json_reply(StatusCode::OK, &json!({ "model_stats": [stats] })))
+}
+
+/// # Errors
+/// 404 for another model's name; what a request is refused for.
+pub(super) async fn infer(
+    app: &Arc<App>,
+    name: &str,
+    request: &mut Request<Incoming>,
+) -> Result<Reply, Problem> {
+    let (model, form) = find(app, name)?;
+    infer::infer(app, &model, form, request).await
+}
+
+/// # Errors
+/// 404 for another model's name.
+pub(super) fn metadata(app: &App, name: &str) -> Result<Reply, Problem> {
+    let (model, form) = find(app, name)?;
+    Ok(json_reply(StatusCode::OK, &describe(&model, form)))
+}
+
+fn describe(model: &Model, form: Form) -> Value {
     let classes = model.classifier.labels().len();
     let features = model.classifier.embedding_len();
     json!({
@@ -158,7 +159,15 @@ fn metadata(model: &Model, form: Form) -> Value {
 }
 
 /// The same as Triton would write it.
-fn config(model: &Model, form: Form) -> Value {
+///
+/// # Errors
+/// 404 for another model's name.
+pub(super) fn config(app: &App, name: &str) -> Result<Reply, Problem> {
+    let (model, form) = find(app, name)?;
+    Ok(json_reply(StatusCode::OK, &configuration(&model, form)))
+}
+
+fn configuration(model: &Model, form: Form) -> Value {
     let classes = model.classifier.labels().len();
     let kind = if form == Form::Encoded { "TYPE_STRING" } else { "TYPE_FP32" };
     let output = |name: &str, kind: &str, dims: Vec<i64>| json!({ "name": name, "data_type": kind, "dims": dims });
@@ -179,7 +188,8 @@ fn config(model: &Model, form: Form) -> Value {
     })
 }
 
-fn index(app: &App) -> Reply {
+/// The models that there are.
+pub(super) fn index(app: &App) -> Reply {
     let model = app.slot.get();
     let entries = model.iter().flat_map(|model| {
         Form::ALL.map(|form| {
@@ -194,20 +204,20 @@ fn index(app: &App) -> Reply {
     json_reply(StatusCode::OK, &Value::Array(entries.collect()))
 }
 
-/// Loads the model that the settings name, or takes it away.
-async fn repository(
-    app: &Arc<App>,
-    route: &str,
-    request: &Request<Incoming>,
-) -> Result<Reply, Problem> {
-    app.keys.require(request.headers())?;
-    if route.ends_with("/unload") {
-        app.slot.empty();
-    } else {
-        app.reload().await.map_err(|error| {
-            let detail = format!("the model was refused, the old one stays: {error:#}");
-            Problem::new(StatusCode::BAD_REQUEST, "model_refused", detail)
-        })?;
-    }
+/// Loads the model that the settings name.
+///
+/// # Errors
+/// 400 when it is refused.
+pub(super) async fn load(app: &Arc<App>) -> Result<Reply, Problem> {
+    app.reload().await.map_err(|error| {
+        let detail = format!("the model was refused, the old one stays: {error:#}");
+        Problem::new(StatusCode::BAD_REQUEST, "model_refused", detail)
+    })?;
     Ok(json_reply(StatusCode::OK, &json!({})))
+}
+
+/// Takes the model away.
+pub(super) fn unload(app: &App) -> Reply {
+    app.slot.empty();
+    json_reply(StatusCode::OK, &json!({}))
 }

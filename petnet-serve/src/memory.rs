@@ -1,0 +1,259 @@
+//! The memory of requests, shared out before it is taken: half of it for bytes that wait (bodies, what they expand to,
+//! answers that are not read yet), half for decoding.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use metrics::gauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::problem::Problem;
+use crate::settings::Settings;
+
+/// Limit where neither a setting nor a control group has one.
+const DEFAULT: u64 = 512 << 20;
+/// Buffers and state of a connection.
+const CONNECTION: u64 = 32 << 10;
+/// The least that is left for requests.
+const LEAST: u64 = 16 << 20;
+/// Memory is shared out in units of so many bytes.
+const UNIT: u64 = 1 << 10;
+/// Resident memory assumed on systems that do not tell it.
+const ASSUMED: u64 = 96 << 20;
+
+/// All memory that requests may take.
+pub(crate) struct Memory {
+    /// Of the whole process, in bytes.
+    limit: u64,
+    connections: u64,
+    buffers: Share,
+    decoding: Share,
+}
+
+/// Memory for one purpose. Nothing can be claimed before it is opened.
+struct Share {
+    free: Arc<Semaphore>,
+    total: AtomicU64,
+}
+
+/// A part of the memory; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Claim(OwnedSemaphorePermit);
+
+impl Claim {
+    /// Adds what another claim holds.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.0.merge(other.0);
+    }
+
+    /// Gives back all but so many bytes.
+    pub(crate) fn shrink(&mut self, bytes: usize) {
+        let spare = self.0.num_permits().saturating_sub(units(bytes as u64) as usize);
+        drop(self.0.split(spare));
+    }
+}
+
+/// Bytes whose claim is given back with the last reference to them.
+struct Held {
+    bytes: Vec<u8>,
+    _claim: Claim,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Bytes together with their claim.
+pub(crate) fn held(bytes: Vec<u8>, claim: Claim) -> Bytes {
+    Bytes::from_owner(Held { bytes, _claim: claim })
+}
+
+impl Share {
+    fn closed() -> Self {
+        Self { free: Arc::new(Semaphore::new(0)), total: AtomicU64::new(0) }
+    }
+
+    fn open(&self, bytes: u64) {
+        let bytes = bytes.min(u64::from(u32::MAX) * UNIT);
+        self.total.store(bytes, Ordering::Relaxed);
+        self.free.add_permits((bytes / UNIT) as usize);
+    }
+
+    fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    fn in_use(&self) -> u64 {
+        self.total().saturating_sub(self.free.available_permits() as u64 * UNIT)
+    }
+
+    fn fits(&self, bytes: u64) -> Result<u32, Problem> {
+        if bytes > self.total() {
+            let [needed, there] = [bytes, self.total()].map(|bytes| bytes.div_ceil(1 << 20));
+            let detail = format!("this takes {needed} MB of memory, of {there} MB that there are");
+            return Err(Problem::too_large(detail));
+        }
+        Ok(units(bytes))
+    }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
+}
+
+impl Memory {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            limit: settings.memory_limit(),
+            connections: settings.connections() as u64 * CONNECTION,
+            buffers: Share::closed(),
+            decoding: Share::closed(),
+        }
+    }
+
+    /// Shares out what the process with its model leaves of its limit, but for an eighth: allocators keep some of what is
+    /// given back.
+    ///
+    /// # Errors
+    /// When that is too little.
+    pub(crate) fn open(&self) -> Result<()> {
+        let resident = resident().unwrap_or(ASSUMED);
+        let needed = resident + self.connections;
+        let spare = (self.limit - self.limit / 8).saturating_sub(needed);
+        let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
+        ensure!(
+            spare >= LEAST,
+            "--memory {}: the model and connections take {} MB, so that at least {} MB are needed",
+            megabytes(self.limit),
+            megabytes(needed),
+            megabytes((needed + LEAST) * 8 / 7),
+        );
+        self.buffers.open(spare / 2);
+        self.decoding.open(spare / 2);
+        tracing::info!(
+            limit_mb = megabytes(self.limit),
+            resident_mb = megabytes(resident),
+            buffers_mb = megabytes(spare / 2),
+            decoding_mb = megabytes(spare / 2),
+            "memory is shared out"
+        );
+        Ok(())
+    }
+
+    /// Memory for bytes that wait.
+    ///
+    /// # Errors
+    /// 413 when there is never so much, 503 when there is not now.
+    pub(crate) fn buffer(&self, bytes: usize) -> Result<Claim, Problem> {
+        let units = self.buffers.fits(bytes as u64)?;
+        let free = Arc::clone(&self.buffers.free).try_acquire_many_owned(units);
+        free.map(Claim).map_err(|_| Problem::out_of_memory())
+    }
+
+    /// Memory for decoding, in turn.
+    ///
+    /// # Errors
+    /// 413 when there is never so much, 503 when there is not in time.
+    pub(crate) async fn decoding(&self, bytes: u64, patience: Duration) -> Result<Claim, Problem> {
+        let units = self.decoding.fits(bytes)?;
+        let free = Arc::clone(&self.decoding.free).acquire_many_owned(units);
+        match tokio::time::timeout(patience, free).await {
+            Ok(Ok(permit)) => Ok(Claim(permit)),
+            Ok(Err(_)) | Err(_) => Err(Problem::out_of_memory()),
+        }
+    }
+
+    /// Sets the gauges.
+    pub(crate) fn observe(&self) {
+        gauge!("memory_limit_bytes").set(self.limit as f64);
+        for (purpose, share) in [("buffers", &self.buffers), ("decoding", &self.decoding)] {
+            gauge!("memory_budget_bytes", "purpose" => purpose).set(share.total() as f64);
+            gauge!("memory_claimed_bytes", "purpose" => purpose).set(share.in_use() as f64);
+        }
+    }
+}
+
+/// The limit of this process's control group, where it has one below the machine's memory; else a default.
+pub(crate) fn default_limit() -> u64 {
+    group_limit().unwrap_or(DEFAULT)
+}
+
+fn group_limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let file = match controllers {
+            "" => "memory.max",
+            "memory" => "memory/memory.limit_in_bytes",
+            _ => return None,
+        };
+        let (folder, file) = file.split_once('/').unwrap_or(("", file));
+        // Within a container the group is the root of what it sees.
+        let at =
+            |path: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{folder}{path}/{file}"));
+        let limit = at(path).or_else(|_| at("")).ok()?;
+        limit.trim().parse::<u64>().ok()
+    });
+    let machine = machine_memory().unwrap_or(u64::MAX);
+    limits.find(|limit| *limit < machine)
+}
+
+fn machine_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// Resident memory of this process in bytes.
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(limit: u64) -> Memory {
+        let (buffers, decoding) = (Share::closed(), Share::closed());
+        Memory { limit, connections: 0, buffers, decoding }
+    }
+
+    #[tokio::test]
+    async fn what_is_claimed_comes_back_with_the_last_reference() {
+        let memory = memory(1 << 30);
+        assert_eq!(memory.buffer(1).unwrap_err().status, 413, "nothing before it is opened");
+        memory.buffers.open(10 << 20);
+        memory.decoding.open(10 << 20);
+        let mut claim = memory.buffer(6 << 20).unwrap();
+        assert_eq!(memory.buffer(6 << 20).unwrap_err().status, 503);
+        claim.shrink(1 << 20);
+        let more = memory.buffer(6 << 20).unwrap();
+        claim.merge(more);
+        assert_eq!(memory.buffers.in_use(), 7 << 20);
+        let bytes = held(vec![7; 3], claim);
+        let slice = bytes.slice(1..);
+        drop(bytes);
+        assert_eq!((memory.buffers.in_use(), &slice[..]), (7 << 20, &[7, 7][..]));
+        drop(slice);
+        assert_eq!(memory.buffers.in_use(), 0);
+        let patience = Duration::from_millis(20);
+        let all = memory.decoding(10 << 20, patience).await.unwrap();
+        assert_eq!(memory.decoding(1, patience).await.unwrap_err().status, 503);
+        drop(all);
+        assert!(memory.decoding(1, patience).await.is_ok());
+    }
+
+    #[test]
+    fn too_little_is_said_with_what_is_needed() {
+        let error = memory(1 << 20).open().unwrap_err().to_string();
+        assert!(error.starts_with("--memory 1: the model and connections take"), "{error}");
+    }
+}

@@ -1,0 +1,142 @@
+//! Every path, declared once: the methods that it takes, who may call it, and whether people come for it.
+
+use percent_encoding::percent_decode_str;
+
+/// Who may call a path. Nothing is open unless it says so here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anyone, always.
+    Open,
+    /// Holders of a key; anyone while no key is set.
+    Key,
+    /// Holders of a key; nobody while no key is set.
+    Operator,
+}
+
+/// A path that is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    Home,
+    Health,
+    Live,
+    Ready,
+    Metrics,
+    Version,
+    OpenApi,
+    Docs,
+    Compare,
+    Predict,
+    PredictBatch,
+    Explain,
+    Embed,
+    Feedback,
+    FeedbackExport,
+    Adoption,
+    Reload,
+    V2,
+    V2Live,
+    V2Ready,
+    V2Model,
+    V2ModelReady,
+    V2ModelConfig,
+    V2ModelStats,
+    V2Infer,
+    V2Index,
+    V2Load,
+    V2Unload,
+}
+
+/// What is declared of a route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) route: Route,
+    pub(crate) path: &'static str,
+    /// Methods, as the header `Allow` lists them.
+    pub(crate) allow: &'static str,
+    pub(crate) access: Access,
+    /// Whether people and their programs come for it; probes and scrapers are no visitors.
+    pub(crate) visited: bool,
+}
+
+const GET: &str = "GET, HEAD";
+const POST: &str = "POST";
+
+const fn entry(route: Route, path: &'static str, allow: &'static str, access: Access) -> Entry {
+    Entry { route, path, allow, access, visited: false }
+}
+
+const fn visited(entry: Entry) -> Entry {
+    Entry { visited: true, ..entry }
+}
+
+pub(crate) const TABLE: [Entry; 28] = [
+    visited(entry(Route::Home, "/", GET, Access::Open)),
+    entry(Route::Health, "/health", GET, Access::Open),
+    entry(Route::Live, "/livez", GET, Access::Open),
+    entry(Route::Ready, "/readyz", GET, Access::Open),
+    entry(Route::Metrics, "/metrics", GET, Access::Key),
+    entry(Route::Version, "/version", GET, Access::Open),
+    entry(Route::OpenApi, "/openapi.json", GET, Access::Open),
+    visited(entry(Route::Docs, "/docs", GET, Access::Open)),
+    entry(Route::Compare, "/artifacts/compare", GET, Access::Open),
+    visited(entry(Route::Predict, "/predict", POST, Access::Key)),
+    visited(entry(Route::PredictBatch, "/predict/batch", POST, Access::Key)),
+    visited(entry(Route::Explain, "/explain", POST, Access::Key)),
+    visited(entry(Route::Embed, "/embed", POST, Access::Key)),
+    visited(entry(Route::Feedback, "/feedback", POST, Access::Key)),
+    entry(Route::FeedbackExport, "/feedback/export", GET, Access::Key),
+    visited(entry(Route::Adoption, "/events/adoption", POST, Access::Key)),
+    entry(Route::Reload, "/admin/reload", POST, Access::Operator),
+    entry(Route::V2, "/v2", GET, Access::Open),
+    entry(Route::V2Live, "/v2/health/live", GET, Access::Open),
+    entry(Route::V2Ready, "/v2/health/ready", GET, Access::Open),
+    entry(Route::V2Model, "/v2/models/{model}", GET, Access::Key),
+    entry(Route::V2ModelReady, "/v2/models/{model}/ready", GET, Access::Open),
+    entry(Route::V2ModelConfig, "/v2/models/{model}/config", GET, Access::Key),
+    entry(Route::V2ModelStats, "/v2/models/{model}/stats", GET, Access::Key),
+    visited(entry(Route::V2Infer, "/v2/models/{model}/infer", POST, Access::Key)),
+    entry(Route::V2Index, "/v2/repository/index", POST, Access::Key),
+    entry(Route::V2Load, "/v2/repository/models/{model}/load", POST, Access::Operator),
+    entry(Route::V2Unload, "/v2/repository/models/{model}/unload", POST, Access::Operator),
+];
+
+/// The route of a path, and the model that the path names.
+pub(crate) fn find(path: &str) -> Option<(&'static Entry, String)> {
+    let parts: Vec<&str> = path.split('/').collect();
+    // There is one version of each model; a path may name it.
+    let parts = match parts.as_slice() {
+        [start @ .., "versions", _version] if start.len() == 4 => start.to_vec(),
+        [start @ .., "versions", _version, last] if start.len() == 4 => [start, &[*last]].concat(),
+        _ => parts,
+    };
+    TABLE.iter().find_map(|entry| {
+        let mut model = String::new();
+        let mut pattern = entry.path.split('/');
+        for part in &parts {
+            match pattern.next()? {
+                "{model}" => model = percent_decode_str(part).decode_utf8().ok()?.into_owned(),
+                same if same == *part => (),
+                _ => return None,
+            }
+        }
+        pattern.next().is_none().then_some((entry, model))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_route_is_declared_once_and_found_by_its_path() {
+        for (number, entry) in TABLE.iter().enumerate() {
+            assert_eq!(entry.route as usize, number, "{entry:?}");
+            let path = entry.path.replace("{model}", "a%20b");
+            let (found, model) = find(&path).unwrap();
+            assert_eq!(found.route, entry.route);
+            assert_eq!(model, if entry.path.contains("{model}") { "a b" } else { "" });
+        }
+        assert_eq!(find("/v2/models/m/versions/7/infer").unwrap().0.route, Route::V2Infer);
+        assert!(find("/nothing").is_none());
+    }
+}

@@ -1,0 +1,146 @@
+//! A client's socket: one descriptor, and a limit on how slowly answers may be read.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+/// What the first bytes of HTTP/2 are.
+const PREFACE: &[u8] = b"PRI";
+
+/// Longest pause and lowest rate of a transfer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) pause: Duration,
+    /// Bytes a second, on average.
+    pub(crate) rate: u64,
+}
+
+/// A handle to a client's socket; clones share it.
+#[derive(Clone)]
+pub(crate) struct Client {
+    stream: Arc<TcpStream>,
+    http2: Arc<AtomicBool>,
+}
+
+impl Client {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        // Small answers must not wait for the next packet.
+        let _ = stream.set_nodelay(true);
+        Self { stream: Arc::new(stream), http2: Arc::default() }
+    }
+
+    /// A reader and writer that ends the connection when answers are read too slowly.
+    pub(crate) fn io(&self, pace: Pace) -> Socket {
+        Socket {
+            client: self.clone(),
+            pace,
+            seen: false,
+            written: 0,
+            waited: Duration::ZERO,
+            wait: None,
+        }
+    }
+
+    /// Writes as much as fits at once, to a client that does not speak HTTP/2.
+    pub(crate) fn tell(&self, text: &str) {
+        if !self.http2.load(Ordering::Relaxed) {
+            // Best effort: a client this slow may be gone.
+            let _ = self.stream.try_write(text.as_bytes());
+        }
+    }
+}
+
+/// The socket as hyper and rustls read and write it.
+pub(crate) struct Socket {
+    client: Client,
+    pace: Pace,
+    /// Whether a first byte was read.
+    seen: bool,
+    written: u64,
+    /// Time for which writes have waited in all.
+    waited: Duration,
+    /// The wait that is going on: since when, and its end.
+    wait: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl Socket {
+    /// Ends a wait; fails one that takes longer than what was read so far allows.
+    fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let allowed = self.pace.pause
+            + Duration::from_secs_f64(self.written as f64 / self.pace.rate.max(1) as f64);
+        let left = allowed.saturating_sub(self.waited).min(self.pace.pause);
+        let begin = || (Instant::now(), Box::pin(tokio::time::sleep(left)));
+        let (_, end) = self.wait.get_or_insert_with(begin);
+        ready!(end.as_mut().poll(context));
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the answer is read too slowly"))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.client.stream.poll_read_ready(context))?;
+            match self.client.stream.try_read(to.initialize_unfilled()) {
+                Ok(length) => {
+                    if !self.seen && length > 0 {
+                        self.seen = true;
+                        let first = &to.initialize_unfilled()[..length];
+                        let http2 = first.starts_with(PREFACE);
+                        self.client.http2.store(http2, Ordering::Relaxed);
+                    }
+                    to.advance(length);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.client.stream.poll_write_ready(context) {
+                Poll::Ready(outcome) => outcome?,
+                Poll::Pending => return self.wait(context).map(Err),
+            }
+            match self.client.stream.try_write(bytes) {
+                Ok(length) => {
+                    self.written += length as u64;
+                    if let Some((since, _)) = self.wait.take() {
+                        self.waited += since.elapsed();
+                    }
+                    return Poll::Ready(Ok(length));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Who has closed the connection already is not to be told.
+        let _ = rustix::net::shutdown(&*self.client.stream, rustix::net::Shutdown::Write);
+        Poll::Ready(Ok(()))
+    }
+}
