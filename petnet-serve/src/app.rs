@@ -135,6 +135,7 @@ impl App {
 
     /// Loads the model anew, on a thread of its own; on failure the old one goes on serving.
     pub(crate) async fn reload(self: &Arc<Self>) -> Result<Arc<Model>> {
+        let _claim = self.memory.loading().await;
         let app = Arc::clone(self);
         let (reply, loaded) = oneshot::channel();
         let load = move || drop(reply.send(app.slot.reload(&app.settings)));

@@ -24,7 +24,7 @@ const BACKLOG: u32 = 1024;
 
 /// Gives memory back to the system after a burst.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(clap::Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]

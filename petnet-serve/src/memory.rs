@@ -29,6 +29,10 @@ pub(crate) struct Memory {
     /// Of the whole process, in bytes.
     limit: u64,
     connections: u64,
+    /// Resident before the first model was loaded.
+    before: u64,
+    /// Taken at most while a model was loaded.
+    loading: AtomicU64,
     buffers: Share,
     decoding: Share,
 }
@@ -111,6 +115,8 @@ impl Memory {
         Self {
             limit: settings.memory_limit(),
             connections: settings.connections() as u64 * CONNECTION,
+            before: resident("VmRSS:").unwrap_or(0),
+            loading: AtomicU64::new(0),
             buffers: Share::closed(),
             decoding: Share::closed(),
         }
@@ -122,7 +128,9 @@ impl Memory {
     /// # Errors
     /// When that is too little.
     pub(crate) fn open(&self) -> Result<()> {
-        let resident = resident().unwrap_or(ASSUMED);
+        let resident = resident("VmRSS:").unwrap_or(ASSUMED);
+        let peak = self::resident("VmHWM:").unwrap_or(resident);
+        self.loading.store(peak.saturating_sub(self.before), Ordering::Relaxed);
         let needed = resident + self.connections;
         let spare = (self.limit - self.limit / 8).saturating_sub(needed);
         let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -168,6 +176,13 @@ impl Memory {
         }
     }
 
+    /// Memory for loading another model, in turn: as much as the first one took, as far as there is so much.
+    pub(crate) async fn loading(&self) -> Option<Claim> {
+        let bytes = self.loading.load(Ordering::Relaxed).min(self.decoding.total());
+        let free = Arc::clone(&self.decoding.free).acquire_many_owned(units(bytes));
+        free.await.ok().map(Claim)
+    }
+
     /// Sets the gauges.
     pub(crate) fn observe(&self) {
         gauge!("memory_limit_bytes").set(self.limit as f64);
@@ -210,10 +225,10 @@ fn machine_memory() -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
-/// Resident memory of this process in bytes.
-fn resident() -> Option<u64> {
+/// Resident memory of this process in bytes: now (`VmRSS:`) or at most (`VmHWM:`).
+fn resident(which: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(which))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
@@ -223,7 +238,7 @@ mod tests {
 
     fn memory(limit: u64) -> Memory {
         let (buffers, decoding) = (Share::closed(), Share::closed());
-        Memory { limit, connections: 0, buffers, decoding }
+        Memory { limit, connections: 0, before: 0, loading: AtomicU64::new(0), buffers, decoding }
     }
 
     #[tokio::test]

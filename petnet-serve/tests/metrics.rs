@@ -52,7 +52,8 @@ fn predict(server: &Server, photo: &[u8]) -> serde_json::Value {
 fn start(model: &Path, more: &[&str]) -> Server {
     let store = model.with_file_name("feedback");
     let files = ["--model", model.to_str().unwrap(), "--feedback", store.to_str().unwrap()];
-    let settings = ["--drift-window", "40", "--session-idle", "1s", "--queue", "2"];
+    let settings =
+        ["--drift-window", "40", "--session-idle", "1s", "--queue", "1", "--queue-timeout", "3ms"];
     Server::start(&[&files[..], &settings, more].concat())
 }
 
@@ -214,7 +215,7 @@ fn stand(after: &Series) {
     near("data_version_timestamp", info.data_time.unwrap() as f64, 0.0);
     near("model_loaded_timestamp_seconds", now as f64, 60.0);
     near("process_start_time_seconds", now as f64, 60.0);
-    near("batch_queue_capacity", 2.0, 0.0);
+    near("batch_queue_capacity", 1.0, 0.0);
     near("batch_size_avg", 1.25, 0.75);
     near("drift_window_photos", 40.0, 0.0);
     for window in ["window=\"1h\"", "window=\"24h\"", "window=\"7d\""] {

@@ -85,9 +85,24 @@ impl Server {
 
     /// Resident memory in bytes.
     pub(crate) fn memory(&self) -> usize {
+        self.status("VmRSS:") * 1024
+    }
+
+    /// Most resident memory so far, in bytes.
+    pub(crate) fn peak(&self) -> usize {
+        self.status("VmHWM:") * 1024
+    }
+
+    /// A number that the system keeps of the process.
+    pub(crate) fn status(&self, name: &str) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+    }
+
+    /// Number of open file descriptors.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     pub(crate) fn get(&self, path: &str) -> Reply {

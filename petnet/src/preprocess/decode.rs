@@ -34,7 +34,8 @@ pub(super) struct Plan<'a> {
     size: (u32, u32),
     /// Width and height in pixels that will be decoded.
     pub(super) decoded: (u32, u32),
-    outline: Option<Outline>,
+    /// Turns and flips that make the image upright.
+    orientation: Orientation,
     /// Most bytes that decoding takes at a time, those of the result among them.
     pub(super) memory: u64,
 }
@@ -73,7 +74,7 @@ impl<'a> Plan<'a> {
         };
         let plan = match reduced {
             Some(plan) => plan,
-            None => Self::whole(bytes, format, outline, limits)?,
+            None => Self::whole(bytes, format, outline.as_ref(), limits)?,
         };
         if plan.memory > limits.max_alloc {
             return Err(ImageError::TooMuchMemory);
@@ -114,20 +115,26 @@ impl<'a> Plan<'a> {
         let pixels = u64::from(width) * u64::from(height) * 3;
         let queued = outline.kept().max(outline.coefficients.min(JPEG_QUEUE));
         let memory = outline.kept() + queued + 2 * pixels + SMALL;
-        let (way, outline) = (Way::Reduced(Box::new(decoder)), Some(outline.clone()));
+        let turn = if is_turned(outline.orientation) { pixels } else { 0 };
+        let memory = memory + turn;
+        let (way, orientation) = (Way::Reduced(Box::new(decoder)), outline.orientation);
         let decoded = (width.into(), height.into());
-        Ok(Some(Self { bytes, way, size, decoded, outline, memory }))
+        Ok(Some(Self { bytes, way, size, decoded, orientation, memory }))
     }
 
     fn whole(
         bytes: &'a [u8],
         format: ImageFormat,
-        outline: Option<Outline>,
+        outline: Option<&Outline>,
         limits: &Limits,
     ) -> Result<Self, ImageError> {
         let mut bounds = image::Limits::no_limits();
         let mut decoder: Box<dyn ImageDecoder + 'a> = if format == ImageFormat::Png {
-            // Its metadata is expanded before the decoder is there to be given limits.
+            // Its metadata is expanded, and its rows are measured, before the decoder is there to be asked.
+            let side = |at: usize| bytes.get(at..).and_then(|side| side.first_chunk());
+            if let (Some(width), Some(height)) = (side(16), side(20)) {
+                check_size((u32::from_be_bytes(*width), u32::from_be_bytes(*height)), limits)?;
+            }
             bounds.max_alloc = Some(PNG_METADATA);
             let decoder = PngDecoder::with_limits(Cursor::new(bytes), bounds.clone());
             Box::new(decoder.map_err(from_image)?)
@@ -138,37 +145,49 @@ impl<'a> Plan<'a> {
         };
         let size = decoder.dimensions();
         check_size(size, limits)?;
-        if let Some(outline) = &outline {
+        if let Some(outline) = outline {
             check_scans(outline, size, limits)?;
         }
-        let memory = memory(&*decoder, format, bytes, outline.as_ref())?;
+        let orientation = match outline {
+            Some(outline) => outline.orientation,
+            None => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+        };
+        let memory = memory(&*decoder, format, bytes, outline)?;
+        // A turn needs the image twice.
+        let (width, height) = (u64::from(size.0), u64::from(size.1));
+        let turn = if is_turned(orientation) { 2 * width * height * 3 } else { 0 };
+        let memory = memory.max(turn) + SMALL;
         bounds.max_alloc = Some(limits.max_alloc);
         decoder.set_limits(bounds).map_err(from_image)?;
-        Ok(Self { bytes, way: Way::Whole(decoder), size, decoded: size, outline, memory })
+        Ok(Self { bytes, way: Way::Whole(decoder), size, decoded: size, orientation, memory })
     }
 
     /// Decodes the pixels, upright, over white where they are transparent.
     pub(super) fn run(self, limits: &Limits) -> Result<Measured, ImageError> {
-        let Self { bytes, way, size, outline, .. } = self;
-        let turned = outline.as_ref().is_some_and(Outline::is_turned);
-        match way {
-            Way::Whole(mut decoder) => {
-                let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-                let picture = DynamicImage::from_decoder(decoder).map_err(from_image)?;
-                let pixels = upright(picture, orientation);
-                let own = (pixels.width, pixels.height);
-                Ok((pixels, own))
-            }
+        let Self { bytes, way, size, orientation, .. } = self;
+        let own = if is_turned(orientation) { (size.1, size.0) } else { size };
+        let picture = match way {
+            Way::Whole(decoder) => DynamicImage::from_decoder(decoder).map_err(from_image)?,
             Way::Reduced(mut decoder) => match reduced_pixels(&mut decoder) {
-                Some(picture) => {
-                    let orientation = outline.and_then(|outline| outline.orientation);
-                    let own = if turned { (size.1, size.0) } else { size };
-                    Ok((upright(picture, orientation.unwrap_or(Orientation::NoTransforms)), own))
-                }
+                Some(picture) => picture,
                 // The other decoder takes some files that this one does not.
-                None => Self::new(bytes, limits, None)?.run(limits),
+                None => return Self::new(bytes, limits, None)?.run(limits),
             },
-        }
+        };
+        Ok((upright(picture, orientation), own))
+    }
+}
+
+fn is_turned(orientation: Orientation) -> bool {
+    match orientation {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => true,
+        Orientation::NoTransforms
+        | Orientation::Rotate180
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical => false,
     }
 }
 
@@ -187,7 +206,7 @@ fn reduced_pixels(decoder: &mut jpeg_decoder::Decoder<&[u8]>) -> Option<DynamicI
     }
 }
 
-/// Most bytes that decoding the whole image and putting it upright take at a time.
+/// Most bytes that decoding the whole image to RGB takes at a time.
 fn memory(
     decoder: &dyn ImageDecoder,
     format: ImageFormat,
@@ -220,9 +239,7 @@ fn memory(
         ImageFormat::Png => 2 * PNG_METADATA,
         _ => 0,
     };
-    // A turn needs the image twice.
-    let turn = if outline.is_none_or(Outline::is_turned) { 2 * pixels * 3 } else { 0 };
-    Ok((stored + converted.max(decoding)).max(turn) + SMALL)
+    Ok(stored + converted.max(decoding))
 }
 
 fn check_size((width, height): (u32, u32), limits: &Limits) -> Result<(), ImageError> {

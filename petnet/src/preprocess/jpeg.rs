@@ -9,7 +9,7 @@ const SOS: u8 = 0xda;
 const APP1: u8 = 0xe1;
 
 /// Markers of a JPEG file, up to its end marker.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Outline {
     /// Number of scans.
     pub(super) scans: u64,
@@ -21,13 +21,19 @@ pub(super) struct Outline {
     /// Whether a decoder must keep them all: the image is progressive, or its components come in scans of their own.
     pub(super) keeps_coefficients: bool,
     /// Turns and flips that make the image upright.
-    pub(super) orientation: Option<Orientation>,
+    pub(super) orientation: Orientation,
 }
 
 impl Outline {
     /// Walks the markers of a file that begins with the start marker.
     pub(super) fn of(bytes: &[u8]) -> Self {
-        let mut outline = Self::default();
+        let mut outline = Self {
+            scans: 0,
+            length: None,
+            coefficients: 0,
+            keeps_coefficients: false,
+            orientation: Orientation::NoTransforms,
+        };
         let mut at = 2;
         while let Some((marker, start)) = next_marker(bytes, at) {
             at = start;
@@ -51,8 +57,9 @@ impl Outline {
                 }
                 APP1 => {
                     let exif = segment.strip_prefix(b"Exif\0\0");
-                    let found = exif.and_then(Orientation::from_exif_chunk);
-                    outline.orientation = outline.orientation.or(found);
+                    if let Some(found) = exif.and_then(Orientation::from_exif_chunk) {
+                        outline.orientation = found;
+                    }
                 }
                 _ => (),
             }
@@ -65,19 +72,6 @@ impl Outline {
     /// Bytes of the coefficients that a decoder keeps.
     pub(super) fn kept(&self) -> u64 {
         if self.keeps_coefficients { self.coefficients } else { 0 }
-    }
-
-    /// Whether upright the image is as wide as it was high.
-    pub(super) fn is_turned(&self) -> bool {
-        matches!(
-            self.orientation,
-            Some(
-                Orientation::Rotate90
-                    | Orientation::Rotate270
-                    | Orientation::Rotate90FlipH
-                    | Orientation::Rotate270FlipH
-            )
-        )
     }
 }
 
@@ -141,6 +135,6 @@ mod tests {
         let outline = Outline::of(&jpeg);
         assert_eq!((outline.scans, outline.length), (3, Some(length)));
         assert_eq!(outline.coefficients, 2 * 2 * 6 * 64 * 2);
-        assert_eq!(Outline::of(&[0xff, SOI]), Outline::default());
+        assert_eq!(Outline::of(&[0xff, SOI]).length, None);
     }
 }

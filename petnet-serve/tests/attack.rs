@@ -1,0 +1,461 @@
+//! Attacks by strangers on a service with little memory: each is refused within its budget, and others are served.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+#[path = "../../petnet/tests/common/hostile.rs"]
+mod hostile;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Server, multipart, picture, post};
+use hostile::{PNG_KINDS, gif, jpeg, png, profile, webp};
+use image::ImageFormat;
+
+const JPEG: (&str, &str) = ("content-type", "image/jpeg");
+const JSON: (&str, &str) = ("content-type", "application/json");
+/// Memory of the service in MB.
+const MEMORY: usize = 160;
+
+fn small(more: &[&str]) -> Server {
+    Server::start(&[&["--memory", &MEMORY.to_string()], more].concat())
+}
+
+fn within_budget(server: &Server, what: &str) {
+    let peak = server.peak() >> 20;
+    println!("{what}: {peak} of {MEMORY} MB");
+    assert!(peak <= MEMORY, "{what}: {peak} MB");
+    assert_eq!(server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status, 200, "{what}");
+}
+
+/// Posts a body from several threads at once; the statuses.
+fn at_once(
+    server: &Server,
+    threads: usize,
+    path: &str,
+    kind: (&str, &str),
+    body: &[u8],
+) -> Vec<u16> {
+    std::thread::scope(|scope| {
+        let send = || server.post(path, &[kind], body).status;
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(send)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while began.elapsed() < patience {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("not within {patience:?}: {what}");
+}
+
+/// F1, F2: few bytes that ask for much memory.
+#[test]
+fn images_that_ask_for_much_memory_are_refused_or_fit() {
+    let server = small(&[]);
+    let (grey, rgb, deep) = (PNG_KINDS[0], PNG_KINDS[2], PNG_KINDS[5]);
+    let trials: [(&str, Vec<u8>, &[u16]); 9] = [
+        ("PNG of 3,200,000 x 1", png(3_200_000, 1, grey, &[]), &[413]),
+        ("PNG of 65,535 x 700", png(65_535, 700, grey, &[]), &[413]),
+        ("PNG of 65,535 x 90", png(65_535, 90, grey, &[]), &[200]),
+        ("PNG of 90 x 65,535", png(90, 65_535, grey, &[]), &[200]),
+        ("PNG of 5000 x 5000, deep", png(5000, 5000, deep, &[]), &[413]),
+        ("PNG with a profile of 256 MB", png(64, 64, rgb, &[profile(256 << 20)]), &[200, 413]),
+        ("JPEG of 49 megapixels", jpeg(7000, 7000, 12), &[413]),
+        ("GIF frame beyond its canvas", gif([10, 10], [20_000, 1000]), &[413, 422]),
+        ("WebP frame beyond its canvas", webp([10, 10], [16_383, 16_383]), &[422]),
+    ];
+    for (what, bytes, right) in trials {
+        let statuses = at_once(&server, 8, "/predict", ("content-type", "image/png"), &bytes);
+        let overloaded = |status: &u16| *status == 503;
+        assert!(
+            statuses.iter().all(|s| right.contains(s) || overloaded(s)),
+            "{what}: {statuses:?}"
+        );
+        within_budget(&server, what);
+    }
+}
+
+/// F3: scans that cost time.
+#[test]
+fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
+    let mut server = small(&["--drain-delay", "0s", "--grace", "2s"]);
+    let many = jpeg(3000, 2000, 10_000);
+    let began = Instant::now();
+    let refused = at_once(&server, 6, "/predict", JPEG, &many);
+    assert!(refused.iter().all(|status| *status == 413), "{refused:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    within_budget(&server, "10,000 scans");
+    // As many as are allowed, again and again, while the service is asked to end.
+    let most = post("/predict", &[JPEG], &jpeg(2400, 1600, 100));
+    let senders: Vec<_> = (0..6)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.write_all(&most).unwrap();
+            stream
+        })
+        .collect();
+    server.signal("-TERM");
+    let began = Instant::now();
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    drop(senders);
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut server = small(&["--drain-delay", "30s"]);
+    server.signal("-TERM");
+    until("draining", Duration::from_secs(5), || server.get("/readyz").status == 503);
+    server.signal("-INT");
+    assert_eq!(server.wait(Duration::from_secs(2)), Some(130));
+}
+
+/// F4: answers that nobody reads.
+#[test]
+fn who_does_not_read_loses_the_connection_and_no_address_has_all_places() {
+    let settings =
+        ["--transfer-timeout", "1s", "--header-timeout", "1s", "--max-connections", "200"];
+    let server = small(&settings);
+    let gets = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(200);
+    let streams: Vec<TcpStream> = (0..150)
+        .filter_map(|_| {
+            let mut stream = TcpStream::connect(server.address).ok()?;
+            stream.set_nonblocking(true).ok()?;
+            let _ = stream.write(&gets);
+            Some(stream)
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    // This address had all the places that it may have.
+    until("places are free again", Duration::from_secs(8), || {
+        let reply = server.attempt(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        reply.is_some_and(|reply| reply.status == 200)
+    });
+    drop(streams);
+    within_budget(&server, "unread answers");
+}
+
+#[test]
+fn idle_connections_end_whatever_they_speak() {
+    let server = small(&["--header-timeout", "500ms"]);
+    let mut idle: Vec<TcpStream> = (0..20)
+        .map(|number| {
+            let mut stream = server.connect();
+            if number % 2 == 0 {
+                // HTTP/2: the preface and empty settings.
+                stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+            }
+            stream
+        })
+        .collect();
+    let began = Instant::now();
+    for stream in &mut idle {
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // One byte and a close: the place is free at once, long before the timeout.
+    let server = small(&["--header-timeout", "60s", "--max-connections", "4"]);
+    for _ in 0..40 {
+        server.connect().write_all(b"P").unwrap();
+    }
+    until("places are free again", Duration::from_secs(5), || {
+        let reply = server.attempt(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        reply.is_some_and(|reply| reply.status == 200)
+    });
+    until("all descriptors are closed", Duration::from_secs(5), || server.descriptors() < 40);
+}
+
+/// F5: bodies that do not end.
+#[test]
+fn stalled_bodies_hold_no_more_than_the_budget() {
+    let settings = ["--transfer-timeout", "2s", "--max-connections", "600"];
+    let server = small(&[&settings[..], &["--max-connections-per-address", "600"]].concat());
+    let head = "POST /feedback HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n";
+    let part = [head.as_bytes(), &[b' '; 900_000]].concat();
+    let streams: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.set_nonblocking(true).unwrap();
+            let _ = stream.write(&part);
+            stream
+        })
+        .collect();
+    for _ in 0..10 {
+        streams.iter().for_each(|mut stream| drop(stream.write(&part[..100_000])));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    until("others are served", Duration::from_secs(10), || {
+        server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status == 200
+    });
+    drop(streams);
+    within_budget(&server, "stalled bodies");
+}
+
+/// F6: JSON that expands.
+#[test]
+fn compressed_json_expands_within_the_budget_and_off_the_runtime() {
+    let server = small(&[]);
+    let numbers = ["[", &"1,".repeat(7_900_000), "1]"].concat();
+    let json = format!(
+        r#"{{"inputs":[{{"name":"pixels","shape":[1,3,224,224],"datatype":"FP32","data":{numbers}}}]}}"#
+    );
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(json.as_bytes()).unwrap();
+    let body = gzip.finish().unwrap();
+    let headers = [JSON, ("content-encoding", "gzip")];
+    std::thread::scope(|scope| {
+        let attack = || server.post("/v2/models/cats-vs-dogs-pixels/infer", &headers, &body).status;
+        let attackers: Vec<_> = (0..6).map(|_| scope.spawn(attack)).collect();
+        let mut slowest = Duration::ZERO;
+        for _ in 0..20 {
+            let began = Instant::now();
+            assert_eq!(server.get("/livez").status, 200);
+            slowest = slowest.max(began.elapsed());
+        }
+        println!("{} bytes of gzip, /livez in {slowest:?} at most", body.len());
+        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+        for attacker in attackers {
+            let status = attacker.join().unwrap();
+            assert!([400, 413, 503].contains(&status), "{status}");
+        }
+    });
+    within_budget(&server, "gzip of JSON");
+}
+
+/// F7, F8: damage on disk.
+#[test]
+fn a_damaged_feedback_store_is_set_aside_and_what_is_lost_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("feedback");
+    let settings = ["--feedback", store.to_str().unwrap()];
+    let mut server = small(&settings);
+    let answer = server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).json();
+    let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
+    assert_eq!(server.tell("/feedback", &label).0, 200);
+    server.signal("-KILL");
+    server.wait_killed();
+    // All pages of all files of the database, but for the number of labels.
+    let mut damaged = 0;
+    for file in files(&store) {
+        if file.file_name().is_some_and(|name| name != "labels.json") {
+            let length = std::fs::metadata(&file).unwrap().len().min(1 << 16);
+            let mut bytes = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+            bytes.write_all(&vec![0x5a; length as usize]).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0);
+    let server = small(&settings);
+    assert_eq!(server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status, 200);
+    let metrics = server.metrics();
+    assert_eq!(metrics["feedback_labels_lost_total"], 1.0);
+    let said = server.log();
+    assert!(said.iter().any(|line| line["labels"] == 1 && line["level"] == "ERROR"), "{said:?}");
+}
+
+fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let (folders, mut found): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    folders.iter().for_each(|folder| found.extend(files(folder)));
+    found
+}
+
+/// F10: a log that nobody reads.
+#[test]
+fn a_log_reader_that_stops_holds_up_nothing() {
+    let port = {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port().to_string()
+    };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+        .args([
+            "--host",
+            "127.0.0.1",
+            "--port",
+            &port,
+            "--metrics-addr",
+            "off",
+            "--feedback",
+            "off",
+        ])
+        .args(["--drain-delay", "0s"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ask = |path: &str| {
+        let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).ok()?;
+        Some(reply)
+    };
+    until("ready", Duration::from_secs(20), || {
+        ask("/readyz").is_some_and(|reply| reply.contains(" 200 "))
+    });
+    for number in 0..8000 {
+        assert!(ask("/livez").is_some(), "request {number}");
+    }
+    let metrics = ask("/metrics").unwrap();
+    let dropped = metrics.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
+    assert!(dropped.unwrap().parse::<f64>().unwrap() > 0.0, "{dropped:?}");
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    let began = Instant::now();
+    until("the end", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
+    println!("ended in {:?}", began.elapsed());
+}
+
+/// F11: a signal while the model is not there yet.
+#[test]
+fn a_signal_while_the_model_is_fetched_ends_the_start() {
+    let registry = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}", registry.local_addr().unwrap());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+        .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off", "--feedback", "off"])
+        .args(["--model", "models:/name@champion", "--tracking-uri", &uri])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _asked = registry.accept().unwrap();
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    until("the end", Duration::from_secs(3), || child.try_wait().unwrap().is_some());
+}
+
+/// F12: values that make no sense, by name.
+#[test]
+fn settings_of_no_sense_are_refused_by_name() {
+    for (setting, value) in [
+        ("--max-connections", "4294967296"),
+        ("--max-connections", "0"),
+        ("--queue", "0"),
+        ("--max-batch", "0"),
+        ("--max-body", "0"),
+        ("--max-parts", "0"),
+        ("--memory", "0"),
+        ("--request-timeout", "0s"),
+        ("--decode-timeout", "0s"),
+        ("--min-rate", "0"),
+        ("--memory", "40"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+            .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off", setting, value])
+            .args(["--feedback", "off"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(setting), "{setting} {value}: {said}");
+    }
+}
+
+#[test]
+fn http_1_1_has_one_host() {
+    let server = small(&[]);
+    let none = server.send(b"GET /livez HTTP/1.1\r\nconnection: close\r\n\r\n");
+    let two =
+        server.send(b"GET /livez HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n");
+    assert_eq!((none.status, two.status), (400, 400));
+    assert_eq!(server.send(b"GET /livez HTTP/1.0\r\n\r\n").status, 200);
+}
+
+/// Every path without a key: open, or refused.
+#[test]
+fn without_a_key_only_what_is_declared_open_answers() {
+    // printf %s secret | sha256sum
+    let key = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    let server = small(&["--api-keys-sha256", key]);
+    let described: serde_json::Value =
+        serde_json::from_str(include_str!("../assets/openapi.json")).unwrap();
+    let open = [
+        "/",
+        "/health",
+        "/livez",
+        "/readyz",
+        "/version",
+        "/openapi.json",
+        "/docs",
+        "/artifacts/compare",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{model}/ready",
+    ];
+    let mut closed = 0;
+    for (path, methods) in described["paths"].as_object().unwrap() {
+        let method = if methods.get("post").is_some() { "POST" } else { "GET" };
+        let named = path.replace("{model}", "cats-vs-dogs");
+        let request = |key: &str| {
+            format!(
+                "{method} {named} HTTP/1.1\r\nhost: x\r\n{key}content-length: 0\r\nconnection: close\r\n\r\n"
+            )
+        };
+        let status = server.send(request("").as_bytes()).status;
+        if open.contains(&path.as_str()) {
+            assert_eq!(status, 200, "{path}");
+        } else {
+            closed += 1;
+            assert_eq!(status, 401, "{path}");
+            let status = server.send(request("authorization: bearer secret\r\n").as_bytes()).status;
+            assert_ne!(status, 401, "{path} with a key");
+        }
+    }
+    assert_eq!(closed + open.len(), described["paths"].as_object().unwrap().len());
+}
+
+/// Batches of the documented maximum beside single photos.
+#[test]
+fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
+    let server = small(&[]);
+    let photo = picture(ImageFormat::Jpeg);
+    let parts = vec![("image/jpeg", &photo[..]); 32];
+    let (kind, form) = multipart(&parts);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let single = || {
+            let mut statuses = Vec::new();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                statuses.push(server.post("/predict", &[JPEG], &photo).status);
+            }
+            statuses
+        };
+        let singles: Vec<_> = (0..4).map(|_| scope.spawn(single)).collect();
+        let batches: Vec<_> = (0..12)
+            .map(|_| server.post("/predict/batch", &[("content-type", &kind)], &form))
+            .collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for batch in batches {
+            assert_eq!(batch.status, 200);
+            let all = batch.json()["predictions"].as_array().unwrap().clone();
+            assert!(all.len() == 32 && all.iter().all(|one| one.get("error").is_none()));
+        }
+        for single in singles {
+            let statuses = single.join().unwrap();
+            assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+        }
+    });
+}
+
+/// An upload that is slow and never pauses is no attack.
+#[test]
+fn a_slow_upload_that_does_not_pause_is_served() {
+    let server = small(&["--transfer-timeout", "500ms"]);
+    let photo = picture(ImageFormat::Bmp);
+    let request = post("/predict", &[("content-type", "image/bmp")], &photo);
+    let mut stream = server.connect();
+    let began = Instant::now();
+    for part in request.chunks(request.len() / 15) {
+        stream.write_all(part).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(began.elapsed() > Duration::from_millis(1000));
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    assert_eq!(common::Reply::parse(&reply).status, 200);
+}
