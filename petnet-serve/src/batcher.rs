@@ -149,6 +149,13 @@ impl Work {
         }
         !gone
     }
+
+    fn fail(self, problem: Problem) {
+        match self {
+            Self::Classify(reply) => drop(reply.send(Err(problem))),
+            Self::Explain(reply) => drop(reply.send(Err(problem))),
+        }
+    }
 }
 
 struct Job {
@@ -317,27 +324,52 @@ impl Batcher {
         photo: Picture,
         place: Place,
     ) -> Result<Answer<T>, Problem> {
-        let decoded = match photo {
-            Picture::Encoded(bytes) => self.decoders.decode(&model, bytes).await?,
+        let (reply, answer) = oneshot::channel();
+        let work = work(reply);
+        let next = Next { jobs: self.jobs.clone(), model: Arc::clone(&model), place };
+        match photo {
+            Picture::Encoded(bytes) => {
+                let next = move |decode: &dyn Fn() -> Result<Decoded, Problem>| {
+                    if work.wanted() {
+                        match decode() {
+                            Ok(decoded) => next.queue(work, decoded),
+                            Err(problem) => work.fail(problem),
+                        }
+                    }
+                };
+                self.decoders.decode(&model, bytes, next, answer).await
+            }
             Picture::Ready(pixels) => {
                 let size = (pixels.width(), pixels.height());
                 let statistics = ImageStatistics::of(&pixels, size);
                 let photo = Photo { statistics, sha256: None };
                 let stage = Stage { began: Instant::now(), took: Duration::ZERO };
-                Decoded { pixels, photo, stage }
+                next.queue(work, Decoded { pixels, photo, stage });
+                match tokio::time::timeout(self.patience, answer).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(_)) => Err(Problem::internal()),
+                    Err(_) => Err(self.overloaded()),
+                }
             }
-        };
-        self.progress.note();
-        let (reply, answer) = oneshot::channel();
-        let (work, queued) = (work(reply), Instant::now());
-        let Decoded { pixels, photo, stage: decode } = decoded;
-        // The receiver lives as long as the process.
-        let _ = self.jobs.send(Job { work, model, pixels, photo, decode, queued, place });
-        match tokio::time::timeout(self.patience, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Problem::internal()),
-            Err(_) => Err(self.overloaded()),
         }
+    }
+}
+
+/// The way from a decoded image to the network.
+struct Next {
+    jobs: Sender<Job>,
+    model: Arc<Model>,
+    place: Place,
+}
+
+impl Next {
+    fn queue(self, work: Work, decoded: Decoded) {
+        let Self { jobs, model, place } = self;
+        place.progress.note();
+        let Decoded { pixels, photo, stage: decode } = decoded;
+        let queued = Instant::now();
+        // The receiver lives as long as the process.
+        let _ = jobs.send(Job { work, model, pixels, photo, decode, queued, place });
     }
 }
 

@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use crossbeam_channel::{Sender, unbounded};
 use hyper::StatusCode;
 use metrics::{counter, histogram};
 use petnet::drift::ImageStatistics;
 use petnet::preprocess::{Limits, Pixels};
 use petnet::sha256;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
 use crate::batcher::Stage;
@@ -33,9 +33,12 @@ pub(crate) struct Photo {
     pub(crate) sha256: Option<String>,
 }
 
-/// The decoding threads.
+/// Work for a decoding thread.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The decoding threads; they end when it is dropped.
 pub(crate) struct Decoders {
-    pool: ThreadPool,
+    jobs: Sender<Job>,
     memory: Arc<Memory>,
     limits: Limits,
     /// Longest wait for memory.
@@ -54,40 +57,47 @@ impl Decoders {
         memory: Arc<Memory>,
         digests: bool,
     ) -> anyhow::Result<Self> {
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(settings.decode_threads)
-            .thread_name(|number| format!("decode-{number}"))
-            .build()?;
+        let (jobs, waiting) = unbounded::<Job>();
+        for number in 0..settings.decoders() {
+            let waiting = waiting.clone();
+            // Threads that sleep while they have nothing to do: those of a pool for parallel work look for it, and take
+            // the network's time.
+            std::thread::Builder::new()
+                .name(format!("decode-{number}"))
+                .spawn(move || waiting.into_iter().for_each(|job| job()))?;
+        }
         let (patience, longest) = (settings.request_timeout, settings.decode_timeout);
-        Ok(Self { pool, memory, limits: settings.limits(), patience, longest, digests })
+        Ok(Self { jobs, memory, limits: settings.limits(), patience, longest, digests })
     }
 
-    /// Decodes and resizes an image to the model's size.
+    /// Decodes and resizes an image to the model's size, and hands it on to `next` on the decoding thread; `next` sees to
+    /// it that `answer` comes.
     ///
     /// # Errors
-    /// What the image is refused for; 503 when there is no memory in time.
-    pub(crate) async fn decode(
+    /// What the image is refused for; 503 when there is no memory, or no answer, in time.
+    pub(crate) async fn decode<T>(
         &self,
-        model: &Arc<Model>,
+        model: &Model,
         bytes: Bytes,
-    ) -> Result<Decoded, Problem> {
+        next: impl FnOnce(&dyn Fn() -> Result<Decoded, Problem>) + Send + 'static,
+        answer: oneshot::Receiver<Result<T, Problem>>,
+    ) -> Result<T, Problem> {
         let preprocess = model.classifier.info().preprocess;
-        let needed = preprocess.memory(&bytes, &self.limits).inspect_err(|_| refused())?;
+        let needed = preprocess.memory(&bytes, &self.limits).inspect_err(|_| count("refused"))?;
         // No decoder may take another way that needs more.
         let (limits, digests) = (Limits { max_alloc: needed, ..self.limits }, self.digests);
-        let work = move || {
+        let decode = move || {
             let began = Instant::now();
             let outcome = preprocess.run_measured(&bytes, &limits);
             let stage = Stage::since(began);
             histogram!("preprocessing_duration_seconds").record(stage.took);
+            count(if outcome.is_ok() { "ok" } else { "refused" });
             let (pixels, own) = outcome?;
             let statistics = ImageStatistics::of(&pixels, own);
             let sha256 = digests.then(|| sha256(&bytes));
             Ok(Decoded { pixels, photo: Photo { statistics, sha256 }, stage })
         };
-        let decoded = self.run(needed, work).await.inspect_err(|_| refused())?;
-        counter!("preprocessing_images_total", "result" => "ok").increment(1);
-        Ok(decoded)
+        self.supervise(needed, move || next(&decode), answer).await
     }
 
     /// Runs work that takes so many bytes of memory at most.
@@ -99,33 +109,51 @@ impl Decoders {
         memory: u64,
         work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let claim = self.memory.decoding(memory, self.patience).await?;
-        let (reply, mut answer) = oneshot::channel();
-        let started = Arc::new(OnceLock::new());
-        let begin = Arc::clone(&started);
-        self.pool.spawn(move || {
-            if reply.is_closed() {
-                counter!("predictions_abandoned_total").increment(1);
-                return;
-            }
-            let _ = begin.set(Instant::now());
-            let outcome = catch_unwind(AssertUnwindSafe(work));
-            drop(claim);
+        let (reply, answer) = oneshot::channel();
+        let work = move || {
             // Nobody waits any more for what took too long.
-            let _ = reply.send(outcome.unwrap_or_else(|_| Err(Problem::internal())));
-        });
+            let _ = reply.send(work());
+        };
+        self.supervise(memory, work, answer).await
+    }
+
+    /// Runs work that leads to an answer, and waits for that: for the work no longer than it may take, in all no longer
+    /// than an answer may.
+    async fn supervise<T>(
+        &self,
+        memory: u64,
+        work: impl FnOnce() + Send + 'static,
+        mut answer: oneshot::Receiver<Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let claim = self.memory.decoding(memory, self.patience).await?;
+        let times = Arc::new(Times::default());
+        let noted = Arc::clone(&times);
+        let job = move || {
+            let _ = noted.started.set(Instant::now());
+            // A panic drops the sender of the answer.
+            let _ = catch_unwind(AssertUnwindSafe(work));
+            drop(claim);
+            let _ = noted.ended.set(());
+        };
+        // The receivers live as long as the process.
+        let _ = self.jobs.send(Box::new(job));
+        let last = Instant::now() + self.patience;
         let mut until = Instant::now() + self.longest;
         loop {
-            match tokio::time::timeout_at(until.into(), &mut answer).await {
-                Ok(outcome) => return outcome.unwrap_or_else(|_| Err(Problem::internal())),
-                Err(_) => match started.get() {
-                    None => until = Instant::now() + self.longest,
-                    Some(began) if *began + self.longest > Instant::now() => {
-                        until = *began + self.longest;
-                    }
-                    Some(_) => return Err(self.too_slow()),
-                },
+            let outcome = tokio::time::timeout_at(until.min(last).into(), &mut answer).await;
+            if let Ok(outcome) = outcome {
+                return outcome.unwrap_or_else(|_| Err(Problem::internal()));
             }
+            let now = Instant::now();
+            until = match (times.started.get(), times.ended.get()) {
+                _ if now >= last => return Err(Problem::overloaded(1)),
+                (_, Some(())) => last,
+                (None, None) => now + self.longest,
+                (Some(started), None) if *started + self.longest <= now => {
+                    return Err(self.too_slow());
+                }
+                (Some(started), None) => *started + self.longest,
+            };
         }
     }
 
@@ -136,6 +164,13 @@ impl Decoders {
     }
 }
 
-fn refused() {
-    counter!("preprocessing_images_total", "result" => "refused").increment(1);
+/// When work on a thread began, and whether it has ended.
+#[derive(Default)]
+struct Times {
+    started: OnceLock<Instant>,
+    ended: OnceLock<()>,
+}
+
+fn count(result: &'static str) {
+    counter!("preprocessing_images_total", "result" => result).increment(1);
 }

@@ -242,6 +242,12 @@ impl Settings {
         self.memory.map_or_else(crate::memory::default_limit, |megabytes| megabytes << 20)
     }
 
+    /// Number of decoding threads.
+    pub(crate) fn decoders(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.decode_threads == 0 { cores() } else { self.decode_threads }
+    }
+
     /// Most open connections of a listener.
     pub(crate) fn connections(&self) -> usize {
         let by_memory = || ((self.memory_limit() >> 19) as usize).clamp(16, 1024);

@@ -4,6 +4,7 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
@@ -41,9 +42,11 @@ pub(super) struct Plan<'a> {
 }
 
 enum Way<'a> {
-    Whole(Box<dyn ImageDecoder + 'a>),
+    /// Any format but JPEG.
+    Other(Box<dyn ImageDecoder + 'a>),
+    Jpeg,
     /// A JPEG at an eighth or a quarter of its size, by a smaller inverse DCT.
-    Reduced(Box<jpeg_decoder::Decoder<&'a [u8]>>),
+    ReducedJpeg,
 }
 
 impl<'a> Plan<'a> {
@@ -62,19 +65,9 @@ impl<'a> Plan<'a> {
                 limit: limits.max_bytes,
             });
         }
-        let format = image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat)?;
-        let outline = (format == ImageFormat::Jpeg).then(|| Outline::of(bytes));
-        let length = outline.as_ref().map_or(Some(bytes.len()), |outline| outline.length);
-        // Decoders fill what is missing with grey and say nothing.
-        let length = length.ok_or_else(|| broken("the JPEG data ends too early"))?;
-        let bytes = &bytes[..length];
-        let reduced = match (&outline, side) {
-            (Some(outline), Some(side)) => Self::reduced(bytes, outline, limits, side)?,
-            _ => None,
-        };
-        let plan = match reduced {
-            Some(plan) => plan,
-            None => Self::whole(bytes, format, outline.as_ref(), limits)?,
+        let plan = match image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat)? {
+            ImageFormat::Jpeg => Self::jpeg(bytes, limits, side)?,
+            other => Self::other(bytes, other, limits)?,
         };
         if plan.memory > limits.max_alloc {
             return Err(ImageError::TooMuchMemory);
@@ -82,52 +75,38 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// `None` when the JPEG cannot be decoded at a reduced size, or is not worth it.
-    fn reduced(
-        bytes: &'a [u8],
-        outline: &Outline,
-        limits: &Limits,
-        side: u32,
-    ) -> Result<Option<Self>, ImageError> {
-        let mut decoder = jpeg_decoder::Decoder::new(bytes);
-        decoder.set_max_decoding_buffer_size(limits.max_alloc as usize);
-        if decoder.read_info().is_err() {
-            return Ok(None);
-        }
-        let Some(info) = decoder.info() else { return Ok(None) };
-        let size = (info.width.into(), info.height.into());
+    /// Reads the markers alone: a decoder's tables take as long as decoding a small image.
+    fn jpeg(bytes: &'a [u8], limits: &Limits, side: Option<u32>) -> Result<Self, ImageError> {
+        let outline = Outline::of(bytes);
+        // Decoders fill what is missing with grey and say nothing.
+        let length = outline.length.ok_or_else(|| broken("the JPEG data ends too early"))?;
+        let (bytes, size, orientation) = (&bytes[..length], outline.size, outline.orientation);
         check_size(size, limits)?;
-        check_scans(outline, size, limits)?;
-        let known = matches!(
-            info.pixel_format,
-            jpeg_decoder::PixelFormat::RGB24 | jpeg_decoder::PixelFormat::L8
-        );
-        let (enough, shorter) = (side.saturating_mul(2), size.0.min(size.1));
-        let factor = [8, 4].into_iter().find(|factor| known && shorter / factor >= enough);
-        let Some(factor) = factor else { return Ok(None) };
-        let reduced = |side: u32| (side / factor) as u16;
-        let Ok((width, height)) = decoder.scale(reduced(size.0), reduced(size.1)) else {
-            return Ok(None);
+        check_scans(&outline, limits)?;
+        let pixels = u64::from(size.0) * u64::from(size.1) * 3;
+        let turned = u64::from(is_turned(orientation));
+        let shorter = size.0.min(size.1);
+        let enough = |factor: &u32| {
+            let side = side.map(|side| side.saturating_mul(2));
+            side.is_some_and(|side| shorter / factor >= side) && matches!(outline.components, 1 | 3)
+        };
+        let Some(factor) = [8, 4].into_iter().find(enough) else {
+            // The decoder copies the file. A turn needs the image twice.
+            let decoding = pixels + outline.kept() + 2 * length as u64;
+            let memory = decoding.max((1 + turned) * pixels) + SMALL;
+            return Ok(Self { bytes, way: Way::Jpeg, size, decoded: size, orientation, memory });
         };
         // Planes of the components, and the pixels that are put together from them. The decoder hands coefficients to
         // threads of its own through a queue without a limit: all of them at once where they were kept, else as many as
         // are read while such a thread waits for a core.
-        let pixels = u64::from(width) * u64::from(height) * 3;
+        let decoded = (size.0.div_ceil(factor), size.1.div_ceil(factor));
+        let reduced = u64::from(decoded.0) * u64::from(decoded.1) * 3;
         let queued = outline.kept().max(outline.coefficients.min(JPEG_QUEUE));
-        let memory = outline.kept() + queued + 2 * pixels + SMALL;
-        let turn = if is_turned(outline.orientation) { pixels } else { 0 };
-        let memory = memory + turn;
-        let (way, orientation) = (Way::Reduced(Box::new(decoder)), outline.orientation);
-        let decoded = (width.into(), height.into());
-        Ok(Some(Self { bytes, way, size, decoded, orientation, memory }))
+        let memory = outline.kept() + queued + (2 + turned) * reduced + SMALL;
+        Ok(Self { bytes, way: Way::ReducedJpeg, size, decoded, orientation, memory })
     }
 
-    fn whole(
-        bytes: &'a [u8],
-        format: ImageFormat,
-        outline: Option<&Outline>,
-        limits: &Limits,
-    ) -> Result<Self, ImageError> {
+    fn other(bytes: &'a [u8], format: ImageFormat, limits: &Limits) -> Result<Self, ImageError> {
         let mut bounds = image::Limits::no_limits();
         let mut decoder: Box<dyn ImageDecoder + 'a> = if format == ImageFormat::Png {
             // Its metadata is expanded, and its rows are measured, before the decoder is there to be asked.
@@ -145,36 +124,66 @@ impl<'a> Plan<'a> {
         };
         let size = decoder.dimensions();
         check_size(size, limits)?;
-        if let Some(outline) = outline {
-            check_scans(outline, size, limits)?;
-        }
-        let orientation = match outline {
-            Some(outline) => outline.orientation,
-            None => decoder.orientation().unwrap_or(Orientation::NoTransforms),
-        };
-        let memory = memory(&*decoder, format, bytes, outline)?;
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         // A turn needs the image twice.
-        let (width, height) = (u64::from(size.0), u64::from(size.1));
-        let turn = if is_turned(orientation) { 2 * width * height * 3 } else { 0 };
-        let memory = memory.max(turn) + SMALL;
+        let pixels = u64::from(size.0) * u64::from(size.1);
+        let turn = if is_turned(orientation) { 2 * pixels * 3 } else { 0 };
+        let memory = memory(&*decoder, format, bytes)?.max(turn) + SMALL;
         bounds.max_alloc = Some(limits.max_alloc);
         decoder.set_limits(bounds).map_err(from_image)?;
-        Ok(Self { bytes, way: Way::Whole(decoder), size, decoded: size, orientation, memory })
+        Ok(Self { bytes, way: Way::Other(decoder), size, decoded: size, orientation, memory })
     }
 
     /// Decodes the pixels, upright, over white where they are transparent.
     pub(super) fn run(self, limits: &Limits) -> Result<Measured, ImageError> {
-        let Self { bytes, way, size, orientation, .. } = self;
+        let Self { bytes, way, size, decoded, orientation, .. } = self;
         let own = if is_turned(orientation) { (size.1, size.0) } else { size };
         let picture = match way {
-            Way::Whole(decoder) => DynamicImage::from_decoder(decoder).map_err(from_image)?,
-            Way::Reduced(mut decoder) => match reduced_pixels(&mut decoder) {
+            Way::Other(decoder) => DynamicImage::from_decoder(decoder).map_err(from_image)?,
+            Way::Jpeg => whole_jpeg(bytes, size, limits)?,
+            Way::ReducedJpeg => match reduced_jpeg(bytes, size, decoded) {
                 Some(picture) => picture,
                 // The other decoder takes some files that this one does not.
                 None => return Self::new(bytes, limits, None)?.run(limits),
             },
         };
         Ok((upright(picture, orientation), own))
+    }
+}
+
+fn whole_jpeg(bytes: &[u8], size: (u32, u32), limits: &Limits) -> Result<DynamicImage, ImageError> {
+    let mut decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(from_image)?;
+    if decoder.dimensions() != size {
+        return Err(broken("frames of several sizes"));
+    }
+    let mut bounds = image::Limits::no_limits();
+    bounds.max_alloc = Some(limits.max_alloc);
+    decoder.set_limits(bounds).map_err(from_image)?;
+    DynamicImage::from_decoder(decoder).map_err(from_image)
+}
+
+/// `None` for a JPEG that this decoder does not take.
+fn reduced_jpeg(bytes: &[u8], size: (u32, u32), decoded: (u32, u32)) -> Option<DynamicImage> {
+    let mut decoder = jpeg_decoder::Decoder::new(bytes);
+    decoder.read_info().ok()?;
+    let info = decoder.info()?;
+    if (u32::from(info.width), u32::from(info.height)) != size {
+        return None;
+    }
+    let (width, height) = decoder.scale(decoded.0 as u16, decoded.1 as u16).ok()?;
+    if u32::from(width) > decoded.0 || u32::from(height) > decoded.1 {
+        return None;
+    }
+    let data = decoder.decode().ok()?;
+    let (width, height) = (width.into(), height.into());
+    match info.pixel_format {
+        jpeg_decoder::PixelFormat::RGB24 => {
+            image::RgbImage::from_raw(width, height, data).map(DynamicImage::ImageRgb8)
+        }
+        jpeg_decoder::PixelFormat::L8 => {
+            image::GrayImage::from_raw(width, height, data).map(DynamicImage::ImageLuma8)
+        }
+        jpeg_decoder::PixelFormat::L16 | jpeg_decoder::PixelFormat::CMYK32 => None,
     }
 }
 
@@ -191,27 +200,11 @@ fn is_turned(orientation: Orientation) -> bool {
     }
 }
 
-fn reduced_pixels(decoder: &mut jpeg_decoder::Decoder<&[u8]>) -> Option<DynamicImage> {
-    let data = decoder.decode().ok()?;
-    let info = decoder.info()?;
-    let (width, height) = (info.width.into(), info.height.into());
-    match info.pixel_format {
-        jpeg_decoder::PixelFormat::RGB24 => {
-            image::RgbImage::from_raw(width, height, data).map(DynamicImage::ImageRgb8)
-        }
-        jpeg_decoder::PixelFormat::L8 => {
-            image::GrayImage::from_raw(width, height, data).map(DynamicImage::ImageLuma8)
-        }
-        jpeg_decoder::PixelFormat::L16 | jpeg_decoder::PixelFormat::CMYK32 => None,
-    }
-}
-
 /// Most bytes that decoding the whole image to RGB takes at a time.
 fn memory(
     decoder: &dyn ImageDecoder,
     format: ImageFormat,
     bytes: &[u8],
-    outline: Option<&Outline>,
 ) -> Result<u64, ImageError> {
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
@@ -223,8 +216,6 @@ fn memory(
         _ => pixels * 3,
     };
     let decoding = match format {
-        // The file is copied, and read again for its orientation.
-        ImageFormat::Jpeg => outline.map_or(0, Outline::kept) + 2 * bytes.len() as u64,
         // A frame of another size than the canvas is kept beside it, and its color numbers.
         ImageFormat::Gif => pixels * 5,
         ImageFormat::WebP => {
@@ -256,12 +247,8 @@ fn check_size((width, height): (u32, u32), limits: &Limits) -> Result<(), ImageE
 }
 
 /// Each scan passes over all of the image, however few bytes it has.
-fn check_scans(
-    outline: &Outline,
-    (width, height): (u32, u32),
-    limits: &Limits,
-) -> Result<(), ImageError> {
-    let pixels = u64::from(width) * u64::from(height);
+fn check_scans(outline: &Outline, limits: &Limits) -> Result<(), ImageError> {
+    let pixels = u64::from(outline.size.0) * u64::from(outline.size.1);
     let most = limits.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels.max(1);
     let limit = most.min(limits.max_scans);
     if outline.scans > limit {

@@ -11,6 +11,10 @@ const APP1: u8 = 0xe1;
 /// Markers of a JPEG file, up to its end marker.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Outline {
+    /// Width and height in pixels, the largest of all frames; zeros without one.
+    pub(super) size: (u32, u32),
+    /// Number of components of the last frame.
+    pub(super) components: u8,
     /// Number of scans.
     pub(super) scans: u64,
     /// Length of the image in bytes, up to its end marker; `None` when that is missing. A phone's Motion Photo goes on
@@ -28,6 +32,8 @@ impl Outline {
     /// Walks the markers of a file that begins with the start marker.
     pub(super) fn of(bytes: &[u8]) -> Self {
         let mut outline = Self {
+            size: (0, 0),
+            components: 0,
             scans: 0,
             length: None,
             coefficients: 0,
@@ -51,8 +57,7 @@ impl Outline {
                 SOS => outline.scans += 1,
                 // Frames; 0xc4, 0xc8 and 0xcc are tables.
                 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
-                    let coefficients = coefficient_bytes(segment).unwrap_or(0);
-                    outline.coefficients = outline.coefficients.max(coefficients);
+                    outline.frame(segment);
                     outline.keeps_coefficients |= matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
                 }
                 APP1 => {
@@ -67,6 +72,18 @@ impl Outline {
         }
         outline.keeps_coefficients |= outline.scans > 1;
         outline
+    }
+
+    /// Notes a frame's size. A second frame is against the rules; decoders take one or the other.
+    fn frame(&mut self, frame: &[u8]) {
+        let [_precision, high, low, wide, narrow, count, components @ ..] = frame else { return };
+        let side = |high: &u8, low: &u8| u32::from(u16::from_be_bytes([*high, *low]));
+        let (width, height) = (side(wide, narrow), side(high, low));
+        self.size = (self.size.0.max(width), self.size.1.max(height));
+        self.components = *count;
+        let components = components.chunks_exact(3).take(usize::from(*count));
+        let coefficients = coefficient_bytes(width.into(), height.into(), components.map(|c| c[1]));
+        self.coefficients = self.coefficients.max(coefficients.unwrap_or(0));
     }
 
     /// Bytes of the coefficients that a decoder keeps.
@@ -90,21 +107,18 @@ fn segment(bytes: &[u8], start: usize) -> Option<&[u8]> {
     bytes.get(start + 2..start + usize::from(length.max(2)))
 }
 
-/// Two bytes for each coefficient of a frame's components, each padded to whole units of the frame.
-fn coefficient_bytes(frame: &[u8]) -> Option<u64> {
-    let [_precision, high, low, wide, narrow, count, components @ ..] = frame else { return None };
-    let height = u64::from(u16::from_be_bytes([*high, *low]));
-    let width = u64::from(u16::from_be_bytes([*wide, *narrow]));
-    let factors = || {
-        components
-            .chunks_exact(3)
-            .take(usize::from(*count))
-            .map(|component| (u64::from(component[1] >> 4), u64::from(component[1] & 15)))
-    };
-    let across = factors().map(|(across, _)| across).max()?.max(1);
-    let down = factors().map(|(_, down)| down).max()?.max(1);
+/// Two bytes for each coefficient of a frame's components, whose sampling factors are four bits each, padded to whole
+/// units of the frame; `None` without a component.
+fn coefficient_bytes(
+    width: u64,
+    height: u64,
+    factors: impl Iterator<Item = u8> + Clone,
+) -> Option<u64> {
+    let factors = factors.map(|both| (u64::from(both >> 4).max(1), u64::from(both & 15).max(1)));
+    let across = factors.clone().map(|(across, _)| across).max()?;
+    let down = factors.clone().map(|(_, down)| down).max()?;
     let units = width.div_ceil(8 * across) * height.div_ceil(8 * down);
-    Some(factors().map(|(across, down)| units * across.max(1) * down.max(1) * 64 * 2).sum())
+    Some(factors.map(|(across, down)| units * across * down * 64 * 2).sum())
 }
 
 #[cfg(test)]
@@ -134,6 +148,7 @@ mod tests {
         jpeg.extend([0xff, SOI, 0xff, SOS, 0, 2, 0xff, EOI]);
         let outline = Outline::of(&jpeg);
         assert_eq!((outline.scans, outline.length), (3, Some(length)));
+        assert_eq!((outline.size, outline.components), ((30, 20), 3));
         assert_eq!(outline.coefficients, 2 * 2 * 6 * 64 * 2);
         assert_eq!(Outline::of(&[0xff, SOI]).length, None);
     }
