@@ -154,7 +154,7 @@ run() {
     (cd "$work" && podman run -d --no-healthcheck --name "$project" --read-only --read-only-tmpfs=false \
         --cap-drop=ALL --security-opt no-new-privileges --user 65532 -m 128m --memory-swap 128m --cpus 0.5 \
         -v "$project:/data" --tmpfs /tmp -p "127.0.0.1:$port:8000" \
-        -e PETNET_DECODE_THREADS=1 -e PETNET_MAX_PIXELS=3200000 -e PETNET_MAX_BODY=8388608 -e PETNET_MAX_BUFFERED=16777216 \
+        -e PETNET_MAX_BODY=8388608 \
         "$image" >/dev/null)
     local url=http://127.0.0.1:$port pid answer status
     until_ok 30 curl -sf "$url/readyz"

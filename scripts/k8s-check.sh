@@ -116,7 +116,7 @@ broken rollouts/rollout.yaml 's/templateName: .*/templateName: canary/' referenc
 broken argocd-application.yaml 's/overlays\/cloud$/overlays\/prod/' references
 broken base/settings.env 's/PETNET_MODEL_CACHE/PETNET_CACHE/' variables
 broken base/settings.env 's/PETNET_GRACE=.*/PETNET_GRACE=20s/' shutdown
-broken base/settings.env 's/PETNET_DECODE_THREADS=2/PETNET_DECODE_THREADS=4/' sizes
+broken base/settings.env 's/PETNET_MAX_PIXELS=.*/PETNET_MAX_PIXELS=50000000/' sizes
 broken base/ingress.yaml 's/body-size: 16m/body-size: 8m/' sizes
 broken base/pdb.yaml 's/maxUnavailable: 1/minAvailable: 2/' evictions_and_scaling
 broken base/hpa.yaml 's/petnet_queue_fill/petnet_queue/' evictions_and_scaling

@@ -20,7 +20,7 @@ NO_SCHEMA = {"AnalysisTemplate", "Experiment"}
 # Heard by libraries inside petnet-serve, and by KServe.
 OTHER_VARIABLES = re.compile(r"RAYON_NUM_THREADS|OTEL_\w+|MLFLOW_TRACKING_\w+|PROTOCOL")
 # Measured: bytes a pixel of the worst photo while it is decoded, and of the process besides.
-DECODING, PROCESS = 17, 60 << 20
+DECODING, PROCESS = 12, 96 << 20
 # Labels that the Prometheus operator puts on every target.
 TARGET_LABELS = {"namespace", "service", "pod", "container", "endpoint", "job", "instance"}
 POD = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -182,10 +182,11 @@ def shutdown(m):
 
 def sizes(m):
     for where, group, pod, c, env in served(m):
-        photos = DECODING * int(env["PETNET_MAX_PIXELS"]) * int(env["PETNET_DECODE_THREADS"])
-        need = (PROCESS + int(env["PETNET_MAX_BUFFERED"]) + photos) >> 20
-        if (limit := c["resources"]["limits"]["memory"]) and size(limit) >> 20 < need:
-            yield f"{where}: photos may take it to {need} MiB, the limit is {limit}"
+        # What petnet-serve shares out: an eighth stays free, two thirds of the rest are for decoding.
+        limit = c["resources"]["limits"]["memory"]
+        decoding = (size(limit) * 7 // 8 - PROCESS) * 2 // 3
+        if decoding < DECODING * int(env["PETNET_MAX_PIXELS"]):
+            yield f"{where}: {limit} leave {decoding >> 20} MiB for decoding, less than the largest photo takes"
         data = next(each["emptyDir"]["sizeLimit"] for each in pod["volumes"] if each["name"] == "data")
         if size(data) < int(env["PETNET_FEEDBACK_MAX_BYTES"]) + (64 << 20):
             yield f"{where}: the feedback store may grow beyond {data}"

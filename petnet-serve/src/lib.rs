@@ -9,6 +9,8 @@ mod batcher;
 mod decoder;
 mod drift;
 mod feedback;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod memory;
 mod model;
 mod problem;

@@ -1,5 +1,5 @@
-//! The memory of requests, shared out before it is taken: half of it for bytes that wait (bodies, what they expand to,
-//! answers that are not read yet), half for decoding.
+//! The memory of requests, shared out before it is taken: a third of it for bytes that wait (bodies, what they expand to,
+//! answers that are not read yet), two thirds for decoding.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,13 +141,14 @@ impl Memory {
             megabytes(needed),
             megabytes((needed + LEAST) * 8 / 7),
         );
-        self.buffers.open(spare / 2);
-        self.decoding.open(spare / 2);
+        let (buffers, decoding) = (spare / 3, spare - spare / 3);
+        self.buffers.open(buffers);
+        self.decoding.open(decoding);
         tracing::info!(
             limit_mb = megabytes(self.limit),
             resident_mb = megabytes(resident),
-            buffers_mb = megabytes(spare / 2),
-            decoding_mb = megabytes(spare / 2),
+            buffers_mb = megabytes(buffers),
+            decoding_mb = megabytes(decoding),
             "memory is shared out"
         );
         Ok(())

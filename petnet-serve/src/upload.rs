@@ -266,6 +266,16 @@ pub(crate) fn from_base64(image: &str) -> Result<Bytes, Problem> {
     bytes.map(Bytes::from).map_err(|e| Problem::bad_request(format!("`image` is not base64: {e}")))
 }
 
+/// Reads a body in each of its forms.
+#[cfg(fuzzing)]
+pub(crate) fn parse(body: &Bytes) {
+    let _ = from_json(body);
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    if let Ok(runtime) = runtime {
+        let _ = runtime.block_on(multipart(body.clone(), "X".into(), 8));
+    }
+}
+
 /// The parts named `file`.
 async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Vec<Photo>, Problem> {
     let broken = |e: multer::Error| Problem::bad_request(format!("broken multipart body: {e}"));

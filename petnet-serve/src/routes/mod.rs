@@ -39,6 +39,8 @@ use table::{Access, Entry, Route};
 
 pub(crate) use table::TABLE;
 pub(crate) use v2::Stats;
+#[cfg(fuzzing)]
+pub(crate) use v2::parse_tensors;
 
 /// An answer: small enough to be whole.
 pub(crate) type Reply = Response<Bytes>;

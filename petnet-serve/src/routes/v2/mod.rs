@@ -24,6 +24,16 @@ pub(crate) use stats::Stats;
 /// What comes behind a model's name where it takes tensors.
 const PIXELS: &str = "-pixels";
 
+/// Reads a request and the values of its inputs.
+#[cfg(fuzzing)]
+pub(crate) fn parse_tensors(body: &bytes::Bytes, head: Option<usize>) -> Result<(), Problem> {
+    let (request, mut binary) = tensor::Request::parse(body, head, "image")?;
+    for input in request.inputs {
+        input.values(&mut binary, 32)?;
+    }
+    Ok(())
+}
+
 /// How photos come in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {

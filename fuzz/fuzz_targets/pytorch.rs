@@ -1,0 +1,13 @@
+//! A PyTorch file from anywhere: class names, or an error.
+#![no_main]
+
+use std::io::Write as _;
+
+use libfuzzer_sys::fuzz_target;
+use petnet::pytorch::Import;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    let _ = Import::class_names(file.path());
+});
