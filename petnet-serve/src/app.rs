@@ -119,9 +119,10 @@ impl App {
     }
 
     /// # Errors
-    /// 503 while no model is loaded.
+    /// 503 while no model is loaded, or memory is not shared out yet.
     pub(crate) fn model(&self) -> Result<Arc<Model>, Problem> {
-        self.slot.get().ok_or_else(Problem::not_ready)
+        let model = self.slot.get().filter(|_| self.memory.is_open());
+        model.ok_or_else(Problem::not_ready)
     }
 
     /// Loads the first model, then shares out the memory that it leaves.

@@ -91,7 +91,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Where the time of a photo went.
+/// The time that a photo spent in each stage.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timings {
     pub(crate) decode: Stage,
@@ -116,7 +116,7 @@ impl Stage {
     }
 }
 
-/// What the network said, and of which photo.
+/// An output of the network, and its photo.
 pub(crate) struct Answer<T> {
     pub(crate) value: T,
     pub(crate) timings: Timings,
@@ -138,7 +138,7 @@ enum Work {
 }
 
 impl Work {
-    /// Whether somebody still waits for the answer; counts it where nobody does.
+    /// True while a client waits for the answer; counts it where none does.
     fn wanted(&self) -> bool {
         let gone = match self {
             Self::Classify(reply) => reply.is_closed(),
@@ -254,7 +254,7 @@ impl Batcher {
         }
     }
 
-    /// Whether photos are in their places and have made no progress for some seconds.
+    /// True while photos are in their places and have made no progress for some seconds.
     pub(crate) fn is_stuck(&self) -> bool {
         self.progress.is_stuck()
     }

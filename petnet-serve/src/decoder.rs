@@ -26,7 +26,7 @@ pub(crate) struct Decoded {
     pub(crate) stage: Stage,
 }
 
-/// What is remembered of a photo.
+/// The facts of a photo that outlast its pixels.
 pub(crate) struct Photo {
     pub(crate) statistics: ImageStatistics,
     /// Of its bytes, in hex; where it is kept.
@@ -45,7 +45,7 @@ pub(crate) struct Decoders {
     patience: Duration,
     /// Longest time on a thread.
     longest: Duration,
-    /// Whether photos are known by their digest afterwards.
+    /// Set where photos are known by their digest afterwards.
     digests: bool,
 }
 

@@ -102,7 +102,7 @@ async fn serve(settings: Settings, address: SocketAddr) -> Result<()> {
     );
     let stop = async move {
         signals.next().await;
-        // Who asks twice does not want to wait.
+        // A second signal means that nobody wants to wait.
         tokio::spawn(async move {
             signals.next().await;
             std::process::exit(INTERRUPTED);

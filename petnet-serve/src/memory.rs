@@ -154,6 +154,11 @@ impl Memory {
         Ok(())
     }
 
+    /// True once requests may claim memory.
+    pub(crate) fn is_open(&self) -> bool {
+        self.decoding.total() > 0
+    }
+
     /// Memory for bytes that wait.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// What the first bytes of HTTP/2 are.
+/// First bytes of HTTP/2.
 const PREFACE: &[u8] = b"PRI";
 
 /// Longest pause and lowest rate of a transfer.
@@ -61,7 +61,7 @@ impl Client {
 pub(crate) struct Socket {
     client: Client,
     pace: Pace,
-    /// Whether a first byte was read.
+    /// Set once a first byte was read.
     seen: bool,
     written: u64,
     /// Time for which writes have waited in all.
@@ -139,7 +139,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Who has closed the connection already is not to be told.
+        // An error says that the client has closed the connection already.
         let _ = rustix::net::shutdown(&*self.client.stream, rustix::net::Shutdown::Write);
         Poll::Ready(Ok(()))
     }

@@ -183,7 +183,7 @@ impl Uploads {
     }
 }
 
-/// What the body claims to be.
+/// The format that a body's content type names.
 enum Form {
     Multipart(String),
     Raw,

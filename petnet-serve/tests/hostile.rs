@@ -169,7 +169,7 @@ fn who_leaves_costs_no_time_of_the_network() {
     let server = Server::start(&room);
     // Tens of milliseconds to decode.
     let noise =
-        RgbImage::from_fn(1700, 1700, |x, y| Rgb([(x * 31 ^ y * 17) as u8, (x * y) as u8, 9]));
+        RgbImage::from_fn(1700, 1700, |x, y| Rgb([((x * 31) ^ (y * 17)) as u8, (x * y) as u8, 9]));
     let mut photo = std::io::Cursor::new(Vec::new());
     noise.write_to(&mut photo, ImageFormat::Jpeg).unwrap();
     let request = post("/predict", &[JPEG], &photo.into_inner());

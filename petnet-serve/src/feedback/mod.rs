@@ -27,7 +27,7 @@ pub(crate) struct Feedback {
     path: PathBuf,
     keep: Duration,
     most: u64,
-    /// Whether a write has failed since the store was opened.
+    /// Set once a write has failed, until the store is opened anew.
     failed: AtomicBool,
     judgements: Mutex<Judgements>,
 }

@@ -20,7 +20,7 @@ const JOURNAL: u64 = 64 << 20;
 /// Removed entries after which the files are written anew.
 const RUBBISH: usize = 50_000;
 
-/// What was answered.
+/// A prediction, as it was answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Predicted {
     /// Of the likeliest class.
@@ -32,14 +32,14 @@ pub(crate) struct Predicted {
     pub(crate) sha256: String,
 }
 
-/// What was answered, and what it should have been.
+/// A prediction, and the class that it should have been.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Labelled {
     pub(crate) predicted: Predicted,
     pub(crate) actual: String,
     /// When the label was given, in milliseconds since 1970.
     pub(crate) at: u64,
-    /// Whether it came with a valid API key.
+    /// Set for a label that came with a valid API key.
     #[serde(default)]
     pub(crate) authenticated: bool,
 }
@@ -59,7 +59,7 @@ pub(crate) struct Store {
     most: u64,
 }
 
-/// What was found when a store was opened.
+/// Damage that was found when a store was opened.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Recovery {
     /// The damaged folder's new name.
@@ -189,7 +189,7 @@ impl Store {
             let labels = std::ptr::eq(keyspace, &self.labels);
             let count = self.count();
             if labels {
-                // What is removed below must not look lost after a crash.
+                // Labels that are removed below must not look lost after a crash.
                 self.write_count(0)?;
             }
             let removed = remove_oldest(keyspace, oldest, excess)?;
@@ -205,7 +205,7 @@ impl Store {
     }
 }
 
-/// Whether a store cannot be opened for what lies in it, and not for the disk or the permissions.
+/// True for an error of the files' content, false for one of the disk or of permissions.
 fn is_damage(error: &fjall::Error) -> bool {
     match error {
         fjall::Error::Io(error) => matches!(

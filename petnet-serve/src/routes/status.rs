@@ -12,7 +12,7 @@ use crate::app::App;
 /// The contract's health check.
 pub(super) fn health(app: &App) -> Reply {
     counter!("health_check_requests_total").increment(1);
-    let loaded = app.slot.get().is_some();
+    let loaded = app.model().is_ok();
     let body = json!({
         "status": if loaded { "healthy" } else { "unhealthy" },
         "model_loaded": loaded,
@@ -24,7 +24,7 @@ pub(super) fn health(app: &App) -> Reply {
 
 /// Whether traffic should come here.
 pub(super) fn ready(app: &App) -> Reply {
-    let loaded = app.slot.get().is_some();
+    let loaded = app.model().is_ok();
     let (status, word) = match (app.serving(), loaded, app.batcher.is_stuck()) {
         (true, true, false) => (StatusCode::OK, "ready"),
         (true, true, true) => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),

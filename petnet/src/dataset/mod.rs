@@ -25,6 +25,12 @@ use source::Source;
 const DEFAULT_SEED: u64 = 42;
 /// Most classes of a model that an error message lists.
 const NAMED: usize = 20;
+/// The class of a photo: its folder's name, unless a label goes before it.
+fn class_of<'a>(folder: &'a str, label: Option<&'a Label>) -> &'a str {
+    let label = label.filter(|label| label.before_folder || folder == UNLABELLED);
+    label.map_or(folder, |label| label.class.as_str())
+}
+
 /// Folder of photos whose class only [`Prepare::labels`] can tell.
 const UNLABELLED: &str = "unlabelled";
 
@@ -154,9 +160,7 @@ impl Dataset {
                 let bytes = source.read(name, limits.max_bytes)?;
                 let pixels = decode(&bytes, limits)?;
                 let sha256 = sha256(&bytes);
-                let label = labels.get(&sha256);
-                let label = label.filter(|label| label.before_folder || *folder == UNLABELLED);
-                let class = label.map_or(*folder, |label| label.class.as_str());
+                let class = class_of(folder, labels.get(&sha256));
                 if class == UNLABELLED {
                     return Err(ImageError::Unsupported("no label was given for it".into()));
                 }

@@ -1,4 +1,5 @@
 //! Images that ask for much with few bytes.
+#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::io::Write as _;
 
