@@ -1,11 +1,11 @@
 //! Decoding on threads of its own, each image within a budget of memory and of time.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, unbounded};
 use hyper::StatusCode;
 use metrics::{counter, histogram};
 use petnet::drift::ImageStatistics;
@@ -36,9 +36,38 @@ pub(crate) struct Photo {
 /// Work for a decoding thread.
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The decoding threads; they end when it is dropped.
+/// Jobs in the order in which they came. Threads that wait for one sleep: those of channels and of pools for parallel work
+/// look for it for a while, and take the network's time.
+#[derive(Default)]
+struct Jobs {
+    waiting: Mutex<VecDeque<Job>>,
+    come: Condvar,
+}
+
+impl Jobs {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, job: Job) {
+        self.lock().push_back(job);
+        self.come.notify_one();
+    }
+
+    fn next(&self) -> Job {
+        let mut waiting = self.lock();
+        loop {
+            match waiting.pop_front() {
+                Some(job) => return job,
+                None => waiting = self.come.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// The decoding threads, which last as long as the process.
 pub(crate) struct Decoders {
-    jobs: Sender<Job>,
+    jobs: Arc<Jobs>,
     memory: Arc<Memory>,
     limits: Limits,
     /// Longest wait for memory.
@@ -57,14 +86,14 @@ impl Decoders {
         memory: Arc<Memory>,
         digests: bool,
     ) -> anyhow::Result<Self> {
-        let (jobs, waiting) = unbounded::<Job>();
+        let jobs = Arc::new(Jobs::default());
         for number in 0..settings.decoders() {
-            let waiting = waiting.clone();
-            // Threads that sleep while they have nothing to do: those of a pool for parallel work look for it, and take
-            // the network's time.
-            std::thread::Builder::new()
-                .name(format!("decode-{number}"))
-                .spawn(move || waiting.into_iter().for_each(|job| job()))?;
+            let jobs = Arc::clone(&jobs);
+            std::thread::Builder::new().name(format!("decode-{number}")).spawn(move || {
+                loop {
+                    jobs.next()()
+                }
+            })?;
         }
         let (patience, longest) = (settings.request_timeout, settings.decode_timeout);
         Ok(Self { jobs, memory, limits: settings.limits(), patience, longest, digests })
@@ -135,8 +164,7 @@ impl Decoders {
             drop(claim);
             let _ = noted.ended.set(());
         };
-        // The receivers live as long as the process.
-        let _ = self.jobs.send(Box::new(job));
+        self.jobs.push(Box::new(job));
         let last = Instant::now() + self.patience;
         let mut until = Instant::now() + self.longest;
         loop {
