@@ -55,6 +55,9 @@ def post(kind, path, body, content, right):
             status = reply.status
     except urllib.error.HTTPError as refused:
         status = refused.code
+        # A server that has just started says so for a moment.
+        if status == 503 and not was_up:
+            right = (*right, 503)
     except OSError:
         # The kill takes connections with it.
         status = "broken" if was_up and up.is_set() else "killed"
