@@ -161,8 +161,8 @@ pub enum ModelError {
         /// The largest that petnet takes.
         most: u32,
     },
-    /// Class names are empty or not unique.
-    #[error("its classes need names, each its own")]
+    /// Class names are empty, longer than 256 bytes, or not unique.
+    #[error("its classes need names, each its own, of at most 256 bytes")]
     Labels,
     /// There are more or fewer class names than logits.
     #[error("its network has {logits} classes, {labels} are named")]

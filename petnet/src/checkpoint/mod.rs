@@ -28,6 +28,9 @@ const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
 const FORMAT: u32 = 2;
 
+/// Longest name of a class in bytes: each answer of a service repeats all of them.
+const MAX_LABEL: usize = 256;
+
 /// What a checkpoint says about its model, apart from the weights.
 ///
 /// ```
@@ -143,7 +146,8 @@ impl ModelInfo {
             source.validate(&self.graph)?;
             source.graph().sides(size as usize)?;
         }
-        let distinct: BTreeSet<_> = self.labels.iter().filter(|label| !label.is_empty()).collect();
+        let named = |label: &&String| (1..=MAX_LABEL).contains(&label.len());
+        let distinct: BTreeSet<_> = self.labels.iter().filter(named).collect();
         if distinct.is_empty() || distinct.len() != self.labels.len() {
             return Err(ModelError::Labels);
         }
