@@ -17,7 +17,7 @@ impl Keys {
         hashes.iter().map(|text| parse(text.trim())).collect::<anyhow::Result<_>>().map(Self)
     }
 
-    /// Whether a valid key was sent.
+    /// True for a request with a valid key.
     pub(crate) fn is_sent(&self, headers: &HeaderMap) -> bool {
         !self.0.is_empty() && self.require(headers).is_ok()
     }

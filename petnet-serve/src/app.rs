@@ -175,8 +175,8 @@ pub(crate) async fn keep_house(app: Arc<App>) {
     }
 }
 
-/// Reloads the model and the certificate when asked; the model also when its file has changed and then kept still for a look; and when
-/// its name stands for another version, if that is to be followed.
+/// Reloads the model and the certificate when asked; the model also when its file has changed and then kept still for a
+/// look, and when its name stands for another version, if that is to be followed.
 pub(crate) async fn follow_model(
     app: Arc<App>,
     mut asked: mpsc::Receiver<()>,

@@ -272,7 +272,7 @@ impl Batcher {
     }
 
     /// # Errors
-    /// What the photo is refused for; 503 when its turn or its answer did not come in time.
+    /// The reason for which the photo is refused; 503 when its turn or its answer did not come in time.
     pub(crate) async fn classify(
         &self,
         model: Arc<Model>,

@@ -103,7 +103,7 @@ impl Decoders {
     /// it that `answer` comes.
     ///
     /// # Errors
-    /// What the image is refused for; 503 when there is no memory, or no answer, in time.
+    /// The reason for which the image is refused; 503 when there is no memory, or no answer, in time.
     pub(crate) async fn decode<T>(
         &self,
         model: &Model,
@@ -192,7 +192,7 @@ impl Decoders {
     }
 }
 
-/// When work on a thread began, and whether it has ended.
+/// Start of a thread's work, and its end.
 #[derive(Default)]
 struct Times {
     started: OnceLock<Instant>,

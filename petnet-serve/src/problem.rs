@@ -7,7 +7,7 @@ use petnet::{Error, ImageError};
 use serde_json::json;
 
 /// Names of all reasons for a refusal, as metrics show them.
-pub(crate) const KINDS: [&str; 24] = [
+pub(crate) const KINDS: [&str; 23] = [
     "bad_request",
     "broken_image",
     "decode_timeout",
@@ -31,7 +31,6 @@ pub(crate) const KINDS: [&str; 24] = [
     "unknown_model",
     "unknown_prediction",
     "host",
-    "busy",
 ];
 
 /// Why a request was refused.
@@ -78,7 +77,7 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "memory", detail).retry_after(1)
     }
 
-    /// Whether the same request may be served a little later.
+    /// True where the same request may be served a little later.
     pub(crate) fn is_overload(&self) -> bool {
         self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after.is_some()
     }

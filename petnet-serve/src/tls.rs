@@ -1,9 +1,10 @@
 //! TLS by rustls, from PEM files that may be replaced while the service runs.
 
-use anyhow::{Context as _, Result};
-use arc_swap::ArcSwap;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;

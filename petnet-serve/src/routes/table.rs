@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-/// Who may call a path. Nothing is open unless it says so here.
+/// Callers that a path is open to. Nothing is open unless it says so here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Anyone, always.
@@ -46,7 +46,7 @@ pub(crate) enum Route {
     V2Unload,
 }
 
-/// What is declared of a route.
+/// The declaration of a route.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) route: Route,
@@ -54,7 +54,7 @@ pub(crate) struct Entry {
     /// Methods, as the header `Allow` lists them.
     pub(crate) allow: &'static str,
     pub(crate) access: Access,
-    /// Whether people and their programs come for it; probes and scrapers are no visitors.
+    /// Set where its callers count as visitors; probes and scrapers do not.
     pub(crate) visited: bool,
 }
 

@@ -55,7 +55,7 @@ pub struct Prepare {
 pub struct Label {
     /// The class's name.
     pub class: String,
-    /// Whether it goes before the name of the photo's folder.
+    /// Set for a label that goes before the name of the photo's folder.
     pub before_folder: bool,
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Outline {
     pub(super) length: Option<usize>,
     /// Bytes of all coefficients, two each.
     pub(super) coefficients: u64,
-    /// Whether a decoder must keep them all: the image is progressive, or its components come in scans of their own.
+    /// Set where a decoder must keep them all: the image is progressive, or its components come in scans of their own.
     pub(super) keeps_coefficients: bool,
     /// Turns and flips that make the image upright.
     pub(super) orientation: Orientation,

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 
-/// How a PNG stores its pixels: color type, bit depth, bytes a pixel.
+/// Storage of a PNG's pixels: color type, bit depth, bytes a pixel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PngKind(pub(crate) u8, pub(crate) u8, pub(crate) u64);
 

@@ -88,7 +88,7 @@ fn find(app: &App, name: &str) -> Result<(Arc<Model>, Form), Problem> {
     Ok((model, form))
 }
 
-/// What speaks here.
+/// The server's name, version and extensions.
 pub(super) fn server() -> Reply {
     let extensions = [
         "binary_tensor_data",
