@@ -57,11 +57,11 @@ class Group:
 
 
 class Service:
-    def __init__(self, megabytes, *more):
+    def __init__(self, megabytes, *more, feedback=None):
         self.megabytes, self.group = megabytes, Group(megabytes)
         budget = [] if self.group.folder else ["--memory", str(megabytes)]
         command = [SERVER, "--host", "127.0.0.1", "--port", str(PORT), "--metrics-addr", "off", "--log", "warn"]
-        command += ["--feedback", tempfile.mkdtemp(), "--drain-delay", "0s", "--grace", "3s", *budget, *more]
+        command += ["--feedback", feedback or tempfile.mkdtemp(), "--drain-delay", "0s", "--grace", "3s", *budget, *more]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=self.group.enter)
         while True:
             try:
@@ -203,11 +203,56 @@ def trials(megabytes, photo):
         failures.append("SIGTERM")
 
 
+def answer(path, body, kind="image/jpeg"):
+    """A JSON answer, or the status of a refusal."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(URL + path, body, {"Content-Type": kind}), timeout=60) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def full_disk(photo):
+    """Feedback on a small disk that becomes full and is emptied again: photos are served throughout, labels when they fit."""
+    folder = Path(tempfile.mkdtemp())
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder]).returncode:
+        print(f"{'a full disk':34}  left out: it needs root, to mount a small one")
+        return
+    service = Service(384, feedback=str(folder / "feedback"))
+    label = lambda: answer("/feedback", json.dumps({"prediction_id": asked["prediction_id"], "label": "cat"}).encode(), "application/json")
+    try:
+        asked = answer("/predict", photo)
+        before = label() != 500
+        with open(folder / "filler", "wb", buffering=0) as filler:
+            try:
+                while filler.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+        predictions = {post("/predict", photo) for _ in range(200)}
+        full = label()
+        (folder / "filler").unlink()
+        began = time.monotonic()
+        while label() == 500 and time.monotonic() - began < 60:
+            time.sleep(0.5)
+        took = time.monotonic() - began
+        with urllib.request.urlopen(URL + "/feedback/export", timeout=10) as export:
+            kept = len(export.read().splitlines())
+        good = before and predictions == {200} and full == 500 and took < 60 and kept == 1
+        print(f"{'a full disk':34}  {'ok ' if good else 'BAD'}  predictions {predictions}, label {full}; taken {took:.1f} s after there is room, {kept} kept")
+        if not good:
+            failures.append("a full disk")
+    finally:
+        service.end()
+        subprocess.run(["umount", folder], check=True)
+
+
 def main():
     photo = Path(sys.argv[2]).read_bytes()
     print(f"{'':34}{'limit':>6}{'resident':>9}{'group':>6}  MB, at most; then statuses of requests at once")
     for megabytes in map(int, sys.argv[3:] or ["128", "384", "1024"]):
         trials(megabytes, photo)
+    full_disk(photo)
     if failures:
         sys.exit(f"not within the limit: {', '.join(failures)}")
 

@@ -1,4 +1,4 @@
-//! A PyTorch file from anywhere: class names, or an error.
+//! A PyTorch file from anywhere: a model of two classes, or an error.
 #![no_main]
 
 use std::io::Write as _;
@@ -10,4 +10,6 @@ fuzz_target!(|bytes: &[u8]| {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     let _ = Import::class_names(file.path());
+    let labels = vec!["cat".into(), "dog".into()];
+    let _ = Import { labels, ..Import::default() }.read(file.path());
 });

@@ -176,9 +176,11 @@ pub(crate) async fn keep_house(app: Arc<App>) {
 }
 
 /// Reloads the model and the certificate when asked; the model also when its file has changed and then kept still for a
-/// look, and when its name stands for another version, if that is to be followed.
+/// look, and when its name stands for another version, if that is to be followed. `loaded` is the file's stamp from before
+/// it was loaded, so that a change meanwhile is noticed.
 pub(crate) async fn follow_model(
     app: Arc<App>,
+    mut loaded: Option<Stamp>,
     mut asked: mpsc::Receiver<()>,
     tls: Option<Arc<Tls>>,
 ) {
@@ -187,7 +189,7 @@ pub(crate) async fn follow_model(
     let watching = look > Duration::ZERO && app.settings.model != "pretrained";
     let mut ticks = tokio::time::interval(if watching { look } else { Duration::MAX / 4 });
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut loaded, mut seen) = (stamp(&app), stamp(&app));
+    let mut seen = loaded;
     let mut open = true;
     loop {
         tokio::select! {
@@ -212,13 +214,15 @@ pub(crate) async fn follow_model(
     }
 }
 
-/// What changes when the model's file is replaced.
-fn stamp(app: &App) -> Option<(SystemTime, u64)> {
+/// What changes when the model's file is replaced: the time of its last change, and its length.
+pub(crate) type Stamp = (SystemTime, u64);
+
+pub(crate) fn stamp(app: &App) -> Option<Stamp> {
     let file = std::fs::metadata(&app.settings.model).ok()?;
     Some((file.modified().ok()?, file.len()))
 }
 
-/// Whether the model's name stands for another version than the loaded one.
+/// True when the model's name stands for another version than the loaded one.
 async fn promoted(app: &Arc<App>) -> bool {
     let asking = Arc::clone(app);
     let current = tokio::task::spawn_blocking(move || registry::current(&asking.settings)).await;

@@ -72,6 +72,7 @@ pub async fn run(
         server.listen(listener, Face::Metrics, None);
     }
     let mut shutdown = pin!(shutdown);
+    let stamp = app::stamp(&app);
     tokio::select! {
         loaded = app.load() => loaded?,
         () = &mut shutdown => {
@@ -80,7 +81,7 @@ pub async fn run(
         }
     }
     tracing::info!(address = %api, "ready");
-    let watching = tokio::spawn(app::follow_model(Arc::clone(&app), reload, tls));
+    let watching = tokio::spawn(app::follow_model(Arc::clone(&app), stamp, reload, tls));
     let housekeeping = tokio::spawn(app::keep_house(Arc::clone(&app)));
     shutdown.await;
     app.enter(Phase::Draining);

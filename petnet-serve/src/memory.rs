@@ -83,9 +83,10 @@ impl Share {
     }
 
     fn open(&self, bytes: u64) {
-        let bytes = bytes.min(u64::from(u32::MAX) * UNIT);
-        self.total.store(bytes, Ordering::Relaxed);
-        self.free.add_permits((bytes / UNIT) as usize);
+        // In whole units: who claims all of it must not ask for one more than there are, and wait forever.
+        let units = (bytes / UNIT).min(u64::from(u32::MAX));
+        self.total.store(units * UNIT, Ordering::Relaxed);
+        self.free.add_permits(units as usize);
     }
 
     fn total(&self) -> u64 {
@@ -252,7 +253,8 @@ mod tests {
         let memory = memory(1 << 30);
         assert_eq!(memory.buffer(1).unwrap_err().status, 413, "nothing before it is opened");
         memory.buffers.open(10 << 20);
-        memory.decoding.open(10 << 20);
+        // Not a whole number of units.
+        memory.decoding.open((10 << 20) + 1);
         let mut claim = memory.buffer(6 << 20).unwrap();
         assert_eq!(memory.buffer(6 << 20).unwrap_err().status, 503);
         claim.shrink(1 << 20);
@@ -270,6 +272,10 @@ mod tests {
         assert_eq!(memory.decoding(1, patience).await.unwrap_err().status, 503);
         drop(all);
         assert!(memory.decoding(1, patience).await.is_ok());
+        memory.loading.store(1 << 30, Ordering::Relaxed);
+        let loading = tokio::time::timeout(patience, memory.loading()).await.unwrap();
+        assert_eq!(memory.decoding(1, patience).await.unwrap_err().status, 503);
+        drop(loading);
     }
 
     #[test]

@@ -105,12 +105,12 @@ impl Model {
             let probabilities = prediction.probabilities().iter();
             probabilities.chain(features).all(|value| value.is_finite())
         });
-        ensure!(finite, "{}: the model's outputs are no finite numbers", self.name);
+        ensure!(finite, "{}: the model's outputs are not finite", self.name);
         Ok(())
     }
 }
 
-/// Whether a `dvc.lock` names a file of these bytes among its outputs.
+/// True when a `dvc.lock` names a file of these bytes among its outputs.
 fn names(lock: &Path, bytes: &[u8]) -> Result<bool> {
     #[derive(Deserialize)]
     struct Lock {

@@ -268,6 +268,72 @@ fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     found
 }
 
+/// F9: files whose checksum is right, and whose network answers no numbers.
+#[test]
+fn a_model_that_answers_no_numbers_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let good = common::variant(0.5).to_bytes(petnet::Precision::F32).unwrap();
+    // Sums of the largest values overflow when the last layer is run.
+    for (value, reason) in
+        [(f32::NAN, "values that are not finite"), (f32::MAX, "outputs are not finite")]
+    {
+        std::fs::write(&path, filled(&good, value)).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+            .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off"])
+            .args(["--feedback", "off", "--model", path.to_str().unwrap()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let ended = || child.try_wait().unwrap().is_some();
+        until("the end", Duration::from_secs(10), ended);
+        let said = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+        assert!(said.contains(reason), "{said}");
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+    }
+    std::fs::write(&path, &good).unwrap();
+    let server = small(&["--model", path.to_str().unwrap(), "--watch", "50ms"]);
+    std::fs::write(&path, filled(&good, f32::MAX)).unwrap();
+    let refused = || server.metrics()["model_reloads_total{result=\"refused\"}"] >= 1.0;
+    until("the refusal", Duration::from_secs(10), refused);
+    within_budget(&server, "a model without numbers");
+}
+
+/// A model file with one value for all weights of its linear layers, and the checksum of that.
+fn filled(file: &[u8], value: f32) -> Vec<u8> {
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    let range = |tensor: &serde_json::Value| {
+        let offset =
+            |end: usize| 8 + length + tensor["data_offsets"][end].as_u64().unwrap() as usize;
+        offset(0)..offset(1)
+    };
+    let digest = |file: &[u8]| {
+        let mut hashed = header["__metadata__"]["petnet"].as_str().unwrap().as_bytes().to_vec();
+        let tensors = header.as_object().unwrap().iter();
+        // In the order of their names, as `serde_json` keeps them.
+        for (name, tensor) in tensors.filter(|(name, _)| *name != "__metadata__") {
+            let data = &file[range(tensor)];
+            hashed.extend(name.as_bytes());
+            hashed.extend((data.len() as u64).to_le_bytes());
+            hashed.extend(data);
+        }
+        petnet::sha256(&hashed)
+    };
+    let mut changed = file.to_vec();
+    let linear =
+        |tensor: &&serde_json::Value| tensor["shape"].as_array().is_some_and(|s| s.len() == 2);
+    for tensor in header.as_object().unwrap().values().filter(linear) {
+        for weight in changed[range(tensor)].chunks_exact_mut(4) {
+            weight.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    let (old, new) = (digest(file), digest(&changed));
+    let at = file.windows(old.len()).position(|part| part == old.as_bytes()).unwrap();
+    changed[at..at + new.len()].copy_from_slice(new.as_bytes());
+    changed
+}
+
 /// F10: a log that nobody reads.
 #[test]
 fn a_log_reader_that_stops_holds_up_nothing() {

@@ -143,6 +143,9 @@ pub enum ModelError {
         /// The layer's.
         expected: Vec<usize>,
     },
+    /// A weight has values that are infinite or no numbers, as of a training that diverged.
+    #[error("weight `{0}` holds values that are not finite")]
+    WeightValue(String),
     /// A weight is of a type that is not read.
     #[error("weight `{name}` is of type {dtype}, which is not supported")]
     WeightType {

@@ -2,6 +2,7 @@
 
 mod figures;
 mod store;
+mod table;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use uuid::Uuid;
 use crate::model::Model;
 use crate::settings::Settings;
 use figures::Judgements;
-use store::{Recovery, Store};
+use store::{Recovery, Store, is_damage};
 
 pub(crate) use store::{Labelled, Predicted};
 
@@ -27,8 +28,10 @@ pub(crate) struct Feedback {
     path: PathBuf,
     keep: Duration,
     most: u64,
-    /// Set once a write has failed, until the store is opened anew.
+    /// Set once the store has failed, until it is opened anew.
     failed: AtomicBool,
+    /// Set when it failed because its files are damaged.
+    damaged: AtomicBool,
     judgements: Mutex<Judgements>,
 }
 
@@ -78,6 +81,7 @@ impl Feedback {
             keep,
             most,
             failed: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
             judgements: Mutex::new(judgements),
         })
     }
@@ -91,6 +95,7 @@ impl Feedback {
         };
         if let Err(error) = &outcome {
             counter!("feedback_store_errors_total").increment(1);
+            self.damaged.fetch_or(is_damage(error), Ordering::Relaxed);
             if !self.failed.swap(true, Ordering::Relaxed) {
                 tracing::error!(error = format!("{error:#}"), "the feedback store failed");
             }
@@ -106,9 +111,12 @@ impl Feedback {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         // The old one must be gone: it holds the folder's lock.
         *store = None;
-        match Store::open(&self.path, self.keep, self.most) {
+        let damaged = self.damaged.load(Ordering::Relaxed);
+        let open = if damaged { Store::replace } else { Store::open };
+        match open(&self.path, self.keep, self.most) {
             Ok((opened, recovery)) => {
                 report(&recovery);
+                self.damaged.store(false, Ordering::Relaxed);
                 *store = Some(opened);
                 self.failed.store(false, Ordering::Relaxed);
                 tracing::info!("the feedback store is open again");
@@ -197,7 +205,7 @@ fn report(recovery: &Recovery) {
         let folder = folder.display().to_string();
         tracing::error!(
             folder,
-            "the feedback store is damaged; it was set aside, an empty one takes its place"
+            "the feedback store is damaged; it was set aside, a new one takes its place"
         );
     }
     if *lost > 0 {

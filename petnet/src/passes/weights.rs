@@ -33,7 +33,7 @@ pub(crate) fn parameters(node: &Node) -> Vec<(String, Vec<usize>)> {
 /// Refuses weights that are not exactly those of some names and shapes, which may come twice.
 ///
 /// # Errors
-/// [`ModelError`] names the first that is missing, of another shape, or no layer's.
+/// [`ModelError`] names the first that is missing, of another shape, not finite, or no layer's.
 pub(crate) fn validate(
     expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     weights: &Weights,
@@ -44,6 +44,10 @@ pub(crate) fn validate(
         let values = expected.iter().product::<usize>();
         if weight.shape != expected || weight.values.len() != values {
             return Err(ModelError::WeightShape { name, found: weight.shape.clone(), expected });
+        }
+        // An activation with bounds turns NaN into a number, so that the answers would not show it.
+        if weight.values.iter().any(|value| !value.is_finite()) {
+            return Err(ModelError::WeightValue(name));
         }
         known.insert(name);
     }

@@ -1,0 +1,73 @@
+//! One keyspace of the database, whose memory is written to files when there is enough of it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
+
+/// Bytes in memory that become a file.
+const BUFFER: u64 = 4 << 20;
+/// An entry's own size in memory, beside its key and value.
+const ENTRY: u64 = 64;
+
+/// The database would ask its worker for a file at every write beyond a limit: a thousand of these requests fill the
+/// worker's queue, and it waits for room in its own queue forever (fjall 3.1, pull request 323). So its limit is off,
+/// and a file is asked for once, here.
+pub(super) struct Table {
+    pub(super) keyspace: Keyspace,
+    /// Bytes written since the last file.
+    written: AtomicU64,
+}
+
+impl Table {
+    pub(super) fn open(database: &Database, name: &str) -> fjall::Result<Self> {
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(u64::MAX);
+        Ok(Self { keyspace: database.keyspace(name, options)?, written: AtomicU64::new(0) })
+    }
+
+    pub(super) fn insert(&self, key: [u8; 16], value: Vec<u8>) -> Result<()> {
+        let bytes = (key.len() + value.len()) as u64;
+        self.keyspace.insert(key, value)?;
+        self.wrote(1, bytes)
+    }
+
+    pub(super) fn remove(&self, key: fjall::Slice) -> Result<()> {
+        let bytes = key.len() as u64;
+        self.keyspace.remove(key)?;
+        self.wrote(1, bytes)
+    }
+
+    /// Writes entries, all or none.
+    pub(super) fn insert_all(
+        &self,
+        mut batch: OwnedWriteBatch,
+        entries: Vec<([u8; 16], Vec<u8>)>,
+    ) -> Result<()> {
+        let count = entries.len() as u64;
+        let mut bytes = 0;
+        for (key, value) in entries {
+            bytes += (key.len() + value.len()) as u64;
+            batch.insert(&self.keyspace, key, value);
+        }
+        batch.commit()?;
+        self.wrote(count, bytes)
+    }
+
+    /// Writes what is in memory to a file, and all files anew, without what was removed.
+    pub(super) fn compact(&self) -> Result<()> {
+        self.written.store(0, Ordering::Relaxed);
+        self.keyspace.rotate_memtable_and_wait()?;
+        Ok(self.keyspace.major_compact()?)
+    }
+
+    fn wrote(&self, entries: u64, bytes: u64) -> Result<()> {
+        let new = entries * ENTRY + bytes;
+        let before = self.written.fetch_add(new, Ordering::Relaxed);
+        // Only the write that crosses the limit asks.
+        if before < BUFFER && before + new >= BUFFER {
+            self.written.store(0, Ordering::Relaxed);
+            self.keyspace.rotate_memtable()?;
+        }
+        Ok(())
+    }
+}
