@@ -123,8 +123,11 @@ impl From<ImageError> for Problem {
     fn from(error: ImageError) -> Self {
         let detail = error.to_string();
         match error {
-            ImageError::Empty | ImageError::UnknownFormat => {
+            ImageError::Empty | ImageError::UnknownFormat | ImageError::Compressed => {
                 Self::new(StatusCode::BAD_REQUEST, "not_an_image", detail)
+            }
+            ImageError::ForeignFormat(_) => {
+                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
             }
             ImageError::TooLarge { .. }
             | ImageError::TooLong { .. }

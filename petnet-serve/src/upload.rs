@@ -10,9 +10,10 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use hyper::{Request, StatusCode, Version};
 use metrics::{counter, histogram};
+use petnet::preprocess::{FileKind, recognise};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -27,10 +28,10 @@ const FIRST: usize = 16 << 10;
 const LATE: &str = "the body did not arrive in time";
 const CUT: &str = "the body ended too early";
 
-/// A photo as it came, or what was wrong with its part of the body.
+/// A photo as it came.
 pub(crate) struct Photo {
     pub(crate) name: Option<String>,
-    pub(crate) bytes: Result<Bytes, Problem>,
+    pub(crate) bytes: Bytes,
 }
 
 /// Photos of a request, and the claim on memory that they hold.
@@ -38,6 +39,22 @@ pub(crate) struct Upload {
     pub(crate) photos: Vec<Photo>,
     pub(crate) size: usize,
     _memory: Claim,
+}
+
+impl Upload {
+    /// The bytes of the only photo.
+    ///
+    /// # Errors
+    /// 400 for several.
+    pub(crate) fn only(&self) -> Result<Bytes, Problem> {
+        match &self.photos[..] {
+            [photo] => Ok(photo.bytes.clone()),
+            photos => Err(Problem::bad_request(format!(
+                "{} photos came: send one, or several to /predict/batch",
+                photos.len()
+            ))),
+        }
+    }
 }
 
 /// Bytes that grow, each only after memory for it was claimed.
@@ -98,17 +115,29 @@ impl Uploads {
         settings: &Settings,
     ) -> Result<Upload, Problem> {
         check_length(request, settings.max_body)?;
-        let kind = content_type(request.headers());
-        let form = Form::of(&kind)?;
+        if let Some(coding) = request.headers().get(CONTENT_ENCODING) {
+            let coding = String::from_utf8_lossy(coding.as_bytes());
+            let detail =
+                format!("Content-Encoding `{coding}` is not taken here: send the photo as it is");
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+        }
+        let form = Form::of(&content_type(request.headers()))?;
         let (body, mut claim) = self.collect(request, settings.max_body, settings).await?;
         let size = body.len();
         let began = Instant::now();
         let photos = match form {
-            Form::Raw => Ok(vec![Photo { name: None, bytes: Ok(body) }]),
+            Form::Raw => Ok(vec![Photo { name: None, bytes: body }]),
+            // A type may be wrong or missing; the bytes say what they are.
+            Form::Other(kind) => match recognise(&body) {
+                FileKind::Image | FileKind::Foreign(_) => {
+                    Ok(vec![Photo { name: None, bytes: body }])
+                }
+                FileKind::NoImage => Err(not_taken(&kind)),
+            },
             Form::Json => {
                 // Text without white space, and the bytes that it stands for.
                 claim.merge(self.memory.buffer(2 * size)?);
-                from_json(&body).map(|bytes| vec![Photo { name: None, bytes: Ok(bytes) }])
+                from_json(&body).map(|bytes| vec![Photo { name: None, bytes }])
             }
             Form::Multipart(boundary) => {
                 // The parser's own buffer, and the parts.
@@ -118,7 +147,7 @@ impl Uploads {
         };
         histogram!("validation_duration_seconds").record(began.elapsed());
         let photos = photos?;
-        let taken = photos.iter().flat_map(|photo| &photo.bytes).map(Bytes::len).sum::<usize>();
+        let taken = photos.iter().map(|photo| photo.bytes.len()).sum::<usize>();
         claim.shrink(taken);
         counter!("input_image_size_total").increment(taken as u64);
         Ok(Upload { photos, size, _memory: claim })
@@ -188,6 +217,8 @@ enum Form {
     Multipart(String),
     Raw,
     Json,
+    /// Any other, in lower case; empty without one.
+    Other(String),
 }
 
 impl Form {
@@ -200,15 +231,20 @@ impl Form {
             "application/json" => Ok(Self::Json),
             "application/octet-stream" => Ok(Self::Raw),
             image if image.starts_with("image/") => Ok(Self::Raw),
-            other => {
-                let detail = format!(
-                    "`{other}` is not taken: send multipart/form-data with a field `file`, an \
-                     image/* body, or JSON with a base64 `image`"
-                );
-                Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail))
-            }
+            _ => Ok(Self::Other(essence)),
         }
     }
+}
+
+fn not_taken(kind: &str) -> Problem {
+    let what = match kind {
+        "" => "there is no Content-Type, and the body is no image".to_string(),
+        kind => format!("`{kind}` is not taken"),
+    };
+    let detail = format!(
+        "{what}: send multipart/form-data with a field `file`, an image, or JSON with a base64 `image`"
+    );
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
 }
 
 fn check_length(request: &Request<Incoming>, most: usize) -> Result<(), Problem> {
@@ -291,16 +327,8 @@ async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Vec<Pho
         if field.name() != Some("file") {
             continue;
         }
-        let kind = field.content_type().map(|kind| kind.essence_str().to_ascii_lowercase());
         let name = field.file_name().map(ToString::to_string);
         let bytes = field.bytes().await.map_err(broken)?;
-        let bytes = match kind {
-            Some(kind) if !kind.starts_with("image/") && kind != "application/octet-stream" => {
-                let detail = format!("the part `file` is {kind}, not an image");
-                Err(Problem::new(StatusCode::BAD_REQUEST, "not_an_image", detail))
-            }
-            _ => Ok(bytes),
-        };
         photos.push(Photo { name, bytes });
     }
     if photos.is_empty() {

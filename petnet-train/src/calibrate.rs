@@ -55,17 +55,17 @@ impl Calibrate {
                 "ood": info.ood,
                 "validation": { "ece": metrics.ece, "coverage": coverage },
             });
-            println!("{figures}");
+            say!("{figures}");
         } else {
-            println!("temperature  {:.3}", info.temperature);
-            println!("confidence   {:.3} at least", info.threshold);
+            say!("temperature  {:.3}", info.temperature);
+            say!("confidence   {:.3} at least", info.threshold);
             if let Some(ood) = &info.ood {
-                println!("OOD score    {:.3} at most, by {}", ood.threshold, ood.score.name());
+                say!("OOD score    {:.3} at most, by {}", ood.threshold, ood.score.name());
             }
-            println!("ECE          {:.2} %", metrics.ece * 100.0);
+            say!("ECE          {:.2} %", metrics.ece * 100.0);
             let (share, right) = (coverage.share * 100.0, coverage.accuracy * 100.0);
-            println!("answered     {share:.2} % of images, {right:.2} % of them rightly");
-            println!("written to   {}", self.out.display());
+            say!("answered     {share:.2} % of images, {right:.2} % of them rightly");
+            say!("written to   {}", self.out.display());
         }
         Ok(())
     }

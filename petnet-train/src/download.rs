@@ -62,7 +62,7 @@ impl Download {
         let manifest = self.manifest()?;
         let target = self.out.join(&manifest.file);
         if target.is_file() && check(&target, &manifest).is_ok() {
-            println!("{} is complete", target.display());
+            say!("{} is complete", target.display());
             return Ok(());
         }
         fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
@@ -87,7 +87,7 @@ impl Download {
                     fetch.bar.finish_and_clear();
                     fs::rename(&partial, &target)?;
                     let _ = fs::remove_file(fetch.etag_file());
-                    println!("{} ({} bytes, checked)", target.display(), manifest.size);
+                    say!("{} ({} bytes, checked)", target.display(), manifest.size);
                     return Ok(());
                 }
                 Err(error) => {

@@ -52,18 +52,18 @@ pub(crate) struct Evaluate {
 
 fn print(metrics: &Metrics, coverage: Coverage) {
     let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-    println!("images     {}", metrics.num_samples);
-    println!("accuracy   {}", percent(metrics.accuracy));
-    println!("precision  {}", percent(metrics.precision));
-    println!("recall     {}", percent(metrics.recall));
-    println!("F1         {}", percent(metrics.f1_score));
+    say!("images     {}", metrics.num_samples);
+    say!("accuracy   {}", percent(metrics.accuracy));
+    say!("precision  {}", percent(metrics.precision));
+    say!("recall     {}", percent(metrics.recall));
+    say!("F1         {}", percent(metrics.f1_score));
     if let Some(area) = metrics.roc_auc {
-        println!("ROC AUC    {area:.4}");
+        say!("ROC AUC    {area:.4}");
     }
-    println!("log loss   {:.4}", metrics.log_loss);
-    println!("ECE        {}", percent(metrics.ece));
-    println!("answered   {}, rightly {}", percent(coverage.share), percent(coverage.accuracy));
-    println!(
+    say!("log loss   {:.4}", metrics.log_loss);
+    say!("ECE        {}", percent(metrics.ece));
+    say!("answered   {}, rightly {}", percent(coverage.share), percent(coverage.accuracy));
+    say!(
         "unsure     {} low confidence, {} out of distribution",
         percent(coverage.low_confidence),
         percent(coverage.out_of_distribution)
@@ -86,13 +86,13 @@ struct Cost {
 impl Cost {
     fn print(&self) {
         let Self { values, file_bytes, flops, epochs, minutes, minutes_to_reference } = self;
-        println!("size       {values} values, {:.2} MB", *file_bytes as f64 * 1e-6);
-        println!("operations {:.3} GFLOP a photo", *flops as f64 * 1e-9);
+        say!("size       {values} values, {:.2} MB", *file_bytes as f64 * 1e-6);
+        say!("operations {:.3} GFLOP a photo", *flops as f64 * 1e-9);
         if let Some(minutes) = minutes {
-            println!("training   {epochs} epochs in {minutes:.1} minutes");
+            say!("training   {epochs} epochs in {minutes:.1} minutes");
         }
         if let Some(minutes) = minutes_to_reference {
-            println!("           {} % of validation photos after {minutes:.1}", REFERENCE * 100.0);
+            say!("           {} % of validation photos after {minutes:.1}", REFERENCE * 100.0);
         }
     }
 }
@@ -138,12 +138,12 @@ impl Evaluate {
             ("confusion_matrix.npy", files::npy(&metrics.confusion_matrix)),
         ];
         if output.json {
-            println!("{}", serde_json::to_string(&figures)?);
+            say!("{}", serde_json::to_string(&figures)?);
         } else {
             print(&metrics, evaluation.coverage());
             others.iter().for_each(|other| other.figures.print());
             cost.print();
-            println!("report     {}", page.display());
+            say!("report     {}", page.display());
         }
         self.record(&file, &report, &artifacts, &mistakes)
     }

@@ -61,9 +61,9 @@ impl Export {
         self.write(&checkpoint, format)?;
         let bytes = std::fs::metadata(&self.out)?.len();
         if output.json {
-            println!("{}", serde_json::json!({ "file": self.out, "bytes": bytes }));
+            say!("{}", serde_json::json!({ "file": self.out, "bytes": bytes }));
         } else {
-            println!("{} ({:.2} MB)", self.out.display(), bytes as f64 / 1e6);
+            say!("{} ({:.2} MB)", self.out.display(), bytes as f64 / 1e6);
         }
         Ok(())
     }

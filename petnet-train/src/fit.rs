@@ -147,9 +147,9 @@ fn fit(
         });
     }
     if watcher.output.json {
-        println!("{}", serde_json::to_string(&metrics)?);
+        say!("{}", serde_json::to_string(&metrics)?);
     } else {
-        println!(
+        say!(
             "best validation accuracy {:.2} % (log loss {:.4}); wrote {}",
             metrics.accuracy * 100.0,
             metrics.log_loss,
@@ -267,7 +267,7 @@ impl Observer for Watcher {
             report.seconds,
             if report.best { "  best" } else { "" }
         );
-        self.bar.suspend(|| println!("{line}"));
+        self.bar.suspend(|| say!("{line}"));
     }
 
     fn stop(&self) -> bool {

@@ -57,9 +57,9 @@ impl Import {
             let (name, labels) = (info.graph.name(), &info.labels);
             let about =
                 serde_json::json!({ "file": self.out, "architecture": name, "labels": labels });
-            println!("{about}");
+            say!("{about}");
         } else {
-            println!(
+            say!(
                 "{}: {}, {} values, {} classes",
                 self.out.display(),
                 info.graph.name(),

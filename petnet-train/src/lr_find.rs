@@ -55,13 +55,13 @@ impl LrFind {
         files::write(&self.out, &charts::rate_curve_png(&curve, suggestion)?)?;
         if output.json {
             let points: Vec<_> = curve.points.iter().map(|p| [p.rate, p.loss]).collect();
-            println!("{}", json!({ "suggestion": suggestion, "points": points }));
+            say!("{}", json!({ "suggestion": suggestion, "points": points }));
         } else {
             match suggestion {
-                Some(rate) => println!("suggested peak learning rate {rate:.2e}"),
-                None => println!("the loss never fell: try other settings or a wider range"),
+                Some(rate) => say!("suggested peak learning rate {rate:.2e}"),
+                None => say!("the loss never fell: try other settings or a wider range"),
             }
-            println!("curve written to {}", self.out.display());
+            say!("curve written to {}", self.out.display());
         }
         Ok(())
     }

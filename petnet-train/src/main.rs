@@ -1,5 +1,8 @@
 //! `petnet-train`: from an archive of photos to a trained, evaluated classifier.
 
+#[macro_use]
+mod terminal;
+
 mod calibrate;
 mod config;
 mod disk;
@@ -19,7 +22,6 @@ mod report;
 mod runs;
 mod similar;
 mod smoke;
-mod terminal;
 mod tracking;
 
 use std::process::ExitCode;
@@ -90,5 +92,5 @@ fn main() -> ExitCode {
         Command::Similar(command) => command.run(cli.output),
         Command::Smoke(command) => command.run(cli.output),
     };
-    outcome.map_or_else(|error| terminal::report(&error), |()| ExitCode::SUCCESS)
+    terminal::exit(&outcome)
 }

@@ -100,11 +100,8 @@ impl OtherImages {
 impl OtherFigures {
     pub(crate) fn print(&self) {
         let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-        println!(
-            "other      {}: {} images, {} unreadable",
-            self.input, self.images, self.unreadable
-        );
-        println!(
+        say!("other      {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
+        say!(
             "           answered {}, low confidence {}, out of distribution {}",
             percent(self.answered),
             percent(self.low_confidence),
@@ -112,9 +109,9 @@ impl OtherFigures {
         );
         match self.auroc.zip(self.fpr95) {
             Some((auroc, fpr95)) => {
-                println!("           AUROC {auroc:.4}, FPR95 {}", percent(fpr95));
+                say!("           AUROC {auroc:.4}, FPR95 {}", percent(fpr95));
             }
-            None => println!("           no AUROC: the model has no out-of-distribution score"),
+            None => say!("           no AUROC: the model has no out-of-distribution score"),
         }
     }
 

@@ -1,25 +1,28 @@
 //! `prepare`: raw photos to a checked, deduplicated, split data set.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use petnet::augment::{Augment, Key};
-use petnet::dataset::{Label, Manifest, Prepare as Settings};
+use petnet::dataset::{Labels, Layout, Manifest, Pattern, Prepare as Settings, Reading};
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode};
 use petnet::{Dataset, dataset::Split};
 
 use crate::config::ConfigError;
 use crate::{Output, report, terminal};
 
-/// Check, deduplicate, shrink and split a folder or zip of photos.
+/// Check, deduplicate, shrink and split a folder, zip or tar archive of photos.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Example:\n  petnet-train prepare --raw cats-vs-dogs.zip --out data/processed --preview sheet.png
-  petnet-train prepare --raw photos --labels feedback.jsonl"
-)]
+#[command(after_help = "Examples:
+  petnet-train prepare --raw cats-vs-dogs.zip --out data/processed --preview sheet.png
+  petnet-train prepare --raw photos --labels labels.csv          # path,label[,split]
+  petnet-train prepare --raw train.zip --label-pattern '(cat|dog)\\.\\d+'    # cat.0.jpg, dog.0.jpg, ...
+  petnet-train prepare --raw photos --labels feedback.jsonl      # GET /feedback/export of the service
+
+Layouts that are found: a folder a class; folders train, val and test (or training, valid, validation, dev, testing)
+above or below those of the classes, whose splits are kept; a labels.csv or metadata.csv beside the photos.")]
 pub(crate) struct Prepare {
-    /// Folder or zip with one sub-folder per class
+    /// Folder, zip or tar archive of photos
     #[arg(long)]
     raw: PathBuf,
     /// Folder to write; replaced if an earlier run prepared it
@@ -34,11 +37,21 @@ pub(crate) struct Prepare {
     /// Shares of training, validation and test
     #[arg(long, default_value = "0.8,0.1,0.1", value_delimiter = ',')]
     split: Vec<f64>,
-    /// Labels that people gave, as `GET /feedback/export` hands them out: a JSON object a line with
-    /// `sha256` and `label`; they go before folders, and photos in a folder `unlabelled` need them. Labels that were
-    /// given without an API key count for such photos alone
-    #[arg(long, value_name = "FEEDBACK.jsonl")]
+    /// How the photos are laid out, where it should not be guessed
+    #[arg(long, value_enum, default_value_t, value_name = "LAYOUT")]
+    layout: LayoutName,
+    /// Labels: CSV with a line of column names, or a JSON object a line. The photo stands in `path` (or `file_name`, `image`,
+    /// `id`) or, by the digest of its file, in `sha256`; the class in `label` (or `class`, `category`), and there may be a
+    /// `split`. Labels go before folders; photos in a folder `unlabelled` need them. Labels that the service took without an API
+    /// key count for such photos alone
+    #[arg(long, value_name = "LABELS.csv|.jsonl")]
     labels: Option<PathBuf>,
+    /// A regular expression for files' names, whose first group is the class
+    #[arg(long, value_name = "REGEX", conflicts_with = "layout")]
+    label_pattern: Option<Pattern>,
+    /// Most pixels of a photo that are decoded; JPEG that is decoded at a reduced size may have four times as many
+    #[arg(long, value_name = "PIXELS", default_value_t = Limits::default().max_pixels)]
+    max_pixels: u64,
     /// Let labels that were given without an API key go before folders too
     #[arg(long, requires = "labels")]
     trust_open_labels: bool,
@@ -55,16 +68,18 @@ impl Prepare {
             .as_slice()
             .try_into()
             .map_err(|_| ConfigError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
-        let labels = self.labels.as_deref().map(|path| read_labels(path, self.trust_open_labels));
+        let labels = self.labels.as_deref().map(|path| Labels::read(path, self.trust_open_labels));
         let labels = labels.transpose()?.unwrap_or_default();
-        let open = labels.values().filter(|label| !label.before_folder).count();
-        if open > 0 {
+        if labels.open() > 0 {
             tracing::warn!(
-                labels = open,
+                labels = labels.open(),
                 "given without an API key, they do not go before folders; --trust-open-labels lets them"
             );
         }
-        let settings = Settings { size: self.size, seed: self.seed, shares, labels };
+        let limits = Limits { max_pixels: self.max_pixels, ..Limits::default() };
+        let layout = self.layout.into();
+        let reading = Reading { layout, labels, pattern: self.label_pattern, limits };
+        let settings = Settings { size: self.size, seed: self.seed, shares, reading };
         let counter = terminal::counter("checking photos", output);
         if let Some(parent) = self.out.parent() {
             std::fs::create_dir_all(parent)?;
@@ -75,7 +90,7 @@ impl Prepare {
             draw_preview(&self.out, sheet)?;
         }
         if output.json {
-            println!("{}", serde_json::to_string(&summary(&manifest))?);
+            say!("{}", serde_json::to_string(&summary(&manifest))?);
         } else {
             print_summary(&manifest, &self.out.display().to_string());
         }
@@ -83,70 +98,82 @@ impl Prepare {
     }
 }
 
-/// Label by digest; of two labels for one photo the later line's.
-fn read_labels(path: &Path, trust_open: bool) -> Result<HashMap<String, Label>> {
-    #[derive(serde::Deserialize)]
-    struct Given {
-        sha256: String,
-        label: String,
-        /// Lists that people write themselves do not say it.
-        #[serde(default = "yes")]
-        authenticated: bool,
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum LayoutName {
+    /// What the folders and tables show
+    #[default]
+    Auto,
+    /// A folder a class
+    Folders,
+    /// Folders of splits above or below those of the classes
+    Splits,
+    /// A labels.csv, labels.jsonl, metadata.csv or metadata.jsonl beside the photos
+    Table,
+}
+
+impl From<LayoutName> for Layout {
+    fn from(name: LayoutName) -> Self {
+        match name {
+            LayoutName::Auto => Self::Auto,
+            LayoutName::Folders => Self::Folders,
+            LayoutName::Splits => Self::Splits,
+            LayoutName::Table => Self::Table,
+        }
     }
-    fn yes() -> bool {
-        true
-    }
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let given = lines.map(|(number, line)| {
-        let Given { sha256, label, authenticated } = serde_json::from_str(line)
-            .with_context(|| format!("{}, line {}", path.display(), number + 1))?;
-        Ok((sha256, Label { class: label, before_folder: authenticated || trust_open }))
-    });
-    given.collect()
 }
 
 fn summary(manifest: &Manifest) -> serde_json::Value {
     serde_json::json!({
         "readable": manifest.photos.len(),
         "refused": manifest.rejects,
-        "ignored": manifest.ignored,
+        "left_out": manifest.left_out,
+        "notes": manifest.notes,
         "classes": manifest.classes,
         "counts": manifest.counts,
         "duplicate_groups": manifest.duplicates.len(),
         "exact_groups": manifest.duplicates.iter().filter(|d| d.exact).count(),
+        "groups_across_splits": manifest.duplicates.iter().filter(|d| d.across_splits).count(),
         "conflicts": manifest.duplicates.iter().filter(|d| d.conflict).collect::<Vec<_>>(),
         "digests": manifest.digests,
     })
 }
 
 fn print_summary(manifest: &Manifest, out: &str) {
-    println!(
-        "{} readable, {} refused, {} ignored (no pictures)",
-        manifest.photos.len(),
-        manifest.rejects.len(),
-        manifest.ignored
-    );
+    for note in &manifest.notes {
+        say!("{note}");
+    }
+    say!("{} photos, {} files left out", manifest.photos.len(), manifest.left_out.total());
+    for (reason, count) in manifest.left_out.iter() {
+        say!("{count:>7}  {reason}");
+    }
     for reject in &manifest.rejects {
-        println!("  refused {}: {}", reject.path, reject.reason);
+        say!("  refused {}: {}", reject.path, reject.reason);
     }
     let members: usize = manifest.duplicates.iter().map(|d| d.members.len()).sum();
     let exact = manifest.duplicates.iter().filter(|d| d.exact).count();
-    println!(
-        "{} duplicate groups with {members} photos ({exact} exact, {} near); none spans two splits",
+    let across: Vec<_> = manifest.duplicates.iter().filter(|d| d.across_splits).collect();
+    let spans = match across.len() {
+        0 => "none spans two splits".to_string(),
+        count => format!("{count} span given splits: what is learned is also tested on"),
+    };
+    say!(
+        "{} duplicate groups with {members} photos ({exact} exact, {} near); {spans}",
         manifest.duplicates.len(),
         manifest.duplicates.len() - exact
     );
+    for group in across {
+        say!("  across splits: {}", group.members.join(" = "));
+    }
     for conflict in manifest.duplicates.iter().filter(|d| d.conflict) {
-        println!("  conflicting labels: {}", conflict.members.join(" = "));
+        say!("  conflicting labels: {}", conflict.members.join(" = "));
     }
     for split in Split::ALL {
         if let Some(counts) = manifest.counts.get(split.name()) {
             let classes: Vec<String> = counts.iter().map(|(c, n)| format!("{c} {n}")).collect();
-            println!("{:5} {}", split.name(), classes.join(", "));
+            say!("{:5} {}", split.name(), classes.join(", "));
         }
     }
-    println!("written to {out}");
+    say!("written to {out}");
 }
 
 /// Four photos a class: the photo as the network sees it, then seven augmentations of it.

@@ -57,21 +57,21 @@ impl Quantize {
                 "images": images.len(),
                 "validation": { "before": before, "after": after },
             });
-            println!("{figures}");
+            say!("{figures}");
             return Ok(());
         }
-        println!("measured on  {} training photos", images.len());
+        say!("measured on  {} training photos", images.len());
         match before.zip(after) {
             Some((before, after)) => {
                 let (b, a) = (before.accuracy * 100.0, after.accuracy * 100.0);
-                println!("accuracy     {a:.2} % of validation photos, {b:.2} % before");
-                println!("log loss     {:.4}, {:.4} before", after.log_loss, before.log_loss);
+                say!("accuracy     {a:.2} % of validation photos, {b:.2} % before");
+                say!("log loss     {:.4}, {:.4} before", after.log_loss, before.log_loss);
             }
             None => {
-                println!("accuracy     not measured: the model has other classes than the data")
+                say!("accuracy     not measured: the model has other classes than the data")
             }
         }
-        println!("written to   {}", self.out.display());
+        say!("written to   {}", self.out.display());
         Ok(())
     }
 }

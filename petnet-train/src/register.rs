@@ -91,10 +91,10 @@ impl Register {
         if output.json {
             let answer =
                 json!({ "name": self.name, "version": version, "uri": uri, "sha256": digest });
-            println!("{answer}");
+            say!("{answer}");
         } else {
-            println!("{} version {version} on {}", self.name, server.uri());
-            println!("petnet-serve --model {uri}");
+            say!("{} version {version} on {}", self.name, server.uri());
+            say!("petnet-serve --model {uri}");
         }
         Ok(())
     }

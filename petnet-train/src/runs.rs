@@ -113,7 +113,7 @@ fn list(tracking: &Tracking, output: Output) -> Result<()> {
     let runs = tracking.store.runs()?;
     if output.json {
         let all: Vec<Value> = runs.iter().map(about).collect();
-        println!("{}", serde_json::to_string(&all)?);
+        say!("{}", serde_json::to_string(&all)?);
         return Ok(());
     }
     let mut head: Vec<String> = ["run", "name", "status", "started"].map(String::from).into();
@@ -126,7 +126,7 @@ fn list(tracking: &Tracking, output: Output) -> Result<()> {
         row.extend(SHOWN.map(|(key, _)| figure(run, key)));
         table.add_row(row);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 
@@ -149,25 +149,25 @@ fn show(run: &Run, output: Output) -> Result<()> {
         all["tags"] = object(&tags).into();
         all["metrics"] = last.into();
         all["artifacts"] = json!(artifacts);
-        println!("{all}");
+        say!("{all}");
         return Ok(());
     }
     let meta = run.meta();
-    println!("{} {} ({})", run.id(), meta.run_name, meta.status().name().to_lowercase());
-    println!("started {}", time(meta.start_time));
+    say!("{} {} ({})", run.id(), meta.run_name, meta.status().name().to_lowercase());
+    say!("started {}", time(meta.start_time));
     let rows = |title: &str, pairs: Vec<(String, String)>| {
         let mut table = table(vec![title.to_string(), String::new()]);
         for (key, value) in pairs {
             table.add_row([key, value]);
         }
-        println!("\n{table}");
+        say!("\n{table}");
     };
     rows("figure", figures.into_iter().map(|(key, v)| (key, format!("{v:.6}"))).collect());
     rows("setting", params);
     let short = |(key, _): &(String, String)| key != "mlflow.log-model.history";
     rows("tag", tags.into_iter().filter(short).collect());
-    println!("\nfiles in {}", run.folder().join("artifacts").display());
-    artifacts.iter().for_each(|path| println!("  {path}"));
+    say!("\nfiles in {}", run.folder().join("artifacts").display());
+    artifacts.iter().for_each(|path| say!("  {path}"));
     Ok(())
 }
 
@@ -183,7 +183,7 @@ fn compare_runs(runs: &[Run], output: Output) -> Result<()> {
         };
         let ids: Vec<&str> = runs.iter().map(Run::id).collect();
         let all = json!({ "runs": ids, "params": rows(&differing), "metrics": rows(&figures) });
-        println!("{all}");
+        say!("{all}");
         return Ok(());
     }
     let mut head = vec![String::new()];
@@ -192,7 +192,7 @@ fn compare_runs(runs: &[Run], output: Output) -> Result<()> {
     for (key, values) in differing.into_iter().chain(figures) {
         table.add_row([vec![key], values].concat());
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 
@@ -232,9 +232,9 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
         );
     }
     if output.json {
-        println!("{}", json!(places));
+        say!("{}", json!(places));
     } else {
-        println!("{} runs are complete on {}", runs.len(), server.uri());
+        say!("{} runs are complete on {}", runs.len(), server.uri());
     }
     Ok(())
 }

@@ -58,16 +58,16 @@ impl Smoke {
         for (name, check) in checks {
             check(&service).with_context(|| format!("{name} at {}", service.url))?;
             if !output.json && !output.quiet {
-                println!("ok  {name}");
+                say!("ok  {name}");
             }
         }
         if output.json {
-            println!("{}", json!({ "url": service.url, "version": version }));
+            say!("{}", json!({ "url": service.url, "version": version }));
         } else {
             let model = &version["model"];
             let (name, digits) = (model["name"].as_str(), model["version"].as_str());
             let (name, digits) = (name.unwrap_or_default(), digits.unwrap_or_default());
-            println!("{} serves {name} {digits}", service.url);
+            say!("{} serves {name} {digits}", service.url);
         }
         Ok(())
     }

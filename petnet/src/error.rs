@@ -1,5 +1,6 @@
 //! What can go wrong, grouped by who must act. Messages name the path or the key.
 
+use crate::preprocess::ForeignFormat;
 use std::path::{Path, PathBuf};
 
 use crate::graph::GraphError;
@@ -299,6 +300,12 @@ pub enum ImageError {
     /// The bytes are none of JPEG, PNG, WebP, GIF or BMP.
     #[error("not a JPEG, PNG, WebP, GIF or BMP picture")]
     UnknownFormat,
+    /// An image in a format that is known and not read.
+    #[error("{0} is not read: {advice}", advice = .0.advice())]
+    ForeignFormat(ForeignFormat),
+    /// Bytes compressed by gzip, with whatever inside.
+    #[error("gzip, not an image: expand it first")]
+    Compressed,
     /// A known format in a variant that cannot be decoded.
     #[error("unsupported picture: {0}")]
     Unsupported(String),

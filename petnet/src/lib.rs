@@ -20,6 +20,8 @@ mod error;
 #[cfg(feature = "train")]
 mod evaluate;
 mod explain;
+#[cfg(feature = "files")]
+pub mod files;
 pub mod graph;
 mod kernel;
 #[cfg(feature = "train")]

@@ -35,7 +35,7 @@ fn bad_files_are_listed_and_never_fatal() {
     fs::write(root.path().join("dog/Thumbs.db"), b"x").unwrap();
     let dataset = Dataset::open(root.path()).unwrap();
     assert_eq!(dataset.len(), 6);
-    assert_eq!(dataset.ignored(), 1);
+    assert_eq!(dataset.left_out().get(petnet::files::LeftOut::System), 1);
     let rejects: HashMap<_, _> =
         dataset.rejects().iter().map(|r| (r.path.as_str(), r.reason.as_str())).collect();
     assert_eq!(rejects["cat/empty.jpg"], "the file is empty");
@@ -50,7 +50,7 @@ fn a_zip_gives_what_its_folder_gives() {
     let path = root.path().join("pictures.zip");
     let mut zip = zip::ZipWriter::new(fs::File::create(&path).unwrap());
     for sample in folder.samples() {
-        let name = format!("wrapped/deeper/{}", sample.path);
+        let name = format!("wrapped/deeper/{}", sample.path.display());
         zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
         zip.write_all(&fs::read(root.path().join(&sample.path)).unwrap()).unwrap();
     }
@@ -79,7 +79,12 @@ fn twins_never_span_two_splits_and_conflicts_are_reported() {
     let mut seen: HashMap<usize, usize> = HashMap::new();
     for (part, dataset) in parts.iter().enumerate() {
         for sample in dataset.samples() {
-            assert_eq!(*seen.entry(sample.group).or_insert(part), part, "{}", sample.path);
+            assert_eq!(
+                *seen.entry(sample.group).or_insert(part),
+                part,
+                "{}",
+                sample.path.display()
+            );
         }
     }
     assert_eq!(parts.iter().map(Dataset::len).sum::<usize>(), dataset.len());
@@ -148,11 +153,11 @@ fn one_class_or_an_empty_one_is_an_error_that_says_so() {
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["cat"], 2);
     let error = Dataset::open(root.path()).unwrap_err().to_string();
-    assert!(error.contains("at least two classes"), "{error}");
+    assert!(error.contains("at least two are needed"), "{error}");
     fs::create_dir(root.path().join("dog")).unwrap();
     fs::write(root.path().join("dog/1.jpg"), b"").unwrap();
     let error = Dataset::open(root.path()).unwrap_err().to_string();
-    assert!(error.contains("class `dog` has no readable picture"), "{error}");
+    assert!(error.contains("class `dog` has no readable photo"), "{error}");
     let error = Dataset::open(root.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.contains("nowhere"), "{error}");
     assert!(!root.path().join(Manifest::FILE).exists());

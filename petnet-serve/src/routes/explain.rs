@@ -32,7 +32,7 @@ pub(super) async fn explain(
     let upload = app.uploads.read(request, &app.settings).await?;
     let began = Instant::now();
     let bytes = upload.size;
-    let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?.bytes?;
+    let photo = upload.only()?;
     let answer = app.batcher.explain(Arc::clone(&model), photo.clone()).await?;
     let Answer { value: explanation, timings, photo: known } = answer;
     let limits = app.settings.limits();

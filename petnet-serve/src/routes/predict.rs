@@ -40,8 +40,7 @@ impl Single {
         let upload = app.uploads.read(request, &app.settings).await?;
         let accepted = Instant::now();
         let bytes = upload.size;
-        let photo = upload.photos.into_iter().next().ok_or_else(Problem::internal)?;
-        let answer = app.batcher.classify(Arc::clone(&model), photo.bytes?).await?;
+        let answer = app.batcher.classify(Arc::clone(&model), upload.only()?).await?;
         Ok(Self { model, answer, accepted, bytes })
     }
 }
@@ -69,7 +68,7 @@ pub(super) async fn many(
     let began = Instant::now();
     let photos = upload.photos.len();
     let names: Vec<_> = upload.photos.iter().map(|photo| photo.name.clone()).collect();
-    let pictures = upload.photos.into_iter().map(|photo| photo.bytes).collect();
+    let pictures = upload.photos.into_iter().map(|photo| Ok(photo.bytes)).collect();
     let outcomes = app.batcher.classify_all(&model, pictures).await?;
     let entries: Vec<Value> = outcomes
         .iter()

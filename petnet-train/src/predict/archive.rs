@@ -3,11 +3,12 @@
 use std::io::{self, Read, Seek};
 
 use anyhow::{Context as _, Result, bail};
-use petnet::preprocess::Limits;
+use petnet::files::{LeftOut, entry_path};
+use petnet::preprocess::{HEAD, Limits};
 use zip::ZipArchive;
 
 use super::listing::{Listing, Load, Photo};
-use super::source::{is_picture, refuse_large};
+use super::source::{left_out, refuse_large};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -46,18 +47,36 @@ fn tar(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
     // Photos of other shards are sought past.
     for entry in tar.entries_with_seek()? {
         let mut entry = entry?;
-        let inside = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let kind = entry.header().entry_type();
-        if !(kind.is_file() || kind.is_contiguous()) || !is_picture(&inside) {
+        if kind.is_dir() {
             continue;
         }
-        let path = format!("{archive}/{}", inside.trim_start_matches("./"));
-        listing.offer(&path, || {
+        let inside = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let Some(path) = entry_path(&inside) else {
+            listing.leave_out(LeftOut::OutsidePath);
+            continue;
+        };
+        if !(kind.is_file() || kind.is_contiguous()) {
+            listing.leave_out(LeftOut::Special);
+            continue;
+        }
+        let mut bytes = Vec::new();
+        let mut head = None;
+        let reason = left_out(&path, || {
+            head = Some((&mut entry).take(HEAD as u64).read_to_end(&mut bytes));
+            bytes.clone()
+        });
+        head.transpose()?;
+        if let Some(reason) = reason {
+            listing.leave_out(reason);
+            continue;
+        }
+        listing.offer(&format!("{archive}/{}", path.display()), || {
             let size = entry.size();
             if let Err(reason) = refuse_large(size) {
                 return Ok(ready(Err(reason)));
             }
-            let mut bytes = Vec::with_capacity(size as usize);
+            bytes.reserve_exact((size as usize).saturating_sub(bytes.len()));
             entry.read_to_end(&mut bytes)?;
             if (bytes.len() as u64) < size {
                 bail!("the archive ends within {inside}");
@@ -73,8 +92,25 @@ fn zip(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
     for index in 0..zip.len() {
         let Some(inside) = zip.name_for_index(index) else { continue };
         let inside = inside?.into_owned();
-        if is_picture(&inside) {
-            listing.offer(&format!("{archive}/{inside}"), || Ok(ready(unzip(&mut zip, index)?)))?;
+        if inside.ends_with(['/', '\\']) {
+            continue;
+        }
+        let Some(path) = entry_path(&inside) else {
+            listing.leave_out(LeftOut::OutsidePath);
+            continue;
+        };
+        let head = || {
+            let mut bytes = Vec::new();
+            let read =
+                zip.by_index(index).ok().map(|e| e.take(HEAD as u64).read_to_end(&mut bytes));
+            // What cannot be read is no image for all that is known.
+            if matches!(read, Some(Ok(_))) { bytes } else { Vec::new() }
+        };
+        match left_out(&path, head) {
+            Some(reason) => listing.leave_out(reason),
+            None => listing.offer(&format!("{archive}/{}", path.display()), || {
+                Ok(ready(unzip(&mut zip, index)?))
+            })?,
         }
     }
     Ok(())
@@ -101,9 +137,10 @@ fn unzip(zip: &mut ZipArchive<impl Read + Seek>, index: usize) -> Result<Photo> 
 /// Damage within one photo is that photo's; what the disk or the network does stops the run.
 fn judged(error: io::Error) -> Result<Photo> {
     match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
-            Ok(Err(error.to_string()))
-        }
+        io::ErrorKind::InvalidData
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::Unsupported
+        | io::ErrorKind::UnexpectedEof => Ok(Err(error.to_string())),
         _ => Err(error.into()),
     }
 }

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Result, anyhow};
+use petnet::files::{Counts, LeftOut};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -61,13 +62,20 @@ pub(super) struct Done {
     pub(super) trail: Trail,
 }
 
+/// Photos that were listed, of all shards, and what else there was.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Found {
+    pub(super) photos: u64,
+    pub(super) left_out: Counts,
+}
+
 /// Takes every photo that a source lists and passes on those that are to be scored.
 pub(super) struct Listing<'a> {
     shard: Shard,
     done: Done,
     seen: u64,
     trail: Trail,
-    found: u64,
+    found: Found,
     send: &'a mut dyn FnMut(Item) -> Result<()>,
 }
 
@@ -77,12 +85,12 @@ impl<'a> Listing<'a> {
         done: Done,
         send: &'a mut dyn FnMut(Item) -> Result<()>,
     ) -> Self {
-        Self { shard, done, seen: 0, trail: Trail::default(), found: 0, send }
+        Self { shard, done, seen: 0, trail: Trail::default(), found: Found::default(), send }
     }
 
     /// `load` is called only for a photo that is taken; it may read at once where a source goes forward only.
     pub(super) fn offer(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
-        self.found += 1;
+        self.found.photos += 1;
         if !self.shard.has(path) {
             return Ok(());
         }
@@ -94,8 +102,14 @@ impl<'a> Listing<'a> {
         (self.send)(Item { path: path.into(), load: load()? })
     }
 
-    /// Number of photos listed, of all shards.
-    pub(super) fn end(self) -> Result<u64> {
+    /// Counts a file that is no photo to be scored.
+    pub(super) fn leave_out(&mut self, reason: LeftOut) {
+        self.found.left_out.add(reason);
+    }
+
+    /// # Errors
+    /// When photos of an earlier run are missing.
+    pub(super) fn end(self) -> Result<Found> {
         if self.seen < self.done.photos {
             return Err(changed());
         }

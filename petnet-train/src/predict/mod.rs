@@ -21,7 +21,7 @@ use clap::ValueEnum;
 use petnet::{Checkpoint, Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, Form};
-use self::listing::{Done, Listing, Shard};
+use self::listing::{Done, Found, Listing, Shard};
 use self::parts::{Parts, Progress, Record};
 use self::pipeline::{Lanes, Row};
 use self::rows::Model;
@@ -126,12 +126,12 @@ impl Predict {
             .map(|(path, form)| EmbeddingFile::create(path, form, classifier.embedding_len()));
         let mut file = file.transpose()?;
         if format == Format::Csv {
-            println!("{}", rows::csv_header(&model));
+            say!("{}", rows::csv_header(&model));
         }
         let bar = terminal::counter("classifying", output);
         let (mut photos, mut failed) = (0, 0);
         let began = Instant::now();
-        self.score(&classifier, Done::default(), |row| {
+        let found = self.score(&classifier, Done::default(), |row| {
             photos += 1;
             failed += u64::from(row.outcome.is_err());
             if let Some(file) = &mut file {
@@ -148,6 +148,7 @@ impl Predict {
             let speed = photos as f64 / began.elapsed().as_secs_f64();
             tracing::info!("{photos} photos, {speed:.1} photos/s");
         }
+        say_left_out(&found)?;
         if failed > 0 {
             bail!("{failed} of {photos} photos could not be classified");
         }
@@ -194,21 +195,19 @@ impl Predict {
             parts.add(row)
         })?;
         bar.finish_and_clear();
-        if found == 0 {
-            bail!("no photos found");
-        }
+        say_left_out(&found)?;
         let after = parts.finish()?;
         let speed = (after.photos - before.photos) as f64 / began.elapsed().as_secs_f64();
         report(&after, Some(speed), output)
     }
 
-    /// Number of photos listed, of all shards.
+    /// What was listed, of all shards.
     fn score(
         &self,
         classifier: &Classifier,
         done: Done,
         take: impl FnMut(Row) -> Result<()>,
-    ) -> Result<u64> {
+    ) -> Result<Found> {
         let lanes = Lanes { readers: self.readers, batch: self.batch_size };
         let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| {
             let mut listing = Listing::new(self.shard, done, send);
@@ -247,8 +246,7 @@ pub(crate) fn each(
         take(row.path, row.outcome);
         Ok(())
     })?;
-    anyhow::ensure!(found > 0, "{}: no image found", input.display());
-    Ok(())
+    say_left_out(&found).with_context(|| input.display().to_string())
 }
 
 /// The bytes of some images behind an input, by their paths in its listing.
@@ -268,11 +266,26 @@ pub(crate) fn read(input: &Path, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>
     Ok(found)
 }
 
-/// Sends all images behind one input; their number.
-fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<u64> {
+/// Sends all images behind one input.
+fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<Found> {
     let mut listing = Listing::new(Shard { index: 0, count: 1 }, Done::default(), send);
     source::walk(input, &mut listing)?;
     listing.end()
+}
+
+/// Silence would be a fault: files that are no photos are counted by reason.
+///
+/// # Errors
+/// When there is no photo at all.
+fn say_left_out(found: &Found) -> Result<()> {
+    let Found { photos, left_out } = found;
+    match (photos, left_out.total()) {
+        (0, 0) => bail!("no photo found"),
+        (0, count) => bail!("no photo among {count} files: {left_out}"),
+        (_, 0) => {}
+        (_, count) => tracing::info!("{count} files left out: {left_out}"),
+    }
+    Ok(())
 }
 
 /// `speed` is this run's, in photos a second; none where there was nothing left to do.
@@ -282,12 +295,12 @@ fn report(progress: &Progress, speed: Option<f64>, output: Output) -> Result<()>
         let summary = serde_json::json!({
             "photos": photos, "failed": failed, "parts": parts, "photos_per_second": speed,
         });
-        println!("{summary}");
+        say!("{summary}");
         return Ok(());
     }
     let failed = if *failed > 0 { format!(", {failed} of them failed") } else { String::new() };
     let speed = speed.map_or("; was complete".into(), |speed| format!("; {speed:.1} photos/s"));
-    println!("{photos} photos in {parts} parts{failed}{speed}");
+    say!("{photos} photos in {parts} parts{failed}{speed}");
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use petnet::Classifier;
 
 use super::Format;
 use super::pipeline::Row;
+use crate::terminal;
 
 /// A file that rows are written to.
 pub(super) trait Sheet {
@@ -63,10 +64,11 @@ pub(super) fn print(row: Row, model: &Model, format: Format) -> Result<()> {
     let Row { path, outcome, embedding } = row;
     let outcome = outcome.map_err(|reason| format!("{path}: {reason}"));
     if let (Format::Text, Err(error)) = (format, &outcome) {
-        eprintln!("{error}");
+        say_error!("{error}");
         return Ok(());
     }
-    Ok(writeln!(std::io::stdout(), "{}", line(&Row { path, outcome, embedding }, model, format))?)
+    let row = Row { path, outcome, embedding };
+    terminal::print_or_stop(format_args!("{}", line(&row, model, format)))
 }
 
 pub(super) fn csv_header(model: &Model) -> String {

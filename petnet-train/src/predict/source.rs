@@ -1,12 +1,14 @@
 //! Where photos lie on disk: files, folders, globs, archives. It lists and says how to read; buckets are next door.
 
 use std::fs::{self, File};
-use std::io::BufReader;
+use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::preprocess::{Limits, PICTURE_ENDINGS};
+use petnet::files::{Counts, LeftOut, Name, judge};
+use petnet::preprocess::{FileKind, HEAD, Limits, recognise};
+use walkdir::WalkDir;
 
 use super::listing::{Listing, Load, Photo};
 use super::{archive, cloud};
@@ -19,20 +21,29 @@ const SCHEMES: [&str; 3] = ["s3://", "gs://", "az://"];
 pub(super) fn walk(input: &Path, listing: &mut Listing) -> Result<()> {
     match address(input) {
         Some(address) => cloud::walk(address, listing),
-        None if input.is_dir() => folder(input, &mut |path| photo(path, listing)),
+        None if input.is_dir() => folder(input, &mut |found| match found {
+            Ok(path) => photo(path, listing),
+            Err(reason) => {
+                listing.leave_out(reason);
+                Ok(())
+            }
+        }),
         None if is_pattern(input) => glob(input, listing),
         None => file(input, listing),
     }
 }
 
-/// All image files below a folder.
-pub(crate) fn images_below(path: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    folder(path, &mut |path| {
-        found.push(path.into());
+/// All image files below a folder, and what else there is.
+pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, Counts)> {
+    let (mut images, mut left_out) = (Vec::new(), Counts::default());
+    folder(path, &mut |found| {
+        match found {
+            Ok(path) => images.push(path.into()),
+            Err(reason) => left_out.add(reason),
+        }
         Ok(())
     })?;
-    Ok(found)
+    Ok((images, left_out))
 }
 
 /// Refuses what is certainly not there, before the work begins.
@@ -43,12 +54,19 @@ pub(super) fn require(input: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn is_picture(name: &str) -> bool {
-    let ending = name.rsplit('/').next().and_then(|name| name.rsplit_once('.'));
-    ending.is_some_and(|(_, ending)| PICTURE_ENDINGS.iter().any(|e| e.eq_ignore_ascii_case(ending)))
+/// Why a file is left out, if it is: by its name, or where that says nothing by its first bytes.
+pub(super) fn left_out(name: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> {
+    match judge(name) {
+        Name::Image => None,
+        Name::LeftOut(reason) => Some(reason),
+        Name::Open => match recognise(&head()) {
+            FileKind::Image | FileKind::Foreign(_) => None,
+            FileKind::NoImage => Some(LeftOut::NoImage),
+        },
+    }
 }
 
-/// Whether the name has signs that stand for others.
+/// True for a name with signs that stand for others.
 pub(super) fn has_wildcard(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
@@ -78,28 +96,44 @@ fn is_pattern(input: &Path) -> bool {
     input.to_str().is_some_and(has_wildcard) && !input.exists()
 }
 
-/// Folder by folder, so that no list of all photos is ever held.
-fn folder(path: &Path, each: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
-    let name = || path.display().to_string();
-    let mut inside = Vec::new();
-    for entry in fs::read_dir(path).with_context(name)? {
-        let entry = entry.with_context(name)?;
-        // Links to folders could make a ring and are skipped.
-        let is_folder = entry.file_type().with_context(name)?.is_dir();
-        if is_folder || (is_picture(&entry.file_name().to_string_lossy()) && !entry.path().is_dir())
-        {
-            inside.push((entry.path(), is_folder));
-        }
-    }
-    inside.sort();
-    for (path, is_folder) in inside {
-        if is_folder {
-            folder(&path, each)?;
+/// Folder by folder, so that no list of all photos is ever held. Links are followed. A file is passed on, or the reason
+/// why it is left out.
+fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()>) -> Result<()> {
+    let walk = WalkDir::new(root).follow_links(true).min_depth(1).sort_by_file_name();
+    let mut entries = walk.into_iter();
+    while let Some(entry) = entries.next() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) if error.loop_ancestor().is_some() => {
+                each(Err(LeftOut::Ring))?;
+                continue;
+            }
+            Err(error) if error.path().is_some_and(Path::is_symlink) => {
+                each(Err(LeftOut::BrokenLink))?;
+                continue;
+            }
+            Err(error) => return Err(error).with_context(|| root.display().to_string()),
+        };
+        let (path, name) = (entry.path(), Path::new(entry.file_name()));
+        if entry.file_type().is_dir() {
+            if let Name::LeftOut(reason) = judge(name) {
+                each(Err(reason))?;
+                entries.skip_current_dir();
+            }
+        } else if !entry.file_type().is_file() {
+            each(Err(LeftOut::Special))?;
         } else {
-            each(&path)?;
+            each(left_out(name, || head(path)).map_or(Ok(path), Err))?;
         }
     }
     Ok(())
+}
+
+/// The first bytes of a file; none of one that cannot be read.
+fn head(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut bytes));
+    read.map_or(Vec::new(), |_| bytes)
 }
 
 fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
@@ -108,15 +142,19 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
     let mut found = false;
     for path in matches {
         let path = path.with_context(|| text.to_string())?;
-        let name = path.to_string_lossy();
-        let wanted = is_picture(&name) || archive::Kind::of(&name).is_some();
-        if wanted && !path.is_dir() {
-            found = true;
-            file(&path, listing)?;
+        if path.is_dir() {
+            continue;
+        }
+        found = true;
+        let name = Path::new(path.file_name().unwrap_or_default());
+        let is_archive = archive::Kind::of(&path.to_string_lossy()).is_some();
+        match left_out(name, || head(&path)).filter(|_| !is_archive) {
+            Some(reason) => listing.leave_out(reason),
+            None => file(&path, listing)?,
         }
     }
     if !found {
-        bail!("{text}: no photo or archive matches");
+        bail!("{text}: no file matches");
     }
     Ok(())
 }
@@ -144,19 +182,4 @@ fn read(path: &Path) -> Photo {
     let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
     refuse_large(size)?;
     fs::read(path).map_err(|e| e.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pictures_are_known_by_their_ending() {
-        for name in ["a.jpg", "b/c.JPEG", "x.y.webp", "s3://b/k.png"] {
-            assert!(is_picture(name), "{name}");
-        }
-        for name in ["jpg", "a.txt", "folder.jpg/readme", "Thumbs.db", ""] {
-            assert!(!is_picture(name), "{name}");
-        }
-    }
 }

@@ -212,7 +212,7 @@ impl Report<'_> {
             .take(GALLERY)
             .map(|(index, answer, confidence)| {
                 Ok(Mistake {
-                    path: self.dataset.samples()[index].path.clone(),
+                    path: self.dataset.samples()[index].path.display().to_string(),
                     truth: self.info.labels[truth[index]].clone(),
                     answer: self.info.labels[answer].clone(),
                     confidence,

@@ -118,7 +118,7 @@ impl Similar {
             files::write(path, shown.html()?.as_bytes())?;
         }
         if output.json {
-            println!("{}", report(&images, updated.as_ref(), &queries, duplicates.as_deref()));
+            say!("{}", report(&images, updated.as_ref(), &queries, duplicates.as_deref()));
         } else {
             print(&images, updated.as_ref(), &queries, duplicates.as_deref())?;
         }
@@ -254,7 +254,7 @@ fn print(
                     writeln!(out, "  {:.4}  {}", near.cosine, shown(&near.path))?;
                 }
             }
-            Err(reason) => eprintln!("{}: {reason}", path.display()),
+            Err(reason) => say_error!("{}: {reason}", path.display()),
         }
     }
     let Some(pairs) = duplicates else { return Ok(()) };

@@ -44,7 +44,7 @@ impl Updated {
     /// A line for people; unreadable files are named on standard error.
     pub(super) fn summary(&self, images: usize) -> String {
         for Unreadable { path, reason } in &self.unreadable {
-            eprintln!("{}: {reason}", shown(&path.to_string_lossy()));
+            say_error!("{}: {reason}", shown(&path.to_string_lossy()));
         }
         let Self { embedded, unchanged, removed, unreadable } = self;
         let unreadable = unreadable.len();
@@ -68,7 +68,10 @@ pub(super) fn run(
     for folder in folders {
         let refuse = |e| ConfigError(format!("{}: {e}", folder.display()));
         let root = folder.canonicalize().map_err(refuse)?;
-        let below = images_below(&root)?;
+        let (below, left_out) = images_below(&root)?;
+        if left_out.total() > 0 {
+            tracing::info!("{}: {} files left out: {left_out}", folder.display(), left_out.total());
+        }
         let there: HashSet<&Path> = below.iter().map(PathBuf::as_path).collect();
         updated.removed += images.retain(|image| {
             let path = Path::new(&image.path);

@@ -1,12 +1,14 @@
-//! Labelled photos: a folder (or zip of one) with a sub-folder per class, checked, grouped by
-//! duplicates, and split so that no group stands on two sides.
+//! Labelled photos: folders and archives as people have them, checked, grouped by duplicates, and split so that no group
+//! stands on two sides.
 
 mod duplicates;
+mod labels;
+mod layout;
 mod prepare;
-mod source;
+mod read;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,26 +16,19 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use prepare::{Duplicates, Label, Manifest, Photo, Prepare};
+pub use labels::{Label, Labels};
+pub use layout::{Found, Layout};
+pub use prepare::{Duplicates, Manifest, Photo, Prepare};
+pub use read::{Pattern, Reading};
 
 use crate::checkpoint::sha256;
-use crate::error::{Error, ImageError, Result};
-use crate::preprocess::{Limits, PICTURE_ENDINGS, Pixels, Preprocess, decode};
-use duplicates::Fingerprint;
-use source::Source;
+use crate::error::{Error, Result};
+use crate::files::{Counts, Source, key};
+use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
 /// Most classes of a model that an error message lists.
 const NAMED: usize = 20;
-/// The class of a photo: its folder's name, unless a label goes before it.
-fn class_of<'a>(folder: &'a str, label: Option<&'a Label>) -> &'a str {
-    let label = label.filter(|label| label.before_folder || folder == UNLABELLED);
-    label.map_or(folder, |label| label.class.as_str())
-}
-
-/// Folder of photos whose class only [`Prepare::labels`] can tell.
-const UNLABELLED: &str = "unlabelled";
-
 /// One of the three parts of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -63,8 +58,8 @@ impl Split {
 /// One readable photo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Name relative to the data set's root, `/` between parts.
-    pub path: String,
+    /// Path relative to the data set's root.
+    pub path: PathBuf,
     /// Index into [`Dataset::classes`].
     pub class: usize,
     /// SHA-256 of the original file, in hexadecimal.
@@ -73,7 +68,7 @@ pub struct Sample {
     pub group: usize,
     /// Width and height of the original in pixels, where they are known.
     pub size: Option<(u32, u32)>,
-    /// Where a prepared data set put it.
+    /// Where a prepared data set put it, or the split that it came with.
     pub split: Option<Split>,
 }
 
@@ -110,109 +105,23 @@ pub struct Dataset {
     classes: Arc<[String]>,
     samples: Vec<Sample>,
     rejects: Arc<[Reject]>,
-    ignored: usize,
+    left_out: Arc<Counts>,
+    notes: Arc<[String]>,
     source: Arc<Source>,
 }
 
 impl Dataset {
-    /// Opens a prepared folder (it has a `manifest.json`), or a folder or zip with one sub-folder
-    /// a class, every file of which is then decoded once.
-    ///
-    /// `Cat`, `cat` and `cats` are one class. Files that are no pictures by their ending are
-    /// ignored; broken pictures are listed in [`Dataset::rejects`].
+    /// Opens a prepared folder (it has a `manifest.json`), or any folder, zip or tar archive of photos as [`Reading`]
+    /// does, every photo of which is then decoded once.
     ///
     /// # Errors
-    /// [`Error::Io`] when the path cannot be read, [`Error::Dataset`] when it holds fewer than
-    /// two classes or an empty one.
+    /// As [`Reading::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.join(Manifest::FILE).is_file() {
             return prepare::open(path);
         }
-        Self::scan(path, &Limits::default(), &HashMap::new(), |_, _| Ok(()))
-    }
-
-    /// [`Dataset::open`] for an unprepared folder or zip; `each` sees every photo's name and
-    /// pixels, from many threads in no certain order, and may refuse it. `labels` are those of
-    /// [`Prepare::labels`].
-    pub(crate) fn scan(
-        path: &Path,
-        limits: &Limits,
-        labels: &HashMap<String, Label>,
-        each: impl Fn(&str, &Pixels) -> Result<(), ImageError> + Sync,
-    ) -> Result<Self> {
-        let source = Source::open(path)?;
-        let names = source.list()?;
-        let total = names.len();
-        let pictures: Vec<String> = names.into_iter().filter(|n| is_picture(n)).collect();
-        let foldered = with_folder(&pictures);
-        let ignored = total - foldered.len();
-        if labels.is_empty() {
-            // Before hours are spent on decoding.
-            refuse_one_class(
-                path,
-                class_names(foldered.iter().map(|(_, folder)| *folder)).0.len(),
-            )?;
-        }
-        let inspected: Vec<Result<_, ImageError>> = foldered
-            .par_iter()
-            .map(|(name, folder)| {
-                let bytes = source.read(name, limits.max_bytes)?;
-                let pixels = decode(&bytes, limits)?;
-                let sha256 = sha256(&bytes);
-                let class = class_of(folder, labels.get(&sha256));
-                if class == UNLABELLED {
-                    return Err(ImageError::Unsupported("no label was given for it".into()));
-                }
-                each(name, &pixels)?;
-                Ok((sha256, class, Fingerprint::of(&pixels)?, (pixels.width(), pixels.height())))
-            })
-            .collect();
-        let found = inspected.iter().flatten().map(|(_, class, ..)| *class);
-        let folders = foldered
-            .iter()
-            .map(|(_, folder)| *folder)
-            .filter(|folder| labels.is_empty() && *folder != UNLABELLED);
-        let (classes, index) = class_names(found.chain(folders));
-        refuse_one_class(path, classes.len())?;
-        let mut samples = Vec::new();
-        let mut prints = Vec::new();
-        let mut rejects = Vec::new();
-        for ((path, _), outcome) in foldered.iter().zip(inspected) {
-            let path = path.to_string();
-            match outcome {
-                Ok((sha256, class, print, size)) => {
-                    let class = index[&class_key(class)];
-                    let (sha, size) = (sha256.clone(), Some(size));
-                    samples.push(Sample { path, class, sha256: sha, group: 0, size, split: None });
-                    prints.push((sha256, print));
-                }
-                Err(reason) => rejects.push(Reject { path, reason: reason.to_string() }),
-            }
-        }
-        for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
-            sample.group = group;
-        }
-        let dataset = Self {
-            classes: classes.into(),
-            samples,
-            rejects: rejects.into(),
-            ignored,
-            source: Arc::new(source),
-        };
-        dataset.refuse_empty_classes()?;
-        Ok(dataset)
-    }
-
-    fn refuse_empty_classes(&self) -> Result<()> {
-        let empty =
-            self.counts().into_iter().zip(self.classes.iter()).find(|(count, _)| *count == 0);
-        match empty {
-            Some((_, class)) => {
-                Err(Error::Dataset(format!("class `{class}` has no readable picture")))
-            }
-            None => Ok(()),
-        }
+        Reading::default().open(path)
     }
 
     /// Class names, sorted; a sample's `class` counts from 0 in this order.
@@ -230,7 +139,7 @@ impl Dataset {
         self.samples.len()
     }
 
-    /// Whether there is no photo at all.
+    /// True without any photo.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }
@@ -240,9 +149,14 @@ impl Dataset {
         &self.rejects
     }
 
-    /// Number of files that are no pictures by their ending or lie in no class folder.
-    pub fn ignored(&self) -> usize {
-        self.ignored
+    /// How many files were left out, by reason; those of [`Dataset::rejects`] among them.
+    pub fn left_out(&self) -> &Counts {
+        &self.left_out
+    }
+
+    /// What a user should know of how the data was read: its layout, classes that were merged, folders without images.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Photos per class.
@@ -286,7 +200,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Config`] when the shares are negative or do not sum to 1.
     pub fn split_three(&self, shares: [f64; 3], seed: u64) -> Result<[Self; 3]> {
-        if shares.iter().any(|s| *s < 0.0) || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6 {
+        if shares.iter().any(|s| !(*s >= 0.0)) || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6 {
             return Err(Error::Config(format!(
                 "split {shares:?} must be three shares that sum to 1"
             )));
@@ -298,6 +212,31 @@ impl Dataset {
                 samples.map(|(sample, _)| Sample { split: Some(split), ..sample.clone() });
             Self { samples: samples.collect(), ..self.clone() }
         }))
+    }
+
+    /// Training, validation and test parts: those that the data came with, else as [`Dataset::split_three`]. Where it
+    /// came without validation photos, these are taken from the training photos; a test part is never made of nothing.
+    ///
+    /// # Errors
+    /// As [`Dataset::split_three`].
+    pub fn parts(&self, shares: [f64; 3], seed: u64) -> Result<[Self; 3]> {
+        if self.samples.iter().all(|sample| sample.split.is_none()) {
+            return self.split_three(shares, seed);
+        }
+        let of = |split: Split| {
+            let belongs = |sample: &&Sample| sample.split.unwrap_or(Split::Train) == split;
+            let samples = self.samples.iter().filter(belongs);
+            let samples = samples.map(|sample| Sample { split: Some(split), ..sample.clone() });
+            Self { samples: samples.collect(), ..self.clone() }
+        };
+        let [train, val, test] = Split::ALL.map(of);
+        if !val.is_empty() {
+            return Ok([train, val, test]);
+        }
+        let [kept, taken, _] = shares;
+        let share = taken / (kept + taken).max(f64::MIN_POSITIVE);
+        let [train, val, _] = train.split_three([1.0 - share, share, 0.0], seed)?;
+        Ok([train, val, test])
     }
 
     /// The part of a prepared data set.
@@ -325,7 +264,7 @@ impl Dataset {
         let places: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
         let pixels = places.par_iter().map(|&place| {
             let pixels = preprocess.run(&self.read(place)?, &Limits::default());
-            let path = || self.samples[place].path.clone().into();
+            let path = || self.samples[place].path.clone();
             pixels.map_err(|source| Error::ImageFile { path: path(), source })
         });
         pixels.collect()
@@ -393,7 +332,7 @@ impl Dataset {
         let path = &self.samples[index].path;
         self.source
             .read(path, Limits::default().max_bytes)
-            .map_err(|source| Error::ImageFile { path: path.into(), source })
+            .map_err(|source| Error::ImageFile { path: path.clone(), source })
     }
 
     /// Renumbers the classes to a model's labels.
@@ -402,12 +341,12 @@ impl Dataset {
     /// [`Error::Dataset`] when a class is unknown to the model.
     pub fn with_labels(mut self, labels: &[String]) -> Result<Self> {
         let index: HashMap<String, usize> =
-            labels.iter().enumerate().map(|(i, label)| (class_key(label), i)).collect();
+            labels.iter().enumerate().map(|(i, label)| (key(label), i)).collect();
         let renumbered = self
             .classes
             .iter()
             .map(|class| {
-                index.get(&class_key(class)).copied().ok_or_else(|| {
+                index.get(&key(class)).copied().ok_or_else(|| {
                     let mut known = labels[..labels.len().min(NAMED)].join(", ");
                     if labels.len() > NAMED {
                         known += &format!(" and {} others", labels.len() - NAMED);
@@ -424,68 +363,4 @@ impl Dataset {
         self.classes = labels.into();
         Ok(self)
     }
-}
-
-fn refuse_one_class(path: &Path, classes: usize) -> Result<()> {
-    if classes >= 2 {
-        return Ok(());
-    }
-    Err(Error::Dataset(format!(
-        "{}: found {classes} sub-folder(s) with pictures, at least two classes are needed",
-        path.display(),
-    )))
-}
-
-fn is_picture(name: &str) -> bool {
-    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
-    let hidden = name.split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
-    !hidden && ending.is_some_and(|ending| PICTURE_ENDINGS.contains(&ending.as_str()))
-}
-
-/// Each name with the folder that is its class; names outside any folder are left out.
-fn with_folder(names: &[String]) -> Vec<(&str, &str)> {
-    let root = common_root(names);
-    names
-        .iter()
-        .filter_map(|name| Some((name.as_str(), name.get(root..)?.split_once('/')?.0)))
-        .collect()
-}
-
-/// Length of the folders that all names share above their class folder (`PetImages/`).
-fn common_root(names: &[String]) -> usize {
-    let mut root = 0;
-    loop {
-        let mut folders = names.iter().map(|name| name[root..].split_once('/'));
-        let Some(Some((first, _))) = folders.next() else { return root };
-        let alone = folders.all(|folder| folder.is_some_and(|(name, _)| name == first));
-        let deep = names.iter().all(|name| name[root..].matches('/').count() >= 2);
-        if !(alone && deep) {
-            return root;
-        }
-        root += first.len() + 1;
-    }
-}
-
-/// What `Cat`, `cat` and `cats` have in common.
-fn class_key(name: &str) -> String {
-    let name = name.trim().to_lowercase();
-    let plural = name.len() > 3 && name.ends_with('s') && !name.ends_with("ss");
-    if plural { name[..name.len() - 1].to_string() } else { name }
-}
-
-/// Class names (of each class the shortest spelling, in lower case), sorted, and their index by
-/// [`class_key`].
-fn class_names<'a>(
-    folders: impl Iterator<Item = &'a str>,
-) -> (Vec<String>, HashMap<String, usize>) {
-    let mut names: BTreeMap<String, String> = BTreeMap::new();
-    for folder in folders {
-        let spelling = folder.trim().to_lowercase();
-        let name = names.entry(class_key(folder)).or_insert_with(|| spelling.clone());
-        if spelling.len() < name.len() {
-            *name = spelling;
-        }
-    }
-    let index = names.keys().enumerate().map(|(i, key)| (key.clone(), i)).collect();
-    (names.into_values().collect(), index)
 }

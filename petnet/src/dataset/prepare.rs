@@ -1,6 +1,6 @@
 //! A prepared data set on disk: small photos in `train/`, `val/` and `test/`, and a manifest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,12 +8,16 @@ use std::sync::Arc;
 use image::codecs::jpeg::JpegEncoder;
 use serde::{Deserialize, Serialize};
 
-use super::source::Source;
-use super::{Dataset, Reject, Sample, Split};
+use super::labels::check_class;
+use super::layout::slashed;
+use super::{Dataset, Reading, Reject, Sample, Split};
 use crate::checkpoint::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
-use crate::preprocess::{Limits, Pixels, resize_with};
+use crate::files::{Counts, Source, contained};
+use crate::preprocess::{Pixels, resize_with};
 
+/// Layout of manifests.
+const FORMAT: u32 = 2;
 const JPEG_QUALITY: u8 = 95;
 
 /// How to prepare a data set.
@@ -46,22 +50,13 @@ pub struct Prepare {
     pub seed: u64,
     /// Shares of training, validation and test, summing to 1.
     pub shares: [f64; 3],
-    /// Label by SHA-256 (in hex) of a photo's file; photos in a folder `unlabelled` have no other.
-    pub labels: HashMap<String, Label>,
-}
-
-/// A label that was given to a photo.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Label {
-    /// The class's name.
-    pub class: String,
-    /// Set for a label that goes before the name of the photo's folder.
-    pub before_folder: bool,
+    /// How the raw photos are read; photos in a folder `unlabelled` need a label of [`Reading::labels`].
+    pub reading: Reading,
 }
 
 impl Default for Prepare {
     fn default() -> Self {
-        Self { size: 160, seed: 42, shares: [0.8, 0.1, 0.1], labels: HashMap::new() }
+        Self { size: 160, seed: 42, shares: [0.8, 0.1, 0.1], reading: Reading::default() }
     }
 }
 
@@ -82,11 +77,13 @@ pub struct Manifest {
     pub counts: BTreeMap<String, BTreeMap<String, usize>>,
     /// [`Dataset::digest`] by split.
     pub digests: BTreeMap<String, String>,
-    /// Files that are no pictures.
-    pub ignored: usize,
+    /// How many files were left out, by reason.
+    pub left_out: Counts,
+    /// [`Dataset::notes`], and what became of the splits that the data came with.
+    pub notes: Vec<String>,
     /// Pictures that were left out, and why.
     pub rejects: Vec<Reject>,
-    /// Photos that show the same thing; each group lies in one split.
+    /// Photos that show the same thing; each group lies in one split, unless the data came with splits.
     pub duplicates: Vec<Duplicates>,
     /// The photos, sorted by original name.
     pub photos: Vec<Photo>,
@@ -95,10 +92,12 @@ pub struct Manifest {
 /// A group of photos that show the same thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Duplicates {
-    /// Whether all files are equal to the byte.
+    /// True when all files are equal to the byte.
     pub exact: bool,
-    /// Whether the members carry different labels: at least one is wrong.
+    /// True when the members carry different labels: at least one is wrong.
     pub conflict: bool,
+    /// True when the members lie in several splits, as the data came: what is learned is then tested on.
+    pub across_splits: bool,
     /// Original names.
     pub members: Vec<String>,
 }
@@ -149,9 +148,16 @@ impl Prepare {
                 "{out} holds something else: give an empty folder"
             )));
         }
+        let [train, val, test] = self.shares;
+        if !(train > 0.0 && val >= 0.0 && test >= 0.0) || (train + val + test - 1.0).abs() > 1e-6 {
+            let shares = self.shares;
+            return Err(Error::Config(format!(
+                "split {shares:?} must be three shares that sum to 1"
+            )));
+        }
         let staging = Staging::create(out)?;
         let failed = std::sync::Mutex::new(None);
-        let dataset = Dataset::scan(raw, &Limits::default(), &self.labels, |name, pixels| {
+        let dataset = self.reading.scan(raw, self.size, |name, pixels| {
             progress();
             let jpeg = self.shrink(pixels)?;
             let path = staging.0.join(staged_name(name));
@@ -163,15 +169,19 @@ impl Prepare {
                 }
                 reason
             })
-        })?;
+        });
+        // Before what it leads to: photos that are missing.
         if let Some(error) = failed.into_inner().unwrap_or(None) {
             return Err(error);
         }
-        let parts = dataset.split_three(self.shares, self.seed)?;
+        let dataset = dataset?;
+        let parts = dataset.parts(self.shares, self.seed)?;
         let manifest = self.manifest(&dataset, &parts);
         for photo in &manifest.photos {
-            let (from, to) =
-                (staging.0.join(staged_name(&photo.original)), staging.0.join(&photo.path));
+            let (from, to) = (
+                staging.0.join(&photo.path.rsplit('/').next().unwrap_or_default()),
+                staging.0.join(&photo.path),
+            );
             let folder = to.parent().unwrap_or(&staging.0);
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
             fs::rename(&from, &to).map_err(Error::io(&from))?;
@@ -210,7 +220,7 @@ impl Prepare {
             .flat_map(|(part, split)| part.samples.iter().map(move |sample| (sample, split)))
             .map(|(sample, split)| Photo {
                 path: format!("{}/{}/{}", split.name(), class(sample), staged_name(&sample.path)),
-                original: sample.path.clone(),
+                original: slashed(&sample.path),
                 class: class(sample),
                 split,
                 group: sample.group,
@@ -220,31 +230,59 @@ impl Prepare {
             .collect();
         photos.sort_by(|a, b| a.original.cmp(&b.original));
         let conflicts = dataset.conflicts();
+        let splits = |members: &[usize]| {
+            let splits = members.iter().filter_map(|member| dataset.samples[*member].split);
+            splits.collect::<BTreeSet<_>>()
+        };
         let duplicates = dataset.duplicate_groups().into_iter().map(|members| Duplicates {
             exact: members
                 .iter()
                 .all(|m| dataset.samples[*m].sha256 == dataset.samples[members[0]].sha256),
             conflict: conflicts.contains(&members),
-            members: members.iter().map(|m| dataset.samples[*m].path.clone()).collect(),
+            across_splits: splits(&members).len() > 1,
+            members: members.iter().map(|m| slashed(&dataset.samples[*m].path)).collect(),
         });
         let by_split = |part: &Dataset| {
             part.classes.iter().cloned().zip(part.counts()).collect::<BTreeMap<_, _>>()
         };
         let name = |split: Split| split.name().to_string();
         Manifest {
-            format: 1,
+            format: FORMAT,
             seed: self.seed,
             shares: self.shares,
             size: self.size,
             classes: dataset.classes.to_vec(),
             counts: Split::ALL.iter().zip(parts).map(|(s, p)| (name(*s), by_split(p))).collect(),
             digests: Split::ALL.iter().zip(parts).map(|(s, p)| (name(*s), p.digest())).collect(),
-            ignored: dataset.ignored,
+            left_out: (*dataset.left_out).clone(),
+            notes: dataset.notes.iter().cloned().chain(notes_of_splits(dataset, parts)).collect(),
             rejects: dataset.rejects.to_vec(),
             duplicates: duplicates.collect(),
             photos,
         }
     }
+}
+
+/// What became of the splits that the data came with.
+fn notes_of_splits(dataset: &Dataset, parts: &[Dataset; 3]) -> Vec<String> {
+    let count = |split| dataset.samples.iter().filter(|s| s.split == split).count();
+    let [none, val] = [None, Some(Split::Val)].map(count);
+    let mut notes = Vec::new();
+    if none == dataset.samples.len() {
+        return notes;
+    }
+    notes.push("the splits are those that the data came with".into());
+    if none > 0 {
+        notes.push(format!("{none} photos came without a split and are for training"));
+    }
+    if val == 0 {
+        let made = parts[1].len();
+        notes.push(format!("it came without validation photos: {made} are taken from training"));
+    }
+    if parts[2].is_empty() {
+        notes.push("it came without test photos, and none are made".into());
+    }
+    notes
 }
 
 /// Opens a prepared folder without decoding anything.
@@ -253,31 +291,44 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
     let manifest: Manifest = serde_json::from_str(&text)
         .map_err(|e| Error::Dataset(format!("{}: {e}", path.display())))?;
+    if manifest.format != FORMAT {
+        let reason =
+            format!("layout {}, this petnet reads {FORMAT}: prepare it again", manifest.format);
+        return Err(Error::Dataset(format!("{}: {reason}", path.display())));
+    }
     let number = |class: &str| manifest.classes.iter().position(|known| known == class);
     let samples = manifest.photos.iter().map(|photo| {
         let class = number(&photo.class).ok_or_else(|| {
             Error::Dataset(format!("{}: class `{}` is not listed", path.display(), photo.class))
         })?;
+        // A manifest may come from anywhere; a path that leads out of its folder is not followed.
+        let inside = contained(&photo.path).filter(|_| check_class(&photo.class).is_ok());
+        let inside = inside.ok_or_else(|| {
+            Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), photo.path))
+        })?;
         let (sha256, split) = (photo.sha256.clone(), Some(photo.split));
         let Photo { group, size, .. } = *photo;
-        Ok(Sample { path: photo.path.clone(), class, sha256, group, size, split })
+        Ok(Sample { path: inside.into(), class, sha256, group, size, split })
     });
     Ok(Dataset {
         samples: samples.collect::<Result<_>>()?,
         classes: manifest.classes.into(),
         rejects: manifest.rejects.into(),
-        ignored: manifest.ignored,
+        left_out: Arc::new(manifest.left_out),
+        notes: manifest.notes.into(),
         source: Arc::new(Source::open(folder)?),
     })
 }
 
 /// A flat, unique and harmless file name for a photo of any origin.
-fn staged_name(original: &str) -> String {
+fn staged_name(path: &Path) -> String {
+    let original = slashed(path);
     let safe = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' };
-    let stem = original.rsplit_once('.').map_or(original, |(stem, _)| stem);
+    let stem = original.rsplit_once('.').map_or(original.as_str(), |(stem, _)| stem);
     let start = stem.char_indices().nth_back(59).map_or(0, |(at, _)| at);
     let name: String = stem[start..].chars().map(safe).collect();
-    let digest = sha256(original.as_bytes());
+    // Of the name as it is: two that are not UTF-8 may look alike.
+    let digest = sha256(path.as_os_str().as_encoded_bytes());
     format!("{name}-{}.jpg", &digest[..8])
 }
 

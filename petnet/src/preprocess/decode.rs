@@ -10,7 +10,7 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::jpeg::Outline;
-use super::{Limits, Pixels, webp};
+use super::{Limits, Pixels, REDUCED, exif, format, webp};
 use crate::error::ImageError;
 
 /// Most bytes that a PNG's metadata may expand to: profiles, texts, and the rows that the reader keeps.
@@ -65,7 +65,7 @@ impl<'a> Plan<'a> {
                 limit: limits.max_bytes,
             });
         }
-        let plan = match image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat)? {
+        let plan = match format::format(bytes)? {
             ImageFormat::Jpeg => Self::jpeg(bytes, limits, side)?,
             other => Self::other(bytes, other, limits)?,
         };
@@ -80,8 +80,10 @@ impl<'a> Plan<'a> {
         let outline = Outline::of(bytes);
         // Decoders fill what is missing with grey and say nothing.
         let length = outline.length.ok_or_else(|| broken("the JPEG data ends too early"))?;
+        if outline.arithmetic {
+            return Err(ImageError::Unsupported("JPEG with arithmetic coding".into()));
+        }
         let (bytes, size, orientation) = (&bytes[..length], outline.size, outline.orientation);
-        check_size(size, limits)?;
         check_scans(&outline, limits)?;
         let pixels = u64::from(size.0) * u64::from(size.1) * 3;
         let turned = u64::from(is_turned(orientation));
@@ -90,7 +92,10 @@ impl<'a> Plan<'a> {
             let side = side.map(|side| side.saturating_mul(2));
             side.is_some_and(|side| shorter / factor >= side) && matches!(outline.components, 1 | 3)
         };
-        let Some(factor) = [8, 4].into_iter().find(enough) else {
+        let factor = [8, 4].into_iter().find(enough);
+        let times = if factor.is_some() { REDUCED } else { 1 };
+        check_size(size, limits.max_side, limits.max_pixels.saturating_mul(times))?;
+        let Some(factor) = factor else {
             // The decoder copies the file. A turn needs the image twice.
             let decoding = pixels + outline.kept() + 2 * length as u64;
             let memory = decoding.max((1 + turned) * pixels) + SMALL;
@@ -112,7 +117,8 @@ impl<'a> Plan<'a> {
             // Its metadata is expanded, and its rows are measured, before the decoder is there to be asked.
             let side = |at: usize| bytes.get(at..).and_then(|side| side.first_chunk());
             if let (Some(width), Some(height)) = (side(16), side(20)) {
-                check_size((u32::from_be_bytes(*width), u32::from_be_bytes(*height)), limits)?;
+                let size = (u32::from_be_bytes(*width), u32::from_be_bytes(*height));
+                check_size(size, limits.max_side, limits.max_pixels)?;
             }
             bounds.max_alloc = Some(PNG_METADATA);
             let decoder = PngDecoder::with_limits(Cursor::new(bytes), bounds.clone());
@@ -123,8 +129,10 @@ impl<'a> Plan<'a> {
             Box::new(reader.into_decoder().map_err(from_image)?)
         };
         let size = decoder.dimensions();
-        check_size(size, limits)?;
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        check_size(size, limits.max_side, limits.max_pixels)?;
+        let exif = decoder.exif_metadata().ok().flatten();
+        let orientation = exif.and_then(|exif| exif::orientation(&exif));
+        let orientation = orientation.unwrap_or(Orientation::NoTransforms);
         // A turn needs the image twice.
         let pixels = u64::from(size.0) * u64::from(size.1);
         let turn = if is_turned(orientation) { 2 * pixels * 3 } else { 0 };
@@ -139,7 +147,10 @@ impl<'a> Plan<'a> {
         let Self { bytes, way, size, decoded, orientation, .. } = self;
         let own = if is_turned(orientation) { (size.1, size.0) } else { size };
         let picture = match way {
-            Way::Other(decoder) => DynamicImage::from_decoder(decoder).map_err(from_image)?,
+            Way::Other(decoder) => {
+                let picture = DynamicImage::from_decoder(decoder).map_err(from_image)?;
+                if bytes.starts_with(b"BM") { opaque_if_blank(picture) } else { picture }
+            }
             Way::Jpeg => whole_jpeg(bytes, size, limits)?,
             Way::ReducedJpeg => match reduced_jpeg(bytes, size, decoded) {
                 Some(picture) => picture,
@@ -233,15 +244,19 @@ fn memory(
     Ok(stored + converted.max(decoding))
 }
 
-fn check_size((width, height): (u32, u32), limits: &Limits) -> Result<(), ImageError> {
+fn check_size(
+    (width, height): (u32, u32),
+    max_side: u32,
+    max_pixels: u64,
+) -> Result<(), ImageError> {
     if width == 0 || height == 0 {
         return Err(broken("a side of zero pixels"));
     }
-    if width.max(height) > limits.max_side {
-        return Err(ImageError::TooLong { width, height, limit: limits.max_side });
+    if width.max(height) > max_side {
+        return Err(ImageError::TooLong { width, height, limit: max_side });
     }
-    if u64::from(width) * u64::from(height) > limits.max_pixels {
-        return Err(ImageError::TooManyPixels { width, height, limit: limits.max_pixels });
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(ImageError::TooManyPixels { width, height, limit: max_pixels });
     }
     Ok(())
 }
@@ -267,6 +282,17 @@ fn upright(picture: DynamicImage, orientation: Orientation) -> Pixels {
     picture.apply_orientation(orientation);
     let rgb = picture.into_rgb8();
     Pixels { width: rgb.width(), height: rgb.height(), data: rgb.into_raw() }
+}
+
+/// Programs that know no transparency leave the fourth byte of a BMP's pixels zero.
+fn opaque_if_blank(picture: DynamicImage) -> DynamicImage {
+    match picture {
+        DynamicImage::ImageRgba8(mut rgba) if rgba.pixels().all(|pixel| pixel[3] == 0) => {
+            rgba.pixels_mut().for_each(|pixel| pixel[3] = 255);
+            DynamicImage::ImageRgba8(rgba)
+        }
+        other => other,
+    }
 }
 
 /// Blends in place: three bytes of each four stay.

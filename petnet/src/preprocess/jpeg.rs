@@ -3,6 +3,8 @@
 
 use image::metadata::Orientation;
 
+use super::exif;
+
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
@@ -24,6 +26,8 @@ pub(super) struct Outline {
     pub(super) coefficients: u64,
     /// Set where a decoder must keep them all: the image is progressive, or its components come in scans of their own.
     pub(super) keeps_coefficients: bool,
+    /// Set for a frame with arithmetic coding, which hardly any decoder reads.
+    pub(super) arithmetic: bool,
     /// Turns and flips that make the image upright.
     pub(super) orientation: Orientation,
 }
@@ -38,6 +42,7 @@ impl Outline {
             length: None,
             coefficients: 0,
             keeps_coefficients: false,
+            arithmetic: false,
             orientation: Orientation::NoTransforms,
         };
         let mut at = 2;
@@ -59,10 +64,11 @@ impl Outline {
                 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
                     outline.frame(segment);
                     outline.keeps_coefficients |= matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
+                    outline.arithmetic |= marker > 0xc8;
                 }
                 APP1 => {
                     let exif = segment.strip_prefix(b"Exif\0\0");
-                    if let Some(found) = exif.and_then(Orientation::from_exif_chunk) {
+                    if let Some(found) = exif.and_then(exif::orientation) {
                         outline.orientation = found;
                     }
                 }

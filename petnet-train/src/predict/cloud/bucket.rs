@@ -7,13 +7,14 @@ use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use petnet::files::{LeftOut, Name, judge};
 use tokio::runtime::Runtime;
 use url::Url;
 
 use crate::config::ConfigError;
 use crate::predict::archive::{self, Kind};
 use crate::predict::listing::{Listing, Load, Photo};
-use crate::predict::source::{MATCH, has_wildcard, is_picture, refuse_large};
+use crate::predict::source::{MATCH, has_wildcard, refuse_large};
 
 /// Of an archive's bytes, so many are fetched at a time.
 const BLOCK: u64 = 8 << 20;
@@ -31,6 +32,15 @@ struct Bucket {
     store: Box<dyn ObjectStore>,
     /// `s3://photos`
     name: String,
+}
+
+/// Why an object is left out, by its name: a request for each one's first bytes would cost too much.
+fn named_as(key: &str) -> Option<LeftOut> {
+    match judge(std::path::Path::new(key)) {
+        Name::Image => None,
+        Name::LeftOut(reason) => Some(reason),
+        Name::Open => Some(LeftOut::NoImage),
+    }
 }
 
 impl Bucket {
@@ -61,7 +71,7 @@ impl Bucket {
         if has_wildcard(key) {
             return self.matching(key, listing);
         }
-        if archive || is_picture(key) {
+        if archive || named_as(key).is_none() {
             match self.runtime.block_on(self.store.head(&Path::parse(key)?)) {
                 Ok(meta) => return self.object(meta, listing),
                 // A folder's name may have a dot, too.
@@ -69,9 +79,12 @@ impl Bucket {
                 Err(e) => return Err(e.into()),
             }
         }
-        self.each(key, |meta| match is_picture(meta.location.as_ref()) {
-            true => self.object(meta, listing),
-            false => Ok(()),
+        self.each(key, |meta| match named_as(meta.location.as_ref()) {
+            None => self.object(meta, listing),
+            Some(reason) => {
+                listing.leave_out(reason);
+                Ok(())
+            }
         })
     }
 
@@ -82,7 +95,7 @@ impl Bucket {
         let mut found = false;
         self.each(folder, |meta| {
             let key = meta.location.as_ref();
-            let wanted = is_picture(key) || Kind::of(key).is_some();
+            let wanted = named_as(key).is_none() || Kind::of(key).is_some();
             if wanted && pattern.matches_with(key, MATCH) {
                 found = true;
                 return self.object(meta, listing);

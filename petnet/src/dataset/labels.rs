@@ -1,0 +1,260 @@
+//! Labels in a table: CSV, or a JSON object a line; by path, by file name, or by digest.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::Split;
+use crate::error::{Error, Result};
+
+/// Names of the column or key that tells the photo: a path, a file's name with or without its ending.
+const PHOTO: [&str; 9] =
+    ["path", "file_name", "filename", "file", "image_path", "image", "name", "image_id", "id"];
+/// Names of the column or key of the class.
+const CLASS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
+/// Names of the column or key of the split.
+const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
+/// Longest name of a class in bytes.
+const LONGEST: usize = 256;
+
+/// A label that was given to a photo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// The class's name.
+    pub class: String,
+    /// The split, where the table has one.
+    pub split: Option<Split>,
+    /// Set for a label that goes before the name of the photo's folder.
+    pub before_folder: bool,
+}
+
+/// Labels of photos, from a table.
+///
+/// ```
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("labels.csv");
+/// std::fs::write(&path, "path,label,split\nrex.jpg,dog,train\ntom.jpg,cat,test\n")?;
+/// let labels = petnet::dataset::Labels::read(&path, false)?;
+/// assert_eq!(labels.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Labels {
+    by_digest: HashMap<String, Label>,
+    by_path: HashMap<String, Label>,
+    /// By the name without folders, and without its ending; `None` where several rows have it.
+    by_name: HashMap<String, Option<Label>>,
+}
+
+/// One row: the keys in lower case.
+type Row = HashMap<String, String>;
+
+impl Labels {
+    /// Reads a `.csv` file with a line of column names, or JSON lines. The photo is told by a column `path` (or
+    /// `file_name`, `image`, `id`, ...) or by `sha256` of its file, the class by `label` (or `class`, `category`, ...), and
+    /// there may be a `split`. Of two rows for one photo the later one counts. Rows with `authenticated: false`, as the
+    /// service exports them, do not go before folders unless `trust_open` is set.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] with the line of what is wrong.
+    pub fn read(path: &Path, trust_open: bool) -> Result<Self> {
+        let bytes = fs::read(path).map_err(Error::io(path))?;
+        Self::parse(path, &bytes, trust_open)
+    }
+
+    pub(crate) fn parse(path: &Path, bytes: &[u8], trust_open: bool) -> Result<Self> {
+        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+        let is_csv = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("csv"));
+        let rows = if is_csv { csv_rows(bytes) } else { json_rows(bytes) };
+        let mut labels = Self::default();
+        for row in rows {
+            let taken = row.and_then(|(line, row)| {
+                labels.take(&row, trust_open).map_err(|reason| format!("line {line}: {reason}"))
+            });
+            taken.map_err(|reason| Error::Dataset(format!("{}, {reason}", path.display())))?;
+        }
+        Ok(labels)
+    }
+
+    /// Number of labels.
+    pub fn len(&self) -> usize {
+        self.by_digest.len() + self.by_path.len()
+    }
+
+    /// True without any label.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of labels that do not go before folders.
+    pub fn open(&self) -> usize {
+        let all = self.by_digest.values().chain(self.by_path.values());
+        all.filter(|label| !label.before_folder).count()
+    }
+
+    /// True when photos are told by path.
+    pub(crate) fn has_paths(&self) -> bool {
+        !self.by_path.is_empty()
+    }
+
+    pub(crate) fn of_digest(&self, sha256: &str) -> Option<&Label> {
+        self.by_digest.get(sha256)
+    }
+
+    /// The label of a path, with `/` between parts: the whole path, else its name where only one row has it.
+    pub(crate) fn of_path(&self, path: &str) -> Option<&Label> {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+        let by_name = |name: &str| self.by_name.get(name).and_then(Option::as_ref);
+        self.by_path.get(path).or_else(|| by_name(name)).or_else(|| by_name(stem))
+    }
+
+    fn take(&mut self, row: &Row, trust_open: bool) -> Result<(), String> {
+        let find = |names: &[&str]| names.iter().find_map(|name| row.get(*name)).map(|v| v.trim());
+        let columns = || {
+            let mut names: Vec<&str> = row.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            names.join(", ")
+        };
+        let class = find(&CLASS)
+            .ok_or_else(|| format!("no column `label` or `class` among: {}", columns()))?;
+        check_class(class)?;
+        let split = match find(&SPLIT).filter(|split| !split.is_empty()) {
+            Some(name) => Some(
+                Split::of_folder(name)
+                    .ok_or_else(|| format!("split `{name}` is none of train, val and test"))?,
+            ),
+            None => None,
+        };
+        let authenticated = find(&["authenticated"]).is_none_or(|value| value != "false");
+        let before_folder = authenticated || trust_open;
+        let label = Label { class: class.into(), split, before_folder };
+        if let Some(digest) = row.get("sha256") {
+            self.by_digest.insert(digest.trim().to_ascii_lowercase(), label);
+            return Ok(());
+        }
+        let path = find(&PHOTO).ok_or_else(|| {
+            format!("no column `path`, `file_name` or `sha256` among: {}", columns())
+        })?;
+        let path = path.replace('\\', "/");
+        let path = path.trim_start_matches("./");
+        if path.is_empty() {
+            return Err("the path is empty".into());
+        }
+        let known = self.by_path.insert(path.into(), label.clone()).is_some();
+        if !path.contains('/') {
+            self.by_name.insert(path.into(), Some(label));
+        } else if let Some(name) = path.rsplit('/').next().filter(|_| !known) {
+            let several = self.by_name.contains_key(name);
+            self.by_name.insert(name.into(), (!several).then_some(label));
+        }
+        Ok(())
+    }
+}
+
+/// A label is a name, never a path: folders are called by it.
+pub(crate) fn check_class(name: &str) -> Result<(), String> {
+    let reason = match name {
+        "" => "the label is empty",
+        "." | ".." => "it is a folder",
+        _ if name.contains(['/', '\\']) => "it is a path",
+        _ if name.chars().any(char::is_control) => "it has control characters",
+        _ if name.len() > LONGEST => "it has more than 256 bytes",
+        _ => return Ok(()),
+    };
+    Err(format!("label `{}` is no name of a class: {reason}", name.escape_debug()))
+}
+
+type Rows = Vec<Result<(usize, Row), String>>;
+
+fn csv_rows(bytes: &[u8]) -> Rows {
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes);
+    let columns: Vec<String> = match reader.headers() {
+        Ok(names) => names.iter().map(str::to_lowercase).collect(),
+        Err(error) => return vec![Err(error.to_string())],
+    };
+    let records = reader.records().map(|record| {
+        let record = record.map_err(|error| error.to_string())?;
+        let line = record.position().map_or(0, |place| place.line() as usize);
+        let row = columns.iter().cloned().zip(record.iter().map(ToString::to_string));
+        Ok((line, row.collect()))
+    });
+    records.collect()
+}
+
+fn json_rows(bytes: &[u8]) -> Rows {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let rows = lines.map(|(number, line)| {
+        let object: Map<String, Value> =
+            serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1))?;
+        let row = object.into_iter().filter_map(|(key, value)| {
+            let value = match value {
+                Value::String(text) => text,
+                Value::Number(number) => number.to_string(),
+                Value::Bool(flag) => flag.to_string(),
+                Value::Null | Value::Array(_) | Value::Object(_) => return None,
+            };
+            Some((key.to_lowercase(), value))
+        });
+        Ok((number + 1, row.collect()))
+    });
+    rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(name: &str, text: &str) -> Result<Labels> {
+        Labels::parse(Path::new(name), text.as_bytes(), false)
+    }
+
+    #[test]
+    fn tables_of_other_tools_are_read() {
+        let cases = [
+            ("labels.csv", "\u{feff}path,label,split\na/1.jpg,cat,valid\n"),
+            ("metadata.csv", "file_name,category,set,more\n1.jpg, cat ,dev,\"x, y\"\n"),
+            ("x.jsonl", "\u{feff}{\"image\":\"a/1.jpg\",\"class\":\"cat\",\"split\":\"val\"}\n\n"),
+            ("train.csv", "id,breed,subset\n1,cat,validation\n"),
+        ];
+        let expected = Label { class: "cat".into(), split: Some(Split::Val), before_folder: true };
+        for (name, text) in cases {
+            let labels = parsed(name, text).unwrap();
+            assert_eq!(labels.of_path("a/1.jpg"), Some(&expected), "{name}");
+            assert_eq!(labels.of_path("a/2.jpg"), None, "{name}");
+        }
+        let text = "{\"sha256\":\"AB\",\"label\":\"dog\",\"authenticated\":false}";
+        let labels = parsed("feedback.jsonl", text).unwrap();
+        assert_eq!(labels.of_digest("ab").map(|label| label.before_folder), Some(false));
+        assert_eq!((labels.open(), labels.has_paths()), (1, false));
+    }
+
+    #[test]
+    fn a_name_that_two_rows_have_needs_its_path() {
+        let labels = parsed("l.csv", "path,label\na/1.jpg,cat\nb/1.jpg,dog\n").unwrap();
+        assert_eq!(labels.of_path("b/1.jpg").unwrap().class, "dog");
+        assert_eq!(labels.of_path("c/1.jpg"), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        for (name, text, reason) in [
+            ("l.csv", "path,label\n1.jpg,cat\n2.jpg,../dog\n", "line 3: label `../dog` is no name"),
+            (
+                "l.csv",
+                "path,label\n1.jpg,\n",
+                "line 2: label `` is no name of a class: the label is empty",
+            ),
+            ("l.csv", "photo,kind\n1.jpg,cat\n", "no column `label` or `class` among: kind, photo"),
+            ("l.csv", "path,label,split\n1.jpg,cat,holdout\n", "split `holdout` is none of"),
+            ("l.jsonl", "{\"label\":\"cat\"}", "no column `path`"),
+            ("l.jsonl", "{\"path\":\"a\",\"label\":\"cat\"}\n{", "line 2: EOF"),
+        ] {
+            let error = parsed(name, text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! What class and split a photo has by where it lies.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::Split;
+use super::labels::Labels;
+use crate::error::{Error, Result};
+
+/// How photos are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// Whatever the folders and tables show, where that is unambiguous.
+    #[default]
+    Auto,
+    /// A folder a class.
+    Folders,
+    /// Folders `train`, `val` and `test` (or `training`, `valid`, `validation`, `dev`, `testing`) above or below those of the
+    /// classes.
+    Splits,
+    /// A table `labels.csv`, `labels.jsonl`, `metadata.csv` or `metadata.jsonl` beside the photos.
+    Table,
+}
+
+/// The layout that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A folder a class.
+    Folders,
+    /// Folders of splits with folders of classes inside.
+    SplitsAbove,
+    /// Folders of classes with folders of splits inside.
+    SplitsBelow,
+    /// Tables beside the photos.
+    Tables(Vec<PathBuf>),
+    /// A given table of labels and no folders.
+    Labels,
+    /// Names that a pattern reads.
+    Pattern,
+    /// A folder that an earlier `prepare` wrote.
+    Prepared,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folders => f.write_str("a folder a class"),
+            Self::SplitsAbove => f.write_str("a folder a split, with a folder a class inside"),
+            Self::SplitsBelow => f.write_str("a folder a class, with a folder a split inside"),
+            Self::Tables(tables) => {
+                let names: Vec<_> =
+                    tables.iter().map(|table| table.display().to_string()).collect();
+                write!(f, "labels in {}", names.join(", "))
+            }
+            Self::Labels => f.write_str("labels by path"),
+            Self::Pattern => f.write_str("labels in the files' names"),
+            Self::Prepared => f.write_str("prepared"),
+        }
+    }
+}
+
+/// What a photo's place says of it; nothing outside of all classes.
+pub(super) type Place = Option<(String, Option<Split>)>;
+
+impl Split {
+    /// The split that a folder is called after.
+    pub(super) fn of_folder(name: &str) -> Option<Self> {
+        match name.trim().to_lowercase().as_str() {
+            "train" | "training" => Some(Self::Train),
+            "val" | "valid" | "validation" | "dev" => Some(Self::Val),
+            "test" | "testing" => Some(Self::Test),
+            _ => None,
+        }
+    }
+}
+
+/// Names of tables of labels that may lie beside photos.
+const TABLES: [&str; 4] = ["labels.csv", "labels.jsonl", "metadata.csv", "metadata.jsonl"];
+
+/// Tables among the files: at the root of the photos, or in folders of splits.
+pub(super) fn tables(files: &[PathBuf], photos: &[PathBuf]) -> Vec<PathBuf> {
+    let parts = Parts::of(photos);
+    let is_table = |file: &&PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let folder: Vec<String> = strings(file.parent().unwrap_or(Path::new("")));
+        let below = folder.get(parts.root..).unwrap_or_default();
+        let at_root = folder.len() <= parts.root;
+        let in_split = matches!(below, [name] if Split::of_folder(name).is_some());
+        TABLES.contains(&name.as_str()) && (at_root || in_split)
+    };
+    files.iter().filter(is_table).cloned().collect()
+}
+
+/// The folders above each photo, without those that all share.
+pub(super) struct Parts {
+    folders: Vec<Vec<String>>,
+    /// Number of folders that all share above those of the classes.
+    pub(super) root: usize,
+}
+
+fn strings(path: &Path) -> Vec<String> {
+    path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
+}
+
+impl Parts {
+    pub(super) fn of(photos: &[PathBuf]) -> Self {
+        let mut folders: Vec<Vec<String>> =
+            photos.iter().map(|path| strings(path.parent().unwrap_or(Path::new("")))).collect();
+        let mut root = 0;
+        while let Some(first) = folders.first().and_then(|folders| folders.get(root)).cloned() {
+            let shared = folders.iter().all(|f| f.get(root) == Some(&first) && f.len() > root + 1);
+            if !shared {
+                break;
+            }
+            root += 1;
+        }
+        folders.iter_mut().for_each(|folders| drop(folders.drain(..root.min(folders.len()))));
+        Self { folders, root }
+    }
+
+    fn level(&self, level: usize) -> BTreeSet<&str> {
+        self.folders.iter().filter_map(|f| f.get(level)).map(String::as_str).collect()
+    }
+
+    fn all_splits(&self, level: usize) -> bool {
+        let names = self.level(level);
+        !names.is_empty() && names.iter().all(|name| Split::of_folder(name).is_some())
+    }
+
+    /// The layout that the folders show, if they show one.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] for folders of splits without folders of classes.
+    fn found(&self, path: &Path) -> Result<Option<Found>> {
+        let (first, second) = (self.level(0), self.level(1));
+        if first.is_empty() {
+            return Ok(None);
+        }
+        if self.all_splits(0) && first.len() > 1 {
+            if second.is_empty() {
+                let names = first.into_iter().collect::<Vec<_>>().join(", ");
+                return Err(Error::Dataset(format!(
+                    "{}: {names} are splits, and there are no folders of classes in them: name the classes by a \
+                     table (--labels) or by the files' names (--label-pattern)",
+                    path.display()
+                )));
+            }
+            return Ok(Some(Found::SplitsAbove));
+        }
+        let below = self.all_splits(1) && first.len() > 1 && second.len() > 1;
+        Ok(Some(if below { Found::SplitsBelow } else { Found::Folders }))
+    }
+
+    /// The layout, as it is asked for or found; `None` for photos without folders.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] for folders that say nothing, or another thing than was asked for.
+    pub(super) fn layout(&self, asked: Layout, path: &Path) -> Result<Option<Found>> {
+        match asked {
+            Layout::Auto => self.found(path),
+            Layout::Table => Ok(None),
+            Layout::Folders if self.level(0).is_empty() => {
+                Err(Error::Dataset(format!("{}: no folder has photos", path.display())))
+            }
+            Layout::Folders => Ok(Some(Found::Folders)),
+            Layout::Splits if self.all_splits(0) => Ok(Some(Found::SplitsAbove)),
+            Layout::Splits if self.all_splits(1) => Ok(Some(Found::SplitsBelow)),
+            Layout::Splits => Err(Error::Dataset(format!(
+                "{}: found no folders `train`, `val` and `test`",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Class and split of each photo by its folders.
+    pub(super) fn places(&self, found: &Found) -> Vec<Place> {
+        let class = |name: Option<&String>| name.cloned();
+        let split = |name: Option<&String>| name.and_then(|name| Split::of_folder(name));
+        let place = |folders: &Vec<String>| match found {
+            Found::SplitsAbove => Some((class(folders.get(1))?, split(folders.first()))),
+            Found::SplitsBelow => Some((class(folders.first())?, split(folders.get(1)))),
+            Found::Folders => Some((class(folders.first())?, None)),
+            Found::Tables(_) | Found::Labels | Found::Pattern | Found::Prepared => None,
+        };
+        self.folders.iter().map(place).collect()
+    }
+
+    /// The split whose folder a photo lies in, at any level.
+    pub(super) fn split(&self, photo: usize) -> Option<Split> {
+        self.folders[photo].iter().find_map(|name| Split::of_folder(name))
+    }
+}
+
+/// A path with `/` between parts, as tables have it.
+pub(super) fn slashed(path: &Path) -> String {
+    strings(path).join("/")
+}
+
+/// A photo's label in a table that lies in `folder`.
+pub(super) fn labelled(labels: &Labels, folder: &Path, photo: &Path) -> Place {
+    let path = photo.strip_prefix(folder).ok()?;
+    let label = labels.of_path(&slashed(path))?;
+    Some((label.class.clone(), label.split))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(names: &[&str]) -> Parts {
+        Parts::of(&names.iter().map(PathBuf::from).collect::<Vec<_>>())
+    }
+
+    fn found(names: &[&str]) -> Option<Found> {
+        parts(names).found(Path::new("data")).unwrap()
+    }
+
+    #[test]
+    fn splits_are_told_from_classes() {
+        assert_eq!(found(&["cat/1.jpg", "dog/1.jpg"]), Some(Found::Folders));
+        assert_eq!(found(&["x/cat/1.jpg", "x/dog/a/1.jpg"]), Some(Found::Folders));
+        let above = ["x/Train/cat/1.jpg", "x/validation/cat/1.jpg", "x/test/dog/1.jpg"];
+        assert_eq!(found(&above), Some(Found::SplitsAbove));
+        let places = parts(&above).places(&Found::SplitsAbove);
+        assert_eq!(places[1], Some(("cat".into(), Some(Split::Val))));
+        let below = ["cat/training/1.jpg", "cat/dev/1.jpg", "dog/testing/1.jpg"];
+        assert_eq!(found(&below), Some(Found::SplitsBelow));
+        // One split alone is a folder like any other above the classes.
+        assert_eq!(found(&["train/cat/1.jpg", "train/dog/1.jpg"]), Some(Found::Folders));
+        // A class may be called like a split.
+        assert_eq!(found(&["train/1.jpg", "bus/1.jpg"]), Some(Found::Folders));
+        assert_eq!(found(&["1.jpg", "2.jpg"]), None);
+        let error = parts(&["train/1.jpg", "test/1.jpg"]).found(Path::new("d")).unwrap_err();
+        assert!(error.to_string().contains("--label-pattern"), "{error}");
+    }
+
+    #[test]
+    fn tables_are_found_at_the_root_and_in_splits() {
+        let photos = ["d/train/1.jpg", "d/test/2.jpg"].map(PathBuf::from);
+        let files = ["d/labels.csv", "d/train/metadata.csv", "d/other/labels.csv", "d/x.csv"];
+        let found = tables(&files.map(PathBuf::from), &photos);
+        assert_eq!(found, ["d/labels.csv", "d/train/metadata.csv"].map(PathBuf::from));
+    }
+}

@@ -1,0 +1,413 @@
+//! Unprepared photos to a data set: what is a photo, its class and split, and what is left out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use regex::Regex;
+
+use super::duplicates::{self, Fingerprint};
+use super::labels::{Labels, check_class};
+use super::layout::{Found, Layout, Parts, Place, labelled, slashed, tables};
+use super::{Dataset, Reject, Sample, Split};
+use crate::checkpoint::sha256;
+use crate::error::{Error, ImageError, Result};
+use crate::files::{Counts, LeftOut, Listing, Name, Source, judge, key};
+use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};
+
+/// Folder of photos whose class only a label can tell.
+const UNLABELLED: &str = "unlabelled";
+/// Images are decoded at a reduced size as long as both sides keep twice so many pixels.
+const SIDE: u32 = 160;
+/// Classes, folders or files that a note names.
+const NAMED: usize = 5;
+
+/// A regular expression that finds the class in a file's name.
+#[derive(Debug, Clone)]
+pub struct Pattern(Regex);
+
+/// By the text of it.
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = String;
+
+    /// # Errors
+    /// Why it is no regular expression with a group.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pattern = Regex::new(text).map_err(|error| error.to_string())?;
+        if pattern.captures_len() < 2 {
+            return Err(r"the class must stand in a group, as in `(cat|dog)\.\d+`".into());
+        }
+        Ok(Self(pattern))
+    }
+}
+
+impl Pattern {
+    fn class(&self, path: &Path) -> Option<String> {
+        let name = path.file_name()?.to_string_lossy();
+        self.0.captures(&name)?.get(1).map(|class| class.as_str().to_string())
+    }
+}
+
+/// How unprepared photos are read: from a folder, or a zip or tar archive.
+///
+/// ```
+/// # let folder = tempfile::tempdir().unwrap();
+/// # for class in ["cat", "dog"] {
+/// #     for number in 0..2_u8 {
+/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
+/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
+/// #         photo.save(folder.path().join(format!("{class}.{number}.jpg"))).unwrap();
+/// #     }
+/// # }
+/// # let photos = folder.path();
+/// use petnet::dataset::Reading;
+///
+/// // cat.0.jpg, cat.1.jpg, dog.0.jpg, ... in one folder, as Kaggle's archive has them
+/// let reading = Reading { pattern: Some(r"(cat|dog)\.\d+".parse()?), ..Reading::default() };
+/// assert_eq!(reading.open(photos)?.classes(), ["cat", "dog"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reading {
+    /// How photos are laid out.
+    pub layout: Layout,
+    /// Labels from a table elsewhere; they go before folders unless they say otherwise.
+    pub labels: Labels,
+    /// Finds the class in a file's name; folders then say nothing but the split.
+    pub pattern: Option<Pattern>,
+    /// What is refused.
+    pub limits: Limits,
+}
+
+/// A file that is an image by its name or its first bytes, before it was decoded.
+struct Candidates {
+    images: Vec<PathBuf>,
+    listing: Listing,
+}
+
+/// What was decoded of a photo.
+struct Inspected {
+    sha256: String,
+    class: String,
+    split: Option<Split>,
+    print: Fingerprint,
+    size: (u32, u32),
+}
+
+impl Reading {
+    /// Decodes every photo once. `Cat`, `cat` and `cats` are one class. What a file is, its bytes decide; what was left
+    /// out and why, [`Dataset::left_out`], [`Dataset::rejects`] and [`Dataset::notes`] say.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the path cannot be read; [`Error::Dataset`] when it holds fewer than two classes, a class
+    /// without a readable photo, or folders that can be taken in two ways.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Dataset> {
+        self.scan(path.as_ref(), SIDE, |_, _| Ok(()))
+    }
+
+    /// [`Reading::open`]; `each` sees every photo's path and pixels, at a size of at least twice `side` where the image
+    /// has it, from many threads in no certain order, and may refuse it.
+    pub(crate) fn scan(
+        &self,
+        path: &Path,
+        side: u32,
+        each: impl Fn(&Path, &Pixels) -> Result<(), ImageError> + Sync,
+    ) -> Result<Dataset> {
+        let mut source = Source::open(path)?;
+        let Candidates { images, listing } = candidates(&mut source)?;
+        let (found, places) = self.places(path, &source, &listing, &images)?;
+        if self.labels.is_empty() {
+            // Before hours are spent on decoding.
+            refuse_one_class(path, &places, &listing.left_out)?;
+        }
+        let mut notes = Notes::default();
+        notes.folders_without_images(&found, &images, &listing);
+        let inspect = |(name, place): (&PathBuf, Place)| {
+            let bytes = source.read(name, self.limits.max_bytes)?;
+            let sha256 = sha256(&bytes);
+            let Some((class, split)) = self.class(name, &sha256, place) else { return Ok(None) };
+            let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
+            each(name, &pixels)?;
+            let print = Fingerprint::of(&pixels)?;
+            Ok(Some(Inspected { sha256, class, split, print, size }))
+        };
+        let inspected: Vec<Result<Option<Inspected>, ImageError>> =
+            images.par_iter().zip(places.clone()).map(inspect).collect();
+        let mut left_out = listing.left_out;
+        let found_classes = inspected.iter().flatten().flatten().map(|photo| photo.class.as_str());
+        let of_folders = places.iter().flatten().map(|(class, _)| class.as_str());
+        let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
+        let (classes, index) = notes.classes(found_classes.chain(of_folders));
+        let mut samples = Vec::new();
+        let mut prints = Vec::new();
+        let mut rejects = Vec::new();
+        for (path, outcome) in images.iter().zip(inspected) {
+            match outcome {
+                Ok(Some(Inspected { sha256, class, split, print, size })) => {
+                    let (class, sha) = (index[&key(&class)], sha256.clone());
+                    let (path, size) = (path.clone(), Some(size));
+                    samples.push(Sample { path, class, sha256: sha, group: 0, size, split });
+                    prints.push((sha256, print));
+                }
+                Ok(None) => left_out.add(match found {
+                    Found::Folders | Found::SplitsAbove | Found::SplitsBelow => LeftOut::NoClass,
+                    _ => LeftOut::NoLabel,
+                }),
+                Err(error) => {
+                    left_out.add(reason(&error));
+                    rejects.push(Reject { path: slashed(path), reason: error.to_string() });
+                }
+            }
+        }
+        for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
+            sample.group = group;
+        }
+        notes.0.insert(0, format!("layout: {found}"));
+        let dataset = Dataset {
+            classes: classes.into(),
+            samples,
+            rejects: rejects.into(),
+            left_out: Arc::new(left_out),
+            notes: notes.0.into(),
+            source: Arc::new(source),
+        };
+        dataset.refuse_missing_classes(path)?;
+        Ok(dataset)
+    }
+
+    /// The layout, and each image's class and split by it.
+    fn places(
+        &self,
+        path: &Path,
+        source: &Source,
+        listing: &Listing,
+        images: &[PathBuf],
+    ) -> Result<(Found, Vec<Place>)> {
+        let parts = Parts::of(images);
+        if let Some(pattern) = &self.pattern {
+            let place =
+                |(photo, path): (usize, &PathBuf)| Some((pattern.class(path)?, parts.split(photo)));
+            return Ok((Found::Pattern, images.iter().enumerate().map(place).collect()));
+        }
+        let tables = match self.layout {
+            Layout::Auto if self.labels.has_paths() => Vec::new(),
+            Layout::Auto | Layout::Table => tables(&listing.files, images),
+            Layout::Folders | Layout::Splits => Vec::new(),
+        };
+        if tables.is_empty() {
+            if self.layout == Layout::Table {
+                let path = path.display();
+                return Err(Error::Dataset(format!("{path}: found no labels.csv or metadata.csv")));
+            }
+            // Splits without classes, or one folder of photos, are no fault where labels come by path.
+            let found = match parts.layout(self.layout, path) {
+                Err(_) if self.labels.has_paths() => None,
+                found => found?,
+            };
+            let found = found.unwrap_or(Found::Labels);
+            let places = parts.places(&found);
+            if self.labels.has_paths() && number_of_classes(&places) < 2 {
+                return Ok((Found::Labels, parts.places(&Found::Labels)));
+            }
+            return Ok((found, places));
+        }
+        let folders = parts.layout(self.layout, path).ok().flatten();
+        let classes = folders.map_or(0, |found| number_of_classes(&parts.places(&found)));
+        if self.layout == Layout::Auto && classes > 1 {
+            let (path, table) = (path.display(), tables[0].display());
+            return Err(Error::Dataset(format!(
+                "{path}: both folders and {table} may name the classes: say which by --layout folders or --layout table"
+            )));
+        }
+        let read: Vec<(PathBuf, Labels)> = tables
+            .iter()
+            .map(|table| {
+                let bytes = source.read(table, self.limits.max_bytes);
+                let bytes =
+                    bytes.map_err(|source| Error::ImageFile { path: table.clone(), source })?;
+                let folder = table.parent().unwrap_or(Path::new("")).to_path_buf();
+                Ok((folder, Labels::parse(table, &bytes, true)?))
+            })
+            .collect::<Result<_>>()?;
+        let place = |(photo, path): (usize, &PathBuf)| {
+            let place = read.iter().find_map(|(folder, labels)| labelled(labels, folder, path));
+            place.map(|(class, split)| (class, split.or_else(|| parts.split(photo))))
+        };
+        let places = images.iter().enumerate().map(place).collect();
+        Ok((Found::Tables(tables), places))
+    }
+
+    /// Class and split of an image: by a given label, or by its place.
+    fn class(&self, path: &Path, sha256: &str, place: Place) -> Place {
+        let place = place.filter(|(class, _)| class != UNLABELLED);
+        let label = self.labels.of_digest(sha256).or_else(|| self.labels.of_path(&slashed(path)));
+        match (label, place) {
+            (Some(label), place) if label.before_folder || place.is_none() => {
+                let split = label.split.or(place.and_then(|(_, split)| split));
+                Some((label.class.clone(), split))
+            }
+            (_, place) => place,
+        }
+    }
+}
+
+fn number_of_classes(places: &[Place]) -> usize {
+    places.iter().flatten().map(|(class, _)| key(class)).collect::<BTreeSet<_>>().len()
+}
+
+fn refuse_one_class(path: &Path, places: &[Place], left_out: &Counts) -> Result<()> {
+    let classes = number_of_classes(places);
+    if classes > 1 {
+        return Ok(());
+    }
+    let left_out = match left_out.total() {
+        0 => String::new(),
+        _ => format!(" (left out: {left_out})"),
+    };
+    Err(Error::Dataset(format!(
+        "{}: found {} class(es) with photos, at least two are needed{left_out}",
+        path.display(),
+        classes
+    )))
+}
+
+/// Images are known by their bytes; a name that ends like an image's is believed until then.
+fn candidates(source: &mut Source) -> Result<Candidates> {
+    let mut listing = source.list()?;
+    let source = &*source;
+    let judged: Vec<bool> = listing
+        .files
+        .par_iter()
+        .map(|file| match judge(file) {
+            Name::Image => true,
+            Name::LeftOut(_) => false,
+            // What cannot be read is no image for all that is known.
+            Name::Open => source
+                .head(file, HEAD as u64)
+                .is_ok_and(|head| recognise(&head) != FileKind::NoImage),
+        })
+        .collect();
+    let (images, others): (Vec<_>, Vec<_>) =
+        listing.files.iter().cloned().zip(judged).partition(|(_, is_image)| *is_image);
+    others.iter().for_each(|_| listing.left_out.add(LeftOut::NoImage));
+    Ok(Candidates { images: images.into_iter().map(|(path, _)| path).collect(), listing })
+}
+
+fn reason(error: &ImageError) -> LeftOut {
+    match error {
+        ImageError::ForeignFormat(_) => LeftOut::ForeignFormat,
+        ImageError::TooLarge { .. }
+        | ImageError::TooLong { .. }
+        | ImageError::TooManyPixels { .. }
+        | ImageError::TooManyScans { .. }
+        | ImageError::TooMuchMemory => LeftOut::TooLarge,
+        ImageError::Empty
+        | ImageError::UnknownFormat
+        | ImageError::Compressed
+        | ImageError::Unsupported(_)
+        | ImageError::Broken(_)
+        | ImageError::DecoderPanicked => LeftOut::Unreadable,
+    }
+}
+
+/// What a user should know, a sentence each.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Notes {
+    /// Names of folders where classes stand that hold no image of any kind.
+    fn folders_without_images(&mut self, found: &Found, images: &[PathBuf], listing: &Listing) {
+        let level = match found {
+            Found::Folders | Found::SplitsBelow => 0,
+            Found::SplitsAbove => 1,
+            Found::Tables(_) | Found::Labels | Found::Pattern | Found::Prepared => return,
+        };
+        let root = Parts::of(images).root;
+        let filled: BTreeSet<&Path> = images.iter().flat_map(|image| image.ancestors()).collect();
+        let empty: Vec<String> = listing
+            .folders
+            .iter()
+            .filter(|folder| folder.components().count() == root + level + 1)
+            .filter(|folder| !filled.contains(folder.as_path()))
+            .map(|folder| format!("`{}`", folder.display()))
+            .collect();
+        if !empty.is_empty() {
+            self.0.push(format!("no image in {}: no class of that name", some_of(&empty)));
+        }
+    }
+
+    /// Class names (of each class the shortest spelling, in lower case), sorted, and their index by [`key`]. Spellings
+    /// that become one class are noted.
+    fn classes<'a>(
+        &mut self,
+        spellings: impl Iterator<Item = &'a str>,
+    ) -> (Vec<String>, HashMap<String, usize>) {
+        let mut by_key: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for spelling in spellings {
+            by_key.entry(key(spelling)).or_default().insert(spelling);
+        }
+        let mut names = Vec::new();
+        for spellings in by_key.values() {
+            let lower = spellings.iter().map(|spelling| spelling.trim().to_lowercase());
+            let name = lower.min_by_key(|name| (name.len(), name.clone())).unwrap_or_default();
+            if spellings.len() > 1 {
+                let all: Vec<String> = spellings.iter().map(|one| format!("`{one}`")).collect();
+                self.0.push(format!("{} are one class, `{name}`", all.join(" and ")));
+            }
+            names.push(name);
+        }
+        let index = by_key.into_keys().enumerate().map(|(number, key)| (key, number)).collect();
+        (names, index)
+    }
+}
+
+fn some_of(names: &[String]) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let named = names[..names.len().min(NAMED)].join(", ");
+    if more > 0 { format!("{named} and {more} others") } else { named }
+}
+
+impl Dataset {
+    /// Two classes at least, and a photo in each.
+    fn refuse_missing_classes(&self, path: &Path) -> Result<()> {
+        let because = || {
+            let first = self.rejects.first();
+            let first =
+                first.map(|reject| format!("; the first is {}: {}", reject.path, reject.reason));
+            match self.left_out.total() {
+                0 => String::new(),
+                _ => format!(" (left out: {}{})", self.left_out, first.unwrap_or_default()),
+            }
+        };
+        let path = path.display();
+        let (counts, classes) = (self.counts(), &self.classes);
+        if let Some(class) = classes.iter().find(|class| check_class(class).is_err()) {
+            return Err(Error::Dataset(format!("{path}: `{class}` cannot be a class's name")));
+        }
+        if let Some(place) = counts.iter().position(|count| *count == 0) {
+            let class = &classes[place];
+            let inside =
+                |reject: &&Reject| reject.path.split('/').any(|part| key(part) == key(class));
+            let first = self.rejects.iter().find(inside);
+            let first = first.map(|reject| format!("; {}: {}", reject.path, reject.reason));
+            let first = first.unwrap_or_else(because);
+            return Err(Error::Dataset(format!("class `{class}` has no readable photo{first}")));
+        }
+        if classes.len() < 2 {
+            let number = classes.len();
+            return Err(Error::Dataset(format!(
+                "{path}: found {number} class(es) with photos, at least two are needed{}",
+                because()
+            )));
+        }
+        Ok(())
+    }
+}

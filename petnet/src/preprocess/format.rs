@@ -1,0 +1,162 @@
+//! What a file is, by its first bytes: its name and its declared type may be wrong.
+
+use std::fmt;
+
+use image::ImageFormat;
+
+use crate::error::ImageError;
+
+/// Bytes of a file's beginning that tell its format.
+pub const HEAD: usize = 32;
+
+/// What a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// An image in a format that is read: JPEG, PNG, WebP, GIF or BMP.
+    Image,
+    /// An image in a format that is not read.
+    Foreign(ForeignFormat),
+    /// Anything else.
+    NoImage,
+}
+
+/// Formats of images that are known and not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ForeignFormat {
+    /// High Efficiency Image File, the default of iPhones.
+    Heic,
+    /// AV1 Image File.
+    Avif,
+    /// Tagged Image File, which most cameras' raw formats are, too.
+    Tiff,
+    /// JPEG XL.
+    JpegXl,
+    /// JPEG 2000.
+    Jpeg2000,
+    /// Canon's raw format CR3.
+    Cr3,
+    /// Adobe Photoshop.
+    Photoshop,
+}
+
+impl fmt::Display for ForeignFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Heic => "HEIC",
+            Self::Avif => "AVIF",
+            Self::Tiff => "TIFF",
+            Self::JpegXl => "JPEG XL",
+            Self::Jpeg2000 => "JPEG 2000",
+            Self::Cr3 => "Canon CR3",
+            Self::Photoshop => "Photoshop",
+        })
+    }
+}
+
+impl ForeignFormat {
+    /// What to do, as a sentence.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Heic => {
+                "convert it to JPEG, as with `heif-convert photo.heic photo.jpg`; iPhones write JPEG with \
+                 Settings, Camera, Formats, Most Compatible"
+            }
+            Self::Avif => "convert it to JPEG, as with `avifdec photo.avif photo.jpg`",
+            Self::JpegXl => "convert it to JPEG, as with `djxl photo.jxl photo.jpg`",
+            Self::Tiff | Self::Jpeg2000 | Self::Cr3 | Self::Photoshop => {
+                "convert it to JPEG or PNG, as with `magick photo.tif photo.jpg`"
+            }
+        }
+    }
+}
+
+/// What a file is by its first [`HEAD`] bytes; a shorter beginning may tell less.
+///
+/// ```
+/// use petnet::preprocess::{FileKind, ForeignFormat, recognise};
+///
+/// assert_eq!(recognise(b"\xff\xd8\xff\xe0\0\x10JFIF"), FileKind::Image);
+/// assert_eq!(recognise(b"\0\0\0\x18ftypheic\0\0\0\0"), FileKind::Foreign(ForeignFormat::Heic));
+/// assert_eq!(recognise(b"path,label\n"), FileKind::NoImage);
+/// ```
+pub fn recognise(head: &[u8]) -> FileKind {
+    match read_format(head) {
+        Some(_) => FileKind::Image,
+        None => foreign(head).map_or(FileKind::NoImage, FileKind::Foreign),
+    }
+}
+
+/// The format that a decoder is there for.
+pub(super) fn format(bytes: &[u8]) -> Result<ImageFormat, ImageError> {
+    let refused = || match foreign(bytes) {
+        Some(format) => ImageError::ForeignFormat(format),
+        None if bytes.starts_with(&[0x1f, 0x8b]) => ImageError::Compressed,
+        None => ImageError::UnknownFormat,
+    };
+    read_format(bytes).ok_or_else(refused)
+}
+
+fn read_format(bytes: &[u8]) -> Option<ImageFormat> {
+    match bytes {
+        [0xff, 0xd8, 0xff, ..] => Some(ImageFormat::Jpeg),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(ImageFormat::Png),
+        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(ImageFormat::Gif),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(ImageFormat::WebP),
+        // Two letters begin texts, too: the length of the header behind them is one of a few.
+        [b'B', b'M', rest @ ..] if matches!(rest.get(12..16), Some([12..=124, 0, 0, 0])) => {
+            Some(ImageFormat::Bmp)
+        }
+        _ => None,
+    }
+}
+
+fn foreign(bytes: &[u8]) -> Option<ForeignFormat> {
+    match bytes {
+        [_, _, _, _, b'f', b't', b'y', b'p', rest @ ..] => match rest.get(..4)? {
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => {
+                Some(ForeignFormat::Heic)
+            }
+            b"avif" | b"avis" => Some(ForeignFormat::Avif),
+            b"crx " => Some(ForeignFormat::Cr3),
+            _ => None,
+        },
+        [b'I', b'I', b'*' | b'+', 0, ..] | [b'M', b'M', 0, b'*' | b'+', ..] => {
+            Some(ForeignFormat::Tiff)
+        }
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Some(ForeignFormat::JpegXl),
+        [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xff, 0x4f, 0xff, 0x51, ..] => {
+            Some(ForeignFormat::Jpeg2000)
+        }
+        [b'8', b'B', b'P', b'S', ..] => Some(ForeignFormat::Photoshop),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_known_by_their_bytes_alone() {
+        let bmp = [b"BM".as_slice(), &[0; 12], &[40, 0, 0, 0], &[0; 20]].concat();
+        assert_eq!(recognise(&bmp), FileKind::Image);
+        for text in [
+            &b"BMW 320i is a car, and this is a text"[..],
+            b"",
+            b"{\"a\":1}",
+            b"\0\0\0\x18ftypmp42",
+        ] {
+            assert_eq!(recognise(text), FileKind::NoImage, "{text:?}");
+        }
+        for (head, format) in [
+            (&b"\0\0\0\x1cftypavif"[..], ForeignFormat::Avif),
+            (b"II*\0\x08\0\0\0", ForeignFormat::Tiff),
+            (b"MM\0*\0\0\0\x08", ForeignFormat::Tiff),
+            (b"\xff\x0a\xfa\x1f", ForeignFormat::JpegXl),
+        ] {
+            assert_eq!(recognise(head), FileKind::Foreign(format));
+            assert_eq!(super::format(head), Err(ImageError::ForeignFormat(format)));
+        }
+        assert_eq!(super::format(b"\x1f\x8b\x08\0"), Err(ImageError::Compressed));
+    }
+}
