@@ -31,9 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
 
     let answers = photos.samples().iter().zip(&evaluation.probabilities);
-    let mut mistakes: Vec<(f32, &str)> = answers
+    let mut mistakes: Vec<(f32, std::path::Display)> = answers
         .filter(|(photo, answer)| argmax(answer) != photo.class)
-        .map(|(photo, answer)| (answer[argmax(answer)], photo.path.as_str()))
+        .map(|(photo, answer)| (answer[argmax(answer)], photo.path.display()))
         .collect();
     mistakes.sort_by(|a, b| b.0.total_cmp(&a.0));
     for (confidence, path) in mistakes.iter().take(5) {

@@ -1,5 +1,6 @@
 //! `healthcheck`: asks a running server whether it is well, for containers that have no curl.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -20,8 +21,10 @@ pub(crate) struct Healthcheck {
 impl Healthcheck {
     pub(crate) fn run(self, settings: &Settings) -> Result<()> {
         let scheme = if settings.tls_cert.is_some() { "https" } else { "http" };
-        let here = || format!("{scheme}://127.0.0.1:{}/livez", settings.port);
-        let url = self.url.unwrap_or_else(here);
+        let url = match self.url {
+            Some(url) => url,
+            None => format!("{scheme}://{}/livez", reachable(settings.address()?)),
+        };
         // The certificate names the service, not this machine.
         let tls = TlsConfig::builder().disable_verification(true).build();
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).tls_config(tls);
@@ -30,5 +33,31 @@ impl Healthcheck {
             .call()
             .with_context(|| url.clone())?;
         Ok(())
+    }
+}
+
+/// Where a server that listens on this address can be asked: one that listens everywhere, on this machine's own.
+fn reachable(listening: SocketAddr) -> SocketAddr {
+    let ip = match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listening.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_asked_where_it_listens() {
+        for (listening, asked) in [
+            ("0.0.0.0:8000", "127.0.0.1:8000"),
+            ("[::]:8000", "[::1]:8000"),
+            ("192.0.2.7:80", "192.0.2.7:80"),
+        ] {
+            assert_eq!(reachable(listening.parse().unwrap()), asked.parse().unwrap());
+        }
     }
 }

@@ -56,7 +56,7 @@ pub struct Settings {
     pub expect_version: Option<String>,
 
     /// Address to listen on
-    #[arg(long, env = "PETNET_HOST", default_value = "0.0.0.0", help_heading = "Network")]
+    #[arg(long, env = "PETNET_HOST", default_value = "0.0.0.0", value_parser = host, help_heading = "Network")]
     pub host: std::net::IpAddr,
     /// Port to listen on; 0 takes a free one [env: also PORT]
     #[arg(long, env = "PETNET_PORT", default_value_t = fallback("PORT", "8000"), help_heading = "Network")]
@@ -266,6 +266,14 @@ impl Settings {
     pub fn address(&self) -> anyhow::Result<SocketAddr> {
         let port = self.port.parse().with_context(|| format!("--port {}", self.port))?;
         Ok(SocketAddr::new(self.host, port))
+    }
+}
+
+/// An address, or `localhost`.
+fn host(text: &str) -> Result<std::net::IpAddr, String> {
+    match text {
+        "localhost" => Ok(std::net::Ipv4Addr::LOCALHOST.into()),
+        _ => text.parse().map_err(|_| "must be an IP address of this machine or localhost".into()),
     }
 }
 

@@ -143,11 +143,17 @@ impl Default for MlflowConfig {
     }
 }
 
+/// A file's text, without a byte order mark.
+fn read(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+    Ok(text.trim_start_matches('\u{feff}').into())
+}
+
 impl Config {
     /// Reads a YAML file; keys that are left out keep their defaults.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+        let text = read(path)?;
         Self::parse(&text).map_err(|e| ConfigError(format!("{}: {e}", path.display())).into())
     }
 
@@ -159,7 +165,7 @@ impl Config {
             return Ok(config);
         }
         let mut settings = match path {
-            Some(path) => serde_yaml::from_str(&std::fs::read_to_string(path)?)?,
+            Some(path) => serde_yaml::from_str(&read(path)?)?,
             None => serde_yaml::Value::Null,
         };
         for set in sets {

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use indicatif::ProgressBar;
-use petnet::dataset::Split;
 use petnet::train::{EpochReport, Observer, StepReport};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Precision, Trainer};
 
@@ -169,13 +168,20 @@ fn describe(run: &Run, config: &Config, train: &Dataset, valid: &Dataset) -> Res
     run.input(&tracking::input(valid, &name, path), "validation")
 }
 
+/// Decides the split of photos that were not prepared.
+const SEED: u64 = 42;
+
 /// Training and validation photos.
 pub(crate) fn open(path: &Path) -> Result<(Dataset, Dataset)> {
     let dataset = Dataset::open(path)?;
-    if dataset.samples().iter().any(|sample| sample.split.is_some()) {
-        return Ok((dataset.part(Split::Train)?, dataset.part(Split::Val)?));
+    for note in dataset.notes() {
+        tracing::info!("{}: {note}", path.display());
     }
-    Ok(dataset.split(0.9)?)
+    if dataset.left_out().total() > 0 {
+        tracing::warn!("{} files left out: {}", dataset.left_out().total(), dataset.left_out());
+    }
+    let [train, valid, _] = dataset.parts([0.9, 0.1, 0.0], SEED)?;
+    Ok((train, valid))
 }
 
 /// Draws the bar, prints a line an epoch, records both, and hears Ctrl-C.

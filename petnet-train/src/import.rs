@@ -73,10 +73,12 @@ impl Import {
     fn labels(&self) -> Result<Vec<String>> {
         if let Some(path) = &self.labels_file {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            return Ok(text.lines().map(str::to_string).collect());
+            let text = text.trim_start_matches('\u{feff}');
+            // An empty last line is no class; one in between would shift the others.
+            return Ok(text.trim_end().lines().map(|line| line.trim().to_string()).collect());
         }
         if !self.labels.is_empty() {
-            return Ok(self.labels.clone());
+            return Ok(self.labels.iter().map(|label| label.trim().to_string()).collect());
         }
         // A checkpoint of the reference system need not say what its classes are.
         let own = Reader::class_names(&self.file)?;

@@ -19,6 +19,7 @@ mod prepare;
 mod quantize;
 mod register;
 mod report;
+mod review;
 mod runs;
 mod similar;
 mod smoke;
@@ -71,6 +72,7 @@ enum Command {
     Runs(runs::Runs),
     Register(register::Register),
     Similar(similar::Similar),
+    Review(review::Review),
     Smoke(smoke::Smoke),
 }
 
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         Command::Runs(command) => command.run(cli.output),
         Command::Register(command) => command.run(cli.output),
         Command::Similar(command) => command.run(cli.output),
+        Command::Review(command) => command.run(cli.output),
         Command::Smoke(command) => command.run(cli.output),
     };
     terminal::exit(&outcome)

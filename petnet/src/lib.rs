@@ -44,6 +44,8 @@ mod profile;
 pub mod pytorch;
 mod quantization;
 mod quantize;
+#[cfg(feature = "train")]
+pub mod review;
 mod runner;
 pub mod similar;
 mod storage;

@@ -197,7 +197,7 @@ impl Loader {
         let mut images = Vec::with_capacity(indices.len() * side * side * 3);
         for &index in indices {
             let refused = |source| Error::ImageFile {
-                path: self.dataset.samples()[index].path.clone().into(),
+                path: self.dataset.samples()[index].path.clone(),
                 source,
             };
             let photo = self.cache.get(index, || {

@@ -42,23 +42,46 @@ pub(crate) struct Tracking {
     experiment: String,
 }
 
+/// What a tracking address stands for.
+#[derive(Debug, PartialEq)]
+enum Place<'a> {
+    Server(&'a str),
+    Folder(&'a str),
+}
+
+impl<'a> Place<'a> {
+    /// Nothing for `off`.
+    fn of(uri: &'a str) -> Result<Option<Self>> {
+        let refused = || {
+            let known = "http(s)://HOST, a folder, file:FOLDER, or `off`";
+            Err(ConfigError(format!("tracking address {uri}: must be {known}")).into())
+        };
+        match uri.split_once(':') {
+            None if matches!(uri, "databricks" | "databricks-uc" | "uc") => refused(),
+            None => Ok((uri != "off").then_some(Self::Folder(uri))),
+            Some(("http" | "https", _)) => Ok(Some(Self::Server(uri))),
+            Some(("file", path)) => {
+                let path =
+                    path.strip_prefix("//localhost").or(path.strip_prefix("//")).unwrap_or(path);
+                if path.is_empty() { refused() } else { Ok(Some(Self::Folder(path))) }
+            }
+            // A drive of Windows.
+            Some((drive, _)) if drive.len() == 1 => Ok(Some(Self::Folder(uri))),
+            Some(_) => refused(),
+        }
+    }
+}
+
 impl Tracking {
     /// `MLFLOW_TRACKING_URI`, else the configuration, else the folder `mlruns`. Nothing where the
     /// address is `off`.
     pub(crate) fn open(config: &MlflowConfig) -> Result<Option<Self>> {
         let uri = variable("MLFLOW_TRACKING_URI").or_else(|| config.tracking_uri.clone());
         let uri = uri.unwrap_or_else(|| STORE.into());
-        if uri == "off" {
-            return Ok(None);
-        }
-        let (folder, server) = match uri.split_once("://") {
-            Some(("http" | "https", _)) => (STORE, Some(Server::from_variables(&uri, variable)?)),
-            Some(("file", path)) => (path, None),
-            None => (uri.as_str(), None),
-            Some(_) => {
-                let known = "http(s)://HOST, a folder, or `off`";
-                return Err(ConfigError(format!("tracking address {uri}: must be {known}")).into());
-            }
+        let Some(place) = Place::of(uri.trim())? else { return Ok(None) };
+        let (folder, server) = match place {
+            Place::Server(uri) => (STORE, Some(Server::from_variables(uri, variable)?)),
+            Place::Folder(folder) => (folder, None),
         };
         let experiment = variable("MLFLOW_EXPERIMENT_NAME");
         Ok(Some(Self {
@@ -304,6 +327,28 @@ impl Tracker {
     pub(crate) fn close(mut self) {
         if self.sender.take().is_some_and(|sender| !sender.finish()) {
             tracing::warn!("tracking: not all was sent; `petnet-train runs sync` sends the rest");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_understood_or_refused() {
+        for (uri, place) in [
+            ("off", None),
+            ("runs", Some(Place::Folder("runs"))),
+            ("file:./runs", Some(Place::Folder("./runs"))),
+            ("file:///var/runs", Some(Place::Folder("/var/runs"))),
+            ("file://localhost/var/runs", Some(Place::Folder("/var/runs"))),
+            ("https://a@b:1", Some(Place::Server("https://a@b:1"))),
+        ] {
+            assert_eq!(Place::of(uri).unwrap(), place, "{uri}");
+        }
+        for uri in ["databricks", "databricks://profile", "sqlite:///x.db", "s3://b/c", "file:"] {
+            assert!(Place::of(uri).is_err(), "{uri}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Labels in a table: CSV, or a JSON object a line; by path, by file name, or by digest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -43,6 +43,8 @@ pub struct Label {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Labels {
     by_digest: HashMap<String, Label>,
+    /// Digests of photos that are not to be used.
+    dropped: HashSet<String>,
     by_path: HashMap<String, Label>,
     /// By the name without folders, and without its ending; `None` where several rows have it.
     by_name: HashMap<String, Option<Label>>,
@@ -55,7 +57,8 @@ impl Labels {
     /// Reads a `.csv` file with a line of column names, or JSON lines. The photo is told by a column `path` (or
     /// `file_name`, `image`, `id`, ...) or by `sha256` of its file, the class by `label` (or `class`, `category`, ...), and
     /// there may be a `split`. Of two rows for one photo the later one counts. Rows with `authenticated: false`, as the
-    /// service exports them, do not go before folders unless `trust_open` is set.
+    /// service exports them, do not go before folders unless `trust_open` is set; those with `action: drop`, as a review writes
+    /// them, leave the photo out.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] with the line of what is wrong.
@@ -80,7 +83,7 @@ impl Labels {
 
     /// Number of labels.
     pub fn len(&self) -> usize {
-        self.by_digest.len() + self.by_path.len()
+        self.by_digest.len() + self.by_path.len() + self.dropped.len()
     }
 
     /// True without any label.
@@ -97,6 +100,11 @@ impl Labels {
     /// True when photos are told by path.
     pub(crate) fn has_paths(&self) -> bool {
         !self.by_path.is_empty()
+    }
+
+    /// True for a photo that is not to be used.
+    pub(crate) fn drops(&self, sha256: &str) -> bool {
+        self.dropped.contains(sha256)
     }
 
     pub(crate) fn of_digest(&self, sha256: &str) -> Option<&Label> {
@@ -132,7 +140,12 @@ impl Labels {
         let before_folder = authenticated || trust_open;
         let label = Label { class: class.into(), split, before_folder };
         if let Some(digest) = row.get("sha256") {
-            self.by_digest.insert(digest.trim().to_ascii_lowercase(), label);
+            let digest = digest.trim().to_ascii_lowercase();
+            if find(&["action"]) == Some("drop") {
+                self.dropped.insert(digest);
+            } else {
+                self.by_digest.insert(digest, label);
+            }
             return Ok(());
         }
         let path = find(&PHOTO).ok_or_else(|| {

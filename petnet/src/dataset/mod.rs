@@ -200,7 +200,9 @@ impl Dataset {
     /// # Errors
     /// [`Error::Config`] when the shares are negative or do not sum to 1.
     pub fn split_three(&self, shares: [f64; 3], seed: u64) -> Result<[Self; 3]> {
-        if shares.iter().any(|s| !(*s >= 0.0)) || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6 {
+        if shares.iter().any(|s| s.is_nan() || *s < 0.0)
+            || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6
+        {
             return Err(Error::Config(format!(
                 "split {shares:?} must be three shares that sum to 1"
             )));

@@ -149,7 +149,8 @@ impl Prepare {
             )));
         }
         let [train, val, test] = self.shares;
-        if !(train > 0.0 && val >= 0.0 && test >= 0.0) || (train + val + test - 1.0).abs() > 1e-6 {
+        let sensible = train > 0.0 && val >= 0.0 && test >= 0.0;
+        if !sensible || (train + val + test - 1.0).abs() > 1e-6 {
             let shares = self.shares;
             return Err(Error::Config(format!(
                 "split {shares:?} must be three shares that sum to 1"
@@ -179,7 +180,7 @@ impl Prepare {
         let manifest = self.manifest(&dataset, &parts);
         for photo in &manifest.photos {
             let (from, to) = (
-                staging.0.join(&photo.path.rsplit('/').next().unwrap_or_default()),
+                staging.0.join(photo.path.rsplit('/').next().unwrap_or_default()),
                 staging.0.join(&photo.path),
             );
             let folder = to.parent().unwrap_or(&staging.0);

@@ -102,6 +102,42 @@ struct Inspected {
     size: (u32, u32),
 }
 
+/// Photos, what duplicates are found by, and images that were refused.
+#[derive(Default)]
+struct Sorted {
+    samples: Vec<Sample>,
+    prints: Vec<(String, Fingerprint)>,
+    rejects: Vec<Reject>,
+}
+
+impl Sorted {
+    fn of(
+        images: &[PathBuf],
+        inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
+        index: &HashMap<String, usize>,
+        left_out: &mut Counts,
+    ) -> Self {
+        let mut sorted = Self::default();
+        for (path, outcome) in images.iter().zip(inspected) {
+            match outcome {
+                Ok(Ok(Inspected { sha256, class, split, print, size })) => {
+                    let (class, sha) = (index[&key(&class)], sha256.clone());
+                    let (path, size) = (path.clone(), Some(size));
+                    let sample = Sample { path, class, sha256: sha, group: 0, size, split };
+                    sorted.samples.push(sample);
+                    sorted.prints.push((sha256, print));
+                }
+                Ok(Err(reason)) => left_out.add(reason),
+                Err(error) => {
+                    left_out.add(reason(&error));
+                    sorted.rejects.push(Reject { path: slashed(path), reason: error.to_string() });
+                }
+            }
+        }
+        sorted
+    }
+}
+
 impl Reading {
     /// Decodes every photo once. `Cat`, `cat` and `cats` are one class. What a file is, its bytes decide; what was left
     /// out and why, [`Dataset::left_out`], [`Dataset::rejects`] and [`Dataset::notes`] say.
@@ -133,40 +169,26 @@ impl Reading {
         let inspect = |(name, place): (&PathBuf, Place)| {
             let bytes = source.read(name, self.limits.max_bytes)?;
             let sha256 = sha256(&bytes);
-            let Some((class, split)) = self.class(name, &sha256, place) else { return Ok(None) };
+            if self.labels.drops(&sha256) {
+                return Ok(Err(LeftOut::Dropped));
+            }
+            let Some((class, split)) = self.class(name, &sha256, place) else {
+                return Ok(Err(self.unclassed(&found)));
+            };
             let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
             each(name, &pixels)?;
             let print = Fingerprint::of(&pixels)?;
-            Ok(Some(Inspected { sha256, class, split, print, size }))
+            Ok(Ok(Inspected { sha256, class, split, print, size }))
         };
-        let inspected: Vec<Result<Option<Inspected>, ImageError>> =
+        let inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>> =
             images.par_iter().zip(places.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
         let found_classes = inspected.iter().flatten().flatten().map(|photo| photo.class.as_str());
         let of_folders = places.iter().flatten().map(|(class, _)| class.as_str());
         let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
         let (classes, index) = notes.classes(found_classes.chain(of_folders));
-        let mut samples = Vec::new();
-        let mut prints = Vec::new();
-        let mut rejects = Vec::new();
-        for (path, outcome) in images.iter().zip(inspected) {
-            match outcome {
-                Ok(Some(Inspected { sha256, class, split, print, size })) => {
-                    let (class, sha) = (index[&key(&class)], sha256.clone());
-                    let (path, size) = (path.clone(), Some(size));
-                    samples.push(Sample { path, class, sha256: sha, group: 0, size, split });
-                    prints.push((sha256, print));
-                }
-                Ok(None) => left_out.add(match found {
-                    Found::Folders | Found::SplitsAbove | Found::SplitsBelow => LeftOut::NoClass,
-                    _ => LeftOut::NoLabel,
-                }),
-                Err(error) => {
-                    left_out.add(reason(&error));
-                    rejects.push(Reject { path: slashed(path), reason: error.to_string() });
-                }
-            }
-        }
+        let Sorted { mut samples, prints, rejects } =
+            Sorted::of(&images, inspected, &index, &mut left_out);
         for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
             sample.group = group;
         }
@@ -243,6 +265,16 @@ impl Reading {
         };
         let places = images.iter().enumerate().map(place).collect();
         Ok((Found::Tables(tables), places))
+    }
+
+    /// Why an image without a class is left out.
+    fn unclassed(&self, found: &Found) -> LeftOut {
+        match found {
+            Found::Folders | Found::SplitsAbove | Found::SplitsBelow if self.labels.is_empty() => {
+                LeftOut::NoClass
+            }
+            _ => LeftOut::NoLabel,
+        }
     }
 
     /// Class and split of an image: by a given label, or by its place.

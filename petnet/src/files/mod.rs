@@ -38,6 +38,8 @@ pub enum LeftOut {
     NoClass,
     /// An image that has no label.
     NoLabel,
+    /// A correction says that it is not to be used.
+    Dropped,
     /// An image in a format that is not read, such as HEIC.
     ForeignFormat,
     /// A file that cannot be read or decoded.
@@ -60,6 +62,7 @@ impl fmt::Display for LeftOut {
             Self::Special => "neither file nor folder",
             Self::NoClass => "outside of the classes",
             Self::NoLabel => "without a label",
+            Self::Dropped => "dropped by a correction",
             Self::ForeignFormat => "a format that is not read",
             Self::Unreadable => "unreadable",
             Self::TooLarge => "too large",

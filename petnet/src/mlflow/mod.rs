@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use ureq::http::{Response, StatusCode};
@@ -105,7 +105,12 @@ impl Server {
     /// [`Error::Config`] for an address that is not http or https or a certificate that cannot be
     /// read.
     pub fn from_variables(uri: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let lookup = |name: &str| variable(name).filter(|value| !value.is_empty());
+        // Files and secrets often end with a line end.
+        let lookup = |name: &str| {
+            let value = variable(name).map(|value| value.trim().to_string());
+            value.filter(|value| !value.is_empty())
+        };
+        let uri = uri.trim();
         let (scheme, rest) = uri
             .split_once("://")
             .filter(|(scheme, rest)| matches!(*scheme, "http" | "https") && !rest.is_empty())
@@ -114,11 +119,12 @@ impl Server {
             })?;
         let authority = rest.find('/').unwrap_or(rest.len());
         let (inside, host) = match rest[..authority].rfind('@') {
-            Some(at) => (Some(rest[..at].to_string()), &rest[at + 1..]),
+            Some(at) => (Some(percent_decode_str(&rest[..at]).collect()), &rest[at + 1..]),
             None => (None, rest),
         };
         let user = lookup("MLFLOW_TRACKING_USERNAME").map(|name| {
-            format!("{name}:{}", lookup("MLFLOW_TRACKING_PASSWORD").unwrap_or_default())
+            let password = lookup("MLFLOW_TRACKING_PASSWORD").unwrap_or_default();
+            format!("{name}:{password}").into_bytes()
         });
         let token = lookup("MLFLOW_TRACKING_TOKEN").map(|token| format!("Bearer {token}"));
         let authorization =

@@ -1,0 +1,69 @@
+//! Decisions as a table that `prepare --labels` reads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+/// What was decided for a photo.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Correction {
+    /// SHA-256 of its file.
+    pub(super) sha256: String,
+    pub(super) path: String,
+    /// The class that it shall have.
+    pub(super) label: String,
+    pub(super) action: Action,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Action {
+    /// The label is right.
+    Keep,
+    /// The label is another.
+    Relabel,
+    /// The photo is not to be used.
+    Drop,
+}
+
+/// All decisions so far, and the file that holds them.
+pub(super) struct Corrections {
+    file: PathBuf,
+    by_digest: BTreeMap<String, Correction>,
+}
+
+impl Corrections {
+    /// Reads the decisions of an earlier review, if there was one.
+    pub(super) fn open(file: &Path) -> Result<Self> {
+        let mut by_digest = BTreeMap::new();
+        if file.is_file() {
+            let mut reader = csv::Reader::from_path(file)?;
+            for row in reader.deserialize() {
+                let row: Correction = row.with_context(|| file.display().to_string())?;
+                by_digest.insert(row.sha256.clone(), row);
+            }
+        }
+        Ok(Self { file: file.into(), by_digest })
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Correction> {
+        self.by_digest.values()
+    }
+
+    /// Takes a decision in, or back without one; the file has it when this returns.
+    pub(super) fn decide(&mut self, sha256: &str, decision: Option<Correction>) -> Result<()> {
+        match decision {
+            Some(correction) => drop(self.by_digest.insert(sha256.into(), correction)),
+            None => drop(self.by_digest.remove(sha256)),
+        }
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(["sha256", "path", "label", "action"]).context("no header")?;
+        let mut rows = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        self.by_digest.values().try_for_each(|row| rows.serialize(row))?;
+        let mut text = writer.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?;
+        text.extend(rows.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?);
+        Ok(petnet::write_atomically(&self.file, &text)?)
+    }
+}

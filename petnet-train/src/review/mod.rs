@@ -1,0 +1,195 @@
+//! `review`: what may be wrong with labelled photos, on a page where it is put right.
+
+mod corrections;
+mod page;
+mod server;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use petnet::review::{LabelSuspect, Review as Findings, Suspect};
+use petnet::{Classifier, Dataset, Device};
+use serde_json::json;
+
+use crate::predict::open_model;
+use crate::{Output, report, terminal};
+use corrections::Corrections;
+use page::{Card, List, Page};
+
+/// Find wrong labels, odd photos and duplicates, and put them right on a page.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  petnet-train review data/processed                    # writes review/index.html and review/review.json
+  petnet-train review photos --serve                    # http://127.0.0.1:8123: keep, relabel or drop by keys
+  petnet-train prepare --raw photos --labels review/corrections.csv
+
+Labels are judged by confident learning: a layer on the model's features is fitted to four fifths of the photos and asked
+about the last fifth, five times. Every decision on the served page is in corrections.csv at once.")]
+pub(crate) struct Review {
+    /// Photos: whatever `prepare` reads, or what it wrote
+    data: PathBuf,
+    /// Model whose features photos are compared by, or `pretrained` for the bundled one
+    #[arg(long, default_value = "pretrained")]
+    model: String,
+    /// Folder to write
+    #[arg(long, default_value = "review")]
+    out: PathBuf,
+    /// Serve the page here until Ctrl-C, and take decisions
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:8123")]
+    serve: Option<SocketAddr>,
+    /// Photos of each kind on the page
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    most: usize,
+    /// auto, cpu, ndarray, wgpu or wgpu:N
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+}
+
+impl Review {
+    pub(crate) fn run(self, output: Output) -> Result<()> {
+        terminal::start_log(output, "info");
+        let classifier = open_model(&self.model, self.device)?;
+        let counter = terminal::counter("reading photos", output);
+        let dataset = Dataset::open(&self.data)?;
+        counter.finish_and_clear();
+        for note in dataset.notes() {
+            tracing::info!("{note}");
+        }
+        if dataset.left_out().total() > 0 {
+            tracing::info!("{} files left out: {}", dataset.left_out().total(), dataset.left_out());
+        }
+        let findings = look(&dataset, &classifier, output)?;
+        std::fs::create_dir_all(&self.out)?;
+        let file = self.out.join("review.json");
+        report::files::write_json(&file, &summary(&dataset, &findings, self.most))?;
+        let lists = lists(&dataset, &findings, self.most);
+        let page =
+            Page { dataset: &dataset, data: &self.data, lists, agreement: findings.agreement };
+        let index = self.out.join("index.html");
+        if self.serve.is_none() {
+            report::files::write(&index, page.html(true)?.as_bytes())?;
+        }
+        if output.json {
+            say!("{}", summary(&dataset, &findings, self.most));
+        } else {
+            say_findings(&dataset, &findings);
+            say!("written to {}", if self.serve.is_some() { file } else { index }.display());
+        }
+        match self.serve {
+            Some(address) => {
+                let corrections = Corrections::open(&self.out.join("corrections.csv"))?;
+                server::serve(address, &page, corrections)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn look(dataset: &Dataset, classifier: &Classifier, output: Output) -> Result<Findings> {
+    let bar = terminal::bar(dataset.len() as u64, "looking", output);
+    let findings = Findings::run(dataset, classifier, |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(findings)
+}
+
+fn summary(dataset: &Dataset, findings: &Findings, most: usize) -> serde_json::Value {
+    let path = |photo: usize| dataset.samples()[photo].path.display().to_string();
+    let class = |number: usize| &dataset.classes()[number];
+    let label = |suspect: &LabelSuspect| {
+        json!({
+            "path": path(suspect.photo), "given": class(dataset.samples()[suspect.photo].class),
+            "likely": class(suspect.likely), "given_probability": suspect.given_probability,
+            "likely_probability": suspect.likely_probability, "confident": suspect.confident,
+        })
+    };
+    let others = |list: &[Suspect]| -> Vec<_> {
+        let first = list.iter().take(most);
+        first.map(|s| json!({ "path": path(s.photo), "value": s.value })).collect()
+    };
+    let groups = findings.duplicates.iter();
+    json!({
+        "photos": dataset.len(),
+        "left_out": dataset.left_out(),
+        "agreement": findings.agreement,
+        "labels": findings.labels.iter().map(label).collect::<Vec<_>>(),
+        "outliers": others(&findings.outliers),
+        "blurred": others(&findings.blurred),
+        "dark": others(&findings.dark),
+        "tiny": others(&findings.tiny),
+        "duplicates": groups
+            .map(|group| group.iter().map(|photo| path(*photo)).collect::<Vec<_>>())
+            .collect::<Vec<_>>(),
+    })
+}
+
+fn say_findings(dataset: &Dataset, findings: &Findings) {
+    let confident = findings.labels.iter().filter(|suspect| suspect.confident).count();
+    let across = dataset.conflicts().len();
+    say!("{} photos, {:.2} % agree with their labels", dataset.len(), findings.agreement * 100.0);
+    say!("{} labels are doubted, {confident} of them with confidence", findings.labels.len());
+    say!("{} groups of duplicates, {across} with different labels", findings.duplicates.len());
+    for suspect in findings.labels.iter().take(5) {
+        let sample = &dataset.samples()[suspect.photo];
+        say!(
+            "  {}: {}, likelier {} ({:.0} %)",
+            sample.path.display(),
+            dataset.classes()[sample.class],
+            dataset.classes()[suspect.likely],
+            suspect.likely_probability * 100.0
+        );
+    }
+}
+
+/// The lists of the page; what stands out too little to be of interest stays away.
+fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
+    let labels = findings.labels.iter().take(most).map(|suspect| Card {
+        photo: suspect.photo,
+        likely: Some(suspect.likely),
+        note: format!(
+            "{:.0} % {}, {:.0} % as labelled",
+            suspect.likely_probability * 100.0,
+            dataset.classes()[suspect.likely],
+            suspect.given_probability * 100.0
+        ),
+    });
+    let cards = |list: &[Suspect], note: &dyn Fn(f32) -> String| -> Vec<Card> {
+        let first = list.iter().take(most);
+        first.map(|s| Card { photo: s.photo, likely: None, note: note(s.value) }).collect()
+    };
+    let mut groups: Vec<&Vec<usize>> = findings.duplicates.iter().collect();
+    let classes = |group: &Vec<usize>| {
+        let first = dataset.samples()[group[0]].class;
+        group.iter().all(|photo| dataset.samples()[*photo].class == first)
+    };
+    // Groups with different labels first: at least one of each is wrong.
+    groups.sort_by_key(|group| classes(group));
+    let duplicates = groups.iter().enumerate().flat_map(|(number, group)| {
+        let differ = if classes(group) { "" } else { ", with different labels" };
+        group.iter().map(move |photo| Card {
+            photo: *photo,
+            likely: None,
+            note: format!("group {}{differ}", number + 1),
+        })
+    });
+    vec![
+        List::new("labels", "Doubtful labels", labels.collect()),
+        List::new("duplicates", "Duplicates", duplicates.take(most).collect()),
+        List::new(
+            "outliers",
+            "Unlike all others",
+            cards(&findings.outliers, &|value| format!("similarity {value:.2}")),
+        ),
+        List::new(
+            "blurred",
+            "Blurred",
+            cards(&findings.blurred, &|value| format!("sharpness {value:.0}")),
+        ),
+        List::new(
+            "dark",
+            "Dark",
+            cards(&findings.dark, &|value| format!("light {value:.0} of 255")),
+        ),
+        List::new("tiny", "Tiny", cards(&findings.tiny, &|value| format!("{value:.0} pixels"))),
+    ]
+}
