@@ -9,6 +9,7 @@ use metrics::{counter, gauge};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::access::Keys;
+use crate::allocator;
 use crate::batcher::Batcher;
 use crate::drift::Drift;
 use crate::feedback::Feedback;
@@ -139,7 +140,11 @@ impl App {
         let _claim = self.memory.loading().await;
         let app = Arc::clone(self);
         let (reply, loaded) = oneshot::channel();
-        let load = move || drop(reply.send(app.slot.reload(&app.settings)));
+        let load = move || {
+            // Who has gone does not miss it.
+            let _ = reply.send(app.slot.reload(&app.settings));
+            allocator::trim();
+        };
         std::thread::Builder::new().name("reload".into()).spawn(load)?;
         let outcome = loaded.await.unwrap_or_else(|_| Err(anyhow!("loading the model panicked")));
         if let Err(error) = &outcome {
@@ -169,6 +174,9 @@ pub(crate) async fn keep_house(app: Arc<App>) {
                 if tick % RARELY == 0 {
                     feedback.retain();
                 }
+            }
+            if tick % RARELY == 0 {
+                allocator::trim();
             }
         })
         .await;

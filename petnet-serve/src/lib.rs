@@ -4,6 +4,7 @@
 //! and when to stop, so that tests serve on a free port and stop when they like.
 
 mod access;
+mod allocator;
 mod app;
 mod batcher;
 mod decoder;

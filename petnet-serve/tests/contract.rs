@@ -145,13 +145,25 @@ fn every_refusal_says_why_as_problem_json() {
     let jpeg = picture(ImageFormat::Jpeg);
     let image = [("content-type", "image/jpeg")];
     let (kind, empty_form) = multipart(&[]);
+    let (several, two_photos) = multipart(&[("image/jpeg", &jpeg), ("image/jpeg", &jpeg)]);
+    // The bytes decide, whatever the type says.
+    for headers in
+        [&[][..], &[("content-type", "text/plain")], &[("content-type", "binary/octet-stream")]]
+    {
+        assert_eq!(server.post("/predict", headers, &jpeg).status, 200, "{headers:?}");
+    }
+    let (kind_of_part, body) = multipart(&[("text/plain", &jpeg)]);
+    assert_eq!(server.post("/predict", &[("content-type", &kind_of_part)], &body).status, 200);
     let cases = [
         (server.get("/nowhere"), 404),
         (server.get("/predict"), 405),
         (server.send(b"POST /predict HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"), 411),
         (server.post("/predict", &image, &vec![0; 100_001]), 413),
         (server.post("/predict", &[("content-type", "text/html")], b"<p>"), 415),
-        (server.post("/predict", &[], &jpeg), 415),
+        (server.post("/predict", &[], b"no picture"), 415),
+        (server.post("/predict", &image, b"\0\0\0\x18ftypheic\0\0\0\0"), 415),
+        (server.post("/predict", &[image[0], ("content-encoding", "gzip")], &jpeg), 415),
+        (server.post("/predict", &[("content-type", &several)], &two_photos), 400),
         (server.post("/predict", &image, b""), 400),
         (server.post("/predict", &image, b"no picture"), 400),
         (server.post("/predict", &image, &jpeg[..300]), 422),

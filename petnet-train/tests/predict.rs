@@ -235,8 +235,8 @@ fn what_cannot_be_done_is_said_before_the_work() {
     fs::write(folder.join("torn.tar"), &torn[..600]).unwrap();
     let cases: [(&[&str], i32, &str); 8] = [
         (&["--out", "out", "nowhere"], 2, "nowhere: no such file or folder"),
-        (&["--out", "out", "no-*.jpg"], 1, "no-*.jpg: no photo or archive matches"),
-        (&["--out", "out", "empty"], 1, "no photos found"),
+        (&["--out", "out", "no-*.jpg"], 1, "no-*.jpg: no file matches"),
+        (&["--out", "out", "empty"], 1, "no photo found"),
         (&["--out", "o2", "broken.zip"], 1, "broken.zip"),
         (&["--out", "o3", "torn.tar"], 1, "torn.tar"),
         (&["--out", "out", "--format", "text", "raw"], 2, "takes jsonl, csv or parquet"),

@@ -25,7 +25,7 @@ fn from_pictures_to_a_report() {
     let prepare =
         ["prepare", "--raw", "raw", "--out", "data", "--size", "24", "--preview", "sheet.png"];
     let said = succeed(folder, &prepare);
-    assert!(said.contains("60 readable, 1 refused"), "{said}");
+    assert!(said.contains("60 photos, 1 files left out"), "{said}");
     assert!(said.contains("Cat/666.jpg: the file is empty"), "{said}");
     assert!(image::open(folder.join("sheet.png")).unwrap().width() > 300);
     succeed(folder, &fit("models"));
