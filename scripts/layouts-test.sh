@@ -56,10 +56,10 @@ check() { # NAME, then arguments of prepare
     local name=$1
     shift
     "$petnet" --quiet --json prepare --out "out/$name" --size 96 "$@" >"$name.json"
-    "$petnet" --quiet fit --data "out/$name" --out "$name.safetensors" >/dev/null
-    "$petnet" --quiet --json evaluate --model "$name.safetensors" --data "out/$name" --split val \
+    "$petnet" --quiet fit --data "out/$name" --out "models/$name" >/dev/null
+    "$petnet" --quiet --json evaluate --model "models/$name/best.safetensors" --data "out/$name" --split val \
         --out "reports/$name" >"$name-val.json"
-    "$petnet" --quiet predict --model "$name.safetensors" --format csv "out/$name" | wc -l >"$name.rows"
+    "$petnet" --quiet predict --model "models/$name/best.safetensors" --format csv "out/$name" | wc -l >"$name.rows"
     python3 - "$name" <<'PYTHON'
 import json, sys
 name = sys.argv[1]
