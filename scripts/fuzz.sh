@@ -6,14 +6,17 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 targets=("${@:2}")
-[ ${#targets[@]} -gt 0 ] || targets=(decode checkpoint pytorch tensors multipart)
+[ ${#targets[@]} -gt 0 ] || targets=(decode archive checkpoint pytorch tensors multipart)
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
 
 # Seeds: the drawn pictures of the tests, the bundled model, and requests of a few lines.
 seeds=fuzz/corpus
-mkdir -p "$seeds"/{decode,checkpoint,pytorch,tensors,multipart}
+mkdir -p "$seeds"/{decode,archive,checkpoint,pytorch,tensors,multipart}
 cp petnet/tests/golden/waves*.{png,jpg} "$seeds/decode/" 2>/dev/null || true
+python3 -c "import tarfile, zipfile
+zipfile.ZipFile('$seeds/archive/zip', 'w', zipfile.ZIP_DEFLATED).writestr('cat/1.jpg', b'bytes' * 9)
+tarfile.open('$seeds/archive/tar', 'w', format=tarfile.USTAR_FORMAT).add('scripts/fuzz.sh', 'cat/2.jpg')"
 head -c 200000 petnet/models/cats-vs-dogs.safetensors >"$seeds/checkpoint/cut"
 cp petnet/models/cats-vs-dogs.safetensors "$seeds/checkpoint/whole"
 find petnet/tests -name '*.pt' -o -name '*.pth' | while read -r file; do cp "$file" "$seeds/pytorch/"; done

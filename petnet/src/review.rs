@@ -53,7 +53,7 @@ pub struct Suspect {
 /// What was found; each list has its most suspicious photos first, and all photos.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Review {
-    /// By the likelier class's probability less the given one's; photos whose given class is the likeliest are left out.
+    /// By the ratio of the likelier class's probability to the given one's; photos whose given class is the likeliest are left out.
     pub labels: Vec<LabelSuspect>,
     /// Photos that are like no others: mean cosine of their features to the five nearest, least first.
     pub outliers: Vec<Suspect>,
@@ -241,7 +241,9 @@ fn label_suspects(dataset: &Dataset, probabilities: &[Vec<f32>]) -> Vec<LabelSus
             })
         })
         .collect();
-    let margin = |suspect: &LabelSuspect| suspect.likely_probability - suspect.given_probability;
+    // Differences of sure answers would all be 1.
+    let margin =
+        |suspect: &LabelSuspect| suspect.likely_probability.ln() - suspect.given_probability.ln();
     suspects.sort_by(|a, b| margin(b).total_cmp(&margin(a)));
     suspects
 }

@@ -153,8 +153,9 @@ fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
             suspect.given_probability * 100.0
         ),
     });
+    let few = most.min((dataset.len() / 10).max(12));
     let cards = |list: &[Suspect], note: &dyn Fn(f32) -> String| -> Vec<Card> {
-        let first = list.iter().take(most);
+        let first = list.iter().take(few);
         first.map(|s| Card { photo: s.photo, likely: None, note: note(s.value) }).collect()
     };
     let mut groups: Vec<&Vec<usize>> = findings.duplicates.iter().collect();

@@ -1,6 +1,8 @@
 //! Which files are photos, and what is left out for which reason: one answer for folders, archives and buckets.
 
+#[cfg_attr(not(feature = "train"), allow(dead_code, reason = "data sets take the rest"))]
 mod names;
+#[cfg_attr(not(feature = "train"), allow(dead_code, reason = "data sets read them"))]
 mod source;
 
 use std::collections::BTreeMap;
@@ -9,8 +11,21 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use names::{Name, entry_path, judge};
+#[cfg(feature = "train")]
 pub(crate) use names::{contained, key};
+#[cfg(feature = "train")]
 pub(crate) use source::{Listing, Source};
+
+/// A door for fuzzing: lists an archive and reads its first files.
+#[cfg(fuzzing)]
+pub fn read_archive(path: &std::path::Path) {
+    let Ok(mut source) = source::Source::open(path) else { return };
+    let Ok(listing) = source.list() else { return };
+    for file in listing.files.iter().take(100) {
+        let _ = source.head(file, 32);
+        let _ = source.read(file, 1 << 20);
+    }
+}
 
 /// Why a file is not among the photos.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
