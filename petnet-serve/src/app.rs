@@ -141,7 +141,7 @@ impl App {
         let app = Arc::clone(self);
         let (reply, loaded) = oneshot::channel();
         let load = move || {
-            // Who has gone does not miss it.
+            // A caller that has gone needs no answer.
             let _ = reply.send(app.slot.reload(&app.settings));
             allocator::trim();
         };
@@ -222,7 +222,7 @@ pub(crate) async fn follow_model(
     }
 }
 
-/// What changes when the model's file is replaced: the time of its last change, and its length.
+/// The marks of a model's file that change with it: the time of its last change, and its length.
 pub(crate) type Stamp = (SystemTime, u64);
 
 pub(crate) fn stamp(app: &App) -> Option<Stamp> {

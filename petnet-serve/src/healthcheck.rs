@@ -36,7 +36,7 @@ impl Healthcheck {
     }
 }
 
-/// Where a server that listens on this address can be asked: one that listens everywhere, on this machine's own.
+/// The address to ask a server that listens here: of one that listens everywhere, this machine's own.
 fn reachable(listening: SocketAddr) -> SocketAddr {
     let ip = match listening.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

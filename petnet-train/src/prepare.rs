@@ -37,7 +37,7 @@ pub(crate) struct Prepare {
     /// Shares of training, validation and test
     #[arg(long, default_value = "0.8,0.1,0.1", value_delimiter = ',')]
     split: Vec<f64>,
-    /// How the photos are laid out, where it should not be guessed
+    /// Layout of the photos, where it should not be guessed
     #[arg(long, value_enum, default_value_t, value_name = "LAYOUT")]
     layout: LayoutName,
     /// Labels: CSV with a line of column names, or a JSON object a line. The photo stands in `path` (or `file_name`, `image`,
@@ -100,7 +100,7 @@ impl Prepare {
 
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
 enum LayoutName {
-    /// What the folders and tables show
+    /// As the folders and tables show
     #[default]
     Auto,
     /// A folder a class

@@ -1,4 +1,4 @@
-//! What may be wrong with a data set: labels, photos of other things, duplicates, and photos on which little is to be seen.
+//! Likely faults of a data set: labels, photos of other things, duplicates, and photos on which little is to be seen.
 //!
 //! Labels are judged by confident learning (C. Northcutt, L. Jiang and I. Chuang, "Confident learning: estimating
 //! uncertainty in dataset labels", JAIR 70, 2021): each photo's probabilities come from a logistic regression that was fitted
@@ -46,11 +46,11 @@ pub struct LabelSuspect {
 pub struct Suspect {
     /// Index into [`Dataset::samples`].
     pub photo: usize,
-    /// What it is ranked by, as the list says.
+    /// The value that it is ranked by, as the list says.
     pub value: f32,
 }
 
-/// What was found; each list has its most suspicious photos first, and all photos.
+/// The findings; each list has its most suspicious photos first, and all photos.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Review {
     /// By the ratio of the likelier class's probability to the given one's; photos whose given class is the likeliest are left out.
@@ -70,7 +70,7 @@ pub struct Review {
     pub agreement: f64,
 }
 
-/// What is known of one photo.
+/// One photo as it was looked at.
 struct Looked {
     features: Vec<f32>,
     sharpness: f32,

@@ -24,7 +24,7 @@ fn photos_beyond_the_limit_are_read_at_a_reduced_size() {
     let network = Preprocess { size: 128, resize: Resize::CenterCrop };
     let (pixels, own) = network.run_measured(&photo, &limits).unwrap();
     assert_eq!((pixels.width(), own), (128, (2000, 1600)));
-    // What the header announces is held in memory, too.
+    // The claim on memory is of the reduced size, too.
     assert!(network.memory(&photo, &limits).unwrap() < 12 << 20);
     let larger = jpeg(2600, 2600);
     assert!(u64::from(2600u32 * 2600) > REDUCED * limits.max_pixels);

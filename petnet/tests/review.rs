@@ -1,4 +1,4 @@
-//! What is wrong with drawn pictures is found, and corrections are followed.
+//! Faults among drawn pictures are found, and corrections are followed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(all(feature = "train", feature = "pretrained"))]
 

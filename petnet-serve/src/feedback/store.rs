@@ -271,7 +271,7 @@ pub(crate) fn is_damage(error: &anyhow::Error) -> bool {
             | fjall::Error::InvalidTag(_)
             | fjall::Error::Unrecoverable,
         ) => true,
-        // What is left is of the disk, or of later versions: better an error than a store set aside.
+        // The others are of the disk, or of later versions: better an error than a store set aside.
         Some(_) => false,
     }
 }

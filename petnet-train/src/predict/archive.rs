@@ -103,7 +103,7 @@ fn zip(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
             let mut bytes = Vec::new();
             let read =
                 zip.by_index(index).ok().map(|e| e.take(HEAD as u64).read_to_end(&mut bytes));
-            // What cannot be read is no image for all that is known.
+            // An entry that cannot be read is no image for all that is known.
             if matches!(read, Some(Ok(_))) { bytes } else { Vec::new() }
         };
         match left_out(&path, head) {

@@ -201,7 +201,7 @@ impl Predict {
         report(&after, Some(speed), output)
     }
 
-    /// What was listed, of all shards.
+    /// The listed photos of all shards, and what else there was.
     fn score(
         &self,
         classifier: &Classifier,

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::files::{Counts, LeftOut, Name, judge};
+use petnet::files::{Counts, Entry, LeftOut, Name, judge, walk as walk_folder};
 use petnet::preprocess::{FileKind, HEAD, Limits, recognise};
-use walkdir::WalkDir;
 
 use super::listing::{Listing, Load, Photo};
 use super::{archive, cloud};
@@ -96,37 +95,16 @@ fn is_pattern(input: &Path) -> bool {
     input.to_str().is_some_and(has_wildcard) && !input.exists()
 }
 
-/// Folder by folder, so that no list of all photos is ever held. Links are followed. A file is passed on, or the reason
-/// why it is left out.
+/// Passes on each image below a folder, or the reason why a file is left out.
 fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()>) -> Result<()> {
-    let walk = WalkDir::new(root).follow_links(true).min_depth(1).sort_by_file_name();
-    let mut entries = walk.into_iter();
-    while let Some(entry) = entries.next() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) if error.loop_ancestor().is_some() => {
-                each(Err(LeftOut::Ring))?;
-                continue;
-            }
-            Err(error) if error.path().is_some_and(Path::is_symlink) => {
-                each(Err(LeftOut::BrokenLink))?;
-                continue;
-            }
-            Err(error) => return Err(error).with_context(|| root.display().to_string()),
-        };
-        let (path, name) = (entry.path(), Path::new(entry.file_name()));
-        if entry.file_type().is_dir() {
-            if let Name::LeftOut(reason) = judge(name) {
-                each(Err(reason))?;
-                entries.skip_current_dir();
-            }
-        } else if !entry.file_type().is_file() {
-            each(Err(LeftOut::Special))?;
-        } else {
-            each(left_out(name, || head(path)).map_or(Ok(path), Err))?;
+    walk_folder(root, &mut |entry| match entry {
+        Entry::Folder(_) => Ok(()),
+        Entry::LeftOut(reason) => each(Err(reason)),
+        Entry::File(path) => {
+            let name = Path::new(path.file_name().unwrap_or_default());
+            each(left_out(name, || head(path)).map_or(Ok(path), Err))
         }
-    }
-    Ok(())
+    })
 }
 
 /// The first bytes of a file; none of one that cannot be read.

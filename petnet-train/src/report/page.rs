@@ -239,7 +239,8 @@ pub(crate) fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Er
 
 /// A small JPEG, the aspect kept.
 pub(crate) fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
-    let pixels = petnet::preprocess::decode(bytes, &petnet::preprocess::Limits::default())?;
+    let limits = petnet::preprocess::Limits::default();
+    let pixels = petnet::preprocess::decode_at_least(bytes, &limits, 160)?;
     let picture = image::RgbImage::from_raw(pixels.width(), pixels.height(), pixels.into_data())
         .map(image::DynamicImage::ImageRgb8)
         .unwrap_or_default()

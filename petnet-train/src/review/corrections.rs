@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// What was decided for a photo.
+/// A decision on a photo.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Correction {
     /// SHA-256 of its file.
@@ -58,12 +58,11 @@ impl Corrections {
             Some(correction) => drop(self.by_digest.insert(sha256.into(), correction)),
             None => drop(self.by_digest.remove(sha256)),
         }
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.write_record(["sha256", "path", "label", "action"]).context("no header")?;
-        let mut rows = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-        self.by_digest.values().try_for_each(|row| rows.serialize(row))?;
-        let mut text = writer.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?;
-        text.extend(rows.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?);
+        // The header is written even when no decision is left.
+        let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        writer.write_record(["sha256", "path", "label", "action"])?;
+        self.by_digest.values().try_for_each(|row| writer.serialize(row))?;
+        let text = writer.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?;
         Ok(petnet::write_atomically(&self.file, &text)?)
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn serve(address: SocketAddr, page: &Page, corrections: Corrections) 
                     let reply = reply.unwrap_or_else(|error| {
                         Response::from_string(format!("{error:#}\n")).with_status_code(400)
                     });
-                    // Who has gone does not miss it.
+                    // A browser that has gone needs no answer.
                     let _ = request.respond(reply);
                 }
             });

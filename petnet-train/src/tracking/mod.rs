@@ -42,7 +42,7 @@ pub(crate) struct Tracking {
     experiment: String,
 }
 
-/// What a tracking address stands for.
+/// The store or server that a tracking address stands for.
 #[derive(Debug, PartialEq)]
 enum Place<'a> {
     Server(&'a str),

@@ -1,4 +1,4 @@
-//! What class and split a photo has by where it lies.
+//! Class and split of a photo by its place.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,7 +8,7 @@ use super::Split;
 use super::labels::Labels;
 use crate::error::{Error, Result};
 
-/// How photos are laid out.
+/// Layout of photos.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
     /// Whatever the folders and tables show, where that is unambiguous.
@@ -60,7 +60,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// What a photo's place says of it; nothing outside of all classes.
+/// Class and split by a photo's place; nothing outside of all classes.
 pub(super) type Place = Option<(String, Option<Split>)>;
 
 impl Split {

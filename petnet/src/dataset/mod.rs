@@ -68,7 +68,7 @@ pub struct Sample {
     pub group: usize,
     /// Width and height of the original in pixels, where they are known.
     pub size: Option<(u32, u32)>,
-    /// Where a prepared data set put it, or the split that it came with.
+    /// The split of a prepared data set, or the split that it came with.
     pub split: Option<Split>,
 }
 
@@ -149,12 +149,12 @@ impl Dataset {
         &self.rejects
     }
 
-    /// How many files were left out, by reason; those of [`Dataset::rejects`] among them.
+    /// Number of files that were left out, by reason; those of [`Dataset::rejects`] among them.
     pub fn left_out(&self) -> &Counts {
         &self.left_out
     }
 
-    /// What a user should know of how the data was read: its layout, classes that were merged, folders without images.
+    /// Notes for users on how the data was read: its layout, classes that were merged, folders without images.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

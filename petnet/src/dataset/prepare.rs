@@ -50,7 +50,7 @@ pub struct Prepare {
     pub seed: u64,
     /// Shares of training, validation and test, summing to 1.
     pub shares: [f64; 3],
-    /// How the raw photos are read; photos in a folder `unlabelled` need a label of [`Reading::labels`].
+    /// Reading of the raw photos; photos in a folder `unlabelled` need a label of [`Reading::labels`].
     pub reading: Reading,
 }
 
@@ -77,7 +77,7 @@ pub struct Manifest {
     pub counts: BTreeMap<String, BTreeMap<String, usize>>,
     /// [`Dataset::digest`] by split.
     pub digests: BTreeMap<String, String>,
-    /// How many files were left out, by reason.
+    /// Number of files that were left out, by reason.
     pub left_out: Counts,
     /// [`Dataset::notes`], and what became of the splits that the data came with.
     pub notes: Vec<String>,
@@ -264,7 +264,7 @@ impl Prepare {
     }
 }
 
-/// What became of the splits that the data came with.
+/// Notes on the splits that the data came with.
 fn notes_of_splits(dataset: &Dataset, parts: &[Dataset; 3]) -> Vec<String> {
     let count = |split| dataset.samples.iter().filter(|s| s.split == split).count();
     let [none, val] = [None, Some(Split::Val)].map(count);

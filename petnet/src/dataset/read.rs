@@ -56,7 +56,7 @@ impl Pattern {
     }
 }
 
-/// How unprepared photos are read: from a folder, or a zip or tar archive.
+/// Reading of unprepared photos: from a folder, or a zip or tar archive.
 ///
 /// ```
 /// # let folder = tempfile::tempdir().unwrap();
@@ -77,13 +77,13 @@ impl Pattern {
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reading {
-    /// How photos are laid out.
+    /// Layout of the photos.
     pub layout: Layout,
     /// Labels from a table elsewhere; they go before folders unless they say otherwise.
     pub labels: Labels,
     /// Finds the class in a file's name; folders then say nothing but the split.
     pub pattern: Option<Pattern>,
-    /// What is refused.
+    /// Limits beyond which a photo is refused.
     pub limits: Limits,
 }
 
@@ -93,7 +93,7 @@ struct Candidates {
     listing: Listing,
 }
 
-/// What was decoded of a photo.
+/// A photo as it was decoded.
 struct Inspected {
     sha256: String,
     class: String,
@@ -321,7 +321,7 @@ fn candidates(source: &mut Source) -> Result<Candidates> {
         .map(|file| match judge(file) {
             Name::Image => true,
             Name::LeftOut(_) => false,
-            // What cannot be read is no image for all that is known.
+            // A file that cannot be read is no image for all that is known.
             Name::Open => source
                 .head(file, HEAD as u64)
                 .is_ok_and(|head| recognise(&head) != FileKind::NoImage),
@@ -350,7 +350,7 @@ fn reason(error: &ImageError) -> LeftOut {
     }
 }
 
-/// What a user should know, a sentence each.
+/// Notes for users, a sentence each.
 #[derive(Default)]
 struct Notes(Vec<String>);
 

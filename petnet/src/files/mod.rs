@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use names::{Name, entry_path, judge};
 #[cfg(feature = "train")]
 pub(crate) use names::{contained, key};
+pub use source::{Entry, walk};
 #[cfg(feature = "train")]
 pub(crate) use source::{Listing, Source};
 
@@ -85,7 +86,7 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// How many files were left out, by reason. A hidden folder counts as one.
+/// Number of files that were left out, by reason. A hidden folder counts as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Counts(BTreeMap<LeftOut, u64>);

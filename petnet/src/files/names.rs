@@ -25,7 +25,7 @@ const SYSTEM: [&str; 9] = [
     "desktop.ini",
 ];
 
-/// What a file's name says.
+/// Judgement of a file's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name {
     /// It ends like an image's.
@@ -99,7 +99,7 @@ pub(crate) fn contained(path: &str) -> Option<&Path> {
     (inside && path.components().next().is_some()).then_some(path)
 }
 
-/// What two spellings of a class's name have in common: case, the singular, and the form of Unicode (NFC).
+/// The part that spellings of a class's name have in common, without case, the singular, and the form of Unicode (NFC).
 pub(crate) fn key(name: &str) -> String {
     let name: String = name.trim().nfc().collect::<String>().to_lowercase();
     let plural = name.len() > 3 && name.ends_with('s') && !name.ends_with("ss");

@@ -1,4 +1,4 @@
-//! Where photos lie: a folder, or a zip or tar archive that is read in place.
+//! The places of photos: a folder, or a zip or tar archive that is read in place.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
@@ -36,7 +36,7 @@ pub(crate) enum Source {
     },
 }
 
-/// What there is, by paths relative to the source, in order.
+/// All files and folders, by paths relative to the source, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     pub(crate) files: Vec<PathBuf>,
@@ -77,7 +77,7 @@ impl Source {
     /// [`Error::Io`] or [`Error::Dataset`] when the folder or archive cannot be read.
     pub(crate) fn list(&mut self) -> Result<Listing> {
         let mut listing = match self {
-            Self::Folder(root) => walk(root)?,
+            Self::Folder(root) => list_folder(root)?,
             Self::Zip { path, entries, idle } => {
                 let zip = open_zip(path)?;
                 let listing = list_zip(&zip, entries);
@@ -176,45 +176,73 @@ fn open_zip(path: &Path) -> Result<Zip> {
         .map_err(|e| Error::Dataset(format!("{}: no readable zip archive ({e})", path.display())))
 }
 
-/// Links are followed.
-fn walk(root: &Path) -> Result<Listing> {
-    let mut listing = Listing::default();
-    let mut entries = WalkDir::new(root).follow_links(true).min_depth(1).into_iter();
+/// An entry below a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry<'a> {
+    /// A folder, whose entries follow.
+    Folder(&'a Path),
+    /// A file whose name does not leave it out.
+    File(&'a Path),
+    /// A file or folder that is left out.
+    LeftOut(LeftOut),
+}
+
+/// Passes on all entries below a folder, in the order of their names. Links are followed, rings are left out. No list of them is held.
+///
+/// # Errors
+/// [`Error::Io`] when a folder cannot be read, and the errors of `each`.
+pub fn walk<E: From<Error>>(
+    root: &Path,
+    each: &mut dyn FnMut(Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let walk = WalkDir::new(root).follow_links(true).min_depth(1).sort_by_file_name();
+    let mut entries = walk.into_iter();
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) if error.loop_ancestor().is_some() => {
-                listing.left_out.add(LeftOut::Ring);
+                each(Entry::LeftOut(LeftOut::Ring))?;
+                continue;
+            }
+            Err(error) if error.path().is_some_and(Path::is_symlink) => {
+                each(Entry::LeftOut(LeftOut::BrokenLink))?;
                 continue;
             }
             Err(error) => {
                 let path = error.path().unwrap_or(root).to_path_buf();
-                if path.is_symlink() {
-                    listing.left_out.add(LeftOut::BrokenLink);
-                    continue;
-                }
-                let source =
-                    error.into_io_error().unwrap_or_else(|| std::io::Error::other("not listed"));
-                return Err(Error::Io { path, source });
+                let source = error.into_io_error();
+                let source = source.unwrap_or_else(|| std::io::Error::other("not listed"));
+                return Err(Error::Io { path, source }.into());
             }
         };
         let is_folder = entry.file_type().is_dir();
         if let Some(reason) = part_left_out(&entry.file_name().to_string_lossy()) {
-            listing.left_out.add(reason);
             if is_folder {
                 entries.skip_current_dir();
             }
-            continue;
-        }
-        let path = entry.path().strip_prefix(root).unwrap_or(entry.path()).to_path_buf();
-        if is_folder {
-            listing.folders.insert(path);
+            each(Entry::LeftOut(reason))?;
+        } else if is_folder {
+            each(Entry::Folder(entry.path()))?;
         } else if entry.file_type().is_file() {
-            listing.files.push(path);
+            each(Entry::File(entry.path()))?;
         } else {
-            listing.left_out.add(LeftOut::Special);
+            each(Entry::LeftOut(LeftOut::Special))?;
         }
     }
+    Ok(())
+}
+
+fn list_folder(root: &Path) -> Result<Listing> {
+    let mut listing = Listing::default();
+    let inside = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_path_buf();
+    walk::<Error>(root, &mut |entry| {
+        match entry {
+            Entry::Folder(path) => drop(listing.folders.insert(inside(path))),
+            Entry::File(path) => listing.files.push(inside(path)),
+            Entry::LeftOut(reason) => listing.left_out.add(reason),
+        }
+        Ok(())
+    })?;
     Ok(listing)
 }
 
@@ -292,7 +320,7 @@ impl Listing {
         self.left_out.add(LeftOut::SameName);
     }
 
-    /// What `prepare` wrote below the photos: it would be read again, as classes `train`, `val` and `test`.
+    /// Drops what `prepare` wrote below the photos: it would be read again, as classes `train`, `val` and `test`.
     fn leave_out_earlier_outputs(&mut self) {
         let manifests = self.files.iter().filter(|file| file.ends_with(MANIFEST));
         let outputs: HashSet<PathBuf> = manifests

@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes: its name and its declared type may be wrong.
+//! The kind of a file by its first bytes: its name and its declared type may be wrong.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::error::ImageError;
 /// Bytes of a file's beginning that tell its format.
 pub const HEAD: usize = 32;
 
-/// What a file is.
+/// Kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// An image in a format that is read: JPEG, PNG, WebP, GIF or BMP.
@@ -54,7 +54,7 @@ impl fmt::Display for ForeignFormat {
 }
 
 impl ForeignFormat {
-    /// What to do, as a sentence.
+    /// Advice to who has such a file, as a sentence.
     pub fn advice(self) -> &'static str {
         match self {
             Self::Heic => {
@@ -70,7 +70,7 @@ impl ForeignFormat {
     }
 }
 
-/// What a file is by its first [`HEAD`] bytes; a shorter beginning may tell less.
+/// Kind of a file by its first [`HEAD`] bytes; a shorter beginning may tell less.
 ///
 /// ```
 /// use petnet::preprocess::{FileKind, ForeignFormat, recognise};
