@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let answers = photos.samples().iter().zip(&evaluation.probabilities);
     let mut mistakes: Vec<(f32, std::path::Display)> = answers
-        .filter(|(photo, answer)| argmax(answer) != photo.class)
+        .filter(|(photo, answer)| photo.target.class() != Some(argmax(answer)))
         .map(|(photo, answer)| (answer[argmax(answer)], photo.path.display()))
         .collect();
     mistakes.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use petnet::{Calibration, ClassSet, Classifier, Device, Precision};
+use petnet::{Calibration, ClassSet, Classifier, Device, ModelInfo, Precision, Task};
 use serde_json::json;
 
 use crate::predict::open_checkpoint;
+use crate::report::findings::Answers;
 use crate::{Output, fit, terminal};
 
 /// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold.
@@ -37,36 +38,61 @@ pub(crate) struct Calibrate {
 impl Calibrate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let (train, valid) = fit::open(&self.data)?;
         let checkpoint = open_checkpoint(&self.model)?;
+        let multi_label = !checkpoint.info().task.is_single_label();
+        let (train, valid) = fit::open(&self.data, Some(multi_label))?;
         let labels = checkpoint.info().labels.clone();
         let (train, valid) = (train.with_labels(&labels)?, valid.with_labels(&labels)?);
         let calibration = Calibration { device: self.device, source_classes: self.source_classes };
         let calibrated = checkpoint.calibrated(&train, &valid, &calibration)?;
         calibrated.save(&self.out, Precision::F32)?;
         let info = calibrated.info().clone();
-        let evaluation = Classifier::new(calibrated, self.device)?.evaluate(&valid, |_| ())?;
-        let (metrics, coverage) = (evaluation.metrics(), evaluation.coverage());
+        let answers = Answers::of(&Classifier::new(calibrated, self.device)?, &valid, |_| ())?;
         if output.json {
+            let validation = match &answers {
+                Answers::SingleLabel(evaluation) => {
+                    json!({ "ece": evaluation.metrics().ece, "coverage": evaluation.coverage() })
+                }
+                Answers::MultiLabel(_) => answers.figures()?,
+            };
             let figures = json!({
                 "file": self.out,
+                "task": info.task,
                 "temperature": info.temperature,
                 "threshold": info.threshold,
                 "ood": info.ood,
-                "validation": { "ece": metrics.ece, "coverage": coverage },
+                "validation": validation,
             });
             say!("{figures}");
         } else {
             say!("temperature  {:.3}", info.temperature);
-            say!("confidence   {:.3} at least", info.threshold);
             if let Some(ood) = &info.ood {
                 say!("OOD score    {:.3} at most, by {}", ood.threshold, ood.score.name());
             }
-            say!("ECE          {:.2} %", metrics.ece * 100.0);
-            let (share, right) = (coverage.share * 100.0, coverage.accuracy * 100.0);
-            say!("answered     {share:.2} % of images, {right:.2} % of them rightly");
+            match &answers {
+                Answers::SingleLabel(evaluation) => {
+                    let coverage = evaluation.coverage();
+                    say!("confidence   {:.3} at least", info.threshold);
+                    say!("ECE          {:.2} %", evaluation.metrics().ece * 100.0);
+                    let (share, right) = (coverage.share * 100.0, coverage.accuracy * 100.0);
+                    say!("answered     {share:.2} % of images, {right:.2} % of them rightly");
+                }
+                Answers::MultiLabel(_) => {
+                    print_thresholds(&info);
+                    say!("validation   {}", answers.summary());
+                }
+            }
             say!("written to   {}", self.out.display());
         }
         Ok(())
+    }
+}
+
+/// The threshold of each class of a multi-label model.
+fn print_thresholds(info: &ModelInfo) {
+    if let Task::MultiLabel { thresholds } = &info.task {
+        for (label, threshold) in info.labels.iter().zip(thresholds) {
+            say!("threshold    {threshold:.3} for {label}");
+        }
     }
 }

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use petnet::metrics::Metrics;
-use petnet::{Classifier, Coverage, Dataset, Device, dataset};
+use petnet::{Classifier, Dataset, Device, ModelInfo, dataset};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -13,9 +12,9 @@ use crate::config::MlflowConfig;
 use crate::ood::{OtherFigures, OtherImages};
 use crate::predict::{model_bytes, open_model};
 use crate::report::files;
-use crate::report::page::{Mistake, Report};
+use crate::report::findings::{Answers, Findings, Subject};
 use crate::tracking::{self, Run, Tracker, Tracking};
-use crate::{Output, terminal};
+use crate::{Output, fit, terminal};
 
 /// Share of right answers that the reference system's network reaches.
 const REFERENCE: f64 = 0.92;
@@ -48,26 +47,6 @@ pub(crate) struct Evaluate {
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, default_value = "cpu")]
     device: Device,
-}
-
-fn print(metrics: &Metrics, coverage: Coverage) {
-    let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-    say!("images     {}", metrics.num_samples);
-    say!("accuracy   {}", percent(metrics.accuracy));
-    say!("precision  {}", percent(metrics.precision));
-    say!("recall     {}", percent(metrics.recall));
-    say!("F1         {}", percent(metrics.f1_score));
-    if let Some(area) = metrics.roc_auc {
-        say!("ROC AUC    {area:.4}");
-    }
-    say!("log loss   {:.4}", metrics.log_loss);
-    say!("ECE        {}", percent(metrics.ece));
-    say!("answered   {}, rightly {}", percent(coverage.share), percent(coverage.accuracy));
-    say!(
-        "unsure     {} low confidence, {} out of distribution",
-        percent(coverage.low_confidence),
-        percent(coverage.out_of_distribution)
-    );
 }
 
 /// What a model takes: to keep, to run and to train.
@@ -108,44 +87,34 @@ impl Evaluate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
         let classifier = open_model(&self.model, self.device)?.with_mirrors(self.tta);
-        let (dataset, source) = self.open_data()?;
+        let (dataset, source) = self.open_data(!classifier.info().task.is_single_label())?;
         let dataset = dataset.with_labels(classifier.labels())?;
         let bar = terminal::bar(dataset.len() as u64, "evaluating", output);
-        let evaluation = classifier.evaluate(&dataset, |photos| bar.inc(photos as u64))?;
+        let answers = Answers::of(&classifier, &dataset, |photos| bar.inc(photos as u64))?;
         bar.finish_and_clear();
-        let metrics = evaluation.metrics();
-        let others = self.others(&classifier, &evaluation.ood_scores, output)?;
-        let report = Report {
-            info: classifier.info(),
-            parameters: classifier.parameters(),
-            evaluation: &evaluation,
-            metrics: &metrics,
-            dataset: &dataset,
-            source,
-            others: &others,
-        };
+        let others = self.others(&classifier, answers.ood_scores(), output)?;
+        let subject =
+            Subject { classifier: &classifier, dataset: &dataset, source, others: &others };
+        let source = subject.source.clone();
+        let findings = Findings::of(subject, &answers)?;
         let file = model_bytes(&self.model)?;
         let cost = cost(&classifier, file.len());
-        let figures = self.figures(&report, &cost)?;
+        let mut figures = self.figures(classifier.info(), &findings, &cost);
+        figures["data"] = json!({ "source": source, "digest": dataset.digest() });
+        let of_others: Vec<&OtherFigures> = others.iter().map(|other| &other.figures).collect();
+        figures["ood"] = json!(of_others);
         files::write_json(&self.out.join("metrics.json"), &figures)?;
         let page = self.out.join("report.html");
-        let mistakes = report.worst_mistakes()?;
-        let html = report.html(&mistakes)?;
-        files::write(&page, html.as_bytes())?;
-        let artifacts = [
-            ("metrics.json", files::json(&figures)?),
-            ("report.html", html.into_bytes()),
-            ("confusion_matrix.npy", files::npy(&metrics.confusion_matrix)),
-        ];
+        files::write(&page, findings.page.as_bytes())?;
         if output.json {
             say!("{}", serde_json::to_string(&figures)?);
         } else {
-            print(&metrics, evaluation.coverage());
+            findings.lines.iter().for_each(|line| say!("{line}"));
             others.iter().for_each(|other| other.figures.print());
             cost.print();
             say!("report     {}", page.display());
         }
-        self.record(&file, &report, &artifacts, &mistakes)
+        self.record(&file, classifier.info(), (&dataset, &others), (&findings, &figures))
     }
 
     /// The model on each input of `--ood`.
@@ -164,45 +133,32 @@ impl Evaluate {
         others
     }
 
-    /// All figures as JSON.
-    fn figures(&self, report: &Report<'_>, cost: &Cost) -> Result<Value> {
-        let info = report.info;
-        let mut figures = serde_json::to_value(report.metrics)?;
-        if let Some(map) = figures.as_object_mut() {
-            map.insert("coverage".into(), json!(report.evaluation.coverage()));
-            map.insert("classes".into(), json!(info.labels));
-            map.insert(
-                "model".into(),
-                json!({
-                    "file": self.model,
-                    "architecture": info.graph.name(),
-                    "petnet_version": info.petnet_version,
-                    "training_data": info.data_digest,
-                    "cost": cost,
-                }),
-            );
-            let data = json!({ "source": report.source, "digest": report.dataset.digest() });
-            map.insert("data".into(), data);
-            let others: Vec<&OtherFigures> =
-                report.others.iter().map(|other| &other.figures).collect();
-            map.insert("ood".into(), json!(others));
-        }
-        Ok(figures)
+    /// A model's figures as JSON.
+    fn figures(&self, info: &ModelInfo, findings: &Findings, cost: &Cost) -> Value {
+        let mut figures = findings.figures.clone();
+        figures["classes"] = json!(info.labels);
+        figures["model"] = json!({
+            "file": self.model,
+            "architecture": info.graph.name(),
+            "petnet_version": info.petnet_version,
+            "training_data": info.data_digest,
+            "cost": cost,
+        });
+        figures
     }
 
     /// Adds the figures to the run that made the model; a model from elsewhere gets a run.
     fn record(
         &self,
         model: &[u8],
-        report: &Report<'_>,
-        artifacts: &[(&str, Vec<u8>)],
-        mistakes: &[Mistake],
+        info: &ModelInfo,
+        (dataset, others): (&Dataset, &[OtherImages]),
+        (findings, figures): (&Findings, &Value),
     ) -> Result<()> {
         let Some(tracking) = Tracking::open(&MlflowConfig::default())? else { return Ok(()) };
         let name = format!("evaluate {}", self.model);
-        let run = tracking.run_with_model(model, report.info, &name)?;
+        let run = tracking.run_with_model(model, info, &name)?;
         let mut tracker = Tracker::append(run, tracking.server.clone())?;
-        let (dataset, metrics) = (report.dataset, report.metrics);
         let split = dataset.samples().first().and_then(|sample| sample.split);
         let part = split.map_or("other", dataset::Split::name);
         let digest = dataset.digest();
@@ -211,38 +167,23 @@ impl Evaluate {
             let source = self.data.display().to_string();
             run.input(&tracking::input(dataset, &source, &self.data), context)?;
             run.tag(&format!("petnet.{part}_digest"), &digest)?;
-            let coverage = report.evaluation.coverage();
-            let values = [
-                ("accuracy", Some(metrics.accuracy)),
-                ("precision", Some(metrics.precision)),
-                ("recall", Some(metrics.recall)),
-                ("f1_score", Some(metrics.f1_score)),
-                ("roc_auc", metrics.roc_auc),
-                ("log_loss", Some(metrics.log_loss)),
-                ("ece", Some(metrics.ece)),
-                ("answered", Some(coverage.share)),
-                ("answered_accuracy", Some(coverage.accuracy)),
-                ("low_confidence", Some(coverage.low_confidence)),
-                ("out_of_distribution", Some(coverage.out_of_distribution)),
-                ("photos", Some(metrics.num_samples as f64)),
-            ];
-            for (name, value) in values {
-                if let Some(value) = value {
-                    run.metric(&format!("{part}_{name}"), value, 0)?;
-                }
+            for (name, value) in &findings.tracked {
+                run.metric(&format!("{part}_{name}"), *value, 0)?;
             }
-            track_others(run, part, report.others)?;
-            for (name, bytes) in artifacts {
-                run.artifact(&format!("{part}/{name}"), bytes)?;
+            track_others(run, part, others)?;
+            run.artifact(&format!("{part}/metrics.json"), &files::json(figures)?)?;
+            run.artifact(&format!("{part}/report.html"), findings.page.as_bytes())?;
+            if let Some(matrix) = &findings.confusion_matrix {
+                run.artifact(&format!("{part}/confusion_matrix.npy"), matrix)?;
             }
-            tracking::log_mistakes(run, &format!("{part}/mistakes"), mistakes)
+            tracking::log_mistakes(run, &format!("{part}/mistakes"), &findings.mistakes)
         });
         tracker.close();
         Ok(())
     }
 
-    fn open_data(&self) -> Result<(Dataset, String)> {
-        let dataset = Dataset::open(&self.data)?;
+    fn open_data(&self, multi_label: bool) -> Result<(Dataset, String)> {
+        let dataset = fit::read(&self.data, Some(multi_label))?;
         let name = self.data.display();
         if dataset.samples().iter().all(|sample| sample.split.is_none()) {
             return Ok((dataset, name.to_string()));

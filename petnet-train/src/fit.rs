@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use indicatif::ProgressBar;
+use petnet::dataset::{Manifest, Reading};
 use petnet::train::{EpochReport, Observer, StepReport};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Precision, Trainer};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::metrics::Metrics;
-use crate::report::page::Report;
+use crate::report::findings::{Answers, Findings, Subject};
 use crate::report::{charts, files};
 use crate::tracking::{self, Run, Status, Tracker, Tracking};
 use crate::{Output, terminal};
@@ -61,7 +62,7 @@ impl Fit {
         config.num_epochs = self.epochs.unwrap_or(config.num_epochs);
         config.data_dir = self.data.unwrap_or(config.data_dir);
         config.checkpoint.save_dir = self.out.unwrap_or(config.checkpoint.save_dir);
-        let (train, valid) = open(&config.data_dir)?;
+        let (train, valid) = open(&config.data_dir, config.multi_label)?;
         let mut trainer = config.trainer(train.classes().len(), self.device)?;
         trainer.resume = self.resume;
         if self.device == Device::NdArray {
@@ -115,25 +116,17 @@ fn fit(
         last.save(out.join(Trainer::LAST), Precision::F32)?;
     }
     let classifier = Classifier::new(best, trainer.device)?;
-    let evaluation = classifier.evaluate(valid, |_| ())?;
-    let metrics = evaluation.metrics();
-    let report = Report {
-        info: classifier.info(),
-        parameters: classifier.parameters(),
-        evaluation: &evaluation,
-        metrics: &metrics,
-        dataset: valid,
-        source: format!("{} (val)", config.data_dir.display()),
-        others: &[],
-    };
-    let mistakes = report.worst_mistakes()?;
-    let results = [
+    let answers = Answers::of(&classifier, valid, |_| ())?;
+    let source = format!("{} (val)", config.data_dir.display());
+    let subject = Subject { classifier: &classifier, dataset: valid, source, others: &[] };
+    let findings = Findings::of(subject, &answers)?;
+    let mut results = vec![
         ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),
-        ("confusion_matrix.npy", files::npy(&metrics.confusion_matrix)),
-        ("metrics.json", files::json(&metrics)?),
+        ("metrics.json", files::json(&answers.figures()?)?),
         ("history.json", files::json(&fitted.history)?),
-        ("report.html", report.html(&mistakes)?.into_bytes()),
+        ("report.html", findings.page.into_bytes()),
     ];
+    results.extend(findings.confusion_matrix.map(|matrix| ("confusion_matrix.npy", matrix)));
     for (name, bytes) in &results {
         files::write(&out.join(name), bytes)?;
     }
@@ -141,19 +134,14 @@ fn fit(
         tracker.record(|run| {
             results.iter().try_for_each(|(name, bytes)| run.artifact(name, bytes))?;
             run.artifact("config.yaml", serde_yaml::to_string(config)?.as_bytes())?;
-            tracking::log_mistakes(run, "mistakes", &mistakes)?;
+            tracking::log_mistakes(run, "mistakes", &findings.mistakes)?;
             tracking::log_model(run, &std::fs::read(&file)?, classifier.info())
         });
     }
     if watcher.output.json {
-        say!("{}", serde_json::to_string(&metrics)?);
+        say!("{}", answers.figures()?);
     } else {
-        say!(
-            "best validation accuracy {:.2} % (log loss {:.4}); wrote {}",
-            metrics.accuracy * 100.0,
-            metrics.log_loss,
-            file.display()
-        );
+        say!("best validation {}; wrote {}", answers.summary(), file.display());
     }
     Ok(())
 }
@@ -171,9 +159,30 @@ fn describe(run: &Run, config: &Config, train: &Dataset, valid: &Dataset) -> Res
 /// Decides the split of photos that were not prepared.
 const SEED: u64 = 42;
 
-/// Training and validation photos.
-pub(crate) fn open(path: &Path) -> Result<(Dataset, Dataset)> {
+/// A prepared data set, or photos; `multi_label` is what the data set must be, and what photos are read as.
+pub(crate) fn read(path: &Path, multi_label: Option<bool>) -> Result<Dataset> {
+    if !path.join(Manifest::FILE).is_file() {
+        let reading = Reading { multi_label: multi_label.unwrap_or(false), ..Reading::default() };
+        return Ok(reading.open(path)?);
+    }
     let dataset = Dataset::open(path)?;
+    let path = path.display();
+    match (multi_label, dataset.is_multi_label()) {
+        (Some(true), false) => {
+            let reason = format!("{path} has one label a photo: prepare it with --multi-label");
+            Err(ConfigError(reason).into())
+        }
+        (Some(false), true) => {
+            let reason = format!("{path} is a multi-label data set, which was not asked for");
+            Err(ConfigError(reason).into())
+        }
+        (None, _) | (Some(true), true) | (Some(false), false) => Ok(dataset),
+    }
+}
+
+/// Training and validation photos, see [`read`].
+pub(crate) fn open(path: &Path, multi_label: Option<bool>) -> Result<(Dataset, Dataset)> {
+    let dataset = read(path, multi_label)?;
     for note in dataset.notes() {
         tracing::info!("{}: {note}", path.display());
     }
@@ -263,12 +272,13 @@ impl Observer for Watcher {
             return;
         }
         let line = format!(
-            "epoch {:3}  train loss {:.4} acc {:.2} %  val loss {:.4} acc {:.2} %  lr {:.2e}  {:.0} s{}",
+            "epoch {:3}  train loss {:.4} acc {:.2} %  val loss {:.4} acc {:.2} %{}  lr {:.2e}  {:.0} s{}",
             report.epoch,
             report.train_loss,
             report.train_accuracy * 100.0,
             report.val_loss,
             report.val_accuracy * 100.0,
+            report.val_map.map_or(String::new(), |map| format!(" mAP {:.2} %", map * 100.0)),
             report.learning_rate,
             report.seconds,
             if report.best { "  best" } else { "" }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use petnet::augment::{Augment, Key};
-use petnet::dataset::{Labels, Layout, Manifest, Pattern, Prepare as Settings, Reading};
+use petnet::dataset::{
+    LabelOptions, Labels, Layout, Manifest, Pattern, Prepare as Settings, Reading,
+};
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode};
 use petnet::{Dataset, dataset::Split};
 
@@ -17,6 +19,7 @@ use crate::{Output, report, terminal};
   petnet-train prepare --raw cats-vs-dogs.zip --out data/processed --preview sheet.png
   petnet-train prepare --raw photos --labels labels.csv          # path,label[,split]
   petnet-train prepare --raw train.zip --label-pattern '(cat|dog)\\.\\d+'    # cat.0.jpg, dog.0.jpg, ...
+  petnet-train prepare --raw photos --labels tags.csv --multi-label    # path,label with labels like cat|dog
   petnet-train prepare --raw photos --labels feedback.jsonl      # GET /feedback/export of the service
 
 Layouts that are found: a folder a class; folders train, val and test (or training, valid, validation, dev, testing)
@@ -46,6 +49,9 @@ pub(crate) struct Prepare {
     /// key count for such photos alone
     #[arg(long, value_name = "LABELS.csv|.jsonl")]
     labels: Option<PathBuf>,
+    /// A photo has any number of classes: a label is `cat|dog`, or empty, or a list in JSON
+    #[arg(long, conflicts_with = "label_pattern")]
+    multi_label: bool,
     /// A regular expression for files' names, whose first group is the class
     #[arg(long, value_name = "REGEX", conflicts_with = "layout")]
     label_pattern: Option<Pattern>,
@@ -68,7 +74,9 @@ impl Prepare {
             .as_slice()
             .try_into()
             .map_err(|_| ConfigError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
-        let labels = self.labels.as_deref().map(|path| Labels::read(path, self.trust_open_labels));
+        let multi_label = self.multi_label;
+        let options = LabelOptions { trust_open: self.trust_open_labels, multi_label };
+        let labels = self.labels.as_deref().map(|path| Labels::read(path, options));
         let labels = labels.transpose()?.unwrap_or_default();
         if labels.open() > 0 {
             tracing::warn!(
@@ -78,7 +86,8 @@ impl Prepare {
         }
         let limits = Limits { max_pixels: self.max_pixels, ..Limits::default() };
         let layout = self.layout.into();
-        let reading = Reading { layout, labels, pattern: self.label_pattern, limits };
+        let pattern = self.label_pattern;
+        let reading = Reading { layout, labels, pattern, multi_label, limits };
         let settings = Settings { size: self.size, seed: self.seed, shares, reading };
         let counter = terminal::counter("checking photos", output);
         if let Some(parent) = self.out.parent() {
@@ -183,7 +192,8 @@ fn draw_preview(prepared: &std::path::Path, sheet: &std::path::Path) -> Result<(
     let train = Dataset::open(prepared)?.part(Split::Train)?;
     let chosen: Vec<usize> = (0..train.classes().len())
         .flat_map(|class| {
-            let members = (0..train.len()).filter(|i| train.samples()[*i].class == class);
+            let has = |i: &usize| train.samples()[*i].target.classes().contains(&class);
+            let members = (0..train.len()).filter(has);
             members.take(4).collect::<Vec<_>>()
         })
         .collect();

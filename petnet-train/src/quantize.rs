@@ -8,6 +8,7 @@ use petnet::{Classifier, Dataset, Device, Precision};
 use serde_json::json;
 
 use crate::predict::open_checkpoint;
+use crate::report::findings::Answers;
 use crate::{Output, fit, terminal};
 
 /// Measure the ranges of a model's feature maps on training photos, for inference in bytes.
@@ -37,8 +38,9 @@ pub(crate) struct Quantize {
 impl Quantize {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let (train, valid) = fit::open(&self.data)?;
         let checkpoint = open_checkpoint(&self.model)?;
+        let multi_label = !checkpoint.info().task.is_single_label();
+        let (train, valid) = fit::open(&self.data, Some(multi_label))?;
         // A network that others start from has other classes: its accuracy is not measured.
         let valid = valid.with_labels(&checkpoint.info().labels).ok();
         let before = Classifier::new(checkpoint.clone(), Device::Cpu)?;
@@ -47,15 +49,18 @@ impl Quantize {
         quantized.save(&self.out, Precision::F16)?;
         let after = Classifier::new(quantized, Device::Cpu)?;
         let measure = |classifier: Classifier| {
-            let evaluation = valid.as_ref().map(|valid| classifier.evaluate(valid, |_| ()));
-            Ok::<_, petnet::Error>(evaluation.transpose()?.map(|evaluation| evaluation.metrics()))
+            let answers = valid.as_ref().map(|valid| Answers::of(&classifier, valid, |_| ()));
+            answers.transpose()
         };
         let (before, after) = (measure(before)?, measure(after)?);
         if output.json {
             let figures = json!({
                 "file": self.out,
                 "images": images.len(),
-                "validation": { "before": before, "after": after },
+                "validation": {
+                    "before": before.map(|answers| answers.figures()).transpose()?,
+                    "after": after.map(|answers| answers.figures()).transpose()?,
+                },
             });
             say!("{figures}");
             return Ok(());
@@ -63,9 +68,8 @@ impl Quantize {
         say!("measured on  {} training photos", images.len());
         match before.zip(after) {
             Some((before, after)) => {
-                let (b, a) = (before.accuracy * 100.0, after.accuracy * 100.0);
-                say!("accuracy     {a:.2} % of validation photos, {b:.2} % before");
-                say!("log loss     {:.4}, {:.4} before", after.log_loss, before.log_loss);
+                say!("before       {}", before.summary());
+                say!("after        {}", after.summary());
             }
             None => {
                 say!("accuracy     not measured: the model has other classes than the data")

@@ -200,7 +200,7 @@ fn bad_input_ends_with_one_line_and_the_right_status() {
             "image_size is 8, must be between 16",
         ),
         (&["prepare", "--raw", "nowhere", "--out", "x"], 1, "nowhere"),
-        (&["prepare", "--raw", "one", "--out", "x"], 1, "at least two are needed"),
+        (&["prepare", "--raw", "one", "--out", "x"], 1, "at least 2 are needed"),
         (&["prepare", "--raw", "raw", "--out", "x", "--split", "0.5,0.1,0.1"], 2, "sum to 1"),
         (&["fit", "--data", "nowhere"], 1, "nowhere"),
         (&["fit", "--config", "missing.yaml"], 2, "missing.yaml"),

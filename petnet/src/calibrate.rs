@@ -5,14 +5,14 @@ use rayon::prelude::*;
 use crate::augment::Augment;
 use crate::checkpoint::Checkpoint;
 use crate::classifier::Classifier;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Target};
 use crate::device::Device;
 use crate::drift::{DriftSample, Reference};
 use crate::engine::Outputs;
-use crate::error::Result;
-use crate::metrics::{confidence_for, temperature_for};
+use crate::error::{Error, Result};
+use crate::metrics::{confidence_for, temperature_for, temperature_of_sigmoids, thresholds_for};
 use crate::ood::{ClassSet, OodScore, OutOfDistribution, embedding, prototypes};
-use crate::prediction::softmax;
+use crate::task::{Task, UNCHOSEN};
 use crate::weights::Weight;
 
 /// Share of the answers above the confidence threshold that must be right on validation images.
@@ -38,7 +38,8 @@ pub struct Calibration {
 
 impl Checkpoint {
     /// Chooses by validation images the temperature (Guo et al., "On calibration of modern neural networks", 2017), the
-    /// confidence threshold above which 99 % of answers are right, and the out-of-distribution threshold below which
+    /// confidence threshold above which 99 % of answers are right (of a multi-label model, of each class the threshold of
+    /// the highest F1), and the out-of-distribution threshold below which
     /// 98 % of them are; and measures their statistics, for [`drift`](crate::drift).
     ///
     /// ```no_run
@@ -61,14 +62,12 @@ impl Checkpoint {
         calibration: &Calibration,
     ) -> Result<Self> {
         let classes = calibration.source_classes.clone().or_else(|| self.source_classes());
-        let plain = self.with_calibration((1.0, 0.0), None, None)?;
+        let unchosen =
+            Confidence { task: self.info().task.clone(), temperature: 1.0, threshold: 0.0 };
+        let plain = self.with_calibration(unchosen, None, None)?;
         let classifier = Classifier::new(plain.clone(), calibration.device)?;
         let held_out = Images::of(&classifier, valid)?;
-        let probabilities =
-            |temperature| held_out.outputs.iter().map(move |o| softmax(&o.logits, temperature));
-        let temperature = temperature_for(&probabilities(1.0).collect::<Vec<_>>(), &held_out.truth);
-        let rows: Vec<Vec<f32>> = probabilities(temperature).collect();
-        let threshold = confidence_for(RIGHT, &rows, &held_out.truth).unwrap_or(1.0);
+        let confidence = held_out.confidence(&plain.info().task);
         let (score, values) = match classes {
             Some(classes) => (OodScore::SourceClasses { classes }, None),
             None => {
@@ -78,13 +77,13 @@ impl Checkpoint {
         };
         let open = OutOfDistribution { score, threshold: f32::MAX };
         let model =
-            plain.with_calibration((temperature, threshold), Some(open.clone()), values.clone())?;
+            plain.with_calibration(confidence.clone(), Some(open.clone()), values.clone())?;
         let threshold_of = model.detector()?.map_or(f32::MAX, |detector| {
             let scores = held_out.outputs.iter().map(|outputs| detector.score(outputs));
             quantile(scores.collect(), IN_DISTRIBUTION)
         });
         let ood = OutOfDistribution { threshold: threshold_of, ..open };
-        let model = model.with_calibration((temperature, threshold), Some(ood), values)?;
+        let model = model.with_calibration(confidence, Some(ood), values)?;
         let reference = statistics(&Classifier::new(model.clone(), calibration.device)?, valid)?;
         Ok(model.with_reference(Some(reference)))
     }
@@ -103,18 +102,64 @@ impl Checkpoint {
 /// Outputs and classes of some images.
 struct Images {
     outputs: Vec<Outputs>,
-    truth: Vec<usize>,
+    truth: Vec<Target>,
+}
+
+/// Temperature and thresholds of probabilities.
+#[derive(Clone)]
+pub(crate) struct Confidence {
+    pub(crate) task: Task,
+    pub(crate) temperature: f32,
+    pub(crate) threshold: f32,
 }
 
 impl Images {
     fn of(classifier: &Classifier, dataset: &Dataset) -> Result<Self> {
+        if dataset.is_multi_label() && classifier.info().task.is_single_label() {
+            return Err(Error::Dataset("it is multi-label, the model is not".into()));
+        }
         let dataset = dataset.clone().with_labels(classifier.labels())?;
         let mut images = Self { outputs: Vec::new(), truth: Vec::new() };
-        classifier.each_output(&dataset, Augment::none(), |outputs, class| {
+        classifier.each_output(&dataset, Augment::none(), |outputs, target| {
             images.outputs.push(outputs);
-            images.truth.push(class);
+            images.truth.push(target.clone());
         })?;
         Ok(images)
+    }
+
+    /// Of single-label images, the temperature and the threshold above which answers can be relied on; of multi-label
+    /// ones, the temperature and the thresholds that give each class its highest F1.
+    fn confidence(&self, task: &Task) -> Confidence {
+        let logits: Vec<&[f32]> = self.outputs.iter().map(|o| o.logits.as_slice()).collect();
+        let probabilities = |temperature| -> Vec<Vec<f32>> {
+            logits.iter().map(|logits| task.probabilities(logits, temperature)).collect()
+        };
+        match task {
+            Task::SingleLabel => {
+                let truth: Vec<usize> = self.truth.iter().filter_map(Target::class).collect();
+                let temperature = temperature_for(&probabilities(1.0), &truth);
+                let threshold = confidence_for(RIGHT, &probabilities(temperature), &truth);
+                Confidence {
+                    task: Task::SingleLabel,
+                    temperature,
+                    threshold: threshold.unwrap_or(1.0),
+                }
+            }
+            Task::MultiLabel { thresholds } => {
+                let truth: Vec<Vec<usize>> =
+                    self.truth.iter().map(|target| target.classes().to_vec()).collect();
+                let temperature = temperature_of_sigmoids(&logits, &truth);
+                let rows = probabilities(temperature);
+                let thresholds = thresholds_for(&rows, &truth, thresholds.len(), UNCHOSEN);
+                Confidence { task: Task::MultiLabel { thresholds }, temperature, threshold: 0.0 }
+            }
+        }
+    }
+
+    /// The class of each image, the first of several; one more than there are for an image without any.
+    fn first_classes(&self, classes: usize) -> Vec<usize> {
+        let first = |target: &Target| target.classes().first().copied().unwrap_or(classes);
+        self.truth.iter().map(first).collect()
     }
 }
 
@@ -122,7 +167,9 @@ impl Images {
 fn learned(classifier: &Classifier, train: &Dataset) -> Result<(OodScore, (String, Weight))> {
     let known = Images::of(classifier, &train.every(train.len().div_ceil(ENOUGH)))?;
     let rows: Vec<&[f32]> = known.outputs.iter().map(embedding).collect();
-    Ok(prototypes(&rows, &known.truth, classifier.labels().len()))
+    let classes = classifier.labels().len();
+    let kinds = if train.is_multi_label() { classes + 1 } else { classes };
+    Ok(prototypes(&rows, &known.first_classes(classes), kinds))
 }
 
 /// The value that a share of some values does not exceed.

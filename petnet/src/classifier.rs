@@ -9,9 +9,10 @@ use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::metrics::argmax;
 use crate::ood::Detector;
-use crate::prediction::{Decision, Prediction, softmax};
+use crate::prediction::{Decision, Prediction};
 use crate::preprocess::{Limits, Pixels};
 use crate::runner::Runner;
+use crate::task::Task;
 
 /// A trained network with all that it needs to read photos; share it between threads freely.
 ///
@@ -212,19 +213,37 @@ impl Classifier {
     }
 
     pub(crate) fn prediction(&self, outputs: &Outputs) -> Prediction {
-        let probabilities = softmax(&outputs.logits, self.info.temperature);
+        let probabilities = self.info.task.probabilities(&outputs.logits, self.info.temperature);
         let index = argmax(&probabilities);
         let detector = self.detector.as_ref();
         let ood_score = detector.map(|detector| detector.score(outputs));
         let accepted =
             detector.zip(ood_score).is_none_or(|(detector, score)| detector.accepts(score));
+        let classes = match &self.info.task {
+            Task::SingleLabel => None,
+            Task::MultiLabel { thresholds } => Some(self.reached(&probabilities, thresholds)),
+        };
         let decision = match (accepted, probabilities[index] >= self.info.threshold) {
             (false, _) => Decision::OutOfDistribution,
             (true, false) => Decision::LowConfidence,
             (true, true) => Decision::Answered,
         };
         let label = self.info.labels[index].clone();
-        Prediction { label, index, probabilities, ood_score, decision }
+        Prediction { label, index, probabilities, classes, ood_score, decision }
+    }
+}
+
+impl Classifier {
+    /// Index and name of the classes whose probability reaches their threshold, likeliest first.
+    fn reached(&self, probabilities: &[f32], thresholds: &[f32]) -> Vec<(usize, String)> {
+        let pairs = probabilities.iter().zip(thresholds);
+        let mut classes: Vec<usize> = pairs
+            .enumerate()
+            .filter(|(_, (p, least))| p >= least)
+            .map(|(class, _)| class)
+            .collect();
+        classes.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
+        classes.into_iter().map(|class| (class, self.info.labels[class].clone())).collect()
     }
 }
 

@@ -155,6 +155,9 @@ pub enum ModelError {
         /// Its type.
         dtype: String,
     },
+    /// A multi-label model's thresholds are not one a class, each 0 to 1.
+    #[error("thresholds must be one a class, each between 0 and 1")]
+    Thresholds,
     /// The image size is out of range.
     #[error("image_size is {size}, must be between {least} and {most}")]
     ImageSize {

@@ -4,12 +4,13 @@ use serde::Serialize;
 
 use crate::augment::Augment;
 use crate::classifier::Classifier;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Target};
 use crate::engine::Outputs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loader::{Loader, LoaderSettings};
-use crate::metrics::{Metrics, argmax};
+use crate::metrics::{Metrics, MultiLabelMetrics, argmax};
 use crate::prediction::{Decision, Prediction};
+use crate::task::Task;
 
 const BATCH: usize = 64;
 
@@ -49,6 +50,37 @@ pub struct Evaluation {
     /// Out-of-distribution score of each image; empty where the model has none.
     pub ood_scores: Vec<f32>,
     classes: usize,
+}
+
+/// Answers of a multi-label model on every photo of a data set.
+///
+/// ```no_run
+/// use petnet::{Classifier, dataset::Reading};
+///
+/// let reading = Reading { multi_label: true, ..Reading::default() };
+/// let photos = reading.open("photos")?; // with a labels.csv: path,label with labels like cat|dog
+/// let metrics = Classifier::load("mine.safetensors")?.evaluate_labels(&photos, |_| ())?.metrics();
+/// println!("mean average precision {:?}", metrics.mean_average_precision);
+/// # Ok::<(), petnet::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LabelEvaluation {
+    /// A row a photo, a column a class.
+    pub probabilities: Vec<Vec<f32>>,
+    /// Classes of each photo.
+    pub truth: Vec<Vec<usize>>,
+    /// Answered or unsure, and why, of each photo.
+    pub decisions: Vec<Decision>,
+    /// Out-of-distribution score of each photo; empty where the model has none.
+    pub ood_scores: Vec<f32>,
+    thresholds: Vec<f32>,
+}
+
+impl LabelEvaluation {
+    /// All figures, at the model's thresholds.
+    pub fn metrics(&self) -> MultiLabelMetrics {
+        MultiLabelMetrics::compute(&self.probabilities, &self.truth, &self.thresholds)
+    }
 }
 
 /// What a model that may be unsure answers.
@@ -97,18 +129,50 @@ impl Classifier {
     /// order. `progress` hears how many photos each batch had.
     ///
     /// # Errors
-    /// [`Error::Dataset`](crate::Error::Dataset) when a class is unknown to the model; what photos and
-    /// device refuse.
+    /// [`Error::Dataset`] when a class is unknown to the model, or either is multi-label, see
+    /// [`Classifier::evaluate_labels`]; what photos and device refuse.
     pub fn evaluate(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Evaluation> {
+        if dataset.is_multi_label() || !self.info().task.is_single_label() {
+            let reason = "the model or the data is multi-label: evaluate its labels";
+            return Err(Error::Dataset(reason.into()));
+        }
         let dataset = dataset.clone().with_labels(self.labels())?;
         let mut evaluation = Evaluation { classes: self.labels().len(), ..Evaluation::default() };
-        self.each_output(&dataset, Augment::none(), |outputs, class| {
+        self.each_output(&dataset, Augment::none(), |outputs, target| {
             let prediction = self.prediction(&outputs);
             evaluation.probabilities.push(prediction.probabilities);
             evaluation.decisions.push(prediction.decision);
             evaluation.ood_scores.extend(prediction.ood_score);
             evaluation.features.push(outputs.features);
-            evaluation.truth.push(class);
+            evaluation.truth.extend(target.class());
+            progress(1);
+        })?;
+        Ok(evaluation)
+    }
+
+    /// Classifies every photo of a data set by a multi-label model whose classes are the data's, in the data set's order.
+    /// `progress` hears of each photo. Data with one class a photo are judged as if they had no other.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] when a class is unknown to the model, or the model is a single-label one; what photos and device
+    /// refuse.
+    pub fn evaluate_labels(
+        &self,
+        dataset: &Dataset,
+        progress: impl Fn(usize),
+    ) -> Result<LabelEvaluation> {
+        let Task::MultiLabel { thresholds } = &self.info().task else {
+            return Err(Error::Dataset("the model gives one label an image: evaluate that".into()));
+        };
+        let dataset = dataset.clone().with_labels(self.labels())?;
+        let thresholds = thresholds.clone();
+        let mut evaluation = LabelEvaluation { thresholds, ..LabelEvaluation::default() };
+        self.each_output(&dataset, Augment::none(), |outputs, target| {
+            let prediction = self.prediction(&outputs);
+            evaluation.probabilities.push(prediction.probabilities);
+            evaluation.decisions.push(prediction.decision);
+            evaluation.ood_scores.extend(prediction.ood_score);
+            evaluation.truth.push(target.classes().to_vec());
             progress(1);
         })?;
         Ok(evaluation)
@@ -129,12 +193,12 @@ impl Classifier {
         Ok(predictions)
     }
 
-    /// Runs the network on every image of a data set, in its order; `seen` takes its outputs and its class.
+    /// Runs the network on every image of a data set, in its order; `seen` takes its outputs and its classes.
     pub(crate) fn each_output(
         &self,
         dataset: &Dataset,
         augment: Augment,
-        mut seen: impl FnMut(Outputs, usize),
+        mut seen: impl FnMut(Outputs, &Target),
     ) -> Result<()> {
         let settings = LoaderSettings {
             batch_size: BATCH,
@@ -148,10 +212,8 @@ impl Classifier {
         for batch in Loader::new(dataset, settings).epoch(0, 0) {
             let batch = batch?;
             let outputs = self.outputs(batch.images)?;
-            outputs
-                .into_iter()
-                .zip(batch.targets)
-                .for_each(|(outputs, class)| seen(outputs, class));
+            let pairs = outputs.into_iter().zip(&batch.targets);
+            pairs.for_each(|(outputs, target)| seen(outputs, target));
         }
         Ok(())
     }

@@ -49,6 +49,7 @@ pub mod review;
 mod runner;
 pub mod similar;
 mod storage;
+mod task;
 #[cfg(feature = "train")]
 pub mod train;
 mod weights;
@@ -62,11 +63,12 @@ pub use dataset::Dataset;
 pub use device::Device;
 pub use error::{Error, ImageError, ModelError, Result};
 #[cfg(feature = "train")]
-pub use evaluate::{Coverage, Evaluation};
+pub use evaluate::{Coverage, Evaluation, LabelEvaluation};
 pub use explain::Explanation;
 pub use ood::{ClassSet, OodScore, OutOfDistribution};
 pub use prediction::{Decision, Prediction};
 pub use profile::LayerTime;
 pub use quantization::Quantization;
+pub use task::Task;
 #[cfg(feature = "train")]
 pub use train::Trainer;

@@ -9,7 +9,7 @@ use std::thread;
 use rand::seq::SliceRandom;
 
 use crate::augment::{Augment, Key};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Target};
 use crate::error::{Error, ImageError, Result};
 use crate::preprocess::{
     Limits, Pixels, Preprocess, Resize, decode_at_least, lanczos, resize, resize_with,
@@ -23,8 +23,8 @@ const QUEUED: usize = 2;
 pub struct Batch {
     /// `[n, size, size, 3]`.
     pub images: Vec<u8>,
-    /// Class of each photo.
-    pub targets: Vec<usize>,
+    /// Classes of each photo.
+    pub targets: Vec<Target>,
     /// Share of each picture that is its own photo; the rest is of the photo at the same place
     /// from the batch's end. 1 unless [`Augment::mixup`] or [`Augment::cutmix`] are on.
     pub kept: f32,
@@ -212,7 +212,7 @@ impl Loader {
                 settings.augment.apply(&photo, settings.preprocess, key).map_err(refused)?;
             images.extend_from_slice(input.data());
         }
-        let targets = indices.iter().map(|i| self.dataset.samples()[*i].class).collect();
+        let targets = indices.iter().map(|i| self.dataset.samples()[*i].target.clone()).collect();
         // Every photo is first in one batch at most, and photos' own keys are below the half.
         let first = indices.first().copied().unwrap_or_default();
         let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };

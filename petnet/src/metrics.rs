@@ -1,6 +1,14 @@
 //! Figures that judge a classifier: plain numbers in, plain numbers out.
 
+mod multi_label;
+
 use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "train")]
+pub(crate) use multi_label::temperature_of_sigmoids;
+pub use multi_label::{
+    LabelMetrics, MultiLabelMetrics, average_precision, precision_recall_curve, thresholds_for,
+};
 
 /// Bins of the reliability diagram and of [`Metrics::ece`].
 pub const CALIBRATION_BINS: usize = 15;
@@ -133,14 +141,18 @@ pub fn temperature_for(probabilities: &[Vec<f32>], truth: &[usize]) -> f32 {
         .iter()
         .map(|row| row.iter().map(|p| f64::from(*p).max(1e-30).ln()).collect())
         .collect();
-    let loss = |logarithm: f64| -> f64 {
-        let scale = (-logarithm).exp();
+    lowest_temperature(|scale| {
         let of = |row: &Vec<f64>, class: usize| {
             let sum: f64 = row.iter().map(|other| ((other - row[class]) * scale).exp()).sum();
             sum.ln()
         };
         logits.iter().zip(truth).map(|(row, class)| of(row, *class)).sum()
-    };
+    })
+}
+
+/// The temperature of the lowest loss, which is a function of one over the temperature.
+fn lowest_temperature(loss: impl Fn(f64) -> f64) -> f32 {
+    let loss = |logarithm: f64| loss((-logarithm).exp());
     // The loss has one valley: golden-section search, between 1/20 and 20.
     let golden = (5f64.sqrt() - 1.0) / 2.0;
     let (mut low, mut high) = (-3.0, 3.0);

@@ -83,12 +83,15 @@ fn any_of(labels: &[String]) -> String {
     }
 }
 
-/// The answer for one image. Displays as `dog (98 %)`.
+/// The answer for one image. Displays as `dog (98 %)`, of a multi-label model as `cat (97 %), dog (91 %)` or
+/// `none of the classes`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
     pub(crate) label: String,
     pub(crate) index: usize,
     pub(crate) probabilities: Vec<f32>,
+    /// Of a multi-label model, the classes that the image has, likeliest first: index and name.
+    pub(crate) classes: Option<Vec<(usize, String)>>,
     pub(crate) ood_score: Option<f32>,
     pub(crate) decision: Decision,
 }
@@ -97,10 +100,10 @@ impl Prediction {
     #[cfg(test)]
     pub(crate) fn new(label: String, index: usize, probabilities: Vec<f32>) -> Self {
         let decision = Decision::Answered;
-        Self { label, index, probabilities, ood_score: None, decision }
+        Self { label, index, probabilities, classes: None, ood_score: None, decision }
     }
 
-    /// Name of the likeliest class.
+    /// Name of the likeliest class, whether or not a multi-label model says that the image has it.
     pub fn label(&self) -> &str {
         &self.label
     }
@@ -131,7 +134,23 @@ impl Prediction {
         self.decision == Decision::Answered
     }
 
-    /// One probability a class; they sum to 1.
+    /// Of a multi-label model the classes that the image has, those whose probability reaches their threshold: names and
+    /// probabilities, likeliest first, possibly none. `None` for a single-label model. See [`Task`](crate::Task).
+    pub fn labels(&self) -> Option<Vec<(&str, f32)>> {
+        let classes = self.classes.as_ref()?.iter();
+        Some(classes.map(|(index, name)| (name.as_str(), self.probabilities[*index])).collect())
+    }
+
+    /// The answer as tables of labels have it: the likeliest class, or of a multi-label model all classes that the image
+    /// has, in the model's order, as in `cat|dog`; empty without any.
+    pub fn label_text(&self) -> String {
+        let Some(classes) = &self.classes else { return self.label.clone() };
+        let mut classes: Vec<&(usize, String)> = classes.iter().collect();
+        classes.sort();
+        classes.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join("|")
+    }
+
+    /// One probability a class; they sum to 1 unless the model is a multi-label one, see [`Task`](crate::Task).
     pub fn probabilities(&self) -> &[f32] {
         &self.probabilities
     }
@@ -140,7 +159,14 @@ impl Prediction {
 impl fmt::Display for Prediction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Rounding down keeps "100 %" for the certain.
-        write!(f, "{} ({:.0} %)", self.label, (self.confidence() * 100.0).floor())
+        let one = |(label, probability): &(&str, f32)| {
+            format!("{label} ({:.0} %)", (probability * 100.0).floor())
+        };
+        let labels = self.labels().unwrap_or_else(|| vec![(&self.label, self.confidence())]);
+        match labels.as_slice() {
+            [] => f.write_str("none of the classes"),
+            labels => f.write_str(&labels.iter().map(one).collect::<Vec<_>>().join(", ")),
+        }
     }
 }
 

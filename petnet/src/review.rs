@@ -87,6 +87,13 @@ impl Review {
         classifier: &Classifier,
         mut progress: impl FnMut(usize),
     ) -> Result<Self> {
+        if dataset.is_multi_label() {
+            return Err(Error::Dataset(
+                "it is multi-label: a review compares one label a photo".into(),
+            ));
+        }
+        let truth: Vec<usize> =
+            dataset.samples().iter().filter_map(|sample| sample.target.class()).collect();
         let mut looked = Vec::with_capacity(dataset.len());
         let places: Vec<usize> = (0..dataset.len()).collect();
         for batch in places.chunks(BATCH) {
@@ -96,10 +103,10 @@ impl Review {
         let width = looked.first().map(|photo| photo.features.len());
         let width = width.ok_or_else(|| Error::Dataset("there are no photos".into()))?;
         let features: Vec<f32> = looked.iter().flat_map(|photo| &photo.features).copied().collect();
-        let probabilities = out_of_fold(dataset, &features, width);
-        let labels = label_suspects(dataset, &probabilities);
-        let right = (0..dataset.len())
-            .filter(|photo| likeliest(&probabilities[*photo]) == dataset.samples()[*photo].class);
+        let probabilities = out_of_fold((dataset, &truth), &features, width);
+        let labels = label_suspects(dataset.classes().len(), &truth, &probabilities);
+        let answers = probabilities.iter().zip(&truth);
+        let right = answers.filter(|(answer, class)| likeliest(answer) == **class);
         let ranked = |value: &dyn Fn(usize) -> Option<f32>| {
             let photos = 0..dataset.len();
             let mut list: Vec<Suspect> =
@@ -164,13 +171,15 @@ fn sharpness_and_light(pixels: &Pixels) -> (f32, f32) {
 }
 
 /// Each photo's probabilities by a layer that was fitted without it and its duplicates.
-fn out_of_fold(dataset: &Dataset, features: &[f32], width: usize) -> Vec<Vec<f32>> {
+fn out_of_fold(
+    (dataset, targets): (&Dataset, &[usize]),
+    features: &[f32],
+    width: usize,
+) -> Vec<Vec<f32>> {
     let classes = dataset.classes().len();
-    let samples = dataset.samples();
-    let targets: Vec<usize> = samples.iter().map(|sample| sample.class).collect();
-    let all = Samples { features, width, targets: &targets, classes, class_weights: None };
+    let all = Samples { features, width, targets, classes, class_weights: None };
     let Choice { l2, .. } = Linear::choose_penalty(&all, SEED);
-    let folds = folds(dataset);
+    let folds = folds(dataset, targets);
     let layers: Vec<Linear> = (0..FOLDS)
         .into_par_iter()
         .map(|held_out| {
@@ -195,10 +204,10 @@ fn out_of_fold(dataset: &Dataset, features: &[f32], width: usize) -> Vec<Vec<f32
 }
 
 /// The fold of each photo: classes are spread evenly, duplicates stay together.
-fn folds(dataset: &Dataset) -> Vec<usize> {
+fn folds(dataset: &Dataset, truth: &[usize]) -> Vec<usize> {
     let samples = dataset.samples();
     let mut order: Vec<usize> = (0..samples.len()).collect();
-    order.sort_by_key(|photo| (samples[*photo].class, &samples[*photo].sha256));
+    order.sort_by_key(|photo| (truth[*photo], &samples[*photo].sha256));
     let groups = samples.iter().map(|sample| sample.group).max().map_or(0, |last| last + 1);
     let mut of_group = vec![None; groups];
     let mut next = 0;
@@ -218,24 +227,28 @@ fn likeliest(probabilities: &[f32]) -> usize {
     all.max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(class, _)| class)
 }
 
-fn label_suspects(dataset: &Dataset, probabilities: &[Vec<f32>]) -> Vec<LabelSuspect> {
-    let samples = dataset.samples();
+fn label_suspects(
+    classes: usize,
+    truth: &[usize],
+    probabilities: &[Vec<f32>],
+) -> Vec<LabelSuspect> {
     // Mean probability of a class among the photos that are labelled so.
-    let counts = dataset.counts();
-    let mut usual = vec![0.0; counts.len()];
-    for (sample, answer) in samples.iter().zip(probabilities) {
-        usual[sample.class] += answer[sample.class] / counts[sample.class].max(1) as f32;
+    let (mut usual, mut counts) = (vec![0.0; classes], vec![0.0_f32; classes]);
+    for (class, answer) in truth.iter().zip(probabilities) {
+        usual[*class] += answer[*class];
+        counts[*class] += 1.0;
     }
-    let mut suspects: Vec<LabelSuspect> = samples
+    usual.iter_mut().zip(&counts).for_each(|(sum, count)| *sum /= count.max(1.0));
+    let mut suspects: Vec<LabelSuspect> = truth
         .iter()
         .zip(probabilities)
         .enumerate()
-        .filter_map(|(photo, (sample, answer))| {
+        .filter_map(|(photo, (class, answer))| {
             let likely = likeliest(answer);
-            (likely != sample.class).then(|| LabelSuspect {
+            (likely != *class).then(|| LabelSuspect {
                 photo,
                 likely,
-                given_probability: answer[sample.class],
+                given_probability: answer[*class],
                 likely_probability: answer[likely],
                 confident: answer[likely] >= usual[likely],
             })

@@ -153,7 +153,7 @@ fn one_class_or_an_empty_one_is_an_error_that_says_so() {
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["cat"], 2);
     let error = Dataset::open(root.path()).unwrap_err().to_string();
-    assert!(error.contains("at least two are needed"), "{error}");
+    assert!(error.contains("at least 2 are needed"), "{error}");
     fs::create_dir(root.path().join("dog")).unwrap();
     fs::write(root.path().join("dog/1.jpg"), b"").unwrap();
     let error = Dataset::open(root.path()).unwrap_err().to_string();

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use common::{draw_folder, drawn};
 use petnet::Dataset;
-use petnet::dataset::{Labels, Layout, Prepare, Reading, Split};
+use petnet::dataset::{LabelOptions, Labels, Layout, Prepare, Reading, Split};
 use petnet::files::LeftOut;
 use tempfile::tempdir;
 use zip::write::SimpleFileOptions;
@@ -117,7 +117,7 @@ fn labels_come_from_tables_and_names() {
     assert!("cat.*".parse::<petnet::dataset::Pattern>().is_err(), "no group");
 
     fs::write(root.path().join("elsewhere.csv"), &table).unwrap();
-    let labels = Labels::read(&root.path().join("elsewhere.csv"), false).unwrap();
+    let labels = Labels::read(&root.path().join("elsewhere.csv"), LabelOptions::default()).unwrap();
     let given = Reading { labels, ..Reading::default() }.open(&photos).unwrap();
     assert_eq!(given.counts(), [4, 4]);
     assert_eq!(Split::ALL.map(|split| counts(&given, split)), [vec![2, 2], vec![1, 1], vec![1, 1]]);
@@ -225,7 +225,7 @@ fn nothing_is_read_or_written_outside_of_its_folder() {
     let sha = petnet::sha256(&fs::read(photos.join("unlabelled/0.png")).unwrap());
     let path = root.path().join("labels.jsonl");
     fs::write(&path, format!("{{\"sha256\":\"{sha}\",\"label\":\"../../escaped\"}}\n")).unwrap();
-    let error = Labels::read(&path, true).unwrap_err().to_string();
+    let error = Labels::read(&path, LabelOptions::default()).unwrap_err().to_string();
     assert!(error.contains("is no name of a class"), "{error}");
 
     let out = root.path().join("out");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use common::{draw_folder, drawn};
-use petnet::dataset::{Labels, Reading};
+use petnet::dataset::{LabelOptions, Labels, Reading};
 use petnet::files::LeftOut;
 use petnet::review::Review;
 use petnet::{Classifier, Dataset};
@@ -57,7 +57,7 @@ fn planted_faults_come_first_and_corrections_mend_them() {
     }
     let file = root.path().join("corrections.csv");
     fs::write(&file, table).unwrap();
-    let labels = Labels::read(&file, false).unwrap();
+    let labels = Labels::read(&file, LabelOptions::default()).unwrap();
     let mended = Reading { labels, ..Reading::default() }.open(&photos).unwrap();
     assert_eq!(mended.counts(), [dataset.counts()[0] + 1, dataset.counts()[1] - 2]);
     assert_eq!(mended.left_out().get(LeftOut::Dropped), 1);

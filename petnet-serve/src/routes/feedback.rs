@@ -1,5 +1,6 @@
 //! `/feedback`: what earlier answers should have been, and all of that for the next training.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -7,6 +8,7 @@ use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LINK};
 use hyper::{Request, StatusCode};
 use metrics::counter;
+use petnet::Task;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 use super::{Reply, json as json_reply, text};
 use crate::app::App;
 use crate::feedback::{Feedback, Labelled, Outcome};
+use crate::model::Model;
 use crate::problem::Problem;
 
 /// Most labels in one request, and in one answer.
@@ -75,11 +78,9 @@ async fn take(
     authenticated: bool,
 ) -> Result<Vec<Result<(Outcome, Given), Problem>>, Problem> {
     let model = app.model()?;
-    let labels = model.classifier.labels();
     let known: Vec<(Uuid, String)> = given
         .iter()
-        .filter(|given| labels.contains(&given.label))
-        .map(|given| (given.prediction_id, given.label.clone()))
+        .filter_map(|given| Some((given.prediction_id, known_label(&model, &given.label)?)))
         .collect();
     let asked = Arc::clone(app);
     let outcomes = tokio::task::spawn_blocking(move || {
@@ -88,14 +89,34 @@ async fn take(
     let outcomes = outcomes.await.map_err(|_| Problem::internal())?.transpose();
     let mut outcomes = outcomes.map_err(failed)?.unwrap_or_default().into_iter();
     let unknown = || {
-        let detail = format!("`label` is one of {}", labels.join(", "));
+        let labels = model.classifier.labels().join(", ");
+        let detail = match &model.classifier.info().task {
+            Task::SingleLabel => format!("`label` is one of {labels}"),
+            Task::MultiLabel { .. } => format!("`label` is any of {labels}, with | between them"),
+        };
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail)
     };
     let paired = given.into_iter().map(|given| {
-        let outcome = if labels.contains(&given.label) { outcomes.next() } else { None };
+        let known = known_label(&model, &given.label).is_some();
+        let outcome = if known { outcomes.next() } else { None };
         outcome.map(|outcome| (outcome, given)).ok_or_else(unknown)
     });
     Ok(paired.collect())
+}
+
+/// A label as predictions have it, see [`Prediction::label_text`](petnet::Prediction::label_text); `None` for one that the
+/// model does not know.
+fn known_label(model: &Model, given: &str) -> Option<String> {
+    let labels = model.classifier.labels();
+    match &model.classifier.info().task {
+        Task::SingleLabel => labels.iter().find(|label| *label == given).cloned(),
+        Task::MultiLabel { .. } => {
+            let named: BTreeSet<&str> = given.split('|').filter(|name| !name.is_empty()).collect();
+            let known: Vec<&str> =
+                labels.iter().map(String::as_str).filter(|label| named.contains(label)).collect();
+            (known.len() == named.len()).then(|| known.join("|"))
+        }
+    }
 }
 
 fn describe((outcome, given): (Outcome, Given)) -> Result<Value, Problem> {

@@ -117,7 +117,7 @@ pub(super) fn remember(
     app.drift.push(model, DriftSample::of(prediction, &photo.statistics));
     if let (Some(feedback), Some(sha256)) = (&app.feedback, &photo.sha256) {
         let predicted = Predicted {
-            label: prediction.label().into(),
+            label: prediction.label_text(),
             confidence: prediction.confidence(),
             model: model.version.clone(),
             sha256: sha256.clone(),
@@ -136,12 +136,13 @@ pub(super) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<
         .collect();
     let message = prediction.decision().reason(labels);
     let (decision, reason) = match prediction.decision() {
+        Decision::Answered if prediction.labels().is_some() => ("answered", None),
         Decision::Answered => (prediction.label(), None),
         unsure @ (Decision::LowConfidence | Decision::OutOfDistribution) => {
             ("unsure", Some(unsure.name()))
         }
     };
-    Map::from_iter([
+    let mut fields = Map::from_iter([
         ("predicted_class".to_string(), prediction.label().into()),
         ("predicted_label".to_string(), prediction.index().into()),
         ("confidence".to_string(), rounded(prediction.confidence())),
@@ -152,7 +153,14 @@ pub(super) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<
         ("ood_score".to_string(), prediction.ood_score().map(rounded).into()),
         ("prediction_id".to_string(), id.to_string().into()),
         ("model".to_string(), json!({ "name": model.name, "version": model.version })),
-    ])
+    ]);
+    if let Some(labels) = prediction.labels() {
+        let labels = labels.into_iter().map(
+            |(label, probability)| json!({ "label": label, "probability": rounded(probability) }),
+        );
+        fields.insert("labels".into(), labels.collect());
+    }
+    fields
 }
 
 /// The log fields of one image.

@@ -47,6 +47,8 @@ pub(super) fn version(app: &App) -> Reply {
             "registry_version": model.registered,
             "architecture": model.classifier.info().graph.name(),
             "classes": model.classifier.labels(),
+            "task": model.classifier.info().task.name(),
+            "thresholds": model.classifier.info().task.thresholds(),
             "threshold": model.classifier.info().threshold,
             "ood": model.classifier.info().ood.as_ref().map(|ood| {
                 json!({ "score": ood.score.name(), "threshold": ood.threshold })

@@ -106,7 +106,7 @@ fn json_line(row: &Row, model: &Model) -> String {
             let pairs = model.labels.iter().cloned().zip(guess.probabilities());
             let probabilities: serde_json::Map<_, _> =
                 pairs.map(|(label, p)| (label, (*p).into())).collect();
-            serde_json::json!({
+            let mut value = serde_json::json!({
                 "path": row.path,
                 "label": guess.label(),
                 "confidence": guess.confidence(),
@@ -114,7 +114,12 @@ fn json_line(row: &Row, model: &Model) -> String {
                 "ood_score": guess.ood_score(),
                 "probabilities": probabilities,
                 "model": version,
-            })
+            });
+            if let Some(labels) = guess.labels() {
+                let names: Vec<&str> = labels.into_iter().map(|(name, _)| name).collect();
+                value["labels"] = names.into();
+            }
+            value
         }
         Err(error) => serde_json::json!({ "path": row.path, "error": error, "model": version }),
     };
@@ -126,7 +131,7 @@ fn csv_line(row: &Row, model: &Model) -> String {
     match &row.outcome {
         Ok(guess) => {
             let all: Vec<String> = guess.probabilities().iter().map(f32::to_string).collect();
-            let (label, all) = (quoted(guess.label()), all.join(","));
+            let (label, all) = (quoted(&guess.label_text()), all.join(","));
             let (confidence, decision) = (guess.confidence(), guess.decision());
             let score = guess.ood_score().map_or(String::new(), |score| score.to_string());
             format!("{path},{label},{confidence},{decision},{score},{all},{version},")

@@ -38,6 +38,26 @@ pub(crate) fn accuracy_curves(history: &[EpochReport]) -> Result<String> {
     curves(history, "Accuracy", |e| (e.train_accuracy, e.val_accuracy))
 }
 
+/// Mean average precision on validation photos by epoch.
+pub(crate) fn precision_curve(history: &[EpochReport]) -> Result<String> {
+    let points = history.iter().filter_map(|e| Some((e.epoch as f64, e.val_map?))).collect();
+    let lines = [Line { name: "validation", colour: ORANGE, points }];
+    let frame = history_frame("Mean average precision", &lines, history.len());
+    svg(|area| draw(area, &frame, &lines))
+}
+
+/// Precision over recall, a curve a class.
+pub(crate) fn precision_recall(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
+    let lines: Vec<_> = curves
+        .iter()
+        .zip(COLOURS.iter().cycle())
+        .map(|((name, points), colour)| Line { name, colour: *colour, points: points.clone() })
+        .collect();
+    let (x, y) = (("recall", 0.0..1.0), ("precision", 0.0..1.02));
+    let frame = Frame { title: "Precision and recall", x, y };
+    svg(|area| draw(area, &frame, &lines))
+}
+
 /// Learning rate by epoch.
 pub(crate) fn learning_rate(history: &[EpochReport]) -> Result<String> {
     let points: Vec<_> = history.iter().map(|e| (e.epoch as f64, e.learning_rate)).collect();

@@ -13,8 +13,10 @@ use super::charts;
 use crate::ood::{AnsweredImage, OtherFigures, OtherImages};
 
 const TEMPLATE: &str = include_str!("page.html");
+/// The style of reports.
+pub(super) const STYLE: &str = include_str!("style.css");
 /// Photos in the gallery of mistakes.
-const GALLERY: usize = 24;
+pub(super) const GALLERY: usize = 24;
 /// With more classes than these, the page lists the weakest and what is most often confused; whole,
 /// the matrix of a thousand would take 50 MB.
 const SHOWN: usize = 20;
@@ -22,21 +24,21 @@ const SHOWN: usize = 20;
 const CONFIDENCE_STEPS: [f32; 6] = [0.99, 0.95, 0.9, 0.8, 0.65, 0.0];
 
 /// All that the page shows.
-pub(crate) struct Report<'a> {
-    pub(crate) info: &'a ModelInfo,
-    pub(crate) parameters: usize,
-    pub(crate) evaluation: &'a Evaluation,
-    pub(crate) metrics: &'a Metrics,
-    pub(crate) dataset: &'a Dataset,
-    pub(crate) source: String,
+pub(super) struct Report<'a> {
+    pub(super) info: &'a ModelInfo,
+    pub(super) parameters: usize,
+    pub(super) evaluation: &'a Evaluation,
+    pub(super) metrics: &'a Metrics,
+    pub(super) dataset: &'a Dataset,
+    pub(super) source: String,
     /// Evaluations on images of other things, which the page shows where there are any.
-    pub(crate) others: &'a [OtherImages],
+    pub(super) others: &'a [OtherImages],
 }
 
 /// A wrong answer.
 #[derive(Serialize)]
 pub(crate) struct Mistake {
-    path: String,
+    pub(crate) path: String,
     pub(crate) truth: String,
     pub(crate) answer: String,
     pub(crate) confidence: f32,
@@ -71,7 +73,7 @@ struct ConfidenceRow {
 
 impl Report<'_> {
     /// The page, with the given [`Report::worst_mistakes`].
-    pub(crate) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
+    pub(super) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
         let history: Vec<EpochReport> =
             serde_json::from_value(self.info.history.clone()).unwrap_or_default();
         let curves = if history.len() > 1 {
@@ -89,6 +91,7 @@ impl Report<'_> {
         environment.add_template("page.html", TEMPLATE)?;
         let settings = serde_json::to_string_pretty(&self.info.settings)?;
         let values = json!({
+            "style": STYLE,
             "info": self.info,
             "settings": settings,
             "parameters": self.parameters,
@@ -197,7 +200,7 @@ impl Report<'_> {
     }
 
     /// The most confident wrong answers, with their photos.
-    pub(crate) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
+    pub(super) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
         let Evaluation { probabilities, truth, .. } = self.evaluation;
         let mut wrong: Vec<(usize, usize, f32)> = probabilities
             .iter()

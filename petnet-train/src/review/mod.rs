@@ -93,12 +93,17 @@ fn look(dataset: &Dataset, classifier: &Classifier, output: Output) -> Result<Fi
     Ok(findings)
 }
 
+/// The class that a photo is labelled with.
+fn given(dataset: &Dataset, photo: usize) -> String {
+    dataset.class_names(&dataset.samples()[photo]).join("|")
+}
+
 fn summary(dataset: &Dataset, findings: &Findings, most: usize) -> serde_json::Value {
     let path = |photo: usize| dataset.samples()[photo].path.display().to_string();
     let class = |number: usize| &dataset.classes()[number];
     let label = |suspect: &LabelSuspect| {
         json!({
-            "path": path(suspect.photo), "given": class(dataset.samples()[suspect.photo].class),
+            "path": path(suspect.photo), "given": given(dataset, suspect.photo),
             "likely": class(suspect.likely), "given_probability": suspect.given_probability,
             "likely_probability": suspect.likely_probability, "confident": suspect.confident,
         })
@@ -134,7 +139,7 @@ fn say_findings(dataset: &Dataset, findings: &Findings) {
         say!(
             "  {}: {}, likelier {} ({:.0} %)",
             sample.path.display(),
-            dataset.classes()[sample.class],
+            given(dataset, suspect.photo),
             dataset.classes()[suspect.likely],
             suspect.likely_probability * 100.0
         );
@@ -160,8 +165,8 @@ fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
     };
     let mut groups: Vec<&Vec<usize>> = findings.duplicates.iter().collect();
     let classes = |group: &Vec<usize>| {
-        let first = dataset.samples()[group[0]].class;
-        group.iter().all(|photo| dataset.samples()[*photo].class == first)
+        let first = &dataset.samples()[group[0]].target;
+        group.iter().all(|photo| dataset.samples()[*photo].target == *first)
     };
     // Groups with different labels first: at least one of each is wrong.
     groups.sort_by_key(|group| classes(group));

@@ -59,7 +59,7 @@ impl Page<'_> {
             };
             json!({
                 "path": sample.path.display().to_string(), "sha256": sample.sha256,
-                "given": classes[sample.class], "likely": card.likely.map(|class| &classes[class]),
+                "given": self.dataset.class_names(sample).join("|"), "likely": card.likely.map(|class| &classes[class]),
                 "note": card.note, "picture": picture,
             })
         };

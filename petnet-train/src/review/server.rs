@@ -97,7 +97,7 @@ fn correction(page: &Page, decision: &Decision) -> Result<Option<Correction>> {
     let sample = sample.ok_or_else(|| anyhow!("no photo has this digest"))?;
     let classes = page.dataset.classes();
     let label = match (action, label) {
-        (Action::Keep | Action::Drop, _) => classes[sample.class].clone(),
+        (Action::Keep | Action::Drop, _) => page.dataset.class_names(sample).join("|"),
         (Action::Relabel, Some(label)) if classes.contains(label) => label.clone(),
         (Action::Relabel, _) => return Err(anyhow!("the label is none of the classes")),
     };

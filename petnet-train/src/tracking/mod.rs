@@ -189,12 +189,12 @@ pub(crate) fn log_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Res
 
 /// A data set as MLflow describes one.
 pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
-    let mut counts = vec![0usize; dataset.classes().len()];
-    for sample in dataset.samples() {
-        counts[sample.class] += 1;
-    }
-    let classes: serde_json::Map<String, Value> =
-        dataset.classes().iter().cloned().zip(counts.into_iter().map(Value::from)).collect();
+    let classes: serde_json::Map<String, Value> = dataset
+        .classes()
+        .iter()
+        .cloned()
+        .zip(dataset.counts().into_iter().map(Value::from))
+        .collect();
     let place = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     Input {
         name: name.into(),
@@ -307,6 +307,9 @@ impl Tracker {
         self.metric("train_accuracy", report.train_accuracy, step);
         self.metric("val_loss", report.val_loss, step);
         self.metric("val_accuracy", report.val_accuracy, step);
+        if let Some(precision) = report.val_map {
+            self.metric("val_map", precision, step);
+        }
         self.metric("learning_rate", report.learning_rate, step);
         self.metric("seconds", report.seconds, step);
         self.metric("loader_wait_seconds", report.waited, step);

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::{Checkpoint, ModelInfo};
+#[cfg(feature = "train")]
+use crate::calibrate::Confidence;
 use crate::drift::Reference;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Node, SourceHead, original};
@@ -16,12 +18,12 @@ use crate::quantization::Quantization;
 use crate::weights::{Weight, Weights};
 
 impl Checkpoint {
-    /// The same model with another [`ModelInfo::temperature`], [`ModelInfo::threshold`] and [`ModelInfo::ood`], the
+    /// The same model with another [`ModelInfo::task`], [`ModelInfo::temperature`], [`ModelInfo::threshold`] and [`ModelInfo::ood`], the
     /// latter with the values that it needs.
     #[cfg(feature = "train")]
     pub(crate) fn with_calibration(
         self,
-        (temperature, threshold): (f32, f32),
+        Confidence { task, temperature, threshold }: Confidence,
         ood: Option<OutOfDistribution>,
         values: Option<(String, Weight)>,
     ) -> Result<Self> {
@@ -29,7 +31,7 @@ impl Checkpoint {
         let old = info.ood.as_ref().and_then(|ood| ood.score.parameters(info.ood_graph()));
         old.into_iter().for_each(|(name, _)| drop(weights.remove(&name)));
         weights.extend(values);
-        let info = ModelInfo { temperature, threshold, ood, ..info };
+        let info = ModelInfo { task, temperature, threshold, ood, ..info };
         Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
     }
 

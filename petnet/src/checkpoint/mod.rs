@@ -21,6 +21,7 @@ use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::quantization::Quantization;
 pub use crate::storage::Precision;
 use crate::storage::{SCALE, read_weight, store, unpack, unpack_nibbles};
+use crate::task::Task;
 use crate::weights::Weights;
 
 mod change;
@@ -58,6 +59,9 @@ pub struct ModelInfo {
     pub source: Option<SourceHead>,
     /// Class names in the order of the logits.
     pub labels: Vec<String>,
+    /// The kind of answer.
+    #[serde(default, skip_serializing_if = "Task::is_single_label")]
+    pub task: Task,
     /// How a photo becomes the network's input.
     pub preprocess: Preprocess,
     /// Its first layer.
@@ -110,6 +114,7 @@ impl ModelInfo {
             graph,
             source: None,
             labels,
+            task: Task::SingleLabel,
             preprocess,
             normalization: Normalization::default(),
             temperature: 1.0,
@@ -158,6 +163,12 @@ impl ModelInfo {
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(ModelError::Temperature(self.temperature));
+        }
+        if let Task::MultiLabel { thresholds } = &self.task {
+            let valid = |threshold: &f32| (0.0..=1.0).contains(threshold);
+            if thresholds.len() != labels || !thresholds.iter().all(valid) {
+                return Err(ModelError::Thresholds);
+            }
         }
         if let Some(OutOfDistribution { score, threshold }) = &self.ood {
             score.validate(self.source.as_ref().map(SourceHead::graph))?;

@@ -107,13 +107,21 @@ fn a_description_that_cannot_be_built_is_refused() {
     refused(&|info| info.labels[0] = "x".repeat(257), "of at most 256 bytes");
     refused(&|info| info.labels.truncate(1), "has 2 classes, 1 are named");
     refused(&|info| info.labels.push("fish".into()), "has 2 classes, 3 are named");
+    refused(&|info| info.task = Task::multi_label(1), "thresholds must be one a class");
+    let beyond = vec![0.5, 1.5];
+    let beyond = Task::MultiLabel { thresholds: beyond };
+    refused(&|info| info.task = beyond.clone(), "thresholds must be one a class");
     refused(&|info| info.temperature = 0.0, "temperature is 0");
     refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
     refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");
     refused(&|info| info.graph = small(vec![4]), "`hidden.weight` has shape [8, 4]");
     refused(&|info| info.format = 1, "in layout 1");
     #[cfg(feature = "train")]
-    assert!(checkpoint().with_calibration((f32::NAN, 0.5), None, None).is_err());
+    {
+        let (task, temperature) = (Task::SingleLabel, f32::NAN);
+        let confidence = crate::calibrate::Confidence { task, temperature, threshold: 0.5 };
+        assert!(checkpoint().with_calibration(confidence, None, None).is_err());
+    }
 }
 
 #[test]

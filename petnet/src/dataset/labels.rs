@@ -13,21 +13,33 @@ use crate::error::{Error, Result};
 const PHOTO: [&str; 9] =
     ["path", "file_name", "filename", "file", "image_path", "image", "name", "image_id", "id"];
 /// Names of the column or key of the class.
-const CLASS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
+const CLASS: [&str; 9] =
+    ["label", "labels", "class", "classes", "category", "target", "tags", "species", "breed"];
 /// Names of the column or key of the split.
 const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
+/// Stands between the classes of one image.
+const BETWEEN: char = '|';
 /// Longest name of a class in bytes.
 const LONGEST: usize = 256;
 
 /// A label that was given to a photo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
-    /// The class's name.
-    pub class: String,
+    /// The classes' names: one, or any number where [`LabelOptions::multi_label`] is set.
+    pub classes: Vec<String>,
     /// The split, where the table has one.
     pub split: Option<Split>,
     /// Set for a label that goes before the name of the photo's folder.
     pub before_folder: bool,
+}
+
+/// How labels are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LabelOptions {
+    /// Set for labels that were given to the service without an API key to go before folders as well.
+    pub trust_open: bool,
+    /// Set where a label names any number of classes: `cat|dog`, or nothing.
+    pub multi_label: bool,
 }
 
 /// Labels of photos, from a table.
@@ -36,7 +48,7 @@ pub struct Label {
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("labels.csv");
 /// std::fs::write(&path, "path,label,split\nrex.jpg,dog,train\ntom.jpg,cat,test\n")?;
-/// let labels = petnet::dataset::Labels::read(&path, false)?;
+/// let labels = petnet::dataset::Labels::read(&path, Default::default())?;
 /// assert_eq!(labels.len(), 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -56,25 +68,25 @@ type Row = HashMap<String, String>;
 impl Labels {
     /// Reads a `.csv` file with a line of column names, or JSON lines. The photo is told by a column `path` (or
     /// `file_name`, `image`, `id`, ...) or by `sha256` of its file, the class by `label` (or `class`, `category`, ...), and
-    /// there may be a `split`. Of two rows for one photo the later one counts. Rows with `authenticated: false`, as the
-    /// service exports them, do not go before folders unless `trust_open` is set; those with `action: drop`, as a review writes
+    /// there may be a `split`. With [`LabelOptions::multi_label`] a label is `cat|dog`, or a list in JSON. Of two rows for one photo the later one counts. Rows with `authenticated: false`, as the
+    /// service exports them, do not go before folders unless [`LabelOptions::trust_open`] is set; those with `action: drop`, as a review writes
     /// them, leave the photo out.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] with the line of what is wrong.
-    pub fn read(path: &Path, trust_open: bool) -> Result<Self> {
+    pub fn read(path: &Path, options: LabelOptions) -> Result<Self> {
         let bytes = fs::read(path).map_err(Error::io(path))?;
-        Self::parse(path, &bytes, trust_open)
+        Self::parse(path, &bytes, options)
     }
 
-    pub(crate) fn parse(path: &Path, bytes: &[u8], trust_open: bool) -> Result<Self> {
+    pub(crate) fn parse(path: &Path, bytes: &[u8], options: LabelOptions) -> Result<Self> {
         let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
         let is_csv = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("csv"));
         let rows = if is_csv { csv_rows(bytes) } else { json_rows(bytes) };
         let mut labels = Self::default();
         for row in rows {
             let taken = row.and_then(|(line, row)| {
-                labels.take(&row, trust_open).map_err(|reason| format!("line {line}: {reason}"))
+                labels.take(&row, options).map_err(|reason| format!("line {line}: {reason}"))
             });
             taken.map_err(|reason| Error::Dataset(format!("{}, {reason}", path.display())))?;
         }
@@ -102,6 +114,12 @@ impl Labels {
         !self.by_path.is_empty()
     }
 
+    /// True where a label names not exactly one class.
+    pub(crate) fn has_several(&self) -> bool {
+        let mut all = self.by_digest.values().chain(self.by_path.values());
+        all.any(|label| label.classes.len() != 1)
+    }
+
     /// True for a photo that is not to be used.
     pub(crate) fn drops(&self, sha256: &str) -> bool {
         self.dropped.contains(sha256)
@@ -119,16 +137,16 @@ impl Labels {
         self.by_path.get(path).or_else(|| by_name(name)).or_else(|| by_name(stem))
     }
 
-    fn take(&mut self, row: &Row, trust_open: bool) -> Result<(), String> {
+    fn take(&mut self, row: &Row, options: LabelOptions) -> Result<(), String> {
         let find = |names: &[&str]| names.iter().find_map(|name| row.get(*name)).map(|v| v.trim());
         let columns = || {
             let mut names: Vec<&str> = row.keys().map(String::as_str).collect();
             names.sort_unstable();
             names.join(", ")
         };
-        let class = find(&CLASS)
+        let text = find(&CLASS)
             .ok_or_else(|| format!("no column `label` or `class` among: {}", columns()))?;
-        check_class(class)?;
+        let classes = classes(text, options.multi_label)?;
         let split = match find(&SPLIT).filter(|split| !split.is_empty()) {
             Some(name) => Some(
                 Split::of_folder(name)
@@ -137,8 +155,8 @@ impl Labels {
             None => None,
         };
         let authenticated = find(&["authenticated"]).is_none_or(|value| value != "false");
-        let before_folder = authenticated || trust_open;
-        let label = Label { class: class.into(), split, before_folder };
+        let before_folder = authenticated || options.trust_open;
+        let label = Label { classes, split, before_folder };
         if let Some(digest) = row.get("sha256") {
             let digest = digest.trim().to_ascii_lowercase();
             if find(&["action"]) == Some("drop") {
@@ -165,6 +183,22 @@ impl Labels {
         }
         Ok(())
     }
+}
+
+/// The classes that a label names.
+fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
+    let mut classes: Vec<String> = match multi_label {
+        true => text.split(BETWEEN).map(|name| name.trim().to_string()).collect(),
+        false if text.contains(BETWEEN) => {
+            return Err(format!("label `{text}` names several classes: allow them by multi-label"));
+        }
+        false => vec![text.into()],
+    };
+    if multi_label && text.is_empty() {
+        classes.clear();
+    }
+    classes.iter().try_for_each(|name| check_class(name))?;
+    Ok(classes)
 }
 
 /// A label is a name, never a path: folders are called by it.
@@ -208,7 +242,12 @@ fn json_rows(bytes: &[u8]) -> Rows {
                 Value::String(text) => text,
                 Value::Number(number) => number.to_string(),
                 Value::Bool(flag) => flag.to_string(),
-                Value::Null | Value::Array(_) | Value::Object(_) => return None,
+                // A list of classes.
+                Value::Array(items) => {
+                    let names: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
+                    names?.join(&BETWEEN.to_string())
+                }
+                Value::Null | Value::Object(_) => return None,
             };
             Some((key.to_lowercase(), value))
         });
@@ -222,7 +261,7 @@ mod tests {
     use super::*;
 
     fn parsed(name: &str, text: &str) -> Result<Labels> {
-        Labels::parse(Path::new(name), text.as_bytes(), false)
+        Labels::parse(Path::new(name), text.as_bytes(), LabelOptions::default())
     }
 
     #[test]
@@ -233,7 +272,8 @@ mod tests {
             ("x.jsonl", "\u{feff}{\"image\":\"a/1.jpg\",\"class\":\"cat\",\"split\":\"val\"}\n\n"),
             ("train.csv", "id,breed,subset\n1,cat,validation\n"),
         ];
-        let expected = Label { class: "cat".into(), split: Some(Split::Val), before_folder: true };
+        let (classes, split) = (vec!["cat".into()], Some(Split::Val));
+        let expected = Label { classes, split, before_folder: true };
         for (name, text) in cases {
             let labels = parsed(name, text).unwrap();
             assert_eq!(labels.of_path("a/1.jpg"), Some(&expected), "{name}");
@@ -248,8 +288,30 @@ mod tests {
     #[test]
     fn a_name_that_two_rows_have_needs_its_path() {
         let labels = parsed("l.csv", "path,label\na/1.jpg,cat\nb/1.jpg,dog\n").unwrap();
-        assert_eq!(labels.of_path("b/1.jpg").unwrap().class, "dog");
+        assert_eq!(labels.of_path("b/1.jpg").unwrap().classes, ["dog"]);
         assert_eq!(labels.of_path("c/1.jpg"), None);
+    }
+
+    #[test]
+    fn a_label_names_several_classes_only_where_that_is_allowed() {
+        let text = "path,labels\n1.jpg,cat | dog\n2.jpg,\n3.jpg,dog\n";
+        let options = LabelOptions { multi_label: true, ..LabelOptions::default() };
+        let labels = Labels::parse(Path::new("l.csv"), text.as_bytes(), options).unwrap();
+        let classes = |path| labels.of_path(path).map(|label| label.classes.join("+"));
+        assert_eq!(
+            ["1.jpg", "2.jpg", "3.jpg"].map(classes),
+            ["cat+dog", "", "dog"].map(|c| Some(c.into()))
+        );
+        let text =
+            "{\"path\":\"1.jpg\",\"labels\":[\"cat\",\"dog\"]}\n{\"path\":\"2.jpg\",\"labels\":[]}";
+        let labels = Labels::parse(Path::new("l.jsonl"), text.as_bytes(), options).unwrap();
+        assert_eq!(labels.of_path("1.jpg").unwrap().classes, ["cat", "dog"]);
+        assert_eq!(labels.of_path("2.jpg").unwrap().classes.len(), 0);
+        for text in ["path,label\n1.jpg,cat||dog\n", "path,label\n1.jpg,cat|../dog\n"] {
+            assert!(Labels::parse(Path::new("l.csv"), text.as_bytes(), options).is_err(), "{text}");
+        }
+        let error = parsed("l.csv", "path,label\n1.jpg,cat|dog\n").unwrap_err().to_string();
+        assert!(error.contains("line 2: label `cat|dog` names several classes"), "{error}");
     }
 
     #[test]

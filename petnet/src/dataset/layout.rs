@@ -60,8 +60,8 @@ impl fmt::Display for Found {
     }
 }
 
-/// Class and split by a photo's place; nothing outside of all classes.
-pub(super) type Place = Option<(String, Option<Split>)>;
+/// Classes and split by a photo's place; nothing outside of all classes.
+pub(super) type Place = Option<(Vec<String>, Option<Split>)>;
 
 impl Split {
     /// The split that a folder is called after.
@@ -75,6 +75,8 @@ impl Split {
     }
 }
 
+/// Folder of photos whose class only a label can tell.
+pub(super) const UNLABELLED: &str = "unlabelled";
 /// Names of tables of labels that may lie beside photos.
 const TABLES: [&str; 4] = ["labels.csv", "labels.jsonl", "metadata.csv", "metadata.jsonl"];
 
@@ -175,21 +177,27 @@ impl Parts {
 
     /// Class and split of each photo by its folders.
     pub(super) fn places(&self, found: &Found) -> Vec<Place> {
-        let class = |name: Option<&String>| name.cloned();
+        let class = |name: Option<&String>| name.map(|name| vec![name.clone()]);
         let split = |name: Option<&String>| name.and_then(|name| Split::of_folder(name));
         let place = |folders: &Vec<String>| match found {
             Found::SplitsAbove => Some((class(folders.get(1))?, split(folders.first()))),
             Found::SplitsBelow => Some((class(folders.first())?, split(folders.get(1)))),
             Found::Folders => Some((class(folders.first())?, None)),
-            Found::Tables(_) | Found::Labels | Found::Pattern | Found::Prepared => None,
+            // Folders may still tell the split.
+            Found::Labels => Some((vec![UNLABELLED.into()], split_of(folders))),
+            Found::Tables(_) | Found::Pattern | Found::Prepared => None,
         };
         self.folders.iter().map(place).collect()
     }
 
     /// The split whose folder a photo lies in, at any level.
     pub(super) fn split(&self, photo: usize) -> Option<Split> {
-        self.folders[photo].iter().find_map(|name| Split::of_folder(name))
+        split_of(&self.folders[photo])
     }
+}
+
+fn split_of(folders: &[String]) -> Option<Split> {
+    folders.iter().find_map(|name| Split::of_folder(name))
 }
 
 /// A path with `/` between parts, as tables have it.
@@ -201,7 +209,7 @@ pub(super) fn slashed(path: &Path) -> String {
 pub(super) fn labelled(labels: &Labels, folder: &Path, photo: &Path) -> Place {
     let path = photo.strip_prefix(folder).ok()?;
     let label = labels.of_path(&slashed(path))?;
-    Some((label.class.clone(), label.split))
+    Some((label.classes.clone(), label.split))
 }
 
 #[cfg(test)]
@@ -223,7 +231,7 @@ mod tests {
         let above = ["x/Train/cat/1.jpg", "x/validation/cat/1.jpg", "x/test/dog/1.jpg"];
         assert_eq!(found(&above), Some(Found::SplitsAbove));
         let places = parts(&above).places(&Found::SplitsAbove);
-        assert_eq!(places[1], Some(("cat".into(), Some(Split::Val))));
+        assert_eq!(places[1], Some((vec!["cat".into()], Some(Split::Val))));
         let below = ["cat/training/1.jpg", "cat/dev/1.jpg", "dog/testing/1.jpg"];
         assert_eq!(found(&below), Some(Found::SplitsBelow));
         // One split alone is a folder like any other above the classes.

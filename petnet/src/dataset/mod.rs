@@ -6,6 +6,7 @@ mod labels;
 mod layout;
 mod prepare;
 mod read;
+mod target;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,10 +17,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use labels::{Label, Labels};
+pub use labels::{Label, LabelOptions, Labels};
 pub use layout::{Found, Layout};
 pub use prepare::{Duplicates, Manifest, Photo, Prepare};
 pub use read::{Pattern, Reading};
+pub use target::Target;
 
 use crate::checkpoint::sha256;
 use crate::error::{Error, Result};
@@ -60,8 +62,8 @@ impl Split {
 pub struct Sample {
     /// Path relative to the data set's root.
     pub path: PathBuf,
-    /// Index into [`Dataset::classes`].
-    pub class: usize,
+    /// Its classes.
+    pub target: Target,
     /// SHA-256 of the original file, in hexadecimal.
     pub sha256: String,
     /// Photos with the same number are duplicates of each other.
@@ -107,6 +109,7 @@ pub struct Dataset {
     rejects: Arc<[Reject]>,
     left_out: Arc<Counts>,
     notes: Arc<[String]>,
+    multi_label: bool,
     source: Arc<Source>,
 }
 
@@ -124,7 +127,7 @@ impl Dataset {
         Reading::default().open(path)
     }
 
-    /// Class names, sorted; a sample's `class` counts from 0 in this order.
+    /// Class names, sorted; a sample's target counts from 0 in this order.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -159,11 +162,21 @@ impl Dataset {
         &self.notes
     }
 
+    /// True where an image may have any number of classes, see [`Reading::multi_label`].
+    pub fn is_multi_label(&self) -> bool {
+        self.multi_label
+    }
+
+    /// Names of a sample's classes.
+    pub fn class_names(&self, sample: &Sample) -> Vec<&str> {
+        sample.target.classes().iter().map(|class| self.classes[*class].as_str()).collect()
+    }
+
     /// Photos per class.
     pub fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes.len()];
-        for sample in &self.samples {
-            counts[sample.class] += 1;
+        for class in self.samples.iter().flat_map(|sample| sample.target.classes()) {
+            counts[*class] += 1;
         }
         counts
     }
@@ -179,9 +192,9 @@ impl Dataset {
 
     /// Duplicates that carry different labels: at least one of each group is wrong.
     pub fn conflicts(&self) -> Vec<Vec<usize>> {
-        let class = |index: &usize| self.samples[*index].class;
+        let target = |index: &usize| &self.samples[*index].target;
         let mut groups = self.duplicate_groups();
-        groups.retain(|members| members.iter().any(|m| class(m) != class(&members[0])));
+        groups.retain(|members| members.iter().any(|m| target(m) != target(&members[0])));
         groups
     }
 
@@ -288,8 +301,11 @@ impl Dataset {
             })
             .collect();
         shuffled.sort();
-        // Room left in validation and test, by class; what does not fit goes to training.
-        let counts = self.counts();
+        // Room left in validation and test, by class, images without a class last; what does not fit goes to training.
+        let mut counts = self.counts();
+        let none = counts.len();
+        let is_none = |sample: &&Sample| sample.target.classes().is_empty();
+        counts.push(self.samples.iter().filter(is_none).count());
         let mut room = [Split::Test, Split::Val].map(|split| {
             let share = shares[split as usize];
             (split, counts.iter().map(|c| (*c as f64 * share).round() as usize).collect::<Vec<_>>())
@@ -298,7 +314,10 @@ impl Dataset {
         for (_, members) in shuffled {
             let mut wanted = vec![0; counts.len()];
             for member in &members {
-                wanted[self.samples[*member].class] += 1;
+                match self.samples[*member].target.classes() {
+                    [] => wanted[none] += 1,
+                    classes => classes.iter().for_each(|class| wanted[*class] += 1),
+                }
             }
             let fits = |room: &[usize]| room.iter().zip(&wanted).all(|(room, want)| room >= want);
             if let Some((split, room)) = room.iter_mut().find(|(_, room)| fits(room)) {
@@ -314,7 +333,7 @@ impl Dataset {
         let mut lines: Vec<String> = self
             .samples
             .iter()
-            .map(|s| format!("{} {}\n", s.sha256, self.classes[s.class]))
+            .map(|s| format!("{} {}\n", s.sha256, self.class_names(s).join("|")))
             .collect();
         lines.sort();
         sha256(lines.concat().as_bytes())
@@ -360,7 +379,7 @@ impl Dataset {
             })
             .collect::<Result<Vec<_>>>()?;
         for sample in &mut self.samples {
-            sample.class = renumbered[sample.class];
+            sample.target = sample.target.renumbered(&renumbered);
         }
         self.classes = labels.into();
         Ok(self)

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::check_class;
 use super::layout::slashed;
-use super::{Dataset, Reading, Reject, Sample, Split};
+use super::{Dataset, Reading, Reject, Sample, Split, Target};
 use crate::checkpoint::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, Source, contained};
 use crate::preprocess::{Pixels, resize_with};
 
 /// Layout of manifests.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const JPEG_QUALITY: u8 = 95;
 
 /// How to prepare a data set.
@@ -73,6 +73,9 @@ pub struct Manifest {
     pub size: u32,
     /// Class names in the order of their numbers.
     pub classes: Vec<String>,
+    /// True where a photo may have any number of classes.
+    #[serde(default)]
+    pub multi_label: bool,
     /// Photos by split and class.
     pub counts: BTreeMap<String, BTreeMap<String, usize>>,
     /// [`Dataset::digest`] by split.
@@ -109,8 +112,8 @@ pub struct Photo {
     pub path: String,
     /// Its name in the raw data.
     pub original: String,
-    /// Class name.
-    pub class: String,
+    /// Class names: one, unless the data set is a multi-label one.
+    pub classes: Vec<String>,
     /// Part it belongs to.
     pub split: Split,
     /// Number of its duplicate group.
@@ -214,15 +217,20 @@ impl Prepare {
     }
 
     fn manifest(&self, dataset: &Dataset, parts: &[Dataset; 3]) -> Manifest {
-        let class = |sample: &Sample| dataset.classes[sample.class].clone();
+        let names = |sample: &Sample| dataset.class_names(sample).into_iter().map(String::from);
+        // A folder a class, where each photo has one.
+        let folder = |sample: &Sample, split: Split| match sample.target.class() {
+            Some(class) => format!("{}/{}", split.name(), dataset.classes[class]),
+            None => split.name().to_string(),
+        };
         let mut photos: Vec<Photo> = parts
             .iter()
             .zip(Split::ALL)
             .flat_map(|(part, split)| part.samples.iter().map(move |sample| (sample, split)))
             .map(|(sample, split)| Photo {
-                path: format!("{}/{}/{}", split.name(), class(sample), staged_name(&sample.path)),
+                path: format!("{}/{}", folder(sample, split), staged_name(&sample.path)),
                 original: slashed(&sample.path),
-                class: class(sample),
+                classes: names(sample).collect(),
                 split,
                 group: sample.group,
                 sha256: sample.sha256.clone(),
@@ -253,6 +261,7 @@ impl Prepare {
             shares: self.shares,
             size: self.size,
             classes: dataset.classes.to_vec(),
+            multi_label: dataset.multi_label,
             counts: Split::ALL.iter().zip(parts).map(|(s, p)| (name(*s), by_split(p))).collect(),
             digests: Split::ALL.iter().zip(parts).map(|(s, p)| (name(*s), p.digest())).collect(),
             left_out: (*dataset.left_out).clone(),
@@ -299,17 +308,26 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     }
     let number = |class: &str| manifest.classes.iter().position(|known| known == class);
     let samples = manifest.photos.iter().map(|photo| {
-        let class = number(&photo.class).ok_or_else(|| {
-            Error::Dataset(format!("{}: class `{}` is not listed", path.display(), photo.class))
+        let names = photo.classes.iter();
+        let classes: Option<Vec<usize>> = names.clone().map(|class| number(class)).collect();
+        let target = match (classes, manifest.multi_label) {
+            (Some(classes), true) => Some(Target::Classes(classes)),
+            (Some(classes), false) => classes.first().copied().map(Target::Class),
+            (None, _) => None,
+        };
+        let target = target.ok_or_else(|| {
+            let (path, photo) = (path.display(), &photo.path);
+            Error::Dataset(format!("{path}: a class of `{photo}` is not listed"))
         })?;
         // A manifest may come from anywhere; a path that leads out of its folder is not followed.
-        let inside = contained(&photo.path).filter(|_| check_class(&photo.class).is_ok());
+        let inside = contained(&photo.path)
+            .filter(|_| names.clone().all(|class| check_class(class).is_ok()));
         let inside = inside.ok_or_else(|| {
             Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), photo.path))
         })?;
         let (sha256, split) = (photo.sha256.clone(), Some(photo.split));
         let Photo { group, size, .. } = *photo;
-        Ok(Sample { path: inside.into(), class, sha256, group, size, split })
+        Ok(Sample { path: inside.into(), target, sha256, group, size, split })
     });
     Ok(Dataset {
         samples: samples.collect::<Result<_>>()?,
@@ -317,6 +335,7 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
         rejects: manifest.rejects.into(),
         left_out: Arc::new(manifest.left_out),
         notes: manifest.notes.into(),
+        multi_label: manifest.multi_label,
         source: Arc::new(Source::open(folder)?),
     })
 }

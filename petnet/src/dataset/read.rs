@@ -9,16 +9,14 @@ use rayon::prelude::*;
 use regex::Regex;
 
 use super::duplicates::{self, Fingerprint};
-use super::labels::{Labels, check_class};
-use super::layout::{Found, Layout, Parts, Place, labelled, slashed, tables};
-use super::{Dataset, Reject, Sample, Split};
+use super::labels::{LabelOptions, Labels, check_class};
+use super::layout::{Found, Layout, Parts, Place, UNLABELLED, labelled, slashed, tables};
+use super::{Dataset, Reject, Sample, Split, Target};
 use crate::checkpoint::sha256;
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, LeftOut, Listing, Name, Source, judge, key};
 use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};
 
-/// Folder of photos whose class only a label can tell.
-const UNLABELLED: &str = "unlabelled";
 /// Images are decoded at a reduced size as long as both sides keep twice so many pixels.
 const SIDE: u32 = 160;
 /// Classes, folders or files that a note names.
@@ -83,6 +81,8 @@ pub struct Reading {
     pub labels: Labels,
     /// Finds the class in a file's name; folders then say nothing but the split.
     pub pattern: Option<Pattern>,
+    /// Set where an image may have any number of classes, as the tables of labels name them.
+    pub multi_label: bool,
     /// Limits beyond which a photo is refused.
     pub limits: Limits,
 }
@@ -96,7 +96,7 @@ struct Candidates {
 /// A photo as it was decoded.
 struct Inspected {
     sha256: String,
-    class: String,
+    classes: Vec<String>,
     split: Option<Split>,
     print: Fingerprint,
     size: (u32, u32),
@@ -114,16 +114,16 @@ impl Sorted {
     fn of(
         images: &[PathBuf],
         inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
-        index: &HashMap<String, usize>,
+        target: impl Fn(&[String]) -> Target,
         left_out: &mut Counts,
     ) -> Self {
         let mut sorted = Self::default();
         for (path, outcome) in images.iter().zip(inspected) {
             match outcome {
-                Ok(Ok(Inspected { sha256, class, split, print, size })) => {
-                    let (class, sha) = (index[&key(&class)], sha256.clone());
+                Ok(Ok(Inspected { sha256, classes, split, print, size })) => {
+                    let (target, sha) = (target(&classes), sha256.clone());
                     let (path, size) = (path.clone(), Some(size));
-                    let sample = Sample { path, class, sha256: sha, group: 0, size, split };
+                    let sample = Sample { path, target, sha256: sha, group: 0, size, split };
                     sorted.samples.push(sample);
                     sorted.prints.push((sha256, print));
                 }
@@ -157,12 +157,17 @@ impl Reading {
         side: u32,
         each: impl Fn(&Path, &Pixels) -> Result<(), ImageError> + Sync,
     ) -> Result<Dataset> {
+        if !self.multi_label && self.labels.has_several() {
+            return Err(Error::Config(
+                "labels name several classes: multi_label must be true".into(),
+            ));
+        }
         let mut source = Source::open(path)?;
         let Candidates { images, listing } = candidates(&mut source)?;
         let (found, places) = self.places(path, &source, &listing, &images)?;
         if self.labels.is_empty() {
             // Before hours are spent on decoding.
-            refuse_one_class(path, &places, &listing.left_out)?;
+            self.refuse_few_classes(path, &places, &listing.left_out)?;
         }
         let mut notes = Notes::default();
         notes.folders_without_images(&found, &images, &listing);
@@ -172,33 +177,41 @@ impl Reading {
             if self.labels.drops(&sha256) {
                 return Ok(Err(LeftOut::Dropped));
             }
-            let Some((class, split)) = self.class(name, &sha256, place) else {
+            let Some((classes, split)) = self.classes(name, &sha256, place) else {
                 return Ok(Err(self.unclassed(&found)));
             };
             let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
             each(name, &pixels)?;
             let print = Fingerprint::of(&pixels)?;
-            Ok(Ok(Inspected { sha256, class, split, print, size }))
+            Ok(Ok(Inspected { sha256, classes, split, print, size }))
         };
         let inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>> =
             images.par_iter().zip(places.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
-        let found_classes = inspected.iter().flatten().flatten().map(|photo| photo.class.as_str());
-        let of_folders = places.iter().flatten().map(|(class, _)| class.as_str());
+        let photos = inspected.iter().flatten().flatten();
+        let found_classes = photos.flat_map(|photo| &photo.classes).map(String::as_str);
+        let of_folders =
+            places.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
         let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
         let (classes, index) = notes.classes(found_classes.chain(of_folders));
         let Sorted { mut samples, prints, rejects } =
-            Sorted::of(&images, inspected, &index, &mut left_out);
+            Sorted::of(&images, inspected, |names| self.target(names, &index), &mut left_out);
         for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
             sample.group = group;
         }
         notes.0.insert(0, format!("layout: {found}"));
+        if self.multi_label {
+            let is_none = |sample: &&Sample| sample.target.classes().is_empty();
+            let none = samples.iter().filter(is_none).count();
+            notes.0.push(format!("any number of classes an image: {none} images have none"));
+        }
         let dataset = Dataset {
             classes: classes.into(),
             samples,
             rejects: rejects.into(),
             left_out: Arc::new(left_out),
             notes: notes.0.into(),
+            multi_label: self.multi_label,
             source: Arc::new(source),
         };
         dataset.refuse_missing_classes(path)?;
@@ -215,8 +228,9 @@ impl Reading {
     ) -> Result<(Found, Vec<Place>)> {
         let parts = Parts::of(images);
         if let Some(pattern) = &self.pattern {
-            let place =
-                |(photo, path): (usize, &PathBuf)| Some((pattern.class(path)?, parts.split(photo)));
+            let place = |(photo, path): (usize, &PathBuf)| {
+                Some((vec![pattern.class(path)?], parts.split(photo)))
+            };
             return Ok((Found::Pattern, images.iter().enumerate().map(place).collect()));
         }
         let tables = match self.layout {
@@ -256,15 +270,31 @@ impl Reading {
                 let bytes =
                     bytes.map_err(|source| Error::ImageFile { path: table.clone(), source })?;
                 let folder = table.parent().unwrap_or(Path::new("")).to_path_buf();
-                Ok((folder, Labels::parse(table, &bytes, true)?))
+                let options = LabelOptions { trust_open: true, multi_label: self.multi_label };
+                Ok((folder, Labels::parse(table, &bytes, options)?))
             })
             .collect::<Result<_>>()?;
         let place = |(photo, path): (usize, &PathBuf)| {
             let place = read.iter().find_map(|(folder, labels)| labelled(labels, folder, path));
-            place.map(|(class, split)| (class, split.or_else(|| parts.split(photo))))
+            place.map(|(classes, split)| (classes, split.or_else(|| parts.split(photo))))
         };
         let places = images.iter().enumerate().map(place).collect();
         Ok((Found::Tables(tables), places))
+    }
+
+    fn refuse_few_classes(&self, path: &Path, places: &[Place], left_out: &Counts) -> Result<()> {
+        let (classes, least) = (number_of_classes(places), least_classes(self.multi_label));
+        if classes >= least {
+            return Ok(());
+        }
+        let left_out = match left_out.total() {
+            0 => String::new(),
+            _ => format!(" (left out: {left_out})"),
+        };
+        let path = path.display();
+        Err(Error::Dataset(format!(
+            "{path}: found {classes} class(es) with photos, at least {least} are needed{left_out}"
+        )))
     }
 
     /// Why an image without a class is left out.
@@ -277,38 +307,39 @@ impl Reading {
         }
     }
 
-    /// Class and split of an image: by a given label, or by its place.
-    fn class(&self, path: &Path, sha256: &str, place: Place) -> Place {
-        let place = place.filter(|(class, _)| class != UNLABELLED);
+    /// The classes of an image by their names.
+    fn target(&self, names: &[String], index: &HashMap<String, usize>) -> Target {
+        let mut classes: Vec<usize> = names.iter().map(|name| index[&key(name)]).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        match classes.as_slice() {
+            [class] if !self.multi_label => Target::Class(*class),
+            _ => Target::Classes(classes),
+        }
+    }
+
+    /// Classes and split of an image: by a given label, or by its place.
+    fn classes(&self, path: &Path, sha256: &str, place: Place) -> Place {
+        let folder_split = place.as_ref().and_then(|(_, split)| *split);
+        let place = place.filter(|(classes, _)| *classes != [UNLABELLED]);
         let label = self.labels.of_digest(sha256).or_else(|| self.labels.of_path(&slashed(path)));
         match (label, place) {
             (Some(label), place) if label.before_folder || place.is_none() => {
-                let split = label.split.or(place.and_then(|(_, split)| split));
-                Some((label.class.clone(), split))
+                Some((label.classes.clone(), label.split.or(folder_split)))
             }
             (_, place) => place,
         }
     }
 }
 
-fn number_of_classes(places: &[Place]) -> usize {
-    places.iter().flatten().map(|(class, _)| key(class)).collect::<BTreeSet<_>>().len()
+/// Least number of classes that there is something to tell apart.
+fn least_classes(multi_label: bool) -> usize {
+    if multi_label { 1 } else { 2 }
 }
 
-fn refuse_one_class(path: &Path, places: &[Place], left_out: &Counts) -> Result<()> {
-    let classes = number_of_classes(places);
-    if classes > 1 {
-        return Ok(());
-    }
-    let left_out = match left_out.total() {
-        0 => String::new(),
-        _ => format!(" (left out: {left_out})"),
-    };
-    Err(Error::Dataset(format!(
-        "{}: found {} class(es) with photos, at least two are needed{left_out}",
-        path.display(),
-        classes
-    )))
+fn number_of_classes(places: &[Place]) -> usize {
+    let names = places.iter().flatten().flat_map(|(classes, _)| classes);
+    names.map(|name| key(name)).collect::<BTreeSet<_>>().len()
 }
 
 /// Images are known by their bytes; a name that ends like an image's is believed until then.
@@ -408,7 +439,7 @@ fn some_of(names: &[String]) -> String {
 }
 
 impl Dataset {
-    /// Two classes at least, and a photo in each.
+    /// Classes enough to tell apart, and a photo in each.
     fn refuse_missing_classes(&self, path: &Path) -> Result<()> {
         let because = || {
             let first = self.rejects.first();
@@ -433,10 +464,10 @@ impl Dataset {
             let first = first.unwrap_or_else(because);
             return Err(Error::Dataset(format!("class `{class}` has no readable photo{first}")));
         }
-        if classes.len() < 2 {
-            let number = classes.len();
+        let (number, least) = (classes.len(), least_classes(self.multi_label));
+        if number < least {
             return Err(Error::Dataset(format!(
-                "{path}: found {number} class(es) with photos, at least two are needed{}",
+                "{path}: found {number} class(es) with photos, at least {least} are needed{}",
                 because()
             )));
         }

@@ -4,7 +4,8 @@
 //! turned as its EXIF says, and resized with a Lanczos filter as [`Preprocess`](crate::preprocess::Preprocess)
 //! of the model has it (the file's metadata says `size` and `resize`). Normalisation is in the graph. Outputs
 //! are `logits` and `probabilities`, `[n, classes]` each, in the order of `labels` in the metadata, an array in JSON;
-//! [`ModelInfo::temperature`](crate::ModelInfo::temperature) is taken in. What is unsure or strange to the
+//! [`ModelInfo::temperature`](crate::ModelInfo::temperature) is taken in. Probabilities are the softmax of the logits; of a
+//! multi-label model their sigmoids, and `thresholds` in the metadata has the least probability of each class, an array. What is unsure or strange to the
 //! model is not: its threshold is in the metadata.
 
 mod proto;
@@ -16,6 +17,7 @@ use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{self, Activation, Op, Window};
 use crate::passes;
+use crate::task::Task;
 use crate::weights::{Weight, Weights};
 
 use proto::{Attribute, Entry, Graph, Model, Node, OperatorSet, Tensor, ValueInfo};
@@ -65,7 +67,12 @@ fn metadata(info: &ModelInfo) -> Vec<Entry> {
         ("threshold", info.threshold.to_string()),
         ("architecture", info.graph.name().into()),
     ];
-    entries.map(|(key, value)| Entry { key: key.into(), value }).into()
+    let mut entries: Vec<Entry> =
+        entries.map(|(key, value)| Entry { key: key.into(), value }).into();
+    if let Task::MultiLabel { thresholds } = &info.task {
+        entries.push(Entry { key: "thresholds".into(), value: json!(thresholds).to_string() });
+    }
+    entries
 }
 
 /// An ONNX graph that grows node by node.
@@ -144,7 +151,12 @@ impl<'a> Builder<'a> {
         let last = self.values.last().cloned().unwrap_or_default();
         let logits = self.node("Identity", &[&last], vec![], "logits");
         let cooled = self.node("Div", &[&logits, "temperature"], vec![], "cooled");
-        self.node("Softmax", &[&cooled], vec![Attribute::int("axis", 1)], "probabilities");
+        match info.task {
+            Task::SingleLabel => {
+                self.node("Softmax", &[&cooled], vec![Attribute::int("axis", 1)], "probabilities")
+            }
+            Task::MultiLabel { .. } => self.node("Sigmoid", &[&cooled], vec![], "probabilities"),
+        };
         self.graph.output = ["logits", "probabilities"]
             .map(|name| ValueInfo::floats(name, &[None, classes]))
             .into();

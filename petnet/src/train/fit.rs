@@ -3,27 +3,26 @@
 use std::time::{Instant, SystemTime};
 
 use burn::module::Module;
-use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 use serde_json::json;
 
+use super::figures::Figures;
+use super::loss::{Loss, is_right};
 use super::precise_bn::precise_bn;
-use super::setup::{EVALUATION_BATCH, class_weights, describe, optimizer, settings};
+use super::setup::{EVALUATION_BATCH, describe, optimizer, settings};
 use super::start::Given;
 use super::state::{Progress, State};
 use super::teacher::Teacher;
 use super::trunk::Trunk;
-use super::{EpochReport, Fitted, Freeze, Monitor, Observer, StepReport, Trainer, clip, ema};
+use super::{EpochReport, Fitted, Freeze, Observer, StepReport, Trainer, clip, ema};
 use crate::augment::Key;
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::loader::{Batch, Loader, LoaderSettings};
-use crate::metrics::{Metrics, argmax};
 use crate::nn::run::{answers, outputs, rows, to_tensor};
 use crate::nn::{Network, weights};
-use crate::prediction::softmax;
 use crate::weights::Weights;
 
 /// A training under way.
@@ -33,7 +32,7 @@ pub(super) struct Fit<'a> {
     device: Device,
     train: Loader,
     valid: Loader,
-    loss: CrossEntropyLoss,
+    loss: Loss,
     state: State,
     best: Option<Checkpoint>,
     clock: Instant,
@@ -67,10 +66,7 @@ impl<'a> Fit<'a> {
             info,
             train: Loader::new(train, settings(trainer, true, trainer.size_in(0))),
             valid: Loader::new(valid, settings(trainer, false, trainer.judged_in(0))),
-            loss: CrossEntropyLossConfig::new()
-                .with_weights(trainer.balanced.then(|| class_weights(train)))
-                .with_smoothing((trainer.label_smoothing > 0.0).then_some(trainer.label_smoothing))
-                .init(&device),
+            loss: Loss::new(trainer, train, &device),
             device,
             state: State { model, average, optimizer, progress },
             best: None,
@@ -125,13 +121,13 @@ impl<'a> Fit<'a> {
         let model = self.state.model.clone();
         self.state.model = precise_bn(model, &whole, batches, &self.device)?;
         let metrics = self.validate()?;
-        let score = self.score(&metrics);
+        let score = metrics.score(self.trainer.monitor);
         let epoch = self.state.progress.epoch;
         let last = self.judged(epoch, &metrics)?;
         let best = self.state.progress.best_score.is_none_or(|best| score > best);
         tracing::info!(
-            accuracy = metrics.accuracy,
-            log_loss = metrics.log_loss,
+            accuracy = metrics.accuracy(),
+            log_loss = metrics.log_loss(),
             "batch-norm statistics re-estimated"
         );
         self.keep(&last, best)?;
@@ -153,17 +149,9 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    fn score(&self, metrics: &Metrics) -> f64 {
-        match self.trainer.monitor {
-            Monitor::ValAccuracy => metrics.accuracy,
-            Monitor::ValLoss => -metrics.log_loss,
-        }
-    }
-
     /// The network as it is, with its figures.
-    fn judged(&self, epoch: usize, metrics: &Metrics) -> Result<Checkpoint> {
-        let figures = serde_json::to_value(metrics).map_err(|e| Error::Config(e.to_string()))?;
-        self.checkpoint(json!({ "epoch": epoch, "validation": figures }))
+    fn judged(&self, epoch: usize, figures: &Figures) -> Result<Checkpoint> {
+        self.checkpoint(figures.record(epoch)?)
     }
 
     /// Loaders of this epoch's size, for which photos are decoded anew where it changes. What was
@@ -263,7 +251,7 @@ impl<'a> Fit<'a> {
             teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain)).transpose()?;
         let features = self.features(batch.images, size); // [n, width]
         let logits = self.state.model.classify(features.clone()); // [n, classes]
-        let mut loss = self.loss(logits.clone(), &batch.targets, batch.kept); // [1]
+        let mut loss = self.loss.forward(logits.clone(), &batch.targets, batch.kept); // [1]
         if let Some((teacher, taught)) = teacher.zip(taught) {
             loss = teacher.loss(loss, [logits.clone(), features], taught.map(Tensor::from_inner));
         }
@@ -285,7 +273,8 @@ impl<'a> Fit<'a> {
         let rows = rows(logits.inner())?;
         let progress = &mut self.state.progress;
         progress.loss_sum += f64::from(value) * photos as f64;
-        progress.right += rows.iter().zip(&batch.targets).filter(|(r, t)| argmax(r) == **t).count();
+        progress.right +=
+            rows.iter().zip(&batch.targets).filter(|(row, t)| is_right(row, t)).count();
         progress.seen += photos;
         progress.step += 1;
         progress.updates += 1;
@@ -304,20 +293,6 @@ impl<'a> Fit<'a> {
         model.features_after(maps, blocks) // [n, width]
     }
 
-    /// Cross entropy; of mixed pictures, each photo's by its share.
-    fn loss(&self, logits: Tensor<2>, targets: &[usize], kept: f32) -> Tensor<1> {
-        let mut classes: Vec<i32> = targets.iter().map(|t| *t as i32).collect();
-        let targets = Tensor::<1, Int>::from_ints(classes.as_slice(), &self.device);
-        let own = self.loss.forward(logits.clone(), targets); // [1]
-        if kept >= 1.0 {
-            return own;
-        }
-        classes.reverse();
-        let targets = Tensor::<1, Int>::from_ints(classes.as_slice(), &self.device);
-        let other = self.loss.forward(logits, targets); // [1]
-        own * kept + other * (1.0 - kept)
-    }
-
     fn learning_rate(&self) -> f64 {
         let Progress { updates, plateau, .. } = self.state.progress;
         let steps = self.train.steps();
@@ -334,11 +309,11 @@ impl<'a> Fit<'a> {
     fn finish_epoch(&mut self) -> Result<EpochReport> {
         let metrics = self.validate()?;
         let learning_rate = self.learning_rate();
-        let score = self.score(&metrics);
+        let score = metrics.score(self.trainer.monitor);
         let seconds = self.seconds();
         let progress = &mut self.state.progress;
         let best = progress.best_score.is_none_or(|best| score > best);
-        progress.plateau.update(self.trainer.schedule, metrics.log_loss);
+        progress.plateau.update(self.trainer.schedule, metrics.log_loss());
         if best {
             (progress.best_score, progress.epochs_since_best) = (Some(score), 0);
         } else {
@@ -349,8 +324,9 @@ impl<'a> Fit<'a> {
             learning_rate,
             train_loss: progress.loss_sum / progress.seen.max(1) as f64,
             train_accuracy: progress.right as f64 / progress.seen.max(1) as f64,
-            val_loss: metrics.log_loss,
-            val_accuracy: metrics.accuracy,
+            val_loss: metrics.log_loss(),
+            val_accuracy: metrics.accuracy(),
+            val_map: metrics.mean_average_precision(),
             seconds,
             waited: progress.waited,
             best,
@@ -369,7 +345,7 @@ impl<'a> Fit<'a> {
         Ok(report)
     }
 
-    fn validate(&self) -> Result<Metrics> {
+    fn validate(&self) -> Result<Figures> {
         let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
         let device = self.device.clone().inner();
         let (size, blocks) = (self.valid.size(), self.trunk.blocks());
@@ -383,10 +359,11 @@ impl<'a> Fit<'a> {
                     answers(&network, network.features_after(maps, blocks))
                 }
             }?;
-            probabilities.extend(answers.iter().map(|outputs| softmax(&outputs.logits, 1.0)));
+            let task = &self.info.task;
+            probabilities.extend(answers.iter().map(|o| task.probabilities(&o.logits, 1.0)));
             truth.extend(batch.targets);
         }
-        Ok(Metrics::compute(&probabilities, &truth, self.info.labels.len()))
+        Ok(Figures::compute(&self.info.task, &probabilities, &truth))
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {
@@ -470,6 +447,7 @@ fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
         map.remove("cache_mb");
         // Batch-norm statistics are re-estimated after the last epoch and change none.
         map.remove("precise_bn_images");
+        map.insert("multi label".into(), json!(valid.is_multi_label()));
         map.insert("training data".into(), json!(info.data_digest));
         map.insert("validation data".into(), json!(valid.digest()));
     }

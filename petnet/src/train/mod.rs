@@ -6,8 +6,10 @@
 
 mod clip;
 mod ema;
+mod figures;
 mod fit;
 mod freeze;
+mod loss;
 mod lr_find;
 mod precise_bn;
 mod probe;
@@ -57,7 +59,7 @@ pub enum Optimizer {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Monitor {
-    /// Higher is better.
+    /// Higher is better. Of multi-label data, the mean average precision takes its place: no threshold decides it.
     ValAccuracy,
     /// Lower is better.
     ValLoss,
@@ -215,12 +217,16 @@ pub struct EpochReport {
     pub learning_rate: f64,
     /// Mean over its steps, with augmentation and smoothing.
     pub train_loss: f64,
-    /// Share of right answers over its steps.
+    /// Share of right answers over its steps; of multi-label data, of the images whose classes were all right.
     pub train_accuracy: f64,
-    /// Mean cross entropy on the validation photos.
+    /// Mean cross entropy on the validation photos; of multi-label data, binary and over classes.
     pub val_loss: f64,
-    /// Share of right answers on the validation photos.
+    /// Share of right answers on the validation photos; of multi-label data, of the images whose classes were all right at a
+    /// threshold of one half.
     pub val_accuracy: f64,
+    /// Mean average precision on the validation photos, of multi-label data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_map: Option<f64>,
     /// Seconds since training began, interruptions left out.
     pub seconds: f64,
     /// Seconds of this epoch in which the network waited for a batch.
@@ -340,6 +346,13 @@ impl Trainer {
         }
         if train.is_empty() || valid.is_empty() {
             return Err(Error::Dataset("training and validation need photos".into()));
+        }
+        if train.is_multi_label() != valid.is_multi_label() {
+            let reason = "one of training and validation is multi-label";
+            return Err(Error::Dataset(reason.into()));
+        }
+        if train.is_multi_label() && self.distillation.is_some() {
+            return Err(Error::Config("distillation is not for multi-label data".into()));
         }
         let graph = self.architecture.graph(train.classes().len())?;
         let given = self.given(&graph, train.classes())?;

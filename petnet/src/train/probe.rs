@@ -6,18 +6,17 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::json;
 
+use super::figures::Figures;
 use super::setup::{class_weights, describe};
 use super::start::Given;
 use super::{EpochReport, Fitted, Observer, Trainer};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, Precision};
 use crate::classifier::Classifier;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Target};
 use crate::engine::Head;
 use crate::error::{Error, Result};
 use crate::logistic::{Choice, Linear, Samples};
-use crate::metrics::Metrics;
-use crate::prediction::softmax;
 use crate::weights::Weight;
 
 /// Images whose mirror images are fitted to as well; with more, they hardly change the layer.
@@ -29,7 +28,7 @@ const ENOUGH: usize = 6000;
 struct Features {
     /// `[n, width]`, row by row.
     values: Vec<f32>,
-    classes: Vec<usize>,
+    targets: Vec<Target>,
 }
 
 impl Features {
@@ -50,18 +49,76 @@ impl Features {
             _ => vec![Augment::none()],
         };
         let all = passes.len() * dataset.len();
-        let mut features = Self { values: Vec::new(), classes: Vec::with_capacity(all) };
+        let mut features = Self { values: Vec::new(), targets: Vec::with_capacity(all) };
         for augment in passes {
-            classifier.each_output(dataset, augment, |outputs, class| {
+            classifier.each_output(dataset, augment, |outputs, target| {
                 features.values.extend(head.last_inputs(outputs.features));
-                features.classes.push(class);
-                observer.features(features.classes.len(), all);
+                features.targets.push(target.clone());
+                observer.features(features.targets.len(), all);
             })?;
             if observer.stop() {
                 return Err(Error::Interrupted);
             }
         }
         Ok(features)
+    }
+}
+
+impl Features {
+    /// A layer for classes that exclude each other; the penalty is chosen on the first `images`, without their mirror
+    /// images: an image and its mirror image in different folds would favour a weak one.
+    fn one_layer(
+        &self,
+        (width, classes): (usize, usize),
+        images: usize,
+        seed: u64,
+        class_weights: Option<&[f32]>,
+    ) -> Linear {
+        let targets: Vec<usize> = self.targets.iter().filter_map(Target::class).collect();
+        let samples = |images: usize| Samples {
+            width,
+            features: &self.values[..images * width],
+            targets: &targets[..images],
+            classes,
+            class_weights,
+        };
+        let Choice { l2, accuracy } = Linear::choose_penalty(&samples(images), seed);
+        tracing::info!(l2, accuracy, images, "last layer by logistic regression");
+        Linear::fit(&samples(targets.len()), l2, None)
+    }
+
+    /// A layer whose columns were fitted one by one, each to tell images of its class from all others. The penalty is
+    /// chosen for the class that nearest half of the first `images` have.
+    fn layer_a_class(&self, (width, classes): (usize, usize), images: usize, seed: u64) -> Linear {
+        let has = |class: usize| {
+            let targets = self.targets.iter();
+            targets.map(|target| usize::from(target.classes().contains(&class))).collect::<Vec<_>>()
+        };
+        let uneven = |class: &usize| {
+            let count: usize = has(*class)[..images].iter().sum();
+            (2 * count).abs_diff(images)
+        };
+        let targets = has((0..classes).min_by_key(uneven).unwrap_or(0));
+        let choice = Linear::choose_penalty(&self.binary(width, &targets[..images]), seed);
+        tracing::info!(l2 = choice.l2, images, "last layer by logistic regression, class by class");
+        let mut layer = Linear { weights: vec![0.0; width * classes], bias: vec![0.0; classes] };
+        for class in 0..classes {
+            let targets = has(class);
+            let Linear { weights, bias } =
+                Linear::fit(&self.binary(width, &targets), choice.l2, None);
+            // The sigmoid of the difference is the softmax of the two.
+            layer.bias[class] = bias[1] - bias[0];
+            for (row, pair) in weights.as_chunks::<2>().0.iter().enumerate() {
+                layer.weights[row * classes + class] = pair[1] - pair[0];
+            }
+        }
+        layer
+    }
+
+    /// The first images, which have a class (1) or do not have it (0).
+    fn binary<'a>(&'a self, width: usize, targets: &'a [usize]) -> Samples<'a> {
+        let features = &self.values[..targets.len() * width];
+        Samples { width, features, targets, classes: 2, class_weights: None }
     }
 }
 
@@ -72,35 +129,30 @@ fn with_last_layer(
     train: &Dataset,
     trainer: &Trainer,
     observer: &mut dyn Observer,
-) -> Result<(Checkpoint, Metrics)> {
+) -> Result<(Checkpoint, Figures)> {
     let features = Features::of(&model, train, trainer, observer)?;
     let classes = train.classes().len();
     let class_weights = trainer.balanced.then(|| class_weights(train));
-    let width = features.values.len() / features.classes.len().max(1);
-    let samples = |images: usize| Samples {
-        width,
-        features: &features.values[..images * width],
-        targets: &features.classes[..images],
-        classes,
-        class_weights: class_weights.as_deref(),
+    let width = features.values.len() / features.targets.len().max(1);
+    let weights = class_weights.as_deref();
+    let Linear { weights, bias } = match train.is_multi_label() {
+        false => features.one_layer((width, classes), train.len(), trainer.seed, weights),
+        true => features.layer_a_class((width, classes), train.len(), trainer.seed),
     };
-    // An image and its mirror image in different folds would favour a weak penalty.
-    let Choice { l2, accuracy } = Linear::choose_penalty(&samples(train.len()), trainer.seed);
-    tracing::info!(l2, accuracy, images = train.len(), "last layer by logistic regression");
-    let linear = Linear::fit(&samples(features.classes.len()), l2, None);
-    let Linear { weights, bias } = linear;
     let shape = [width, classes];
     let model = model.with_last_layer(
         Weight { shape: shape.to_vec(), values: weights },
         Weight { shape: vec![classes], values: bias },
     )?;
     let head = head(&model)?;
-    let rows = features.values.chunks_exact(width).zip(&features.classes).take(train.len());
+    let rows = features.values.chunks_exact(width).zip(&features.targets).take(train.len());
     let rows = rows.step_by(train.len().div_ceil(ENOUGH));
-    let answers = rows.map(|(row, class)| (softmax(&head.last_logits(row), 1.0), *class));
-    let (probabilities, truth): (Vec<_>, Vec<_>) = answers.unzip();
-    let metrics = Metrics::compute(&probabilities, &truth, classes);
-    Ok((model, metrics))
+    let task = &model.info().task;
+    let answer = |row: &[f32]| task.probabilities(&head.last_logits(row), 1.0);
+    let (probabilities, truth): (Vec<_>, Vec<Target>) =
+        rows.map(|(row, target)| (answer(row), target.clone())).unzip();
+    let figures = Figures::compute(task, &probabilities, &truth);
+    Ok((model, figures))
 }
 
 /// The layers of a model behind its global average pool.
@@ -127,24 +179,28 @@ pub(super) fn fit(
     let source = given.kept_head(trainer, model.info().graph.pool() + 1)?;
     let (model, seen) = with_last_layer(model, train, trainer, observer)?;
     let classifier = Classifier::new(model.clone(), trainer.device)?;
-    let metrics = classifier.evaluate(valid, |_| ())?.metrics();
+    let figures = match valid.is_multi_label() {
+        false => Figures::SingleLabel(classifier.evaluate(valid, |_| ())?.metrics()),
+        true => Figures::MultiLabel(classifier.evaluate_labels(valid, |_| ())?.metrics()),
+    };
     let report = EpochReport {
         epoch: 1,
         learning_rate: 0.0,
-        train_loss: seen.log_loss,
-        train_accuracy: seen.accuracy,
-        val_loss: metrics.log_loss,
-        val_accuracy: metrics.accuracy,
+        train_loss: seen.log_loss(),
+        train_accuracy: seen.accuracy(),
+        val_loss: figures.log_loss(),
+        val_accuracy: figures.accuracy(),
+        val_map: figures.mean_average_precision(),
         seconds: began.elapsed().as_secs_f64(),
         waited: 0.0,
         best: true,
     };
     observer.epoch(&report);
-    let figures = serde_json::to_value(&metrics).map_err(|e| Error::Config(e.to_string()))?;
+    let record = figures.record(1)?;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok();
     let mut model = model.with_record(|info| {
         info.history = json!([report]);
-        info.metrics = json!({ "epoch": 1, "validation": figures });
+        info.metrics = record;
         info.trained = since.map(|since| since.as_secs());
     })?;
     if let Some((head, weights)) = source {

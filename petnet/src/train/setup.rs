@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::loader::LoaderSettings;
 use crate::nn::Network;
 use crate::preprocess::Preprocess;
+use crate::task::Task;
 
 /// Images a pass when no gradients are kept.
 pub(super) const EVALUATION_BATCH: usize = 64;
@@ -22,6 +23,9 @@ pub(super) fn describe(trainer: &Trainer, train: &Dataset) -> Result<ModelInfo> 
     let classes = train.classes().to_vec();
     let graph = trainer.architecture.graph(classes.len())?;
     let mut info = ModelInfo::new(graph, classes, trainer.preprocess);
+    if train.is_multi_label() {
+        info.task = Task::multi_label(train.classes().len());
+    }
     info.settings = serde_json::to_value(trainer).map_err(|e| Error::Config(e.to_string()))?;
     info.data_digest = train.digest();
     info.data_time = train.modified();

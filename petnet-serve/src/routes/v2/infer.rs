@@ -263,7 +263,7 @@ fn compute(
             let shape = vec![photos, most];
             Ok(Output { name: "probabilities", shape, values: Computed::Texts(ranked) })
         }
-        ("label", None) => Ok(texts("label", predictions.map(|p| p.label().into()).collect())),
+        ("label", None) => Ok(texts("label", predictions.map(|p| p.label_text()).collect())),
         ("embedding", None) => {
             let embeddings = answers.iter().flat_map(|(_, answer)| &answer.value.embedding);
             let shape = vec![photos, model.classifier.embedding_len()];

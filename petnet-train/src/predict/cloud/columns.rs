@@ -37,7 +37,9 @@ impl ParquetSheet {
         let rows = std::mem::take(&mut self.rows);
         let mut group = self.file.next_row_group()?;
         required_text(&mut group, rows.iter().map(|row| row.path.as_str()))?;
-        text(&mut group, rows.iter().map(|row| guess(row).map(Prediction::label)))?;
+        let labels: Vec<Option<String>> =
+            rows.iter().map(|row| guess(row).map(Prediction::label_text)).collect();
+        text(&mut group, labels.iter().map(Option::as_deref))?;
         floats(&mut group, rows.iter().map(|row| guess(row).map(Prediction::confidence)))?;
         text(&mut group, rows.iter().map(|row| guess(row).map(|guess| guess.decision().name())))?;
         floats(&mut group, rows.iter().map(|row| guess(row).and_then(Prediction::ood_score)))?;

@@ -1,0 +1,107 @@
+//! `report.html` of a multi-label model.
+
+use anyhow::Result;
+use minijinja::value::Serde;
+use minijinja::{Environment, Value};
+use petnet::LabelEvaluation;
+use petnet::metrics::{MultiLabelMetrics, precision_recall_curve};
+use petnet::train::EpochReport;
+use serde_json::json;
+
+use super::charts;
+use super::findings::Subject;
+use super::page::{GALLERY, Mistake, STYLE, thumbnail};
+
+const TEMPLATE: &str = include_str!("labels.html");
+/// Most curves of a chart.
+const CURVES: usize = 8;
+
+/// All that the page shows.
+pub(super) struct LabelReport<'a> {
+    pub(super) subject: Subject<'a>,
+    pub(super) evaluation: &'a LabelEvaluation,
+    pub(super) metrics: &'a MultiLabelMetrics,
+}
+
+impl LabelReport<'_> {
+    /// The page, with the given [`LabelReport::worst_mistakes`].
+    pub(super) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
+        let info = self.subject.classifier.info();
+        let history: Vec<EpochReport> =
+            serde_json::from_value(info.history.clone()).unwrap_or_default();
+        let training = match history.len() {
+            0 | 1 => Vec::new(),
+            _ => vec![
+                charts::loss_curves(&history)?,
+                charts::precision_curve(&history)?,
+                charts::learning_rate(&history)?,
+            ],
+        };
+        let mut environment = Environment::new();
+        environment.add_filter("percent", |value: f64| format!("{:.2} %", value * 100.0));
+        environment.add_template("labels.html", TEMPLATE)?;
+        let others: Vec<_> = self.subject.others.iter().map(|other| &other.figures).collect();
+        let values = json!({
+            "style": STYLE,
+            "info": info,
+            "settings": serde_json::to_string_pretty(&info.settings)?,
+            "parameters": self.subject.classifier.parameters(),
+            "source": self.subject.source,
+            "metrics": self.metrics,
+            "training": training,
+            "precision_recall": charts::precision_recall(&self.curves())?,
+            "others": others,
+            "mistakes": mistakes,
+        });
+        Ok(environment.get_template("labels.html")?.render(Value::from(Serde(values)))?)
+    }
+
+    /// Precision over recall of the first classes.
+    fn curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {
+        let LabelEvaluation { probabilities, truth, .. } = self.evaluation;
+        let labels = self.subject.classifier.labels().iter().enumerate().take(CURVES);
+        let curve = |(class, label): (usize, &String)| {
+            let scores: Vec<f32> = probabilities.iter().map(|row| row[class]).collect();
+            let positive: Vec<bool> = truth.iter().map(|truth| truth.contains(&class)).collect();
+            (label.clone(), precision_recall_curve(&scores, &positive))
+        };
+        labels.map(curve).collect()
+    }
+
+    /// The photos with the most certain wrong answer on one class.
+    pub(super) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
+        let LabelEvaluation { probabilities, truth, .. } = self.evaluation;
+        let own = &self.metrics.per_class;
+        // Of each photo the class that is furthest on the wrong side of its threshold.
+        let worst = |(photo, row): (usize, &Vec<f32>)| {
+            let wrong = row.iter().enumerate().filter_map(|(class, probability)| {
+                let (has, said) =
+                    (truth[photo].contains(&class), *probability >= own[class].threshold);
+                let far = if has { 1.0 - probability } else { *probability };
+                (has != said).then_some((photo, class, far))
+            });
+            wrong.max_by(|a, b| a.2.total_cmp(&b.2))
+        };
+        let mut wrong: Vec<_> = probabilities.iter().enumerate().filter_map(worst).collect();
+        wrong.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
+        let mistake = |(photo, class, _): (usize, usize, f32)| {
+            let row = &probabilities[photo];
+            let said = (0..row.len()).filter(|class| row[*class] >= own[*class].threshold);
+            let dataset = self.subject.dataset;
+            Ok(Mistake {
+                path: dataset.samples()[photo].path.display().to_string(),
+                truth: self.names(truth[photo].iter().copied()),
+                answer: self.names(said),
+                confidence: row[class],
+                picture: thumbnail(&dataset.read(photo)?)?,
+            })
+        };
+        wrong.into_iter().take(GALLERY).map(mistake).collect()
+    }
+
+    fn names(&self, classes: impl Iterator<Item = usize>) -> String {
+        let labels = self.subject.classifier.labels();
+        let names: Vec<&str> = classes.map(|class| labels[class].as_str()).collect();
+        if names.is_empty() { "none".into() } else { names.join("+") }
+    }
+}

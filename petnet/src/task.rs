@@ -1,0 +1,63 @@
+//! The kind of answer that a model gives: one class an image, or any number of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::prediction::softmax;
+
+/// Least probability of a class that is answered, before thresholds are chosen.
+pub(crate) const UNCHOSEN: f32 = 0.5;
+
+/// The kind of answer that a model gives.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Exactly one class an image. Probabilities are the softmax of the logits: they sum to 1.
+    #[default]
+    SingleLabel,
+    /// Any number of classes an image, or none. The probability of each class is the sigmoid of its logit.
+    MultiLabel {
+        /// Of each class the least probability, 0 to 1, at which an image is said to have it.
+        thresholds: Vec<f32>,
+    },
+}
+
+impl Task {
+    /// Answers of any number of classes, with thresholds that are still to be chosen.
+    pub(crate) fn multi_label(classes: usize) -> Self {
+        Self::MultiLabel { thresholds: vec![UNCHOSEN; classes] }
+    }
+
+    /// True where an image has exactly one class.
+    pub fn is_single_label(&self) -> bool {
+        matches!(self, Self::SingleLabel)
+    }
+
+    /// `single_label` or `multi_label`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SingleLabel => "single_label",
+            Self::MultiLabel { .. } => "multi_label",
+        }
+    }
+
+    /// The thresholds of a multi-label model, one a class.
+    pub fn thresholds(&self) -> Option<&[f32]> {
+        match self {
+            Self::SingleLabel => None,
+            Self::MultiLabel { thresholds } => Some(thresholds),
+        }
+    }
+
+    /// One probability a class; the logits are divided by the temperature first.
+    pub(crate) fn probabilities(&self, logits: &[f32], temperature: f32) -> Vec<f32> {
+        match self {
+            Self::SingleLabel => softmax(logits, temperature),
+            Self::MultiLabel { .. } => sigmoids(logits, temperature),
+        }
+    }
+}
+
+/// `1 / (1 + exp(-logit / temperature))` of each logit.
+pub(crate) fn sigmoids(logits: &[f32], temperature: f32) -> Vec<f32> {
+    logits.iter().map(|logit| 1.0 / (1.0 + (-logit / temperature).exp())).collect()
+}
