@@ -30,7 +30,7 @@ for folder in ("train", "val", "test"):
 classes = manifest["classes"]
 chosen = random.Random(7).sample(manifest["photos"], wrong)
 for photo in chosen:
-    photo["class"] = random.Random(photo["sha256"]).choice([name for name in classes if name != photo["class"]])
+    photo["classes"] = [random.Random(photo["sha256"]).choice([name for name in classes if name not in photo["classes"]])]
 (copy / "manifest.json").write_text(json.dumps(manifest))
 (copy.parent / "planted.json").write_text(json.dumps([photo["path"] for photo in chosen]))
 PYTHON

@@ -1,6 +1,6 @@
 //! `prepare`: raw photos to a checked, deduplicated, split data set.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use petnet::augment::{Augment, Key};
@@ -11,6 +11,7 @@ use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode};
 use petnet::{Dataset, dataset::Split};
 
 use crate::config::ConfigError;
+use crate::predict::{copy_bucket, is_bucket};
 use crate::{Output, report, terminal};
 
 /// Check, deduplicate, shrink and split a folder, zip or tar archive of photos.
@@ -25,7 +26,7 @@ use crate::{Output, report, terminal};
 Layouts that are found: a folder a class; folders train, val and test (or training, valid, validation, dev, testing)
 above or below those of the classes, whose splits are kept; a labels.csv or metadata.csv beside the photos.")]
 pub(crate) struct Prepare {
-    /// Folder, zip or tar archive of photos
+    /// Folder, zip or tar archive of photos, or with the feature `cloud` an address such as s3://bucket/photos
     #[arg(long)]
     raw: PathBuf,
     /// Folder to write; replaced if an earlier run prepared it
@@ -93,7 +94,10 @@ impl Prepare {
         if let Some(parent) = self.out.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        let manifest = settings.run(&self.raw, &self.out, || counter.inc(1))?;
+        let download = is_bucket(&self.raw).then(|| Download::of(&self.raw, &self.out, output));
+        let download = download.transpose()?;
+        let raw = download.as_ref().map_or(&self.raw, |download| &download.photos);
+        let manifest = settings.run(raw, &self.out, || counter.inc(1))?;
         counter.finish_and_clear();
         if let Some(sheet) = &self.preview {
             draw_preview(&self.out, sheet)?;
@@ -104,6 +108,34 @@ impl Prepare {
             print_summary(&manifest, &self.out.display().to_string());
         }
         Ok(())
+    }
+}
+
+/// Photos of a bucket in a folder beside the output, for as long as they are needed.
+struct Download {
+    folder: PathBuf,
+    /// The folder, or an archive in it.
+    photos: PathBuf,
+}
+
+impl Download {
+    fn of(address: &Path, out: &Path, output: Output) -> Result<Self> {
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let folder = out.with_file_name(format!(".{name}.{}.download", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        // Dropped, and so removed, where copying fails.
+        let mut download = Self { photos: folder.clone(), folder };
+        let counter = terminal::counter("copying objects", output);
+        download.photos = copy_bucket(address, &download.folder, &|_| counter.inc(1))?;
+        counter.finish_and_clear();
+        Ok(download)
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // Nothing depends on it: what is left only takes space.
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -253,7 +253,7 @@ fn labels_that_people_gave_go_before_folders() {
     let photos = manifest["photos"].as_array().unwrap();
     let class = |path: &str| {
         let digest = digest(path);
-        photos.iter().find(|photo| photo["sha256"] == *digest).unwrap()["class"].clone()
+        photos.iter().find(|photo| photo["sha256"] == *digest).unwrap()["classes"][0].clone()
     };
     assert_eq!(class("raw/Cat/0.png"), "dog");
     assert_eq!(class("raw/Cat/1.png"), "cat");
@@ -391,6 +391,13 @@ fn a_checkpoint_of_pytorch_becomes_a_model_and_a_model_becomes_what_others_read(
     near("cat", &small["probabilities"]["cat"], 0.02);
     let precise = ["export", "--model", "pretrained", "--out", "m.onnx", "--precision", "f16"];
     assert_eq!(fail(folder, &precise).0, 2);
+    // Neither an empty last line nor spaces around a name are part of it.
+    std::fs::write(folder.join("labels.txt"), "\u{feff} cat\ndog \n\n").unwrap();
+    for labels in [["--labels-file", "labels.txt"], ["--labels", " cat, dog"]] {
+        let import = [&import[..], &labels].concat();
+        let about: Value = serde_json::from_str(&succeed(folder, &import)).unwrap();
+        assert_eq!(about["labels"], serde_json::json!(["cat", "dog"]), "{labels:?}");
+    }
     let (code, said) = fail(folder, &["import", given, "--labels", "a,b,c"]);
     assert!(code == 2 && said.contains("2 classes, 3 are named"), "{code} {said}");
 }

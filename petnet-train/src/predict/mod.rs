@@ -25,7 +25,7 @@ use self::listing::{Done, Found, Listing, Shard};
 use self::parts::{Parts, Progress, Record};
 use self::pipeline::{Lanes, Row};
 use self::rows::Model;
-pub(crate) use self::source::images_below;
+pub(crate) use self::source::{copy_bucket, images_below, is_bucket};
 use crate::config::ConfigError;
 use crate::{Output, terminal};
 

@@ -45,6 +45,18 @@ pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, Counts)> {
     Ok((images, left_out))
 }
 
+/// True for the address of a bucket.
+pub(crate) fn is_bucket(input: &Path) -> bool {
+    address(input).is_some()
+}
+
+/// Copies the objects below a bucket's address into an empty folder, or one archive; `each` is called with the number of
+/// bytes of each object. Returns the folder, or the archive in it.
+pub(crate) fn copy_bucket(input: &Path, to: &Path, each: &dyn Fn(u64)) -> Result<PathBuf> {
+    let address = address(input).unwrap_or_default();
+    cloud::copy(address, to, each)
+}
+
 /// Refuses what is certainly not there, before the work begins.
 pub(super) fn require(input: &Path) -> Result<()> {
     if address(input).is_none() && !is_pattern(input) && !input.exists() {

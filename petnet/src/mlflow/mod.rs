@@ -332,6 +332,10 @@ mod tests {
         let server = Server::from_variables("https://ann:pw@host:5/x.mlflow/", none).unwrap();
         assert_eq!(server.uri(), "https://host:5/x.mlflow");
         assert_eq!(server.authorization.as_deref(), Some("Basic YW5uOnB3"));
+        // Signs that an address cannot have are written as `%40`; files end with a line end.
+        let server = Server::from_variables("https://a%40b:p%2Fw@host\n", none).unwrap();
+        assert_eq!(server.uri(), "https://host");
+        assert_eq!(server.authorization, Some(format!("Basic {}", STANDARD.encode("a@b:p/w"))));
         let given = |name: &str| match name {
             "MLFLOW_TRACKING_USERNAME" => Some("ann".to_string()),
             "MLFLOW_TRACKING_PASSWORD" => Some("secret".to_string()),

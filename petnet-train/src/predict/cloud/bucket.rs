@@ -1,13 +1,15 @@
 //! Photos in S3, Google Cloud Storage and Azure Blob Storage, listed page by page in the order of their keys.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _};
-use petnet::files::{LeftOut, Name, judge};
+use petnet::files::{LeftOut, Name, entry_path, judge};
 use tokio::runtime::Runtime;
 use url::Url;
 
@@ -25,6 +27,17 @@ const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 pub(in crate::predict) fn walk(address: &str, listing: &mut Listing) -> Result<()> {
     let (bucket, key) = Bucket::open(address)?;
     Arc::new(bucket).walk(key, listing).with_context(|| address.to_string())
+}
+
+/// Copies the objects below a prefix into a folder, names kept; or one archive. Objects whose names lead out of the folder
+/// stay away.
+pub(in crate::predict) fn copy(
+    address: &str,
+    to: &std::path::Path,
+    each: &dyn Fn(u64),
+) -> Result<PathBuf> {
+    let (bucket, key) = Bucket::open(address)?;
+    bucket.copy(key, to, each).with_context(|| address.to_string())
 }
 
 struct Bucket {
@@ -124,6 +137,45 @@ impl Bucket {
             Some(kind) => archive::walk(kind, ObjectFile::new(self.clone(), meta), &path, listing),
             None => listing.offer(&path, || Ok(self.load(meta))),
         }
+    }
+
+    fn copy(&self, key: &str, to: &std::path::Path, each: &dyn Fn(u64)) -> Result<PathBuf> {
+        if Kind::of(key).is_some() {
+            let file = to.join(key.rsplit('/').next().unwrap_or(key));
+            let meta = self.runtime.block_on(self.store.head(&Path::parse(key)?))?;
+            self.runtime.block_on(self.fetch(&meta.location, &file))?;
+            each(meta.size);
+            return Ok(file);
+        }
+        let prefix = Path::parse(key.trim_end_matches('/'))?;
+        let mut found = false;
+        self.each(key, |meta| {
+            let inside = meta.location.as_ref().strip_prefix(prefix.as_ref()).unwrap_or_default();
+            let Some(path) = entry_path(inside) else {
+                tracing::warn!(key = %meta.location, "left out: a name that leads out of the folder");
+                return Ok(());
+            };
+            found = true;
+            let file = to.join(path);
+            fs::create_dir_all(file.parent().unwrap_or(to))?;
+            self.runtime.block_on(self.fetch(&meta.location, &file))?;
+            each(meta.size);
+            Ok(())
+        })?;
+        if !found {
+            bail!("no object has this prefix");
+        }
+        Ok(to.to_path_buf())
+    }
+
+    /// Streams an object into a file.
+    async fn fetch(&self, location: &Path, file: &std::path::Path) -> Result<()> {
+        let mut bytes = self.store.get(location).await?.into_stream();
+        let mut to = File::create(file).with_context(|| file.display().to_string())?;
+        while let Some(part) = bytes.next().await {
+            to.write_all(&part?).with_context(|| file.display().to_string())?;
+        }
+        Ok(())
     }
 
     fn load(self: &Arc<Self>, meta: ObjectMeta) -> Load {

@@ -8,7 +8,7 @@ use std::fs::File;
 
 use anyhow::Result;
 
-pub(super) use self::bucket::walk;
+pub(super) use self::bucket::{copy, walk};
 use super::embeddings::Table;
 use super::rows::{Model, Sheet};
 
