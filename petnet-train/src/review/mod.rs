@@ -49,7 +49,7 @@ pub(crate) struct Review {
 impl Review {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let classifier = open_model(&self.model, self.device)?;
+        let classifier = open_model(&self.model, self.device)?.with_mirrors(true);
         let counter = terminal::counter("reading photos", output);
         let dataset = Dataset::open(&self.data)?;
         counter.finish_and_clear();
