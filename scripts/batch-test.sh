@@ -81,4 +81,12 @@ say "a tar and a zip in the bucket give what the photos themselves gave"
 measure --out "$work/memory-tar" 's3://photos/shards/*.tar'
 measure --out "$work/memory-objects" s3://photos/shards/part-0.zip
 check same "$work/memory-small" "$work/memory-tar" "$work/memory-objects"
+say "prepare from the bucket's photos and from an archive in it; no download is left"
+prepare=("$CARGO_TARGET_DIR/release/petnet-train" --quiet --json prepare --size 64)
+for raw in small/ shards/part-0.zip; do
+    "${prepare[@]}" --raw "s3://photos/$raw" --out "$work/prepared" | tee "$work/prepared.json" | head -c 200 && echo
+    "$python" -c 'import json, sys; answer = json.load(open(sys.argv[1])); assert answer["classes"] == ["cat", "dog"] and answer["readable"] > 900, answer' "$work/prepared.json"
+done
+if "${prepare[@]}" --raw s3://photos/nothing-here/ --out "$work/prepared"; then exit 1; fi
+[ -z "$(find "$work" -maxdepth 1 -name '*.download' -o -maxdepth 1 -name '*.partial')" ]
 say "all is well"

@@ -1,6 +1,7 @@
 // Drives the page; run by scripts/page-test.sh.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
+import { createServer, request as forward } from "node:http";
 import { createRequire } from "node:module";
 
 const { chromium } = createRequire(process.env.MODULES)("playwright-core");
@@ -20,13 +21,13 @@ function decided() {
   };
 }
 
-async function open(options) {
+async function open(options, where = address) {
   const page = await browser.newPage(options);
   const complaints = [];
   await page.addInitScript(decided);
   page.on("console", message => { if (message.type() === "error") complaints.push(message.text()); });
   page.on("pageerror", error => complaints.push(String(error)));
-  await page.goto(address);
+  await page.goto(where);
   return { page, complaints };
 }
 
@@ -82,6 +83,19 @@ for (const [reason, message, shown] of [
   await page.unroute("**/predict");
 }
 
+// A multi-label model's answer: all labels, or none.
+for (const labels of [["dog", "cat"], []]) {
+  await page.reload();
+  const several = labels.map(label => ({ label, probability: 0.9 }));
+  await page.route("**/predict", route =>
+    route.fulfill({ headers: { "x-as-it-is": "1" }, json: { ...answer, decision: "answered", reason: null, message: null, labels: several } }));
+  await page.setInputFiles("#file", photo);
+  await page.waitForSelector("#labels button");
+  assert.equal(await page.textContent("#answer"), labels.join(", ") || "None of the labels");
+  assert.deepEqual(await page.locator("#labels button").allTextContents(), ["Yes, all right"]);
+  await page.unroute("**/predict");
+}
+
 // Drop and paste.
 for (const kind of ["drop", "paste"]) {
   await page.reload();
@@ -123,6 +137,32 @@ await answered(phone.page);
 assert.ok(await phone.page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "no sideways scrolling");
 await phone.page.screenshot({ path: `${shots}/page-phone.png` });
 assert.deepEqual(phone.complaints, []);
+
+// Behind a prefix that a proxy takes off, as an ingress does: no request leaves the prefix.
+const outside = [];
+const proxy = createServer((asked, reply) => {
+  if (!asked.url.startsWith("/pets/")) {
+    outside.push(asked.url);
+    reply.writeHead(404).end();
+    return;
+  }
+  const to = { host: "127.0.0.1", port: 18800, path: asked.url.slice(5), method: asked.method, headers: asked.headers };
+  asked.pipe(forward(to, answer => { reply.writeHead(answer.statusCode, answer.headers); answer.pipe(reply); }));
+});
+await new Promise(resolve => proxy.listen(0, "127.0.0.1", resolve));
+const prefixed = await open({ viewport: { width: 1100, height: 900 } }, `http://127.0.0.1:${proxy.address().port}/pets/`);
+await prefixed.page.setInputFiles("#file", photo);
+assert.equal(await answered(prefixed.page), label);
+await prefixed.page.waitForSelector("#labels button");
+for (const link of await prefixed.page.locator("a[href]").evaluateAll(links => links.map(link => link.href))) {
+  if (!link.startsWith("http://127.0.0.1")) continue;
+  assert.equal((await fetch(link)).status, 200, link);
+}
+await prefixed.page.goto(prefixed.page.url() + "docs");
+await prefixed.page.waitForSelector("details");
+assert.deepEqual([outside.filter(path => path !== "/favicon.ico"), prefixed.complaints], [[], []]);
+proxy.close();
+proxy.closeAllConnections();
 
 // The documentation lists every path.
 await page.goto(address + "docs");

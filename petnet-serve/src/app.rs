@@ -19,7 +19,7 @@ use crate::problem::Problem;
 use crate::registry;
 use crate::routes::Stats;
 use crate::sessions::Sessions;
-use crate::settings::Settings;
+use crate::settings::{ModelAddress, Settings};
 use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines};
 use crate::tls::Tls;
 use crate::upload::Uploads;
@@ -192,9 +192,12 @@ pub(crate) async fn follow_model(
     mut asked: mpsc::Receiver<()>,
     tls: Option<Arc<Tls>>,
 ) {
-    let named = registry::is_registered(&app.settings.model);
-    let look = if named { app.settings.follow.unwrap_or_default() } else { app.settings.watch };
-    let watching = look > Duration::ZERO && app.settings.model != "pretrained";
+    let look = match &app.settings.model {
+        ModelAddress::Registered(_) => app.settings.follow.unwrap_or_default(),
+        ModelAddress::File(_) => app.settings.watch,
+        ModelAddress::Bundled => Duration::ZERO,
+    };
+    let watching = look > Duration::ZERO;
     let mut ticks = tokio::time::interval(if watching { look } else { Duration::MAX / 4 });
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut seen = loaded;
@@ -207,8 +210,8 @@ pub(crate) async fn follow_model(
                 tls.iter().for_each(|tls| tls.reload());
                 loaded = stamp(&app);
             }
-            _ = ticks.tick() => if named {
-                if !promoted(&app).await { continue }
+            _ = ticks.tick() => if let ModelAddress::Registered(name) = &app.settings.model {
+                if !promoted(&app, name).await { continue }
             } else {
                 let now = stamp(&app);
                 let settled = now == seen && now != loaded;
@@ -226,14 +229,16 @@ pub(crate) async fn follow_model(
 pub(crate) type Stamp = (SystemTime, u64);
 
 pub(crate) fn stamp(app: &App) -> Option<Stamp> {
-    let file = std::fs::metadata(&app.settings.model).ok()?;
+    let ModelAddress::File(path) = &app.settings.model else { return None };
+    let file = std::fs::metadata(path).ok()?;
     Some((file.modified().ok()?, file.len()))
 }
 
 /// True when the model's name stands for another version than the loaded one.
-async fn promoted(app: &Arc<App>) -> bool {
-    let asking = Arc::clone(app);
-    let current = tokio::task::spawn_blocking(move || registry::current(&asking.settings)).await;
+async fn promoted(app: &Arc<App>, name: &str) -> bool {
+    let (asking, name) = (Arc::clone(app), name.to_string());
+    let current =
+        tokio::task::spawn_blocking(move || registry::current(&asking.settings, &name)).await;
     match current.unwrap_or_else(|e| Err(e.into())) {
         Ok(version) => {
             app.slot.get().and_then(|model| model.registered.clone()) != Some(version.version)

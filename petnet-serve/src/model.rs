@@ -14,7 +14,7 @@ use petnet::{Checkpoint, Classifier, sha256};
 use serde::Deserialize;
 
 use crate::registry::{self, Registered};
-use crate::settings::Settings;
+use crate::settings::{ModelAddress, Settings};
 
 /// Classes that metrics tell apart; the rest are `other`.
 pub(crate) const CLASSES: usize = 32;
@@ -35,20 +35,24 @@ pub(crate) struct Model {
 impl Model {
     fn load(settings: &Settings) -> Result<Self> {
         let mut registered = None;
-        let (name, bytes) = if settings.model == "pretrained" {
-            ("cats-vs-dogs".into(), Checkpoint::pretrained_bytes().to_vec())
-        } else if registry::is_registered(&settings.model) {
-            let Registered { name, version, bytes } = registry::fetch(settings)?;
-            registered = Some(version);
-            (name, bytes)
-        } else {
-            let path = Path::new(&settings.model);
-            let bytes = std::fs::read(path).with_context(|| settings.model.clone())?;
-            (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), bytes)
+        let address = || settings.model.to_string();
+        let (name, bytes) = match &settings.model {
+            ModelAddress::Bundled => {
+                ("cats-vs-dogs".into(), Checkpoint::pretrained_bytes().to_vec())
+            }
+            ModelAddress::Registered(model) => {
+                let Registered { name, version, bytes } = registry::fetch(settings, model)?;
+                registered = Some(version);
+                (name, bytes)
+            }
+            ModelAddress::File(path) => {
+                let bytes = std::fs::read(path).with_context(address)?;
+                (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), bytes)
+            }
         };
         let sha256 = sha256(&bytes);
         let pulled = settings.dvc_lock.as_deref().map(|lock| names(lock, &bytes)).transpose()?;
-        let checkpoint = Checkpoint::from_bytes(&bytes).with_context(|| settings.model.clone())?;
+        let checkpoint = Checkpoint::from_bytes(&bytes).with_context(address)?;
         let classifier =
             Classifier::new(checkpoint, settings.device)?.with_limits(settings.limits());
         let classifier = classifier.with_mirrors(settings.tta);

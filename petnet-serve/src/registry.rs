@@ -9,9 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
 
-/// What a registered model's name begins with.
-const SCHEME: &str = "models:/";
-
 /// A registered model's file.
 pub(crate) struct Registered {
     pub(crate) name: String,
@@ -27,26 +24,21 @@ struct Known {
     sha256: String,
 }
 
-/// Whether a model is named, and not a file.
-pub(crate) fn is_registered(model: &str) -> bool {
-    model.starts_with(SCHEME)
-}
-
 /// The version that the name stands for now.
-pub(crate) fn current(settings: &Settings) -> Result<ModelVersion> {
-    version(settings, &server(settings)?)
+pub(crate) fn current(settings: &Settings, model: &str) -> Result<ModelVersion> {
+    version(model, &server(settings, model)?)
 }
 
-fn version(settings: &Settings, server: &Server) -> Result<ModelVersion> {
-    Ok(server.version(&settings.model.parse()?)?)
+fn version(model: &str, server: &Server) -> Result<ModelVersion> {
+    Ok(server.version(&model.parse()?)?)
 }
 
 /// The model's file, from the cache where it lies there already. When the server cannot be reached,
 /// what the name stood for last time is taken.
-pub(crate) fn fetch(settings: &Settings) -> Result<Registered> {
-    let server = server(settings)?;
-    let cache = Cache::of(settings, &server);
-    match version(settings, &server) {
+pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<Registered> {
+    let server = server(settings, model)?;
+    let cache = Cache::of(settings, &server, model);
+    match version(model, &server) {
         Ok(version) => cache.complete(&server, version),
         Err(error) if is_passing(&error) => match cache.last() {
             Some(registered) => {
@@ -64,9 +56,9 @@ fn is_passing(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Failure>().is_some_and(Failure::is_transient)
 }
 
-fn server(settings: &Settings) -> Result<Server> {
+fn server(settings: &Settings, model: &str) -> Result<Server> {
     let uri = settings.tracking_uri.as_deref().with_context(|| {
-        format!("{} needs a server: set MLFLOW_TRACKING_URI or --tracking-uri", settings.model)
+        format!("{model} needs a server: set MLFLOW_TRACKING_URI or --tracking-uri")
     })?;
     Ok(Server::from_variables(uri, |name| std::env::var(name).ok())?)
 }
@@ -78,9 +70,9 @@ struct Cache {
 }
 
 impl Cache {
-    fn of(settings: &Settings, server: &Server) -> Self {
+    fn of(settings: &Settings, server: &Server, model: &str) -> Self {
         let folder = settings.model_cache.clone().unwrap_or_else(default_folder);
-        let name = sha256(format!("{} {}", server.uri(), settings.model).as_bytes());
+        let name = sha256(format!("{} {model}", server.uri()).as_bytes());
         let pointer = folder.join(format!("{name}.json"));
         Self { folder, pointer }
     }

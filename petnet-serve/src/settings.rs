@@ -1,5 +1,7 @@
 //! Every setting, as a flag and as an environment variable.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,14 +20,63 @@ Examples:
   PETNET_MODEL=model.safetensors PETNET_LOG_FORMAT=json petnet-serve
   curl -F file=@rex.jpg localhost:8000/predict";
 
+/// A model's address on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelAddress {
+    /// `pretrained`: the model that is part of the program.
+    Bundled,
+    /// A file; its name need not be UTF-8.
+    File(PathBuf),
+    /// `models:/NAME@ALIAS` and the like, in an MLflow registry.
+    Registered(String),
+}
+
+impl From<OsString> for ModelAddress {
+    fn from(address: OsString) -> Self {
+        match address.to_str() {
+            Some("pretrained") => Self::Bundled,
+            Some(name) if name.starts_with("models:/") => Self::Registered(name.into()),
+            Some(_) | None => Self::File(address.into()),
+        }
+    }
+}
+
+impl From<ModelAddress> for OsString {
+    fn from(address: ModelAddress) -> Self {
+        match address {
+            ModelAddress::Bundled => "pretrained".into(),
+            ModelAddress::File(path) => path.into(),
+            ModelAddress::Registered(name) => name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ModelAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bundled => f.write_str("pretrained"),
+            Self::File(path) => path.display().fmt(f),
+            Self::Registered(name) => f.write_str(name),
+        }
+    }
+}
+
+impl ModelAddress {
+    /// That of the variable which the reference system reads, or the bundled one.
+    fn fallback() -> Self {
+        std::env::var_os("MODEL_PATH").map_or(Self::Bundled, Self::from)
+    }
+}
+
 /// Serve an image classifier over HTTP.
 #[derive(Parser, Clone, Debug, Serialize)]
 #[command(version, about, after_help = EXAMPLES)]
 pub struct Settings {
     /// Model file, `pretrained` for the bundled one, or a registered model: models:/NAME@ALIAS,
     /// models:/NAME/STAGE or models:/NAME/VERSION [env: also MODEL_PATH]
-    #[arg(long, env = "PETNET_MODEL", default_value_t = fallback("MODEL_PATH", "pretrained"), help_heading = "Model")]
-    pub model: String,
+    #[arg(long, env = "PETNET_MODEL", default_value_os_t = ModelAddress::fallback(), help_heading = "Model")]
+    #[serde(serialize_with = "as_text")]
+    pub model: ModelAddress,
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, env = "PETNET_DEVICE", default_value = "cpu", help_heading = "Model")]
     #[serde(serialize_with = "as_text")]

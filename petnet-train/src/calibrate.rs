@@ -6,7 +6,7 @@ use anyhow::Result;
 use petnet::{Calibration, ClassSet, Classifier, Device, ModelInfo, Precision, Task};
 use serde_json::json;
 
-use crate::predict::open_checkpoint;
+use crate::model::ModelName;
 use crate::report::findings::Answers;
 use crate::{Output, fit, terminal};
 
@@ -19,7 +19,7 @@ use crate::{Output, fit, terminal};
 pub(crate) struct Calibrate {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long)]
-    model: String,
+    model: ModelName,
     /// Prepared folder, or a plain folder or zip per class (split 9 to 1)
     #[arg(long, default_value = "data/processed")]
     data: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) struct Calibrate {
 impl Calibrate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let checkpoint = open_checkpoint(&self.model)?;
+        let checkpoint = self.model.checkpoint()?;
         let multi_label = !checkpoint.info().task.is_single_label();
         let (train, valid) = fit::open(&self.data, Some(multi_label))?;
         let labels = checkpoint.info().labels.clone();

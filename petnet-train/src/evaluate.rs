@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::MlflowConfig;
+use crate::model::ModelName;
 use crate::ood::{OtherFigures, OtherImages};
-use crate::predict::{model_bytes, open_model};
 use crate::report::files;
 use crate::report::findings::{Answers, Findings, Subject};
 use crate::tracking::{self, Run, Tracker, Tracking};
@@ -28,7 +28,7 @@ const REFERENCE: f64 = 0.92;
 pub(crate) struct Evaluate {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
-    model: String,
+    model: ModelName,
     /// Prepared folder, or a plain folder or zip with one sub-folder per class
     #[arg(long, default_value = "data/processed")]
     data: PathBuf,
@@ -86,7 +86,7 @@ enum Split {
 impl Evaluate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let classifier = open_model(&self.model, self.device)?.with_mirrors(self.tta);
+        let classifier = self.model.open(self.device)?.with_mirrors(self.tta);
         let (dataset, source) = self.open_data(!classifier.info().task.is_single_label())?;
         let dataset = dataset.with_labels(classifier.labels())?;
         let bar = terminal::bar(dataset.len() as u64, "evaluating", output);
@@ -97,7 +97,7 @@ impl Evaluate {
             Subject { classifier: &classifier, dataset: &dataset, source, others: &others };
         let source = subject.source.clone();
         let findings = Findings::of(subject, &answers)?;
-        let file = model_bytes(&self.model)?;
+        let file = self.model.bytes()?;
         let cost = cost(&classifier, file.len());
         let mut figures = self.figures(classifier.info(), &findings, &cost);
         figures["data"] = json!({ "source": source, "digest": dataset.digest() });
@@ -138,7 +138,7 @@ impl Evaluate {
         let mut figures = findings.figures.clone();
         figures["classes"] = json!(info.labels);
         figures["model"] = json!({
-            "file": self.model,
+            "file": self.model.to_string(),
             "architecture": info.graph.name(),
             "petnet_version": info.petnet_version,
             "training_data": info.data_digest,

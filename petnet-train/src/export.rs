@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use petnet::{Checkpoint, Precision, onnx, write_atomically};
 
 use crate::config::ConfigError;
-use crate::predict::open_checkpoint;
+use crate::model::ModelName;
 use crate::{Output, terminal};
 
 /// Write a model in another form: smaller, or for other programs.
@@ -24,7 +24,7 @@ Examples:
 pub(crate) struct Export {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long)]
-    model: String,
+    model: ModelName,
     /// File to write
     #[arg(long)]
     out: PathBuf,
@@ -57,7 +57,7 @@ impl Export {
         if format != Format::Safetensors && self.precision.is_some() {
             return Err(ConfigError("--precision is for safetensors alone".into()).into());
         }
-        let checkpoint = open_checkpoint(&self.model)?;
+        let checkpoint = self.model.checkpoint()?;
         self.write(&checkpoint, format)?;
         let bytes = std::fs::metadata(&self.out)?.len();
         if output.json {

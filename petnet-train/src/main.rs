@@ -13,6 +13,7 @@ mod fit;
 mod import;
 mod lr_find;
 mod metrics;
+mod model;
 mod ood;
 mod predict;
 mod prepare;

@@ -1,13 +1,11 @@
 //! `register`: a model under a name on the server, where services find it.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result, bail};
 use petnet::Checkpoint;
 use petnet::mlflow::{DIGEST_TAG, Failure, ModelUri, ModelVersion, Server, Which};
 use serde_json::{Value, json};
 
-use crate::predict::model_bytes;
+use crate::model::ModelName;
 use crate::tracking::{self, Run, Tracking};
 use crate::{Output, terminal};
 
@@ -25,7 +23,7 @@ pub(crate) struct Register {
     run: Option<String>,
     /// A model file, or `pretrained`
     #[arg(long)]
-    model: Option<String>,
+    model: Option<ModelName>,
     /// Name of the registered model
     #[arg(long, default_value = "CatsDogsClassifier")]
     name: String,
@@ -103,11 +101,13 @@ impl Register {
         match (&self.run, &self.model) {
             (Some(id), _) => tracking.store.run(id),
             (None, model) => {
-                let name = model.as_deref().unwrap_or("pretrained");
-                let bytes = model_bytes(name)?;
+                let model = model.as_ref().unwrap_or(&ModelName::Bundled);
+                let bytes = model.bytes()?;
                 let checkpoint = Checkpoint::from_bytes(&bytes)?;
-                let stem = PathBuf::from(name);
-                let stem = stem.file_stem().unwrap_or_default().to_string_lossy();
+                let stem = match model {
+                    ModelName::Bundled => "pretrained".into(),
+                    ModelName::File(path) => path.file_stem().unwrap_or_default().to_string_lossy(),
+                };
                 tracking.run_with_model(&bytes, checkpoint.info(), &format!("register {stem}"))
             }
         }

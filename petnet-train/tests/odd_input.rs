@@ -128,3 +128,20 @@ fn labels_from_tables_and_names_and_marks_of_byte_order() {
     let marked = ["lr-find", "--config", "marked.yaml", "--data", "raw", "--out", "curve.png"];
     succeed(folder, &marked);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_models_name_need_not_be_utf_8() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let root = raw_pictures();
+    let folder = root.path();
+    let name = OsStr::from_bytes(b"caf\xe9.safetensors");
+    fs::write(folder.join(name), petnet::Checkpoint::pretrained_bytes()).unwrap();
+    let mut command = petnet(folder, &["evaluate", "--data", "raw", "--json", "--model"]);
+    let output = command.arg(name).env("MLFLOW_TRACKING_URI", "off").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(figures["num_samples"], 60);
+}

@@ -135,6 +135,27 @@ fn labels_come_from_tables_and_names() {
 }
 
 #[test]
+fn labels_elsewhere_keep_the_splits_of_folders() {
+    let root = tempdir().unwrap();
+    let photos = root.path().join("photos");
+    let mut table = String::from("path,label\n");
+    for (folder, numbers) in [("train", 0..6), ("valid", 6..8), ("test", 8..10)] {
+        fs::create_dir_all(photos.join(folder)).unwrap();
+        for number in numbers {
+            let class = number % 2;
+            drawn(class, number).save(photos.join(format!("{folder}/{number}.png"))).unwrap();
+            table += &format!("{number}.png,{}\n", ["cat", "dog"][class]);
+        }
+    }
+    let path = root.path().join("elsewhere.csv");
+    fs::write(&path, table).unwrap();
+    let labels = Labels::read(&path, LabelOptions::default()).unwrap();
+    let dataset = Reading { labels, ..Reading::default() }.open(&photos).unwrap();
+    let counts = Split::ALL.map(|split| counts(&dataset, split));
+    assert_eq!(counts, [vec![3, 3], vec![1, 1], vec![1, 1]]);
+}
+
+#[test]
 fn content_decides_and_everything_left_out_is_counted() {
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["cat", "dog"], 3);

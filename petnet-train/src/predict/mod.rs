@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use petnet::{Checkpoint, Classifier, Device, Prediction};
+use petnet::{Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, Form};
 use self::listing::{Done, Found, Listing, Shard};
@@ -27,6 +27,7 @@ use self::pipeline::{Lanes, Row};
 use self::rows::Model;
 pub(crate) use self::source::{copy_bucket, images_below, is_bucket};
 use crate::config::ConfigError;
+use crate::model::ModelName;
 use crate::{Output, terminal};
 
 /// From here on, a speed says something.
@@ -55,7 +56,7 @@ GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME, ...):
 pub(crate) struct Predict {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
-    model: String,
+    model: ModelName,
     /// Photos, folders, globs in quotes, .tar or .zip archives, s3://, gs:// or az:// prefixes
     #[arg(required = true, value_name = "INPUT")]
     inputs: Vec<PathBuf>,
@@ -117,8 +118,8 @@ impl Predict {
             asked => asked.unwrap_or(Format::Text),
         };
         let form = self.embeddings.as_deref().map(Form::of_file).transpose()?;
-        let classifier = open_model(&self.model, self.device)?;
-        let model = Model::new(&classifier, &petnet::sha256(&model_bytes(&self.model)?));
+        let classifier = self.model.open(self.device)?;
+        let model = Model::new(&classifier, &petnet::sha256(&self.model.bytes()?));
         let file = self
             .embeddings
             .as_deref()
@@ -167,10 +168,10 @@ impl Predict {
         };
         let form = self.embeddings.as_deref().map(Form::of_parts).transpose()?;
         self.inputs.iter().try_for_each(|input| source::require(input))?;
-        let classifier = open_model(&self.model, self.device)?;
+        let classifier = self.model.open(self.device)?;
         let record = Record {
             inputs: self.inputs.iter().map(|input| input.display().to_string()).collect(),
-            model_sha256: petnet::sha256(&model_bytes(&self.model)?),
+            model_sha256: petnet::sha256(&self.model.bytes()?),
             format: format.ending().into(),
             shards: self.shard.count,
             part_size: self.part_size,
@@ -302,25 +303,4 @@ fn report(progress: &Progress, speed: Option<f64>, output: Output) -> Result<()>
     let speed = speed.map_or("; was complete".into(), |speed| format!("; {speed:.1} photos/s"));
     say!("{photos} photos in {parts} parts{failed}{speed}");
     Ok(())
-}
-
-/// Opens a model file, or the bundled model by the name `pretrained`.
-pub(crate) fn open_model(name: &str, device: Device) -> Result<Classifier> {
-    Ok(Classifier::new(open_checkpoint(name)?, device)?)
-}
-
-/// Reads a model file, or the bundled model by the name `pretrained`.
-pub(crate) fn open_checkpoint(name: &str) -> Result<Checkpoint> {
-    match name {
-        "pretrained" => Ok(Checkpoint::pretrained()?),
-        path => Ok(Checkpoint::load(path)?),
-    }
-}
-
-/// A model's file as it lies there.
-pub(crate) fn model_bytes(name: &str) -> Result<Vec<u8>> {
-    match name {
-        "pretrained" => Ok(Checkpoint::pretrained_bytes().to_vec()),
-        path => std::fs::read(path).with_context(|| path.to_string()),
-    }
 }

@@ -12,7 +12,7 @@ use petnet::review::{LabelSuspect, Review as Findings, Suspect};
 use petnet::{Classifier, Dataset, Device};
 use serde_json::json;
 
-use crate::predict::open_model;
+use crate::model::ModelName;
 use crate::{Output, report, terminal};
 use corrections::Corrections;
 use page::{Card, List, Page};
@@ -31,7 +31,7 @@ pub(crate) struct Review {
     data: PathBuf,
     /// Model whose features photos are compared by, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
-    model: String,
+    model: ModelName,
     /// Folder to write
     #[arg(long, default_value = "review")]
     out: PathBuf,
@@ -49,7 +49,7 @@ pub(crate) struct Review {
 impl Review {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let classifier = open_model(&self.model, self.device)?.with_mirrors(true);
+        let classifier = self.model.open(self.device)?.with_mirrors(true);
         let counter = terminal::counter("reading photos", output);
         let dataset = Dataset::open(&self.data)?;
         counter.finish_and_clear();

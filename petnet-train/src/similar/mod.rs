@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use self::page::{Page, Shown};
 use self::update::Updated;
 use crate::config::ConfigError;
-use crate::predict::{model_bytes, open_model};
+use crate::model::ModelName;
 use crate::report::files;
 use crate::{Output, terminal};
 
@@ -49,7 +49,7 @@ pub(crate) struct Similar {
     photos: Vec<PathBuf>,
     /// Model file, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
-    model: String,
+    model: ModelName,
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, default_value = "cpu")]
     device: Device,
@@ -104,8 +104,8 @@ impl Similar {
             let text = "nothing to do: name a PHOTO, or --photos DIR, or --duplicates";
             return Err(ConfigError(text.into()).into());
         }
-        let model_sha256 = petnet::sha256(&model_bytes(&self.model)?);
-        let classifier = open_model(&self.model, self.device)?;
+        let model_sha256 = petnet::sha256(&self.model.bytes()?);
+        let classifier = self.model.open(self.device)?;
         let mut images = self.open(&classifier, &model_sha256)?;
         let updated = match self.photos.as_slice() {
             [] => None,
@@ -196,7 +196,7 @@ impl Similar {
         let (threshold, count) = (self.threshold, images.images().len());
         Page {
             images: count,
-            model: self.model.clone(),
+            model: self.model.to_string(),
             threshold,
             queries: queries.iter().map(|query| Shown::query(query, threshold)).collect(),
             duplicates: duplicates.map(page::pairs),
