@@ -229,6 +229,15 @@ impl Watcher {
 }
 
 impl Observer for Watcher {
+    fn warm_up(&mut self) {
+        self.bar.set_prefix("compiling and choosing GPU kernels");
+        tracing::info!("compiling and choosing GPU kernels; they are kept for the next training");
+    }
+
+    fn warmed_up(&mut self, seconds: f64) {
+        tracing::info!(seconds, "GPU kernels are ready");
+    }
+
     fn step(&mut self, report: &StepReport) {
         if let Some(tracker) = &mut self.tracker {
             tracker.step(report);

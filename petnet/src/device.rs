@@ -128,6 +128,7 @@ fn open_wgpu(index: Option<usize>) -> Result<burn::tensor::Device> {
     if let Some(device) = opened.get(&index) {
         return Ok(device.clone());
     }
+    keep_kernels();
     let kind = index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu);
     let device = Device::wgpu_options().device_kind(kind).init().map_err(|e| {
         Error::Device(format!(
@@ -136,6 +137,23 @@ fn open_wgpu(index: Option<usize>) -> Result<burn::tensor::Device> {
     })?;
     opened.insert(index, device.clone());
     Ok(device)
+}
+
+/// Keeps compiled kernels, beside the choices among them that burn keeps by itself, in the user's cache folder: `cubecl` in
+/// `$XDG_CACHE_HOME` or its like. A `cubecl.toml` may name another folder.
+#[cfg(feature = "wgpu")]
+fn keep_kernels() {
+    use burn::cubecl::config::cache::CacheConfig;
+    use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
+
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    if let CacheConfig::Target = config.environment.path {
+        // By default it would be the folder `target` of whichever project the program is started in.
+        config.environment.path = CacheConfig::Global;
+    }
+    // An application that has set its own keeps it.
+    let _ = CubeClRuntimeConfig::try_set(config);
 }
 
 #[cfg(all(feature = "burn", not(feature = "wgpu")))]

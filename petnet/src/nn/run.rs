@@ -96,9 +96,47 @@ pub(crate) fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outp
 
 /// `[n, size, size, 3]` bytes -> `[n, 3, size, size]` floats of 0 to 255 on the device.
 pub(crate) fn to_tensor(bytes: Vec<u8>, size: usize, device: &burn::tensor::Device) -> Tensor<4> {
-    let count = bytes.len() / (size * size * 3);
-    let data = TensorData::new(bytes, [count, size, size, 3]).convert::<f32>();
+    let shape = [bytes.len() / (size * size * 3), size, size, 3];
+    #[cfg(feature = "wgpu")]
+    if is_gpu(device) {
+        return unpacked(bytes, shape, device).permute([0, 3, 1, 2]);
+    }
+    let data = TensorData::new(bytes, shape).convert::<f32>();
     Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
+}
+
+/// True for a device whose memory is not the host's.
+#[cfg(feature = "wgpu")]
+fn is_gpu(device: &burn::tensor::Device) -> bool {
+    #[cfg(feature = "flex")]
+    if *device == burn::tensor::Device::flex() {
+        return false;
+    }
+    #[cfg(feature = "ndarray")]
+    #[expect(deprecated, reason = "kept selectable for comparison; flex is the default")]
+    if *device == burn::tensor::Device::ndarray() {
+        return false;
+    }
+    true
+}
+
+/// Bytes as floats. They go to the device four in an integer, a quarter of what floats would take, and are told apart there:
+/// not every GPU has integers of eight bits.
+#[cfg(feature = "wgpu")]
+fn unpacked(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::Device) -> Tensor<4> {
+    use burn::tensor::Int;
+
+    let count = bytes.len();
+    bytes.resize(count.next_multiple_of(4), 0);
+    let words: Vec<i32> =
+        bytes.as_chunks::<4>().0.iter().map(|four| i32::from_le_bytes(*four)).collect();
+    let words = Tensor::<1, Int>::from_ints(words.as_slice(), device); // [n / 4]
+    let byte = |place: i32| {
+        // The sign is shifted in from the left, and masked away.
+        words.clone().bitwise_right_shift_scalar(8 * place).bitwise_and_scalar(255).float()
+    };
+    let bytes: Tensor<2> = Tensor::stack((0..4).map(byte).collect(), 1); // [n / 4, 4]
+    bytes.reshape([-1]).slice(0..count).reshape(shape)
 }
 
 /// A tensor's values, in order.

@@ -1,4 +1,5 @@
-//! Gradient clipping by the norm over all parameters together, as PyTorch's `clip_grad_norm_`.
+//! Gradient clipping by the norm over all parameters together, as PyTorch's `clip_grad_norm_`. The norm stays on the device:
+//! reading it would have a GPU wait.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
@@ -8,40 +9,43 @@ use crate::nn::Network;
 
 /// Scales all gradients so that their common L2 norm is at most `limit`.
 pub(super) fn clip(gradients: GradientsParams, model: &Network, limit: f64) -> GradientsParams {
-    let mut norm = Norm { gradients: &gradients, squares: 0.0 };
+    let mut norm = Norm { gradients: &gradients, squares: Vec::new() };
     model.visit(&mut norm);
-    let total = norm.squares.sqrt();
-    if !total.is_finite() || total <= limit {
+    if norm.squares.is_empty() {
         return gradients;
     }
-    let mut scale = Scale { gradients, factor: limit / (total + 1e-6) };
+    let total = Tensor::cat(norm.squares, 0).sum().sqrt(); // [1]
+    let factor = ((total + 1e-6).recip() * limit).clamp_max(1.0); // [1]
+    let mut scale = Scale { gradients, factor };
     model.visit(&mut scale);
     scale.gradients
 }
 
 struct Norm<'a> {
     gradients: &'a GradientsParams,
-    squares: f64,
+    /// `[1]` a parameter.
+    squares: Vec<Tensor<1>>,
 }
 
 impl ModuleVisitor for Norm<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            let squares = (gradient.clone() * gradient).sum().into_scalar::<f32>();
-            self.squares += f64::from(squares);
+            self.squares.push((gradient.clone() * gradient).sum());
         }
     }
 }
 
 struct Scale {
     gradients: GradientsParams,
-    factor: f64,
+    /// `[1]`
+    factor: Tensor<1>,
 }
 
 impl ModuleVisitor for Scale {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-            self.gradients.register::<D>(param.id, gradient * self.factor);
+            let factor = self.factor.clone().reshape([1; D]);
+            self.gradients.register::<D>(param.id, gradient * factor);
         }
     }
 }

@@ -8,11 +8,12 @@ use burn::tensor::{Device, Tensor};
 use serde_json::json;
 
 use super::figures::Figures;
-use super::loss::{Loss, is_right};
+use super::loss::{Loss, Outcome};
 use super::precise_bn::precise_bn;
-use super::setup::{EVALUATION_BATCH, describe, optimizer, settings};
+use super::setup::{EVALUATION_BATCH, describe, identity, optimizer, settings};
 use super::start::Given;
 use super::state::{Progress, State};
+use super::tally::Tally;
 use super::teacher::Teacher;
 use super::trunk::Trunk;
 use super::{EpochReport, Fitted, Freeze, Observer, StepReport, Trainer, clip, ema};
@@ -21,7 +22,7 @@ use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::loader::{Batch, Loader, LoaderSettings};
-use crate::nn::run::{answers, outputs, rows, to_tensor};
+use crate::nn::run::{rows, to_tensor};
 use crate::nn::{Network, weights};
 use crate::weights::Weights;
 
@@ -33,6 +34,9 @@ pub(super) struct Fit<'a> {
     train: Loader,
     valid: Loader,
     loss: Loss,
+    tally: Tally,
+    /// Photos a second at the last read of the tally, and the time of it.
+    pace: (f64, Instant),
     state: State,
     best: Option<Checkpoint>,
     clock: Instant,
@@ -67,6 +71,8 @@ impl<'a> Fit<'a> {
             train: Loader::new(train, settings(trainer, true, trainer.size_in(0))),
             valid: Loader::new(valid, settings(trainer, false, trainer.judged_in(0))),
             loss: Loss::new(trainer, train, &device),
+            tally: Tally::new(&plain),
+            pace: (0.0, Instant::now()),
             device,
             state: State { model, average, optimizer, progress },
             best: None,
@@ -90,6 +96,7 @@ impl<'a> Fit<'a> {
     }
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Fitted> {
+        self.warm_up(observer)?;
         while self.state.progress.epoch < self.trainer.epochs && !self.stalled() {
             self.resize()?;
             self.train_epoch(observer)?;
@@ -109,6 +116,31 @@ impl<'a> Fit<'a> {
             false => Ok(model),
         });
         Ok(Fitted { best: best?, last: last?, history: self.state.progress.history })
+    }
+
+    /// On a GPU, runs the first step once without keeping what it gives, so that kernels are compiled and chosen before the
+    /// clock starts.
+    fn warm_up(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let began = Instant::now();
+        self.resize()?;
+        let Progress { epoch, step, .. } = self.state.progress;
+        let size = self.train.size();
+        let first =
+            if self.tally.is_on_host() { None } else { self.train.epoch(epoch, step).next() };
+        let Some(batch) = first.transpose()? else { return Ok(()) };
+        observer.warm_up();
+        let features = self.features(batch.images, size); // [n, width]
+        let logits = self.state.model.classify(features); // [n, classes]
+        let Outcome { loss, right } = self.loss.forward(logits, &batch.targets, batch.kept);
+        let gradients = GradientsParams::from_grads(loss.backward(), &self.state.model);
+        let mut optimizer = self.state.optimizer.clone();
+        let model = optimizer.step(0.0, self.state.model.clone(), gradients);
+        drop(model);
+        self.tally.add((epoch, step), batch.targets.len(), [loss.inner(), right]);
+        self.tally.read()?;
+        observer.warmed_up(began.elapsed().as_secs_f64());
+        (self.clock, self.pace.1) = (Instant::now(), Instant::now());
+        Ok(())
     }
 
     /// The last weights with batch-norm statistics of whole photos; the best, if they are.
@@ -191,7 +223,7 @@ impl<'a> Fit<'a> {
             let batch = batch?;
             // One way into the pool, not one for each of a step's operations: threads are slow to wake.
             rayon::scope(|_| self.step(batch, rate))?;
-            observer.step(&self.report(rate, began));
+            observer.step(&self.report(rate));
             let step = self.state.progress.step;
             let due = self.trainer.save_every > 0 && step.is_multiple_of(self.trainer.save_every);
             let stop = observer.stop() && step < steps;
@@ -214,9 +246,9 @@ impl<'a> Fit<'a> {
         loop {
             for batch in self.train.epoch(self.state.progress.epoch, 0) {
                 let Some(rate) = rates.next() else { return Ok(()) };
-                let began = Instant::now();
-                let loss = self.step(batch?, rate)?;
-                if !seen(loss, &self.report(rate, began)) {
+                self.step(batch?, rate)?;
+                let loss = self.read()?;
+                if !seen(loss, &self.report(rate)) {
                     return Ok(());
                 }
             }
@@ -224,22 +256,22 @@ impl<'a> Fit<'a> {
         }
     }
 
-    fn report(&self, learning_rate: f64, began: Instant) -> StepReport {
+    fn report(&self, learning_rate: f64) -> StepReport {
         let progress = &self.state.progress;
         StepReport {
             epoch: progress.epoch + 1,
             step: progress.step,
             steps: self.train.steps(),
-            loss: progress.loss_sum / progress.seen as f64,
-            accuracy: progress.right as f64 / progress.seen as f64,
+            loss: progress.loss_sum / progress.seen.max(1) as f64,
+            accuracy: progress.right as f64 / progress.seen.max(1) as f64,
             learning_rate,
-            images_per_second: self.trainer.batch_size as f64 / began.elapsed().as_secs_f64(),
+            images_per_second: self.pace.0,
             waited: progress.waited,
         }
     }
 
-    /// One step; returns its loss.
-    fn step(&mut self, batch: Batch, rate: f64) -> Result<f32> {
+    /// One step.
+    fn step(&mut self, batch: Batch, rate: f64) -> Result<()> {
         let Progress { epoch, step, updates, .. } = self.state.progress;
         // Dropout draws from the device's generator: seeded by place, it needs no saved state.
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
@@ -251,14 +283,12 @@ impl<'a> Fit<'a> {
             teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain)).transpose()?;
         let features = self.features(batch.images, size); // [n, width]
         let logits = self.state.model.classify(features.clone()); // [n, classes]
-        let mut loss = self.loss.forward(logits.clone(), &batch.targets, batch.kept); // [1]
+        let Outcome { mut loss, right } =
+            self.loss.forward(logits.clone(), &batch.targets, batch.kept);
         if let Some((teacher, taught)) = teacher.zip(taught) {
-            loss = teacher.loss(loss, [logits.clone(), features], taught.map(Tensor::from_inner));
+            loss = teacher.loss(loss, [logits, features], taught.map(Tensor::from_inner));
         }
-        let value = loss.clone().into_scalar::<f32>();
-        if !value.is_finite() {
-            return Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: value });
-        }
+        self.tally.add((epoch, step), photos, [loss.clone().inner(), right]);
         let mut gradients = GradientsParams::from_grads(loss.backward(), &self.state.model);
         if self.trainer.grad_clip > 0.0 {
             gradients = clip::clip(gradients, &self.state.model, self.trainer.grad_clip);
@@ -270,15 +300,29 @@ impl<'a> Fit<'a> {
             self.state.average =
                 Some(ema::update(average, &model, self.trainer.ema_decay, updates));
         }
-        let rows = rows(logits.inner())?;
         let progress = &mut self.state.progress;
-        progress.loss_sum += f64::from(value) * photos as f64;
-        progress.right +=
-            rows.iter().zip(&batch.targets).filter(|(row, t)| is_right(row, t)).count();
-        progress.seen += photos;
         progress.step += 1;
         progress.updates += 1;
-        Ok(value)
+        let first = progress.seen == 0;
+        if first || self.tally.is_full() {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    /// Adds the figures of all steps since the last read; returns the last one's loss, 0 where there are none.
+    fn read(&mut self) -> Result<f32> {
+        let steps = self.tally.read()?;
+        let progress = &mut self.state.progress;
+        for figures in &steps {
+            progress.loss_sum += f64::from(figures.loss) * figures.photos as f64;
+            progress.right += figures.right;
+            progress.seen += figures.photos;
+        }
+        let Some(last) = steps.last() else { return Ok(0.0) };
+        let photos: usize = steps.iter().map(|figures| figures.photos).sum();
+        self.pace = (photos as f64 / self.pace.1.elapsed().as_secs_f64(), Instant::now());
+        Ok(last.loss)
     }
 
     /// `[n, size, size, 3]` bytes -> the means of the last feature maps, `[n, width]`. Frozen layers are run as in
@@ -307,6 +351,7 @@ impl<'a> Fit<'a> {
     }
 
     fn finish_epoch(&mut self) -> Result<EpochReport> {
+        self.read()?;
         let metrics = self.validate()?;
         let learning_rate = self.learning_rate();
         let score = metrics.score(self.trainer.monitor);
@@ -352,15 +397,16 @@ impl<'a> Fit<'a> {
         let (mut probabilities, mut truth) = (Vec::new(), Vec::new());
         for batch in self.valid.epoch(0, 0) {
             let batch = batch?;
-            let answers = match blocks {
-                0 => outputs(&network, to_tensor(batch.images, size, &device)),
+            let features = match blocks {
+                0 => network.features(to_tensor(batch.images, size, &device)),
                 _ => {
                     let maps = self.trunk.maps(&network, (batch.images, size), &device);
-                    answers(&network, network.features_after(maps, blocks))
+                    network.features_after(maps, blocks)
                 }
-            }?;
+            }; // [n, width]
+            let logits = rows(network.classify(features))?;
             let task = &self.info.task;
-            probabilities.extend(answers.iter().map(|o| task.probabilities(&o.logits, 1.0)));
+            probabilities.extend(logits.iter().map(|logits| task.probabilities(logits, 1.0)));
             truth.extend(batch.targets);
         }
         Ok(Figures::compute(&self.info.task, &probabilities, &truth))
@@ -386,6 +432,8 @@ impl<'a> Fit<'a> {
     }
 
     fn save_state(&mut self) -> Result<()> {
+        // A state must not be kept whose loss was no number.
+        self.read()?;
         self.state.progress.seconds = self.seconds();
         self.clock = Instant::now();
         match &self.trainer.out {
@@ -436,20 +484,4 @@ fn begin(
         false => given.model,
     };
     Ok(Beginning { model, trunk: Trunk::new(blocks, start, on_cpu), source })
-}
-
-/// The settings that a resumed training must share with the one that was stopped.
-fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
-    let mut identity = info.settings.clone();
-    if let Some(map) = identity.as_object_mut() {
-        // Threads and cache change no result.
-        map.remove("workers");
-        map.remove("cache_mb");
-        // Batch-norm statistics are re-estimated after the last epoch and change none.
-        map.remove("precise_bn_images");
-        map.insert("multi label".into(), json!(valid.is_multi_label()));
-        map.insert("training data".into(), json!(info.data_digest));
-        map.insert("validation data".into(), json!(valid.digest()));
-    }
-    identity
 }

@@ -1,19 +1,26 @@
-//! The loss, and when an answer is right: for one class an image, or any number of them.
+//! The loss, and which answers are right: for one class an image, or any number of them.
 
 use burn::nn::loss::{
     BinaryCrossEntropyLoss, BinaryCrossEntropyLossConfig, CrossEntropyLoss, CrossEntropyLossConfig,
 };
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use super::Trainer;
 use super::setup::class_weights;
 use crate::dataset::{Dataset, Target};
-use crate::metrics::argmax;
 
 /// Cross entropy over classes that exclude each other, or binary cross entropy of each class.
 pub(super) enum Loss {
     SingleLabel(CrossEntropyLoss),
     MultiLabel(BinaryCrossEntropyLoss),
+}
+
+/// What a batch gave, on the device: `[1]` each.
+pub(super) struct Outcome {
+    /// Mean loss of an image.
+    pub(super) loss: Tensor<1>,
+    /// Number of images whose logits name the class, or exactly the classes: those whose sigmoid is at least one half.
+    pub(super) right: Tensor<1>,
 }
 
 impl Loss {
@@ -29,51 +36,44 @@ impl Loss {
         }
     }
 
-    /// Mean loss `[1]` of logits `[n, classes]`; of mixed pictures, each photo's by its share, see
-    /// [`Batch::kept`](crate::loader::Batch::kept).
-    pub(super) fn forward(&self, logits: Tensor<2>, targets: &[Target], kept: f32) -> Tensor<1> {
-        let own = self.unmixed(logits.clone(), targets.iter());
-        if kept >= 1.0 {
-            return own;
-        }
-        let other = self.unmixed(logits, targets.iter().rev());
-        own * kept + other * (1.0 - kept)
-    }
-
-    fn unmixed<'a>(
-        &self,
-        logits: Tensor<2>,
-        targets: impl Iterator<Item = &'a Target>,
-    ) -> Tensor<1> {
-        let (device, [_, classes]) = (logits.device(), logits.dims());
+    /// Judges logits `[n, classes]`. Of mixed pictures, each photo's loss counts by its share, see
+    /// [`Batch::kept`](crate::loader::Batch::kept), and the answer is right that names the larger one's classes.
+    pub(super) fn forward(&self, logits: Tensor<2>, targets: &[Target], kept: f32) -> Outcome {
+        let (device, [count, classes]) = (logits.device(), logits.dims());
         match self {
             Self::SingleLabel(loss) => {
                 let targets: Vec<i32> =
-                    targets.flat_map(|target| target.class()).map(|class| class as i32).collect();
-                let targets = Tensor::<1, Int>::from_ints(targets.as_slice(), &device);
-                loss.forward(logits, targets)
+                    targets.iter().flat_map(Target::class).map(|class| class as i32).collect();
+                let targets = Tensor::<1, Int>::from_ints(targets.as_slice(), &device); // [n]
+                let of = |targets| loss.forward(logits.clone(), targets);
+                let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
+                let said = logits.clone().inner().argmax(1).squeeze_dim::<1>(1); // [n]
+                Outcome { loss: mean, right: count_of(said.equal(targets.inner())) }
             }
             Self::MultiLabel(loss) => {
-                let row = |target: &Target| {
-                    let mut row = vec![0_i32; classes];
+                let mut values = vec![0_i32; count * classes];
+                for (row, target) in values.chunks_exact_mut(classes).zip(targets) {
                     target.classes().iter().for_each(|class| row[*class] = 1);
-                    row
-                };
-                let rows: Vec<Vec<i32>> = targets.map(row).collect();
-                let data = TensorData::new(rows.concat(), [rows.len(), classes]);
-                loss.forward(logits, Tensor::<2, Int>::from_data(data, &device)) // [1]
+                }
+                let targets = TensorData::new(values, [count, classes]);
+                let targets = Tensor::<2, Int>::from_data(targets, &device); // [n, classes]
+                let of = |targets| loss.forward(logits.clone(), targets);
+                let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
+                let said = logits.clone().inner().greater_equal_elem(0.0).int(); // [n, classes]
+                let wrong = said.not_equal(targets.inner()).int().sum_dim(1); // [n, 1]
+                let right = wrong.squeeze_dim::<1>(1).equal_elem(0); // [n]
+                Outcome { loss: mean, right: count_of(right) }
             }
         }
     }
 }
 
-/// True where logits name the class, or exactly the classes: those whose sigmoid is at least one half.
-pub(super) fn is_right(logits: &[f32], target: &Target) -> bool {
-    match target {
-        Target::Class(class) => argmax(logits) == *class,
-        Target::Classes(classes) => {
-            let mut said = logits.iter().enumerate().map(|(class, logit)| (class, *logit >= 0.0));
-            said.all(|(class, said)| said == classes.contains(&class))
-        }
-    }
+/// The losses of both photos of mixed pictures, by their shares.
+fn mixed(own: Tensor<1>, kept: f32, other: impl FnOnce() -> Tensor<1>) -> Tensor<1> {
+    if kept >= 1.0 { own } else { own * kept + other() * (1.0 - kept) }
+}
+
+/// `[n]` -> `[1]`
+fn count_of(right: Tensor<1, Bool>) -> Tensor<1> {
+    right.int().sum().float()
 }

@@ -5,6 +5,8 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, SgdConfig};
 
+use serde_json::json;
+
 use super::{Optimizer, Trainer};
 use crate::augment::Augment;
 use crate::checkpoint::ModelInfo;
@@ -80,4 +82,20 @@ pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
             all.with_group(plain, sgd.with_weight_decay(None).build(), None)
         }
     }
+}
+
+/// The settings that a resumed training must share with the one that was stopped.
+pub(super) fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
+    let mut identity = info.settings.clone();
+    if let Some(map) = identity.as_object_mut() {
+        // Threads and cache change no result.
+        map.remove("workers");
+        map.remove("cache_mb");
+        // Batch-norm statistics are re-estimated after the last epoch and change none.
+        map.remove("precise_bn_images");
+        map.insert("multi label".into(), json!(valid.is_multi_label()));
+        map.insert("training data".into(), json!(info.data_digest));
+        map.insert("validation data".into(), json!(valid.digest()));
+    }
+    identity
 }

@@ -1,0 +1,107 @@
+//! Losses and right answers of the last steps. On a GPU they stay there until those of several steps are read together: a
+//! read waits for all work that was queued before it, and the GPU has nothing to do until more is queued.
+
+use burn::tensor::{Device, Tensor};
+
+use crate::error::{Error, Result};
+
+/// Steps whose figures are read together on a GPU.
+const TOGETHER: usize = 16;
+
+/// Figures of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct StepFigures {
+    /// Both from 0.
+    pub(super) epoch: usize,
+    pub(super) step: usize,
+    pub(super) photos: usize,
+    pub(super) loss: f32,
+    /// Photos that were answered without a fault.
+    pub(super) right: usize,
+}
+
+/// Figures that were not read yet.
+pub(super) struct Tally {
+    together: usize,
+    /// Loss is zero until it is read, and so are right answers.
+    steps: Vec<StepFigures>,
+    /// `[2]` a step: loss and right answers.
+    values: Vec<Tensor<1>>,
+}
+
+impl Tally {
+    pub(super) fn new(device: &Device) -> Self {
+        let together = if *device == Device::flex() { 1 } else { TOGETHER };
+        Self { together, steps: Vec::new(), values: Vec::new() }
+    }
+
+    /// Takes the loss `[1]` and the number of right answers `[1]` of a step, on a device that follows no gradients.
+    pub(super) fn add(
+        &mut self,
+        (epoch, step): (usize, usize),
+        photos: usize,
+        [loss, right]: [Tensor<1>; 2],
+    ) {
+        self.steps.push(StepFigures { epoch, step, photos, loss: 0.0, right: 0 });
+        self.values.push(Tensor::cat(vec![loss, right], 0));
+    }
+
+    /// True on a device that is the host itself.
+    pub(super) fn is_on_host(&self) -> bool {
+        self.together == 1
+    }
+
+    /// True when so many steps were taken that they should be read.
+    pub(super) fn is_full(&self) -> bool {
+        self.steps.len() >= self.together
+    }
+
+    /// The figures of all steps since the last read.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device fails, [`Error::Diverged`] for the first loss that is no number.
+    pub(super) fn read(&mut self) -> Result<Vec<StepFigures>> {
+        let mut steps = std::mem::take(&mut self.steps);
+        if steps.is_empty() {
+            return Ok(steps);
+        }
+        let values = Tensor::cat(std::mem::take(&mut self.values), 0); // [2 steps]
+        let values = values.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
+        let values =
+            values.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))?;
+        for (figures, pair) in steps.iter_mut().zip(values.as_chunks::<2>().0) {
+            (figures.loss, figures.right) = (pair[0], pair[1] as usize);
+        }
+        match steps.iter().find(|figures| !figures.loss.is_finite()) {
+            Some(StepFigures { epoch, step, loss, .. }) => {
+                Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: *loss })
+            }
+            None => Ok(steps),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_in_order_and_a_loss_that_is_no_number_names_its_step() {
+        let device = Device::flex();
+        let one = |value: f32| Tensor::<1>::from_floats([value], &device);
+        let mut tally = Tally { together: 3, ..Tally::new(&device) };
+        assert_eq!(tally.read().unwrap(), []);
+        for step in 0..3 {
+            assert!(!tally.is_full());
+            tally.add((1, step), 8, [one(0.5 + step as f32), one(step as f32)]);
+        }
+        assert!(tally.is_full());
+        let read = tally.read().unwrap();
+        assert_eq!(read[2], StepFigures { epoch: 1, step: 2, photos: 8, loss: 2.5, right: 2 });
+        tally.add((1, 3), 8, [one(1.0), one(0.0)]);
+        tally.add((1, 4), 8, [one(f32::NAN), one(0.0)]);
+        let error = tally.read().unwrap_err();
+        assert!(matches!(error, Error::Diverged { epoch: 2, step: 5, .. }), "{error}");
+        assert_eq!(tally.read().unwrap(), [], "read once");
+    }
+}

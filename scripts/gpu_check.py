@@ -1,0 +1,73 @@
+"""Reads the logs of scripts/gpu-test.sh, and trains the same networks in PyTorch where it is installed."""
+import collections
+import re
+import sys
+import time
+from pathlib import Path
+
+
+def speed(title, log):
+    """Median of the images a second that a training logged, and the time until its kernels were ready."""
+    text = open(log).read()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    rates = sorted(float(rate) for rate in re.findall(r"images_per_second=([0-9.e+]+)", text) if float(rate) > 0)
+    ready = re.search(r"GPU kernels are ready seconds=([0-9.]+)", text)
+    rate = f"{rates[len(rates) // 2]:.0f} images/s" if rates else "no rate"
+    print(f"{title}: {rate}, kernels ready after {float(ready[1]):.1f} s" if ready else f"{title}: {rate}")
+
+
+def launches(name, log, file):
+    """Kernels launched for each step of a training's epoch, by name."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", open(log).read())
+    steps = max([int(step) for step in re.findall(r" step=(\d+)", text)] or [1])
+    kernels = collections.Counter()
+    for line in open(file, errors="replace"):
+        found = re.search(r"([A-Za-z_][\w:]*)(?:<|\s|$)", line.strip())
+        if found:
+            kernels[found[1].split("::")[-1]] += 1
+    total = sum(kernels.values())
+    print(f"{name}: {total} launches in {steps} steps and a validation, {total / steps:.0f} a step")
+    for kernel, count in kernels.most_common(15):
+        print(f"  {count / steps:8.1f}  {kernel}")
+
+
+def pytorch(name, size, batch, steps):
+    """Images a second of PyTorch in 32-bit floats on the same card, eager, on synthetic data."""
+    try:
+        import torch
+        from torch import nn
+    except ImportError:
+        print(f"{name}: PyTorch is not installed")
+        return
+    if not torch.cuda.is_available():
+        print(f"{name}: PyTorch sees no GPU")
+        return
+    size, batch, steps = int(size), int(batch), int(steps)
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benches/peers"))
+    import torch_twin
+
+    model = torch_twin.NETWORKS[name](size)
+    model = model.cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    images = torch.randint(0, 256, (batch, 3, size, size), device="cuda").float()
+    targets = torch.randint(0, 2, (batch,), device="cuda")
+    loss = nn.CrossEntropyLoss()
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(images), targets).backward()
+        optimizer.step()
+
+    for _ in range(20):
+        step()
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    print(f"{name}: PyTorch {torch.__version__} fp32 {batch * steps / (time.monotonic() - began):.0f} images/s")
+
+
+if __name__ == "__main__":
+    {"speed": speed, "launches": launches, "pytorch": pytorch}[sys.argv[1]](*sys.argv[2:])
