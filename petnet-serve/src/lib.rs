@@ -33,7 +33,7 @@ use anyhow::Result;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-pub use settings::{LogFormat, MetricsAddr, Settings};
+pub use settings::{LogFormat, MetricsAddr, ModelAddress, Settings};
 pub use telemetry::{Log, start_log};
 
 use app::{App, Phase};

@@ -61,6 +61,12 @@ impl fmt::Display for ModelAddress {
     }
 }
 
+impl Serialize for ModelAddress {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
 impl ModelAddress {
     /// That of the variable which the reference system reads, or the bundled one.
     fn fallback() -> Self {
@@ -75,7 +81,6 @@ pub struct Settings {
     /// Model file, `pretrained` for the bundled one, or a registered model: models:/NAME@ALIAS,
     /// models:/NAME/STAGE or models:/NAME/VERSION [env: also MODEL_PATH]
     #[arg(long, env = "PETNET_MODEL", default_value_os_t = ModelAddress::fallback(), help_heading = "Model")]
-    #[serde(serialize_with = "as_text")]
     pub model: ModelAddress,
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, env = "PETNET_DEVICE", default_value = "cpu", help_heading = "Model")]

@@ -222,6 +222,11 @@ fn cost(classifier: &Classifier, file_bytes: usize) -> Cost {
         flops: info.flops(),
         epochs: epochs.len(),
         minutes: epochs.last().and_then(minutes),
-        minutes_to_reference: epochs.iter().find(good).and_then(minutes),
+        // Of one label an image.
+        minutes_to_reference: epochs
+            .iter()
+            .find(good)
+            .filter(|_| info.task.is_single_label())
+            .and_then(minutes),
     }
 }

@@ -122,7 +122,11 @@ impl Download {
     fn of(address: &Path, out: &Path, output: Output) -> Result<Self> {
         let name = out.file_name().unwrap_or_default().to_string_lossy();
         let folder = out.with_file_name(format!(".{name}.{}.download", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
+        // What a killed run left is of another time.
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        std::fs::create_dir(&folder)?;
         // Dropped, and so removed, where copying fails.
         let mut download = Self { photos: folder.clone(), folder };
         let counter = terminal::counter("copying objects", output);

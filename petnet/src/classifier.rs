@@ -234,8 +234,8 @@ impl Classifier {
 }
 
 impl Classifier {
-    /// Index and name of the classes whose probability reaches their threshold, likeliest first.
-    fn reached(&self, probabilities: &[f32], thresholds: &[f32]) -> Vec<(usize, String)> {
+    /// Indices and names of the classes whose probability reaches their threshold, likeliest first.
+    fn reached(&self, probabilities: &[f32], thresholds: &[f32]) -> (Vec<usize>, Vec<String>) {
         let pairs = probabilities.iter().zip(thresholds);
         let mut classes: Vec<usize> = pairs
             .enumerate()
@@ -243,7 +243,8 @@ impl Classifier {
             .map(|(class, _)| class)
             .collect();
         classes.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
-        classes.into_iter().map(|class| (class, self.info.labels[class].clone())).collect()
+        let names = classes.iter().map(|class| self.info.labels[*class].clone()).collect();
+        (classes, names)
     }
 }
 

@@ -81,6 +81,13 @@ impl LabelEvaluation {
     pub fn metrics(&self) -> MultiLabelMetrics {
         MultiLabelMetrics::compute(&self.probabilities, &self.truth, &self.thresholds)
     }
+
+    /// Share of the images that are unsure because they are not like those of the training. All of them count in
+    /// [`LabelEvaluation::metrics`].
+    pub fn out_of_distribution(&self) -> f64 {
+        let unsure = |decision: &&Decision| **decision == Decision::OutOfDistribution;
+        self.decisions.iter().filter(unsure).count() as f64 / self.decisions.len().max(1) as f64
+    }
 }
 
 /// What a model that may be unsure answers.

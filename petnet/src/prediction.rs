@@ -90,8 +90,8 @@ pub struct Prediction {
     pub(crate) label: String,
     pub(crate) index: usize,
     pub(crate) probabilities: Vec<f32>,
-    /// Of a multi-label model, the classes that the image has, likeliest first: index and name.
-    pub(crate) classes: Option<Vec<(usize, String)>>,
+    /// Of a multi-label model, the classes that the image has, likeliest first: indices and names.
+    pub(crate) classes: Option<(Vec<usize>, Vec<String>)>,
     pub(crate) ood_score: Option<f32>,
     pub(crate) decision: Decision,
 }
@@ -137,15 +137,21 @@ impl Prediction {
     /// Of a multi-label model the classes that the image has, those whose probability reaches their threshold: names and
     /// probabilities, likeliest first, possibly none. `None` for a single-label model. See [`Task`](crate::Task).
     pub fn labels(&self) -> Option<Vec<(&str, f32)>> {
-        let classes = self.classes.as_ref()?.iter();
-        Some(classes.map(|(index, name)| (name.as_str(), self.probabilities[*index])).collect())
+        let (indices, names) = self.classes.as_ref()?;
+        let pairs = indices.iter().zip(names);
+        Some(pairs.map(|(index, name)| (name.as_str(), self.probabilities[*index])).collect())
+    }
+
+    /// The places of [`Prediction::labels`] among [`Classifier::labels`](crate::Classifier::labels), likeliest first.
+    pub fn indices(&self) -> Option<&[usize]> {
+        self.classes.as_ref().map(|(indices, _)| indices.as_slice())
     }
 
     /// The answer as tables of labels have it: the likeliest class, or of a multi-label model all classes that the image
     /// has, in the model's order, as in `cat|dog`; empty without any.
     pub fn label_text(&self) -> String {
-        let Some(classes) = &self.classes else { return self.label.clone() };
-        let mut classes: Vec<&(usize, String)> = classes.iter().collect();
+        let Some((indices, names)) = &self.classes else { return self.label.clone() };
+        let mut classes: Vec<(&usize, &String)> = indices.iter().zip(names).collect();
         classes.sort();
         classes.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join("|")
     }

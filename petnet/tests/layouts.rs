@@ -153,6 +153,22 @@ fn labels_elsewhere_keep_the_splits_of_folders() {
     let dataset = Reading { labels, ..Reading::default() }.open(&photos).unwrap();
     let counts = Split::ALL.map(|split| counts(&dataset, split));
     assert_eq!(counts, [vec![3, 3], vec![1, 1], vec![1, 1]]);
+    // One such folder alone says nothing.
+    for folder in ["valid", "test"] {
+        fs::remove_dir_all(photos.join(folder)).unwrap();
+    }
+    let labels = Labels::read(&path, LabelOptions::default()).unwrap();
+    let dataset = Reading { labels, ..Reading::default() }.open(&photos).unwrap();
+    assert!(dataset.samples().iter().all(|sample| sample.split.is_none()));
+}
+
+#[test]
+fn an_older_prepared_folder_says_what_to_do() {
+    let root = tempdir().unwrap();
+    fs::write(root.path().join("manifest.json"), r#"{"format": 2, "photos": [{"class": "cat"}]}"#)
+        .unwrap();
+    let error = Dataset::open(root.path()).unwrap_err().to_string();
+    assert!(error.contains("layout 2") && error.contains("prepare it again"), "{error}");
 }
 
 #[test]

@@ -163,6 +163,21 @@ fn prepared_folders_keep_all_labels_and_spread_images_without_any() {
 }
 
 #[test]
+fn rare_labels_leave_validation_and_test_their_share() {
+    let root = tempdir().unwrap();
+    fs::create_dir_all(root.path().join("images")).unwrap();
+    let mut table = String::from("path,labels\n");
+    for number in 0..60 {
+        marked(number % 8, number).save(root.path().join(format!("images/{number}.png"))).unwrap();
+        // Each of twenty labels has three images, and all share one.
+        table += &format!("images/{number}.png,all|rare{}\n", number / 3);
+    }
+    fs::write(root.path().join("labels.csv"), table).unwrap();
+    let parts = reading().open(root.path()).unwrap().split_three([0.8, 0.1, 0.1], 1).unwrap();
+    assert_eq!(parts.map(|part| part.len()), [48, 6, 6]);
+}
+
+#[test]
 fn what_takes_one_label_an_image_says_so() {
     let root = tempdir().unwrap();
     draw(root.path(), 16);
@@ -179,7 +194,14 @@ fn what_takes_one_label_an_image_says_so() {
     assert!(refused.contains("one label a photo"), "{refused}");
     let teacher =
         Distillation { teacher: "x".into(), temperature: 2.0, weight: 0.5, features: 0.0 };
-    let trainer = Trainer { distillation: Some(teacher), ..small() };
-    let refused = trainer.fit(&dataset, &dataset).unwrap_err().to_string();
-    assert!(refused.contains("distillation is not for multi-label"), "{refused}");
+    let taught = Trainer { distillation: Some(teacher), ..small() };
+    let balanced = Trainer { balanced: true, ..small() };
+    for (trainer, setting) in [(taught, "distillation"), (balanced, "balanced")] {
+        for error in [
+            trainer.fit(&dataset, &dataset).unwrap_err().to_string(),
+            trainer.find_rate(&dataset, 1e-4..1.0, 20, &mut ()).unwrap_err().to_string(),
+        ] {
+            assert!(error.contains(&format!("{setting} is not for multi-label")), "{error}");
+        }
+    }
 }

@@ -1,31 +1,38 @@
 //! How right the model was, over sliding windows.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use metrics::gauge;
 use petnet::metrics::{class_metrics, ece, reliability};
 use uuid::Uuid;
 
-use super::{Labelled, Names};
-use crate::model::CLASSES;
+use super::Labelled;
+use crate::model::{CLASSES, Model};
 
 /// Names of the windows and their milliseconds, the longest last.
 const WINDOWS: [(&str, u64); 3] = [("1h", 3_600_000), ("24h", 86_400_000), ("7d", 604_800_000)];
+
+/// A name as a number: the texts of labels may be as many as the subsets of the classes, and are not kept.
+fn number(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
 
 /// A label that was given, names as numbers.
 #[derive(Debug, Clone, Copy)]
 struct Judged {
     at: u64,
-    model: u32,
-    predicted: u32,
-    actual: u32,
+    model: u64,
+    predicted: u64,
+    actual: u64,
     confidence: f32,
 }
 
 /// Labels of the longest window.
 #[derive(Default)]
 pub(super) struct Judgements {
-    names: Names,
     given: HashMap<Uuid, Judged>,
 }
 
@@ -34,9 +41,9 @@ impl Judgements {
     pub(super) fn insert(&mut self, id: Uuid, labelled: &Labelled) {
         let judged = Judged {
             at: labelled.at,
-            model: self.names.number(&labelled.predicted.model),
-            predicted: self.names.number(&labelled.predicted.label),
-            actual: self.names.number(&labelled.actual),
+            model: number(&labelled.predicted.model),
+            predicted: number(&labelled.predicted.label),
+            actual: number(&labelled.actual),
             confidence: labelled.predicted.confidence,
         };
         self.given.insert(id, judged);
@@ -48,15 +55,22 @@ impl Judgements {
     }
 
     /// Sets the gauges of one model; what was not counted is left out.
-    pub(super) fn observe(&self, model: &str, labels: &[String], now: u64) {
-        let Some(model) = self.names.find(model) else { return };
+    pub(super) fn observe(&self, model: &Model, now: u64) {
+        let version = number(&model.version);
+        let labels = model.classifier.labels();
+        let single = model.classifier.info().task.is_single_label();
         let places = labels.iter().take(CLASSES).enumerate();
-        let places: HashMap<u32, usize> =
-            places.filter_map(|(place, label)| Some((self.names.find(label)?, place))).collect();
+        let places: HashMap<u64, usize> =
+            places.map(|(place, label)| (number(label), place)).collect();
         for (window, length) in WINDOWS {
             let recent = |judged: &&Judged| now.saturating_sub(judged.at) < length;
-            let given = self.given.values().filter(|judged| judged.model == model).filter(recent);
-            Figures::of(given, &places).observe(window, labels);
+            let given = self.given.values().filter(|judged| judged.model == version).filter(recent);
+            let figures = Figures::of(given, &places);
+            figures.observe(window);
+            // Of several labels an image, only whether all of them were right is known here.
+            if single {
+                figures.observe_classes(window, labels);
+            }
         }
     }
 }
@@ -69,9 +83,9 @@ struct Figures {
 }
 
 impl Figures {
-    fn of<'a>(given: impl Iterator<Item = &'a Judged>, places: &HashMap<u32, usize>) -> Self {
+    fn of<'a>(given: impl Iterator<Item = &'a Judged>, places: &HashMap<u64, usize>) -> Self {
         let mut confusion = vec![vec![0; CLASSES + 1]; CLASSES + 1];
-        let place = |name: u32| places.get(&name).copied().unwrap_or(CLASSES);
+        let place = |name: u64| places.get(&name).copied().unwrap_or(CLASSES);
         let answers = given.map(|judged| {
             confusion[place(judged.actual)][place(judged.predicted)] += 1;
             (judged.confidence, judged.actual == judged.predicted)
@@ -80,7 +94,7 @@ impl Figures {
         Self { confusion, answers }
     }
 
-    fn observe(&self, window: &'static str, labels: &[String]) {
+    fn observe(&self, window: &'static str) {
         let photos = self.answers.len();
         if photos == 0 {
             return;
@@ -88,6 +102,12 @@ impl Figures {
         let right = self.answers.iter().filter(|(_, right)| *right).count();
         gauge!("feedback_photos", "window" => window).set(photos as f64);
         gauge!("model_accuracy", "window" => window).set(right as f64 / photos as f64);
+    }
+
+    fn observe_classes(&self, window: &'static str, labels: &[String]) {
+        if self.answers.is_empty() {
+            return;
+        }
         let error = ece(&reliability(self.answers.iter().copied()));
         gauge!("model_calibration_error", "window" => window).set(error);
         for (class, label) in labels.iter().enumerate().take(CLASSES) {

@@ -4,7 +4,6 @@ mod figures;
 mod store;
 mod table;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -183,7 +182,7 @@ impl Feedback {
         let Some(model) = model else { return };
         let mut judgements = self.judgements.lock().unwrap_or_else(PoisonError::into_inner);
         judgements.forget(now());
-        judgements.observe(&model.version, model.classifier.labels(), now());
+        judgements.observe(model, now());
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -218,23 +217,4 @@ fn report(recovery: &Recovery) {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     since.as_millis() as u64
-}
-
-/// Names as small numbers.
-#[derive(Default)]
-struct Names(HashMap<String, u32>);
-
-impl Names {
-    fn number(&mut self, name: &str) -> u32 {
-        if let Some(number) = self.0.get(name) {
-            return *number;
-        }
-        let number = self.0.len() as u32;
-        self.0.insert(name.into(), number);
-        number
-    }
-
-    fn find(&self, name: &str) -> Option<u32> {
-        self.0.get(name).copied()
-    }
 }

@@ -27,7 +27,8 @@ const MOST_ERRORS: usize = 1000;
 /// A prediction, as it was answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Predicted {
-    /// Of the likeliest class.
+    /// The likeliest class, or of a multi-label model all of the image's, see
+    /// [`Prediction::label_text`](petnet::Prediction::label_text).
     pub(crate) label: String,
     pub(crate) confidence: f32,
     /// [`Model::version`](crate::model::Model).

@@ -24,6 +24,8 @@ const MOST_GIVEN: usize = 1000;
 const MOST_TAKEN: usize = 5000;
 /// Most bytes that a label takes in memory and as a line together.
 const LABEL: usize = 1024;
+/// Longest text of a label in bytes: a line has two of them.
+pub(super) const LONGEST: usize = 400;
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -108,6 +110,9 @@ async fn take(
 /// model does not know.
 fn known_label(model: &Model, given: &str) -> Option<String> {
     let labels = model.classifier.labels();
+    if given.len() > LONGEST {
+        return None;
+    }
     match &model.classifier.info().task {
         Task::SingleLabel => labels.iter().find(|label| *label == given).cloned(),
         Task::MultiLabel { .. } => {

@@ -11,6 +11,7 @@ use petnet::{Decision, Prediction};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::feedback::LONGEST;
 use super::{Reply, json as json_reply, new_id};
 use crate::app::App;
 use crate::batcher::{Answer, Classified};
@@ -109,15 +110,25 @@ pub(super) fn remember(
     (prediction, photo): (&Prediction, &Photo),
 ) {
     let class = model.class(prediction.index());
-    counter!("prediction_requests_total", "class_predicted" => class.clone()).increment(1);
-    counter!("api_predictions_total", "class" => class.clone()).increment(1);
+    let answered = match prediction.indices() {
+        None => vec![class.clone()],
+        Some([]) => vec!["none".into()],
+        Some(indices) => indices.iter().map(|index| model.class(*index)).collect(),
+    };
+    for class in answered {
+        counter!("prediction_requests_total", "class_predicted" => class.clone()).increment(1);
+        counter!("api_predictions_total", "class" => class).increment(1);
+    }
     histogram!("model_prediction_confidence", "class" => class).record(prediction.confidence());
     let decision = prediction.decision().name();
     counter!("prediction_decisions_total", "decision" => decision).increment(1);
     app.drift.push(model, DriftSample::of(prediction, &photo.statistics));
-    if let (Some(feedback), Some(sha256)) = (&app.feedback, &photo.sha256) {
+    let label = prediction.label_text();
+    // A text of so many labels takes no feedback: a label of that length is refused as well.
+    let kept = app.feedback.as_ref().filter(|_| label.len() <= LONGEST);
+    if let (Some(feedback), Some(sha256)) = (kept, &photo.sha256) {
         let predicted = Predicted {
-            label: prediction.label_text(),
+            label,
             confidence: prediction.confidence(),
             model: model.version.clone(),
             sha256: sha256.clone(),

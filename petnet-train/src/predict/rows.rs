@@ -108,7 +108,7 @@ fn json_line(row: &Row, model: &Model) -> String {
                 pairs.map(|(label, p)| (label, (*p).into())).collect();
             let mut value = serde_json::json!({
                 "path": row.path,
-                "label": guess.label(),
+                "label": guess.label_text(),
                 "confidence": guess.confidence(),
                 "decision": guess.decision(),
                 "ood_score": guess.ood_score(),

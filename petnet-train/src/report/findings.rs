@@ -40,7 +40,9 @@ impl Answers {
     pub(crate) fn figures(&self) -> Result<Value> {
         Ok(match self {
             Self::SingleLabel(evaluation) => serde_json::to_value(evaluation.metrics())?,
-            Self::MultiLabel(evaluation) => serde_json::to_value(evaluation.metrics())?,
+            Self::MultiLabel(evaluation) => {
+                with_refused(&evaluation.metrics(), evaluation.out_of_distribution())?
+            }
         })
     }
 
@@ -61,7 +63,7 @@ impl Answers {
     }
 }
 
-/// What was evaluated.
+/// A model, and the data set that it was evaluated on.
 pub(crate) struct Subject<'a> {
     pub(crate) classifier: &'a Classifier,
     pub(crate) dataset: &'a Dataset,
@@ -123,13 +125,14 @@ impl Findings {
         let metrics = evaluation.metrics();
         let report = LabelReport { subject, evaluation, metrics: &metrics };
         let mistakes = report.worst_mistakes()?;
+        let unsure = evaluation.out_of_distribution();
         let labels = report.subject.classifier.labels();
         Ok(Self {
             page: report.html(&mistakes)?,
             mistakes,
-            figures: serde_json::to_value(&metrics)?,
-            tracked: labels_tracked(&metrics),
-            lines: labels_lines(&metrics, labels),
+            figures: with_refused(&metrics, unsure)?,
+            tracked: labels_tracked(&metrics, unsure),
+            lines: labels_lines(&metrics, unsure, labels),
             confusion_matrix: None,
         })
     }
@@ -180,7 +183,7 @@ fn tracked(metrics: &Metrics, coverage: Coverage) -> Vec<(String, f64)> {
 /// Longest list of classes in a terminal.
 const LISTED: usize = 40;
 
-fn labels_lines(metrics: &MultiLabelMetrics, labels: &[String]) -> Vec<String> {
+fn labels_lines(metrics: &MultiLabelMetrics, unsure: f64, labels: &[String]) -> Vec<String> {
     let area = |area: Option<f64>| area.map_or("-".into(), percent);
     let mut lines = vec![
         format!("images     {}", metrics.num_samples),
@@ -189,6 +192,7 @@ fn labels_lines(metrics: &MultiLabelMetrics, labels: &[String]) -> Vec<String> {
         format!("macro F1   {}", percent(metrics.macro_f1)),
         format!("all right  {} of the images", percent(metrics.exact_match)),
         format!("log loss   {:.4}", metrics.log_loss),
+        format!("unsure     {} out of distribution", percent(unsure)),
     ];
     let width = labels.iter().map(String::len).max().unwrap_or(0);
     let own = metrics.per_class.iter().zip(labels).take(LISTED);
@@ -207,14 +211,21 @@ fn labels_lines(metrics: &MultiLabelMetrics, labels: &[String]) -> Vec<String> {
     lines
 }
 
-fn labels_tracked(metrics: &MultiLabelMetrics) -> Vec<(String, f64)> {
+fn labels_tracked(metrics: &MultiLabelMetrics, unsure: f64) -> Vec<(String, f64)> {
     let values = [
         ("mean_average_precision", metrics.mean_average_precision),
         ("micro_f1", Some(metrics.micro_f1)),
         ("macro_f1", Some(metrics.macro_f1)),
         ("exact_match", Some(metrics.exact_match)),
         ("log_loss", Some(metrics.log_loss)),
+        ("out_of_distribution", Some(unsure)),
         ("photos", Some(metrics.num_samples as f64)),
     ];
     values.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect()
+}
+
+fn with_refused(metrics: &MultiLabelMetrics, unsure: f64) -> Result<Value> {
+    let mut figures = serde_json::to_value(metrics)?;
+    figures["out_of_distribution"] = json!(unsure);
+    Ok(figures)
 }

@@ -48,6 +48,8 @@ impl LabelReport<'_> {
             "parameters": self.subject.classifier.parameters(),
             "source": self.subject.source,
             "metrics": self.metrics,
+            "unsure": self.evaluation.out_of_distribution(),
+            "drawn": CURVES.min(info.labels.len()),
             "training": training,
             "precision_recall": charts::precision_recall(&self.curves())?,
             "others": others,
@@ -72,7 +74,7 @@ impl LabelReport<'_> {
     pub(super) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
         let LabelEvaluation { probabilities, truth, .. } = self.evaluation;
         let own = &self.metrics.per_class;
-        // Of each photo the class that is furthest on the wrong side of its threshold.
+        // Of each photo the wrong class of the most certain answer.
         let worst = |(photo, row): (usize, &Vec<f32>)| {
             let wrong = row.iter().enumerate().filter_map(|(class, probability)| {
                 let (has, said) =

@@ -1,20 +1,31 @@
 //! The page on this machine, which takes decisions.
 
-use std::io::Read as _;
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tiny_http::{Header, Method, Request, Response, Server};
+use tokio::net::TcpListener;
 
 use super::corrections::{Action, Correction, Corrections};
 use super::page::Page;
 
-/// Requests that are answered at once: a browser asks for many photos.
-const THREADS: usize = 4;
 /// Most bytes of a decision.
-const MOST: u64 = 4096;
+const MOST: usize = 4096;
+/// Pause after a connection that could not be taken: it may be the limit of open files.
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Deserialize)]
 struct Decision {
@@ -24,68 +35,86 @@ struct Decision {
     label: Option<String>,
 }
 
-type Reply = Response<std::io::Cursor<Vec<u8>>>;
+type Reply = Response<Full<Bytes>>;
 
 /// Serves until the process ends.
 pub(super) fn serve(address: SocketAddr, page: &Page, corrections: Corrections) -> Result<()> {
-    let server = Server::http(address).map_err(|e| anyhow!("--serve {address}: {e}"))?;
-    let html = page.html(false)?;
-    let corrections = Mutex::new(corrections);
-    say!("http://{}  (Ctrl-C ends it)", server.server_addr());
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                for mut request in server.incoming_requests() {
-                    let reply = answer(&mut request, page, &html, &corrections);
-                    let reply = reply.unwrap_or_else(|error| {
-                        Response::from_string(format!("{error:#}\n")).with_status_code(400)
-                    });
-                    // A browser that has gone needs no answer.
-                    let _ = request.respond(reply);
-                }
-            });
-        }
-    });
-    Ok(())
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let html = Bytes::from(page.html(false)?);
+    let site = Site { page, html, corrections: RefCell::new(corrections) };
+    runtime.block_on(site.run(address))
 }
 
-fn answer(
-    request: &mut Request,
-    page: &Page,
-    html: &str,
-    corrections: &Mutex<Corrections>,
-) -> Result<Reply> {
-    let corrections = || corrections.lock().map_err(|_| anyhow!("an earlier decision failed"));
-    // Another site's page must not decide: browsers name where a request comes from.
-    let mut headers = request.headers().iter();
-    let site = headers.find(|header| header.field.equiv("Sec-Fetch-Site"));
-    if site.is_some_and(|site| !["same-origin", "none"].contains(&site.value.as_str())) {
-        return Err(anyhow!("only this page may ask"));
-    }
-    let url = request.url().to_string();
-    match (request.method(), url.as_str()) {
-        (Method::Get, "/") => Ok(typed("text/html; charset=utf-8", html.as_bytes().to_vec())),
-        (Method::Get, "/corrections") => {
-            let all: Vec<Correction> = corrections()?.all().cloned().collect();
-            Ok(typed("application/json", serde_json::to_vec(&all)?))
-        }
-        (Method::Post, "/decide") => {
-            let mut body = String::new();
-            request.as_reader().take(MOST).read_to_string(&mut body)?;
-            let decision: Decision = serde_json::from_str(&body)?;
-            let correction = correction(page, &decision)?;
-            corrections()?.decide(&decision.sha256, correction)?;
-            Ok(typed("application/json", b"{}".to_vec()))
-        }
-        (Method::Get, photo) => {
-            let number = photo.strip_prefix("/photo/").and_then(|number| number.parse().ok());
-            let number = number.filter(|number: &usize| *number < page.dataset.len());
-            match number {
-                Some(number) => Ok(typed("image/jpeg", page.picture(number)?)),
-                None => Ok(Response::from_string("no such page\n").with_status_code(404)),
+/// All that is served. One thread serves it: a photo takes milliseconds.
+struct Site<'a> {
+    page: &'a Page<'a>,
+    html: Bytes,
+    corrections: RefCell<Corrections>,
+}
+
+impl Site<'_> {
+    async fn run(&self, address: SocketAddr) -> Result<()> {
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("--serve {address}"))?;
+        say!("http://{}  (Ctrl-C ends it)", listener.local_addr()?);
+        let mut connections = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let service = service_fn(|request| self.answer(request));
+                        let stream = TokioIo::new(stream);
+                        connections.push(http1::Builder::new().serve_connection(stream, service));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection was not taken");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                },
+                // A browser that has gone needs no answer.
+                Some(_) = connections.next(), if !connections.is_empty() => {}
             }
         }
-        _ => Ok(Response::from_string("no such page\n").with_status_code(405)),
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Reply, Infallible> {
+        Ok(self
+            .reply(request)
+            .await
+            .unwrap_or_else(|error| plain(StatusCode::BAD_REQUEST, format!("{error:#}\n"))))
+    }
+
+    async fn reply(&self, request: Request<Incoming>) -> Result<Reply> {
+        // Another site's page must not decide: browsers name where a request comes from.
+        let site = request.headers().get("sec-fetch-site");
+        if site.is_some_and(|site| site != "same-origin" && site != "none") {
+            return Err(anyhow!("only this page may ask"));
+        }
+        let path = request.uri().path().to_string();
+        match (request.method(), path.as_str()) {
+            (&Method::GET, "/") => Ok(typed("text/html; charset=utf-8", self.html.clone())),
+            (&Method::GET, "/corrections") => {
+                let corrections = self.corrections.borrow();
+                let all: Vec<&Correction> = corrections.all().collect();
+                Ok(typed("application/json", serde_json::to_vec(&all)?.into()))
+            }
+            (&Method::POST, "/decide") => {
+                let body = Limited::new(request.into_body(), MOST).collect().await;
+                let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
+                let decision: Decision = serde_json::from_slice(&body)?;
+                let correction = correction(self.page, &decision)?;
+                self.corrections.borrow_mut().decide(&decision.sha256, correction)?;
+                Ok(typed("application/json", Bytes::from_static(b"{}")))
+            }
+            (&Method::GET, photo) => {
+                let number = photo.strip_prefix("/photo/").and_then(|number| number.parse().ok());
+                match number.filter(|number: &usize| *number < self.page.dataset.len()) {
+                    Some(number) => Ok(typed("image/jpeg", self.page.picture(number)?.into())),
+                    None => Ok(plain(StatusCode::NOT_FOUND, "no such page\n".into())),
+                }
+            }
+            _ => Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "no such page\n".into())),
+        }
     }
 }
 
@@ -105,10 +134,14 @@ fn correction(page: &Page, decision: &Decision) -> Result<Option<Correction>> {
     Ok(Some(Correction { sha256: sha256.clone(), path, label, action }))
 }
 
-fn typed(kind: &str, body: Vec<u8>) -> Reply {
-    let reply = Response::from_data(body);
-    match Header::from_bytes("content-type", kind) {
-        Ok(header) => reply.with_header(header),
-        Err(()) => reply,
-    }
+fn typed(kind: &'static str, body: Bytes) -> Reply {
+    let mut reply = Response::new(Full::new(body));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply
+}
+
+fn plain(status: StatusCode, text: String) -> Reply {
+    let mut reply = typed("text/plain; charset=utf-8", text.into());
+    *reply.status_mut() = status;
+    reply
 }

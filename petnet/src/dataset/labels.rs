@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 const PHOTO: [&str; 9] =
     ["path", "file_name", "filename", "file", "image_path", "image", "name", "image_id", "id"];
 /// Names of the column or key of the class.
-const CLASS: [&str; 9] =
-    ["label", "labels", "class", "classes", "category", "target", "tags", "species", "breed"];
+const CLASS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
+/// More of them for several classes an image.
+const CLASSES: [&str; 3] = ["labels", "classes", "tags"];
 /// Names of the column or key of the split.
 const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
 /// Stands between the classes of one image.
@@ -33,7 +34,7 @@ pub struct Label {
     pub before_folder: bool,
 }
 
-/// How labels are read.
+/// Settings of reading labels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LabelOptions {
     /// Set for labels that were given to the service without an API key to go before folders as well.
@@ -144,7 +145,11 @@ impl Labels {
             names.sort_unstable();
             names.join(", ")
         };
-        let text = find(&CLASS)
+        // A list of classes goes before the one that may stand beside it.
+        let several = find(&CLASSES).filter(|_| options.multi_label);
+        let text = several
+            .or_else(|| find(&CLASS))
+            .or_else(|| find(&CLASSES))
             .ok_or_else(|| format!("no column `label` or `class` among: {}", columns()))?;
         let classes = classes(text, options.multi_label)?;
         let split = match find(&SPLIT).filter(|split| !split.is_empty()) {
@@ -307,6 +312,10 @@ mod tests {
         let labels = Labels::parse(Path::new("l.jsonl"), text.as_bytes(), options).unwrap();
         assert_eq!(labels.of_path("1.jpg").unwrap().classes, ["cat", "dog"]);
         assert_eq!(labels.of_path("2.jpg").unwrap().classes.len(), 0);
+        let text = "image,tags,breed\n1.jpg,indoor|cute,pug\n";
+        assert_eq!(parsed("l.csv", text).unwrap().of_path("1.jpg").unwrap().classes, ["pug"]);
+        let labels = Labels::parse(Path::new("l.csv"), text.as_bytes(), options).unwrap();
+        assert_eq!(labels.of_path("1.jpg").unwrap().classes, ["indoor", "cute"]);
         for text in ["path,label\n1.jpg,cat||dog\n", "path,label\n1.jpg,cat|../dog\n"] {
             assert!(Labels::parse(Path::new("l.csv"), text.as_bytes(), options).is_err(), "{text}");
         }

@@ -179,12 +179,17 @@ impl Parts {
     pub(super) fn places(&self, found: &Found) -> Vec<Place> {
         let class = |name: Option<&String>| name.map(|name| vec![name.clone()]);
         let split = |name: Option<&String>| name.and_then(|name| Split::of_folder(name));
+        let splits: BTreeSet<Split> = self.folders.iter().filter_map(|f| split_of(f)).collect();
+        let several = splits.len() > 1;
         let place = |folders: &Vec<String>| match found {
             Found::SplitsAbove => Some((class(folders.get(1))?, split(folders.first()))),
             Found::SplitsBelow => Some((class(folders.first())?, split(folders.get(1)))),
             Found::Folders => Some((class(folders.first())?, None)),
-            // Folders may still tell the split.
-            Found::Labels => Some((vec![UNLABELLED.into()], split_of(folders))),
+            // Folders may still tell the split; one alone says nothing.
+            Found::Labels => {
+                let split = split_of(folders).filter(|_| several);
+                Some((vec![UNLABELLED.into()], split))
+            }
             Found::Tables(_) | Found::Pattern | Found::Prepared => None,
         };
         self.folders.iter().map(place).collect()

@@ -207,7 +207,8 @@ impl Dataset {
         Ok((train, val))
     }
 
-    /// Training, validation and test parts with these shares of each class. The outcome depends
+    /// Training, validation and test parts with these shares of each class; of multi-label data, with about these shares of
+    /// the images and of each class that is not too rare. The outcome depends
     /// on the files' contents and the seed, not on their order, names or the machine.
     ///
     /// # Errors
@@ -306,13 +307,19 @@ impl Dataset {
         let none = counts.len();
         let is_none = |sample: &&Sample| sample.target.classes().is_empty();
         counts.push(self.samples.iter().filter(is_none).count());
+        let of = |count: usize, share: f64| (count as f64 * share).round() as usize;
         let mut room = [Split::Test, Split::Val].map(|split| {
             let share = shares[split as usize];
-            (split, counts.iter().map(|c| (*c as f64 * share).round() as usize).collect::<Vec<_>>())
+            // Several classes of an image must not fail for one that is too rare to be divided: the images are counted, too.
+            let rare = |room: usize| if self.multi_label && room == 0 { usize::MAX } else { room };
+            let classes = counts.iter().map(|count| rare(of(*count, share)));
+            let images = if self.multi_label { of(self.samples.len(), share) } else { usize::MAX };
+            (split, classes.chain([images]).collect::<Vec<_>>())
         });
         let mut assigned = vec![Split::Train; self.samples.len()];
         for (_, members) in shuffled {
-            let mut wanted = vec![0; counts.len()];
+            let mut wanted = vec![0; counts.len() + 1];
+            wanted[counts.len()] = members.len();
             for member in &members {
                 match self.samples[*member].target.classes() {
                     [] => wanted[none] += 1,

@@ -180,6 +180,10 @@ impl Prepare {
         }
         let dataset = dataset?;
         let parts = dataset.parts(self.shares, self.seed)?;
+        if parts[0].is_empty() {
+            let raw = raw.display();
+            return Err(Error::Dataset(format!("{raw}: no photo is left for training")));
+        }
         let manifest = self.manifest(&dataset, &parts);
         for photo in &manifest.photos {
             let (from, to) = (
@@ -299,25 +303,35 @@ fn notes_of_splits(dataset: &Dataset, parts: &[Dataset; 3]) -> Vec<String> {
 pub(super) fn open(folder: &Path) -> Result<Dataset> {
     let path = folder.join(Manifest::FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let manifest: Manifest = serde_json::from_str(&text)
-        .map_err(|e| Error::Dataset(format!("{}: {e}", path.display())))?;
-    if manifest.format != FORMAT {
-        let reason =
-            format!("layout {}, this petnet reads {FORMAT}: prepare it again", manifest.format);
+    /// Read first: another layout need not have the same fields.
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let unreadable = |e| Error::Dataset(format!("{}: {e}", path.display()));
+    let Version { format } = serde_json::from_str(&text).map_err(unreadable)?;
+    if format != FORMAT {
+        let reason = format!("layout {format}, this petnet reads {FORMAT}: prepare it again");
         return Err(Error::Dataset(format!("{}: {reason}", path.display())));
     }
+    let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
     let number = |class: &str| manifest.classes.iter().position(|known| known == class);
     let samples = manifest.photos.iter().map(|photo| {
         let names = photo.classes.iter();
         let classes: Option<Vec<usize>> = names.clone().map(|class| number(class)).collect();
         let target = match (classes, manifest.multi_label) {
-            (Some(classes), true) => Some(Target::Classes(classes)),
-            (Some(classes), false) => classes.first().copied().map(Target::Class),
-            (None, _) => None,
+            (Some(classes), true) => {
+                let distinct: BTreeSet<usize> = classes.into_iter().collect();
+                Some(Target::Classes(distinct.into_iter().collect()))
+            }
+            (Some(classes), false) if classes.len() == 1 => Some(Target::Class(classes[0])),
+            (Some(_), false) | (None, _) => None,
         };
         let target = target.ok_or_else(|| {
             let (path, photo) = (path.display(), &photo.path);
-            Error::Dataset(format!("{path}: a class of `{photo}` is not listed"))
+            Error::Dataset(format!(
+                "{path}: the classes of `{photo}` are not those of the data set"
+            ))
         })?;
         // A manifest may come from anywhere; a path that leads out of its folder is not followed.
         let inside = contained(&photo.path)

@@ -143,7 +143,8 @@ impl Reading {
     /// out and why, [`Dataset::left_out`], [`Dataset::rejects`] and [`Dataset::notes`] say.
     ///
     /// # Errors
-    /// [`Error::Io`] when the path cannot be read; [`Error::Dataset`] when it holds fewer than two classes, a class
+    /// [`Error::Io`] when the path cannot be read; [`Error::Dataset`] when it holds fewer than two classes (one, of
+    /// multi-label data), a class
     /// without a readable photo, or folders that can be taken in two ways.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Dataset> {
         self.scan(path.as_ref(), SIDE, |_, _| Ok(()))
@@ -339,7 +340,7 @@ fn least_classes(multi_label: bool) -> usize {
 
 fn number_of_classes(places: &[Place]) -> usize {
     let names = places.iter().flatten().flat_map(|(classes, _)| classes);
-    names.map(|name| key(name)).collect::<BTreeSet<_>>().len()
+    names.filter(|name| *name != UNLABELLED).map(|name| key(name)).collect::<BTreeSet<_>>().len()
 }
 
 /// Images are known by their bytes; a name that ends like an image's is believed until then.

@@ -67,7 +67,8 @@ impl Counts {
 impl MultiLabelMetrics {
     /// Judges probabilities (a row an image, a column a class) by the classes that each image has, at a threshold a class.
     ///
-    /// Rows and `truth` must pair up; what is left over on either side is not counted.
+    /// Rows and `truth` must pair up; what is left over on either side is not counted. Rows have as many columns as there are
+    /// thresholds.
     pub fn compute(probabilities: &[Vec<f32>], truth: &[Vec<usize>], thresholds: &[f32]) -> Self {
         let classes = thresholds.len();
         let mut counts = vec![Counts::default(); classes];
@@ -121,7 +122,8 @@ impl MultiLabelMetrics {
 /// Probabilities of one class, and which images have it.
 fn column(probabilities: &[Vec<f32>], truth: &[Vec<usize>], class: usize) -> (Vec<f32>, Vec<bool>) {
     let rows = probabilities.iter().zip(truth);
-    rows.map(|(row, truth)| (row[class], truth.contains(&class))).unzip()
+    let cell = |row: &Vec<f32>| row.get(class).copied().unwrap_or(0.0);
+    rows.map(|(row, truth)| (cell(row), truth.contains(&class))).unzip()
 }
 
 /// Points (recall, precision), recall rising, for scores of one class; empty where no image has it.

@@ -63,6 +63,7 @@ impl Trainer {
                 "a rate test needs 0 < lowest < highest and at least 20 steps".into(),
             ));
         }
+        self.refuse_for_several(train)?;
         let trainer = Self { out: None, ..self.clone() };
         let graph = trainer.architecture.graph(train.classes().len())?;
         let given = trainer.given(&graph, train.classes())?;

@@ -356,9 +356,7 @@ impl Trainer {
             let reason = "one of training and validation is multi-label";
             return Err(Error::Dataset(reason.into()));
         }
-        if train.is_multi_label() && self.distillation.is_some() {
-            return Err(Error::Config("distillation is not for multi-label data".into()));
-        }
+        self.refuse_for_several(train)?;
         let graph = self.architecture.graph(train.classes().len())?;
         let given = self.given(&graph, train.classes())?;
         match given.map(|given| (self.frozen(&graph, train.len()), given)) {
@@ -408,6 +406,17 @@ impl Trainer {
         let size = self.size_in(epoch);
         let last = size == self.size_in(self.epochs.saturating_sub(1));
         if last { self.preprocess.size } else { size }
+    }
+
+    /// Settings that are for one class an image alone.
+    fn refuse_for_several(&self, train: &Dataset) -> Result<()> {
+        let refused = |what| Err(Error::Config(format!("{what} is not for multi-label data")));
+        match train.is_multi_label() {
+            true if self.distillation.is_some() => refused("distillation"),
+            // Each class has a loss of its own already.
+            true if self.balanced => refused("balanced"),
+            true | false => Ok(()),
+        }
     }
 
     fn validate(&self) -> Result<()> {

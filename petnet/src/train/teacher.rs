@@ -73,6 +73,10 @@ impl Teacher {
         let path = &settings.teacher;
         let model = Checkpoint::load(path)?.without_source()?;
         let info = model.info();
+        if !info.task.is_single_label() {
+            let path = path.display();
+            return Err(Error::Config(format!("teacher {path} is a multi-label model")));
+        }
         if info.labels != classes {
             let path = path.display();
             return Err(Error::Config(format!("teacher {path} has other classes than the data")));

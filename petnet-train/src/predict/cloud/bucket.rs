@@ -143,7 +143,9 @@ impl Bucket {
         if Kind::of(key).is_some() {
             let file = to.join(key.rsplit('/').next().unwrap_or(key));
             let meta = self.runtime.block_on(self.store.head(&Path::parse(key)?))?;
-            self.runtime.block_on(self.fetch(&meta.location, &file))?;
+            if !self.runtime.block_on(self.fetch(&meta.location, &file))? {
+                bail!("it was deleted after it was listed");
+            }
             each(meta.size);
             return Ok(file);
         }
@@ -151,6 +153,14 @@ impl Bucket {
         let mut found = false;
         self.each(key, |meta| {
             let inside = meta.location.as_ref().strip_prefix(prefix.as_ref()).unwrap_or_default();
+            // Consoles make empty objects for folders.
+            if meta.size == 0 {
+                return Ok(());
+            }
+            if let Err(reason) = refuse_large(meta.size) {
+                tracing::warn!(key = %meta.location, "left out: {reason}");
+                return Ok(());
+            }
             let Some(path) = entry_path(inside) else {
                 tracing::warn!(key = %meta.location, "left out: a name that leads out of the folder");
                 return Ok(());
@@ -158,7 +168,9 @@ impl Bucket {
             found = true;
             let file = to.join(path);
             fs::create_dir_all(file.parent().unwrap_or(to))?;
-            self.runtime.block_on(self.fetch(&meta.location, &file))?;
+            if !self.runtime.block_on(self.fetch(&meta.location, &file))? {
+                tracing::warn!(key = %meta.location, "left out: it was deleted after it was listed");
+            }
             each(meta.size);
             Ok(())
         })?;
@@ -168,14 +180,18 @@ impl Bucket {
         Ok(to.to_path_buf())
     }
 
-    /// Streams an object into a file.
-    async fn fetch(&self, location: &Path, file: &std::path::Path) -> Result<()> {
-        let mut bytes = self.store.get(location).await?.into_stream();
+    /// Streams an object into a file; false where there is no such object.
+    async fn fetch(&self, location: &Path, file: &std::path::Path) -> Result<bool> {
+        let mut bytes = match self.store.get(location).await {
+            Ok(found) => found.into_stream(),
+            Err(Error::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
         let mut to = File::create(file).with_context(|| file.display().to_string())?;
         while let Some(part) = bytes.next().await {
             to.write_all(&part?).with_context(|| file.display().to_string())?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn load(self: &Arc<Self>, meta: ObjectMeta) -> Load {
