@@ -12,7 +12,11 @@ use crate::dataset::{Dataset, Target};
 /// Cross entropy over classes that exclude each other, or binary cross entropy of each class.
 pub(super) enum Loss {
     SingleLabel(CrossEntropyLoss),
-    MultiLabel(BinaryCrossEntropyLoss),
+    /// Every target is moved towards one half by half of the smoothing.
+    MultiLabel {
+        loss: BinaryCrossEntropyLoss,
+        smoothing: f32,
+    },
 }
 
 /// What a batch gave, on the device: `[1]` each.
@@ -25,15 +29,15 @@ pub(super) struct Outcome {
 
 impl Loss {
     pub(super) fn new(trainer: &Trainer, train: &Dataset, device: &Device) -> Self {
-        let weights = trainer.balanced.then(|| class_weights(train));
-        let smoothing = (trainer.label_smoothing > 0.0).then_some(trainer.label_smoothing);
+        let smoothing = trainer.label_smoothing;
         if train.is_multi_label() {
-            let loss = BinaryCrossEntropyLossConfig::new().with_logits(true);
-            Self::MultiLabel(loss.with_weights(weights).with_smoothing(smoothing).init(device))
-        } else {
-            let loss = CrossEntropyLossConfig::new();
-            Self::SingleLabel(loss.with_weights(weights).with_smoothing(smoothing).init(device))
+            let loss = BinaryCrossEntropyLossConfig::new().with_logits(true).init(device);
+            return Self::MultiLabel { loss, smoothing };
         }
+        let weights = trainer.balanced.then(|| class_weights(train));
+        let loss = CrossEntropyLossConfig::new().with_weights(weights);
+        let smoothing = (smoothing > 0.0).then_some(smoothing);
+        Self::SingleLabel(loss.with_smoothing(smoothing).init(device))
     }
 
     /// Judges logits `[n, classes]`. Of mixed pictures, each photo's loss counts by its share, see
@@ -50,14 +54,14 @@ impl Loss {
                 let said = logits.clone().inner().argmax(1).squeeze_dim::<1>(1); // [n]
                 Outcome { loss: mean, right: count_of(said.equal(targets.inner())) }
             }
-            Self::MultiLabel(loss) => {
+            Self::MultiLabel { loss, smoothing } => {
                 let mut values = vec![0_i32; count * classes];
                 for (row, target) in values.chunks_exact_mut(classes).zip(targets) {
                     target.classes().iter().for_each(|class| row[*class] = 1);
                 }
                 let targets = TensorData::new(values, [count, classes]);
                 let targets = Tensor::<2, Int>::from_data(targets, &device); // [n, classes]
-                let of = |targets| loss.forward(logits.clone(), targets);
+                let of = |targets: Tensor<2, Int>| smoothed(loss, &logits, targets, *smoothing);
                 let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
                 let said = logits.clone().inner().greater_equal_elem(0.0).int(); // [n, classes]
                 let wrong = said.not_equal(targets.inner()).int().sum_dim(1); // [n, 1]
@@ -66,6 +70,21 @@ impl Loss {
             }
         }
     }
+}
+
+/// Binary cross entropy of targets that are moved towards one half: it is linear in the target.
+fn smoothed(
+    loss: &BinaryCrossEntropyLoss,
+    logits: &Tensor<2>,
+    targets: Tensor<2, Int>,
+    smoothing: f32,
+) -> Tensor<1> {
+    let of = |targets| loss.forward(logits.clone(), targets);
+    if smoothing == 0.0 {
+        return of(targets);
+    }
+    let ends = of(targets.ones_like()) + of(targets.zeros_like()); // [1]
+    of(targets) * (1.0 - smoothing) + ends * (smoothing / 2.0)
 }
 
 /// The losses of both photos of mixed pictures, by their shares.

@@ -124,7 +124,8 @@ pub struct Trainer {
     pub momentum: f64,
     /// Pull of the weights towards zero; norms and biases are left alone.
     pub weight_decay: f64,
-    /// Share of the target that is spread over all classes, 0 to 1.
+    /// Share of the target that is spread over all classes, 0 to 1; of multi-label data, the share by which each target is
+    /// moved towards one half.
     pub label_smoothing: f32,
     /// A teacher to learn from; `None` for labels alone.
     pub distillation: Option<Distillation>,
