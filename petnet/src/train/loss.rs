@@ -96,3 +96,41 @@ fn mixed(own: Tensor<1>, kept: f32, other: impl FnOnce() -> Tensor<1>) -> Tensor
 fn count_of(right: Tensor<1, Bool>) -> Tensor<1> {
     right.int().sum().float()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smoothed_targets_go_towards_one_half_and_exact_answers_are_counted() {
+        let device = Device::flex();
+        let loss = BinaryCrossEntropyLossConfig::new().with_logits(true).init(&device);
+        let loss = Loss::MultiLabel { loss, smoothing: 0.2 };
+        let logits =
+            Tensor::<2>::from_floats([[3.0, -3.0], [3.0, 3.0]], &device.clone().autodiff());
+        let targets = [Target::Classes(vec![0]), Target::Classes(vec![0])];
+        let Outcome { loss: mean, right } = loss.forward(logits, &targets, 1.0);
+        // A target of 0.9 or 0.1 where a class is or is not.
+        let cost = |logit: f32, target: f32| {
+            let p = 1.0 / (1.0 + (-logit).exp());
+            -target * p.ln() - (1.0 - target) * (1.0 - p).ln()
+        };
+        let expected = (3.0 * cost(3.0, 0.9) + cost(3.0, 0.1)) / 4.0;
+        let mean = mean.into_scalar::<f32>();
+        assert!((mean - expected).abs() < 1e-5, "{mean} {expected}");
+        assert_eq!(right.into_scalar::<f32>(), 1.0);
+    }
+
+    #[test]
+    fn mixed_pictures_cost_their_shares() {
+        let device = Device::flex();
+        let loss = Loss::SingleLabel(CrossEntropyLossConfig::new().init(&device));
+        let logits = Tensor::<2>::from_floats([[2.0, 0.0], [2.0, 0.0]], &device.autodiff());
+        let targets = [Target::Class(0), Target::Class(1)];
+        let Outcome { loss: own, right } = loss.forward(logits.clone(), &targets, 1.0);
+        let Outcome { loss: mixed, .. } = loss.forward(logits, &targets, 0.7);
+        // The other photo of each has the other class, and the mean over both is the same.
+        assert!((own.into_scalar::<f32>() - mixed.into_scalar::<f32>()).abs() < 1e-6);
+        assert_eq!(right.into_scalar::<f32>(), 1.0);
+    }
+}
