@@ -13,7 +13,7 @@ use super::precise_bn::precise_bn;
 use super::setup::{EVALUATION_BATCH, describe, identity, optimizer, settings};
 use super::start::Given;
 use super::state::{Progress, State};
-use super::tally::Tally;
+use super::tally::{Tally, explained};
 use super::teacher::Teacher;
 use super::trunk::Trunk;
 use super::{EpochReport, Fitted, Freeze, Observer, StepReport, Trainer, clip, ema};
@@ -37,6 +37,8 @@ pub(super) struct Fit<'a> {
     tally: Tally,
     /// Photos a second at the last read of the tally, and the time of it.
     pace: (f64, Instant),
+    /// Of the last step that was read.
+    last_loss: f32,
     state: State,
     best: Option<Checkpoint>,
     clock: Instant,
@@ -73,6 +75,7 @@ impl<'a> Fit<'a> {
             loss: Loss::new(trainer, train, &device),
             tally: Tally::new(&plain),
             pace: (0.0, Instant::now()),
+            last_loss: 0.0,
             device,
             state: State { model, average, optimizer, progress },
             best: None,
@@ -247,8 +250,8 @@ impl<'a> Fit<'a> {
             for batch in self.train.epoch(self.state.progress.epoch, 0) {
                 let Some(rate) = rates.next() else { return Ok(()) };
                 self.step(batch?, rate)?;
-                let loss = self.read()?;
-                if !seen(loss, &self.report(rate)) {
+                self.read()?;
+                if !seen(self.last_loss, &self.report(rate)) {
                     return Ok(());
                 }
             }
@@ -310,19 +313,21 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    /// Adds the figures of all steps since the last read; returns the last one's loss, 0 where there are none.
-    fn read(&mut self) -> Result<f32> {
-        let steps = self.tally.read()?;
+    /// Adds the figures of all steps since the last read.
+    fn read(&mut self) -> Result<()> {
+        let steps =
+            self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
         let progress = &mut self.state.progress;
         for figures in &steps {
             progress.loss_sum += f64::from(figures.loss) * figures.photos as f64;
             progress.right += figures.right;
             progress.seen += figures.photos;
         }
-        let Some(last) = steps.last() else { return Ok(0.0) };
+        let Some(last) = steps.last() else { return Ok(()) };
         let photos: usize = steps.iter().map(|figures| figures.photos).sum();
         self.pace = (photos as f64 / self.pace.1.elapsed().as_secs_f64(), Instant::now());
-        Ok(last.loss)
+        self.last_loss = last.loss;
+        Ok(())
     }
 
     /// `[n, size, size, 3]` bytes -> the means of the last feature maps, `[n, width]`. Frozen layers are run as in

@@ -3,6 +3,7 @@
 
 use burn::tensor::{Device, Tensor};
 
+use super::Trainer;
 use crate::error::{Error, Result};
 
 /// Steps whose figures are read together on a GPU.
@@ -81,6 +82,18 @@ impl Tally {
     }
 }
 
+/// A device's error with what can be done about it, for images of `size` pixels a side.
+pub(super) fn explained(error: Error, trainer: &Trainer, size: usize) -> Error {
+    let Error::Device(reason) = error else { return error };
+    let batch = trainer.batch_size;
+    let memory = format!("batch_size is {batch}; where memory was short, {} may fit", batch / 2);
+    let resume = match &trainer.out {
+        Some(_) => "; a resumed training goes on from the last saved state",
+        None => "",
+    };
+    Error::Device(format!("{reason} ({size} px, {memory}{resume})"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +116,17 @@ mod tests {
         let error = tally.read().unwrap_err();
         assert!(matches!(error, Error::Diverged { epoch: 2, step: 5, .. }), "{error}");
         assert_eq!(tally.read().unwrap(), [], "read once");
+    }
+
+    #[test]
+    fn an_error_of_the_device_says_what_may_help() {
+        let trainer = Trainer { batch_size: 64, ..Trainer::default() };
+        let error = explained(Error::Device("lost".into()), &trainer, 160).to_string();
+        assert!(
+            error.contains("lost")
+                && error.contains("batch_size is 64")
+                && error.contains("32 may fit")
+        );
+        assert!(matches!(explained(Error::Interrupted, &trainer, 160), Error::Interrupted));
     }
 }
