@@ -22,13 +22,13 @@ def launches(name, log, file):
     steps = max([int(step) for step in re.findall(r" step=(\d+)", text)] or [1])
     kernels = collections.Counter()
     for line in open(file, errors="replace"):
-        found = re.search(r"([A-Za-z_][\w:]*)(?:<|\s|$)", line.strip())
+        found = re.match(r"Executing (\w+)( \| \w+Op)?", line)
         if found:
-            kernels[found[1].split("::")[-1]] += 1
+            kernels[re.sub(r"_[0-9a-f]{6,}$", "", found[1]) + (found[2] or "")] += 1
     total = sum(kernels.values())
-    print(f"{name}: {total} launches in {steps} steps and a validation, {total / steps:.0f} a step")
+    print(f"{name}: {total} launches in {steps} steps, the warm-up and a validation, {total / (steps + 1):.0f} a step")
     for kernel, count in kernels.most_common(15):
-        print(f"  {count / steps:8.1f}  {kernel}")
+        print(f"  {count / (steps + 1):8.1f}  {kernel}")
 
 
 def pytorch(name, size, batch, steps):
