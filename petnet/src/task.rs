@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::prediction::softmax;
 
 /// Least probability of a class that is answered, before thresholds are chosen.
+#[cfg(any(test, feature = "train"))]
 pub(crate) const UNCHOSEN: f32 = 0.5;
 
 /// The kind of answer that a model gives.
@@ -23,6 +24,7 @@ pub enum Task {
 
 impl Task {
     /// Answers of any number of classes, with thresholds that are still to be chosen.
+    #[cfg(any(test, feature = "train"))]
     pub(crate) fn multi_label(classes: usize) -> Self {
         Self::MultiLabel { thresholds: vec![UNCHOSEN; classes] }
     }

@@ -195,6 +195,7 @@ pub fn thresholds_for(
 
 /// [`temperature_for`](super::temperature_for) of sigmoids: the temperature by which logits must be divided for the
 /// lowest mean binary cross entropy.
+#[cfg(any(test, feature = "train"))]
 pub(crate) fn temperature_of_sigmoids(logits: &[&[f32]], truth: &[Vec<usize>]) -> f32 {
     super::lowest_temperature(|scale| {
         let of = |(row, truth): (&&[f32], &Vec<usize>)| -> f64 {
