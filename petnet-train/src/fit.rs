@@ -120,9 +120,10 @@ fn fit(
     let source = format!("{} (val)", config.data_dir.display());
     let subject = Subject { classifier: &classifier, dataset: valid, source, others: &[] };
     let findings = Findings::of(subject, &answers)?;
+    let figures = answers.figures()?;
     let mut results = vec![
         ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),
-        ("metrics.json", files::json(&answers.figures()?)?),
+        ("metrics.json", files::json(&figures)?),
         ("history.json", files::json(&fitted.history)?),
         ("report.html", findings.page.into_bytes()),
     ];
@@ -139,7 +140,7 @@ fn fit(
         });
     }
     if watcher.output.json {
-        say!("{}", answers.figures()?);
+        say!("{figures}");
     } else {
         say!("best validation {}; wrote {}", answers.summary(), file.display());
     }

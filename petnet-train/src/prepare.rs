@@ -122,7 +122,7 @@ impl Download {
     fn of(address: &Path, out: &Path, output: Output) -> Result<Self> {
         let name = out.file_name().unwrap_or_default().to_string_lossy();
         let folder = out.with_file_name(format!(".{name}.{}.download", std::process::id()));
-        // What a killed run left is of another time.
+        // A killed run of the same number may have left one.
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
@@ -130,7 +130,7 @@ impl Download {
         // Dropped, and so removed, where copying fails.
         let mut download = Self { photos: folder.clone(), folder };
         let counter = terminal::counter("copying objects", output);
-        download.photos = copy_bucket(address, &download.folder, &|_| counter.inc(1))?;
+        download.photos = copy_bucket(address, &download.folder, &|| counter.inc(1))?;
         counter.finish_and_clear();
         Ok(download)
     }

@@ -90,6 +90,12 @@ impl Device {
     }
 }
 
+/// True for a device whose memory is the host's.
+#[cfg(any(feature = "train", feature = "wgpu"))]
+pub(crate) fn is_on_host(device: &burn::tensor::Device) -> bool {
+    [open_flex(), open_ndarray()].into_iter().flatten().any(|host| host == *device)
+}
+
 #[cfg(feature = "flex")]
 fn open_flex() -> Result<burn::tensor::Device> {
     Ok(burn::tensor::Device::flex())

@@ -3,26 +3,20 @@
 #![cfg(feature = "train")]
 
 mod common;
+#[path = "common/training.rs"]
+mod training;
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use image::{Rgb, RgbImage};
-use petnet::arch::{Architecture, SimpleCnnConfig};
-use petnet::augment::Augment;
 use petnet::dataset::{LabelOptions, Labels, Prepare, Reading, Split};
 use petnet::preprocess::{Preprocess, Resize};
 use petnet::review::Review;
-use petnet::train::{Distillation, Optimizer, Schedule};
+use petnet::train::Distillation;
 use petnet::{Calibration, Checkpoint, Classifier, Dataset, Device, Precision, Task, Trainer};
 use tempfile::tempdir;
-
-/// burn-flex draws weights from one generator for the whole process: trainings take turns.
-fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use training::{alone, tiny};
 
 const CLASSES: [&str; 3] = ["bar", "disc", "frame"];
 
@@ -64,24 +58,7 @@ fn reading() -> Reading {
 }
 
 fn small() -> Trainer {
-    Trainer {
-        architecture: Architecture::new(SimpleCnnConfig {
-            channels: vec![8, 16],
-            hidden: 16,
-            dropout: 0.0,
-        }),
-        preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
-        epochs: 100,
-        batch_size: 8,
-        learning_rate: 5e-3,
-        schedule: Schedule::Constant,
-        warmup_epochs: 0.0,
-        optimizer: Optimizer::Adam,
-        weight_decay: 0.0,
-        label_smoothing: 0.0,
-        augment: Augment::none(),
-        ..Trainer::default()
-    }
+    Trainer { epochs: 100, grad_clip: 0.0, ..tiny() }
 }
 
 #[test]

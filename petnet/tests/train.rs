@@ -3,8 +3,8 @@
 #![cfg(feature = "train")]
 
 mod common;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
+#[path = "common/training.rs"]
+mod training;
 
 use common::{draw_folder, drawn};
 use petnet::arch::{Architecture, PetNetConfig, SimpleCnnConfig};
@@ -14,34 +14,7 @@ use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::train::{Freeze, Optimizer, Resizing, Schedule, Start};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Prediction, Trainer};
 use tempfile::tempdir;
-
-/// burn-flex draws weights from one generator for the whole process: trainings take turns.
-fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn tiny() -> Trainer {
-    Trainer {
-        architecture: Architecture::new(SimpleCnnConfig {
-            channels: vec![8, 16],
-            hidden: 16,
-            dropout: 0.0,
-        }),
-        preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
-        epochs: 12,
-        batch_size: 8,
-        learning_rate: 5e-3,
-        schedule: Schedule::Constant,
-        warmup_epochs: 0.0,
-        optimizer: Optimizer::Adam,
-        weight_decay: 0.0,
-        label_smoothing: 0.0,
-        grad_clip: 5.0,
-        augment: Augment::none(),
-        ..Trainer::default()
-    }
-}
+use training::{alone, tiny};
 
 #[test]
 fn it_starts_near_ln_classes_and_overfits_a_few_pictures() {

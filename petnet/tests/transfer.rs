@@ -3,8 +3,8 @@
 #![cfg(all(feature = "pretrained", feature = "train"))]
 
 mod common;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
+#[path = "common/training.rs"]
+mod training;
 
 use common::{draw_folder, drawn};
 use petnet::arch::{Architecture, SimpleCnnConfig};
@@ -15,12 +15,7 @@ use petnet::{
     Calibration, Checkpoint, Classifier, Dataset, Decision, Device, OodScore, Precision, Trainer,
 };
 use tempfile::tempdir;
-
-/// burn-flex draws weights from one generator for the whole process: trainings take turns.
-fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use training::alone;
 
 /// One epoch of the last block at a small size.
 fn tuning() -> Trainer {

@@ -66,6 +66,9 @@ impl Judgements {
             let recent = |judged: &&Judged| now.saturating_sub(judged.at) < length;
             let given = self.given.values().filter(|judged| judged.model == version).filter(recent);
             let figures = Figures::of(given, &places);
+            if figures.answers.is_empty() {
+                continue;
+            }
             figures.observe(window);
             // Of several labels an image, only whether all of them were right is known here.
             if single {
@@ -96,18 +99,12 @@ impl Figures {
 
     fn observe(&self, window: &'static str) {
         let photos = self.answers.len();
-        if photos == 0 {
-            return;
-        }
         let right = self.answers.iter().filter(|(_, right)| *right).count();
         gauge!("feedback_photos", "window" => window).set(photos as f64);
         gauge!("model_accuracy", "window" => window).set(right as f64 / photos as f64);
     }
 
     fn observe_classes(&self, window: &'static str, labels: &[String]) {
-        if self.answers.is_empty() {
-            return;
-        }
         let error = ece(&reliability(self.answers.iter().copied()));
         gauge!("model_calibration_error", "window" => window).set(error);
         for (class, label) in labels.iter().enumerate().take(CLASSES) {

@@ -14,7 +14,7 @@ pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
     require(address)
 }
 
-pub(super) fn copy(address: &str, _: &Path, _: &dyn Fn(u64)) -> Result<PathBuf> {
+pub(super) fn copy(address: &str, _: &Path, _: &dyn Fn()) -> Result<PathBuf> {
     Err(missing(address))
 }
 

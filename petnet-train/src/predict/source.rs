@@ -50,9 +50,9 @@ pub(crate) fn is_bucket(input: &Path) -> bool {
     address(input).is_some()
 }
 
-/// Copies the objects below a bucket's address into an empty folder, or one archive; `each` is called with the number of
-/// bytes of each object. Returns the folder, or the archive in it.
-pub(crate) fn copy_bucket(input: &Path, to: &Path, each: &dyn Fn(u64)) -> Result<PathBuf> {
+/// Copies the objects below a bucket's address into an empty folder, or one archive; `each` is called for each
+/// object. Returns the folder, or the archive in it.
+pub(crate) fn copy_bucket(input: &Path, to: &Path, each: &dyn Fn()) -> Result<PathBuf> {
     let address = address(input).unwrap_or_default();
     cloud::copy(address, to, each)
 }

@@ -98,26 +98,11 @@ pub(crate) fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outp
 pub(crate) fn to_tensor(bytes: Vec<u8>, size: usize, device: &burn::tensor::Device) -> Tensor<4> {
     let shape = [bytes.len() / (size * size * 3), size, size, 3];
     #[cfg(feature = "wgpu")]
-    if is_gpu(device) {
+    if !crate::device::is_on_host(device) {
         return unpacked(bytes, shape, device).permute([0, 3, 1, 2]);
     }
     let data = TensorData::new(bytes, shape).convert::<f32>();
     Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
-}
-
-/// True for a device whose memory is not the host's.
-#[cfg(feature = "wgpu")]
-fn is_gpu(device: &burn::tensor::Device) -> bool {
-    #[cfg(feature = "flex")]
-    if *device == burn::tensor::Device::flex() {
-        return false;
-    }
-    #[cfg(feature = "ndarray")]
-    #[expect(deprecated, reason = "kept selectable for comparison; flex is the default")]
-    if *device == burn::tensor::Device::ndarray() {
-        return false;
-    }
-    true
 }
 
 /// Bytes as floats. They go to the device four in an integer, a quarter of what floats would take, and are told apart there:

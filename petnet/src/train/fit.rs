@@ -20,6 +20,7 @@ use super::{EpochReport, Fitted, Freeze, Observer, StepReport, Trainer, clip, em
 use crate::augment::Key;
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
+use crate::device::is_on_host;
 use crate::error::{Error, Result};
 use crate::loader::{Batch, Loader, LoaderSettings};
 use crate::nn::run::{rows, to_tensor};
@@ -124,23 +125,17 @@ impl<'a> Fit<'a> {
     /// On a GPU, runs the first step once without keeping what it gives, so that kernels are compiled and chosen before the
     /// clock starts.
     fn warm_up(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Progress { epoch, step, .. } = self.state.progress;
+        if is_on_host(&self.device) || epoch >= self.trainer.epochs {
+            return Ok(());
+        }
         let began = Instant::now();
         self.resize()?;
-        let Progress { epoch, step, .. } = self.state.progress;
-        let size = self.train.size();
-        let first =
-            if self.tally.is_on_host() { None } else { self.train.epoch(epoch, step).next() };
-        let Some(batch) = first.transpose()? else { return Ok(()) };
+        let Some(batch) = self.train.epoch(epoch, step).next() else { return Ok(()) };
         observer.warm_up();
-        let features = self.features(batch.images, size); // [n, width]
-        let logits = self.state.model.classify(features); // [n, classes]
-        let Outcome { loss, right } = self.loss.forward(logits, &batch.targets, batch.kept);
-        let gradients = GradientsParams::from_grads(loss.backward(), &self.state.model);
-        let mut optimizer = self.state.optimizer.clone();
-        let model = optimizer.step(0.0, self.state.model.clone(), gradients);
-        drop(model);
-        self.tally.add((epoch, step), batch.targets.len(), [loss.inner(), right]);
-        self.tally.read()?;
+        let gradients = self.gradients(batch?)?;
+        drop(self.state.optimizer.clone().step(0.0, self.state.model.clone(), gradients));
+        self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
         observer.warmed_up(began.elapsed().as_secs_f64());
         (self.clock, self.pace.1) = (Instant::now(), Instant::now());
         Ok(())
@@ -279,23 +274,7 @@ impl<'a> Fit<'a> {
         // Dropout draws from the device's generator: seeded by place, it needs no saved state.
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
         self.device.seed(rand::Rng::next_u64(&mut place.rng()));
-        let (photos, size) = (batch.targets.len(), self.train.size());
-        let plain = self.device.clone().inner();
-        let teacher = self.teacher.as_ref();
-        let taught =
-            teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain)).transpose()?;
-        let features = self.features(batch.images, size); // [n, width]
-        let logits = self.state.model.classify(features.clone()); // [n, classes]
-        let Outcome { mut loss, right } =
-            self.loss.forward(logits.clone(), &batch.targets, batch.kept);
-        if let Some((teacher, taught)) = teacher.zip(taught) {
-            loss = teacher.loss(loss, [logits, features], taught.map(Tensor::from_inner));
-        }
-        self.tally.add((epoch, step), photos, [loss.clone().inner(), right]);
-        let mut gradients = GradientsParams::from_grads(loss.backward(), &self.state.model);
-        if self.trainer.grad_clip > 0.0 {
-            gradients = clip::clip(gradients, &self.state.model, self.trainer.grad_clip);
-        }
+        let gradients = self.gradients(batch)?;
         let model = self.state.model.clone();
         self.state.model = self.state.optimizer.step(rate, model, gradients);
         if let Some(average) = self.state.average.take() {
@@ -311,6 +290,29 @@ impl<'a> Fit<'a> {
             self.read()?;
         }
         Ok(())
+    }
+
+    /// Gradients of a batch, clipped; its figures are added to the tally.
+    fn gradients(&mut self, batch: Batch) -> Result<GradientsParams> {
+        let Progress { epoch, step, .. } = self.state.progress;
+        let (photos, size) = (batch.targets.len(), self.train.size());
+        let plain = self.device.clone().inner();
+        let teacher = self.teacher.as_ref();
+        let taught =
+            teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain)).transpose()?;
+        let features = self.features(batch.images, size); // [n, width]
+        let logits = self.state.model.classify(features.clone()); // [n, classes]
+        let Outcome { mut loss, right } =
+            self.loss.forward(logits.clone(), &batch.targets, batch.kept);
+        if let Some((teacher, taught)) = teacher.zip(taught) {
+            loss = teacher.loss(loss, [logits, features], taught.map(Tensor::from_inner));
+        }
+        self.tally.add((epoch, step), photos, [loss.clone().inner(), right]);
+        let gradients = GradientsParams::from_grads(loss.backward(), &self.state.model);
+        Ok(match self.trainer.grad_clip > 0.0 {
+            true => clip::clip(gradients, &self.state.model, self.trainer.grad_clip),
+            false => gradients,
+        })
     }
 
     /// Adds the figures of all steps since the last read.

@@ -19,7 +19,7 @@ pub(super) enum Loss {
     },
 }
 
-/// What a batch gave, on the device: `[1]` each.
+/// Loss and right answers of a batch, on the device: `[1]` each.
 pub(super) struct Outcome {
     /// Mean loss of an image.
     pub(super) loss: Tensor<1>,

@@ -95,8 +95,8 @@ impl Features {
             targets.map(|target| usize::from(target.classes().contains(&class))).collect::<Vec<_>>()
         };
         let uneven = |class: &usize| {
-            let count: usize = has(*class)[..images].iter().sum();
-            (2 * count).abs_diff(images)
+            let own = self.targets.iter().take(images);
+            (2 * own.filter(|target| target.classes().contains(class)).count()).abs_diff(images)
         };
         let targets = has((0..classes).min_by_key(uneven).unwrap_or(0));
         let choice = Linear::choose_penalty(&self.binary(width, &targets[..images]), seed);

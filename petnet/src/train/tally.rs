@@ -4,6 +4,7 @@
 use burn::tensor::{Device, Tensor};
 
 use super::Trainer;
+use crate::device::is_on_host;
 use crate::error::{Error, Result};
 
 /// Steps whose figures are read together on a GPU.
@@ -32,7 +33,7 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn new(device: &Device) -> Self {
-        let together = if *device == Device::flex() { 1 } else { TOGETHER };
+        let together = if is_on_host(device) { 1 } else { TOGETHER };
         Self { together, steps: Vec::new(), values: Vec::new() }
     }
 
@@ -45,11 +46,6 @@ impl Tally {
     ) {
         self.steps.push(StepFigures { epoch, step, photos, loss: 0.0, right: 0 });
         self.values.push(Tensor::cat(vec![loss, right], 0));
-    }
-
-    /// True on a device that is the host itself.
-    pub(super) fn is_on_host(&self) -> bool {
-        self.together == 1
     }
 
     /// True when so many steps were taken that they should be read.

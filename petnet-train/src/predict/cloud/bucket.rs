@@ -34,7 +34,7 @@ pub(in crate::predict) fn walk(address: &str, listing: &mut Listing) -> Result<(
 pub(in crate::predict) fn copy(
     address: &str,
     to: &std::path::Path,
-    each: &dyn Fn(u64),
+    each: &dyn Fn(),
 ) -> Result<PathBuf> {
     let (bucket, key) = Bucket::open(address)?;
     bucket.copy(key, to, each).with_context(|| address.to_string())
@@ -139,14 +139,14 @@ impl Bucket {
         }
     }
 
-    fn copy(&self, key: &str, to: &std::path::Path, each: &dyn Fn(u64)) -> Result<PathBuf> {
+    fn copy(&self, key: &str, to: &std::path::Path, each: &dyn Fn()) -> Result<PathBuf> {
         if Kind::of(key).is_some() {
             let file = to.join(key.rsplit('/').next().unwrap_or(key));
             let meta = self.runtime.block_on(self.store.head(&Path::parse(key)?))?;
             if !self.runtime.block_on(self.fetch(&meta.location, &file))? {
                 bail!("it was deleted after it was listed");
             }
-            each(meta.size);
+            each();
             return Ok(file);
         }
         let prefix = Path::parse(key.trim_end_matches('/'))?;
@@ -171,7 +171,7 @@ impl Bucket {
             if !self.runtime.block_on(self.fetch(&meta.location, &file))? {
                 tracing::warn!(key = %meta.location, "left out: it was deleted after it was listed");
             }
-            each(meta.size);
+            each();
             Ok(())
         })?;
         if !found {

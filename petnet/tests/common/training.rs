@@ -1,0 +1,39 @@
+//! Small trainings.
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use petnet::Trainer;
+use petnet::arch::{Architecture, SimpleCnnConfig};
+use petnet::augment::Augment;
+use petnet::preprocess::{Preprocess, Resize};
+use petnet::train::{Optimizer, Schedule};
+
+/// burn-flex draws weights from one generator for the whole process: trainings take turns.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A network of 16 features on 24 pixels, for twelve epochs.
+pub(crate) fn tiny() -> Trainer {
+    Trainer {
+        architecture: Architecture::new(SimpleCnnConfig {
+            channels: vec![8, 16],
+            hidden: 16,
+            dropout: 0.0,
+        }),
+        preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+        epochs: 12,
+        batch_size: 8,
+        learning_rate: 5e-3,
+        schedule: Schedule::Constant,
+        warmup_epochs: 0.0,
+        optimizer: Optimizer::Adam,
+        weight_decay: 0.0,
+        label_smoothing: 0.0,
+        grad_clip: 5.0,
+        augment: Augment::none(),
+        ..Trainer::default()
+    }
+}
