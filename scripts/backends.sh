@@ -76,3 +76,65 @@ done 3<<'CASES'
 16 improved_cnn {name: improved_cnn}
 32 efficientnet_lite0 {name: efficientnet_lite0}
 CASES
+
+# A training on the GPU: its losses beside the CPU's from the same weights, kernels kept for the next run, a training that is
+# interrupted and resumed, and convolutions in 16 bits.
+cat >"$work/steps.yaml" <<YAML
+model: {name: petnet, stem: 8, widths: [8, 16], depths: [1, 1]}
+init: $work/start.safetensors
+freeze: 0
+image_size: 16
+batch_size: 5
+num_epochs: 6
+learning_rate: 0.005
+grad_clip: 1.0
+label_smoothing: 0.0
+quantize: false
+YAML
+sed 's/^init:.*/init: none/; s/^num_epochs:.*/num_epochs: 1/' "$work/steps.yaml" >"$work/start.yaml"
+"$petnet" fit --config "$work/start.yaml" --data "$work/shapes" --out "$work/start" --quiet
+cp "$work/start/last.safetensors" "$work/start.safetensors"
+export XDG_CACHE_HOME=$work/kernels
+# NAME DEVICE [ARGUMENTS..]: one training, with its log.
+train() {
+    local name=$1 device=$2
+    shift 2
+    "$petnet" fit --config "$work/steps.yaml" --data "$work/shapes" --out "$work/$name" --device "$device" "$@" >"$work/$name.log" 2>&1 ||
+        { tail -3 "$work/$name.log" && exit 1; }
+}
+train host cpu
+train first wgpu
+train second wgpu
+train half wgpu --set precision=f16
+# Interrupted after its first epoch, and resumed.
+"$petnet" fit --config "$work/steps.yaml" --data "$work/shapes" --out "$work/resumed" --device wgpu >"$work/cut.log" 2>&1 &
+cut=$!
+until grep -aq "^epoch   1" "$work/cut.log"; do kill -0 $cut && sleep 0.1; done
+kill -INT $cut
+wait $cut && echo "was not interrupted" && exit 1
+train resumed wgpu --resume
+grep -aq resumed "$work/resumed.log"
+if "$petnet" fit --config "$work/steps.yaml" --data "$work/shapes" --out "$work/refused" --set precision=f16 --quiet >"$work/refused.log" 2>&1; then
+    echo "trained in 16 bits on a CPU" && exit 1
+fi
+grep -a "use f32 on a CPU" "$work/refused.log"
+python3 - "$work" <<'PY'
+import json, pathlib, re, sys
+work = pathlib.Path(sys.argv[1])
+losses = {
+    name: [(epoch["train_loss"], epoch["val_loss"]) for epoch in json.loads((work / name / "history.json").read_text())]
+    for name in ("host", "first", "second", "half", "resumed")
+}
+for name, limit in (("first", 0.01), ("second", 0.01), ("resumed", 0.01), ("half", 0.05)):
+    assert len(losses[name]) == len(losses["host"]) == 6, losses
+    far = max(abs(a - b) for ours, theirs in zip(losses[name], losses["host"]) for a, b in zip(ours, theirs))
+    print(f"{name}: losses of training and validation in 6 epochs at most {far:.1e} from the CPU's; {losses[name][-1]}")
+    assert far < limit, losses
+assert losses["host"][-1][0] < losses["host"][0][0], losses
+ready = [
+    float(re.search(r"GPU kernels are ready.*?seconds.*?=\D*([\d.]+)", (work / f"{name}.log").read_text(errors="replace"))[1])
+    for name in ("first", "second")
+]
+print(f"kernels ready after {ready[0]:.1f} s, in the second run {ready[1]:.1f} s")
+assert ready[1] < ready[0] / 2
+PY

@@ -7,7 +7,9 @@ use anyhow::Result;
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
 use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{Distillation, Freeze, Monitor, Optimizer, Resizing, Schedule, Start};
+use petnet::train::{
+    Arithmetic, Distillation, Freeze, Monitor, Optimizer, Resizing, Schedule, Start,
+};
 use petnet::{ClassSet, Device, Trainer};
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +51,7 @@ pub(crate) struct Config {
     distillation: Option<Distillation>,
     balanced: bool,
     grad_clip: f64,
+    precision: Arithmetic,
     ema_decay: f64,
     precise_bn_images: usize,
     quantize: bool,
@@ -111,6 +114,7 @@ impl Default for Config {
             distillation: trainer.distillation,
             balanced: trainer.balanced,
             grad_clip: trainer.grad_clip,
+            precision: trainer.precision,
             ema_decay: trainer.ema_decay,
             precise_bn_images: trainer.precise_bn_images,
             quantize: trainer.quantize,
@@ -231,6 +235,7 @@ impl Config {
             distillation: self.distillation.clone(),
             balanced: self.balanced,
             grad_clip: self.grad_clip,
+            precision: self.precision,
             ema_decay: self.ema_decay,
             precise_bn_images: self.precise_bn_images,
             quantize: self.quantize,

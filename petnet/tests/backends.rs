@@ -4,14 +4,14 @@
 #![cfg(all(feature = "train", feature = "wgpu"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use petnet::ModelInfo;
+use petnet::{Checkpoint, ModelInfo};
 #[path = "common/networks.rs"]
 mod networks;
 
 use petnet::arch::Normalization;
 use petnet::burn::module::{Module, ModuleVisitor, Param};
 use petnet::burn::nn::loss::CrossEntropyLossConfig;
-use petnet::burn::optim::GradientsParams;
+use petnet::burn::optim::{GradientsParams, SgdConfig};
 use petnet::burn::tensor::{Device, Int, Tensor, TensorData};
 use petnet::burn::{Network, open};
 use petnet::preprocess::{Preprocess, Resize};
@@ -97,5 +97,64 @@ fn wgpu_gives_the_outputs_and_the_gradients_of_the_cpu() {
             }
             println!("{what}: outputs {forward:.1e} apart, gradients {backward:.1e}");
         }
+    }
+}
+
+const STEPS: usize = 50;
+const CLASSES: usize = 3;
+
+/// Each image has stripes of its class, with noise.
+fn batch(step: usize, device: &Device) -> (Tensor<4>, Tensor<1, Int>) {
+    let images = 2 * CLASSES;
+    let pixel = |index: usize| {
+        let (image, place) = (index / (3 * SIDE * SIDE), index % (SIDE * SIDE));
+        let (x, y, class) = (place % SIDE, place / SIDE, image % CLASSES);
+        let stripe = [x, y, x + y][class] / 3 % 2;
+        (stripe * 100 + (index * 7919 + step * 104_729) % 97) as f32
+    };
+    let values = (0..images * 3 * SIDE * SIDE).map(pixel).collect::<Vec<_>>();
+    let targets = (0..images as i32).map(|image| image % CLASSES as i32).collect::<Vec<_>>();
+    let images = Tensor::from_data(TensorData::new(values, [images, 3, SIDE, SIDE]), device);
+    (images, Tensor::from_ints(targets.as_slice(), device))
+}
+
+/// The loss of each step, and logits of inference afterwards, which the running statistics of batch norms go into.
+fn train(checkpoint: &Checkpoint, device: &Device) -> (Vec<f32>, Vec<f32>) {
+    let autodiff = device.clone().autodiff();
+    let mut network = Network::load(checkpoint, &autodiff).unwrap();
+    let mut optimizer = SgdConfig::new().init();
+    let losses = (0..STEPS).map(|step| {
+        let (images, targets) = batch(step, &autodiff);
+        let logits = network.forward(images);
+        let loss = CrossEntropyLossConfig::new().init(&autodiff).forward(logits, targets);
+        let gradients = GradientsParams::from_grads(loss.backward(), &network);
+        network = optimizer.step(0.02, network.clone(), gradients);
+        loss.into_scalar::<f32>()
+    });
+    let losses = losses.collect();
+    (losses, flat(network.valid().forward(batch(STEPS, device).0)))
+}
+
+#[test]
+fn fifty_steps_on_wgpu_go_as_on_the_cpu() {
+    let (cpu, gpu) =
+        (open(petnet::Device::Cpu).unwrap(), open(petnet::Device::Wgpu(None)).unwrap());
+    for architecture in networks::small(0.0) {
+        let graph = architecture.graph(CLASSES).unwrap();
+        cpu.seed(7);
+        let network = Network::new(&graph, Normalization::default(), &cpu.clone().autodiff());
+        let labels = ["a", "b", "c"].map(String::from).into();
+        let preprocess = Preprocess { size: SIDE as u32, resize: Resize::Squeeze };
+        let checkpoint = network.checkpoint(ModelInfo::new(graph, labels, preprocess)).unwrap();
+        let (losses, logits) = train(&checkpoint, &cpu);
+        let (gpu_losses, gpu_logits) = train(&checkpoint, &gpu);
+        let name = architecture.name();
+        println!("{name}: loss {} -> {}", losses[0], losses[STEPS - 1]);
+        assert!(losses[STEPS - 1] < losses[0], "{name} learns nothing: {losses:?}");
+        let worst = close(&gpu_losses, &losses, 0.02, &format!("losses of {name}"));
+        let after = close(&gpu_logits, &logits, 0.05, &format!("logits of {name} after training"));
+        println!(
+            "{name}: losses of {STEPS} steps {worst:.1e} apart, logits afterwards {after:.1e}"
+        );
     }
 }

@@ -3,9 +3,9 @@
 
 use burn::nn::BatchNorm;
 use burn::nn::conv;
-use burn::tensor::Tensor;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{FloatDType, Tensor};
 
 #[cfg(feature = "flex")]
 use super::cpu;
@@ -29,6 +29,8 @@ enum Layout {
 pub(super) struct Conv<'a> {
     pub(super) config: Conv2d,
     pub(super) layer: &'a conv::Conv2d,
+    /// In 16-bit floats where gradients are followed.
+    pub(super) mixed: bool,
 }
 
 impl FeatureMaps {
@@ -125,8 +127,15 @@ impl Conv<'_> {
         let Conv2d { window, groups, .. } = self.config;
         let mut options = ConvOptions::new([window.stride; 2], [0; 2], [1; 2], groups);
         options.padding = padding(window, [height, width]);
-        let bias = self.layer.bias.as_ref().map(|bias| bias.val());
-        let x = conv2d(x, self.layer.weight.val(), bias, options); // [n, outputs, h', w']
+        let (weight, bias) = (self.layer.weight.val(), self.layer.bias.as_ref().map(|b| b.val()));
+        // [n, outputs, h', w']
+        let x = if self.mixed && x.device().is_autodiff() {
+            let bias = bias.map(|bias| bias.cast(FloatDType::F16));
+            let x = conv2d(x.cast(FloatDType::F16), weight.cast(FloatDType::F16), bias, options);
+            x.cast(FloatDType::F32)
+        } else {
+            conv2d(x, weight, bias, options)
+        };
         follow_nchw(x, norm, residual, follows)
     }
 }
@@ -154,7 +163,7 @@ fn follow_nchw(
     Follows { activation, pool }: Follows,
 ) -> Tensor<4> {
     let x = match norm {
-        Some(norm) => norm.forward(x),
+        Some(norm) => normalize(x, norm),
         None => x,
     };
     let x = match residual {
@@ -166,6 +175,14 @@ fn follow_nchw(
         None => x,
     };
     if pool { ops::pool(x, POOL) } else { x }
+}
+
+/// Batch norm over the rows of `[n h w, c]`. burn's convolutions on GPUs leave a pixel's channels side by side in memory, so
+/// that these rows are the maps as they lie; over four axes burn would copy them into another layout for each sum.
+fn normalize(x: Tensor<4>, norm: &BatchNorm) -> Tensor<4> {
+    let [n, c, h, w] = x.dims();
+    let rows = x.permute([0, 2, 3, 1]).reshape([n * h * w, c]);
+    norm.forward(rows).reshape([n, h, w, c]).permute([0, 3, 1, 2]) // [n, c, h, w]
 }
 
 /// To `[h, w, n, c]`.

@@ -64,6 +64,9 @@ pub struct Network {
     steps: Vec<Step>,
     #[module(skip)]
     normalization: Normalization,
+    /// Convolutions of a training compute in 16-bit floats.
+    #[module(skip)]
+    mixed: bool,
     /// For each node, its place among the layers of its kind.
     #[module(skip)]
     places: Vec<usize>,
@@ -117,7 +120,8 @@ impl Network {
         });
         let places = places.collect();
         let steps = passes::fuse(graph);
-        Self { graph: graph.clone(), steps, normalization, places, convs, norms, linears }
+        let graph = graph.clone();
+        Self { graph, steps, normalization, mixed: false, places, convs, norms, linears }
     }
 
     /// With a checkpoint's weights.
@@ -228,7 +232,8 @@ impl Network {
         match step.main {
             Main::Conv(node) => {
                 let Op::Conv2d(config) = self.graph.nodes()[node].op else { return x };
-                let conv = maps::Conv { config, layer: &self.convs[self.places[node]] };
+                let layer = &self.convs[self.places[node]];
+                let conv = maps::Conv { config, layer, mixed: self.mixed };
                 conv.forward(x, norm, residual, follows)
             }
             Main::MaxPool(node) => match self.graph.nodes()[node].op {
@@ -250,6 +255,12 @@ impl Network {
             None => Vec::new(),
         });
         paths.collect()
+    }
+
+    /// Has convolutions compute in 16-bit floats where gradients are followed; all else, and all that is kept, has 32 bits.
+    #[cfg(feature = "train")]
+    pub(crate) fn set_mixed_precision(&mut self, mixed: bool) {
+        self.mixed = mixed;
     }
 
     /// How much a batch in training moves the norms' running statistics, 0 to 1.

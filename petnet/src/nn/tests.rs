@@ -43,7 +43,7 @@ impl Layer {
         residual: Option<FeatureMaps>,
         follows: Follows,
     ) -> FeatureMaps {
-        let conv = Conv { config: self.config, layer: &self.conv };
+        let conv = Conv { config: self.config, layer: &self.conv, mixed: false };
         conv.forward(x, Some(&self.norm), residual, follows)
     }
 }

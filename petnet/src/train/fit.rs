@@ -10,13 +10,14 @@ use serde_json::json;
 use super::figures::Figures;
 use super::loss::{Loss, Outcome};
 use super::precise_bn::precise_bn;
+use super::precision::LossScale;
 use super::setup::{EVALUATION_BATCH, describe, identity, optimizer, settings};
-use super::start::Given;
+use super::start::{Beginning, Given, begin};
 use super::state::{Progress, State};
 use super::tally::{Tally, explained};
 use super::teacher::Teacher;
 use super::trunk::Trunk;
-use super::{EpochReport, Fitted, Freeze, Observer, StepReport, Trainer, clip, ema};
+use super::{EpochReport, Fitted, Observer, StepReport, Trainer, clip, ema};
 use crate::augment::Key;
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
@@ -35,6 +36,8 @@ pub(super) struct Fit<'a> {
     train: Loader,
     valid: Loader,
     loss: Loss,
+    /// In mixed precision.
+    loss_scale: Option<LossScale>,
     tally: Tally,
     /// Photos a second at the last read of the tally, and the time of it.
     pace: (f64, Instant),
@@ -57,11 +60,13 @@ impl<'a> Fit<'a> {
     ) -> Result<Self> {
         let plain = trainer.device.open()?;
         let device = plain.clone().autodiff();
+        let loss_scale = trainer.precision.loss_scale(&plain)?;
         let mut info = describe(trainer, train)?;
         // Weights are drawn on the plain device and lifted, so that inference and training agree.
         device.seed(trainer.seed);
-        let Beginning { model, trunk, source } =
+        let Beginning { mut model, trunk, source } =
             begin(trainer, given, &mut info, (train, &device))?;
+        model.set_mixed_precision(loss_scale.is_some());
         let teacher = trainer.distillation.as_ref();
         let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
         let identity = identity(&info, valid);
@@ -74,6 +79,7 @@ impl<'a> Fit<'a> {
             train: Loader::new(train, settings(trainer, true, trainer.size_in(0))),
             valid: Loader::new(valid, settings(trainer, false, trainer.judged_in(0))),
             loss: Loss::new(trainer, train, &device),
+            loss_scale,
             tally: Tally::new(&plain),
             pace: (0.0, Instant::now()),
             last_loss: 0.0,
@@ -122,8 +128,8 @@ impl<'a> Fit<'a> {
         Ok(Fitted { best: best?, last: last?, history: self.state.progress.history })
     }
 
-    /// On a GPU, runs the first step once without keeping what it gives, so that kernels are compiled and chosen before the
-    /// clock starts.
+    /// On a GPU, runs a step and a validation of the first and of the last batch, which may be smaller, without keeping what they
+    /// give, so that kernels are compiled and chosen before the clock starts.
     fn warm_up(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let Progress { epoch, step, .. } = self.state.progress;
         if is_on_host(&self.device) || epoch >= self.trainer.epochs {
@@ -131,11 +137,24 @@ impl<'a> Fit<'a> {
         }
         let began = Instant::now();
         self.resize()?;
-        let Some(batch) = self.train.epoch(epoch, step).next() else { return Ok(()) };
         observer.warm_up();
-        let gradients = self.gradients(batch?)?;
-        drop(self.state.optimizer.clone().step(0.0, self.state.model.clone(), gradients));
+        // A step moves the running statistics of batch norms, and the loss scale.
+        let (weights, loss_scale) = (weights::read(&self.state.model), self.loss_scale.clone());
+        for place in [step, self.train.steps().saturating_sub(1)] {
+            let Some(batch) = self.train.epoch(epoch, place).next() else { continue };
+            let gradients = self.gradients(batch?)?;
+            drop(self.state.optimizer.clone().step(0.0, self.state.model.clone(), gradients));
+        }
         self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
+        let network = self.evaluated();
+        for place in [0, self.valid.steps().saturating_sub(1)] {
+            if let Some(batch) = self.valid.epoch(0, place).next() {
+                self.logits(&network, batch?.images)?;
+            }
+        }
+        self.loss_scale = loss_scale;
+        self.state.model = weights::write(self.state.model.clone(), &weights)
+            .map_err(|reason| Error::checkpoint("<network>", reason))?;
         observer.warmed_up(began.elapsed().as_secs_f64());
         (self.clock, self.pace.1) = (Instant::now(), Instant::now());
         Ok(())
@@ -308,7 +327,14 @@ impl<'a> Fit<'a> {
             loss = teacher.loss(loss, [logits, features], taught.map(Tensor::from_inner));
         }
         self.tally.add((epoch, step), photos, [loss.clone().inner(), right]);
-        let gradients = GradientsParams::from_grads(loss.backward(), &self.state.model);
+        let gradients = match &mut self.loss_scale {
+            Some(scale) => {
+                let gradients = scale.scaled(loss).backward();
+                let gradients = GradientsParams::from_grads(gradients, &self.state.model);
+                scale.unscaled(gradients, &self.state.model)
+            }
+            None => GradientsParams::from_grads(loss.backward(), &self.state.model),
+        };
         Ok(match self.trainer.grad_clip > 0.0 {
             true => clip::clip(gradients, &self.state.model, self.trainer.grad_clip),
             false => gradients,
@@ -397,21 +423,31 @@ impl<'a> Fit<'a> {
         Ok(report)
     }
 
-    fn validate(&self) -> Result<Figures> {
-        let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
+    /// The network that is evaluated and kept: the averaged one where there is one.
+    fn evaluated(&self) -> Network {
+        self.state.average.clone().unwrap_or_else(|| self.state.model.valid())
+    }
+
+    /// `[n, size, size, 3]` bytes of validation -> logits of each image.
+    fn logits(&self, network: &Network, images: Vec<u8>) -> Result<Vec<Vec<f32>>> {
         let device = self.device.clone().inner();
         let (size, blocks) = (self.valid.size(), self.trunk.blocks());
+        let features = match blocks {
+            0 => network.features(to_tensor(images, size, &device)),
+            _ => {
+                let maps = self.trunk.maps(network, (images, size), &device);
+                network.features_after(maps, blocks)
+            }
+        }; // [n, width]
+        rows(network.classify(features))
+    }
+
+    fn validate(&self) -> Result<Figures> {
+        let network = self.evaluated();
         let (mut probabilities, mut truth) = (Vec::new(), Vec::new());
         for batch in self.valid.epoch(0, 0) {
             let batch = batch?;
-            let features = match blocks {
-                0 => network.features(to_tensor(batch.images, size, &device)),
-                _ => {
-                    let maps = self.trunk.maps(&network, (batch.images, size), &device);
-                    network.features_after(maps, blocks)
-                }
-            }; // [n, width]
-            let logits = rows(network.classify(features))?;
+            let logits = self.logits(&network, batch.images)?;
             let task = &self.info.task;
             probabilities.extend(logits.iter().map(|logits| task.probabilities(logits, 1.0)));
             truth.extend(batch.targets);
@@ -420,7 +456,7 @@ impl<'a> Fit<'a> {
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {
-        let network = self.state.average.clone().unwrap_or_else(|| self.state.model.valid());
+        let network = self.evaluated();
         let mut info = self.info.clone();
         info.history = json!(self.state.progress.history);
         info.trained = SystemTime::now()
@@ -452,43 +488,4 @@ impl<'a> Fit<'a> {
     fn seconds(&self) -> f64 {
         self.state.progress.seconds + self.clock.elapsed().as_secs_f64()
     }
-}
-
-/// The network as it is before the first step.
-struct Beginning {
-    model: Network,
-    trunk: Trunk,
-    /// Weights of the source head.
-    source: Weights,
-}
-
-/// A network of random numbers, or of given weights with its frozen blocks and its source head.
-fn begin(
-    trainer: &Trainer,
-    given: Option<Given>,
-    info: &mut ModelInfo,
-    (train, device): (&Dataset, &Device),
-) -> Result<Beginning> {
-    let drawn = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
-    let Some(given) = given else {
-        return Ok(Beginning { model: drawn(info), trunk: Trunk::Empty, source: Weights::new() });
-    };
-    let blocks = match trainer.frozen(&info.graph, train.len()) {
-        Freeze::Nothing => 0,
-        Freeze::Blocks(blocks) => blocks,
-        Freeze::Backbone => info.graph.blocks().len(),
-    };
-    info.normalization = given.model.info().normalization;
-    let model = given.fill(drawn(info), &info.labels)?;
-    let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
-    let mut source = Weights::new();
-    if let Some((head, weights)) = given.kept_head(trainer, shared.copied().unwrap_or(0))? {
-        (info.source, source) = (Some(head), weights);
-    }
-    let on_cpu = trainer.device == crate::Device::Cpu;
-    let start = match trainer.quantize && on_cpu && blocks > 0 {
-        true => given.model.quantized_on(train, trainer.preprocess)?,
-        false => given.model,
-    };
-    Ok(Beginning { model, trunk: Trunk::new(blocks, start, on_cpu), source })
 }

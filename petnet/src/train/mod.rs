@@ -12,6 +12,7 @@ mod freeze;
 mod loss;
 mod lr_find;
 mod precise_bn;
+mod precision;
 mod probe;
 mod schedule;
 mod setup;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use freeze::Freeze;
 pub use lr_find::{RateCurve, RatePoint};
+pub use precision::Arithmetic;
 pub use schedule::Schedule;
 use start::Given;
 pub use start::Start;
@@ -134,6 +136,8 @@ pub struct Trainer {
     pub balanced: bool,
     /// Largest L2 norm of all gradients together; 0 for no limit.
     pub grad_clip: f64,
+    /// Floats of the convolutions.
+    pub precision: Arithmetic,
     /// Decay a step of the averaged weights that are evaluated and saved; 0 for no average.
     pub ema_decay: f64,
     /// Whole training photos at the end, over which batch norms take their final statistics at the
@@ -192,6 +196,7 @@ impl Default for Trainer {
             distillation: None,
             balanced: false,
             grad_clip: 0.0,
+            precision: Arithmetic::F32,
             ema_decay: 0.0,
             precise_bn_images: 0,
             quantize: true,

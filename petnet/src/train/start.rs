@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::Trainer;
+use super::trunk::Trunk;
+use super::{Freeze, Trainer};
 use crate::checkpoint::{Checkpoint, ModelInfo};
+use crate::dataset::Dataset;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead, renamed};
 use crate::nn::{Network, weights};
@@ -196,4 +199,43 @@ fn read(path: &Path) -> Result<Checkpoint> {
         Some(checkpoint) => Ok(checkpoint),
         None => pytorch::unnamed(path),
     }
+}
+
+/// The network as it is before the first step.
+pub(super) struct Beginning {
+    pub(super) model: Network,
+    pub(super) trunk: Trunk,
+    /// Weights of the source head.
+    pub(super) source: Weights,
+}
+
+/// A network of random numbers, or of given weights with its frozen blocks and its source head.
+pub(super) fn begin(
+    trainer: &Trainer,
+    given: Option<Given>,
+    info: &mut ModelInfo,
+    (train, device): (&Dataset, &Device),
+) -> Result<Beginning> {
+    let drawn = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
+    let Some(given) = given else {
+        return Ok(Beginning { model: drawn(info), trunk: Trunk::Empty, source: Weights::new() });
+    };
+    let blocks = match trainer.frozen(&info.graph, train.len()) {
+        Freeze::Nothing => 0,
+        Freeze::Blocks(blocks) => blocks,
+        Freeze::Backbone => info.graph.blocks().len(),
+    };
+    info.normalization = given.model.info().normalization;
+    let model = given.fill(drawn(info), &info.labels)?;
+    let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
+    let mut source = Weights::new();
+    if let Some((head, weights)) = given.kept_head(trainer, shared.copied().unwrap_or(0))? {
+        (info.source, source) = (Some(head), weights);
+    }
+    let on_cpu = trainer.device == crate::Device::Cpu;
+    let start = match trainer.quantize && on_cpu && blocks > 0 {
+        true => given.model.quantized_on(train, trainer.preprocess)?,
+        false => given.model,
+    };
+    Ok(Beginning { model, trunk: Trunk::new(blocks, start, on_cpu), source })
 }

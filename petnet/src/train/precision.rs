@@ -1,0 +1,140 @@
+//! Mixed precision (Micikevicius et al., 2018): convolutions of a training in 16-bit floats, which GPUs have faster units for;
+//! parameters, norms, loss and optimiser in 32 bits.
+
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::clip::{Scale, multiply, squares};
+use crate::device::is_on_host;
+use crate::error::{Error, Result};
+use crate::nn::Network;
+
+/// The loss is multiplied by this at first.
+const FIRST: f32 = 65_536.0;
+/// The largest factor.
+const MOST: f32 = 16_777_216.0;
+/// The factor doubles in 2,000 steps without overflow.
+const GROWTH: f64 = 1.000_346_6;
+
+/// Floats that the convolutions of a training compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Arithmetic {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, with a scaled loss. On GPUs that have them.
+    F16,
+}
+
+impl Arithmetic {
+    /// The loss scale of a training on a device; `None` in 32 bits.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device has no 16-bit floats.
+    pub(super) fn loss_scale(self, device: &Device) -> Result<Option<LossScale>> {
+        match self {
+            Self::F32 => Ok(None),
+            Self::F16 if is_on_host(device) => Err(Error::Device(
+                "`precision: f16` is for GPUs: use f32 on a CPU, or `--device wgpu`".into(),
+            )),
+            Self::F16 if !device.supports_dtype(DType::F16) => Err(Error::Device(
+                "this GPU or its driver has no 16-bit floats: use `precision: f32`".into(),
+            )),
+            Self::F16 => Ok(Some(LossScale::new(device))),
+        }
+    }
+}
+
+/// A factor of the loss that keeps gradients in the range of 16-bit floats. It halves when a gradient overflows, and such a step
+/// counts as one whose gradients are zero; else it grows slowly. All of it stays on the device: to read whether a gradient
+/// overflowed would have the GPU wait in every step.
+#[derive(Clone)]
+pub(super) struct LossScale {
+    /// `[1]`
+    factor: Tensor<1>,
+}
+
+impl LossScale {
+    fn new(device: &Device) -> Self {
+        Self { factor: Tensor::from_floats([FIRST], device) }
+    }
+
+    /// The loss `[1]` that gradients are taken of.
+    pub(super) fn scaled(&self, loss: Tensor<1>) -> Tensor<1> {
+        loss * Tensor::from_inner(self.factor.clone())
+    }
+
+    /// Gradients of the scaled loss -> those of the loss.
+    pub(super) fn unscaled(
+        &mut self,
+        gradients: GradientsParams,
+        model: &Network,
+    ) -> GradientsParams {
+        let Some(squares) = squares(&gradients, model) else { return gradients };
+        let overflow = squares.is_finite().bool_not(); // [1]
+        let scale = Scale { factor: self.factor.clone().recip(), overflow: Some(overflow.clone()) };
+        let factor = self.factor.clone();
+        let grown = (factor.clone() * GROWTH).clamp_max(MOST);
+        self.factor = grown.mask_where(overflow, factor * 0.5);
+        multiply(gradients, model, scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+    use burn::module::{ModuleVisitor, Param};
+
+    use super::*;
+    use crate::arch::{Architecture, Normalization};
+
+    /// The largest gradient; infinite or no number where one is.
+    struct Largest<'a>(&'a GradientsParams, f32);
+
+    impl ModuleVisitor for Largest<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.0.get::<D>(param.id) {
+                let top = gradient.abs().max().into_scalar::<f32>();
+                self.1 = if top.is_finite() { self.1.max(top) } else { top };
+            }
+        }
+    }
+
+    #[test]
+    fn an_overflow_gives_zero_gradients_and_half_the_scale() {
+        use burn::module::Module as _;
+
+        let device = Device::flex();
+        let graph = Architecture::named("simple_cnn").unwrap().graph(2).unwrap();
+        let network = Network::new(&graph, Normalization::default(), &device.clone().autodiff());
+        let largest = |gradients: &GradientsParams| {
+            let mut largest = Largest(gradients, 0.0);
+            network.visit(&mut largest);
+            largest.1
+        };
+        let gradients = |scale: f32| {
+            let images = Tensor::<4>::ones([2, 3, 16, 16], &device.clone().autodiff()) * 9.0;
+            let loss = network.forward(images).sum() * scale;
+            GradientsParams::from_grads(loss.backward(), &network)
+        };
+        let mut scale = LossScale::new(&device);
+        let plain = largest(&gradients(1.0));
+        let unscaled = largest(&scale.unscaled(gradients(FIRST), &network));
+        assert!((unscaled / plain - 1.0).abs() < 1e-3, "{unscaled} {plain}");
+        let grown = scale.factor.clone().into_scalar::<f32>();
+        assert!(grown > FIRST && grown < FIRST * 1.001, "{grown}");
+        let none = largest(&scale.unscaled(gradients(f32::INFINITY), &network));
+        assert_eq!(none, 0.0);
+        assert_eq!(scale.factor.into_scalar::<f32>(), grown / 2.0);
+    }
+
+    #[test]
+    fn sixteen_bits_on_a_cpu_are_refused_with_what_to_use() {
+        let refused = Arithmetic::F16.loss_scale(&Device::flex()).err().unwrap().to_string();
+        assert!(refused.contains("use f32 on a CPU"), "{refused}");
+    }
+}
