@@ -182,7 +182,10 @@ fn follow_nchw(
 fn normalize(x: Tensor<4>, norm: &BatchNorm) -> Tensor<4> {
     let [n, c, h, w] = x.dims();
     let rows = x.permute([0, 2, 3, 1]).reshape([n * h * w, c]);
-    norm.forward(rows).reshape([n, h, w, c]).permute([0, 3, 1, 2]) // [n, c, h, w]
+    let rows = norm.forward(rows);
+    #[cfg(feature = "train")]
+    ops::settle(norm);
+    rows.reshape([n, h, w, c]).permute([0, 3, 1, 2]) // [n, c, h, w]
 }
 
 /// To `[h, w, n, c]`.

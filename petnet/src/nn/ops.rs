@@ -1,5 +1,7 @@
 //! burn's own operations that both layouts share, and what follows a convolution.
 
+#[cfg(feature = "train")]
+use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::module::max_pool2d;
@@ -23,6 +25,14 @@ pub(super) fn activate<const D: usize>(x: Tensor<D>, function: Activation) -> Te
         Activation::Relu => relu(x),
         Activation::Relu6 => x.clamp(0.0, 6.0),
     }
+}
+
+/// Makes a batch's update of the running statistics their value. burn keeps an update aside until the same thread makes another,
+/// and averages those of several threads; but the steps of a training run on any thread of the pool.
+#[cfg(feature = "train")]
+pub(super) fn settle(norm: &BatchNorm) {
+    norm.running_mean.value_sync();
+    norm.running_var.value_sync();
 }
 
 pub(super) fn pool(x: Tensor<4>, window: Window) -> Tensor<4> {

@@ -198,6 +198,31 @@ fn running_statistics_and_inference_agree_with_burns() {
 }
 
 /// Compares heat maps; returns whether anything spoke for the likeliest class at all.
+#[test]
+fn running_statistics_do_not_depend_on_the_thread_of_a_step() {
+    let device = Device::flex();
+    let window = Window::centred(3, 1);
+    let config = graph::Conv2d { inputs: 3, outputs: 4, window, groups: 1, bias: false };
+    let first = Layer::new(config, &device.clone().autodiff());
+    let statistics = |fast: bool, other_threads: bool| {
+        let mut layer = Layer::new(config, &device.clone().autodiff());
+        layer.conv = first.conv.clone();
+        for step in 0..3 {
+            let x = noise([2, 3, 8, 8], step, &device.clone().autodiff());
+            let x = if fast { FeatureMaps::new(x) } else { FeatureMaps::plain(x) };
+            let pass = || layer.forward(x, None, Follows { activation: None, pool: false });
+            match other_threads && step % 2 == 1 {
+                true => std::thread::scope(|scope| scope.spawn(pass).join().unwrap()),
+                false => pass(),
+            };
+        }
+        [&layer.norm.running_mean, &layer.norm.running_var].map(|running| flat(running.value()))
+    };
+    for fast in [false, true] {
+        assert_eq!(statistics(fast, true), statistics(fast, false), "fast: {fast}");
+    }
+}
+
 fn heat_agrees(architecture: &Architecture, device: &Device) -> bool {
     let graph = architecture.graph(3).unwrap();
     let net = Network::new(&graph, Normalization::default(), device);

@@ -129,6 +129,7 @@ fn remember(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
         let new = Tensor::from_inner(new).to_device(&old.device());
         running.update((old * (1.0 - momentum) + new * momentum).detach());
     }
+    ops::settle(norm);
 }
 
 /// Normalises by the batch's own statistics; the residual is added before the activation.
