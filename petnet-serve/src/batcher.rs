@@ -17,6 +17,7 @@ use petnet::preprocess::Pixels;
 use petnet::{Explanation, Prediction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::cache::{Answers, Key, Known};
 use crate::decoder::{Decoded, Decoders, Photo};
 use crate::memory::Memory;
 use crate::model::Model;
@@ -119,11 +120,13 @@ impl Stage {
 /// An output of the network, and its photo.
 pub(crate) struct Answer<T> {
     pub(crate) value: T,
-    pub(crate) timings: Timings,
+    /// `None` of an answer that was known.
+    pub(crate) timings: Option<Timings>,
     pub(crate) photo: Photo,
 }
 
 /// Outputs of one pass through the network.
+#[derive(Clone)]
 pub(crate) struct Classified {
     pub(crate) prediction: Prediction,
     /// The features, of norm 1: a by-product of the prediction.
@@ -183,6 +186,7 @@ impl From<Bytes> for Picture {
 /// Handle to the thread, which ends when it is dropped.
 pub(crate) struct Batcher {
     decoders: Decoders,
+    known: Answers,
     places: Arc<Semaphore>,
     capacity: usize,
     /// Photos that wait for a place.
@@ -214,6 +218,7 @@ impl Batcher {
         let progress = Progress { start, active: AtomicUsize::new(0), last: AtomicU64::new(0) };
         Ok(Self {
             decoders: Decoders::start(settings, memory, digests)?,
+            known: Answers::new(settings),
             places: Arc::new(Semaphore::new(settings.queue)),
             capacity: settings.queue,
             line: AtomicUsize::new(0),
@@ -269,6 +274,7 @@ impl Batcher {
         gauge!("batch_queue_depth").set(depth as f64);
         gauge!("batch_queue_capacity").set(self.capacity as f64);
         gauge!("batch_queue_waiting").set(self.line.load(Ordering::Relaxed) as f64);
+        self.known.observe();
     }
 
     /// # Errors
@@ -278,8 +284,33 @@ impl Batcher {
         model: Arc<Model>,
         photo: impl Into<Picture>,
     ) -> Result<Answer<Classified>, Problem> {
+        let photo = photo.into();
+        let key = match self.recall(&model, &photo) {
+            Recalled::Known(answer) => return Ok(answer),
+            Recalled::Unknown(key) => key,
+        };
         let place = self.place(self.turn).await?;
-        self.ask(Work::Classify, model, photo.into(), place).await
+        let answer = self.ask(Work::Classify, model, photo, place).await?;
+        self.keep(key, &answer);
+        Ok(answer)
+    }
+
+    fn recall(&self, model: &Model, photo: &Picture) -> Recalled {
+        let Picture::Encoded(bytes) = photo else { return Recalled::Unknown(None) };
+        let key = self.known.key(model, bytes);
+        match key.as_ref().and_then(|key| self.known.get(key)) {
+            Some(Known { classified, photo }) => {
+                Recalled::Known(Answer { value: classified, timings: None, photo })
+            }
+            None => Recalled::Unknown(key),
+        }
+    }
+
+    fn keep(&self, key: Option<Key>, answer: &Answer<Classified>) {
+        if let Some(key) = key {
+            let (classified, photo) = (answer.value.clone(), answer.photo.clone());
+            self.known.insert(key, Known { classified, photo });
+        }
     }
 
     /// Classifies some pictures side by side, each with an outcome of its own, in their order.
@@ -295,12 +326,18 @@ impl Batcher {
         let answers = pictures.into_iter().map(|picture| {
             let (model, first) = (Arc::clone(model), first.take());
             async move {
-                let picture = picture?;
+                let picture = picture?.into();
+                let key = match self.recall(&model, &picture) {
+                    Recalled::Known(answer) => return Ok(answer),
+                    Recalled::Unknown(key) => key,
+                };
                 let place = match first {
                     Some(place) => place,
                     None => self.place(self.patience).await?,
                 };
-                self.ask(Work::Classify, model, picture.into(), place).await
+                let answer = self.ask(Work::Classify, model, picture, place).await?;
+                self.keep(key, &answer);
+                Ok(answer)
             }
         });
         Ok(join_all(answers).await)
@@ -355,6 +392,12 @@ impl Batcher {
     }
 }
 
+/// An answer that was given before, or the key to keep one under.
+enum Recalled {
+    Known(Answer<Classified>),
+    Unknown(Option<Key>),
+}
+
 /// The way from a decoded image to the network.
 struct Next {
     jobs: Sender<Job>,
@@ -407,7 +450,7 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     let photos = jobs.len();
     let timings = |decode, queued: Instant, model: Stage| {
         let queue = Stage { began: queued, took: batch.saturating_duration_since(queued) };
-        Timings { decode, queue, batch: Stage::since(batch), model, photos }
+        Some(Timings { decode, queue, batch: Stage::since(batch), model, photos })
     };
     for Job { work, pixels, photo, decode, queued, place, .. } in jobs {
         match work {

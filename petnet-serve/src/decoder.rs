@@ -27,6 +27,7 @@ pub(crate) struct Decoded {
 }
 
 /// The facts of a photo that outlast its pixels.
+#[derive(Clone)]
 pub(crate) struct Photo {
     pub(crate) statistics: ImageStatistics,
     /// Of its bytes, in hex; where it is kept.

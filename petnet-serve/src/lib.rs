@@ -7,6 +7,7 @@ mod access;
 mod allocator;
 mod app;
 mod batcher;
+mod cache;
 mod decoder;
 mod drift;
 mod feedback;

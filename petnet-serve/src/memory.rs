@@ -29,6 +29,8 @@ pub(crate) struct Memory {
     /// Of the whole process, in bytes.
     limit: u64,
     connections: u64,
+    /// Of answers that are kept.
+    cache: u64,
     /// Resident before the first model was loaded.
     before: u64,
     /// Taken at most while a model was loaded.
@@ -116,6 +118,7 @@ impl Memory {
         Self {
             limit: settings.memory_limit(),
             connections: settings.connections() as u64 * CONNECTION,
+            cache: settings.cache_bytes(),
             before: resident("VmRSS:").unwrap_or(0),
             loading: AtomicU64::new(0),
             buffers: Share::closed(),
@@ -132,12 +135,12 @@ impl Memory {
         let resident = resident("VmRSS:").unwrap_or(ASSUMED);
         let peak = self::resident("VmHWM:").unwrap_or(resident);
         self.loading.store(peak.saturating_sub(self.before), Ordering::Relaxed);
-        let needed = resident + self.connections;
+        let needed = resident + self.connections + self.cache;
         let spare = (self.limit - self.limit / 8).saturating_sub(needed);
         let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
         ensure!(
             spare >= LEAST,
-            "--memory {}: the model and connections take {} MB, so that at least {} MB are needed",
+            "--memory {}: the model, connections and --cache take {} MB, so that at least {} MB are needed",
             megabytes(self.limit),
             megabytes(needed),
             megabytes((needed + LEAST) * 8 / 7),
@@ -281,6 +284,9 @@ mod tests {
     #[test]
     fn too_little_is_said_with_what_is_needed() {
         let error = memory(1 << 20).open().unwrap_err().to_string();
-        assert!(error.starts_with("--memory 1: the model and connections take"), "{error}");
+        assert!(
+            error.starts_with("--memory 1: the model, connections and --cache take"),
+            "{error}"
+        );
     }
 }

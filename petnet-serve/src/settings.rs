@@ -143,6 +143,15 @@ pub struct Settings {
     /// [default: the limit of the control group, else 512]
     #[arg(long, env = "PETNET_MEMORY", value_name = "MB", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     pub memory: Option<u64>,
+    /// Memory in MB, a part of --memory, for answers of photos that come again, byte for byte; 0 keeps none
+    #[arg(
+        long,
+        env = "PETNET_CACHE",
+        value_name = "MB",
+        default_value_t = 0,
+        help_heading = "Limits"
+    )]
+    pub cache: u32,
     /// Largest photo in pixels
     #[arg(long, env = "PETNET_MAX_PIXELS", default_value_t = 50_000_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     pub max_pixels: u64,
@@ -296,6 +305,11 @@ impl Settings {
     /// Memory of the whole process in bytes.
     pub(crate) fn memory_limit(&self) -> u64 {
         self.memory.map_or_else(crate::memory::default_limit, |megabytes| megabytes << 20)
+    }
+
+    /// Memory of answers that are kept, in bytes.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        u64::from(self.cache) << 20
     }
 
     /// Number of decoding threads.

@@ -44,7 +44,7 @@ pub(super) async fn embed(
     };
     let body = serde_json::to_vec(&body).map_err(|_| Problem::internal())?;
     let mut reply = text("application/json", body);
-    let (accepted, timings) = (Some(accepted), vec![answer.timings]);
+    let (accepted, timings) = (Some(accepted), answer.timings.into_iter().collect());
     reply.extensions_mut().insert(Note { accepted, timings, photos: 1, bytes, ..Note::default() });
     Ok(reply)
 }

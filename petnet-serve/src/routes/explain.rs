@@ -66,7 +66,7 @@ pub(super) async fn explain(
         reply.headers_mut().insert(HeaderName::from_static("x-decision"), decision);
         reply
     };
-    let (accepted, timings) = (Some(began), vec![timings]);
+    let (accepted, timings) = (Some(began), timings.into_iter().collect());
     reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(prediction, id) });
     Ok(reply)
 }

@@ -54,7 +54,7 @@ pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Resu
     let mut fields = describe(prediction, &model, id);
     fields.insert("processing_time_ms".into(), milliseconds(accepted.elapsed()).into());
     let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
-    let (accepted, timings) = (Some(accepted), vec![answer.timings]);
+    let (accepted, timings) = (Some(accepted), answer.timings.into_iter().collect());
     reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(prediction, id) });
     Ok(reply)
 }
@@ -96,7 +96,7 @@ pub(super) async fn many(
         "processing_time_ms": milliseconds(began.elapsed()),
     });
     let mut reply = json_reply(StatusCode::OK, &body);
-    let timings = outcomes.iter().flatten().map(|answer| answer.timings).collect();
+    let timings = outcomes.iter().flatten().filter_map(|answer| answer.timings).collect();
     let (accepted, bytes) = (Some(began), upload.size);
     reply.extensions_mut().insert(Note { accepted, timings, photos, bytes, ..Note::default() });
     Ok(reply)

@@ -17,7 +17,7 @@ const PHOTOS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 const CONFIDENCE: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
 const SESSION: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-const COUNTERS: [(&str, &str); 23] = [
+const COUNTERS: [(&str, &str); 24] = [
     ("api_requests_total", "Requests answered, by endpoint, method and status"),
     ("api_errors_total", "Requests refused or failed, by endpoint and reason"),
     ("api_predictions_total", "Photos classified, by predicted class"),
@@ -35,6 +35,7 @@ const COUNTERS: [(&str, &str); 23] = [
     ("feedback_total", "Labels given to earlier predictions, by result"),
     ("feedback_store_errors_total", "Writes to the feedback store that failed"),
     ("pet_adoptions_total", "Adoptions reported, by species"),
+    ("prediction_cache_requests_total", "Photos looked up among answers that are kept, by result"),
     ("decode_timeouts_total", "Photos given up because decoding took too long"),
     ("connections_refused_total", "Connections closed at once: their address has too many"),
     ("log_lines_dropped_total", "Log lines lost because nobody read them in time"),
@@ -54,12 +55,15 @@ const HISTOGRAMS: [(&str, &str); 8] = [
     ("user_session_duration_seconds", "First to last request of sessions that ended"),
 ];
 
-const GAUGES: [(&str, &str); 45] = [
+const GAUGES: [(&str, &str); 48] = [
     ("requests_per_minute", "Requests answered in the last 60 s"),
     ("api_error_rate", "Share of answers of 500 and above in the last 5 min"),
     ("batch_queue_depth", "Photos between admission and answer"),
     ("batch_queue_capacity", "Most photos between admission and answer"),
     ("batch_queue_waiting", "Photos that wait for their turn"),
+    ("prediction_cache_entries", "Answers that are kept for photos that come again"),
+    ("prediction_cache_bytes", "Memory of the answers that are kept"),
+    ("prediction_cache_capacity_bytes", "Most memory of the answers that are kept"),
     ("open_connections", "Open connections"),
     ("memory_limit_bytes", "Memory that the process may take"),
     ("memory_budget_bytes", "Memory that requests may take, by purpose"),

@@ -94,7 +94,7 @@ async fn answer(
     for (id, answer) in &answers {
         remember(app, model, *id, (&answer.value.prediction, &answer.photo));
     }
-    let timings = answers.iter().map(|(_, answer)| answer.timings).collect();
+    let timings = answers.iter().filter_map(|(_, answer)| answer.timings).collect();
     let photos = answers.len();
     let payload = respond(model, form, &request, &answers)?;
     Ok((payload, Note { accepted, timings, photos, bytes, ..Note::default() }))
