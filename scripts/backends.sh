@@ -109,11 +109,16 @@ train half wgpu --set precision=f16
 # Interrupted after its first epoch, and resumed.
 "$petnet" fit --config "$work/steps.yaml" --data "$work/shapes" --out "$work/resumed" --device wgpu >"$work/cut.log" 2>&1 &
 cut=$!
-until grep -aq "^epoch   1" "$work/cut.log"; do kill -0 $cut && sleep 0.1; done
+until grep -aq "^epoch   1" "$work/cut.log"; do
+    kill -0 $cut || { tail -3 "$work/cut.log" && exit 1; }
+    sleep 0.1
+done
 kill -INT $cut
-wait $cut && echo "was not interrupted" && exit 1
+status=0
+wait $cut || status=$?
+[ "$status" = 130 ] || { echo "was not interrupted: status $status" && exit 1; }
 train resumed wgpu --resume
-grep -aq resumed "$work/resumed.log"
+grep -aE "fit: .*resumed.* epoch" "$work/resumed.log"
 if "$petnet" fit --config "$work/steps.yaml" --data "$work/shapes" --out "$work/refused" --set precision=f16 --quiet >"$work/refused.log" 2>&1; then
     echo "trained in 16 bits on a CPU" && exit 1
 fi
@@ -125,10 +130,12 @@ losses = {
     name: [(epoch["train_loss"], epoch["val_loss"]) for epoch in json.loads((work / name / "history.json").read_text())]
     for name in ("host", "first", "second", "half", "resumed")
 }
-for name, limit in (("first", 0.01), ("second", 0.01), ("resumed", 0.01), ("half", 0.05)):
+# In 16 bits, the first epoch alone can be compared closely: what rounding changes grows with every step.
+for name, epochs, limit in (("first", 6, 1e-4), ("second", 6, 1e-4), ("resumed", 6, 1e-4), ("half", 1, 2e-3), ("half", 6, 0.1)):
     assert len(losses[name]) == len(losses["host"]) == 6, losses
-    far = max(abs(a - b) for ours, theirs in zip(losses[name], losses["host"]) for a, b in zip(ours, theirs))
-    print(f"{name}: losses of training and validation in 6 epochs at most {far:.1e} from the CPU's; {losses[name][-1]}")
+    pairs = list(zip(losses[name], losses["host"]))[:epochs]
+    far = max(abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs))
+    print(f"{name}: losses of training and validation in {epochs} epochs at most {far:.1e} from the CPU's; {losses[name][-1]}")
     assert far < limit, losses
 assert losses["host"][-1][0] < losses["host"][0][0], losses
 ready = [
@@ -137,4 +144,5 @@ ready = [
 ]
 print(f"kernels ready after {ready[0]:.1f} s, in the second run {ready[1]:.1f} s")
 assert ready[1] < ready[0] / 2
+assert losses["half"] != losses["first"], "16 bits make no difference"
 PY

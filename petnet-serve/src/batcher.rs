@@ -17,7 +17,7 @@ use petnet::preprocess::Pixels;
 use petnet::{Explanation, Prediction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::cache::{Answers, Key, Known};
+use crate::cache::{Answers, Known};
 use crate::decoder::{Decoded, Decoders, Photo};
 use crate::memory::Memory;
 use crate::model::Model;
@@ -284,33 +284,30 @@ impl Batcher {
         model: Arc<Model>,
         photo: impl Into<Picture>,
     ) -> Result<Answer<Classified>, Problem> {
-        let photo = photo.into();
-        let key = match self.recall(&model, &photo) {
-            Recalled::Known(answer) => return Ok(answer),
-            Recalled::Unknown(key) => key,
+        self.known_or_new(model, photo.into(), self.place(self.turn)).await
+    }
+
+    /// The answer that is kept for a photo, or else a new one.
+    async fn known_or_new(
+        &self,
+        model: Arc<Model>,
+        photo: Picture,
+        place: impl Future<Output = Result<Place, Problem>>,
+    ) -> Result<Answer<Classified>, Problem> {
+        let key = match &photo {
+            Picture::Encoded(bytes) => self.known.key(&model, bytes),
+            Picture::Ready(_) => None,
         };
-        let place = self.place(self.turn).await?;
-        let answer = self.ask(Work::Classify, model, photo, place).await?;
-        self.keep(key, &answer);
-        Ok(answer)
-    }
-
-    fn recall(&self, model: &Model, photo: &Picture) -> Recalled {
-        let Picture::Encoded(bytes) = photo else { return Recalled::Unknown(None) };
-        let key = self.known.key(model, bytes);
-        match key.as_ref().and_then(|key| self.known.get(key)) {
-            Some(Known { classified, photo }) => {
-                Recalled::Known(Answer { value: classified, timings: None, photo })
-            }
-            None => Recalled::Unknown(key),
+        if let Some(Known { classified, photo }) = key.as_ref().and_then(|key| self.known.get(key))
+        {
+            return Ok(Answer { value: classified, timings: None, photo });
         }
-    }
-
-    fn keep(&self, key: Option<Key>, answer: &Answer<Classified>) {
+        let answer = self.ask(Work::Classify, model, photo, place.await?).await?;
         if let Some(key) = key {
             let (classified, photo) = (answer.value.clone(), answer.photo.clone());
             self.known.insert(key, Known { classified, photo });
         }
+        Ok(answer)
     }
 
     /// Classifies some pictures side by side, each with an outcome of its own, in their order.
@@ -326,18 +323,13 @@ impl Batcher {
         let answers = pictures.into_iter().map(|picture| {
             let (model, first) = (Arc::clone(model), first.take());
             async move {
-                let picture = picture?.into();
-                let key = match self.recall(&model, &picture) {
-                    Recalled::Known(answer) => return Ok(answer),
-                    Recalled::Unknown(key) => key,
+                let place = async {
+                    match first {
+                        Some(place) => Ok(place),
+                        None => self.place(self.patience).await,
+                    }
                 };
-                let place = match first {
-                    Some(place) => place,
-                    None => self.place(self.patience).await?,
-                };
-                let answer = self.ask(Work::Classify, model, picture, place).await?;
-                self.keep(key, &answer);
-                Ok(answer)
+                self.known_or_new(model, picture?.into(), place).await
             }
         });
         Ok(join_all(answers).await)
@@ -390,12 +382,6 @@ impl Batcher {
             }
         }
     }
-}
-
-/// An answer that was given before, or the key to keep one under.
-enum Recalled {
-    Known(Answer<Classified>),
-    Unknown(Option<Key>),
 }
 
 /// The way from a decoded image to the network.

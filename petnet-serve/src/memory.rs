@@ -248,7 +248,8 @@ mod tests {
 
     fn memory(limit: u64) -> Memory {
         let (buffers, decoding) = (Share::closed(), Share::closed());
-        Memory { limit, connections: 0, before: 0, loading: AtomicU64::new(0), buffers, decoding }
+        let loading = AtomicU64::new(0);
+        Memory { limit, connections: 0, cache: 0, before: 0, loading, buffers, decoding }
     }
 
     #[tokio::test]

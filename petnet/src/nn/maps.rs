@@ -29,7 +29,8 @@ enum Layout {
 pub(super) struct Conv<'a> {
     pub(super) config: Conv2d,
     pub(super) layer: &'a conv::Conv2d,
-    /// In 16-bit floats where gradients are followed.
+    /// In 16-bit floats on a device that follows gradients. Grouped convolutions keep 32 bits: burn adds the products of a
+    /// depthwise weight gradient, one for each pixel of the batch, in the type of its input.
     pub(super) mixed: bool,
 }
 
@@ -129,7 +130,7 @@ impl Conv<'_> {
         options.padding = padding(window, [height, width]);
         let (weight, bias) = (self.layer.weight.val(), self.layer.bias.as_ref().map(|b| b.val()));
         // [n, outputs, h', w']
-        let x = if self.mixed && x.device().is_autodiff() {
+        let x = if self.mixed && groups == 1 && x.device().is_autodiff() {
             let bias = bias.map(|bias| bias.cast(FloatDType::F16));
             let x = conv2d(x.cast(FloatDType::F16), weight.cast(FloatDType::F16), bias, options);
             x.cast(FloatDType::F32)

@@ -64,7 +64,7 @@ pub struct Network {
     steps: Vec<Step>,
     #[module(skip)]
     normalization: Normalization,
-    /// Convolutions of a training compute in 16-bit floats.
+    /// Convolutions compute in 16-bit floats on a device that follows gradients.
     #[module(skip)]
     mixed: bool,
     /// For each node, its place among the layers of its kind.
@@ -257,7 +257,8 @@ impl Network {
         paths.collect()
     }
 
-    /// Has convolutions compute in 16-bit floats where gradients are followed; all else, and all that is kept, has 32 bits.
+    /// Has convolutions, but for grouped ones, compute in 16-bit floats on a device that follows gradients; all else, and all that
+    /// is kept, has 32 bits.
     #[cfg(feature = "train")]
     pub(crate) fn set_mixed_precision(&mut self, mixed: bool) {
         self.mixed = mixed;

@@ -197,7 +197,6 @@ fn running_statistics_and_inference_agree_with_burns() {
     assert!(distance < 1e-5, "{distance}");
 }
 
-/// Compares heat maps; returns whether anything spoke for the likeliest class at all.
 #[test]
 fn running_statistics_do_not_depend_on_the_thread_of_a_step() {
     let device = Device::flex();
@@ -223,6 +222,7 @@ fn running_statistics_do_not_depend_on_the_thread_of_a_step() {
     }
 }
 
+/// Compares heat maps; returns whether anything spoke for the likeliest class at all.
 fn heat_agrees(architecture: &Architecture, device: &Device) -> bool {
     let graph = architecture.graph(3).unwrap();
     let net = Network::new(&graph, Normalization::default(), device);

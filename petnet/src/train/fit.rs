@@ -140,10 +140,11 @@ impl<'a> Fit<'a> {
         observer.warm_up();
         // A step moves the running statistics of batch norms, and the loss scale.
         let (weights, loss_scale) = (weights::read(&self.state.model), self.loss_scale.clone());
+        let mut optimizer = self.state.optimizer.clone();
         for place in [step, self.train.steps().saturating_sub(1)] {
             let Some(batch) = self.train.epoch(epoch, place).next() else { continue };
             let gradients = self.gradients(batch?)?;
-            drop(self.state.optimizer.clone().step(0.0, self.state.model.clone(), gradients));
+            drop(optimizer.step(0.0, self.state.model.clone(), gradients));
         }
         self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
         let network = self.evaluated();
@@ -439,7 +440,7 @@ impl<'a> Fit<'a> {
                 network.features_after(maps, blocks)
             }
         }; // [n, width]
-        rows(network.classify(features))
+        rows(network.classify(features)).map_err(|error| explained(error, self.trainer, size))
     }
 
     fn validate(&self) -> Result<Figures> {

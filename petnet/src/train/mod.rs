@@ -136,7 +136,7 @@ pub struct Trainer {
     pub balanced: bool,
     /// Largest L2 norm of all gradients together; 0 for no limit.
     pub grad_clip: f64,
-    /// Floats of the convolutions.
+    /// Floats of the convolutions. Without effect where only the last layer is trained.
     pub precision: Arithmetic,
     /// Decay a step of the averaged weights that are evaluated and saved; 0 for no average.
     pub ema_decay: f64,
@@ -365,6 +365,7 @@ impl Trainer {
         self.refuse_for_several(train)?;
         let graph = self.architecture.graph(train.classes().len())?;
         let given = self.given(&graph, train.classes())?;
+        self.precision.loss_scale(&self.device.open()?)?;
         match given.map(|given| (self.frozen(&graph, train.len()), given)) {
             Some((Freeze::Backbone, given)) => probe::fit(self, &given, (train, valid), observer),
             Some((Freeze::Nothing | Freeze::Blocks(_), given)) => {

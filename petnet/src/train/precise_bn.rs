@@ -19,6 +19,8 @@ pub(super) fn precise_bn(
 ) -> Result<Network> {
     // Passes that no gradient ends would stay in memory, each whole.
     let mut network = network.no_grad();
+    // Inference, whose statistics these are, has 32 bits.
+    network.set_mixed_precision(false);
     for (seen, batch) in loader.epoch(0, 0).take(batches).enumerate() {
         network.set_momentum(1.0 / (seen + 1) as f64);
         network.features(to_tensor(batch?.images, loader.size(), device));

@@ -92,14 +92,14 @@ mod tests {
     use super::*;
     use crate::arch::{Architecture, Normalization};
 
-    /// The largest gradient; infinite or no number where one is.
+    /// The largest gradient; no number where one is not finite.
     struct Largest<'a>(&'a GradientsParams, f32);
 
     impl ModuleVisitor for Largest<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = self.0.get::<D>(param.id) {
                 let top = gradient.abs().max().into_scalar::<f32>();
-                self.1 = if top.is_finite() { self.1.max(top) } else { top };
+                self.1 = if (self.1 + top).is_finite() { self.1.max(top) } else { f32::NAN };
             }
         }
     }

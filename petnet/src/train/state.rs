@@ -1,4 +1,5 @@
-//! All that a training needs to go on as if it had never stopped, in one file.
+//! All that a training needs to go on as if it had never stopped, in one file; but for the loss scale of mixed precision,
+//! which begins anew.
 
 use std::collections::HashMap;
 use std::path::Path;
