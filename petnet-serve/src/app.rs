@@ -68,7 +68,7 @@ impl App {
             batcher: Batcher::start(&settings, shared, Arc::clone(&rates), digests)?,
             uploads: Uploads::new(Arc::clone(&memory)),
             memory,
-            keys: Keys::new(&settings.api_keys_sha256)?,
+            keys: Keys::new(&settings)?,
             recorder,
             rates,
             traces: Traces::start(settings.otlp_endpoint.as_deref())?,
@@ -183,7 +183,7 @@ pub(crate) async fn keep_house(app: Arc<App>) {
     }
 }
 
-/// Reloads the model and the certificate when asked; the model also when its file has changed and then kept still for a
+/// Reloads the model, the certificate and the keys when asked; the model also when its file has changed and then kept still for a
 /// look, and when its name stands for another version, if that is to be followed. `loaded` is the file's stamp from before
 /// it was loaded, so that a change meanwhile is noticed.
 pub(crate) async fn follow_model(
@@ -208,6 +208,7 @@ pub(crate) async fn follow_model(
                 open = message.is_some();
                 if !open { continue }
                 tls.iter().for_each(|tls| tls.reload());
+                app.keys.reload();
                 loaded = stamp(&app);
             }
             _ = ticks.tick() => if let ModelAddress::Registered(name) = &app.settings.model {

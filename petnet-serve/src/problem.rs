@@ -1,13 +1,17 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use petnet::{Error, ImageError};
 use serde_json::json;
 
+use crate::access::Standing;
+
 /// Names of all reasons for a refusal, as metrics show them.
-pub(crate) const KINDS: [&str; 23] = [
+pub(crate) const KINDS: [&str; 24] = [
     "bad_request",
     "broken_image",
     "decode_timeout",
@@ -24,6 +28,7 @@ pub(crate) const KINDS: [&str; 23] = [
     "not_found",
     "not_ready",
     "overloaded",
+    "rate_limited",
     "timeout",
     "too_large",
     "unauthorized",
@@ -42,12 +47,14 @@ pub(crate) struct Problem {
     pub(crate) kind: &'static str,
     retry_after: Option<u64>,
     allow: Option<&'static str>,
+    /// Of the key, where its limits are the reason.
+    standing: Option<Box<Standing>>,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
         debug_assert!(KINDS.contains(&kind), "{kind}");
-        Self { status, detail: detail.into(), kind, retry_after: None, allow: None }
+        Self { status, detail: detail.into(), kind, retry_after: None, allow: None, standing: None }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -75,6 +82,14 @@ impl Problem {
     pub(crate) fn out_of_memory() -> Self {
         let detail = "no memory is free for this request; try again in 1 s";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "memory", detail).retry_after(1)
+    }
+
+    /// A key has used up its requests.
+    pub(crate) fn limited(standing: Standing, wait: Duration) -> Self {
+        let seconds = wait.as_secs_f64().ceil() as u64;
+        let detail = format!("the key has used up its requests; try again in {seconds} s");
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+        Self { standing: Some(Box::new(standing)), ..problem.retry_after(seconds) }
     }
 
     /// True where the same request may be served a little later.
@@ -111,6 +126,9 @@ impl Problem {
         }
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Some(standing) = &self.standing {
+            standing.write(headers);
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

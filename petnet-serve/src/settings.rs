@@ -256,6 +256,11 @@ pub struct Settings {
     #[serde(skip)]
     pub api_keys_sha256: Vec<String>,
 
+    /// YAML file of named keys: a list of {name, sha256, scopes: [predict, feedback, export, metrics, admin],
+    /// requests_per_second, requests_per_day}; read anew on SIGHUP
+    #[arg(long, env = "PETNET_API_KEYS", value_name = "FILE", help_heading = "Access")]
+    pub api_keys: Option<PathBuf>,
+
     /// OpenTelemetry collector that takes traces over HTTP; others of its variables (OTEL_SERVICE_NAME,
     /// OTEL_TRACES_SAMPLER, ...) are heard too
     #[arg(

@@ -29,6 +29,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::access::{Scope, Standing};
 use crate::app::App;
 use crate::memory::held;
 use crate::problem::Problem;
@@ -111,13 +112,24 @@ async fn dispatch(
     if !entry.allow.split(", ").any(|name| name == request.method().as_str()) {
         return Err(Problem::method(entry.allow));
     }
-    match (face, entry.access) {
+    let standing = match (face, entry.access) {
         // The listener for metrics is not for strangers.
-        (Face::Metrics, _) | (Face::Api, Access::Open) => (),
-        (Face::Api, Access::Key) => app.keys.check(request.headers())?,
-        (Face::Api, Access::Operator) => app.keys.require(request.headers())?,
-    }
-    match entry.route {
+        (Face::Metrics, _) | (Face::Api, Access::Open) => Standing::default(),
+        (Face::Api, Access::Key(scope)) => app.keys.check(request.headers(), scope)?,
+        (Face::Api, Access::Operator) => app.keys.require(request.headers(), Scope::Admin)?,
+    };
+    let mut reply = answer(app, entry.route, model, request).await?;
+    standing.write(reply.headers_mut());
+    Ok(reply)
+}
+
+async fn answer(
+    app: &Arc<App>,
+    route: Route,
+    model: &str,
+    request: &mut Request<Incoming>,
+) -> Result<Reply, Problem> {
+    match route {
         Route::Home => Ok(pages::home(app, request.headers())),
         Route::Docs => Ok(pages::docs()),
         Route::OpenApi => Ok(pages::openapi()),

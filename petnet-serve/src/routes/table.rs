@@ -2,14 +2,16 @@
 
 use percent_encoding::percent_decode_str;
 
+use crate::access::Scope;
+
 /// Callers that a path is open to. Nothing is open unless it says so here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Anyone, always.
     Open,
-    /// Holders of a key; anyone while no key is set.
-    Key,
-    /// Holders of a key; nobody while no key is set.
+    /// Holders of a key with the scope; anyone while no key is set.
+    Key(Scope),
+    /// Holders of a key with the scope `admin`; nobody while no key is set.
     Operator,
 }
 
@@ -60,6 +62,10 @@ pub(crate) struct Entry {
 
 const GET: &str = "GET, HEAD";
 const POST: &str = "POST";
+const PREDICT: Access = Access::Key(Scope::Predict);
+const FEEDBACK: Access = Access::Key(Scope::Feedback);
+const EXPORT: Access = Access::Key(Scope::Export);
+const METRICS: Access = Access::Key(Scope::Metrics);
 
 const fn entry(route: Route, path: &'static str, allow: &'static str, access: Access) -> Entry {
     Entry { route, path, allow, access, visited: false }
@@ -74,28 +80,28 @@ pub(crate) const TABLE: [Entry; 28] = [
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
     entry(Route::Ready, "/readyz", GET, Access::Open),
-    entry(Route::Metrics, "/metrics", GET, Access::Key),
+    entry(Route::Metrics, "/metrics", GET, METRICS),
     entry(Route::Version, "/version", GET, Access::Open),
     entry(Route::OpenApi, "/openapi.json", GET, Access::Open),
     visited(entry(Route::Docs, "/docs", GET, Access::Open)),
     entry(Route::Compare, "/artifacts/compare", GET, Access::Open),
-    visited(entry(Route::Predict, "/predict", POST, Access::Key)),
-    visited(entry(Route::PredictBatch, "/predict/batch", POST, Access::Key)),
-    visited(entry(Route::Explain, "/explain", POST, Access::Key)),
-    visited(entry(Route::Embed, "/embed", POST, Access::Key)),
-    visited(entry(Route::Feedback, "/feedback", POST, Access::Key)),
-    entry(Route::FeedbackExport, "/feedback/export", GET, Access::Key),
-    visited(entry(Route::Adoption, "/events/adoption", POST, Access::Key)),
+    visited(entry(Route::Predict, "/predict", POST, PREDICT)),
+    visited(entry(Route::PredictBatch, "/predict/batch", POST, PREDICT)),
+    visited(entry(Route::Explain, "/explain", POST, PREDICT)),
+    visited(entry(Route::Embed, "/embed", POST, PREDICT)),
+    visited(entry(Route::Feedback, "/feedback", POST, FEEDBACK)),
+    entry(Route::FeedbackExport, "/feedback/export", GET, EXPORT),
+    visited(entry(Route::Adoption, "/events/adoption", POST, FEEDBACK)),
     entry(Route::Reload, "/admin/reload", POST, Access::Operator),
     entry(Route::V2, "/v2", GET, Access::Open),
     entry(Route::V2Live, "/v2/health/live", GET, Access::Open),
     entry(Route::V2Ready, "/v2/health/ready", GET, Access::Open),
-    entry(Route::V2Model, "/v2/models/{model}", GET, Access::Key),
+    entry(Route::V2Model, "/v2/models/{model}", GET, PREDICT),
     entry(Route::V2ModelReady, "/v2/models/{model}/ready", GET, Access::Open),
-    entry(Route::V2ModelConfig, "/v2/models/{model}/config", GET, Access::Key),
-    entry(Route::V2ModelStats, "/v2/models/{model}/stats", GET, Access::Key),
-    visited(entry(Route::V2Infer, "/v2/models/{model}/infer", POST, Access::Key)),
-    entry(Route::V2Index, "/v2/repository/index", POST, Access::Key),
+    entry(Route::V2ModelConfig, "/v2/models/{model}/config", GET, PREDICT),
+    entry(Route::V2ModelStats, "/v2/models/{model}/stats", GET, PREDICT),
+    visited(entry(Route::V2Infer, "/v2/models/{model}/infer", POST, PREDICT)),
+    entry(Route::V2Index, "/v2/repository/index", POST, PREDICT),
     entry(Route::V2Load, "/v2/repository/models/{model}/load", POST, Access::Operator),
     entry(Route::V2Unload, "/v2/repository/models/{model}/unload", POST, Access::Operator),
 ];

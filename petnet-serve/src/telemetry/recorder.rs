@@ -17,9 +17,10 @@ const PHOTOS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 const CONFIDENCE: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
 const SESSION: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-const COUNTERS: [(&str, &str); 24] = [
+const COUNTERS: [(&str, &str); 25] = [
     ("api_requests_total", "Requests answered, by endpoint, method and status"),
     ("api_errors_total", "Requests refused or failed, by endpoint and reason"),
+    ("api_key_requests_total", "Requests with a key, by its name and result"),
     ("api_predictions_total", "Photos classified, by predicted class"),
     ("prediction_requests_total", "Photos classified, by predicted class"),
     ("prediction_decisions_total", "Photos classified, by decision: answered, or unsure and why"),

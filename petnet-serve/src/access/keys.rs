@@ -1,0 +1,207 @@
+//! The file of keys: names, digests, scopes and limits.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use governor::clock::{Clock as _, MonotonicClock};
+use governor::middleware::StateInformationMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use hyper::header::{HeaderMap, HeaderValue};
+use serde::Deserialize;
+
+/// Most keys of a file: each is a label of metrics.
+const MOST: usize = 256;
+const DAY: Duration = Duration::from_hours(24);
+
+/// Paths that a key opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Scope {
+    Predict,
+    Feedback,
+    Export,
+    Metrics,
+    Admin,
+}
+
+impl Scope {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Predict, Self::Feedback, Self::Export, Self::Metrics, Self::Admin];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Predict => "predict",
+            Self::Feedback => "feedback",
+            Self::Export => "export",
+            Self::Metrics => "metrics",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// A key as the file has it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Declared {
+    pub(super) name: String,
+    /// SHA-256 of the key, in hex.
+    sha256: String,
+    #[serde(default = "usual")]
+    scopes: Vec<Scope>,
+    requests_per_second: Option<NonZeroU32>,
+    requests_per_day: Option<NonZeroU32>,
+}
+
+/// The scopes of a key that names none.
+fn usual() -> Vec<Scope> {
+    vec![Scope::Predict, Scope::Feedback]
+}
+
+impl Declared {
+    /// A key of the setting `--api-keys-sha256`, which opens everything.
+    pub(super) fn unlimited(number: usize, sha256: &str) -> Self {
+        Self {
+            name: format!("key-{number}"),
+            sha256: sha256.trim().into(),
+            scopes: Scope::ALL.into(),
+            requests_per_second: None,
+            requests_per_day: None,
+        }
+    }
+
+    /// The keys of a file.
+    ///
+    /// # Errors
+    /// For what cannot be read, and for what is not a list of keys.
+    pub(super) fn read(path: &Path) -> Result<Vec<Self>> {
+        let name = || format!("--api-keys {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(name)?;
+        let keys: Vec<Self> = serde_yaml::from_str(&text).with_context(name)?;
+        ensure!(keys.len() <= MOST, "{}: {} keys, of {MOST} at most", name(), keys.len());
+        let fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        for Self { name: key, .. } in &keys {
+            let valid = (1..=64).contains(&key.len()) && key.chars().all(fit);
+            ensure!(
+                valid,
+                "{}: `{key}` is no name: 1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-`",
+                name()
+            );
+        }
+        let names: BTreeSet<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+        ensure!(names.len() == keys.len(), "{}: a name stands twice", name());
+        Ok(keys)
+    }
+}
+
+/// A key in use.
+pub(crate) struct Key {
+    pub(super) declared: Declared,
+    pub(super) digest: [u8; 32],
+    limits: Vec<Limit>,
+}
+
+impl Key {
+    /// # Errors
+    /// For what is no SHA-256 in hex.
+    pub(super) fn new(declared: Declared) -> Result<Self> {
+        let digest = digest(&declared.sha256)?;
+        let second = declared.requests_per_second.map(|most| {
+            Limit::new("second", most, Duration::from_secs(1), Quota::per_second(most))
+        });
+        let day = declared.requests_per_day.and_then(|most| {
+            let quota = Quota::with_period(DAY / most.get())?.allow_burst(most);
+            Some(Limit::new("day", most, DAY, quota))
+        });
+        Ok(Self { declared, digest, limits: second.into_iter().chain(day).collect() })
+    }
+
+    pub(super) fn has(&self, scope: Scope) -> bool {
+        self.declared.scopes.contains(&scope)
+    }
+
+    /// Takes one request from every limit.
+    ///
+    /// # Errors
+    /// The standing of the limits, with the wait until a request is free.
+    pub(super) fn take(&self) -> Result<Standing, (Standing, Duration)> {
+        let mut wait = None;
+        let states: Vec<String> = self
+            .limits
+            .iter()
+            .map(|limit| {
+                let (left, until) = limit.take();
+                wait = wait.max(until);
+                format!("\"{}\";r={left}", limit.name)
+            })
+            .collect();
+        let policies = self.limits.iter().map(|limit| {
+            format!("\"{}\";q={};w={}", limit.name, limit.most, limit.window.as_secs())
+        });
+        let policy = policies.collect::<Vec<_>>().join(", ");
+        let standing = Standing { policy, state: states.join(", ") };
+        match wait {
+            None => Ok(standing),
+            Some(wait) => Err((standing, wait)),
+        }
+    }
+}
+
+/// The limits of a key, as the fields `RateLimit-Policy` and `RateLimit` say them (draft-ietf-httpapi-ratelimit-headers); empty
+/// for a key without limits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Standing {
+    pub(crate) policy: String,
+    pub(crate) state: String,
+}
+
+impl Standing {
+    /// Adds the fields, where there are limits.
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        let fields = [("ratelimit-policy", &self.policy), ("ratelimit", &self.state)];
+        for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// So many requests at once, given back evenly over a window (GCRA, by `governor`).
+struct Limit {
+    name: &'static str,
+    most: NonZeroU32,
+    window: Duration,
+    limiter: RateLimiter<NotKeyed, InMemoryState, MonotonicClock, StateInformationMiddleware>,
+}
+
+impl Limit {
+    fn new(name: &'static str, most: NonZeroU32, window: Duration, quota: Quota) -> Self {
+        let limiter = RateLimiter::direct_with_clock(quota, MonotonicClock)
+            .with_middleware::<StateInformationMiddleware>();
+        Self { name, most, window, limiter }
+    }
+
+    /// Requests that are left, and the wait where there was none.
+    fn take(&self) -> (u32, Option<Duration>) {
+        match self.limiter.check() {
+            Ok(state) => (state.remaining_burst_capacity(), None),
+            Err(until) => (0, Some(until.wait_time_from(MonotonicClock.now()))),
+        }
+    }
+}
+
+fn digest(text: &str) -> Result<[u8; 32]> {
+    let wrong = || anyhow::anyhow!("`{text}` is no SHA-256 in hex (64 digits)");
+    if text.len() != 64 || !text.is_ascii() {
+        return Err(wrong());
+    }
+    let mut key = [0; 32];
+    for (byte, place) in key.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&text[place..place + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(key)
+}

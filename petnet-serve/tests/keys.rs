@@ -1,0 +1,136 @@
+//! A file of keys: scopes, limits, and reading it anew.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Server, picture};
+use image::ImageFormat;
+
+/// `printf %s KEY | sha256sum` of `shop`, `export` and `operator`.
+fn digest(key: &str) -> String {
+    petnet::sha256(key.as_bytes())
+}
+
+fn keys(limits: &str) -> String {
+    format!(
+        "- {{name: shop, sha256: {}, {limits}}}\n\
+         - {{name: reports, sha256: {}, scopes: [export, metrics]}}\n\
+         - {{name: operator, sha256: {}, scopes: [admin, metrics]}}\n",
+        digest("shop"),
+        digest("export"),
+        digest("operator"),
+    )
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_key_opens_what_its_scopes_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    std::fs::write(&file, keys("requests_per_second: 1000")).unwrap();
+    let store = folder.path().join("feedback");
+    let arguments = ["--api-keys", file.to_str().unwrap(), "--feedback", store.to_str().unwrap()];
+    let server = Server::start(&arguments);
+    let photo = picture(ImageFormat::Jpeg);
+    let ask = |key: &str, path: &str| {
+        let headers = [("content-type", "image/jpeg"), ("x-api-key", key)];
+        let get = ["/feedback/export", "/metrics"].contains(&path);
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: h\r\nx-api-key: {key}\r\nconnection: close\r\n\r\n"
+        );
+        if get { server.send(request.as_bytes()) } else { server.post(path, &headers, &photo) }
+    };
+    for (key, path, status) in [
+        ("shop", "/predict", 200),
+        ("shop", "/feedback/export", 403),
+        ("shop", "/metrics", 403),
+        ("shop", "/admin/reload", 403),
+        ("export", "/feedback/export", 200),
+        ("export", "/predict", 403),
+        ("operator", "/admin/reload", 200),
+        ("operator", "/predict", 403),
+        ("nobody", "/predict", 401),
+        ("", "/predict", 401),
+    ] {
+        let reply = ask(key, path);
+        assert_eq!(reply.status, status, "{key} {path}: {}", reply.head);
+    }
+    let metrics = String::from_utf8(ask("operator", "/metrics").body).unwrap();
+    for line in [
+        "api_key_requests_total{key=\"shop\",result=\"allowed\"} 1",
+        "api_key_requests_total{key=\"shop\",result=\"forbidden\"} 3",
+        "api_key_requests_total{key=\"reports\",result=\"allowed\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line}");
+    }
+}
+
+#[test]
+fn a_key_that_is_used_up_is_told_when_to_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    std::fs::write(&file, keys("requests_per_day: 3")).unwrap();
+    let server = Server::start(&["--api-keys", file.to_str().unwrap()]);
+    let photo = picture(ImageFormat::Jpeg);
+    let headers = [("content-type", "image/jpeg"), ("authorization", "Bearer shop")];
+    let ask = || server.post("/predict", &headers, &photo);
+    for left in (0..3).rev() {
+        let reply = ask();
+        assert_eq!(reply.status, 200, "{}", reply.head);
+        assert_eq!(reply.header("ratelimit-policy"), Some("\"day\";q=3;w=86400"));
+        assert_eq!(reply.header("ratelimit"), Some(format!("\"day\";r={left}").as_str()));
+    }
+    let refused = ask();
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.header("ratelimit"), Some("\"day\";r=0"));
+    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((28_000..=28_800).contains(&wait), "a third of a day: {wait}");
+    assert_eq!(refused.json()["status"], 429);
+    // A damaged file changes nothing; the same line keeps its count; another line begins anew.
+    std::fs::write(&file, "- {name: shop}").unwrap();
+    server.signal("-HUP");
+    until("the refusal is logged", || {
+        server.log().iter().any(|line| line.to_string().contains("the keys were refused"))
+    });
+    assert_eq!(ask().status, 429);
+    std::fs::write(&file, keys("requests_per_day: 4")).unwrap();
+    server.signal("-HUP");
+    until("the new limit", || ask().status == 200);
+}
+
+#[test]
+fn a_file_that_is_no_list_of_keys_ends_the_start_with_its_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    let digest = digest("shop");
+    for (text, fault) in [
+        ("- {name: shop, sha256: abc}".to_string(), "no SHA-256"),
+        (format!("- {{name: a b, sha256: {digest}}}"), "no name"),
+        (format!("- {{name: a, sha256: {digest}}}\n- {{name: a, sha256: {digest}}}"), "twice"),
+        (
+            format!("- {{name: a, sha256: {digest}}}\n- {{name: b, sha256: {digest}}}"),
+            "another one",
+        ),
+        (format!("- {{name: a, sha256: {digest}, scope: [admin]}}"), "unknown field"),
+        (format!("- {{name: a, sha256: {digest}, scopes: [all]}}"), "unknown variant"),
+        (format!("- {{name: a, sha256: {digest}, requests_per_second: 0}}"), "nonzero"),
+    ] {
+        std::fs::write(&file, &text).unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+            .args(["--port", "0", "--metrics-addr", "off", "--feedback", "off", "--api-keys"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(fault), "{text}: {error}");
+    }
+}
