@@ -295,7 +295,7 @@ impl Batcher {
         place: impl Future<Output = Result<Place, Problem>>,
     ) -> Result<Answer<Classified>, Problem> {
         let key = match &photo {
-            Picture::Encoded(bytes) => self.known.key(&model, bytes),
+            Picture::Encoded(bytes) => self.known.key(&model, bytes).await,
             Picture::Ready(_) => None,
         };
         if let Some(Known { classified, photo }) = key.as_ref().and_then(|key| self.known.get(key))

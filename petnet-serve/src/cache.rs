@@ -29,19 +29,25 @@ pub(crate) struct Known {
 }
 
 /// The answers, up to a number of bytes; those that are asked for least are given up first.
-pub(crate) struct Answers(Option<Cache<Key, Arc<Known>, Bytes>>);
+pub(crate) struct Answers(Option<Cache<Key, Arc<Known>, Weight>>);
 
-/// Bytes of an entry.
+/// Counts the bytes of an entry.
 #[derive(Clone)]
-struct Bytes;
+struct Weight;
 
-impl Weighter<Key, Arc<Known>> for Bytes {
+impl Weighter<Key, Arc<Known>> for Weight {
     fn weight(&self, key: &Key, known: &Arc<Known>) -> u64 {
         /// Of the map, of pointers and of allocations.
         const ENTRY: usize = 256;
         let Known { classified: Classified { prediction, embedding }, photo } = known.as_ref();
         let numbers = prediction.probabilities().len() + embedding.len();
-        let names = prediction.label_text().len() + photo.sha256.as_ref().map_or(0, String::len);
+        /// Of a class that a multi-label answer names.
+        const CLASS: usize = 64;
+        let classes = prediction.indices().map_or(0, <[usize]>::len) * CLASS;
+        let names = prediction.label().len()
+            + prediction.label_text().len()
+            + classes
+            + photo.sha256.as_ref().map_or(0, String::len);
         let fixed = ENTRY + size_of::<Key>() + size_of::<Known>();
         (fixed + key.photo.len() + key.model.len() + 4 * numbers + names) as u64
     }
@@ -53,12 +59,22 @@ impl Answers {
         const USUAL: u64 = 6 << 10;
         let bytes = settings.cache_bytes();
         let entries = usize::try_from(bytes / USUAL).unwrap_or(usize::MAX);
-        Self((bytes > 0).then(|| Cache::with_weighter(entries, bytes, Bytes)))
+        Self((bytes > 0).then(|| Cache::with_weighter(entries, bytes, Weight)))
     }
 
     /// The key of a photo; `None` while nothing is kept.
-    pub(crate) fn key(&self, model: &Model, photo: &[u8]) -> Option<Key> {
-        self.0.as_ref().map(|_| Key { photo: sha256(photo), model: model.sha256.clone() })
+    pub(crate) async fn key(&self, model: &Model, photo: &bytes::Bytes) -> Option<Key> {
+        /// More bytes are not hashed on the threads that wait for sockets.
+        const SMALL: usize = 64 << 10;
+        self.0.as_ref()?;
+        let digest = match photo.len() {
+            ..=SMALL => sha256(photo),
+            _ => {
+                let photo = photo.clone();
+                tokio::task::spawn_blocking(move || sha256(&photo)).await.ok()?
+            }
+        };
+        Some(Key { photo: digest, model: model.sha256.clone() })
     }
 
     /// Counts whether it was there.

@@ -55,6 +55,9 @@ fn a_key_opens_what_its_scopes_name() {
         ("shop", "/metrics", 403),
         ("shop", "/admin/reload", 403),
         ("export", "/feedback/export", 200),
+        ("export", "/metrics", 200),
+        ("shop", "/feedback", 415),
+        ("operator", "/feedback", 403),
         ("export", "/predict", 403),
         ("operator", "/admin/reload", 200),
         ("operator", "/predict", 403),
@@ -66,9 +69,9 @@ fn a_key_opens_what_its_scopes_name() {
     }
     let metrics = String::from_utf8(ask("operator", "/metrics").body).unwrap();
     for line in [
-        "api_key_requests_total{key=\"shop\",result=\"allowed\"} 1",
+        "api_key_requests_total{key=\"shop\",result=\"allowed\"} 2",
         "api_key_requests_total{key=\"shop\",result=\"forbidden\"} 3",
-        "api_key_requests_total{key=\"reports\",result=\"allowed\"} 1",
+        "api_key_requests_total{key=\"reports\",result=\"allowed\"} 2",
     ] {
         assert!(metrics.contains(line), "{line}");
     }
@@ -95,16 +98,40 @@ fn a_key_that_is_used_up_is_told_when_to_come_back() {
     let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((28_000..=28_800).contains(&wait), "a third of a day: {wait}");
     assert_eq!(refused.json()["status"], 429);
-    // A damaged file changes nothing; the same line keeps its count; another line begins anew.
+    // A damaged file changes nothing; a line that stays keeps its count; a changed one begins anew.
     std::fs::write(&file, "- {name: shop}").unwrap();
     server.signal("-HUP");
     until("the refusal is logged", || {
         server.log().iter().any(|line| line.to_string().contains("the keys were refused"))
     });
     assert_eq!(ask().status, 429);
+    std::fs::write(&file, keys("requests_per_day: 3").replace("reports", "export")).unwrap();
+    server.signal("-HUP");
+    until("the other keys", || {
+        server.log().iter().any(|line| line.to_string().contains("keys are in use"))
+    });
+    assert_eq!(ask().status, 429);
     std::fs::write(&file, keys("requests_per_day: 4")).unwrap();
     server.signal("-HUP");
     until("the new limit", || ask().status == 200);
+}
+
+#[test]
+fn a_request_that_is_refused_for_the_second_does_not_use_up_the_day() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    std::fs::write(&file, keys("requests_per_second: 1, requests_per_day: 1000")).unwrap();
+    let server = Server::start(&["--api-keys", file.to_str().unwrap()]);
+    let photo = picture(ImageFormat::Jpeg);
+    let headers = [("content-type", "image/jpeg"), ("authorization", "Bearer shop")];
+    let replies: Vec<_> = (0..8).map(|_| server.post("/predict", &headers, &photo)).collect();
+    let limited = replies.iter().filter(|reply| reply.status == 429).count();
+    assert!(limited > 0, "eight requests took a second each");
+    let served: Vec<_> = replies.iter().filter(|reply| reply.status == 200).collect();
+    for (number, reply) in served.iter().enumerate() {
+        let state = format!("\"second\";r=0, \"day\";r={}", 999 - number);
+        assert_eq!(reply.header("ratelimit"), Some(state.as_str()));
+    }
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The file of keys: names, digests, scopes and limits.
 
-use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -91,8 +90,6 @@ impl Declared {
                 name()
             );
         }
-        let names: BTreeSet<&str> = keys.iter().map(|key| key.name.as_str()).collect();
-        ensure!(names.len() == keys.len(), "{}: a name stands twice", name());
         Ok(keys)
     }
 }
@@ -123,30 +120,27 @@ impl Key {
         self.declared.scopes.contains(&scope)
     }
 
-    /// Takes one request from every limit.
+    /// Takes one request from each limit in turn, up to one that has none left: a request that is refused for the second must not
+    /// use up the day.
     ///
     /// # Errors
-    /// The standing of the limits, with the wait until a request is free.
+    /// The standing of the limits that were asked, with the wait until a request is free.
     pub(super) fn take(&self) -> Result<Standing, (Standing, Duration)> {
-        let mut wait = None;
-        let states: Vec<String> = self
-            .limits
-            .iter()
-            .map(|limit| {
-                let (left, until) = limit.take();
-                wait = wait.max(until);
-                format!("\"{}\";r={left}", limit.name)
-            })
-            .collect();
         let policies = self.limits.iter().map(|limit| {
             format!("\"{}\";q={};w={}", limit.name, limit.most, limit.window.as_secs())
         });
-        let policy = policies.collect::<Vec<_>>().join(", ");
-        let standing = Standing { policy, state: states.join(", ") };
-        match wait {
-            None => Ok(standing),
-            Some(wait) => Err((standing, wait)),
+        let mut standing =
+            Standing { policy: policies.collect::<Vec<_>>().join(", "), state: String::new() };
+        let mut states = Vec::new();
+        for limit in &self.limits {
+            let (left, wait) = limit.take();
+            states.push(format!("\"{}\";r={left}", limit.name));
+            standing.state = states.join(", ");
+            if let Some(wait) = wait {
+                return Err((standing, wait));
+            }
         }
+        Ok(standing)
     }
 }
 

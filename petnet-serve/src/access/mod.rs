@@ -62,6 +62,8 @@ impl Keys {
             let before = keys[..place].iter().find(|other| other.digest == key.digest);
             let name = &key.declared.name;
             ensure!(before.is_none(), "the key `{name}` is another one as well");
+            let before = keys[..place].iter().find(|other| other.declared.name == *name);
+            ensure!(before.is_none(), "the name `{name}` stands twice among the keys");
         }
         self.current.store(Arc::new(keys));
         Ok(())

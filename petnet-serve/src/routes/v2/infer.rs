@@ -46,8 +46,7 @@ pub(super) async fn infer(
     let began = Instant::now();
     let name = form.name(model);
     let outcome = answer(app, model, form, request).await;
-    let timings = outcome.as_ref().ok().map(|(_, note)| note.timings.as_slice());
-    app.stats.add(&name, began.elapsed(), timings);
+    app.stats.add(&name, began.elapsed(), outcome.as_ref().ok().map(|(_, note)| note));
     let (payload, note) = outcome?;
     let mut reply = payload.reply(request.headers().get(ACCEPT_ENCODING))?;
     reply.extensions_mut().insert(note);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::batcher::Timings;
+use crate::telemetry::Note;
 
 /// Sums since the start, by the model's name.
 #[derive(Default)]
@@ -41,18 +41,18 @@ impl Sum {
 }
 
 impl Stats {
-    /// Notes a request; `photos` of one that was answered.
-    pub(super) fn add(&self, model: &str, took: Duration, photos: Option<&[Timings]>) {
+    /// Notes a request; `note` of one that was answered. Photos whose answers were kept have no timings.
+    pub(super) fn add(&self, model: &str, took: Duration, note: Option<&Note>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains_key(model) {
             all.insert(model.into(), Sums::default());
         }
         let Some(sums) = all.get_mut(model) else { return };
-        let Some(photos) = photos else { return sums.fail.add(took) };
+        let Some(note) = note else { return sums.fail.add(took) };
         sums.success.add(took);
         sums.last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        sums.photos += photos.len() as u64;
-        for timings in photos {
+        sums.photos += note.photos as u64;
+        for timings in &note.timings {
             sums.queue.add(timings.queue.took);
             sums.decode.add(timings.decode.took);
             sums.model.add(timings.model.took);
