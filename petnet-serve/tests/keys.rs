@@ -138,11 +138,11 @@ fn a_request_that_is_refused_for_the_second_does_not_use_up_the_day() {
 fn a_file_that_is_no_list_of_keys_ends_the_start_with_its_fault() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.yaml");
-    let digest = digest("shop");
+    let (digest, other) = (digest("shop"), digest("export"));
     for (text, fault) in [
         ("- {name: shop, sha256: abc}".to_string(), "no SHA-256"),
         (format!("- {{name: a b, sha256: {digest}}}"), "no name"),
-        (format!("- {{name: a, sha256: {digest}}}\n- {{name: a, sha256: {digest}}}"), "twice"),
+        (format!("- {{name: a, sha256: {digest}}}\n- {{name: a, sha256: {other}}}"), "twice"),
         (
             format!("- {{name: a, sha256: {digest}}}\n- {{name: b, sha256: {digest}}}"),
             "another one",
