@@ -26,9 +26,11 @@ def launches(name, log, file):
         if found:
             kernels[re.sub(r"_[0-9a-f]{6,}$", "", found[1]) + (found[2] or "")] += 1
     total = sum(kernels.values())
-    print(f"{name}: {total} launches in {steps} steps, the warm-up and a validation, {total / (steps + 1):.0f} a step")
+    # The warm-up takes a step of the first batch and one of the last.
+    taken = steps + 2
+    print(f"{name}: {total} launches in {taken} steps, two of them the warm-up's, and in validation, {total / taken:.0f} a step")
     for kernel, count in kernels.most_common(15):
-        print(f"  {count / (steps + 1):8.1f}  {kernel}")
+        print(f"  {count / taken:8.1f}  {kernel}")
 
 
 def pytorch(name, size, batch, steps):

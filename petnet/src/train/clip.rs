@@ -26,7 +26,7 @@ pub(super) fn squares(gradients: &GradientsParams, model: &Network) -> Option<Te
 pub(super) struct Scale {
     /// `[1]`
     pub(super) factor: Tensor<1>,
-    /// Where true, `[1]`, all gradients become zero.
+    /// `[1]`; true sets all gradients to zero.
     pub(super) overflow: Option<Tensor<1, Bool>>,
 }
 
