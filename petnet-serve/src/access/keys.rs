@@ -99,6 +99,8 @@ pub(crate) struct Key {
     pub(super) declared: Declared,
     pub(super) digest: [u8; 32],
     limits: Vec<Limit>,
+    /// All limits, as [`Standing::policy`] has them.
+    policy: String,
 }
 
 impl Key {
@@ -113,7 +115,10 @@ impl Key {
             let quota = Quota::with_period(DAY / most.get())?.allow_burst(most);
             Some(Limit::new("day", most, DAY, quota))
         });
-        Ok(Self { declared, digest, limits: second.into_iter().chain(day).collect() })
+        let limits: Vec<Limit> = second.into_iter().chain(day).collect();
+        let policies = limits.iter().map(Limit::policy);
+        let policy = policies.collect::<Vec<_>>().join(", ");
+        Ok(Self { declared, digest, limits, policy })
     }
 
     pub(super) fn has(&self, scope: Scope) -> bool {
@@ -126,21 +131,20 @@ impl Key {
     /// # Errors
     /// The standing of the limits that were asked, with the wait until a request is free.
     pub(super) fn take(&self) -> Result<Standing, (Standing, Duration)> {
-        let policies = self.limits.iter().map(|limit| {
-            format!("\"{}\";q={};w={}", limit.name, limit.most, limit.window.as_secs())
-        });
-        let mut standing =
-            Standing { policy: policies.collect::<Vec<_>>().join(", "), state: String::new() };
-        let mut states = Vec::new();
+        let (mut states, mut wait) = (Vec::new(), None);
         for limit in &self.limits {
-            let (left, wait) = limit.take();
+            let (left, until) = limit.take();
             states.push(format!("\"{}\";r={left}", limit.name));
-            standing.state = states.join(", ");
-            if let Some(wait) = wait {
-                return Err((standing, wait));
+            wait = until;
+            if wait.is_some() {
+                break;
             }
         }
-        Ok(standing)
+        let standing = Standing { policy: self.policy.clone(), state: states.join(", ") };
+        match wait {
+            None => Ok(standing),
+            Some(wait) => Err((standing, wait)),
+        }
     }
 }
 
@@ -177,6 +181,10 @@ impl Limit {
         let limiter = RateLimiter::direct_with_clock(quota, MonotonicClock)
             .with_middleware::<StateInformationMiddleware>();
         Self { name, most, window, limiter }
+    }
+
+    fn policy(&self) -> String {
+        format!("\"{}\";q={};w={}", self.name, self.most, self.window.as_secs())
     }
 
     /// Requests that are left, and the wait where there was none.
