@@ -2,26 +2,25 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use metrics::{counter, gauge};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use crate::access::Keys;
 use crate::allocator;
 use crate::batcher::Batcher;
-use crate::drift::Drift;
 use crate::feedback::Feedback;
 use crate::memory::Memory;
-use crate::model::{Model, Slot};
+use crate::models::{Model, Models, Served, Target};
 use crate::problem::Problem;
-use crate::registry;
-use crate::routes::Stats;
+use crate::queue::Priority;
+use crate::routes::{Health, Stats};
 use crate::sessions::Sessions;
-use crate::settings::{ModelAddress, Settings};
+use crate::settings::Settings;
+use crate::shadow::Shadow;
 use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines};
-use crate::tls::Tls;
 use crate::upload::Uploads;
 
 /// Where the service stands in its life.
@@ -38,7 +37,7 @@ pub(crate) enum Phase {
 /// The state behind every request.
 pub(crate) struct App {
     pub(crate) settings: Settings,
-    pub(crate) slot: Slot,
+    pub(crate) models: Models,
     pub(crate) batcher: Batcher,
     pub(crate) uploads: Uploads,
     pub(crate) memory: Arc<Memory>,
@@ -47,9 +46,11 @@ pub(crate) struct App {
     pub(crate) rates: Arc<Rates>,
     pub(crate) traces: Traces,
     pub(crate) sessions: Sessions,
-    pub(crate) drift: Drift,
     pub(crate) feedback: Option<Feedback>,
     pub(crate) stats: Stats,
+    pub(crate) shadow: Option<Shadow>,
+    /// Of gRPC.
+    pub(crate) health: Health,
     /// Open connections.
     pub(crate) connections: AtomicUsize,
     machine: Machine,
@@ -60,11 +61,14 @@ impl App {
     pub(crate) fn new(settings: Settings) -> Result<Self> {
         let recorder = Recorder::get()?;
         let rates = Arc::new(Rates::default());
+        let models = Models::new(&settings)?;
         let feedback = Feedback::open(&settings)?;
         let memory = Arc::new(Memory::new(&settings));
         let (shared, digests) = (Arc::clone(&memory), feedback.is_some());
         Ok(Self {
-            slot: Slot::default(),
+            shadow: Shadow::new(&settings, &models),
+            health: Health::new(),
+            models,
             batcher: Batcher::start(&settings, shared, Arc::clone(&rates), digests)?,
             uploads: Uploads::new(Arc::clone(&memory)),
             memory,
@@ -73,7 +77,6 @@ impl App {
             rates,
             traces: Traces::start(settings.otlp_endpoint.as_deref())?,
             sessions: Sessions::new(settings.session_idle),
-            drift: Drift::new(settings.drift_window),
             feedback,
             stats: Stats::default(),
             connections: AtomicUsize::new(0),
@@ -107,51 +110,60 @@ impl App {
             self.memory.observe();
             gauge!("open_connections").set(self.connections.load(Ordering::Relaxed) as f64);
             counter!("log_lines_dropped_total").absolute(dropped_lines());
-            self.drift.observe();
             self.rates.observe();
-            let model = self.slot.get();
-            if let Some(model) = &model {
-                model.observe();
-            }
+            let models: Vec<_> = self.models.iter().filter_map(|served| served.get()).collect();
+            self.models.iter().for_each(|served| served.observe());
             if let Some(feedback) = &self.feedback {
-                feedback.observe(model.as_deref());
+                feedback.observe(&models);
             }
         })
     }
 
+    /// The model for a request's images, by its name or the default one.
+    ///
     /// # Errors
-    /// 503 while no model is loaded, or memory is not shared out yet.
-    pub(crate) fn model(&self) -> Result<Arc<Model>, Problem> {
-        let model = self.slot.get().filter(|_| self.memory.is_open());
-        model.ok_or_else(Problem::not_ready)
+    /// 404 for a name that no model has; 503 while the model is not loaded, or memory is not shared out yet.
+    pub(crate) fn target(&self, name: Option<&str>, priority: Priority) -> Result<Target, Problem> {
+        let served = self.models.find(name)?;
+        if self.memory.is_open() { served.target(priority) } else { Err(Problem::not_ready()) }
     }
 
-    /// Loads the first model, then shares out the memory that it leaves.
+    /// True once requests that name no model can be answered.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.memory.is_open() && self.models.default().get().is_some()
+    }
+
+    /// Loads the first models, then shares out the memory that they leave.
     ///
     /// # Errors
     /// When there is no such model, or too little memory.
     pub(crate) async fn load(self: &Arc<Self>) -> Result<()> {
-        self.reload().await?;
+        for served in self.models.iter() {
+            self.reload(served).await?;
+        }
         self.memory.open()
     }
 
-    /// Loads the model anew, on a thread of its own; on failure the old one goes on serving.
-    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Arc<Model>> {
+    /// Loads a model anew, on a thread of its own; on failure the old one goes on serving.
+    pub(crate) async fn reload(self: &Arc<Self>, served: &Arc<Served>) -> Result<Arc<Model>> {
         let _claim = self.memory.loading().await;
-        let app = Arc::clone(self);
+        let (app, served) = (Arc::clone(self), Arc::clone(served));
         let (reply, loaded) = oneshot::channel();
         let load = move || {
             // A caller that has gone needs no answer.
-            let _ = reply.send(app.slot.reload(&app.settings));
+            let _ = reply.send(served.reload(&app.settings));
             allocator::trim();
         };
         std::thread::Builder::new().name("reload".into()).spawn(load)?;
-        let outcome = loaded.await.unwrap_or_else(|_| Err(anyhow!("loading the model panicked")));
-        if let Err(error) = &outcome {
-            counter!("model_reloads_total", "result" => "refused").increment(1);
-            tracing::error!(error = format!("{error:#}"), "the new model was refused");
+        loaded.await.unwrap_or_else(|_| Err(anyhow!("loading the model panicked")))
+    }
+
+    /// Loads all models anew, one after the other; those that are refused stay as they are.
+    pub(crate) async fn reload_all(self: &Arc<Self>) {
+        for served in self.models.iter() {
+            // A refusal is logged and counted where it happens.
+            let _ = self.reload(served).await;
         }
-        outcome
     }
 }
 
@@ -180,74 +192,5 @@ pub(crate) async fn keep_house(app: Arc<App>) {
             }
         })
         .await;
-    }
-}
-
-/// Reloads the model, the certificate and the keys when asked; the model also when its file has changed and then kept still for a
-/// look, and when its name stands for another version, if that is to be followed. `loaded` is the file's stamp from before
-/// it was loaded, so that a change meanwhile is noticed.
-pub(crate) async fn follow_model(
-    app: Arc<App>,
-    mut loaded: Option<Stamp>,
-    mut asked: mpsc::Receiver<()>,
-    tls: Option<Arc<Tls>>,
-) {
-    let look = match &app.settings.model {
-        ModelAddress::Registered(_) => app.settings.follow.unwrap_or_default(),
-        ModelAddress::File(_) => app.settings.watch,
-        ModelAddress::Bundled => Duration::ZERO,
-    };
-    let watching = look > Duration::ZERO;
-    let mut ticks = tokio::time::interval(if watching { look } else { Duration::MAX / 4 });
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut seen = loaded;
-    let mut open = true;
-    loop {
-        tokio::select! {
-            message = asked.recv(), if open => {
-                open = message.is_some();
-                if !open { continue }
-                tls.iter().for_each(|tls| tls.reload());
-                app.keys.reload();
-                loaded = stamp(&app);
-            }
-            _ = ticks.tick() => if let ModelAddress::Registered(name) = &app.settings.model {
-                if !promoted(&app, name).await { continue }
-            } else {
-                let now = stamp(&app);
-                let settled = now == seen && now != loaded;
-                seen = now;
-                if !settled { continue }
-                loaded = now;
-            }
-        }
-        // A refusal is logged and counted where it happens.
-        let _ = app.reload().await;
-    }
-}
-
-/// The marks of a model's file that change with it: the time of its last change, and its length.
-pub(crate) type Stamp = (SystemTime, u64);
-
-pub(crate) fn stamp(app: &App) -> Option<Stamp> {
-    let ModelAddress::File(path) = &app.settings.model else { return None };
-    let file = std::fs::metadata(path).ok()?;
-    Some((file.modified().ok()?, file.len()))
-}
-
-/// True when the model's name stands for another version than the loaded one.
-async fn promoted(app: &Arc<App>, name: &str) -> bool {
-    let (asking, name) = (Arc::clone(app), name.to_string());
-    let current =
-        tokio::task::spawn_blocking(move || registry::current(&asking.settings, &name)).await;
-    match current.unwrap_or_else(|e| Err(e.into())) {
-        Ok(version) => {
-            app.slot.get().and_then(|model| model.registered.clone()) != Some(version.version)
-        }
-        Err(error) => {
-            counter!("model_registry_errors_total").increment(1);
-            tracing::warn!(error = format!("{error:#}"), "the registry was not read");
-            false
-        }
     }
 }

@@ -1,96 +1,29 @@
 //! Photos in, answers out: one thread owns the network's time.
 //!
 //! Work-conserving: whenever the network is free it takes what waits, up to a batch, and never waits for more. A photo
-//! needs a place from decoding to answer. Who finds none waits in turn, photo by photo, so that batches and single photos
-//! share the places; who waits longer than a limit is refused.
+//! needs a place in its model's queue from decoding to answer. Who finds none waits in turn, photo by photo, so that batches
+//! and single photos share the places; who waits longer than a limit is refused.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, histogram};
 use petnet::drift::ImageStatistics;
 use petnet::preprocess::Pixels;
 use petnet::{Explanation, Prediction};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::cache::{Answers, Known};
 use crate::decoder::{Decoded, Decoders, Photo};
 use crate::memory::Memory;
-use crate::model::Model;
+use crate::models::{Model, Target};
 use crate::problem::Problem;
+use crate::queue::Place;
 use crate::settings::Settings;
 use crate::telemetry::Rates;
-
-/// Photos in their places that make no progress for so long are stuck.
-const STUCK: Duration = Duration::from_secs(5);
-
-/// Number of photos in their places, and when one of them last made progress.
-struct Progress {
-    start: Instant,
-    active: AtomicUsize,
-    /// Milliseconds from the start.
-    last: AtomicU64,
-}
-
-impl Progress {
-    fn note(&self) {
-        self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    fn is_stuck(&self) -> bool {
-        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-        self.active.load(Ordering::Relaxed) > 0 && self.start.elapsed().saturating_sub(last) > STUCK
-    }
-}
-
-/// The right of one photo to be decoded and classified.
-struct Place {
-    _permit: OwnedSemaphorePermit,
-    progress: Arc<Progress>,
-}
-
-impl Place {
-    fn new(permit: OwnedSemaphorePermit, progress: &Arc<Progress>) -> Self {
-        if progress.active.fetch_add(1, Ordering::Relaxed) == 0 {
-            progress.note();
-        }
-        Self { _permit: permit, progress: Arc::clone(progress) }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.progress.note();
-        self.progress.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One photo more in the line, for as long as it waits.
-struct Waiting<'a> {
-    line: &'a AtomicUsize,
-    ended: bool,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(line: &'a AtomicUsize) -> Self {
-        line.fetch_add(1, Ordering::Relaxed);
-        Self { line, ended: false }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.line.fetch_sub(1, Ordering::Relaxed);
-        if !self.ended {
-            // Its client has left.
-            counter!("predictions_abandoned_total").increment(1);
-        }
-    }
-}
 
 /// The time that a photo spent in each stage.
 #[derive(Debug, Clone, Copy)]
@@ -187,18 +120,9 @@ impl From<Bytes> for Picture {
 pub(crate) struct Batcher {
     decoders: Decoders,
     known: Answers,
-    places: Arc<Semaphore>,
-    capacity: usize,
-    /// Photos that wait for a place.
-    line: AtomicUsize,
-    progress: Arc<Progress>,
-    /// Longest wait for a place.
-    turn: Duration,
     /// Longest wait for an answer.
     patience: Duration,
     jobs: Sender<Job>,
-    /// Moving mean of the time a photo takes, in nanoseconds.
-    pace: Arc<AtomicU64>,
 }
 
 impl Batcher {
@@ -209,71 +133,24 @@ impl Batcher {
         digests: bool,
     ) -> anyhow::Result<Self> {
         let (jobs, waiting) = channel();
-        let pace = Arc::new(AtomicU64::new(0));
-        let (max_batch, measured) = (settings.max_batch, Arc::clone(&pace));
+        let max_batch = settings.max_batch;
         std::thread::Builder::new()
             .name("network".into())
-            .spawn(move || serve(&waiting, max_batch, &measured, &rates))?;
-        let start = Instant::now();
-        let progress = Progress { start, active: AtomicUsize::new(0), last: AtomicU64::new(0) };
+            .spawn(move || serve(&waiting, max_batch, &rates))?;
         Ok(Self {
             decoders: Decoders::start(settings, memory, digests)?,
             known: Answers::new(settings),
-            places: Arc::new(Semaphore::new(settings.queue)),
-            capacity: settings.queue,
-            line: AtomicUsize::new(0),
-            progress: Arc::new(progress),
-            turn: settings.queue_timeout,
             patience: settings.request_timeout,
             jobs,
-            pace,
         })
-    }
-
-    /// Refuses a request before its body is read, when its turn would come too late.
-    ///
-    /// # Errors
-    /// 503 with the seconds until there should be room.
-    pub(crate) fn check_line(&self) -> Result<(), Problem> {
-        if self.wait() > self.turn { Err(self.overloaded()) } else { Ok(()) }
-    }
-
-    /// Time until those who wait now have their places.
-    fn wait(&self) -> Duration {
-        let ahead = self.line.load(Ordering::Relaxed) as u32;
-        Duration::from_nanos(self.pace.load(Ordering::Relaxed)) * ahead
-    }
-
-    fn overloaded(&self) -> Problem {
-        Problem::overloaded(self.wait().as_secs_f64().ceil().clamp(1.0, 60.0) as u64)
-    }
-
-    async fn place(&self, patience: Duration) -> Result<Place, Problem> {
-        let mut waiting = Waiting::new(&self.line);
-        let place = tokio::time::timeout(patience, Arc::clone(&self.places).acquire_owned()).await;
-        waiting.ended = true;
-        drop(waiting);
-        match place {
-            Ok(Ok(permit)) => Ok(Place::new(permit, &self.progress)),
-            Ok(Err(_)) | Err(_) => Err(self.overloaded()),
-        }
-    }
-
-    /// True while photos are in their places and have made no progress for some seconds.
-    pub(crate) fn is_stuck(&self) -> bool {
-        self.progress.is_stuck()
     }
 
     pub(crate) fn decoders(&self) -> &Decoders {
         &self.decoders
     }
 
-    /// Sets the gauges of the queue.
+    /// Sets the gauges of the answers that are kept.
     pub(crate) fn observe(&self) {
-        let depth = self.capacity - self.places.available_permits().min(self.capacity);
-        gauge!("batch_queue_depth").set(depth as f64);
-        gauge!("batch_queue_capacity").set(self.capacity as f64);
-        gauge!("batch_queue_waiting").set(self.line.load(Ordering::Relaxed) as f64);
         self.known.observe();
     }
 
@@ -281,28 +158,28 @@ impl Batcher {
     /// The reason for which the photo is refused; 503 when its turn or its answer did not come in time.
     pub(crate) async fn classify(
         &self,
-        model: Arc<Model>,
+        target: &Target,
         photo: impl Into<Picture>,
     ) -> Result<Answer<Classified>, Problem> {
-        self.known_or_new(model, photo.into(), self.place(self.turn)).await
+        self.known_or_new(target, photo.into(), target.place(None)).await
     }
 
     /// The answer that is kept for a photo, or else a new one.
     async fn known_or_new(
         &self,
-        model: Arc<Model>,
+        target: &Target,
         photo: Picture,
         place: impl Future<Output = Result<Place, Problem>>,
     ) -> Result<Answer<Classified>, Problem> {
         let key = match &photo {
-            Picture::Encoded(bytes) => self.known.key(&model, bytes).await,
+            Picture::Encoded(bytes) => self.known.key(&target.model, bytes).await,
             Picture::Ready(_) => None,
         };
         if let Some(Known { classified, photo }) = key.as_ref().and_then(|key| self.known.get(key))
         {
             return Ok(Answer { value: classified, timings: None, photo });
         }
-        let answer = self.ask(Work::Classify, model, photo, place.await?).await?;
+        let answer = self.ask(Work::Classify, target, photo, place.await?).await?;
         if let Some(key) = key {
             let (classified, photo) = (answer.value.clone(), answer.photo.clone());
             self.known.insert(key, Known { classified, photo });
@@ -316,20 +193,20 @@ impl Batcher {
     /// 503 when the turn of the first one did not come in time; the others come after it.
     pub(crate) async fn classify_all<P: Into<Picture>>(
         &self,
-        model: &Arc<Model>,
+        target: &Target,
         pictures: Vec<Result<P, Problem>>,
     ) -> Result<Vec<Result<Answer<Classified>, Problem>>, Problem> {
-        let mut first = Some(self.place(self.turn).await?);
+        let mut first = Some(target.place(None).await?);
         let answers = pictures.into_iter().map(|picture| {
-            let (model, first) = (Arc::clone(model), first.take());
+            let first = first.take();
             async move {
                 let place = async {
                     match first {
                         Some(place) => Ok(place),
-                        None => self.place(self.patience).await,
+                        None => target.place(Some(self.patience)).await,
                     }
                 };
-                self.known_or_new(model, picture?.into(), place).await
+                self.known_or_new(target, picture?.into(), place).await
             }
         });
         Ok(join_all(answers).await)
@@ -339,23 +216,23 @@ impl Batcher {
     /// As [`Batcher::classify`].
     pub(crate) async fn explain(
         &self,
-        model: Arc<Model>,
+        target: &Target,
         photo: Bytes,
     ) -> Result<Answer<Explanation>, Problem> {
-        let place = self.place(self.turn).await?;
-        self.ask(Work::Explain, model, photo.into(), place).await
+        let place = target.place(None).await?;
+        self.ask(Work::Explain, target, photo.into(), place).await
     }
 
     async fn ask<T>(
         &self,
         work: fn(Reply<T>) -> Work,
-        model: Arc<Model>,
+        target: &Target,
         photo: Picture,
         place: Place,
     ) -> Result<Answer<T>, Problem> {
         let (reply, answer) = oneshot::channel();
         let work = work(reply);
-        let next = Next { jobs: self.jobs.clone(), model: Arc::clone(&model), place };
+        let next = Next { jobs: self.jobs.clone(), model: Arc::clone(&target.model), place };
         match photo {
             Picture::Encoded(bytes) => {
                 let next = move |decode: &dyn Fn() -> Result<Decoded, Problem>| {
@@ -366,7 +243,7 @@ impl Batcher {
                         }
                     }
                 };
-                self.decoders.decode(&model, bytes, next, answer).await
+                self.decoders.decode(&target.model, bytes, next, answer).await
             }
             Picture::Ready(pixels) => {
                 let size = (pixels.width(), pixels.height());
@@ -377,7 +254,7 @@ impl Batcher {
                 match tokio::time::timeout(self.patience, answer).await {
                     Ok(Ok(answer)) => answer,
                     Ok(Err(_)) => Err(Problem::internal()),
-                    Err(_) => Err(self.overloaded()),
+                    Err(_) => Err(target.overloaded()),
                 }
             }
         }
@@ -394,7 +271,7 @@ struct Next {
 impl Next {
     fn queue(self, work: Work, decoded: Decoded) {
         let Self { jobs, model, place } = self;
-        place.progress.note();
+        place.note_progress();
         let Decoded { pixels, photo, stage: decode } = decoded;
         let queued = Instant::now();
         // The receiver lives as long as the process.
@@ -402,31 +279,23 @@ impl Next {
     }
 }
 
-fn serve(waiting: &Receiver<Job>, max_batch: usize, pace: &AtomicU64, rates: &Rates) {
-    let mut ended = Instant::now();
+fn serve(waiting: &Receiver<Job>, max_batch: usize, rates: &Rates) {
     while let Ok(first) = waiting.recv() {
         let mut jobs = vec![first];
         jobs.extend(waiting.try_iter().take(max_batch - 1));
         jobs.retain(|job| job.work.wanted());
-        let photos = jobs.len();
-        if photos == 0 {
-            continue;
-        }
-        let began = Instant::now();
-        // While photos wait, from the end of the last batch: decoding may be what takes the time.
-        let since = ended.max(jobs.iter().map(|job| job.decode.began).min().unwrap_or(began));
+        let batch = Instant::now();
         while let Some(job) = jobs.first() {
             // After a reload, photos decoded for the old model are still answered by it.
-            let model = Arc::clone(&job.model);
+            let (model, queue) = (Arc::clone(&job.model), Arc::clone(job.place.queue()));
             let (same, others): (Vec<_>, Vec<_>) =
                 jobs.into_iter().partition(|job| Arc::ptr_eq(&job.model, &model));
-            answer(&model, same, began, rates);
+            let began = same.iter().map(|job| job.decode.began).min().unwrap_or(batch);
+            let photos = same.len();
+            answer(&model, same, batch, rates);
+            queue.note_batch(began, photos);
             jobs = others;
         }
-        ended = Instant::now();
-        let each = (ended - since).as_nanos() as u64 / photos as u64;
-        let old = pace.load(Ordering::Relaxed);
-        pace.store(if old == 0 { each } else { (old * 7 + each) / 8 }, Ordering::Relaxed);
     }
 }
 
@@ -455,12 +324,12 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     if pictures.is_empty() {
         return;
     }
-    histogram!("batch_size").record(pictures.len() as f64);
+    histogram!("batch_size", "model" => model.name.clone()).record(pictures.len() as f64);
     rates.batch(pictures.len());
     let began = Instant::now();
     let outcome = contain(|| model.classifier.classify_and_embed(&pictures));
     let pass = Stage::since(began);
-    histogram!("inference_duration_seconds").record(pass.took);
+    histogram!("inference_duration_seconds", "model" => model.name.clone()).record(pass.took);
     match outcome {
         Ok(predictions) => {
             let replies = replies.into_iter().zip(predictions);

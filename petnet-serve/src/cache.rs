@@ -9,7 +9,7 @@ use quick_cache::sync::Cache;
 
 use crate::batcher::Classified;
 use crate::decoder::Photo;
-use crate::model::Model;
+use crate::models::Model;
 use crate::settings::Settings;
 
 /// A photo under a model.

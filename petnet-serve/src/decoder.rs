@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::batcher::Stage;
 use crate::memory::Memory;
-use crate::model::Model;
+use crate::models::Model;
 use crate::problem::Problem;
 use crate::settings::Settings;
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use metrics::gauge;
 use petnet::drift::{DriftSample, Window};
 
-use crate::model::Model;
+use crate::models::Model;
 
 /// Photos below which an index is mostly chance.
 const ENOUGH: usize = 200;
@@ -34,13 +34,15 @@ impl Drift {
         }
     }
 
-    pub(crate) fn observe(&self) {
+    /// Sets the gauges of the model of that name.
+    pub(crate) fn observe(&self, name: &str) {
         let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((_, window)) = &*window else { return };
-        gauge!("drift_window_photos").set(window.len() as f64);
+        gauge!("drift_window_photos", "model" => name.to_string()).set(window.len() as f64);
         if window.len() >= ENOUGH.min(self.size) {
             for (statistic, psi) in window.stability() {
-                gauge!("drift_psi", "statistic" => statistic.name()).set(psi);
+                let name = name.to_string();
+                gauge!("drift_psi", "model" => name, "statistic" => statistic.name()).set(psi);
             }
         }
     }

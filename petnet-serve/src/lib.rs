@@ -4,9 +4,12 @@
 //! and when to stop, so that tests serve on a free port and stop when they like.
 
 mod access;
+mod address;
 mod allocator;
+mod answer;
 mod app;
 mod batcher;
+mod body;
 mod cache;
 mod decoder;
 mod drift;
@@ -14,13 +17,15 @@ mod feedback;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod memory;
-mod model;
+mod models;
 mod problem;
+mod queue;
 mod registry;
 mod routes;
 mod server;
 mod sessions;
 mod settings;
+mod shadow;
 mod socket;
 mod telemetry;
 mod tls;
@@ -33,8 +38,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-pub use settings::{LogFormat, MetricsAddr, ModelAddress, Settings};
+pub use address::{ModelAddress, ModelSource};
+pub use settings::{LogFormat, MetricsAddr, Settings};
 pub use telemetry::{Log, start_log};
 
 use app::{App, Phase};
@@ -74,7 +81,6 @@ pub async fn run(
         server.listen(listener, Face::Metrics, None);
     }
     let mut shutdown = pin!(shutdown);
-    let stamp = app::stamp(&app);
     tokio::select! {
         loaded = app.load() => loaded?,
         () = &mut shutdown => {
@@ -83,14 +89,14 @@ pub async fn run(
         }
     }
     tracing::info!(address = %api, "ready");
-    let watching = tokio::spawn(app::follow_model(Arc::clone(&app), stamp, reload, tls));
+    let watching = watch(&app, reload, tls);
     let housekeeping = tokio::spawn(app::keep_house(Arc::clone(&app)));
     shutdown.await;
     app.enter(Phase::Draining);
     tracing::info!(delay = ?app.settings.drain_delay, "draining");
     tokio::time::sleep(app.settings.drain_delay).await;
     app.enter(Phase::Closing);
-    watching.abort();
+    drop(watching);
     let end = tokio::time::Instant::now() + app.settings.grace;
     server.finish(app.settings.grace).await;
     housekeeping.abort();
@@ -99,4 +105,30 @@ pub async fn run(
     let _ = tokio::time::timeout_at(end, sent).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Starts what looks for other models, until the set is dropped.
+fn watch(app: &Arc<App>, mut asked: mpsc::Receiver<()>, tls: Option<Arc<Tls>>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for served in app.models.iter() {
+        let (app, served) = (Arc::clone(app), Arc::clone(served));
+        let follow = async move {
+            let reload = || async {
+                // A refusal is logged and counted where it happens.
+                let _ = app.reload(&served).await;
+            };
+            models::follow(Arc::clone(&served), app.settings.clone(), reload).await;
+        };
+        tasks.spawn(follow);
+    }
+    let app = Arc::clone(app);
+    tasks.spawn(shadow::run(Arc::clone(&app)));
+    tasks.spawn(async move {
+        while asked.recv().await.is_some() {
+            tls.iter().for_each(|tls| tls.reload());
+            app.keys.reload();
+            app.reload_all().await;
+        }
+    });
+    tasks
 }

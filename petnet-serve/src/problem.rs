@@ -92,6 +92,11 @@ impl Problem {
         Self { standing: Some(Box::new(standing)), ..problem.retry_after(seconds) }
     }
 
+    /// With the limits of the key that the refused request was charged to.
+    pub(crate) fn with_standing(self, standing: Standing) -> Self {
+        Self { standing: Some(self.standing.unwrap_or_else(|| Box::new(standing))), ..self }
+    }
+
     /// True where the same request may be served a little later.
     pub(crate) fn is_overload(&self) -> bool {
         self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after.is_some()
@@ -101,6 +106,11 @@ impl Problem {
         let detail = format!("this path takes {allow}");
         let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
         Self { allow: Some(allow), ..problem }
+    }
+
+    /// Seconds after which the client may try again.
+    pub(crate) fn retry_seconds(&self) -> Option<u64> {
+        self.retry_after
     }
 
     fn retry_after(self, seconds: u64) -> Self {

@@ -8,8 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -21,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::app::App;
+use crate::body::Body;
 use crate::problem::Problem;
 use crate::routes;
 use crate::settings::Settings;
@@ -277,7 +276,7 @@ impl Connection {
     fn answer(
         &self,
         request: hyper::Request<hyper::body::Incoming>,
-    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> + use<> {
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
         let open = Open::new(&self.state);
         let (app, face, peer) = (Arc::clone(&self.app), self.face, self.peer);
         async move {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cookie::Cookie;
 use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap};
 use metrics::histogram;
 
@@ -79,12 +80,13 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The page's cookie, where the client sent it.
+/// The value of the page's cookie, where the client sent it.
 pub(crate) fn cookie(headers: &HeaderMap) -> Option<&str> {
-    let all = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
-    all.flat_map(|line| line.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
-        .find_map(|(name, value)| (name == SESSION_COOKIE).then_some(value))
+    let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
+    let cookies = lines.flat_map(Cookie::split_parse).filter_map(Result::ok);
+    let ours = cookies.filter(|cookie| cookie.name() == SESSION_COOKIE);
+    // The value is part of the header, not of the cookie that was read from it.
+    ours.filter_map(|cookie| cookie.value_raw()).next()
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! Every setting, as a flag and as an environment variable.
 
-use std::ffi::OsString;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,76 +10,42 @@ use petnet::Device;
 use petnet::preprocess::Limits;
 use serde::{Serialize, Serializer};
 
+use crate::address::ModelSource;
+
 const EXAMPLES: &str = "\
 Examples:
   petnet-serve
   petnet-serve --model models/best.safetensors --port 9000
+  petnet-serve --model pets=models/best.safetensors --model breeds=models/breeds.safetensors
+  petnet-serve --model pretrained --model new=models/best.safetensors --shadow new --shadow-share 0.2
   MLFLOW_TRACKING_URI=http://mlflow:5001 petnet-serve --model models:/CatsDogsClassifier@champion --follow
   PETNET_MODEL=model.safetensors PETNET_LOG_FORMAT=json petnet-serve
   curl -F file=@rex.jpg localhost:8000/predict";
-
-/// A model's address on the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelAddress {
-    /// `pretrained`: the model that is part of the program.
-    Bundled,
-    /// A file; its name need not be UTF-8.
-    File(PathBuf),
-    /// `models:/NAME@ALIAS` and the like, in an MLflow registry.
-    Registered(String),
-}
-
-impl From<OsString> for ModelAddress {
-    fn from(address: OsString) -> Self {
-        match address.to_str() {
-            Some("pretrained") => Self::Bundled,
-            Some(name) if name.starts_with("models:/") => Self::Registered(name.into()),
-            Some(_) | None => Self::File(address.into()),
-        }
-    }
-}
-
-impl From<ModelAddress> for OsString {
-    fn from(address: ModelAddress) -> Self {
-        match address {
-            ModelAddress::Bundled => "pretrained".into(),
-            ModelAddress::File(path) => path.into(),
-            ModelAddress::Registered(name) => name.into(),
-        }
-    }
-}
-
-impl fmt::Display for ModelAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bundled => f.write_str("pretrained"),
-            Self::File(path) => path.display().fmt(f),
-            Self::Registered(name) => f.write_str(name),
-        }
-    }
-}
-
-impl Serialize for ModelAddress {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl ModelAddress {
-    /// That of the variable which the reference system reads, or the bundled one.
-    fn fallback() -> Self {
-        std::env::var_os("MODEL_PATH").map_or(Self::Bundled, Self::from)
-    }
-}
 
 /// Serve an image classifier over HTTP.
 #[derive(Parser, Clone, Debug, Serialize)]
 #[command(version, about, after_help = EXAMPLES)]
 pub struct Settings {
     /// Model file, `pretrained` for the bundled one, or a registered model: models:/NAME@ALIAS,
-    /// models:/NAME/STAGE or models:/NAME/VERSION [env: also MODEL_PATH]
-    #[arg(long, env = "PETNET_MODEL", default_value_os_t = ModelAddress::fallback(), help_heading = "Model")]
-    pub model: ModelAddress,
+    /// models:/NAME/STAGE or models:/NAME/VERSION; NAME=.. gives it another name. Several, given again or separated by
+    /// commas, are served side by side; requests that name none go to the first [env: also MODEL_PATH]
+    #[arg(
+        long = "model",
+        env = "PETNET_MODEL",
+        value_name = "[NAME=]MODEL",
+        value_delimiter = ',',
+        default_values_os_t = [ModelSource::fallback()],
+        hide_default_value = true,
+        help_heading = "Model"
+    )]
+    pub models: Vec<ModelSource>,
+    /// Name of one of the models that is tried on a share of the images of the first one, after their answers have
+    /// left: agreement in metrics and on /shadow
+    #[arg(long, env = "PETNET_SHADOW", value_name = "NAME", help_heading = "Model")]
+    pub shadow: Option<String>,
+    /// Share of the images that the shadow model gets, from 0 to 1
+    #[arg(long, env = "PETNET_SHADOW_SHARE", default_value_t = 0.1, value_parser = share, help_heading = "Model")]
+    pub shadow_share: f64,
     /// auto, cpu, ndarray, wgpu or wgpu:N
     #[arg(long, env = "PETNET_DEVICE", default_value = "cpu", help_heading = "Model")]
     #[serde(serialize_with = "as_text")]
@@ -387,6 +351,11 @@ fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
 fn some_time(text: &str) -> Result<Duration, String> {
     let time = duration(text).map_err(|error| error.to_string())?;
     if time.is_zero() { Err("must be longer than 0".into()) } else { Ok(time) }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("must be from 0 to 1".into()) }
 }
 
 fn positive(text: &str) -> Result<usize, String> {

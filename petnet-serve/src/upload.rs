@@ -37,6 +37,8 @@ pub(crate) struct Photo {
 /// Photos of a request, and the claim on memory that they hold.
 pub(crate) struct Upload {
     pub(crate) photos: Vec<Photo>,
+    /// The model that the body names.
+    pub(crate) model: Option<String>,
     pub(crate) size: usize,
     _memory: Claim,
 }
@@ -125,19 +127,17 @@ impl Uploads {
         let (body, mut claim) = self.collect(request, settings.max_body, settings).await?;
         let size = body.len();
         let began = Instant::now();
-        let photos = match form {
-            Form::Raw => Ok(vec![Photo { name: None, bytes: body }]),
+        let parsed = match form {
+            Form::Raw => Ok(Parsed::of(body)),
             // A type may be wrong or missing; the bytes say what they are.
             Form::Other(kind) => match recognise(&body) {
-                FileKind::Image | FileKind::Foreign(_) => {
-                    Ok(vec![Photo { name: None, bytes: body }])
-                }
+                FileKind::Image | FileKind::Foreign(_) => Ok(Parsed::of(body)),
                 FileKind::NoImage => Err(not_taken(&kind)),
             },
             Form::Json => {
                 // Text without white space, and the bytes that it stands for.
                 claim.merge(self.memory.buffer(2 * size)?);
-                from_json(&body).map(|bytes| vec![Photo { name: None, bytes }])
+                from_json(&body)
             }
             Form::Multipart(boundary) => {
                 // The parser's own buffer, and the parts.
@@ -146,11 +146,11 @@ impl Uploads {
             }
         };
         histogram!("validation_duration_seconds").record(began.elapsed());
-        let photos = photos?;
+        let Parsed { photos, model } = parsed?;
         let taken = photos.iter().map(|photo| photo.bytes.len()).sum::<usize>();
         claim.shrink(taken);
         counter!("input_image_size_total").increment(taken as u64);
-        Ok(Upload { photos, size, _memory: claim })
+        Ok(Upload { photos, model, size, _memory: claim })
     }
 
     /// Reads a whole body as it is, with its claim on memory.
@@ -212,6 +212,18 @@ impl Uploads {
     }
 }
 
+/// The contents of a body.
+struct Parsed {
+    photos: Vec<Photo>,
+    model: Option<String>,
+}
+
+impl Parsed {
+    fn of(bytes: Bytes) -> Self {
+        Self { photos: vec![Photo { name: None, bytes }], model: None }
+    }
+}
+
 /// The format that a body's content type names.
 enum Form {
     Multipart(String),
@@ -268,15 +280,16 @@ fn content_type(headers: &HeaderMap) -> String {
     headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string()
 }
 
-fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
+fn from_json(body: &[u8]) -> Result<Parsed, Problem> {
     #[derive(Deserialize)]
     struct Base64<'a> {
         #[serde(borrow)]
         image: Cow<'a, str>,
+        model: Option<String>,
     }
-    let Base64 { image } = serde_json::from_slice(body)
+    let Base64 { image, model } = serde_json::from_slice(body)
         .map_err(|e| Problem::bad_request(format!("the JSON is not {{\"image\": base64}}: {e}")))?;
-    from_base64(&image)
+    Ok(Parsed { model, ..Parsed::of(from_base64(&image)?) })
 }
 
 /// Bytes of a text in either alphabet of base64, with line breaks or without, padded or not, that may have
@@ -312,27 +325,37 @@ pub(crate) fn parse(body: &Bytes) {
     }
 }
 
-/// The parts named `file`.
-async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Vec<Photo>, Problem> {
+/// The parts named `file`, and the one named `model`.
+async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Parsed, Problem> {
+    /// Most bytes of a model's name.
+    const NAME: usize = 256;
     let broken = |e: multer::Error| Problem::bad_request(format!("broken multipart body: {e}"));
     let whole = futures_util::stream::once(async move { Ok::<_, std::io::Error>(body) });
     let mut parts = multer::Multipart::new(whole, boundary);
-    let mut photos = Vec::new();
+    let (mut photos, mut model) = (Vec::new(), None);
     let mut seen = 0;
     while let Some(field) = parts.next_field().await.map_err(broken)? {
         seen += 1;
         if seen > most {
             return Err(Problem::too_large(format!("more than {most} parts")));
         }
-        if field.name() != Some("file") {
-            continue;
+        match field.name() {
+            Some("file") => {
+                let name = field.file_name().map(ToString::to_string);
+                let bytes = field.bytes().await.map_err(broken)?;
+                photos.push(Photo { name, bytes });
+            }
+            Some("model") => {
+                let name = field.bytes().await.map_err(broken)?;
+                let name = std::str::from_utf8(&name).ok().filter(|name| name.len() <= NAME);
+                let name = name.ok_or_else(|| Problem::bad_request("`model` is not a name"))?;
+                model = Some(name.to_string());
+            }
+            Some(_) | None => (),
         }
-        let name = field.file_name().map(ToString::to_string);
-        let bytes = field.bytes().await.map_err(broken)?;
-        photos.push(Photo { name, bytes });
     }
     if photos.is_empty() {
         return Err(Problem::bad_request("the multipart field `file` is missing"));
     }
-    Ok(photos)
+    Ok(Parsed { photos, model })
 }

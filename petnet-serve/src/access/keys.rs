@@ -12,6 +12,8 @@ use governor::{Quota, RateLimiter};
 use hyper::header::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 
+use crate::queue::Priority;
+
 /// Most keys of a file: each is a label of metrics.
 const MOST: usize = 256;
 const DAY: Duration = Duration::from_hours(24);
@@ -53,6 +55,8 @@ pub(super) struct Declared {
     scopes: Vec<Scope>,
     requests_per_second: Option<NonZeroU32>,
     requests_per_day: Option<NonZeroU32>,
+    #[serde(default)]
+    pub(super) priority: Priority,
 }
 
 /// The scopes of a key that names none.
@@ -69,6 +73,7 @@ impl Declared {
             scopes: Scope::ALL.into(),
             requests_per_second: None,
             requests_per_day: None,
+            priority: Priority::default(),
         }
     }
 
@@ -140,7 +145,11 @@ impl Key {
                 break;
             }
         }
-        let standing = Standing { policy: self.policy.clone(), state: states.join(", ") };
+        let standing = Standing {
+            policy: self.policy.clone(),
+            state: states.join(", "),
+            priority: self.declared.priority,
+        };
         match wait {
             None => Ok(standing),
             Some(wait) => Err((standing, wait)),
@@ -148,15 +157,20 @@ impl Key {
     }
 }
 
-/// The limits of a key, as the fields `RateLimit-Policy` and `RateLimit` say them (draft-ietf-httpapi-ratelimit-headers); empty
-/// for a key without limits.
+/// What a key gives its request: the urgency, and its limits as the fields `RateLimit-Policy` and `RateLimit` say them
+/// (draft-ietf-httpapi-ratelimit-headers), which are empty for a key without limits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Standing {
     pub(crate) policy: String,
     pub(crate) state: String,
+    priority: Priority,
 }
 
 impl Standing {
+    pub(crate) fn priority(&self) -> Priority {
+        self.priority
+    }
+
     /// Adds the fields, where there are limits.
     pub(crate) fn write(&self, headers: &mut HeaderMap) {
         let fields = [("ratelimit-policy", &self.policy), ("ratelimit", &self.state)];

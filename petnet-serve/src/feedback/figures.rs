@@ -8,7 +8,7 @@ use petnet::metrics::{class_metrics, ece, reliability};
 use uuid::Uuid;
 
 use super::Labelled;
-use crate::model::{CLASSES, Model};
+use crate::models::{CLASSES, Model};
 
 /// Names of the windows and their milliseconds, the longest last.
 const WINDOWS: [(&str, u64); 3] = [("1h", 3_600_000), ("24h", 86_400_000), ("7d", 604_800_000)];
@@ -69,10 +69,11 @@ impl Judgements {
             if figures.answers.is_empty() {
                 continue;
             }
-            figures.observe(window);
+            let of = (model.name.as_str(), window);
+            figures.observe(of);
             // Of several labels an image, only whether all of them were right is known here.
             if single {
-                figures.observe_classes(window, labels);
+                figures.observe_classes(of, labels);
             }
         }
     }
@@ -97,39 +98,48 @@ impl Figures {
         Self { confusion, answers }
     }
 
-    fn observe(&self, window: &'static str) {
+    fn observe(&self, (model, window): (&str, &'static str)) {
         let photos = self.answers.len();
         let right = self.answers.iter().filter(|(_, right)| *right).count();
-        gauge!("feedback_photos", "window" => window).set(photos as f64);
-        gauge!("model_accuracy", "window" => window).set(right as f64 / photos as f64);
+        let set = |name: &'static str, value: f64| {
+            gauge!(name, "model" => model.to_string(), "window" => window).set(value);
+        };
+        set("feedback_photos", photos as f64);
+        set("model_accuracy", right as f64 / photos as f64);
     }
 
-    fn observe_classes(&self, window: &'static str, labels: &[String]) {
+    fn observe_classes(&self, of: (&str, &'static str), labels: &[String]) {
+        let (model, window) = of;
         let error = ece(&reliability(self.answers.iter().copied()));
-        gauge!("model_calibration_error", "window" => window).set(error);
+        let name = model.to_string();
+        gauge!("model_calibration_error", "model" => name, "window" => window).set(error);
         for (class, label) in labels.iter().enumerate().take(CLASSES) {
             let figures = class_metrics(&self.confusion, class);
             let called: usize = self.confusion.iter().map(|row| row[class]).sum();
             let set = |name: &'static str, value: f64, counted: usize| {
                 if counted > 0 {
-                    gauge!(name, "class" => label.clone(), "window" => window).set(value);
+                    let (class, model) = (label.clone(), model.to_string());
+                    gauge!(name, "class" => class, "model" => model, "window" => window).set(value);
                 }
             };
             set("model_precision", figures.precision, called);
             set("model_recall", figures.recall, figures.support);
             set("model_f1_score", figures.f1_score, called + figures.support);
             if figures.support > 0 {
-                self.observe_row(class, window, labels);
+                self.observe_row(class, of, labels);
             }
         }
     }
 
-    fn observe_row(&self, actual: usize, window: &'static str, labels: &[String]) {
+    fn observe_row(&self, actual: usize, (model, window): (&str, &'static str), labels: &[String]) {
         for (predicted, count) in labels.iter().zip(&self.confusion[actual]).take(CLASSES) {
             let (actual, predicted) = (labels[actual].clone(), predicted.clone());
             gauge!(
                 "model_confusion_photos",
-                "actual" => actual, "predicted" => predicted, "window" => window
+                "actual" => actual,
+                "model" => model.to_string(),
+                "predicted" => predicted,
+                "window" => window
             )
             .set(*count as f64);
         }

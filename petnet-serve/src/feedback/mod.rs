@@ -6,14 +6,14 @@ mod table;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
 use metrics::{counter, gauge};
 use uuid::Uuid;
 
-use crate::model::Model;
+use crate::models::Model;
 use crate::settings::Settings;
 use figures::Judgements;
 use store::{Recovery, Store, is_damage};
@@ -37,10 +37,12 @@ pub(crate) struct Feedback {
 /// What became of one label.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
-    /// The prediction that it was given to, and whether it was right.
-    Taken { predicted: Predicted, right: bool },
+    /// The prediction that it was given to, the label as the model has it, and whether both are the same.
+    Taken { predicted: Predicted, actual: String, right: bool },
     /// There is no such prediction, or it is too old.
     Unknown,
+    /// The model of the prediction has no such label.
+    UnknownLabel,
 }
 
 impl Feedback {
@@ -130,30 +132,35 @@ impl Feedback {
         let _ = self.with(|store| store.predicted(id, predicted));
     }
 
-    /// Takes labels in; they are on disk when this returns.
+    /// Takes labels in, in the form that `known` gives them, which is `None` for those that the prediction's model does not
+    /// have; they are on disk when this returns.
     ///
     /// # Errors
     /// When the store fails; then none was taken.
     pub(crate) fn label(
         &self,
-        labels: Vec<(Uuid, String)>,
+        labels: &[(Uuid, String)],
         authenticated: bool,
+        known: impl Fn(&Predicted, &str) -> Option<String>,
     ) -> Result<Vec<Outcome>> {
         let at = now();
         let mut taken = Vec::new();
         let outcomes = self.with(|store| {
             let mut outcomes = Vec::new();
-            for (id, actual) in labels {
-                outcomes.push(match store.find(id)? {
-                    Some(predicted) => {
-                        let right = predicted.label == actual;
-                        let labelled = Labelled { predicted, actual, at, authenticated };
-                        let predicted = labelled.predicted.clone();
-                        taken.push((id, labelled));
-                        Outcome::Taken { predicted, right }
-                    }
-                    None => Outcome::Unknown,
-                });
+            for (id, given) in labels {
+                let Some(predicted) = store.find(*id)? else {
+                    outcomes.push(Outcome::Unknown);
+                    continue;
+                };
+                let Some(actual) = known(&predicted, given) else {
+                    outcomes.push(Outcome::UnknownLabel);
+                    continue;
+                };
+                let right = predicted.label == actual;
+                let labelled = Labelled { predicted, actual, at, authenticated };
+                let Labelled { predicted, actual, .. } = labelled.clone();
+                taken.push((*id, labelled));
+                outcomes.push(Outcome::Taken { predicted, actual, right });
             }
             store.label(&taken)?;
             Ok(outcomes)
@@ -172,17 +179,16 @@ impl Feedback {
         self.with(|store| store.labelled(after).take(limit).collect())
     }
 
-    /// Sets the gauges: of the store, and of the model that serves.
-    pub(crate) fn observe(&self, model: Option<&Model>) {
+    /// Sets the gauges: of the store, and of the models that serve.
+    pub(crate) fn observe(&self, models: &[Arc<Model>]) {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(Ok(bytes)) = store.as_ref().map(Store::bytes) {
             gauge!("feedback_store_bytes").set(bytes as f64);
         }
         drop(store);
-        let Some(model) = model else { return };
         let mut judgements = self.judgements.lock().unwrap_or_else(PoisonError::into_inner);
         judgements.forget(now());
-        judgements.observe(model, now());
+        models.iter().for_each(|model| judgements.observe(model, now()));
     }
 
     pub(crate) fn folder(&self) -> &Path {

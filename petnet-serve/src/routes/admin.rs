@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use hyper::StatusCode;
+use hyper::{StatusCode, Uri};
 use serde_json::json;
 
-use super::{Reply, json as json_reply};
+use super::{Reply, json as json_reply, query};
 use crate::app::App;
 use crate::problem::Problem;
 
-pub(super) async fn reload(app: &Arc<App>) -> Result<Reply, Problem> {
-    let model = app.reload().await.map_err(|error| {
+/// Loads the model of the parameter `model` anew, or the default one.
+pub(super) async fn reload(app: &Arc<App>, uri: &Uri) -> Result<Reply, Problem> {
+    let served = app.models.find(query(uri, "model").as_deref())?;
+    let model = app.reload(served).await.map_err(|error| {
         let detail = format!("the model was refused, the old one stays: {error:#}");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "model_refused", detail)
     })?;

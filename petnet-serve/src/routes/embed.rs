@@ -6,7 +6,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use serde::Serialize;
 
-use super::predict::Single;
+use super::images::{Images, Single};
 use super::{Reply, text};
 use crate::app::App;
 use crate::problem::Problem;
@@ -34,7 +34,9 @@ pub(super) async fn embed(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    let Single { model, answer, accepted, bytes } = Single::classify(app, request).await?;
+    let Single { images: Images { target, upload, accepted }, answer } =
+        Single::classify(app, request).await?;
+    let (model, bytes) = (&target.model, upload.size);
     let embedding = &answer.value.embedding;
     let body = Body {
         embedding,

@@ -10,8 +10,9 @@ use serde_json::json;
 
 use super::{Reply, json as json_reply};
 use crate::app::App;
-use crate::model::CLASSES;
+use crate::models::CLASSES;
 use crate::problem::Problem;
+use crate::queue::Priority;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,8 +25,9 @@ pub(super) async fn adoption(
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
     let Adoption { species } = app.uploads.read_json(request, &app.settings).await?;
-    let model = app.model()?;
-    let known: Vec<&str> = model
+    let target = app.target(None, Priority::default())?;
+    let known: Vec<&str> = target
+        .model
         .classifier
         .labels()
         .iter()

@@ -1,7 +1,6 @@
 //! `/explain`: the answer, and where the network looked.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -12,8 +11,11 @@ use petnet::Explanation;
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode_at_least};
 use serde_json::{Value, json};
 
-use super::predict::{describe, note, remember};
-use super::{Reply, accepts, json as json_reply, new_id, text};
+use super::images::Images;
+use super::negotiate::{Form, preferred};
+use super::predict::note;
+use super::{Reply, json as json_reply, new_id, text};
+use crate::answer::{describe, remember};
 use crate::app::App;
 use crate::batcher::Answer;
 use crate::problem::Problem;
@@ -26,14 +28,11 @@ pub(super) async fn explain(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    let model = app.model()?;
-    let wants_json = accepts(request.headers(), "application/json");
-    app.batcher.check_line()?;
-    let upload = app.uploads.read(request, &app.settings).await?;
-    let began = Instant::now();
+    let wants_json = preferred(request.headers(), [Form::Png, Form::Json]) == Form::Json;
+    let Images { target, upload, accepted: began } = Images::read(app, request).await?;
     let bytes = upload.size;
     let photo = upload.only()?;
-    let answer = app.batcher.explain(Arc::clone(&model), photo.clone()).await?;
+    let answer = app.batcher.explain(&target, photo.clone()).await?;
     let Answer { value: explanation, timings, photo: known } = answer;
     let limits = app.settings.limits();
     let large = Preprocess { size: SIDE, resize: Resize::Squeeze };
@@ -43,8 +42,8 @@ pub(super) async fn explain(
     let (explanation, png) = app.batcher.decoders().run(memory, drawn).await?;
     let prediction = explanation.prediction();
     let id = new_id();
-    remember(app, &model, id, (prediction, &known));
-    let mut fields = describe(prediction, &model, id);
+    remember(app, &target, id, (prediction, &known));
+    let mut fields = describe(prediction, &target.model, id);
     let mut reply = if wants_json {
         let encoded = base64::engine::general_purpose::STANDARD.encode(&png);
         let (width, height) = explanation.size();

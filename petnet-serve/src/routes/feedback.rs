@@ -6,17 +6,18 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LINK};
-use hyper::{Request, StatusCode};
+use hyper::{Request, StatusCode, Uri};
 use metrics::counter;
 use petnet::Task;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Reply, json as json_reply, text};
+use super::{Reply, json as json_reply, query, text};
+use crate::answer::LONGEST_LABEL;
 use crate::app::App;
-use crate::feedback::{Feedback, Labelled, Outcome};
-use crate::model::Model;
+use crate::feedback::{Feedback, Labelled, Outcome, Predicted};
+use crate::models::Model;
 use crate::problem::Problem;
 
 /// Most labels in one request, and in one answer.
@@ -24,8 +25,6 @@ const MOST_GIVEN: usize = 1000;
 const MOST_TAKEN: usize = 5000;
 /// Most bytes that a label takes in memory and as a line together.
 const LABEL: usize = 1024;
-/// Longest text of a label in bytes: a line has two of them.
-pub(super) const LONGEST: usize = 400;
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -55,15 +54,18 @@ pub(super) async fn give(
     }
     let authenticated = app.keys.is_sent(request.headers());
     let outcomes = take(app, given, authenticated).await?;
-    for outcome in &outcomes {
+    for (outcome, given) in &outcomes {
+        if let (Some(shadow), Outcome::Taken { actual, .. }) = (&app.shadow, outcome) {
+            shadow.judge(given.prediction_id, actual);
+        }
         let result = match outcome {
-            Ok((Outcome::Taken { right: true, .. }, _)) => "right",
-            Ok((Outcome::Taken { right: false, .. }, _)) => "wrong",
-            _ => "refused",
+            Outcome::Taken { right: true, .. } => "right",
+            Outcome::Taken { right: false, .. } => "wrong",
+            Outcome::Unknown | Outcome::UnknownLabel => "refused",
         };
         counter!("feedback_total", "result" => result).increment(1);
     }
-    let mut entries = outcomes.into_iter().map(|outcome| outcome.and_then(describe));
+    let mut entries = outcomes.into_iter().map(|(outcome, given)| describe(app, outcome, given));
     if many {
         let entries = entries.map(|entry| entry.unwrap_or_else(|e| json!({ "error": e.json() })));
         let body = json!({ "feedback": entries.collect::<Vec<_>>() });
@@ -73,44 +75,50 @@ pub(super) async fn give(
     Ok(json_reply(StatusCode::OK, &entry))
 }
 
-/// What became of each label; those that no model knows are not taken to the store.
+/// The outcome of each label.
 async fn take(
     app: &Arc<App>,
     given: Vec<Given>,
     authenticated: bool,
-) -> Result<Vec<Result<(Outcome, Given), Problem>>, Problem> {
-    let model = app.model()?;
-    let known: Vec<(Uuid, String)> = given
-        .iter()
-        .filter_map(|given| Some((given.prediction_id, known_label(&model, &given.label)?)))
-        .collect();
+) -> Result<Vec<(Outcome, Given)>, Problem> {
+    // While models are loaded nothing is known of their labels.
+    app.models.default().get().ok_or_else(Problem::not_ready)?;
     let asked = Arc::clone(app);
+    let labels: Vec<(Uuid, String)> =
+        given.iter().map(|given| (given.prediction_id, given.label.clone())).collect();
     let outcomes = tokio::task::spawn_blocking(move || {
-        asked.feedback.as_ref().map(|feedback| feedback.label(known, authenticated))
+        let known = |predicted: &Predicted, given: &str| {
+            known_label(&*asked.models.of_version(&predicted.model)?, given)
+        };
+        let feedback = asked.feedback.as_ref();
+        feedback.map(|feedback| feedback.label(&labels, authenticated, known))
     });
     let outcomes = outcomes.await.map_err(|_| Problem::internal())?.transpose();
-    let mut outcomes = outcomes.map_err(failed)?.unwrap_or_default().into_iter();
-    let unknown = || {
-        let labels = model.classifier.labels().join(", ");
-        let detail = match &model.classifier.info().task {
-            Task::SingleLabel => format!("`label` is one of {labels}"),
-            Task::MultiLabel { .. } => format!("`label` is any of {labels}, with | between them"),
-        };
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail)
+    let outcomes = outcomes.map_err(failed)?.unwrap_or_default();
+    Ok(outcomes.into_iter().zip(given).collect())
+}
+
+fn unknown_label(app: &App) -> Problem {
+    let detail = match app.models.iter().filter_map(|served| served.get()).collect::<Vec<_>>()[..] {
+        [ref model] => {
+            let labels = model.classifier.labels().join(", ");
+            match &model.classifier.info().task {
+                Task::SingleLabel => format!("`label` is one of {labels}"),
+                Task::MultiLabel { .. } => {
+                    format!("`label` is any of {labels}, with | between them")
+                }
+            }
+        }
+        _ => "the model of the prediction has no such label".into(),
     };
-    let paired = given.into_iter().map(|given| {
-        let known = known_label(&model, &given.label).is_some();
-        let outcome = if known { outcomes.next() } else { None };
-        outcome.map(|outcome| (outcome, given)).ok_or_else(unknown)
-    });
-    Ok(paired.collect())
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail)
 }
 
 /// A label as predictions have it, see [`Prediction::label_text`](petnet::Prediction::label_text); `None` for one that the
 /// model does not know.
 fn known_label(model: &Model, given: &str) -> Option<String> {
     let labels = model.classifier.labels();
-    if given.len() > LONGEST {
+    if given.len() > LONGEST_LABEL {
         return None;
     }
     match &model.classifier.info().task {
@@ -124,9 +132,9 @@ fn known_label(model: &Model, given: &str) -> Option<String> {
     }
 }
 
-fn describe((outcome, given): (Outcome, Given)) -> Result<Value, Problem> {
+fn describe(app: &App, outcome: Outcome, given: Given) -> Result<Value, Problem> {
     match outcome {
-        Outcome::Taken { predicted, right } => Ok(json!({
+        Outcome::Taken { predicted, right, .. } => Ok(json!({
             "prediction_id": given.prediction_id,
             "label": given.label,
             "predicted_class": predicted.label,
@@ -137,6 +145,7 @@ fn describe((outcome, given): (Outcome, Given)) -> Result<Value, Problem> {
                 format!("there is no prediction {}, or it is too old", given.prediction_id);
             Err(Problem::new(StatusCode::NOT_FOUND, "unknown_prediction", detail))
         }
+        Outcome::UnknownLabel => Err(unknown_label(app)),
     }
 }
 
@@ -145,7 +154,7 @@ pub(super) async fn export(
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
     switched_on(app)?;
-    let after = after(request.uri().query().unwrap_or_default())?;
+    let after = after(request.uri())?;
     let _claim = app.memory.buffer(MOST_TAKEN * LABEL)?;
     let asked = Arc::clone(app);
     let labels = tokio::task::spawn_blocking(move || {
@@ -181,10 +190,8 @@ fn line(id: Uuid, labelled: &Labelled) -> String {
 }
 
 /// The id in `?after=ID`.
-fn after(query: &str) -> Result<Option<Uuid>, Problem> {
-    let Some(id) = query.split('&').find_map(|pair| pair.strip_prefix("after=")) else {
-        return Ok(None);
-    };
+fn after(uri: &Uri) -> Result<Option<Uuid>, Problem> {
+    let Some(id) = query(uri, "after") else { return Ok(None) };
     id.parse().map(Some).map_err(|_| Problem::bad_request("`after` is a prediction_id"))
 }
 

@@ -5,8 +5,12 @@ mod embed;
 mod events;
 mod explain;
 mod feedback;
+mod grpc;
+mod images;
+mod negotiate;
 mod pages;
 mod predict;
+mod shadow;
 mod status;
 mod table;
 mod v2;
@@ -18,26 +22,29 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{
-    ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
-    HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, VARY,
+    X_CONTENT_TYPE_OPTIONS,
 };
-use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::access::{Scope, Standing};
 use crate::app::App;
+use crate::body::Body;
 use crate::memory::held;
 use crate::problem::Problem;
 use crate::server::Face;
+use crate::shadow::Samples;
 use crate::telemetry::{Note, Parent, Record};
 
 use table::{Access, Entry, Route};
 
+pub(crate) use grpc::Health;
 pub(crate) use table::TABLE;
 pub(crate) use v2::Stats;
 #[cfg(fuzzing)]
@@ -59,11 +66,37 @@ pub(crate) async fn handle(
     face: Face,
     peer: IpAddr,
     mut request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+) -> Response<Body> {
     let began = Instant::now();
     let (method, version) = (request.method().clone(), request.version());
     let id = request_id(request.headers());
     let parent = parent(request.headers());
+    let (route, mut reply) = if face == Face::Api && grpc::is_call(request.headers()) {
+        let known = grpc::Method::find(request.uri().path());
+        let work = AssertUnwindSafe(grpc::answer(app, known, request)).catch_unwind();
+        let failed = |_| grpc::refuse(app, Problem::internal());
+        (known.map_or("unknown", grpc::Method::path), work.await.unwrap_or_else(failed))
+    } else {
+        whole(app, face, peer, &mut request).await
+    };
+    finish(app, reply.headers_mut(), &id, version);
+    let note = reply.extensions_mut().remove::<Note>().unwrap_or_default();
+    // A call of gRPC that is refused has the status 200; its problem has that of HTTP.
+    let status = note.problem.as_ref().map_or(reply.status(), |problem| problem.status);
+    let took = began.elapsed();
+    let record =
+        Record { id: &id, parent, method: &method, route, status, began, took, note: &note };
+    record.write(&app.rates, &app.traces);
+    reply
+}
+
+/// Answers a request of the table, or refuses it; with the name of its route.
+async fn whole(
+    app: &Arc<App>,
+    face: Face,
+    peer: IpAddr,
+    request: &mut Request<Incoming>,
+) -> (&'static str, Response<Body>) {
     let known = table::find(request.uri().path());
     let route = known.as_ref().map_or("unknown", |(entry, _)| entry.path);
     if known.as_ref().is_some_and(|(entry, _)| entry.visited) {
@@ -71,32 +104,26 @@ pub(crate) async fn handle(
     }
     let outcome = match known {
         Some((entry, model)) if face == Face::Api || entry.route == Route::Metrics => {
-            let work = AssertUnwindSafe(dispatch(app, (face, entry), &model, &mut request));
+            let work = AssertUnwindSafe(dispatch(app, (face, entry), &model, request));
             work.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
         Some(_) | None => {
             Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such path"))
         }
     };
-    let outcome = outcome.and_then(|reply| claimed(app, reply));
-    let mut reply = match outcome {
+    let mut reply = match outcome.and_then(|reply| claimed(app, reply)) {
         Ok(reply) => reply,
-        Err(problem) => refuse(app, route, problem, &mut request).await,
+        Err(problem) => refuse(app, route, problem, request).await,
     };
-    finish(app, &mut reply, &id, version);
-    let note = reply.extensions_mut().remove::<Note>().unwrap_or_default();
-    let record = Record {
-        id: &id,
-        parent,
-        method: &method,
-        route,
-        status: reply.status(),
-        began,
-        took: began.elapsed(),
-        note: &note,
-    };
-    record.write(&app.rates, &app.traces);
-    reply.map(Full::new)
+    let samples = reply.extensions_mut().remove::<Samples>();
+    let reply = reply.map(|body| {
+        let body = Body::from(body);
+        match samples {
+            Some(samples) => body.with_samples(app, samples),
+            None => body,
+        }
+    });
+    (route, reply)
 }
 
 async fn dispatch(
@@ -112,15 +139,31 @@ async fn dispatch(
     if !entry.allow.split(", ").any(|name| name == request.method().as_str()) {
         return Err(Problem::method(entry.allow));
     }
-    let standing = match (face, entry.access) {
+    let standing = match face {
         // The listener for metrics is not for strangers.
-        (Face::Metrics, _) | (Face::Api, Access::Open) => Standing::default(),
-        (Face::Api, Access::Key(scope)) => app.keys.check(request.headers(), scope)?,
-        (Face::Api, Access::Operator) => app.keys.require(request.headers(), Scope::Admin)?,
+        Face::Metrics => Standing::default(),
+        Face::Api => permit(app, entry.access, request.headers())?,
     };
-    let mut reply = answer(app, entry.route, model, request).await?;
-    standing.write(reply.headers_mut());
-    Ok(reply)
+    request.extensions_mut().insert(standing.priority());
+    match answer(app, entry.route, model, request).await {
+        Ok(mut reply) => {
+            standing.write(reply.headers_mut());
+            Ok(reply)
+        }
+        Err(problem) => Err(problem.with_standing(standing)),
+    }
+}
+
+/// Takes a request from the limits of its key.
+///
+/// # Errors
+/// 401, 403 or 429 where the key is missing, lacks the scope, or has used up its requests.
+fn permit(app: &App, access: Access, headers: &HeaderMap) -> Result<Standing, Problem> {
+    match access {
+        Access::Open => Ok(Standing::default()),
+        Access::Key(scope) => app.keys.check(headers, scope),
+        Access::Operator => app.keys.require(headers, Scope::Admin),
+    }
 }
 
 async fn answer(
@@ -146,7 +189,8 @@ async fn answer(
         Route::Feedback => feedback::give(app, request).await,
         Route::FeedbackExport => feedback::export(app, request).await,
         Route::Adoption => events::adoption(app, request).await,
-        Route::Reload => admin::reload(app).await,
+        Route::Reload => admin::reload(app, request.uri()).await,
+        Route::Shadow => shadow::shadow(app, request.headers()),
         Route::V2 => Ok(v2::server()),
         Route::V2Live => Ok(json(StatusCode::OK, &serde_json::json!({ "live": true }))),
         Route::V2Ready => v2::ready(app),
@@ -156,8 +200,8 @@ async fn answer(
         Route::V2ModelStats => v2::stats(app, model),
         Route::V2Infer => v2::infer(app, model, request).await,
         Route::V2Index => Ok(v2::index(app)),
-        Route::V2Load => v2::load(app).await,
-        Route::V2Unload => Ok(v2::unload(app)),
+        Route::V2Load => v2::load(app, model).await.map(v2::done),
+        Route::V2Unload => v2::unload(app, model).map(v2::done),
     }
 }
 
@@ -204,8 +248,7 @@ async fn refuse(
 }
 
 /// What every answer carries.
-fn finish(app: &App, reply: &mut Reply, id: &str, version: Version) {
-    let headers = reply.headers_mut();
+fn finish(app: &App, headers: &mut HeaderMap, id: &str, version: Version) {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
@@ -258,8 +301,10 @@ fn text(kind: &'static str, body: impl Into<Bytes>) -> Reply {
     reply
 }
 
-fn accepts(headers: &HeaderMap, kind: &str) -> bool {
-    headers.get(ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|accept| accept.contains(kind))
+/// A parameter of the request's query.
+fn query(uri: &Uri, name: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
 }
 
 /// The client's `X-Request-Id` where it is fit for a log line, else a new one.

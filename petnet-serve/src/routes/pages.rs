@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use base64::Engine as _;
+use cookie::{Cookie, SameSite};
 use hyper::header::{
     CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, SET_COOKIE, VARY,
     X_FRAME_OPTIONS,
@@ -10,7 +11,8 @@ use hyper::header::{
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{Reply, TABLE, accepts, json as json_reply, text};
+use super::negotiate::{Form, preferred};
+use super::{Reply, TABLE, json as json_reply, text};
 use crate::app::App;
 use crate::sessions::{SESSION_COOKIE, cookie};
 
@@ -19,7 +21,7 @@ const OPENAPI: &str = include_str!("../../assets/openapi.json");
 /// JSON for clients, the page for browsers.
 pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
     static POLICY: OnceLock<HeaderValue> = OnceLock::new();
-    let mut reply = if accepts(headers, "text/html") {
+    let mut reply = if preferred(headers, [Form::Json, Form::Html]) == Form::Html {
         let mut reply = page(include_str!("../../assets/page.html"), &POLICY);
         if cookie(headers).is_none()
             && let Ok(cookie) = HeaderValue::from_str(&new_cookie(app))
@@ -32,7 +34,8 @@ pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
         let body = json!({
             "name": "petnet",
             "version": env!("CARGO_PKG_VERSION"),
-            "model": app.slot.get().map(|model| model.name.clone()),
+            "model": app.models.default().name(),
+            "models": app.models.iter().map(|served| served.name()).collect::<Vec<_>>(),
             "endpoints": endpoints,
         });
         json_reply(hyper::StatusCode::OK, &body)
@@ -43,9 +46,12 @@ pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
 
 /// Tells one visitor from another, for as long as the browser runs.
 fn new_cookie(app: &App) -> String {
-    let secure = if app.settings.tls_cert.is_some() { "; Secure" } else { "" };
-    let visitor = uuid::Uuid::new_v4();
-    format!("{SESSION_COOKIE}={visitor}; Path=/; HttpOnly; SameSite=Lax{secure}")
+    Cookie::build((SESSION_COOKIE, uuid::Uuid::new_v4().to_string()))
+        .path("/")
+        .http_only(true)
+        .same_site(SameSite::Lax)
+        .secure(app.settings.tls_cert.is_some())
+        .to_string()
 }
 
 pub(super) fn docs() -> Reply {
@@ -57,7 +63,7 @@ pub(super) fn openapi() -> Reply {
     text("application/json", OPENAPI)
 }
 
-fn page(html: &'static str, policy: &'static OnceLock<HeaderValue>) -> Reply {
+pub(super) fn page(html: &'static str, policy: &'static OnceLock<HeaderValue>) -> Reply {
     let mut reply = text("text/html; charset=utf-8", html);
     let headers = reply.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, policy.get_or_init(|| security_policy(html)).clone());

@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use super::{Reply, json as json_reply, text};
 use crate::app::App;
+use crate::models::Model;
 
 /// The contract's health check.
 pub(super) fn health(app: &App) -> Reply {
     counter!("health_check_requests_total").increment(1);
-    let loaded = app.model().is_ok();
+    let loaded = app.is_loaded();
     let body = json!({
         "status": if loaded { "healthy" } else { "unhealthy" },
         "model_loaded": loaded,
@@ -24,8 +25,8 @@ pub(super) fn health(app: &App) -> Reply {
 
 /// Whether traffic should come here.
 pub(super) fn ready(app: &App) -> Reply {
-    let loaded = app.model().is_ok();
-    let (status, word) = match (app.serving(), loaded, app.batcher.is_stuck()) {
+    let loaded = app.is_loaded();
+    let (status, word) = match (app.serving(), loaded, app.models.is_stuck()) {
         (true, true, false) => (StatusCode::OK, "ready"),
         (true, true, true) => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
@@ -39,37 +40,44 @@ pub(super) fn metrics(app: &App) -> Reply {
 }
 
 pub(super) fn version(app: &App) -> Reply {
-    let model = app.slot.get().map(|model| {
-        json!({
-            "name": model.name,
-            "version": model.version,
-            "sha256": model.sha256,
-            "registry_version": model.registered,
-            "architecture": model.classifier.info().graph.name(),
-            "classes": model.classifier.labels(),
-            "task": model.classifier.info().task.name(),
-            "thresholds": model.classifier.info().task.thresholds(),
-            "threshold": model.classifier.info().threshold,
-            "ood": model.classifier.info().ood.as_ref().map(|ood| {
-                json!({ "score": ood.score.name(), "threshold": ood.threshold })
-            }),
-            "loaded": timestamp(model.loaded),
-        })
-    });
+    let models: Vec<Value> =
+        app.models.iter().filter_map(|served| served.get()).map(|model| entry(&model)).collect();
+    let model = app.models.default().get().map(|model| entry(&model));
     let body = json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("PETNET_COMMIT"),
         "model": model,
+        "models": models,
+        "shadow": app.settings.shadow,
         "feedback": app.feedback.is_some(),
     });
     json_reply(StatusCode::OK, &body)
 }
 
+fn entry(model: &Model) -> Value {
+    let info = model.classifier.info();
+    json!({
+        "name": model.name,
+        "version": model.version,
+        "sha256": model.sha256,
+        "registry_version": model.registered,
+        "architecture": info.graph.name(),
+        "classes": model.classifier.labels(),
+        "task": info.task.name(),
+        "thresholds": info.task.thresholds(),
+        "threshold": info.threshold,
+        "ood": info.ood.as_ref().map(|ood| {
+            json!({ "score": ood.score.name(), "threshold": ood.threshold })
+        }),
+        "loaded": timestamp(model.loaded),
+    })
+}
+
 /// What runs beside what the environment says should run; `match` is null where it says nothing.
 pub(super) fn compare(app: &App) -> Reply {
     let settings = &app.settings;
-    let model = app.slot.get().map(|model| model.sha256.clone());
+    let model = app.models.default().get().map(|model| model.sha256.clone());
     let entry = |running: Option<&str>, expected: Option<&str>| {
         let same = expected.map(|e| running.is_some_and(|r| r.eq_ignore_ascii_case(e)));
         (json!({ "running": running, "expected": expected, "match": same }), same)

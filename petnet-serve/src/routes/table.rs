@@ -1,5 +1,8 @@
 //! Every path, declared once: the methods that it takes, who may call it, and whether people come for it.
 
+use std::sync::LazyLock;
+
+use matchit::Router;
 use percent_encoding::percent_decode_str;
 
 use crate::access::Scope;
@@ -35,6 +38,7 @@ pub(crate) enum Route {
     FeedbackExport,
     Adoption,
     Reload,
+    Shadow,
     V2,
     V2Live,
     V2Ready,
@@ -66,6 +70,7 @@ const PREDICT: Access = Access::Key(Scope::Predict);
 const FEEDBACK: Access = Access::Key(Scope::Feedback);
 const EXPORT: Access = Access::Key(Scope::Export);
 const METRICS: Access = Access::Key(Scope::Metrics);
+const ADMIN: Access = Access::Key(Scope::Admin);
 
 const fn entry(route: Route, path: &'static str, allow: &'static str, access: Access) -> Entry {
     Entry { route, path, allow, access, visited: false }
@@ -75,7 +80,7 @@ const fn visited(entry: Entry) -> Entry {
     Entry { visited: true, ..entry }
 }
 
-pub(crate) const TABLE: [Entry; 28] = [
+pub(crate) static TABLE: [Entry; 29] = [
     visited(entry(Route::Home, "/", GET, Access::Open)),
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
@@ -93,6 +98,7 @@ pub(crate) const TABLE: [Entry; 28] = [
     entry(Route::FeedbackExport, "/feedback/export", GET, EXPORT),
     visited(entry(Route::Adoption, "/events/adoption", POST, FEEDBACK)),
     entry(Route::Reload, "/admin/reload", POST, Access::Operator),
+    entry(Route::Shadow, "/shadow", GET, ADMIN),
     entry(Route::V2, "/v2", GET, Access::Open),
     entry(Route::V2Live, "/v2/health/live", GET, Access::Open),
     entry(Route::V2Ready, "/v2/health/ready", GET, Access::Open),
@@ -106,27 +112,27 @@ pub(crate) const TABLE: [Entry; 28] = [
     entry(Route::V2Unload, "/v2/repository/models/{model}/unload", POST, Access::Operator),
 ];
 
+/// All paths. There is one version of each model; a path may name it.
+static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
+    const MODEL: &str = "/v2/models/{model}";
+    let mut router = Router::new();
+    for entry in &TABLE {
+        let versioned = entry.path.strip_prefix(MODEL);
+        let versioned = versioned.map(|rest| format!("{MODEL}/versions/{{version}}{rest}"));
+        for path in versioned.into_iter().chain([entry.path.to_string()]) {
+            let inserted = router.insert(path, entry);
+            debug_assert!(inserted.is_ok(), "{entry:?}");
+        }
+    }
+    router
+});
+
 /// The route of a path, and the model that the path names.
 pub(crate) fn find(path: &str) -> Option<(&'static Entry, String)> {
-    let parts: Vec<&str> = path.split('/').collect();
-    // There is one version of each model; a path may name it.
-    let parts = match parts.as_slice() {
-        [start @ .., "versions", _version] if start.len() == 4 => start.to_vec(),
-        [start @ .., "versions", _version, last] if start.len() == 4 => [start, &[*last]].concat(),
-        _ => parts,
-    };
-    TABLE.iter().find_map(|entry| {
-        let mut model = String::new();
-        let mut pattern = entry.path.split('/');
-        for part in &parts {
-            match pattern.next()? {
-                "{model}" => model = percent_decode_str(part).decode_utf8().ok()?.into_owned(),
-                same if same == *part => (),
-                _ => return None,
-            }
-        }
-        pattern.next().is_none().then_some((entry, model))
-    })
+    let found = ROUTER.at(path).ok()?;
+    let model = found.params.get("model").unwrap_or_default();
+    let model = percent_decode_str(model).decode_utf8().ok()?.into_owned();
+    Some((*found.value, model))
 }
 
 #[cfg(test)]
@@ -143,6 +149,7 @@ mod tests {
             assert_eq!(model, if entry.path.contains("{model}") { "a b" } else { "" });
         }
         assert_eq!(find("/v2/models/m/versions/7/infer").unwrap().0.route, Route::V2Infer);
-        assert!(find("/nothing").is_none());
+        assert_eq!(find("/v2/models/m/versions/7").unwrap().0.route, Route::V2Model);
+        assert!(find("/nothing").is_none() && find("/predict/").is_none());
     }
 }

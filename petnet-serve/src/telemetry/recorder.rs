@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
-use petnet::Decision;
 
 use crate::problem::KINDS;
 
@@ -15,9 +14,10 @@ const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const PHOTOS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 const CONFIDENCE: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
+const DIFFERENCE: [f64; 8] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0];
 const SESSION: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-const COUNTERS: [(&str, &str); 25] = [
+const COUNTERS: [(&str, &str); 29] = [
     ("api_requests_total", "Requests answered, by endpoint, method and status"),
     ("api_errors_total", "Requests refused or failed, by endpoint and reason"),
     ("api_key_requests_total", "Requests with a key, by its name and result"),
@@ -37,6 +37,13 @@ const COUNTERS: [(&str, &str); 25] = [
     ("feedback_store_errors_total", "Writes to the feedback store that failed"),
     ("pet_adoptions_total", "Adoptions reported, by species"),
     ("prediction_cache_requests_total", "Photos looked up among answers that are kept, by result"),
+    ("shadow_photos_total", "Photos sampled for the shadow model, by result"),
+    ("shadow_classes_total", "Photos that both models classified, by both predicted classes"),
+    ("shadow_decisions_total", "Photos that both models classified, by both decisions"),
+    (
+        "shadow_feedback_total",
+        "Labels given to photos that both models classified, by model and result",
+    ),
     ("decode_timeouts_total", "Photos given up because decoding took too long"),
     ("connections_refused_total", "Connections closed at once: their address has too many"),
     ("log_lines_dropped_total", "Log lines lost because nobody read them in time"),
@@ -45,7 +52,7 @@ const COUNTERS: [(&str, &str); 25] = [
     ("process_cpu_seconds_total", "User and system CPU time, whole seconds"),
 ];
 
-const HISTOGRAMS: [(&str, &str); 8] = [
+const HISTOGRAMS: [(&str, &str); 9] = [
     ("api_request_latency_seconds", "From a request's headers to its answer, by endpoint"),
     ("prediction_latency_seconds", "From a prediction request to its answer"),
     ("validation_duration_seconds", "Taking a request's body apart and checking its form"),
@@ -53,6 +60,7 @@ const HISTOGRAMS: [(&str, &str); 8] = [
     ("inference_duration_seconds", "One pass through the network"),
     ("batch_size", "Photos in one pass through the network"),
     ("model_prediction_confidence", "Confidence of each answer, by predicted class"),
+    ("shadow_difference", "Total variation distance of both models' answers on a photo"),
     ("user_session_duration_seconds", "First to last request of sessions that ended"),
 ];
 
@@ -107,7 +115,8 @@ const GAUGES: [(&str, &str); 48] = [
     ("process_start_time_seconds", "When the process started, in seconds since 1970"),
 ];
 
-/// Counters without labels, and the one of the decisions, stand at zero from the start, so that their first count is seen as a rise.
+/// Counters without labels stand at zero from the start, so that their first count is seen as a rise; those of a model do so
+/// from its declaration.
 const FROM_ZERO: [&str; 12] = [
     "health_check_requests_total",
     "input_image_size_total",
@@ -124,10 +133,9 @@ const FROM_ZERO: [&str; 12] = [
 ];
 
 /// Counters with one label of few values, which stand at zero from the start too.
-const LABELS_FROM_ZERO: [(&str, &str, &[&str]); 4] = [
+const LABELS_FROM_ZERO: [(&str, &str, &[&str]); 3] = [
     ("prediction_errors_total", "error_type", &KINDS),
     ("preprocessing_images_total", "result", &["ok", "refused"]),
-    ("model_reloads_total", "result", &["loaded", "refused"]),
     ("feedback_total", "result", &["right", "wrong", "refused"]),
 ];
 
@@ -165,6 +173,7 @@ fn install() -> Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .set_buckets_for_metric(buckets("batch_size"), &PHOTOS)?
         .set_buckets_for_metric(buckets("model_prediction_confidence"), &CONFIDENCE)?
+        .set_buckets_for_metric(buckets("shadow_difference"), &DIFFERENCE)?
         .set_buckets_for_metric(buckets("user_session_duration_seconds"), &SESSION)?
         .idle_timeout(MetricKindMask::GAUGE, Some(Duration::from_millis(1)))
         .install_recorder()?;
@@ -175,8 +184,5 @@ fn install() -> Result<PrometheusHandle> {
     for (name, label, values) in LABELS_FROM_ZERO {
         values.iter().for_each(|value| counter!(name, label => *value).increment(0));
     }
-    Decision::ALL.iter().for_each(|decision| {
-        counter!("prediction_decisions_total", "decision" => decision.name()).increment(0);
-    });
     Ok(handle)
 }

@@ -1,5 +1,6 @@
 //! `infer`: tensors in, tensors out.
 
+use std::borrow::Cow;
 use std::io::{Read, Write as _};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,13 +21,14 @@ use uuid::Uuid;
 
 use super::tensor::{Computed, Input, Output, Request, Values, Wanted, WantedParameters};
 use super::{Form, Reply};
+use crate::answer::remember;
 use crate::app::App;
 use crate::batcher::{Answer, Classified, Picture};
 use crate::memory::Claim;
-use crate::model::Model;
+use crate::models::{Model, Target};
 use crate::problem::Problem;
-use crate::routes::predict::remember;
 use crate::routes::{new_id, text};
+use crate::shadow::Samples;
 use crate::telemetry::Note;
 use crate::upload::Buffer;
 
@@ -39,27 +41,28 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-cont
 
 pub(super) async fn infer(
     app: &Arc<App>,
-    model: &Arc<Model>,
+    target: &Target,
     form: Form,
     request: &mut HttpRequest<Incoming>,
 ) -> Result<Reply, Problem> {
     let began = Instant::now();
-    let name = form.name(model);
-    let outcome = answer(app, model, form, request).await;
-    app.stats.add(&name, began.elapsed(), outcome.as_ref().ok().map(|(_, note)| note));
-    let (payload, note) = outcome?;
+    let name = form.name(&target.model.name);
+    let outcome = answer(app, target, form, request).await;
+    app.stats.add(&name, began.elapsed(), outcome.as_ref().ok().map(|(_, note, _)| note));
+    let (payload, note, samples) = outcome?;
     let mut reply = payload.reply(request.headers().get(ACCEPT_ENCODING))?;
     reply.extensions_mut().insert(note);
+    reply.extensions_mut().insert(samples);
     Ok(reply)
 }
 
 async fn answer(
     app: &Arc<App>,
-    model: &Arc<Model>,
+    target: &Target,
     form: Form,
     request: &mut HttpRequest<Incoming>,
-) -> Result<(Payload, Note), Problem> {
-    app.batcher.check_line()?;
+) -> Result<(Payload, Note, Samples), Problem> {
+    target.check_line()?;
     let (body, claim) = app.uploads.read_bytes(request, &app.settings).await?;
     let bytes = body.len();
     let accepted = Some(Instant::now());
@@ -86,17 +89,50 @@ async fn answer(
     if !binary.is_empty() {
         return Err(Problem::bad_request("there are bytes behind the last input"));
     }
-    let pictures = pictures(model, form, values)?;
-    let outcomes = app.batcher.classify_all(model, pictures).await?;
+    let Inferred { answers, note, samples } = classify(app, target, form, values).await?;
+    let payload = respond(&target.model, form, &request, &answers)?;
+    Ok((payload, Note { accepted, bytes, ..note }, samples))
+}
+
+/// Answers, each with the id of its prediction.
+pub(in crate::routes) type Answers = [(Uuid, Answer<Classified>)];
+
+/// The outputs on all images of a request.
+pub(in crate::routes) struct Inferred {
+    pub(in crate::routes) answers: Vec<(Uuid, Answer<Classified>)>,
+    pub(in crate::routes) note: Note,
+    pub(in crate::routes) samples: Samples,
+}
+
+/// Classifies the values of a request's input.
+///
+/// # Errors
+/// 400 for values that are no images of the model, and the reason for which one of them is refused.
+pub(in crate::routes) async fn classify(
+    app: &App,
+    target: &Target,
+    form: Form,
+    values: Values,
+) -> Result<Inferred, Problem> {
+    let encoded = match &values {
+        Values::Bytes(photos) => photos.clone(),
+        Values::Floats { .. } => Vec::new(),
+    };
+    let pictures = pictures(&target.model, form, values)?;
+    let outcomes = app.batcher.classify_all(target, pictures).await?;
     let answers = outcomes.into_iter().map(|outcome| Ok((new_id(), outcome?)));
     let answers = answers.collect::<Result<Vec<_>, Problem>>()?;
-    for (id, answer) in &answers {
-        remember(app, model, *id, (&answer.value.prediction, &answer.photo));
+    let mut samples = Samples::default();
+    for (place, (id, answer)) in answers.iter().enumerate() {
+        let prediction = &answer.value.prediction;
+        remember(app, target, *id, (prediction, &answer.photo));
+        if let Some(photo) = encoded.get(place) {
+            samples.offer(app, target, (*id, prediction), photo);
+        }
     }
     let timings = answers.iter().filter_map(|(_, answer)| answer.timings).collect();
-    let photos = answers.len();
-    let payload = respond(model, form, &request, &answers)?;
-    Ok((payload, Note { accepted, timings, photos, bytes, ..Note::default() }))
+    let note = Note { timings, photos: answers.len(), ..Note::default() };
+    Ok(Inferred { answers, note, samples })
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
@@ -206,21 +242,13 @@ fn respond(
     model: &Model,
     form: Form,
     request: &Request,
-    answers: &[(Uuid, Answer<Classified>)],
+    answers: &Answers,
 ) -> Result<Payload, Problem> {
-    // An embedding is as long as hundreds of these: who wants it names it.
-    let all = ["probabilities", "label", "prediction_id", "decision"];
-    let every: Vec<Wanted> = all
-        .map(|name| Wanted { name: name.into(), parameters: WantedParameters::default() })
-        .into();
-    let wanted = if request.outputs.is_empty() { &every } else { &request.outputs };
-    if wanted.len() > MOST_OUTPUTS {
-        return Err(Problem::too_large(format!("more than {MOST_OUTPUTS} outputs")));
-    }
+    let wanted = wanted(&request.outputs)?;
     let by_default = request.parameters.binary_data_output;
     let (mut tensors, mut binary) = (Vec::new(), Vec::new());
     let mut any = false;
-    for wanted in wanted {
+    for wanted in &*wanted {
         let output = compute(model, wanted, answers)?;
         let asked = wanted.parameters.binary_data.or(by_default);
         let (tensor, raw) = output.write(asked.unwrap_or_default());
@@ -229,7 +257,7 @@ fn respond(
         binary.extend(raw.unwrap_or_default());
     }
     let mut body = json!({
-        "model_name": form.name(model),
+        "model_name": form.name(&model.name),
         "model_version": model.version,
         "outputs": tensors,
     });
@@ -241,10 +269,31 @@ fn respond(
     Ok(Payload { bytes, head: any.then_some(head.len()) })
 }
 
-fn compute(
+/// The outputs that a request asks for, or those that it gets without asking.
+///
+/// # Errors
+/// 413 for too many.
+pub(in crate::routes) fn wanted(asked: &[Wanted]) -> Result<Cow<'_, [Wanted]>, Problem> {
+    if asked.len() > MOST_OUTPUTS {
+        return Err(Problem::too_large(format!("more than {MOST_OUTPUTS} outputs")));
+    }
+    if !asked.is_empty() {
+        return Ok(Cow::Borrowed(asked));
+    }
+    // An embedding is as long as hundreds of these: who wants it names it.
+    let all = ["probabilities", "label", "prediction_id", "decision"];
+    let all = all.map(|name| Wanted { name: name.into(), parameters: WantedParameters::default() });
+    Ok(Cow::Owned(all.into()))
+}
+
+/// An output of all images.
+///
+/// # Errors
+/// 400 for an output that there is not.
+pub(in crate::routes) fn compute(
     model: &Model,
     wanted: &Wanted,
-    answers: &[(Uuid, Answer<Classified>)],
+    answers: &Answers,
 ) -> Result<Output, Problem> {
     let photos = answers.len();
     let labels = model.classifier.labels();

@@ -1,11 +1,11 @@
 //! The Open Inference Protocol (KServe v2) over HTTP, with Triton's extensions: what Kubernetes' serving
 //! platforms and `tritonclient` speak.
 //!
-//! The model shows itself twice: by its name, for encoded photos, and as `NAME-pixels`, for tensors.
+//! Each model shows itself twice: by its name, for encoded photos, and as `NAME-pixels`, for tensors.
 
-mod infer;
+pub(super) mod infer;
 mod stats;
-mod tensor;
+pub(super) mod tensor;
 
 use std::sync::Arc;
 
@@ -13,16 +13,15 @@ use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
 
+use super::images::priority;
 use super::{Reply, json as json_reply};
 use crate::app::App;
-use crate::model::Model;
+use crate::models::{Model, PIXELS, Served, Target};
 use crate::problem::Problem;
+use crate::queue::Priority;
 
 pub(super) use infer::error;
 pub(crate) use stats::Stats;
-
-/// What comes behind a model's name where it takes tensors.
-const PIXELS: &str = "-pixels";
 
 /// Reads a request and the values of its inputs.
 #[cfg(fuzzing)]
@@ -36,7 +35,7 @@ pub(crate) fn parse_tensors(body: &bytes::Bytes, head: Option<usize>) -> Result<
 
 /// How photos come in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     /// Encoded: `image`, BYTES `[n]`.
     Encoded,
     /// Decoded: `pixels`, FP32 `[n, 3, size, size]`, RGB, 0 to 255.
@@ -46,21 +45,22 @@ enum Form {
 impl Form {
     const ALL: [Self; 2] = [Self::Encoded, Self::Pixels];
 
-    fn name(self, model: &Model) -> String {
+    /// The name of the model of that name where it takes images in this form.
+    pub(super) fn name(self, model: &str) -> String {
         match self {
-            Self::Encoded => model.name.clone(),
-            Self::Pixels => format!("{}{PIXELS}", model.name),
+            Self::Encoded => model.into(),
+            Self::Pixels => format!("{model}{PIXELS}"),
         }
     }
 
-    fn input(self) -> &'static str {
+    pub(super) fn input(self) -> &'static str {
         match self {
             Self::Encoded => "image",
             Self::Pixels => "pixels",
         }
     }
 
-    fn shape(self, model: &Model) -> Vec<i64> {
+    pub(super) fn shape(self, model: &Model) -> Vec<i64> {
         let size = i64::from(model.classifier.info().preprocess.size);
         match self {
             Self::Encoded => vec![-1],
@@ -68,7 +68,7 @@ impl Form {
         }
     }
 
-    fn datatype(self) -> &'static str {
+    pub(super) fn datatype(self) -> &'static str {
         match self {
             Self::Encoded => "BYTES",
             Self::Pixels => "FP32",
@@ -76,31 +76,43 @@ impl Form {
     }
 }
 
-fn find(app: &App, name: &str) -> Result<(Arc<Model>, Form), Problem> {
-    let model = app.model()?;
-    let form = Form::ALL.into_iter().find(|form| form.name(&model) == name);
-    let unknown = || {
-        let known = Form::ALL.map(|form| form.name(&model)).join(", ");
+/// The model of a name, which may ask for tensors, and the form in which it takes images.
+///
+/// # Errors
+/// 404 for a name that no model has, 503 while the model is not loaded.
+pub(super) fn find(app: &App, name: &str, priority: Priority) -> Result<(Target, Form), Problem> {
+    let (served, form) = served(app, name)?;
+    Ok((app.target(Some(served.name()), priority)?, form))
+}
+
+fn served<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<Served>, Form), Problem> {
+    let found = Form::ALL.into_iter().find_map(|form| {
+        let mut all = app.models.iter();
+        all.find(|served| form.name(served.name()) == name).map(|served| (served, form))
+    });
+    found.ok_or_else(|| {
+        let known = app.models.iter().flat_map(|served| Form::ALL.map(|f| f.name(served.name())));
+        let known = known.collect::<Vec<_>>().join(", ");
         let detail = format!("there is no model `{name}`: there is {known}");
         Problem::new(StatusCode::NOT_FOUND, "unknown_model", detail)
-    };
-    let form = form.ok_or_else(unknown)?;
-    Ok((model, form))
+    })
 }
+
+/// Of the protocol that are supported beside what it demands.
+pub(super) const EXTENSIONS: [&str; 5] = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+];
 
 /// The server's name, version and extensions.
 pub(super) fn server() -> Reply {
-    let extensions = [
-        "binary_tensor_data",
-        "classification",
-        "model_configuration",
-        "model_repository",
-        "statistics",
-    ];
     let body = json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": extensions,
+        "extensions": EXTENSIONS,
     });
     json_reply(StatusCode::OK, &body)
 }
@@ -108,64 +120,76 @@ pub(super) fn server() -> Reply {
 /// # Errors
 /// 503 while it is not ready.
 pub(super) fn ready(app: &App) -> Result<Reply, Problem> {
-    app.model()?;
+    check_ready(app).map(|()| json_reply(StatusCode::OK, &json!({ "ready": true })))
+}
+
+/// # Errors
+/// 503 while requests that name no model are not answered, and while the server drains.
+pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
+    if !app.is_loaded() {
+        return Err(Problem::not_ready());
+    }
     if !app.serving() {
         let detail = "the server is draining";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail));
     }
-    Ok(json_reply(StatusCode::OK, &json!({ "ready": true })))
+    Ok(())
 }
 
 /// # Errors
-/// 404 for another model's name.
+/// 404 for a name that no model has, 503 while the model is not loaded.
 pub(super) fn model_ready(app: &App, name: &str) -> Result<Reply, Problem> {
-    find(app, name).map(|_| json_reply(StatusCode::OK, &json!({})))
+    find(app, name, Priority::default()).map(|_| json_reply(StatusCode::OK, &json!({})))
 }
 
 /// # Errors
-/// 404 for another model's name.
+/// As [`model_ready`].
 pub(super) fn stats(app: &App, name: &str) -> Result<Reply, Problem> {
-    let (model, form) = find(app, name)?;
-    let stats = app.stats.json(&form.name(&model), &model.version);
+    let (target, _) = find(app, name, Priority::default())?;
+    let stats = app.stats.json(name, &target.model.version);
     Ok(json_reply(StatusCode::OK, &json!({ "model_stats": [stats] })))
 }
 
 /// # Errors
-/// 404 for another model's name; what a request is refused for.
+/// As [`model_ready`], and what a request is refused for.
 pub(super) async fn infer(
     app: &Arc<App>,
     name: &str,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    let (model, form) = find(app, name)?;
-    infer::infer(app, &model, form, request).await
+    let (target, form) = find(app, name, priority(request))?;
+    infer::infer(app, &target, form, request).await
 }
 
 /// # Errors
-/// 404 for another model's name.
+/// As [`model_ready`].
 pub(super) fn metadata(app: &App, name: &str) -> Result<Reply, Problem> {
-    let (model, form) = find(app, name)?;
-    Ok(json_reply(StatusCode::OK, &describe(&model, form)))
+    let (target, form) = find(app, name, Priority::default())?;
+    let tensor = |(name, datatype, shape): &(&str, &str, Vec<i64>)| json!({ "name": name, "datatype": datatype, "shape": shape });
+    let body = json!({
+        "name": name,
+        "versions": [target.model.version],
+        "platform": PLATFORM,
+        "inputs": [tensor(&(form.input(), form.datatype(), form.shape(&target.model)))],
+        "outputs": outputs(&target.model).iter().map(tensor).collect::<Vec<_>>(),
+    });
+    Ok(json_reply(StatusCode::OK, &body))
 }
 
-fn describe(model: &Model, form: Form) -> Value {
-    let classes = model.classifier.labels().len();
-    let features = model.classifier.embedding_len();
-    json!({
-        "name": form.name(model),
-        "versions": [model.version],
-        "platform": "petnet",
-        "inputs": [
-            { "name": form.input(), "datatype": form.datatype(), "shape": form.shape(model) },
-        ],
-        "outputs": [
-            { "name": "probabilities", "datatype": "FP32", "shape": [-1, classes] },
-            { "name": "label", "datatype": "BYTES", "shape": [-1] },
-            { "name": "prediction_id", "datatype": "BYTES", "shape": [-1] },
-            { "name": "decision", "datatype": "BYTES", "shape": [-1] },
-            { "name": "embedding", "datatype": "FP32", "shape": [-1, features] },
-        ],
-    })
+/// The platform of all models, as the protocol names it.
+pub(super) const PLATFORM: &str = "petnet";
+
+/// Name, type and shape of each output.
+pub(super) fn outputs(model: &Model) -> [(&'static str, &'static str, Vec<i64>); 5] {
+    let length = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+    let classes = length(model.classifier.labels().len());
+    [
+        ("probabilities", "FP32", vec![-1, classes]),
+        ("label", "BYTES", vec![-1]),
+        ("prediction_id", "BYTES", vec![-1]),
+        ("decision", "BYTES", vec![-1]),
+        ("embedding", "FP32", vec![-1, length(model.classifier.embedding_len())]),
+    ]
 }
 
 /// The same as Triton would write it.
@@ -173,61 +197,81 @@ fn describe(model: &Model, form: Form) -> Value {
 /// # Errors
 /// 404 for another model's name.
 pub(super) fn config(app: &App, name: &str) -> Result<Reply, Problem> {
-    let (model, form) = find(app, name)?;
-    Ok(json_reply(StatusCode::OK, &configuration(&model, form)))
-}
-
-fn configuration(model: &Model, form: Form) -> Value {
-    let classes = model.classifier.labels().len();
-    let kind = if form == Form::Encoded { "TYPE_STRING" } else { "TYPE_FP32" };
-    let output = |name: &str, kind: &str, dims: Vec<i64>| json!({ "name": name, "data_type": kind, "dims": dims });
-    json!({
-        "name": form.name(model),
-        "platform": "petnet",
-        "backend": "petnet",
+    let (target, form) = find(app, name, Priority::default())?;
+    // Triton's own types: TYPE_FP32, and TYPE_STRING for BYTES.
+    let kind = |datatype: &str| match datatype {
+        "BYTES" => "TYPE_STRING".to_string(),
+        other => format!("TYPE_{other}"),
+    };
+    let tensor = |(name, datatype, dims): &(&str, &str, Vec<i64>)| json!({ "name": name, "data_type": kind(datatype), "dims": dims });
+    let body = json!({
+        "name": name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
         // The first dimension is the client's: nothing is added to it.
         "max_batch_size": 0,
-        "input": [output(form.input(), kind, form.shape(model))],
-        "output": [
-            output("probabilities", "TYPE_FP32", vec![-1, classes as i64]),
-            output("label", "TYPE_STRING", vec![-1]),
-            output("prediction_id", "TYPE_STRING", vec![-1]),
-            output("decision", "TYPE_STRING", vec![-1]),
-            output("embedding", "TYPE_FP32", vec![-1, model.classifier.embedding_len() as i64]),
-        ],
-    })
+        "input": [tensor(&(form.input(), form.datatype(), form.shape(&target.model)))],
+        "output": outputs(&target.model).iter().map(tensor).collect::<Vec<_>>(),
+    });
+    Ok(json_reply(StatusCode::OK, &body))
 }
 
 /// The models that there are.
 pub(super) fn index(app: &App) -> Reply {
-    let model = app.slot.get();
-    let entries = model.iter().flat_map(|model| {
-        Form::ALL.map(|form| {
-            json!({
-                "name": form.name(model),
-                "version": model.version,
-                "state": "READY",
-                "reason": "",
-            })
-        })
-    });
+    let entries = repository(app).into_iter().map(|Entry { name, version, state, reason }| json!({ "name": name, "version": version, "state": state, "reason": reason }));
     json_reply(StatusCode::OK, &Value::Array(entries.collect()))
 }
 
-/// Loads the model that the settings name.
-///
-/// # Errors
-/// 400 when it is refused.
-pub(super) async fn load(app: &Arc<App>) -> Result<Reply, Problem> {
-    app.reload().await.map_err(|error| {
-        let detail = format!("the model was refused, the old one stays: {error:#}");
-        Problem::new(StatusCode::BAD_REQUEST, "model_refused", detail)
-    })?;
-    Ok(json_reply(StatusCode::OK, &json!({})))
+/// A model of the repository.
+pub(super) struct Entry {
+    pub(super) name: String,
+    /// Empty where it is not loaded.
+    pub(super) version: String,
+    pub(super) state: &'static str,
+    pub(super) reason: &'static str,
 }
 
-/// Takes the model away.
-pub(super) fn unload(app: &App) -> Reply {
-    app.slot.empty();
+/// All models, in each of their forms.
+pub(super) fn repository(app: &App) -> Vec<Entry> {
+    let entries = app.models.iter().flat_map(|served| {
+        let model = served.get();
+        let (state, reason) = match &model {
+            Some(_) => ("READY", ""),
+            None => ("UNAVAILABLE", "unloaded"),
+        };
+        let version = model.map(|model| model.version.clone()).unwrap_or_default();
+        Form::ALL.map(|form| Entry {
+            name: form.name(served.name()),
+            version: version.clone(),
+            state,
+            reason,
+        })
+    });
+    entries.collect()
+}
+
+/// Loads a model anew.
+///
+/// # Errors
+/// 404 for a name that no model has, 400 when the new one is refused.
+pub(super) async fn load(app: &Arc<App>, name: &str) -> Result<(), Problem> {
+    let (served, _) = served(app, name)?;
+    let loaded = app.reload(served).await;
+    loaded.map(|_| ()).map_err(|error| {
+        let detail = format!("the model was refused, the old one stays: {error:#}");
+        Problem::new(StatusCode::BAD_REQUEST, "model_refused", detail)
+    })
+}
+
+/// Takes a model away.
+///
+/// # Errors
+/// 404 for a name that no model has.
+pub(super) fn unload(app: &App, name: &str) -> Result<(), Problem> {
+    served(app, name).map(|(served, _)| served.unload())
+}
+
+/// The answer to a change that succeeded.
+pub(super) fn done((): ()) -> Reply {
     json_reply(StatusCode::OK, &json!({}))
 }

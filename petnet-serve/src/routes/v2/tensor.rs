@@ -9,38 +9,38 @@ use crate::problem::Problem;
 
 /// An inference request's JSON.
 #[derive(Deserialize)]
-pub(super) struct Request {
-    pub(super) id: Option<String>,
+pub(in crate::routes) struct Request {
+    pub(in crate::routes) id: Option<String>,
     #[serde(default)]
-    pub(super) parameters: RequestParameters,
-    pub(super) inputs: Vec<Input>,
+    pub(in crate::routes) parameters: RequestParameters,
+    pub(in crate::routes) inputs: Vec<Input>,
     #[serde(default)]
-    pub(super) outputs: Vec<Wanted>,
+    pub(in crate::routes) outputs: Vec<Wanted>,
 }
 
 #[derive(Default, Deserialize)]
-pub(super) struct RequestParameters {
-    pub(super) binary_data_output: Option<bool>,
+pub(in crate::routes) struct RequestParameters {
+    pub(in crate::routes) binary_data_output: Option<bool>,
 }
 
 /// An output that the client asks for.
-#[derive(Deserialize)]
-pub(super) struct Wanted {
-    pub(super) name: String,
+#[derive(Clone, Deserialize)]
+pub(in crate::routes) struct Wanted {
+    pub(in crate::routes) name: String,
     #[serde(default)]
-    pub(super) parameters: WantedParameters,
+    pub(in crate::routes) parameters: WantedParameters,
 }
 
-#[derive(Default, Deserialize)]
-pub(super) struct WantedParameters {
-    pub(super) binary_data: Option<bool>,
+#[derive(Clone, Default, Deserialize)]
+pub(in crate::routes) struct WantedParameters {
+    pub(in crate::routes) binary_data: Option<bool>,
     /// Most classes, the likeliest first.
-    pub(super) classification: Option<u64>,
+    pub(in crate::routes) classification: Option<u64>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Input {
-    pub(super) name: String,
+pub(in crate::routes) struct Input {
+    pub(in crate::routes) name: String,
     shape: Vec<i64>,
     datatype: String,
     #[serde(default)]
@@ -59,6 +59,16 @@ struct InputParameters {
 struct Data {
     numbers: Vec<f32>,
     texts: Vec<String>,
+    /// Bytes as they are, which JSON cannot have.
+    elements: Vec<Bytes>,
+}
+
+/// The values of an input of gRPC.
+pub(in crate::routes) enum Contents {
+    /// So many bytes behind the message, or in a list beside its inputs.
+    Raw(usize),
+    Floats(Vec<f32>),
+    Elements(Vec<Bytes>),
 }
 
 impl<'de> Deserialize<'de> for Data {
@@ -116,7 +126,7 @@ impl<'de> Visitor<'de> for Fill<'_> {
 }
 
 /// The values of an input.
-pub(super) enum Values {
+pub(in crate::routes) enum Values {
     /// `[n]` encoded photos.
     Bytes(Vec<Bytes>),
     /// `shape`, row by row.
@@ -126,7 +136,7 @@ pub(super) enum Values {
 impl Request {
     /// Takes a body apart: `head` is the length of its JSON, where the client said so; zero means
     /// that all of it is one encoded photo, of the input that is called `only`.
-    pub(super) fn parse(
+    pub(in crate::routes) fn parse(
         body: &Bytes,
         head: Option<usize>,
         only: &str,
@@ -162,9 +172,28 @@ impl Request {
 }
 
 impl Input {
+    /// An input of gRPC.
+    pub(in crate::routes) fn new(
+        name: String,
+        (datatype, shape): (String, Vec<i64>),
+        contents: Contents,
+    ) -> Self {
+        let (size, data) = match contents {
+            Contents::Raw(length) => (Some(length as u64), None),
+            Contents::Floats(numbers) => (None, Some(Data { numbers, ..Data::default() })),
+            Contents::Elements(elements) => (None, Some(Data { elements, ..Data::default() })),
+        };
+        let parameters = InputParameters { binary_data_size: size };
+        Self { name, shape, datatype, parameters, data }
+    }
+
     /// The values, from the JSON or from the front of `binary`, which moves on; at most `most` of
     /// the first dimension.
-    pub(super) fn values(self, binary: &mut Bytes, most: usize) -> Result<Values, Problem> {
+    pub(in crate::routes) fn values(
+        self,
+        binary: &mut Bytes,
+        most: usize,
+    ) -> Result<Values, Problem> {
         let name = self.name;
         let wrong = |what: &str| Problem::bad_request(format!("input `{name}`: {what}"));
         let shape: Option<Vec<usize>> =
@@ -187,6 +216,9 @@ impl Input {
         };
         let values = match (self.datatype.as_str(), raw, self.data) {
             ("BYTES", Some(raw), _) => elements(raw, count).map(Values::Bytes),
+            ("BYTES", None, Some(data)) if !data.elements.is_empty() => {
+                Some(Values::Bytes(data.elements))
+            }
             ("BYTES", None, Some(data)) if data.numbers.is_empty() => {
                 // Base64: a JSON string cannot carry a photo otherwise.
                 let photos = data.texts.iter().map(|text| crate::upload::from_base64(text));
@@ -197,7 +229,7 @@ impl Input {
                 let values = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
                 rest.is_empty().then_some(Values::Floats { shape, values })
             }
-            ("FP32", None, Some(data)) if data.texts.is_empty() => {
+            ("FP32", None, Some(data)) if data.texts.is_empty() && data.elements.is_empty() => {
                 Some(Values::Floats { shape, values: data.numbers })
             }
             ("BYTES" | "FP32", None, Some(_)) => None,
@@ -231,37 +263,46 @@ fn elements(mut raw: Bytes, most: usize) -> Option<Vec<Bytes>> {
 }
 
 /// An output tensor.
-pub(super) struct Output {
-    pub(super) name: &'static str,
-    pub(super) shape: Vec<usize>,
-    pub(super) values: Computed,
+pub(in crate::routes) struct Output {
+    pub(in crate::routes) name: &'static str,
+    pub(in crate::routes) shape: Vec<usize>,
+    pub(in crate::routes) values: Computed,
 }
 
 /// What was computed.
-pub(super) enum Computed {
+pub(in crate::routes) enum Computed {
     Floats(Vec<f32>),
     Texts(Vec<String>),
 }
 
 impl Output {
-    /// Its JSON; `Some` bytes go behind all JSON, where the client wants them so.
-    pub(super) fn write(&self, binary: bool) -> (Value, Option<Vec<u8>>) {
-        let datatype = match self.values {
+    pub(in crate::routes) fn datatype(&self) -> &'static str {
+        match self.values {
             Computed::Floats(_) => "FP32",
             Computed::Texts(_) => "BYTES",
-        };
+        }
+    }
+
+    /// Its values, little-endian; each text begins with its length.
+    pub(in crate::routes) fn raw(&self) -> Vec<u8> {
+        match &self.values {
+            Computed::Floats(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Computed::Texts(texts) => texts
+                .iter()
+                .flat_map(|text| {
+                    let length = (text.len() as u32).to_le_bytes();
+                    length.into_iter().chain(text.bytes())
+                })
+                .collect(),
+        }
+    }
+
+    /// Its JSON; `Some` bytes go behind all JSON, where the client wants them so.
+    pub(in crate::routes) fn write(&self, binary: bool) -> (Value, Option<Vec<u8>>) {
+        let datatype = self.datatype();
         let mut tensor = json!({ "name": self.name, "shape": self.shape, "datatype": datatype });
         if binary {
-            let raw: Vec<u8> = match &self.values {
-                Computed::Floats(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                Computed::Texts(texts) => texts
-                    .iter()
-                    .flat_map(|text| {
-                        let length = (text.len() as u32).to_le_bytes();
-                        length.into_iter().chain(text.bytes())
-                    })
-                    .collect(),
-            };
+            let raw = self.raw();
             tensor["parameters"] = json!({ "binary_data_size": raw.len() });
             return (tensor, Some(raw));
         }

@@ -1,20 +1,19 @@
-//! The model that answers, and how another one takes its place.
+//! A loaded model.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use arc_swap::ArcSwapOption;
 use md5::{Digest as _, Md5};
 use metrics::{counter, gauge};
 use petnet::preprocess::Pixels;
 use petnet::{Checkpoint, Classifier, sha256};
 use serde::Deserialize;
 
-use crate::registry::{self, Registered};
-use crate::settings::{ModelAddress, Settings};
+use crate::address::{ModelAddress, ModelSource};
+use crate::registry;
+use crate::settings::Settings;
 
 /// Classes that metrics tell apart; the rest are `other`.
 pub(crate) const CLASSES: usize = 32;
@@ -22,6 +21,7 @@ pub(crate) const CLASSES: usize = 32;
 /// A loaded, warm model.
 pub(crate) struct Model {
     pub(crate) classifier: Classifier,
+    /// The name that clients know it by.
     pub(crate) name: String,
     /// The first digits of the digest.
     pub(crate) version: String,
@@ -33,22 +33,21 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    fn load(settings: &Settings) -> Result<Self> {
+    /// Loads what the source names, and runs it once.
+    ///
+    /// # Errors
+    /// When there is no such model, or it cannot be used.
+    pub(super) fn load(source: &ModelSource, settings: &Settings) -> Result<Self> {
         let mut registered = None;
-        let address = || settings.model.to_string();
-        let (name, bytes) = match &settings.model {
-            ModelAddress::Bundled => {
-                ("cats-vs-dogs".into(), Checkpoint::pretrained_bytes().to_vec())
-            }
+        let address = || source.address.to_string();
+        let bytes = match &source.address {
+            ModelAddress::Bundled => Checkpoint::pretrained_bytes().to_vec(),
             ModelAddress::Registered(model) => {
-                let Registered { name, version, bytes } = registry::fetch(settings, model)?;
-                registered = Some(version);
-                (name, bytes)
+                let fetched = registry::fetch(settings, model)?;
+                registered = Some(fetched.version);
+                fetched.bytes
             }
-            ModelAddress::File(path) => {
-                let bytes = std::fs::read(path).with_context(address)?;
-                (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), bytes)
-            }
+            ModelAddress::File(path) => std::fs::read(path).with_context(address)?,
         };
         let sha256 = sha256(&bytes);
         let pulled = settings.dvc_lock.as_deref().map(|lock| names(lock, &bytes)).transpose()?;
@@ -58,7 +57,7 @@ impl Model {
         let classifier = classifier.with_mirrors(settings.tta);
         let model = Self {
             classifier,
-            name,
+            name: source.name.clone(),
             version: sha256.chars().take(12).collect(),
             sha256,
             registered,
@@ -88,12 +87,14 @@ impl Model {
         )
         .set(1.0);
         let loaded = self.loaded.duration_since(UNIX_EPOCH).unwrap_or_default();
-        gauge!("model_loaded_timestamp_seconds").set(loaded.as_secs_f64());
+        gauge!("model_loaded_timestamp_seconds", "model" => self.name.clone())
+            .set(loaded.as_secs_f64());
         if let Some(trained) = info.trained {
-            gauge!("model_last_trained_timestamp").set(trained as f64);
+            gauge!("model_last_trained_timestamp", "model" => self.name.clone())
+                .set(trained as f64);
         }
         if let Some(changed) = info.data_time {
-            gauge!("data_version_timestamp").set(changed as f64);
+            gauge!("data_version_timestamp", "model" => self.name.clone()).set(changed as f64);
         }
     }
 
@@ -139,29 +140,4 @@ fn names(lock: &Path, bytes: &[u8]) -> Result<bool> {
         .values()
         .flat_map(|stage| &stage.outs)
         .any(|out| out.md5.as_deref() == Some(&digest)))
-}
-
-/// The place where the model stands; readers never wait.
-#[derive(Default)]
-pub(crate) struct Slot(ArcSwapOption<Model>);
-
-impl Slot {
-    pub(crate) fn get(&self) -> Option<Arc<Model>> {
-        self.0.load_full()
-    }
-
-    /// Takes the model away; requests are refused until another one is loaded.
-    pub(crate) fn empty(&self) {
-        tracing::warn!("model unloaded");
-        self.0.store(None);
-    }
-
-    /// Loads the model that the settings name and puts it in place; on failure the old one stays.
-    pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
-        let model = Arc::new(Model::load(settings)?);
-        tracing::info!(name = model.name, version = model.version, "model loaded");
-        counter!("model_reloads_total", "result" => "loaded").increment(1);
-        self.0.store(Some(Arc::clone(&model)));
-        Ok(model)
-    }
 }

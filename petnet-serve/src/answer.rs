@@ -1,0 +1,97 @@
+//! A prediction as clients see it, and as the service keeps it.
+
+use metrics::{counter, histogram};
+use petnet::drift::DriftSample;
+use petnet::{Decision, Prediction};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::decoder::Photo;
+use crate::feedback::Predicted;
+use crate::models::{Model, Target};
+
+/// Longest text of a label in bytes that is kept: a line of the export has two of them.
+pub(crate) const LONGEST_LABEL: usize = 400;
+
+/// Counts a prediction, adds it to the drift window, and keeps it for the label that may come.
+pub(crate) fn remember(
+    app: &App,
+    target: &Target,
+    id: Uuid,
+    (prediction, photo): (&Prediction, &Photo),
+) {
+    let model = &*target.model;
+    let class = model.class(prediction.index());
+    let answered = match prediction.indices() {
+        None => vec![class.clone()],
+        Some([]) => vec!["none".into()],
+        Some(indices) => indices.iter().map(|index| model.class(*index)).collect(),
+    };
+    for class in answered {
+        let name = || model.name.clone();
+        counter!("prediction_requests_total", "class_predicted" => class.clone(), "model" => name())
+            .increment(1);
+        counter!("api_predictions_total", "class" => class, "model" => name()).increment(1);
+    }
+    let name = model.name.clone();
+    histogram!("model_prediction_confidence", "class" => class, "model" => name)
+        .record(prediction.confidence());
+    let (decision, name) = (prediction.decision().name(), model.name.clone());
+    counter!("prediction_decisions_total", "decision" => decision, "model" => name).increment(1);
+    target.served.drift.push(model, DriftSample::of(prediction, &photo.statistics));
+    let label = prediction.label_text();
+    // A text of so many labels takes no feedback: a label of that length is refused as well.
+    let kept = app.feedback.as_ref().filter(|_| label.len() <= LONGEST_LABEL);
+    if let (Some(feedback), Some(sha256)) = (kept, &photo.sha256) {
+        let predicted = Predicted {
+            label,
+            confidence: prediction.confidence(),
+            model: model.version.clone(),
+            sha256: sha256.clone(),
+        };
+        feedback.predicted(id, &predicted);
+    }
+}
+
+/// The fields that existing clients know, and what petnet adds to them.
+pub(crate) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<String, Value> {
+    let labels = model.classifier.labels();
+    let probabilities: Map<String, Value> = labels
+        .iter()
+        .zip(prediction.probabilities())
+        .map(|(label, p)| (label.clone(), rounded(*p)))
+        .collect();
+    let message = prediction.decision().reason(labels);
+    let (decision, reason) = match prediction.decision() {
+        Decision::Answered if prediction.labels().is_some() => ("answered", None),
+        Decision::Answered => (prediction.label(), None),
+        unsure @ (Decision::LowConfidence | Decision::OutOfDistribution) => {
+            ("unsure", Some(unsure.name()))
+        }
+    };
+    let mut fields = Map::from_iter([
+        ("predicted_class".to_string(), prediction.label().into()),
+        ("predicted_label".to_string(), prediction.index().into()),
+        ("confidence".to_string(), rounded(prediction.confidence())),
+        ("probabilities".to_string(), probabilities.into()),
+        ("decision".to_string(), decision.into()),
+        ("reason".to_string(), reason.into()),
+        ("message".to_string(), message.into()),
+        ("ood_score".to_string(), prediction.ood_score().map(rounded).into()),
+        ("prediction_id".to_string(), id.to_string().into()),
+        ("model".to_string(), json!({ "name": model.name, "version": model.version })),
+    ]);
+    if let Some(labels) = prediction.labels() {
+        let labels = labels.into_iter().map(
+            |(label, probability)| json!({ "label": label, "probability": rounded(probability) }),
+        );
+        fields.insert("labels".into(), labels.collect());
+    }
+    fields
+}
+
+/// Six digits: what an f32 holds.
+fn rounded(value: f32) -> Value {
+    ((f64::from(value) * 1e6).round() / 1e6).into()
+}

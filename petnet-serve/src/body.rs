@@ -1,0 +1,84 @@
+//! The bodies of answers: whole ones, and streams of gRPC.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::app::App;
+use crate::shadow::Samples;
+
+/// The body of an answer.
+pub(crate) struct Body {
+    content: Content,
+    after: Option<(Arc<App>, Samples)>,
+}
+
+enum Content {
+    Whole(Full<Bytes>),
+    Stream(tonic::body::Body),
+}
+
+impl Body {
+    /// With images for the shadow model, which gets them once the body has been sent.
+    pub(crate) fn with_samples(mut self, app: &Arc<App>, samples: Samples) -> Self {
+        self.after = Some((Arc::clone(app), samples));
+        self
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self { content: Content::Whole(Full::new(bytes)), after: None }
+    }
+}
+
+impl From<tonic::body::Body> for Body {
+    fn from(stream: tonic::body::Body) -> Self {
+        Self { content: Content::Stream(stream), after: None }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        match &mut self.content {
+            Content::Whole(body) => Pin::new(body)
+                .poll_frame(context)
+                .map(|frame| frame.map(|frame| frame.map_err(|never: Infallible| match never {}))),
+            Content::Stream(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Whole(body) => body.is_end_stream(),
+            Content::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(body) => body.size_hint(),
+            Content::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for Body {
+    /// hyper drops a body when it has written it.
+    fn drop(&mut self) {
+        if let Some((app, samples)) = self.after.take() {
+            samples.submit(&app);
+        }
+    }
+}

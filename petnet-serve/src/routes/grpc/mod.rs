@@ -1,0 +1,334 @@
+//! gRPC on the same port: the Open Inference Protocol v2, health and reflection.
+//!
+//! Calls are told from other requests by their content type. Keys, limits, log lines, metrics and traces are those of the
+//! HTTP routes; a call's deadline (`grpc-timeout`) ends its work, and so does a client that goes.
+
+mod service;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::{Request, Response, StatusCode};
+use tonic::codegen::Service as _;
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use super::table::Access;
+use super::v2::check_ready;
+use crate::access::Scope;
+use crate::app::App;
+use crate::body::Body;
+use crate::memory::Claim;
+use crate::problem::Problem;
+use crate::shadow::Samples;
+use crate::telemetry::Note;
+use service::Api;
+
+/// Messages of the protocol, and the traits of its service; made from `proto/inference.proto` by `scripts/grpc-code.sh`.
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, reason = "made by a program")]
+mod proto {
+    include!("../../../proto/inference.rs");
+}
+
+/// Most bytes of a message that is no inference request.
+const SMALL: usize = 16 << 10;
+const INFERENCE: &str = "inference.GRPCInferenceService";
+
+/// A method that is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Method {
+    ServerLive,
+    ServerReady,
+    ModelReady,
+    ServerMetadata,
+    ModelMetadata,
+    ModelInfer,
+    RepositoryIndex,
+    RepositoryModelLoad,
+    RepositoryModelUnload,
+    HealthCheck,
+    HealthWatch,
+    Reflection,
+    ReflectionAlpha,
+}
+
+impl Method {
+    const ALL: [Self; 13] = [
+        Self::ServerLive,
+        Self::ServerReady,
+        Self::ModelReady,
+        Self::ServerMetadata,
+        Self::ModelMetadata,
+        Self::ModelInfer,
+        Self::RepositoryIndex,
+        Self::RepositoryModelLoad,
+        Self::RepositoryModelUnload,
+        Self::HealthCheck,
+        Self::HealthWatch,
+        Self::Reflection,
+        Self::ReflectionAlpha,
+    ];
+
+    pub(super) fn find(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.path() == path)
+    }
+
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::ServerLive => "/inference.GRPCInferenceService/ServerLive",
+            Self::ServerReady => "/inference.GRPCInferenceService/ServerReady",
+            Self::ModelReady => "/inference.GRPCInferenceService/ModelReady",
+            Self::ServerMetadata => "/inference.GRPCInferenceService/ServerMetadata",
+            Self::ModelMetadata => "/inference.GRPCInferenceService/ModelMetadata",
+            Self::ModelInfer => "/inference.GRPCInferenceService/ModelInfer",
+            Self::RepositoryIndex => "/inference.GRPCInferenceService/RepositoryIndex",
+            Self::RepositoryModelLoad => "/inference.GRPCInferenceService/RepositoryModelLoad",
+            Self::RepositoryModelUnload => "/inference.GRPCInferenceService/RepositoryModelUnload",
+            Self::HealthCheck => "/grpc.health.v1.Health/Check",
+            Self::HealthWatch => "/grpc.health.v1.Health/Watch",
+            Self::Reflection => "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            Self::ReflectionAlpha => {
+                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+            }
+        }
+    }
+
+    /// The callers of each, as of the HTTP route of the same use.
+    fn access(self) -> Access {
+        match self {
+            Self::ServerLive
+            | Self::ServerReady
+            | Self::ModelReady
+            | Self::ServerMetadata
+            | Self::HealthCheck
+            | Self::HealthWatch
+            | Self::Reflection
+            | Self::ReflectionAlpha => Access::Open,
+            Self::ModelMetadata | Self::ModelInfer | Self::RepositoryIndex => {
+                Access::Key(Scope::Predict)
+            }
+            Self::RepositoryModelLoad | Self::RepositoryModelUnload => Access::Operator,
+        }
+    }
+}
+
+/// True for a request of gRPC.
+pub(super) fn is_call(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The state of the health service.
+pub(crate) struct Health {
+    reporter: HealthReporter,
+    server: HealthServer<HealthService>,
+}
+
+impl Health {
+    pub(crate) fn new() -> Self {
+        let reporter = HealthReporter::new();
+        let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        Self { reporter, server: server.max_decoding_message_size(SMALL) }
+    }
+
+    /// Tells those who watch whether the service is ready.
+    pub(crate) async fn update(&self, ready: bool) {
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", INFERENCE] {
+            self.reporter.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// Answers a call.
+pub(super) async fn answer(
+    app: &Arc<App>,
+    method: Option<Method>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    let deadline = timeout(request.headers());
+    let work = async {
+        let method = method.ok_or_else(|| {
+            let detail = "there is no such method";
+            Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+        })?;
+        let standing = super::permit(app, method.access(), request.headers())?;
+        request.extensions_mut().insert(standing.priority());
+        dispatch(app, method, request).await
+    };
+    let outcome = match deadline {
+        None => work.await,
+        Some(limit) => match tokio::time::timeout(limit, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let detail = "the deadline of the call has passed";
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail))
+            }
+        },
+    };
+    outcome.unwrap_or_else(|problem| refuse(app, problem))
+}
+
+/// The answer to a call that is refused before its service sees it.
+pub(super) fn refuse(app: &Arc<App>, problem: Problem) -> Response<Body> {
+    let outcome = Outcome::default();
+    let status = outcome.fail(problem);
+    outcome.close(app, status.into_http())
+}
+
+async fn dispatch(
+    app: &Arc<App>,
+    method: Method,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Problem> {
+    // A service fails in its answer's status alone.
+    let Ok(reply) = match method {
+        Method::HealthCheck | Method::HealthWatch => {
+            app.health.update(check_ready(app).is_ok()).await;
+            app.health.server.clone().call(request).await
+        }
+        Method::Reflection => {
+            let service = reflection().build_v1().map_err(|_| Problem::internal())?;
+            service.max_decoding_message_size(SMALL).call(request).await
+        }
+        Method::ReflectionAlpha => {
+            let service = reflection().build_v1alpha().map_err(|_| Problem::internal())?;
+            service.max_decoding_message_size(SMALL).call(request).await
+        }
+        Method::ServerLive
+        | Method::ServerReady
+        | Method::ModelReady
+        | Method::ServerMetadata
+        | Method::ModelMetadata
+        | Method::ModelInfer
+        | Method::RepositoryIndex
+        | Method::RepositoryModelLoad
+        | Method::RepositoryModelUnload => return infer(app, request).await,
+    };
+    Ok(reply.map(Body::from))
+}
+
+/// Reads a call of the inference service within the memory that there is, and answers it.
+async fn infer(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+    let priority = super::images::priority(&request);
+    let (bytes, mut claim) = app.uploads.read_bytes(&mut request, &app.settings).await?;
+    // The message that the bytes are decoded to, and raw floats as values and as pixels.
+    claim.merge(app.memory.buffer(bytes.len() * 3)?);
+    let outcome = Outcome::default();
+    let api = Api { app: Arc::clone(app), priority, bytes: bytes.len(), outcome: outcome.clone() };
+    let mut server = proto::grpc_inference_service_server::GrpcInferenceServiceServer::new(api)
+        .max_decoding_message_size(app.settings.max_body);
+    let Ok(reply) = server.call(request.map(|_| Full::new(bytes))).await;
+    drop::<Claim>(claim);
+    Ok(outcome.close(app, reply))
+}
+
+/// The facts of a call that its log line says, and the images for the shadow model.
+#[derive(Clone, Default)]
+struct Outcome(Arc<OnceLock<(Note, Samples)>>);
+
+impl Outcome {
+    fn set(&self, note: Note, samples: Samples) {
+        // A call has one answer.
+        let _ = self.0.set((note, samples));
+    }
+
+    /// The status of a call that is refused.
+    fn fail(&self, problem: Problem) -> Status {
+        let status = status(&problem);
+        self.set(Note { problem: Some(problem), ..Note::default() }, Samples::default());
+        status
+    }
+
+    fn close(self, app: &Arc<App>, reply: Response<tonic::body::Body>) -> Response<Body> {
+        let mut reply = reply.map(Body::from);
+        if let Some((note, samples)) = self.0.get().cloned() {
+            reply.extensions_mut().insert(note);
+            reply = reply.map(|body| body.with_samples(app, samples));
+        }
+        reply
+    }
+}
+
+/// A refusal in the terms of gRPC; a client that may try again later is told when.
+fn status(problem: &Problem) -> Status {
+    let code = match problem.status {
+        StatusCode::BAD_REQUEST
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE
+        | StatusCode::UNPROCESSABLE_ENTITY => Code::InvalidArgument,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND if problem.kind == "not_found" => Code::Unimplemented,
+        StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::REQUEST_TIMEOUT => Code::DeadlineExceeded,
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => Code::ResourceExhausted,
+        StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
+        _ => Code::Internal,
+    };
+    let mut status = Status::new(code, problem.detail.clone());
+    if let Some(seconds) = problem.retry_seconds() {
+        let pushback = (seconds * 1000).to_string();
+        if let Ok(value) = pushback.parse() {
+            status.metadata_mut().insert("grpc-retry-pushback-ms", value);
+        }
+    }
+    status
+}
+
+/// The time that the header `grpc-timeout` leaves: at most eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// The services' descriptions, for tools such as grpcurl. Its services have no types that can be named, so that they are made
+/// for each call.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    const DESCRIPTORS: &[u8] = include_bytes!("../../../proto/inference.bin");
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_have_digits_and_a_unit() {
+        let of = |text: &str| {
+            timeout(&HeaderMap::from_iter([(
+                "grpc-timeout".parse().unwrap(),
+                text.parse().unwrap(),
+            )]))
+        };
+        assert_eq!(of("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(of("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!((of("5"), of("m"), of("-1S"), of("123456789S")), (None, None, None, None));
+    }
+
+    #[test]
+    fn each_method_has_a_path_of_its_own() {
+        for method in Method::ALL {
+            assert_eq!(Method::find(method.path()), Some(method));
+        }
+        assert_eq!(Method::find("/inference.GRPCInferenceService/Other"), None);
+    }
+}

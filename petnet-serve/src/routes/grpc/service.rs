@@ -1,0 +1,236 @@
+//! The inference service of the Open Inference Protocol v2.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tonic::{Request, Response, Status};
+
+use super::Outcome;
+use super::proto::grpc_inference_service_server::GrpcInferenceService;
+use super::proto::infer_parameter::ParameterChoice;
+use super::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+use super::proto::model_infer_response::InferOutputTensor;
+use super::proto::model_metadata_response::TensorMetadata;
+use super::proto::repository_index_response::ModelIndex;
+use super::proto::{
+    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
+    ModelReadyRequest, ModelReadyResponse, RepositoryIndexRequest, RepositoryIndexResponse,
+    RepositoryModelLoadRequest, RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
+    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+};
+use crate::app::App;
+use crate::problem::Problem;
+use crate::queue::Priority;
+use crate::routes::v2::infer::{Inferred, classify, compute, wanted};
+use crate::routes::v2::tensor::{Contents, Input, Wanted, WantedParameters};
+use crate::routes::v2::{self, EXTENSIONS, Form, PLATFORM};
+use crate::telemetry::Note;
+
+/// Answers one call.
+pub(super) struct Api {
+    pub(super) app: Arc<App>,
+    pub(super) priority: Priority,
+    /// Length of the message.
+    pub(super) bytes: usize,
+    pub(super) outcome: Outcome,
+}
+
+impl Api {
+    fn reply<T>(&self, outcome: Result<T, Problem>) -> Result<Response<T>, Status> {
+        outcome.map(Response::new).map_err(|problem| self.outcome.fail(problem))
+    }
+
+    async fn infer(&self, mut request: ModelInferRequest) -> Result<ModelInferResponse, Problem> {
+        let (app, accepted) = (&self.app, Instant::now());
+        let (target, form) = v2::find(app, &request.model_name, self.priority)?;
+        target.check_line()?;
+        let asked = request.outputs.iter().map(asked).collect::<Result<Vec<_>, _>>()?;
+        let (input, mut raw) = input(&mut request, form)?;
+        let values = input.values(&mut raw, app.settings.max_parts)?;
+        if !raw.is_empty() {
+            return Err(Problem::bad_request("there are bytes behind the input's values"));
+        }
+        let name = request.model_name;
+        let inferred = classify(app, &target, form, values).await;
+        let note = inferred.as_ref().ok().map(|inferred| &inferred.note);
+        app.stats.add(&name, accepted.elapsed(), note);
+        let Inferred { answers, note, samples } = inferred?;
+        let (mut outputs, mut contents) = (Vec::new(), Vec::new());
+        for wanted in &*wanted(&asked)? {
+            let output = compute(&target.model, wanted, &answers)?;
+            contents.push(Bytes::from(output.raw()));
+            outputs.push(InferOutputTensor {
+                name: output.name.into(),
+                datatype: output.datatype().into(),
+                shape: output.shape.iter().map(|side| *side as i64).collect(),
+                ..InferOutputTensor::default()
+            });
+        }
+        let note = Note { accepted: Some(accepted), bytes: self.bytes, ..note };
+        self.outcome.set(note, samples);
+        Ok(ModelInferResponse {
+            model_name: name,
+            model_version: target.model.version.clone(),
+            id: request.id,
+            outputs,
+            raw_output_contents: contents,
+            ..ModelInferResponse::default()
+        })
+    }
+}
+
+/// The only input of a request, and the raw bytes of its values.
+fn input(request: &mut ModelInferRequest, form: Form) -> Result<(Input, Bytes), Problem> {
+    let wrong = |detail: String| Problem::bad_request(detail);
+    let inputs = std::mem::take(&mut request.inputs);
+    let [InferInputTensor { name, datatype, shape, contents, .. }] =
+        <[InferInputTensor; 1]>::try_from(inputs)
+            .map_err(|_| wrong(format!("one input is taken, `{}`", form.input())))?;
+    if name != form.input() {
+        let detail = format!("there is no input `{name}`: it is `{}`", form.input());
+        return Err(Problem::bad_request(detail));
+    }
+    let mut raw = std::mem::take(&mut request.raw_input_contents);
+    let (contents, raw) = match (contents, raw.pop()) {
+        (Some(_), Some(_)) => {
+            return Err(wrong("values stand in `contents` or in `raw_input_contents`".into()));
+        }
+        (None, Some(bytes)) if raw.is_empty() => (Contents::Raw(bytes.len()), bytes),
+        (None, Some(_)) => {
+            return Err(wrong("`raw_input_contents` has more entries than inputs".into()));
+        }
+        (Some(values), None) if form == Form::Encoded => {
+            (Contents::Elements(values.bytes_contents), Bytes::new())
+        }
+        (Some(values), None) => (Contents::Floats(values.fp32_contents), Bytes::new()),
+        (None, None) => return Err(wrong(format!("input `{name}`: there is no data"))),
+    };
+    Ok((Input::new(name, (datatype, shape), contents), raw))
+}
+
+/// An output that a request asks for.
+fn asked(output: &InferRequestedOutputTensor) -> Result<Wanted, Problem> {
+    let number = match output.parameters.get("classification") {
+        None => Ok(None),
+        Some(parameter) => match parameter.parameter_choice {
+            Some(ParameterChoice::Int64Param(number)) => u64::try_from(number).map(Some),
+            Some(ParameterChoice::Uint64Param(number)) => Ok(Some(number)),
+            Some(
+                ParameterChoice::BoolParam(_)
+                | ParameterChoice::StringParam(_)
+                | ParameterChoice::DoubleParam(_),
+            )
+            | None => {
+                return Err(Problem::bad_request("`classification` is a number of classes"));
+            }
+        },
+    };
+    let classification =
+        number.map_err(|_| Problem::bad_request("`classification` is a number of classes"))?;
+    let parameters = WantedParameters { classification, ..WantedParameters::default() };
+    Ok(Wanted { name: output.name.clone(), parameters })
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Api {
+    async fn server_live(
+        &self,
+        _: Request<ServerLiveRequest>,
+    ) -> Result<Response<ServerLiveResponse>, Status> {
+        self.reply(Ok(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<ServerReadyRequest>,
+    ) -> Result<Response<ServerReadyResponse>, Status> {
+        self.reply(Ok(ServerReadyResponse { ready: v2::check_ready(&self.app).is_ok() }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<ModelReadyRequest>,
+    ) -> Result<Response<ModelReadyResponse>, Status> {
+        let name = request.into_inner().name;
+        let found = v2::find(&self.app, &name, self.priority);
+        self.reply(match found {
+            Ok(_) => Ok(ModelReadyResponse { ready: true }),
+            Err(problem) if problem.is_overload() => Ok(ModelReadyResponse { ready: false }),
+            Err(problem) => Err(problem),
+        })
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        self.reply(Ok(ServerMetadataResponse {
+            name: env!("CARGO_PKG_NAME").into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            extensions: EXTENSIONS.map(String::from).into(),
+        }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let name = request.into_inner().name;
+        let tensor = |(name, datatype, shape): (&str, &str, Vec<i64>)| TensorMetadata {
+            name: name.into(),
+            datatype: datatype.into(),
+            shape,
+        };
+        let found = v2::find(&self.app, &name, self.priority);
+        self.reply(found.map(|(target, form)| {
+            let input = (form.input(), form.datatype(), form.shape(&target.model));
+            ModelMetadataResponse {
+                name,
+                versions: vec![target.model.version.clone()],
+                platform: PLATFORM.into(),
+                inputs: vec![tensor(input)],
+                outputs: v2::outputs(&target.model).map(tensor).into(),
+            }
+        }))
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<ModelInferRequest>,
+    ) -> Result<Response<ModelInferResponse>, Status> {
+        self.reply(self.infer(request.into_inner()).await)
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        let only_ready = request.into_inner().ready;
+        let models = v2::repository(&self.app).into_iter().map(|entry| ModelIndex {
+            name: entry.name,
+            version: entry.version,
+            state: entry.state.into(),
+            reason: entry.reason.into(),
+        });
+        let models = models.filter(|model| !only_ready || model.state == "READY").collect();
+        self.reply(Ok(RepositoryIndexResponse { models }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
+        let loaded = v2::load(&self.app, &request.into_inner().model_name).await;
+        self.reply(loaded.map(|()| RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
+        let unloaded = v2::unload(&self.app, &request.into_inner().model_name);
+        self.reply(unloaded.map(|()| RepositoryModelUnloadResponse {}))
+    }
+}

@@ -1,0 +1,182 @@
+//! A second model on a sample of the first one's images, after their answers have left: how often both agree, and where not.
+//!
+//! The shadow never delays an answer. Its images wait in a short queue of their own, which takes memory from the budget of
+//! requests; they are classified one at a time while no request waits, as those of a batch caller, or passed over.
+
+mod figures;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use metrics::{counter, histogram};
+use petnet::Prediction;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::memory::Claim;
+use crate::models::{Model, Served, Target};
+use crate::queue::Priority;
+use crate::settings::Settings;
+use figures::{Figures, Pair};
+
+/// Most images that wait for the shadow model.
+const WAITING: usize = 16;
+/// Longest time that an image waits for the service to be idle.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two looks at it.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// An image that the default model has classified.
+pub(crate) struct Sample {
+    id: Uuid,
+    champion: Arc<Model>,
+    prediction: Prediction,
+    photo: Bytes,
+    _memory: Claim,
+}
+
+/// The sampled images of a request; they travel with its answer.
+#[derive(Clone, Default)]
+pub(crate) struct Samples(Arc<Mutex<Vec<Sample>>>);
+
+impl Samples {
+    /// Takes up an image of the default model, if there is a shadow model, chance wants it and memory is free.
+    pub(crate) fn offer(
+        &mut self,
+        app: &App,
+        target: &Target,
+        (id, prediction): (Uuid, &Prediction),
+        photo: &Bytes,
+    ) {
+        let Some(shadow) = &app.shadow else { return };
+        if !Arc::ptr_eq(&target.served, app.models.default()) || !shadow.wants(id) {
+            return;
+        }
+        let Ok(memory) = app.memory.buffer(photo.len()) else { return shadow.count("skipped") };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Sample {
+            id,
+            champion: Arc::clone(&target.model),
+            prediction: prediction.clone(),
+            photo: photo.clone(),
+            _memory: memory,
+        });
+    }
+
+    /// Hands the images to the shadow model; those that it has no room for are passed over.
+    pub(crate) fn submit(&self, app: &App) {
+        let Some(shadow) = &app.shadow else { return };
+        for sample in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if shadow.waiting.try_send(sample).is_err() {
+                shadow.count("skipped");
+            }
+        }
+    }
+}
+
+/// The shadow model, and what was learned of it.
+pub(crate) struct Shadow {
+    served: Arc<Served>,
+    share: f64,
+    waiting: mpsc::Sender<Sample>,
+    /// Taken by the task that runs the shadow model.
+    samples: Mutex<Option<mpsc::Receiver<Sample>>>,
+    figures: Mutex<Figures>,
+}
+
+impl Shadow {
+    /// `None` without the setting. The name was checked when the models were declared.
+    pub(crate) fn new(settings: &Settings, models: &crate::models::Models) -> Option<Self> {
+        let served = Arc::clone(models.find(Some(settings.shadow.as_deref()?)).ok()?);
+        let (waiting, samples) = mpsc::channel(WAITING);
+        let figures = Mutex::default();
+        let shadow = Self {
+            served,
+            share: settings.shadow_share,
+            waiting,
+            samples: Mutex::new(Some(samples)),
+            figures,
+        };
+        for result in ["agreed", "disagreed", "failed", "skipped"] {
+            counter!("shadow_photos_total", "model" => shadow.name(), "result" => result)
+                .increment(0);
+        }
+        Some(shadow)
+    }
+
+    fn name(&self) -> String {
+        self.served.name().to_string()
+    }
+
+    /// Decides by the random bits of the prediction's id, so that a repeated decision is the same.
+    fn wants(&self, id: Uuid) -> bool {
+        let random = id.as_u128() as u32;
+        f64::from(random) < self.share * (f64::from(u32::MAX) + 1.0)
+    }
+
+    fn count(&self, result: &'static str) {
+        counter!("shadow_photos_total", "model" => self.name(), "result" => result).increment(1);
+        self.lock().count(result);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what an image really shows, for both models where the shadow has classified it.
+    pub(crate) fn judge(&self, id: Uuid, actual: &str) {
+        for (model, right) in self.lock().judge(id, actual).into_iter().flatten() {
+            let result = if right { "right" } else { "wrong" };
+            counter!("shadow_feedback_total", "model" => model, "result" => result).increment(1);
+        }
+    }
+
+    /// What is known of both models, for the operator's page.
+    pub(crate) fn json(&self, champion: &Served) -> Value {
+        self.lock().json(champion.name(), (self.served.name(), self.share))
+    }
+
+    async fn run(&self, app: &Arc<App>, sample: Sample) {
+        let waited = async {
+            while !app.models.is_idle() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let idle = tokio::time::timeout(PATIENCE, waited).await.is_ok();
+        let Ok(target) = self.served.target(Priority::Batch) else { return self.count("skipped") };
+        if !idle {
+            return self.count("skipped");
+        }
+        match app.batcher.classify(&target, sample.photo.clone()).await {
+            Ok(answer) => self.note(&sample, &target.model, &answer.value.prediction),
+            Err(problem) => {
+                self.count("failed");
+                tracing::warn!(problem = problem.detail, "the shadow model gave no answer");
+            }
+        }
+    }
+
+    fn note(&self, sample: &Sample, model: &Model, prediction: &Prediction) {
+        let Sample { id, champion, prediction: first, .. } = sample;
+        let pair = Pair::new((champion, first), (model, prediction));
+        self.count(if pair.agree() { "agreed" } else { "disagreed" });
+        let [class, other] = pair.classes();
+        counter!("shadow_classes_total", "champion" => class, "shadow" => other).increment(1);
+        let [decision, other] = [first, prediction].map(|p| p.decision().name());
+        counter!("shadow_decisions_total", "champion" => decision, "shadow" => other).increment(1);
+        histogram!("shadow_difference", "model" => self.name()).record(pair.difference());
+        self.lock().insert(*id, pair);
+    }
+}
+
+/// Classifies the sampled images with the shadow model, until the service ends.
+pub(crate) async fn run(app: Arc<App>) {
+    let Some(shadow) = &app.shadow else { return };
+    let samples = shadow.samples.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(mut samples) = samples else { return };
+    while let Some(sample) = samples.recv().await {
+        shadow.run(&app, sample).await;
+    }
+}
