@@ -26,6 +26,8 @@ pub(crate) enum Route {
     Version,
     OpenApi,
     Docs,
+    DocsScript,
+    DocsStyle,
     Compare,
     Predict,
     PredictBatch,
@@ -75,7 +77,7 @@ const fn visited(entry: Entry) -> Entry {
     Entry { visited: true, ..entry }
 }
 
-pub(crate) const TABLE: [Entry; 28] = [
+pub(crate) const TABLE: [Entry; 30] = [
     visited(entry(Route::Home, "/", GET, Access::Open)),
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
@@ -84,6 +86,8 @@ pub(crate) const TABLE: [Entry; 28] = [
     entry(Route::Version, "/version", GET, Access::Open),
     entry(Route::OpenApi, "/openapi.json", GET, Access::Open),
     visited(entry(Route::Docs, "/docs", GET, Access::Open)),
+    entry(Route::DocsScript, "/docs/viewer.js", GET, Access::Open),
+    entry(Route::DocsStyle, "/docs/viewer.css", GET, Access::Open),
     entry(Route::Compare, "/artifacts/compare", GET, Access::Open),
     visited(entry(Route::Predict, "/predict", POST, PREDICT)),
     visited(entry(Route::PredictBatch, "/predict/batch", POST, PREDICT)),
