@@ -447,6 +447,8 @@ fn without_a_key_only_what_is_declared_open_answers() {
         "/version",
         "/openapi.json",
         "/docs",
+        "/docs/viewer.js",
+        "/docs/viewer.css",
         "/artifacts/compare",
         "/v2",
         "/v2/health/live",

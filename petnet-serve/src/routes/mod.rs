@@ -175,6 +175,8 @@ async fn answer(
     match route {
         Route::Home => Ok(pages::home(app, request.headers())),
         Route::Docs => Ok(pages::docs()),
+        Route::DocsScript => Ok(pages::viewer_script(request.headers())),
+        Route::DocsStyle => Ok(pages::viewer_style(request.headers())),
         Route::OpenApi => Ok(pages::openapi()),
         Route::Health => Ok(status::health(app)),
         Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))),

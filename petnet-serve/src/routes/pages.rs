@@ -1,12 +1,15 @@
-//! What people look at: the page, the documentation, the API's description.
+//! The page, the documentation with its viewer, and the API's description.
 
-use std::sync::OnceLock;
+use std::io::Read as _;
+use std::sync::{LazyLock, OnceLock};
 
 use base64::Engine as _;
+use bytes::Bytes;
 use cookie::{Cookie, SameSite};
+use flate2::read::GzDecoder;
 use hyper::header::{
-    CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, SET_COOKIE, VARY,
-    X_FRAME_OPTIONS,
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderMap,
+    HeaderName, HeaderValue, REFERRER_POLICY, SET_COOKIE, VARY, X_FRAME_OPTIONS,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -18,11 +21,30 @@ use crate::sessions::{SESSION_COOKIE, cookie};
 
 const OPENAPI: &str = include_str!("../../assets/openapi.json");
 
+static HOME: LazyLock<Page> = LazyLock::new(|| {
+    let html = include_str!("../../assets/page.html")
+        .replacen("/*page.css*/", include_str!("../../assets/page.css"), 1)
+        .replacen("/*page.js*/", include_str!("../../assets/page.js"), 1);
+    Page::new(html, "")
+});
+static SHADOW: LazyLock<Page> =
+    LazyLock::new(|| Page::new(include_str!("../../assets/shadow.html").to_string(), ""));
+static DOCS: LazyLock<Page> =
+    LazyLock::new(|| Page::new(include_str!("../../assets/docs.html").to_string(), " 'self'"));
+
+static VIEWER_SCRIPT: Vendored = Vendored::new(
+    "text/javascript; charset=utf-8",
+    include_bytes!("../../assets/vendor/swagger-ui-bundle.js.gz"),
+);
+static VIEWER_STYLE: Vendored = Vendored::new(
+    "text/css; charset=utf-8",
+    include_bytes!("../../assets/vendor/swagger-ui.css.gz"),
+);
+
 /// JSON for clients, the page for browsers.
 pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
-    static POLICY: OnceLock<HeaderValue> = OnceLock::new();
     let mut reply = if preferred(headers, [Form::Json, Form::Html]) == Form::Html {
-        let mut reply = page(include_str!("../../assets/page.html"), &POLICY);
+        let mut reply = HOME.reply();
         if cookie(headers).is_none()
             && let Ok(cookie) = HeaderValue::from_str(&new_cookie(app))
         {
@@ -55,29 +77,56 @@ fn new_cookie(app: &App) -> String {
 }
 
 pub(super) fn docs() -> Reply {
-    static POLICY: OnceLock<HeaderValue> = OnceLock::new();
-    page(include_str!("../../assets/docs.html"), &POLICY)
+    DOCS.reply()
+}
+
+/// The script of the viewer in `/docs`.
+pub(super) fn viewer_script(headers: &HeaderMap) -> Reply {
+    VIEWER_SCRIPT.reply(headers)
+}
+
+/// The style sheet of the viewer in `/docs`.
+pub(super) fn viewer_style(headers: &HeaderMap) -> Reply {
+    VIEWER_STYLE.reply(headers)
+}
+
+/// The operator's page about the shadow model.
+pub(super) fn shadow() -> Reply {
+    SHADOW.reply()
 }
 
 pub(super) fn openapi() -> Reply {
     text("application/json", OPENAPI)
 }
 
-pub(super) fn page(html: &'static str, policy: &'static OnceLock<HeaderValue>) -> Reply {
-    let mut reply = text("text/html; charset=utf-8", html);
-    let headers = reply.headers_mut();
-    headers.insert(CONTENT_SECURITY_POLICY, policy.get_or_init(|| security_policy(html)).clone());
-    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(
-        HeaderName::from_static("permissions-policy"),
-        HeaderValue::from_static("camera=(self), microphone=(), geolocation=()"),
-    );
-    reply
+/// A page, and the policy that lets it run its own script and style and nothing else.
+struct Page {
+    html: Bytes,
+    policy: HeaderValue,
 }
 
-/// Lets a page run its own script and style and nothing else.
-fn security_policy(html: &str) -> HeaderValue {
+impl Page {
+    /// `more` are the sources of scripts and styles besides those that are part of the page.
+    fn new(html: String, more: &str) -> Self {
+        let policy = security_policy(&html, more);
+        Self { html: html.into(), policy }
+    }
+
+    fn reply(&self) -> Reply {
+        let mut reply = text("text/html; charset=utf-8", self.html.clone());
+        let headers = reply.headers_mut();
+        headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
+        headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        headers.insert(
+            HeaderName::from_static("permissions-policy"),
+            HeaderValue::from_static("camera=(self), microphone=(), geolocation=()"),
+        );
+        reply
+    }
+}
+
+fn security_policy(html: &str, more: &str) -> HeaderValue {
     let hash = |tag: &str| {
         let inside = html
             .split_once(&format!("<{tag}>"))
@@ -86,8 +135,9 @@ fn security_policy(html: &str) -> HeaderValue {
         base64::engine::general_purpose::STANDARD.encode(Sha256::digest(inside))
     };
     let policy = format!(
-        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src blob: data:; \
-         connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+        "default-src 'none'; script-src 'sha256-{}'{more}; style-src 'sha256-{}'{more}; \
+         img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'self'; \
+         frame-ancestors 'none'",
         hash("script"),
         hash("style"),
     );
@@ -95,9 +145,82 @@ fn security_policy(html: &str) -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"))
 }
 
+/// A file that is part of the program, compressed with gzip.
+struct Vendored {
+    kind: &'static str,
+    gzip: &'static [u8],
+    /// The file without compression, set by the first client that does not take gzip.
+    plain: OnceLock<Bytes>,
+}
+
+impl Vendored {
+    const fn new(kind: &'static str, gzip: &'static [u8]) -> Self {
+        Self { kind, gzip, plain: OnceLock::new() }
+    }
+
+    fn reply(&self, headers: &HeaderMap) -> Reply {
+        let compressed = takes_gzip(headers);
+        let body = if compressed { Bytes::from_static(self.gzip) } else { self.plain() };
+        let mut reply = text(self.kind, body);
+        let headers = reply.headers_mut();
+        if compressed {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+        reply
+    }
+
+    fn plain(&self) -> Bytes {
+        let decompress = || {
+            let mut plain = Vec::new();
+            let read = GzDecoder::new(self.gzip).read_to_end(&mut plain);
+            read.map_or_else(|_| Bytes::new(), |_| plain.into())
+        };
+        self.plain.get_or_init(decompress).clone()
+    }
+}
+
+/// True where the client takes gzip; a weight of 0 refuses it.
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let accept = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+    accept.unwrap_or_default().split(',').any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = weight.trim().strip_prefix("q=").and_then(|q| q.parse::<f32>().ok());
+        name.trim().eq_ignore_ascii_case("gzip") && weight.is_none_or(|weight| weight > 0.0)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_has_its_style_and_its_script_in_their_places() {
+        let html = std::str::from_utf8(&HOME.html).unwrap();
+        assert!(!html.contains("/*page."));
+        for part in [include_str!("../../assets/page.css"), include_str!("../../assets/page.js")] {
+            assert!(html.contains(part));
+        }
+    }
+
+    #[test]
+    fn clients_without_gzip_get_the_viewer_decompressed() {
+        let header =
+            |value| HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]);
+        for takes in ["gzip", "br, GZIP;q=0.5", "deflate,gzip"] {
+            let reply = VIEWER_SCRIPT.reply(&header(takes));
+            assert_eq!(reply.headers()[CONTENT_ENCODING], "gzip", "{takes}");
+            assert_eq!(reply.body()[..2], [0x1f, 0x8b]);
+        }
+        for refuses in ["", "br", "gzip;q=0", "identity, gzip; q=0.0"] {
+            let reply = VIEWER_SCRIPT.reply(&header(refuses));
+            assert!(!reply.headers().contains_key(CONTENT_ENCODING), "{refuses}");
+            assert!(reply.body().starts_with(b"/*! For license information"));
+        }
+        let style = VIEWER_STYLE.reply(&HeaderMap::new());
+        assert!(std::str::from_utf8(style.body()).unwrap().contains(".swagger-ui"));
+    }
 
     #[test]
     fn the_description_knows_every_path_and_method_and_no_other() {

@@ -1,7 +1,5 @@
 //! `/shadow`: the shadow model beside the one that answers, for operators.
 
-use std::sync::OnceLock;
-
 use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderValue, VARY};
 
@@ -15,13 +13,12 @@ use crate::problem::Problem;
 /// # Errors
 /// 404 where no shadow model is set.
 pub(super) fn shadow(app: &App, headers: &HeaderMap) -> Result<Reply, Problem> {
-    static POLICY: OnceLock<HeaderValue> = OnceLock::new();
     let shadow = app.shadow.as_ref().ok_or_else(|| {
         let detail = "there is no shadow model: start the server with --shadow NAME";
         Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
     })?;
     let mut reply = if preferred(headers, [Form::Json, Form::Html]) == Form::Html {
-        pages::page(include_str!("../../assets/shadow.html"), &POLICY)
+        pages::shadow()
     } else {
         json(StatusCode::OK, &shadow.json(app.models.default()))
     };

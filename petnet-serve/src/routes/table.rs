@@ -29,6 +29,8 @@ pub(crate) enum Route {
     Version,
     OpenApi,
     Docs,
+    DocsScript,
+    DocsStyle,
     Compare,
     Predict,
     PredictBatch,
@@ -80,7 +82,7 @@ const fn visited(entry: Entry) -> Entry {
     Entry { visited: true, ..entry }
 }
 
-pub(crate) static TABLE: [Entry; 29] = [
+pub(crate) static TABLE: [Entry; 31] = [
     visited(entry(Route::Home, "/", GET, Access::Open)),
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
@@ -89,6 +91,8 @@ pub(crate) static TABLE: [Entry; 29] = [
     entry(Route::Version, "/version", GET, Access::Open),
     entry(Route::OpenApi, "/openapi.json", GET, Access::Open),
     visited(entry(Route::Docs, "/docs", GET, Access::Open)),
+    entry(Route::DocsScript, "/docs/viewer.js", GET, Access::Open),
+    entry(Route::DocsStyle, "/docs/viewer.css", GET, Access::Open),
     entry(Route::Compare, "/artifacts/compare", GET, Access::Open),
     visited(entry(Route::Predict, "/predict", POST, PREDICT)),
     visited(entry(Route::PredictBatch, "/predict/batch", POST, PREDICT)),

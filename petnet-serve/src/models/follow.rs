@@ -1,0 +1,64 @@
+//! Models that change with their file, or with the version that a registered name stands for.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use metrics::counter;
+
+use super::Served;
+use crate::address::ModelAddress;
+use crate::registry;
+use crate::settings::Settings;
+
+/// Calls `reload` when the model's file has changed and then kept still for a look, or when its name stands for another
+/// version, if that is to be followed. Never returns, but where there is nothing to follow.
+pub(crate) async fn follow<F: Future<Output = ()>>(
+    served: Arc<Served>,
+    settings: Settings,
+    reload: impl Fn() -> F,
+) {
+    let look = match &served.source.address {
+        ModelAddress::Registered(_) => settings.follow.unwrap_or_default(),
+        ModelAddress::File(_) => settings.watch,
+        ModelAddress::Bundled => Duration::ZERO,
+    };
+    if look.is_zero() {
+        return;
+    }
+    let loaded = || *served.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut ticks = tokio::time::interval(look);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut seen = loaded();
+    loop {
+        ticks.tick().await;
+        let changed = match &served.source.address {
+            ModelAddress::Registered(name) => promoted(&served, &settings, name).await,
+            ModelAddress::File(_) => {
+                let now = served.stamp();
+                let settled = now == seen && now != loaded();
+                seen = now;
+                settled
+            }
+            ModelAddress::Bundled => false,
+        };
+        if changed {
+            reload().await;
+        }
+    }
+}
+
+/// True when the model's name stands for another version than the loaded one.
+async fn promoted(served: &Served, settings: &Settings, name: &str) -> bool {
+    let (settings, asked) = (settings.clone(), name.to_string());
+    let current = tokio::task::spawn_blocking(move || registry::current(&settings, &asked)).await;
+    match current.unwrap_or_else(|e| Err(e.into())) {
+        Ok(version) => {
+            served.get().and_then(|model| model.registered.clone()) != Some(version.version)
+        }
+        Err(error) => {
+            counter!("model_registry_errors_total").increment(1);
+            tracing::warn!(error = format!("{error:#}"), "the registry was not read");
+            false
+        }
+    }
+}

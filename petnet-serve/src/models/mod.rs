@@ -1,0 +1,232 @@
+//! The models that are served, each with a queue, a window of recent images and a file or name of its own that it follows.
+
+mod follow;
+mod model;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Result, ensure};
+use arc_swap::ArcSwapOption;
+use hyper::StatusCode;
+use metrics::counter;
+use petnet::Decision;
+
+use crate::address::{ModelAddress, ModelSource};
+use crate::drift::Drift;
+use crate::problem::Problem;
+use crate::queue::{Place, Priority, Queue};
+use crate::settings::Settings;
+
+pub(crate) use follow::follow;
+pub(crate) use model::{CLASSES, Model};
+
+/// Most models of a process: each is a label of metrics.
+const MOST: usize = 16;
+/// Ends the name under which a model takes tensors of pixels.
+pub(crate) const PIXELS: &str = "-pixels";
+
+/// All models, of which the first is the default.
+pub(crate) struct Models {
+    default: Arc<Served>,
+    others: Vec<Arc<Served>>,
+}
+
+/// A name that clients may ask for, and the model that stands behind it now.
+pub(crate) struct Served {
+    source: ModelSource,
+    current: ArcSwapOption<Model>,
+    queue: Arc<Queue>,
+    pub(crate) drift: Drift,
+    /// The stamp of the file that was loaded last, from before it was read: a change meanwhile is noticed.
+    loaded: Mutex<Option<Stamp>>,
+}
+
+/// The marks of a model's file that change with it: the time of its last change, and its length.
+type Stamp = (SystemTime, u64);
+
+/// The model that a request's images go to, and their urgency.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) model: Arc<Model>,
+    pub(crate) served: Arc<Served>,
+    priority: Priority,
+}
+
+impl Target {
+    /// Refuses a request before its body is read, when its turn would come too late.
+    ///
+    /// # Errors
+    /// 503 with the seconds until there should be room.
+    pub(crate) fn check_line(&self) -> Result<(), Problem> {
+        self.served.queue.check_line(self.priority)
+    }
+
+    /// # Errors
+    /// As [`Queue::place`].
+    pub(crate) async fn place(&self, patience: Option<Duration>) -> Result<Place, Problem> {
+        self.served.queue.place(self.priority, patience).await
+    }
+
+    pub(crate) fn overloaded(&self) -> Problem {
+        self.served.queue.overloaded(self.priority)
+    }
+}
+
+impl Served {
+    fn new(source: ModelSource, places: usize, settings: &Settings) -> Self {
+        // From zero, so that a first count is seen as a rise.
+        let name = || source.name.clone();
+        for result in ["loaded", "refused"] {
+            counter!("model_reloads_total", "model" => name(), "result" => result).increment(0);
+        }
+        for decision in Decision::ALL {
+            let decision = decision.name();
+            counter!("prediction_decisions_total", "decision" => decision, "model" => name())
+                .increment(0);
+        }
+        Self {
+            queue: Arc::new(Queue::new(&source.name, places, settings.queue_timeout)),
+            source,
+            current: ArcSwapOption::empty(),
+            drift: Drift::new(settings.drift_window),
+            loaded: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.source.name
+    }
+
+    /// The model in place; `None` before the first and after it was unloaded.
+    pub(crate) fn get(&self) -> Option<Arc<Model>> {
+        self.current.load_full()
+    }
+
+    /// # Errors
+    /// 503 while no model is in place.
+    pub(crate) fn target(self: &Arc<Self>, priority: Priority) -> Result<Target, Problem> {
+        let model = self.get().ok_or_else(Problem::not_ready)?;
+        Ok(Target { model, served: Arc::clone(self), priority })
+    }
+
+    /// Takes the model away; requests are refused until another one is loaded.
+    pub(crate) fn unload(&self) {
+        tracing::warn!(name = self.name(), "model unloaded");
+        self.current.store(None);
+    }
+
+    /// Loads the model anew and puts it in place; on failure the old one stays.
+    ///
+    /// # Errors
+    /// When it cannot be loaded; counted and logged already.
+    pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = self.stamp();
+        let loaded = Model::load(&self.source, settings);
+        let count = |result: &'static str| {
+            let name = self.source.name.clone();
+            counter!("model_reloads_total", "model" => name, "result" => result).increment(1);
+        };
+        match loaded {
+            Ok(model) => {
+                let model = Arc::new(model);
+                tracing::info!(name = model.name, version = model.version, "model loaded");
+                count("loaded");
+                self.current.store(Some(Arc::clone(&model)));
+                Ok(model)
+            }
+            Err(error) => {
+                count("refused");
+                let text = format!("{error:#}");
+                tracing::error!(name = self.name(), error = text, "the new model was refused");
+                Err(error)
+            }
+        }
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        let ModelAddress::File(path) = &self.source.address else { return None };
+        let file = std::fs::metadata(path).ok()?;
+        Some((file.modified().ok()?, file.len()))
+    }
+
+    /// Sets the gauges.
+    pub(crate) fn observe(&self) {
+        self.queue.observe();
+        self.drift.observe(self.name());
+        if let Some(model) = self.get() {
+            model.observe();
+        }
+    }
+}
+
+impl Models {
+    /// # Errors
+    /// When there are too many models, or two of one name.
+    pub(crate) fn new(settings: &Settings) -> Result<Self> {
+        let sources = &settings.models;
+        ensure!(sources.len() <= MOST, "--model: {} models, of {MOST} at most", sources.len());
+        for (place, ModelSource { name, address }) in sources.iter().enumerate() {
+            let twice = sources[..place].iter().any(|other| other.name == *name);
+            ensure!(!twice, "--model: two models are called `{name}`: name them, NAME={address}");
+            ensure!(
+                !name.ends_with(PIXELS) && !name.is_empty(),
+                "--model: `{name}` cannot be a model's name: name it, NAME={address}"
+            );
+        }
+        let places = settings.queue.div_ceil(sources.len().max(1));
+        let mut served = sources.iter().map(|source| {
+            let served = Served::new(source.clone(), places, settings);
+            Arc::new(served)
+        });
+        let default = served.next().ok_or_else(|| anyhow::anyhow!("--model: no model is named"))?;
+        let others = served.collect();
+        let models = Self { default, others };
+        if let Some(shadow) = &settings.shadow {
+            let known = models.others.iter().any(|served| served.name() == shadow);
+            ensure!(known, "--shadow {shadow}: no --model but the first is called so");
+        }
+        Ok(models)
+    }
+
+    /// The model of requests that name none.
+    pub(crate) fn default(&self) -> &Arc<Served> {
+        &self.default
+    }
+
+    /// All of them, the default first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Served>> {
+        std::iter::once(&self.default).chain(&self.others)
+    }
+
+    /// The model of that name, or the default.
+    ///
+    /// # Errors
+    /// 404 for a name that no model has.
+    pub(crate) fn find(&self, name: Option<&str>) -> Result<&Arc<Served>, Problem> {
+        let Some(name) = name else { return Ok(&self.default) };
+        self.iter().find(|served| served.name() == name).ok_or_else(|| self.unknown(name))
+    }
+
+    pub(crate) fn unknown(&self, name: &str) -> Problem {
+        let known: Vec<&str> = self.iter().map(|served| served.name()).collect();
+        let detail = format!("there is no model `{name}`: there is {}", known.join(", "));
+        Problem::new(StatusCode::NOT_FOUND, "unknown_model", detail)
+    }
+
+    /// The loaded model of that version, or else the default one.
+    pub(crate) fn of_version(&self, version: &str) -> Option<Arc<Model>> {
+        let mut loaded = self.iter().filter_map(|served| served.get());
+        loaded.find(|model| model.version == version).or_else(|| self.default.get())
+    }
+
+    /// True while images of any model are in their places and have made no progress for some seconds.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.iter().any(|served| served.queue.is_stuck())
+    }
+
+    /// True while no image is in a place or waits for one.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.iter().all(|served| served.queue.is_idle())
+    }
+}
