@@ -16,6 +16,7 @@ use crate::memory::Memory;
 use crate::models::{Model, Models, Served, Target};
 use crate::problem::Problem;
 use crate::queue::Priority;
+use crate::remote::Remote;
 use crate::routes::{Health, Stats};
 use crate::sessions::Sessions;
 use crate::settings::Settings;
@@ -62,6 +63,8 @@ impl App {
         let recorder = Recorder::get()?;
         let rates = Arc::new(Rates::default());
         let models = Models::new(&settings)?;
+        let hosts = settings.image_hosts.clone();
+        let remote = hosts.map(|hosts| Remote::new(hosts, settings.fetch_limits())).transpose()?;
         let feedback = Feedback::open(&settings)?;
         let memory = Arc::new(Memory::new(&settings));
         let (shared, digests) = (Arc::clone(&memory), feedback.is_some());
@@ -70,7 +73,7 @@ impl App {
             health: Health::new(),
             models,
             batcher: Batcher::start(&settings, shared, Arc::clone(&rates), digests)?,
-            uploads: Uploads::new(Arc::clone(&memory)),
+            uploads: Uploads::new(Arc::clone(&memory), remote),
             memory,
             keys: Keys::new(&settings)?,
             recorder,

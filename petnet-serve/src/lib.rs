@@ -21,6 +21,7 @@ mod models;
 mod problem;
 mod queue;
 mod registry;
+mod remote;
 mod routes;
 mod server;
 mod sessions;
@@ -41,11 +42,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use address::{ModelAddress, ModelSource};
+pub use remote::AllowedHosts;
 pub use settings::{LogFormat, MetricsAddr, Settings};
 pub use telemetry::{Log, start_log};
 
 use app::{App, Phase};
 use server::{Face, Server};
+use telemetry::{MetricsExport, PATIENCE};
 use tls::Tls;
 
 /// The sockets to serve on.
@@ -75,6 +78,9 @@ pub async fn run(
     let shown = serde_json::to_string(&settings)?;
     tracing::info!(address = %api, settings = shown, "starting");
     let app = Arc::new(App::new(settings)?);
+    let measured = Arc::clone(&app);
+    let endpoint = app.settings.otlp_endpoint.as_deref();
+    let export = MetricsExport::start(endpoint, move || measured.scrape())?;
     let mut server = Server::new(Arc::clone(&app));
     server.listen(listeners.api, Face::Api, tls.clone());
     if let Some(listener) = listeners.metrics {
@@ -100,9 +106,11 @@ pub async fn run(
     let end = tokio::time::Instant::now() + app.settings.grace;
     server.finish(app.settings.grace).await;
     housekeeping.abort();
-    // Traces that cannot be sent in time are lost, as they are when the queue is full.
-    let sent = tokio::task::spawn_blocking(move || app.traces.finish());
-    let _ = tokio::time::timeout_at(end, sent).await;
+    // Traces and metrics that cannot be sent in time are lost, as traces are when the queue is full.
+    let traces = tokio::task::spawn_blocking(move || app.traces.finish());
+    let metrics =
+        tokio::task::spawn_blocking(move || export.into_iter().for_each(|e| e.finish(PATIENCE)));
+    let _ = tokio::time::timeout_at(end, async { tokio::join!(traces, metrics) }).await;
     tracing::info!("stopped");
     Ok(())
 }

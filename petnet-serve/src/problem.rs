@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::access::Standing;
 
 /// Names of all reasons for a refusal, as metrics show them.
-pub(crate) const KINDS: [&str; 24] = [
+pub(crate) const KINDS: [&str; 27] = [
     "bad_request",
     "broken_image",
     "decode_timeout",
@@ -35,6 +35,9 @@ pub(crate) const KINDS: [&str; 24] = [
     "unknown_label",
     "unknown_model",
     "unknown_prediction",
+    "url_failed",
+    "url_not_allowed",
+    "url_timeout",
     "host",
 ];
 

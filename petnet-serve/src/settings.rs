@@ -11,6 +11,7 @@ use petnet::preprocess::Limits;
 use serde::{Serialize, Serializer};
 
 use crate::address::ModelSource;
+use crate::remote::{AllowedHosts, FetchLimits};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -151,6 +152,28 @@ pub struct Settings {
     #[serde(serialize_with = "as_text")]
     pub request_timeout: Duration,
 
+    /// Hosts that clients may have images fetched from by `url`, separated by commas: a.example, *.b.example,
+    /// cdn.c.example:8443, http://10.0.0.5:9000. https without http://; names must resolve to public addresses,
+    /// an IP address is permitted as it is [default: none, `url` is refused]
+    #[arg(
+        long,
+        env = "PETNET_IMAGE_HOSTS",
+        value_name = "HOST,...",
+        help_heading = "Images by URL"
+    )]
+    pub image_hosts: Option<AllowedHosts>,
+    /// Longest time to fetch an image, with the wait for a turn
+    #[arg(long, env = "PETNET_FETCH_TIMEOUT", value_parser = some_time, default_value = "15s", help_heading = "Images by URL")]
+    #[serde(serialize_with = "as_text")]
+    pub fetch_timeout: Duration,
+    /// Longest wait for a turn, and then for an image's headers: name resolution, connection, TLS and redirects together
+    #[arg(long, env = "PETNET_FETCH_HEADER_TIMEOUT", value_parser = some_time, default_value = "5s", help_heading = "Images by URL")]
+    #[serde(serialize_with = "as_text")]
+    pub fetch_header_timeout: Duration,
+    /// Most images that are fetched at a time; more wait in turn
+    #[arg(long, env = "PETNET_MAX_FETCHES", default_value_t = 8, value_parser = positive, help_heading = "Images by URL")]
+    pub max_fetches: usize,
+
     /// Most photos in one pass through the network
     #[arg(long, env = "PETNET_MAX_BATCH", default_value_t = 16, value_parser = positive, help_heading = "Batching")]
     pub max_batch: usize,
@@ -225,8 +248,8 @@ pub struct Settings {
     #[arg(long, env = "PETNET_API_KEYS", value_name = "FILE", help_heading = "Access")]
     pub api_keys: Option<PathBuf>,
 
-    /// OpenTelemetry collector that takes traces over HTTP; others of its variables (OTEL_SERVICE_NAME,
-    /// OTEL_TRACES_SAMPLER, ...) are heard too
+    /// OpenTelemetry collector that takes traces and metrics over HTTP; OTEL_METRICS_EXPORTER=none leaves metrics out,
+    /// OTEL_METRIC_EXPORT_INTERVAL, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and others are read too
     #[arg(
         long,
         env = "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -269,6 +292,18 @@ impl Settings {
     pub(crate) fn limits(&self) -> Limits {
         let max_bytes = self.max_body as u64;
         Limits { max_bytes, max_pixels: self.max_pixels, ..Limits::default() }
+    }
+
+    /// Limits of an image that is fetched by its URL.
+    pub(crate) fn fetch_limits(&self) -> FetchLimits {
+        FetchLimits {
+            max_bytes: self.max_body,
+            headers: self.fetch_header_timeout,
+            pause: self.transfer_timeout,
+            min_rate: self.min_rate,
+            total: self.fetch_timeout,
+            at_once: self.max_fetches,
+        }
     }
 
     /// Memory of the whole process in bytes.

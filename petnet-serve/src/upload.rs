@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::memory::{Claim, Memory};
 use crate::problem::Problem;
+use crate::remote::Remote;
 use crate::settings::Settings;
 
 /// Most bytes of a body that is no photo.
@@ -97,14 +98,36 @@ impl<'a> Buffer<'a> {
     }
 }
 
+/// The rule for bodies that arrive: no pause longer than one limit, no rate lower than another.
+pub(crate) struct Pace {
+    pause: Duration,
+    min_rate: u64,
+    began: Instant,
+    pub(crate) received: usize,
+}
+
+impl Pace {
+    pub(crate) fn new(pause: Duration, min_rate: u64) -> Self {
+        Self { pause, min_rate, began: Instant::now(), received: 0 }
+    }
+
+    /// The longest wait for the next bytes.
+    pub(crate) fn patience(&self) -> Duration {
+        let earned = Duration::from_secs_f64(self.received as f64 / self.min_rate as f64);
+        (self.pause + earned).saturating_sub(self.began.elapsed()).min(self.pause)
+    }
+}
+
 /// Reads uploads within the memory that there is.
 pub(crate) struct Uploads {
     memory: Arc<Memory>,
+    /// `None` where no images are fetched.
+    remote: Option<Remote>,
 }
 
 impl Uploads {
-    pub(crate) fn new(memory: Arc<Memory>) -> Self {
-        Self { memory }
+    pub(crate) fn new(memory: Arc<Memory>, remote: Option<Remote>) -> Self {
+        Self { memory, remote }
     }
 
     /// Reads a whole request.
@@ -137,7 +160,18 @@ impl Uploads {
             Form::Json => {
                 // Text without white space, and the bytes that it stands for.
                 claim.merge(self.memory.buffer(2 * size)?);
-                from_json(&body)
+                match from_json(&body) {
+                    Err(problem) => Err(problem),
+                    Ok((Source::Bytes(bytes), model)) => Ok(Parsed { model, ..Parsed::of(bytes) }),
+                    Ok((Source::Url(url), model)) => {
+                        drop(body);
+                        // Slow hosts must not hold the memory of bodies.
+                        claim.shrink(0);
+                        let (bytes, fetched) = self.fetch(&url, settings.max_body).await?;
+                        claim.merge(fetched);
+                        Ok(Parsed { model, ..Parsed::of(bytes) })
+                    }
+                }
             }
             Form::Multipart(boundary) => {
                 // The parser's own buffer, and the parts.
@@ -151,6 +185,18 @@ impl Uploads {
         claim.shrink(taken);
         counter!("input_image_size_total").increment(taken as u64);
         Ok(Upload { photos, model, size, _memory: claim })
+    }
+
+    /// Fetches an image.
+    ///
+    /// # Errors
+    /// 400 without a list of hosts; else those of [`Remote::fetch`].
+    async fn fetch(&self, url: &str, most: usize) -> Result<(Bytes, Claim), Problem> {
+        let Some(remote) = &self.remote else {
+            let detail = "this service fetches no images by `url` (--image-hosts)";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "url_not_allowed", detail));
+        };
+        remote.fetch(url, Buffer::new(&self.memory, most)?).await
     }
 
     /// Reads a whole body as it is, with its claim on memory.
@@ -195,17 +241,14 @@ impl Uploads {
     ) -> Result<(Bytes, Claim), Problem> {
         let body = request.body_mut();
         let mut buffer = Buffer::new(&self.memory, most)?;
-        let (began, mut received) = (Instant::now(), 0);
+        let mut pace = Pace::new(settings.transfer_timeout, settings.min_rate);
         loop {
-            let pace = Duration::from_secs_f64(received as f64 / settings.min_rate as f64);
-            let left = (settings.transfer_timeout + pace).saturating_sub(began.elapsed());
-            let patience = left.min(settings.transfer_timeout);
             let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE);
-            let frame = tokio::time::timeout(patience, body.frame()).await.map_err(late)?;
+            let frame = tokio::time::timeout(pace.patience(), body.frame()).await.map_err(late)?;
             let Some(frame) = frame else { return Ok(buffer.finish()) };
             let frame = frame.map_err(|_| Problem::bad_request(CUT))?;
             if let Ok(data) = frame.into_data() {
-                received += data.len();
+                pace.received += data.len();
                 buffer.push(&data)?;
             }
         }
@@ -254,7 +297,7 @@ fn not_taken(kind: &str) -> Problem {
         kind => format!("`{kind}` is not taken"),
     };
     let detail = format!(
-        "{what}: send multipart/form-data with a field `file`, an image, or JSON with a base64 `image`"
+        "{what}: send multipart/form-data with a field `file`, an image, or JSON with a base64 `image` or a `url`"
     );
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
 }
@@ -280,16 +323,38 @@ fn content_type(headers: &HeaderMap) -> String {
     headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string()
 }
 
-fn from_json(body: &[u8]) -> Result<Parsed, Problem> {
+/// The image of a JSON body.
+enum Source {
+    Bytes(Bytes),
+    Url(String),
+}
+
+/// The image of a JSON body, and the model that it names.
+fn from_json(body: &[u8]) -> Result<(Source, Option<String>), Problem> {
+    /// Text that is borrowed where JSON has no escapes in it; serde does so for `Cow`, not for `Option<Cow>`.
     #[derive(Deserialize)]
-    struct Base64<'a> {
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    #[derive(Deserialize)]
+    struct Fields<'a> {
         #[serde(borrow)]
-        image: Cow<'a, str>,
+        image: Option<Text<'a>>,
+        #[serde(borrow)]
+        url: Option<Text<'a>>,
         model: Option<String>,
     }
-    let Base64 { image, model } = serde_json::from_slice(body)
-        .map_err(|e| Problem::bad_request(format!("the JSON is not {{\"image\": base64}}: {e}")))?;
-    Ok(Parsed { model, ..Parsed::of(from_base64(&image)?) })
+    let Fields { image, url, model } = serde_json::from_slice(body).map_err(|e| {
+        let forms = "neither {\"image\": base64} nor {\"url\": address}";
+        Problem::bad_request(format!("the JSON is {forms}: {e}"))
+    })?;
+    let source = match (image, url) {
+        (Some(Text(image)), None) => from_base64(&image).map(Source::Bytes)?,
+        (None, Some(Text(url))) => Source::Url(url.into_owned()),
+        (None, None) | (Some(_), Some(_)) => {
+            let detail = "the JSON must have either `image` (base64) or `url`";
+            return Err(Problem::bad_request(detail));
+        }
+    };
+    Ok((source, model))
 }
 
 /// Bytes of a text in either alphabet of base64, with line breaks or without, padded or not, that may have

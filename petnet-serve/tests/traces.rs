@@ -44,7 +44,8 @@ fn hex(bytes: &[u8]) -> String {
 fn a_request_is_one_trace_from_accept_to_respond_within_its_callers() {
     let collector = tiny_http::Server::http("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", collector.server_addr());
-    let mut server = Server::start(&["--otlp-endpoint", &endpoint, "--drain-delay", "0s"]);
+    let arguments = ["--otlp-endpoint", &endpoint, "--drain-delay", "0s"];
+    let mut server = Server::start_with(&[("OTEL_METRICS_EXPORTER", "none")], &arguments);
     let caller = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{caller}-00f067aa0ba902b7-01");
     let unsampled = "00-11111111111111111111111111111111-00f067aa0ba902b7-00";

@@ -1,6 +1,8 @@
 //! Log lines, metrics and traces: one of each a request, made in one place.
 
+mod export;
 mod machine;
+mod otlp;
 mod rates;
 mod recorder;
 mod traces;
@@ -22,10 +24,11 @@ use crate::batcher::{Stage, Timings};
 use crate::problem::Problem;
 use crate::settings::{LogFormat, Settings};
 
+pub(crate) use export::MetricsExport;
 pub(crate) use machine::Machine;
 pub(crate) use rates::Rates;
 pub(crate) use recorder::Recorder;
-pub(crate) use traces::{Parent, Traces};
+pub(crate) use traces::{PATIENCE, Parent, Traces};
 
 /// Most log lines that wait to be written; more are dropped and counted.
 const LINES: usize = 4096;

@@ -17,7 +17,7 @@ const CONFIDENCE: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
 const DIFFERENCE: [f64; 8] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0];
 const SESSION: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-const COUNTERS: [(&str, &str); 29] = [
+const COUNTERS: [(&str, &str); 30] = [
     ("api_requests_total", "Requests answered, by endpoint, method and status"),
     ("api_errors_total", "Requests refused or failed, by endpoint and reason"),
     ("api_key_requests_total", "Requests with a key, by its name and result"),
@@ -47,6 +47,7 @@ const COUNTERS: [(&str, &str); 29] = [
     ("decode_timeouts_total", "Photos given up because decoding took too long"),
     ("connections_refused_total", "Connections closed at once: their address has too many"),
     ("log_lines_dropped_total", "Log lines lost because nobody read them in time"),
+    ("otlp_export_errors_total", "Exports of metrics to the OpenTelemetry collector that failed"),
     ("feedback_stores_set_aside_total", "Damaged feedback stores renamed at the start"),
     ("feedback_labels_lost_total", "Labels that were kept and are not there any more after damage"),
     ("process_cpu_seconds_total", "User and system CPU time, whole seconds"),
@@ -117,7 +118,7 @@ const GAUGES: [(&str, &str); 48] = [
 
 /// Counters without labels stand at zero from the start, so that their first count is seen as a rise; those of a model do so
 /// from its declaration.
-const FROM_ZERO: [&str; 12] = [
+const FROM_ZERO: [&str; 13] = [
     "health_check_requests_total",
     "input_image_size_total",
     "inference_panics_total",
@@ -128,6 +129,7 @@ const FROM_ZERO: [&str; 12] = [
     "decode_timeouts_total",
     "connections_refused_total",
     "log_lines_dropped_total",
+    "otlp_export_errors_total",
     "feedback_stores_set_aside_total",
     "feedback_labels_lost_total",
 ];

@@ -1,5 +1,6 @@
 //! A request's way through the house as OpenTelemetry spans, sent to a collector over HTTP.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
@@ -9,17 +10,18 @@ use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _,
     TraceFlags, TraceId, TraceState, Tracer as _, TracerProvider as _,
 };
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use uuid::Uuid;
 
 use super::Record;
 use crate::batcher::Stage;
 
 /// Longest wait for the collector.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The way to the collector, where one is named. Spans wait in a bounded queue on a thread of their
 /// own; what does not fit is dropped.
@@ -32,24 +34,14 @@ impl Traces {
         let Some(endpoint) = endpoint else { return Ok(Self(None)) };
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Client(ureq::Agent::new_with_config(
-                ureq::Agent::config_builder()
-                    .timeout_global(Some(PATIENCE))
-                    .http_status_as_error(false)
-                    .build(),
-            )))
+            .with_http_client(Client(agent()))
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_timeout(PATIENCE)
             .build()
             .with_context(|| format!("--otlp-endpoint {endpoint}"))?;
-        let name = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-        let named = std::env::var_os("OTEL_SERVICE_NAME").is_some();
-        let resource = Resource::builder().with_attribute(name);
-        let resource =
-            if named { resource } else { resource.with_service_name(env!("CARGO_PKG_NAME")) };
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
-            .with_resource(resource.build())
+            .with_resource(resource().clone())
             .build();
         let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
         Ok(Self(Some((provider, tracer))))
@@ -98,6 +90,37 @@ impl Traces {
             tracing::warn!(%error, "some traces were not sent");
         }
     }
+}
+
+/// HTTP client of traces and metrics.
+pub(super) fn agent() -> ureq::Agent {
+    ureq::Agent::new_with_config(
+        ureq::Agent::config_builder()
+            .timeout_global(Some(PATIENCE))
+            .http_status_as_error(false)
+            .build(),
+    )
+}
+
+/// Attributes of this process in traces and metrics; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override them.
+pub(super) fn resource() -> &'static Resource {
+    static RESOURCE: OnceLock<Resource> = OnceLock::new();
+    RESOURCE.get_or_init(|| {
+        let given = Resource::builder().build();
+        let given = |name: &'static str| {
+            let value = given.get(&Key::new(name));
+            value.is_some_and(|value| !value.as_str().starts_with("unknown_service"))
+        };
+        let defaults = [
+            ("service.name", env!("CARGO_PKG_NAME").to_string()),
+            ("service.version", env!("CARGO_PKG_VERSION").to_string()),
+            // Without it, the cumulative series of two replicas would be taken for one.
+            ("service.instance.id", Uuid::new_v4().to_string()),
+        ];
+        let missing = defaults.into_iter().filter(|(name, _)| !given(name));
+        let missing = missing.map(|(name, value)| KeyValue::new(name, value));
+        Resource::builder().with_attributes(missing).build()
+    })
 }
 
 /// The parts of a request's way in order, and how many photos shared the one that is a batch.

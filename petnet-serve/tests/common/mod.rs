@@ -23,13 +23,23 @@ impl Server {
         Self::start_on(0, arguments)
     }
 
-    /// Starts and waits until it is ready.
+    /// Starts with environment variables.
+    pub(crate) fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
+        Self::spawn(0, variables, arguments)
+    }
+
     pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Self {
+        Self::spawn(port, &[], arguments)
+    }
+
+    /// Starts and waits until it is ready.
+    fn spawn(port: u16, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
             .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--log-format", "json"])
             .args(["--metrics-addr", "off"])
             .args(arguments)
             .env("PETNET_FEEDBACK", "off")
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -1,0 +1,230 @@
+//! The hosts that images may be fetched from, and the addresses that names may resolve to.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONNECTION, HOST, USER_AGENT};
+use hyper::{Request, Uri};
+use serde::{Serialize, Serializer};
+use tokio_rustls::rustls::pki_types::ServerName;
+use url::{Host, Position, Url};
+
+use super::Failure;
+
+const AGENT: &str = concat!("petnet-serve/", env!("CARGO_PKG_VERSION"));
+
+/// IPv4 networks that are not globally reachable: IANA's special-purpose registry (RFC 6890, RFC 8190), multicast (RFC 5771),
+/// and 168.63.129.16, where Azure's virtual machines reach their host.
+const RESERVED_V4: [(Ipv4Addr, u32); 16] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 0, 2, 0), 24),
+    (Ipv4Addr::new(192, 88, 99, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(198, 51, 100, 0), 24),
+    (Ipv4Addr::new(203, 0, 113, 0), 24),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+/// Global unicast (RFC 4291). Loopback, unique local, link-local, site-local, multicast, IPv4-compatible and discard-only
+/// addresses and SRv6 segment identifiers lie outside.
+const GLOBAL_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+/// The parts of it that are not globally reachable: protocol assignments with Teredo and benchmarking (RFC 2928), documentation
+/// (RFC 3849, RFC 9637) and 6to4 (RFC 3056).
+const RESERVED_V6: [(Ipv6Addr, u32); 4] = [
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
+];
+/// IPv4 addresses as networks of IPv6 alone reach them (NAT64, RFC 6052).
+const NAT64: (Ipv6Addr, u32) = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
+
+/// True for addresses of the public Internet; `IpAddr::is_global` is not stable yet.
+pub(super) fn is_global(ip: IpAddr) -> bool {
+    let in_v4 = |ip: Ipv4Addr, (network, length): (Ipv4Addr, u32)| {
+        (ip.to_bits() ^ network.to_bits()) >> (32 - length) == 0
+    };
+    let in_v6 = |ip: Ipv6Addr, (network, length): (Ipv6Addr, u32)| {
+        (ip.to_bits() ^ network.to_bits()) >> (128 - length) == 0
+    };
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => !RESERVED_V4.iter().any(|network| in_v4(ip, *network)),
+        IpAddr::V6(ip) if in_v6(ip, NAT64) => {
+            let [.., a, b, c, d] = ip.octets();
+            is_global(Ipv4Addr::new(a, b, c, d).into())
+        }
+        IpAddr::V6(ip) => {
+            in_v6(ip, GLOBAL_V6) && !RESERVED_V6.iter().any(|network| in_v6(ip, *network))
+        }
+    }
+}
+
+/// Hosts that images may be fetched from: `a.example,*.b.example,cdn.c.example:8443,http://10.0.0.5:9000`.
+///
+/// An entry permits one scheme (https without one), one host or the sub-domains of one, and one port (the scheme's default
+/// without one). An entry that is an IP address permits that address, in whichever network it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedHosts(Vec<Entry>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    scheme: &'static str,
+    subdomains: bool,
+    host: Host<String>,
+    port: u16,
+}
+
+impl FromStr for AllowedHosts {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.split(',').map(|entry| entry.trim().parse()).collect::<Result<_>>().map(Self)
+    }
+}
+
+impl FromStr for Entry {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        ensure!(!text.is_empty(), "an entry is empty; name hosts, separated by commas");
+        let (scheme, rest) = match text.split_once("://") {
+            None => ("https", text),
+            Some(("https", rest)) => ("https", rest),
+            Some(("http", rest)) => ("http", rest),
+            Some((other, _)) => bail!("`{text}`: `{other}` is neither http nor https"),
+        };
+        let (subdomains, rest) =
+            rest.strip_prefix("*.").map_or((false, rest), |domain| (true, domain));
+        let foreign = |c: char| c.is_whitespace() || c.is_control() || "*/\\?#@%".contains(c);
+        ensure!(
+            !rest.contains(foreign),
+            "`{text}`: an entry is a host or `*.` and a domain, with a port where it is not the default"
+        );
+        let url = Url::parse(&format!("{scheme}://{rest}"));
+        let url = url.map_err(|error| anyhow!("`{text}`: {error}"))?;
+        let (host, port) = endpoint(&url).with_context(|| format!("`{text}` names no host"))?;
+        match &host {
+            Host::Domain(domain) if subdomains && !domain.contains('.') => {
+                bail!("`{text}` would permit a whole top-level domain");
+            }
+            Host::Ipv4(_) | Host::Ipv6(_) if subdomains => {
+                bail!("`{text}`: an IP address has no sub-domains");
+            }
+            Host::Domain(_) | Host::Ipv4(_) | Host::Ipv6(_) => {}
+        }
+        Ok(Self { scheme, subdomains, host, port })
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (shown, default) = if self.scheme == "http" { ("http://", 80) } else { ("", 443) };
+        let below = if self.subdomains { "*." } else { "" };
+        write!(f, "{shown}{below}{}", self.host)?;
+        if self.port == default { Ok(()) } else { write!(f, ":{}", self.port) }
+    }
+}
+
+impl fmt::Display for AllowedHosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&entries.join(","))
+    }
+}
+
+impl Serialize for AllowedHosts {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// Host and port in the form in which they are compared: a name without the dot of the root, IPv4 out of its IPv6 form.
+fn endpoint(url: &Url) -> Option<(Host<String>, u16)> {
+    let host = match url.host()? {
+        Host::Domain(name) => Host::Domain(name.strip_suffix('.').unwrap_or(name).to_string()),
+        Host::Ipv4(ip) => Host::Ipv4(ip),
+        Host::Ipv6(ip) => ip.to_ipv4_mapped().map_or(Host::Ipv6(ip), Host::Ipv4),
+    };
+    let nameless = matches!(&host, Host::Domain(name) if name.is_empty());
+    if nameless { None } else { Some((host, url.port_or_known_default()?)) }
+}
+
+/// An address that matches the list.
+pub(super) struct Target {
+    pub(super) url: Url,
+    pub(super) host: Host<String>,
+    pub(super) port: u16,
+    /// Path and query.
+    uri: Uri,
+}
+
+impl AllowedHosts {
+    /// The only way to a [`Target`], for addresses of clients and of redirects.
+    pub(super) fn admit(&self, url: Url) -> Result<Target, Failure> {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Failure::Malformed("the scheme of `url` must be https or http"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Failure::Malformed("`url` must not have a user name or a password"));
+        }
+        let malformed = Failure::Malformed("`url` is malformed");
+        let (host, port) = endpoint(&url).ok_or(malformed)?;
+        if !self.0.iter().any(|entry| entry.admits(url.scheme(), &host, port)) {
+            return Err(Failure::NotListed);
+        }
+        let uri = url[Position::BeforePath..Position::AfterQuery].parse().map_err(|_| malformed)?;
+        Ok(Target { url, host, port, uri })
+    }
+}
+
+impl Entry {
+    fn admits(&self, scheme: &str, host: &Host<String>, port: u16) -> bool {
+        let matches = match (&self.host, host) {
+            (Host::Domain(domain), Host::Domain(name)) if self.subdomains => {
+                let head = name.strip_suffix(domain.as_str());
+                head.is_some_and(|head| head.len() > 1 && head.ends_with('.'))
+            }
+            (own, other) => own == other,
+        };
+        matches && self.scheme == scheme && self.port == port
+    }
+}
+
+impl Target {
+    /// A request with nothing in it that the caller of the service sent, but path and query.
+    pub(super) fn request(&self) -> Result<Request<Empty<Bytes>>, Failure> {
+        let host = match self.url.port() {
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.to_string(),
+        };
+        let request = Request::get(self.uri.clone())
+            .header(HOST, host)
+            .header(ACCEPT, "image/*")
+            .header(ACCEPT_ENCODING, "identity")
+            .header(USER_AGENT, AGENT)
+            .header(CONNECTION, "close");
+        request.body(Empty::new()).map_err(|_| Failure::Malformed("`url` is malformed"))
+    }
+
+    pub(super) fn server_name(&self) -> Result<ServerName<'static>, Failure> {
+        match &self.host {
+            Host::Domain(name) => {
+                ServerName::try_from(name.clone()).map_err(|_| Failure::Unreachable)
+            }
+            Host::Ipv4(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
+            Host::Ipv6(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
+        }
+    }
+}

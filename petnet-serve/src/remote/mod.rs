@@ -1,0 +1,364 @@
+//! Images by URL, fetched only from the hosts that the operator names.
+//!
+//! A service that fetches the addresses of strangers can be made to ask hosts which only the service reaches (server-side
+//! request forgery). Three rules prevent that: the parsed address must match an entry of the list, each address that its
+//! name resolves to must be globally reachable, and the connection goes to an address that passed, without a second
+//! resolution (DNS rebinding). Redirects pass the same rules.
+
+mod hosts;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_ENCODING, HeaderMap, LOCATION};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use url::{Host, Url};
+
+pub use hosts::AllowedHosts;
+
+use hosts::{Target, is_global};
+
+use crate::memory::Claim;
+use crate::problem::Problem;
+use crate::upload::{Buffer, Pace};
+
+/// Most redirects that are followed.
+const REDIRECTS: usize = 3;
+/// Most bytes of an address. Presigned addresses of object stores have up to about 2,500.
+const LONGEST: usize = 8 << 10;
+/// Most addresses of a name that are tried.
+const ATTEMPTS: usize = 4;
+/// Bytes of a connection's read buffer, and so of an answer's headers.
+const READ_BUFFER: usize = 64 << 10;
+
+/// Reasons for which no image came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    Malformed(&'static str),
+    NotListed,
+    /// The name resolves to an address that is not public.
+    NotPublic,
+    /// No address of the name, no connection, or no valid certificate.
+    Unreachable,
+    /// A redirect to an address that is malformed or not on the list.
+    RedirectNotListed,
+    TooManyRedirects,
+    Status(StatusCode),
+    Encoded,
+    TooLarge(usize),
+    Broken,
+    Late,
+    /// All turns were taken for too long.
+    Busy,
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        const UNREACHABLE: &str = "no connection to the host of `url` could be made";
+        let (allowed, failed) = ("url_not_allowed", "url_failed");
+        let (refused, gateway) = (StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_GATEWAY);
+        let (status, kind, detail) = match failure {
+            Failure::Malformed(detail) => return Self::bad_request(detail),
+            Failure::NotListed => {
+                let detail = "images are not fetched from the host, port or scheme of `url`";
+                (StatusCode::BAD_REQUEST, allowed, detail)
+            }
+            // One text for both, so that nobody learns which internal names there are.
+            Failure::NotPublic => (gateway, allowed, UNREACHABLE),
+            Failure::Unreachable => (gateway, failed, UNREACHABLE),
+            Failure::RedirectNotListed => {
+                (refused, allowed, "`url` redirects to an address that is not allowed")
+            }
+            Failure::TooManyRedirects => (refused, failed, "`url` redirects too often"),
+            Failure::Status(status) => {
+                let code = if status.is_server_error() { gateway } else { refused };
+                let detail = format!("the server of `url` answered {}", status.as_u16());
+                return Self::new(code, failed, detail);
+            }
+            Failure::Encoded => {
+                (refused, failed, "the server of `url` answered with a Content-Encoding")
+            }
+            Failure::TooLarge(most) => {
+                return Self::too_large(format!("the image at `url` is larger than {most} bytes"));
+            }
+            Failure::Broken => (gateway, failed, "the connection to the host of `url` broke"),
+            Failure::Late => {
+                let detail = "the image at `url` did not arrive in time";
+                (StatusCode::GATEWAY_TIMEOUT, "url_timeout", detail)
+            }
+            Failure::Busy => return Self::overloaded(1),
+        };
+        Self::new(status, kind, detail)
+    }
+}
+
+/// Limits of fetching images.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FetchLimits {
+    /// Most bytes of an image.
+    pub(crate) max_bytes: usize,
+    /// Longest time for a turn, and then for name resolution, connection, TLS, redirects and headers together.
+    pub(crate) headers: Duration,
+    /// Longest pause while an image arrives.
+    pub(crate) pause: Duration,
+    /// Lowest rate at which an image arrives, in bytes a second, beyond that pause.
+    pub(crate) min_rate: u64,
+    /// Longest time for all of it.
+    pub(crate) total: Duration,
+    /// Most fetches at a time; more wait in turn.
+    pub(crate) at_once: usize,
+}
+
+/// Name resolution and TCP, which tests replace.
+#[async_trait]
+trait Network: Send + Sync + 'static {
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
+    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream>;
+}
+
+struct System;
+
+#[async_trait]
+impl Network for System {
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(address).await
+    }
+}
+
+/// Fetches images.
+pub(crate) struct Remote {
+    hosts: AllowedHosts,
+    limits: FetchLimits,
+    network: Arc<dyn Network>,
+    tls: TlsConnector,
+    turns: Arc<Semaphore>,
+}
+
+/// An answer whose body is read as long as its connection is kept.
+struct Answer {
+    response: Response<Incoming>,
+    /// Its task ends when this is dropped.
+    _connection: JoinSet<hyper::Result<()>>,
+}
+
+impl Remote {
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub(crate) fn new(hosts: AllowedHosts, limits: FetchLimits) -> Result<Self> {
+        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        Self::with(hosts, limits, Arc::new(System), roots)
+    }
+
+    fn with(
+        hosts: AllowedHosts,
+        limits: FetchLimits,
+        network: Arc<dyn Network>,
+        roots: RootCertStore,
+    ) -> Result<Self> {
+        let provider = Arc::new(ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let turns = Arc::new(Semaphore::new(limits.at_once.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { hosts, limits, network, tls: Arc::new(config).into(), turns })
+    }
+
+    /// The image at an address, with its claim on memory.
+    ///
+    /// # Errors
+    /// - 400 for an address that is malformed or not on the list.
+    /// - 413 for an image that is too large.
+    /// - 422 for an answer other than 200 or 5xx, one with a Content-Encoding, and a redirect that is not followed.
+    /// - 502 when the host cannot be reached, its name resolves to an address that is not public, the connection breaks,
+    ///   or the answer is 5xx.
+    /// - 503 when no memory is free, or no turn in time.
+    /// - 504 when the image does not arrive in time.
+    pub(crate) async fn fetch(
+        &self,
+        url: &str,
+        buffer: Buffer<'_>,
+    ) -> Result<(Bytes, Claim), Problem> {
+        if url.len() > LONGEST {
+            return Err(Failure::Malformed("`url` is too long").into());
+        }
+        let url = Url::parse(url).map_err(|_| Failure::Malformed("`url` is no absolute URL"))?;
+        let target = self.hosts.admit(url)?;
+        let began = tokio::time::Instant::now();
+        let (turn, end) = (began + self.limits.headers, began + self.limits.total);
+        let turn = timeout_at(turn.min(end), Arc::clone(&self.turns).acquire_owned()).await;
+        let turn = turn.ok().and_then(Result::ok).ok_or(Failure::Busy)?;
+        let image = self.receive(target, Arc::new(turn), buffer);
+        timeout_at(end, image).await.map_err(|_| Failure::Late)?
+    }
+
+    async fn receive(
+        &self,
+        target: Target,
+        turn: Arc<OwnedSemaphorePermit>,
+        mut buffer: Buffer<'_>,
+    ) -> Result<(Bytes, Claim), Problem> {
+        let answer = timeout(self.limits.headers, self.follow(target, &turn));
+        let Answer { response, _connection } = answer.await.map_err(|_| Failure::Late)??;
+        if response.status() != StatusCode::OK {
+            return Err(Failure::Status(response.status()).into());
+        }
+        if is_encoded(response.headers()) {
+            return Err(Failure::Encoded.into());
+        }
+        let mut body = response.into_body();
+        let most = self.limits.max_bytes;
+        if body.size_hint().lower() > most as u64 {
+            return Err(Failure::TooLarge(most).into());
+        }
+        let mut pace = Pace::new(self.limits.pause, self.limits.min_rate);
+        loop {
+            let frame = timeout(pace.patience(), body.frame()).await.map_err(|_| Failure::Late)?;
+            let Some(frame) = frame else { return Ok(buffer.finish()) };
+            let Ok(data) = frame.map_err(|_| Failure::Broken)?.into_data() else { continue };
+            pace.received += data.len();
+            if pace.received > most {
+                return Err(Failure::TooLarge(most).into());
+            }
+            buffer.push(&data)?;
+        }
+    }
+
+    /// The first answer that is no redirect.
+    async fn follow(
+        &self,
+        mut target: Target,
+        turn: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Answer, Failure> {
+        for _ in 0..=REDIRECTS {
+            let answer = self.ask(&target, turn).await?;
+            let Some(location) = location(&answer.response) else { return Ok(answer) };
+            let url = target.url.join(location).map_err(|_| Failure::RedirectNotListed)?;
+            target = self.hosts.admit(url).map_err(|_| Failure::RedirectNotListed)?;
+        }
+        Err(Failure::TooManyRedirects)
+    }
+
+    async fn ask(
+        &self,
+        target: &Target,
+        turn: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Answer, Failure> {
+        let request = target.request()?;
+        let stream = self.connect(target, turn).await?;
+        if target.url.scheme() == "http" {
+            return exchange(stream, request).await;
+        }
+        let stream = self.tls.connect(target.server_name()?, stream).await.map_err(|error| {
+            tracing::debug!(host = %target.host, %error, "TLS with the host of an image failed");
+            Failure::Unreachable
+        })?;
+        exchange(stream, request).await
+    }
+
+    async fn connect(
+        &self,
+        target: &Target,
+        turn: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<TcpStream, Failure> {
+        let addresses = match &target.host {
+            Host::Domain(name) => self.resolve(name, turn).await?,
+            Host::Ipv4(ip) => vec![IpAddr::from(*ip)],
+            Host::Ipv6(ip) => vec![IpAddr::from(*ip)],
+        };
+        // An address that does not answer must leave time for the others.
+        let patience = self.limits.headers / addresses.len().max(1) as u32;
+        let mut failure = Failure::Unreachable;
+        for ip in addresses {
+            let address = SocketAddr::new(ip, target.port);
+            match timeout(patience, self.network.connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => {
+                    tracing::debug!(host = %target.host, %address, %error, "no connection");
+                }
+                Err(_) => failure = Failure::Late,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Addresses of a name, asked for once, all of them public.
+    async fn resolve(
+        &self,
+        name: &str,
+        turn: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Vec<IpAddr>, Failure> {
+        let (network, host, turn) = (Arc::clone(&self.network), name.to_string(), Arc::clone(turn));
+        // The system's resolver cannot be interrupted: a resolution that outlasts its fetch keeps the turn, so that only
+        // few threads wait for a name server that hangs.
+        let resolved = tokio::spawn(async move {
+            let addresses = network.resolve(&host).await;
+            drop(turn);
+            addresses
+        });
+        let mut addresses = match resolved.await {
+            Ok(Ok(addresses)) if !addresses.is_empty() => addresses,
+            Ok(_) | Err(_) => return Err(Failure::Unreachable),
+        };
+        if !addresses.iter().all(|ip| is_global(*ip)) {
+            tracing::warn!(
+                host = name,
+                "the name of an allowed host resolves to an address that is not public"
+            );
+            return Err(Failure::NotPublic);
+        }
+        addresses.truncate(ATTEMPTS);
+        Ok(addresses)
+    }
+}
+
+/// Sends a request on a connection of its own.
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut client = http1::Builder::new();
+    client.max_buf_size(READ_BUFFER);
+    let opened = client.handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = opened.map_err(|_| Failure::Broken)?;
+    let mut task = JoinSet::new();
+    task.spawn(connection);
+    let response = sender.send_request(request).await.map_err(|_| Failure::Broken)?;
+    Ok(Answer { response, _connection: task })
+}
+
+/// The target of a redirect.
+fn location(response: &Response<Incoming>) -> Option<&str> {
+    let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    response.headers().get(LOCATION).filter(|_| redirects)?.to_str().ok()
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let identity = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"identity");
+    !headers.get_all(CONTENT_ENCODING).iter().all(|coding| identity(coding.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests;
