@@ -1,6 +1,6 @@
 """The service as it is usually written: FastAPI, Pillow, PyTorch SimpleCNN at 224 px.
 
-Run by scripts/bench-serve.py; weights are random, which costs the same.
+Run by scripts/rivals.sh; weights are random, which costs the same.
 """
 
 import io
