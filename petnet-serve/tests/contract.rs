@@ -52,7 +52,9 @@ fn the_references_clients_find_what_they_know() {
 
     let metrics = String::from_utf8(server.get("/metrics").body).unwrap();
     for part in [
-        format!("prediction_requests_total{{class_predicted=\"{label}\"}} 1"),
+        format!(
+            "prediction_requests_total{{class_predicted=\"{label}\",model=\"cats-vs-dogs\"}} 1"
+        ),
         "health_check_requests_total 1".into(),
         "prediction_errors_total{error_type=\"not_an_image\"} 1".into(),
         "prediction_latency_seconds_bucket{le=\"0.5\"}".into(),

@@ -164,7 +164,8 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         assert_eq!(status, 200, "{body}");
     }
     let metrics = server.metrics();
-    assert_eq!(metrics["feedback_photos{window=\"1h\"}"], exported(&server).len() as f64);
+    let series = "feedback_photos{model=\"cats-vs-dogs\",window=\"1h\"}";
+    assert_eq!(metrics[series], exported(&server).len() as f64);
 }
 
 #[test]

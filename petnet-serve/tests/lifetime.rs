@@ -161,7 +161,7 @@ fn a_changed_file_is_taken_up_and_a_broken_one_is_not() {
     let second = version(&server);
     let refused = || {
         let text = String::from_utf8(server.get("/metrics").body).unwrap();
-        text.contains("model_reloads_total{result=\"refused\"} 1")
+        text.contains("model_reloads_total{model=\"model\",result=\"refused\"} 1")
     };
     fs::write(&path, b"no model").unwrap();
     until("the refusal", refused);

@@ -1,0 +1,181 @@
+//! Several models in one process, and one that is tried in the shadow of another.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Server, multipart, picture, variant};
+use image::ImageFormat;
+use serde_json::{Value, json};
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn predict(server: &Server, path: &str) -> Value {
+    let reply = server.post(path, &[("content-type", "image/jpeg")], &picture(ImageFormat::Jpeg));
+    assert_eq!(reply.status, 200, "{path}: {}", String::from_utf8_lossy(&reply.body));
+    reply.json()
+}
+
+#[test]
+fn each_model_answers_by_its_name_and_is_replaced_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("second.safetensors");
+    variant(0.5).save(&file, petnet::Precision::F16).unwrap();
+    let second = format!("second={}", file.display());
+    let server = Server::start(&["--model", "pretrained", "--model", &second, "--watch", "50ms"]);
+    let home = server.get("/").json();
+    assert_eq!(home["models"], json!(["cats-vs-dogs", "second"]));
+    let versions: Vec<Value> = ["/predict", "/predict?model=second", "/predict?model=cats-vs-dogs"]
+        .iter()
+        .map(|path| predict(&server, path)["model"].clone())
+        .collect();
+    assert_eq!(versions[0], versions[2], "the first model is the default");
+    assert_eq!(
+        (&versions[0]["name"], &versions[1]["name"]),
+        (&json!("cats-vs-dogs"), &json!("second"))
+    );
+    assert_ne!(versions[0]["version"], versions[1]["version"]);
+
+    // The model may be a field of the body; what the address says must not contradict it.
+    let (kind, mut form) = multipart(&[("image/jpeg", &picture(ImageFormat::Jpeg))]);
+    form.truncate(form.len() - "--XyZ--\r\n".len());
+    form.extend(
+        b"--XyZ\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\nsecond\r\n--XyZ--\r\n",
+    );
+    let headers = [("content-type", kind.as_str())];
+    assert_eq!(server.post("/predict", &headers, &form).json()["model"]["name"], "second");
+    assert_eq!(server.post("/predict?model=cats-vs-dogs", &headers, &form).status, 400);
+    assert_eq!(server.post("/predict?model=third", &headers, &form).status, 404);
+
+    // Both show themselves to clients of the protocol, in both forms.
+    let index = server.post("/v2/repository/index", &[], b"").json();
+    let names: Vec<&str> =
+        index.as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["cats-vs-dogs", "cats-vs-dogs-pixels", "second", "second-pixels"]);
+    assert_eq!(server.get("/v2/models/second").json()["versions"][0], versions[1]["version"]);
+
+    // A changed file replaces its own model, and a label is of the model that answered.
+    variant(0.6).save(&file, petnet::Precision::F16).unwrap();
+    until("the second model's new file", || {
+        predict(&server, "/predict?model=second")["model"]["version"] != versions[1]["version"]
+    });
+    assert_eq!(predict(&server, "/predict")["model"], versions[0]);
+    let metrics = server.metrics();
+    assert_eq!(metrics["model_reloads_total{model=\"second\",result=\"loaded\"}"], 2.0);
+    assert_eq!(metrics["model_reloads_total{model=\"cats-vs-dogs\",result=\"loaded\"}"], 1.0);
+    assert_eq!(metrics["batch_queue_capacity{model=\"second\"}"], 16.0, "half of the places");
+}
+
+#[test]
+fn models_of_one_name_and_shadows_of_none_end_the_start() {
+    for arguments in [
+        &["--model", "pretrained", "--model", "pretrained"][..],
+        &["--model", "a-pixels=pretrained"],
+        &["--shadow", "cats-vs-dogs"],
+        &["--model", "pretrained", "--shadow", "nobody"],
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+            .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off"])
+            .args(arguments)
+            .env("PETNET_FEEDBACK", "off")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_shadow_sees_sampled_images_afterwards_and_labels_judge_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("new.safetensors");
+    variant(0.5).save(&file, petnet::Precision::F16).unwrap();
+    let new = format!("new={}", file.display());
+    let store = folder.path().join("feedback");
+    let server =
+        Server::start(
+            &[
+                &[
+                    "--model",
+                    "pretrained",
+                    "--model",
+                    &new,
+                    "--shadow",
+                    "new",
+                    "--shadow-share",
+                    "1",
+                ][..],
+                &["--feedback", store.to_str().unwrap()],
+            ]
+            .concat(),
+        );
+    assert_eq!(server.get("/shadow").json()["agreement"], Value::Null);
+    let answers: Vec<Value> = (0..3)
+        .map(|_| {
+            let answer = predict(&server, "/predict");
+            let count = || server.get("/shadow").json()["photos"].as_u64().unwrap_or(0);
+            let before = count();
+            until("the shadow model", || count() > before || before > 0);
+            answer
+        })
+        .collect();
+    until("all images", || server.get("/shadow").json()["photos"] == 3);
+    let class = answers[0]["predicted_class"].clone();
+    let given = json!({ "prediction_id": answers[0]["prediction_id"], "label": class });
+    assert_eq!(server.tell("/feedback", &given).0, 200);
+    let shadow = server.get("/shadow").json();
+    assert_eq!((&shadow["agreement"], &shadow["skipped"]), (&json!(1.0), &json!(0)));
+    assert_eq!(shadow["feedback"]["both_right"], 1);
+    assert_eq!(
+        shadow["shadow"]["version"],
+        predict(&server, "/predict?model=new")["model"]["version"]
+    );
+    let metrics = server.metrics();
+    assert!(metrics["shadow_photos_total{model=\"new\",result=\"agreed\"}"] >= 3.0);
+    assert_eq!(metrics["shadow_feedback_total{model=\"shadow\",result=\"right\"}"], 1.0);
+    // The shadow's answers are no predictions of the service: the only one is that of the last request.
+    let predictions: f64 = metrics
+        .iter()
+        .filter(|(name, _)| {
+            name.starts_with("prediction_requests_total") && name.contains("\"new\"")
+        })
+        .map(|(_, count)| count)
+        .sum();
+    assert_eq!(predictions, 1.0);
+    assert_eq!(Server::start(&[]).get("/shadow").status, 404);
+}
+
+#[test]
+fn an_image_is_fetched_from_a_listed_host_alone() {
+    let hosts = tiny_http::Server::http("127.0.0.1:0").unwrap();
+    let port = hosts.server_addr().to_ip().unwrap().port();
+    std::thread::spawn(move || {
+        for request in hosts.incoming_requests() {
+            let body = picture(ImageFormat::Jpeg);
+            let _ = request.respond(tiny_http::Response::from_data(body));
+        }
+    });
+    let listed = format!("http://127.0.0.1:{port}");
+    let server = Server::start(&["--image-hosts", &listed]);
+    let ask = |server: &Server, url: String| server.tell("/predict", &json!({ "url": url }));
+    let (status, answer) = ask(&server, format!("{listed}/rex.jpg"));
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["probabilities"], predict(&server, "/predict")["probabilities"]);
+    for url in [
+        format!("http://localhost:{port}/rex.jpg"),
+        "http://169.254.169.254/latest/meta-data".into(),
+        format!("http://127.0.0.1:{}/x", port ^ 1),
+        "file:///etc/passwd".into(),
+    ] {
+        assert_eq!(ask(&server, url.clone()).0, 400, "{url}");
+    }
+    let (status, _) = server.tell("/predict", &json!({ "url": listed, "image": "aGk=" }));
+    assert_eq!(status, 400);
+    assert_eq!(ask(&Server::start(&[]), listed).0, 400, "off by default");
+}
