@@ -14,7 +14,7 @@ client = triton.InferenceServerClient(address)
 
 assert client.is_server_live() and client.is_server_ready()
 assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
-index = client.get_model_repository_index()
+index = client.get_model_repository_index(headers=headers)
 assert [model["state"] for model in index] == ["READY", "READY"], index
 name = index[0]["name"]
 assert client.is_model_ready(name, headers=headers)
