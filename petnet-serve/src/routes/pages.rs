@@ -194,6 +194,7 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routes::Access;
 
     #[test]
     fn the_page_has_its_style_and_its_script_in_their_places() {
@@ -232,9 +233,24 @@ mod tests {
         ours.sort_unstable();
         theirs.sort_unstable();
         assert_eq!(ours, theirs);
-        for entry in TABLE {
+        for entry in &TABLE {
             let method = if entry.allow == "POST" { "post" } else { "get" };
-            assert!(paths[entry.path].get(method).is_some(), "{method} {}", entry.path);
+            let operation = &paths[entry.path][method];
+            assert!(operation.is_object(), "{method} {}", entry.path);
+            let free = json!({});
+            let security = operation["security"].as_array();
+            let (keyed, optional) = match entry.access {
+                Access::Open => (false, true),
+                Access::Key(_) => (true, true),
+                Access::Operator => (true, false),
+            };
+            assert_eq!(security.is_some(), keyed, "security of {}", entry.path);
+            let without = security.is_none_or(|ways| ways.contains(&free));
+            assert_eq!(without, optional, "security of {}", entry.path);
+            for status in ["401", "403", "429"] {
+                let described = operation["responses"].get(status).is_some();
+                assert_eq!(described, keyed, "{status} of {}", entry.path);
+            }
         }
     }
 }

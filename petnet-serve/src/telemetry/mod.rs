@@ -141,7 +141,8 @@ impl Record<'_> {
         )
         .increment(1);
         histogram!("api_request_latency_seconds", "endpoint" => self.route).record(self.took);
-        let predicts = self.route.starts_with("/predict") || self.route.ends_with("/infer");
+        let infers = self.route.ends_with("/infer") || self.route.ends_with("/ModelInfer");
+        let predicts = self.route.starts_with("/predict") || infers;
         if predicts {
             histogram!("prediction_latency_seconds").record(self.took);
         }
