@@ -35,7 +35,7 @@ def read(k8s):
         if rendered.returncode:
             sys.exit(f"FAIL  render: {overlay.name}: {rendered.stderr.strip()}")
         found[overlay.name] = list(yaml.safe_load_all(rendered.stdout))
-    for path in [k8s / "argocd-application.yaml", *sorted(k8s.glob("jobs/*.yaml")), *k8s.glob("kserve/*.yaml")]:
+    for path in [k8s / "argocd-application.yaml", *sorted(k8s.glob("jobs/*.yaml")), *k8s.glob("kserve/inference*.yaml")]:
         found[path.name] = list(yaml.safe_load_all(path.read_text()))
         for doc in of(found[path.name], "Experiment").values():
             found["trial"] = [doc["spec"]["trialTemplate"]["trialSpec"] | {"metadata": {"name": "of Katib"}}]

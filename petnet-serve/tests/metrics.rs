@@ -129,9 +129,9 @@ fn compare_with_table<'a>(series: impl Iterator<Item = &'a String>) {
     assert_eq!(missing, [""; 0], "in docs/metrics.md, but not served");
 }
 
-/// Of a GPU or a limit on memory, which this machine may not have; of keys and of kept answers, which are off here and which
-/// `keys.rs` and `cache.rs` look at.
-const MAY_BE_ABSENT: [&str; 10] = [
+/// Of a GPU or a limit on memory, which this machine may not have; of keys, kept answers and a shadow model, which are
+/// off here and which `keys.rs`, `cache.rs` and `models.rs` look at.
+const MAY_BE_ABSENT: [&str; 15] = [
     "api_key_requests_total",
     "prediction_cache_bytes",
     "prediction_cache_capacity_bytes",
@@ -142,6 +142,11 @@ const MAY_BE_ABSENT: [&str; 10] = [
     "gpu_memory_used_mb",
     "gpu_memory_used_bytes",
     "process_virtual_memory_max_bytes",
+    "shadow_classes_total",
+    "shadow_decisions_total",
+    "shadow_difference",
+    "shadow_feedback_total",
+    "shadow_photos_total",
 ];
 
 /// Asks from many sides until one is refused.
