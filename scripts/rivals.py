@@ -159,9 +159,13 @@ def rusts(program, models):
 def stages(service):
     """Sums and counts of petnet's clocks for decoding and for the network."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{service.port}/metrics").read().decode()
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
+    series = [line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#"]
+
+    def total(name):
+        return sum(float(value) for key, value in series if key.partition("{")[0] == name)
+
     names = ("preprocessing_duration_seconds", "inference_duration_seconds")
-    return [(float(values[f"{name}_sum"]), float(values[f"{name}_count"])) for name in names]
+    return [(total(f"{name}_sum"), total(f"{name}_count")) for name in names]
 
 
 def start_all(rivals, photo, times):
