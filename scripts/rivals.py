@@ -159,10 +159,10 @@ def rusts(program, models):
 def stages(service):
     """Sums and counts of petnet's clocks for decoding and for the network."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{service.port}/metrics").read().decode()
-    values = [line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#"]
+    series = [line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#"]
 
     def total(name):
-        return sum(float(value) for series, value in values if series.split("{")[0] == name)
+        return sum(float(value) for key, value in series if key.partition("{")[0] == name)
 
     names = ("preprocessing_duration_seconds", "inference_duration_seconds")
     return [(total(f"{name}_sum"), total(f"{name}_count")) for name in names]
