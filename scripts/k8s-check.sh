@@ -114,7 +114,7 @@ broken base/ingress.yaml 's/name: http$/name: https/' references
 broken rollouts/services.yaml 's/component: canary/component: serve/' references
 broken rollouts/rollout.yaml 's/templateName: .*/templateName: canary/' references
 broken argocd-application.yaml 's/overlays\/cloud$/overlays\/prod/' references
-broken base/settings.env 's/PETNET_MODEL_CACHE/PETNET_CACHE/' variables
+broken base/settings.env 's/PETNET_MODEL_CACHE/PETNET_MODELCACHE/' variables
 broken base/settings.env 's/PETNET_GRACE=.*/PETNET_GRACE=20s/' shutdown
 broken base/settings.env 's/PETNET_MAX_PIXELS=.*/PETNET_MAX_PIXELS=50000000/' sizes
 broken base/ingress.yaml 's/body-size: 16m/body-size: 8m/' sizes
