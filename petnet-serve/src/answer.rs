@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::decoder::Photo;
 use crate::feedback::Predicted;
 use crate::models::{Model, Target};
+use crate::telemetry::names;
 
 /// Longest text of a label in bytes that is kept: a line of the export has two of them.
 pub(crate) const LONGEST_LABEL: usize = 400;
@@ -30,15 +31,16 @@ pub(crate) fn remember(
     };
     for class in answered {
         let name = || model.name.clone();
-        counter!("prediction_requests_total", "class_predicted" => class.clone(), "model" => name())
+        counter!(names::PREDICTION_REQUESTS_TOTAL, "class_predicted" => class.clone(), "model" => name())
             .increment(1);
-        counter!("api_predictions_total", "class" => class, "model" => name()).increment(1);
+        counter!(names::API_PREDICTIONS_TOTAL, "class" => class, "model" => name()).increment(1);
     }
     let name = model.name.clone();
-    histogram!("model_prediction_confidence", "class" => class, "model" => name)
+    histogram!(names::MODEL_PREDICTION_CONFIDENCE, "class" => class, "model" => name)
         .record(prediction.confidence());
     let (decision, name) = (prediction.decision().name(), model.name.clone());
-    counter!("prediction_decisions_total", "decision" => decision, "model" => name).increment(1);
+    counter!(names::PREDICTION_DECISIONS_TOTAL, "decision" => decision, "model" => name)
+        .increment(1);
     target.served.drift.push(model, DriftSample::of(prediction, &photo.statistics));
     let label = prediction.label_text();
     // A text of so many labels takes no feedback: a label of that length is refused as well.

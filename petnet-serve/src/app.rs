@@ -21,6 +21,7 @@ use crate::routes::{Health, Stats};
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::shadow::Shadow;
+use crate::telemetry::names;
 use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines};
 use crate::upload::Uploads;
 
@@ -106,13 +107,13 @@ impl App {
     /// All metrics, in Prometheus' text format.
     pub(crate) fn scrape(&self) -> String {
         self.recorder.scrape(|| {
-            gauge!("build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             self.machine.observe(self.feedback.as_ref().map(Feedback::folder));
-            gauge!("active_user_sessions").set(self.sessions.active() as f64);
+            gauge!(names::ACTIVE_USER_SESSIONS).set(self.sessions.active() as f64);
             self.batcher.observe();
             self.memory.observe();
-            gauge!("open_connections").set(self.connections.load(Ordering::Relaxed) as f64);
-            counter!("log_lines_dropped_total").absolute(dropped_lines());
+            gauge!(names::OPEN_CONNECTIONS).set(self.connections.load(Ordering::Relaxed) as f64);
+            counter!(names::LOG_LINES_DROPPED_TOTAL).absolute(dropped_lines());
             self.rates.observe();
             let models: Vec<_> = self.models.iter().filter_map(|served| served.get()).collect();
             self.models.iter().for_each(|served| served.observe());

@@ -24,6 +24,7 @@ use crate::problem::Problem;
 use crate::queue::Place;
 use crate::settings::Settings;
 use crate::telemetry::Rates;
+use crate::telemetry::names;
 
 /// The time that a photo spent in each stage.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +82,7 @@ impl Work {
             Self::Explain(reply) => reply.is_closed(),
         };
         if gone {
-            counter!("predictions_abandoned_total").increment(1);
+            counter!(names::PREDICTIONS_ABANDONED_TOTAL).increment(1);
         }
         !gone
     }
@@ -324,12 +325,12 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     if pictures.is_empty() {
         return;
     }
-    histogram!("batch_size", "model" => model.name.clone()).record(pictures.len() as f64);
+    histogram!(names::BATCH_SIZE, "model" => model.name.clone()).record(pictures.len() as f64);
     rates.batch(pictures.len());
     let began = Instant::now();
     let outcome = contain(|| model.classifier.classify_and_embed(&pictures));
     let pass = Stage::since(began);
-    histogram!("inference_duration_seconds", "model" => model.name.clone()).record(pass.took);
+    histogram!(names::INFERENCE_DURATION_SECONDS, "model" => model.name.clone()).record(pass.took);
     match outcome {
         Ok(predictions) => {
             let replies = replies.into_iter().zip(predictions);
@@ -350,7 +351,7 @@ fn contain<T>(work: impl FnOnce() -> petnet::Result<T>) -> Result<T, Problem> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(outcome) => outcome.map_err(Problem::from),
         Err(_) => {
-            counter!("inference_panics_total").increment(1);
+            counter!(names::INFERENCE_PANICS_TOTAL).increment(1);
             tracing::error!("the network panicked");
             Err(Problem::internal())
         }

@@ -11,6 +11,7 @@ use crate::batcher::Classified;
 use crate::decoder::Photo;
 use crate::models::Model;
 use crate::settings::Settings;
+use crate::telemetry::names;
 
 /// A photo under a model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,7 +82,7 @@ impl Answers {
     pub(crate) fn get(&self, key: &Key) -> Option<Known> {
         let known = self.0.as_ref()?.get(key);
         let result = if known.is_some() { "hit" } else { "miss" };
-        counter!("prediction_cache_requests_total", "result" => result).increment(1);
+        counter!(names::PREDICTION_CACHE_REQUESTS_TOTAL, "result" => result).increment(1);
         known.map(|known| Known::clone(&known))
     }
 
@@ -94,8 +95,8 @@ impl Answers {
     /// Sets the gauges, where answers are kept.
     pub(crate) fn observe(&self) {
         let Some(answers) = &self.0 else { return };
-        gauge!("prediction_cache_entries").set(answers.len() as f64);
-        gauge!("prediction_cache_bytes").set(answers.weight() as f64);
-        gauge!("prediction_cache_capacity_bytes").set(answers.capacity() as f64);
+        gauge!(names::PREDICTION_CACHE_ENTRIES).set(answers.len() as f64);
+        gauge!(names::PREDICTION_CACHE_BYTES).set(answers.weight() as f64);
+        gauge!(names::PREDICTION_CACHE_CAPACITY_BYTES).set(answers.capacity() as f64);
     }
 }

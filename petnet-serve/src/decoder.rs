@@ -18,6 +18,7 @@ use crate::memory::Memory;
 use crate::models::Model;
 use crate::problem::Problem;
 use crate::settings::Settings;
+use crate::telemetry::names;
 
 /// An image that the network can take, and what is kept of its file.
 pub(crate) struct Decoded {
@@ -120,7 +121,7 @@ impl Decoders {
             let began = Instant::now();
             let outcome = preprocess.run_measured(&bytes, &limits);
             let stage = Stage::since(began);
-            histogram!("preprocessing_duration_seconds").record(stage.took);
+            histogram!(names::PREPROCESSING_DURATION_SECONDS).record(stage.took);
             count(if outcome.is_ok() { "ok" } else { "refused" });
             let (pixels, own) = outcome?;
             let statistics = ImageStatistics::of(&pixels, own);
@@ -187,7 +188,7 @@ impl Decoders {
     }
 
     fn too_slow(&self) -> Problem {
-        counter!("decode_timeouts_total").increment(1);
+        counter!(names::DECODE_TIMEOUTS_TOTAL).increment(1);
         let detail = format!("decoding takes longer than {:?}", self.longest);
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "decode_timeout", detail)
     }
@@ -201,5 +202,5 @@ struct Times {
 }
 
 fn count(result: &'static str) {
-    counter!("preprocessing_images_total", "result" => result).increment(1);
+    counter!(names::PREPROCESSING_IMAGES_TOTAL, "result" => result).increment(1);
 }

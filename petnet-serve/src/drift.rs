@@ -6,6 +6,7 @@ use metrics::gauge;
 use petnet::drift::{DriftSample, Window};
 
 use crate::models::Model;
+use crate::telemetry::names;
 
 /// Photos below which an index is mostly chance.
 const ENOUGH: usize = 200;
@@ -38,11 +39,11 @@ impl Drift {
     pub(crate) fn observe(&self, name: &str) {
         let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((_, window)) = &*window else { return };
-        gauge!("drift_window_photos", "model" => name.to_string()).set(window.len() as f64);
+        gauge!(names::DRIFT_WINDOW_PHOTOS, "model" => name.to_string()).set(window.len() as f64);
         if window.len() >= ENOUGH.min(self.size) {
             for (statistic, psi) in window.stability() {
                 let name = name.to_string();
-                gauge!("drift_psi", "model" => name, "statistic" => statistic.name()).set(psi);
+                gauge!(names::DRIFT_PSI, "model" => name, "statistic" => statistic.name()).set(psi);
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::problem::Problem;
 use crate::settings::Settings;
+use crate::telemetry::names;
 
 /// Limit where neither a setting nor a control group has one.
 const DEFAULT: u64 = 512 << 20;
@@ -195,10 +196,10 @@ impl Memory {
 
     /// Sets the gauges.
     pub(crate) fn observe(&self) {
-        gauge!("memory_limit_bytes").set(self.limit as f64);
+        gauge!(names::MEMORY_LIMIT_BYTES).set(self.limit as f64);
         for (purpose, share) in [("buffers", &self.buffers), ("decoding", &self.decoding)] {
-            gauge!("memory_budget_bytes", "purpose" => purpose).set(share.total() as f64);
-            gauge!("memory_claimed_bytes", "purpose" => purpose).set(share.in_use() as f64);
+            gauge!(names::MEMORY_BUDGET_BYTES, "purpose" => purpose).set(share.total() as f64);
+            gauge!(names::MEMORY_CLAIMED_BYTES, "purpose" => purpose).set(share.in_use() as f64);
         }
     }
 }

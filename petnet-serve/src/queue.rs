@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::problem::Problem;
+use crate::telemetry::names;
 
 /// Images in their places that make no progress for so long are stuck.
 const STUCK: Duration = Duration::from_secs(5);
@@ -140,7 +141,7 @@ impl Drop for Waiting<'_> {
         self.line.fetch_sub(1, Ordering::Relaxed);
         if !self.ended {
             // Its client has left.
-            counter!("predictions_abandoned_total").increment(1);
+            counter!(names::PREDICTIONS_ABANDONED_TOTAL).increment(1);
         }
     }
 }
@@ -241,9 +242,9 @@ impl Queue {
         let set = |name: &'static str, value: usize| {
             gauge!(name, "model" => self.name.clone()).set(value as f64);
         };
-        set("batch_queue_depth", depth);
-        set("batch_queue_capacity", self.capacity);
-        set("batch_queue_waiting", waiting.iter().sum());
+        set(names::BATCH_QUEUE_DEPTH, depth);
+        set(names::BATCH_QUEUE_CAPACITY, self.capacity);
+        set(names::BATCH_QUEUE_WAITING, waiting.iter().sum());
     }
 }
 

@@ -24,6 +24,7 @@ use crate::problem::Problem;
 use crate::routes;
 use crate::settings::Settings;
 use crate::socket::{Client, Pace};
+use crate::telemetry::names;
 use crate::tls::Tls;
 
 /// Which paths a listener shows.
@@ -118,7 +119,7 @@ impl Server {
                     () = app.closing() => return,
                 };
                 let Some(place) = room.enter(address, free) else {
-                    counter!("connections_refused_total").increment(1);
+                    counter!(names::CONNECTIONS_REFUSED_TOTAL).increment(1);
                     continue;
                 };
                 let connection = Connection {

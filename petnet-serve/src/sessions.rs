@@ -11,6 +11,8 @@ use cookie::Cookie;
 use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap};
 use metrics::histogram;
 
+use crate::telemetry::names;
+
 /// Name of the page's cookie.
 pub(crate) const SESSION_COOKIE: &str = "petnet_session";
 /// Clients that are told apart at a time; more are not counted.
@@ -50,7 +52,7 @@ impl Sessions {
         clients.retain(|_, (first, last)| {
             let here = last.elapsed() < self.idle;
             if !here {
-                histogram!("user_session_duration_seconds").record(*last - *first);
+                histogram!(names::USER_SESSION_DURATION_SECONDS).record(*last - *first);
             }
             here
         });

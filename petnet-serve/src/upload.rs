@@ -21,6 +21,7 @@ use crate::memory::{Claim, Memory};
 use crate::problem::Problem;
 use crate::remote::Remote;
 use crate::settings::Settings;
+use crate::telemetry::names;
 
 /// Most bytes of a body that is no photo.
 const SMALL: usize = 1 << 20;
@@ -179,11 +180,11 @@ impl Uploads {
                 multipart(body, boundary, settings.max_parts).await
             }
         };
-        histogram!("validation_duration_seconds").record(began.elapsed());
+        histogram!(names::VALIDATION_DURATION_SECONDS).record(began.elapsed());
         let Parsed { photos, model } = parsed?;
         let taken = photos.iter().map(|photo| photo.bytes.len()).sum::<usize>();
         claim.shrink(taken);
-        counter!("input_image_size_total").increment(taken as u64);
+        counter!(names::INPUT_IMAGE_SIZE_TOTAL).increment(taken as u64);
         Ok(Upload { photos, model, size, _memory: claim })
     }
 

@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq;
 
 use crate::problem::Problem;
 use crate::settings::Settings;
+use crate::telemetry::names;
 use keys::{Declared, Key};
 pub(crate) use keys::{Scope, Standing};
 
@@ -102,7 +103,7 @@ impl Keys {
         };
         let name = key.declared.name.clone();
         let count = |result: &'static str| {
-            counter!("api_key_requests_total", "key" => name, "result" => result).increment(1);
+            counter!(names::API_KEY_REQUESTS_TOTAL, "key" => name, "result" => result).increment(1);
         };
         if !key.has(scope) {
             count("forbidden");

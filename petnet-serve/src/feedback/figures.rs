@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::Labelled;
 use crate::models::{CLASSES, Model};
+use crate::telemetry::names;
 
 /// Names of the windows and their milliseconds, the longest last.
 const WINDOWS: [(&str, u64); 3] = [("1h", 3_600_000), ("24h", 86_400_000), ("7d", 604_800_000)];
@@ -104,15 +105,15 @@ impl Figures {
         let set = |name: &'static str, value: f64| {
             gauge!(name, "model" => model.to_string(), "window" => window).set(value);
         };
-        set("feedback_photos", photos as f64);
-        set("model_accuracy", right as f64 / photos as f64);
+        set(names::FEEDBACK_PHOTOS, photos as f64);
+        set(names::MODEL_ACCURACY, right as f64 / photos as f64);
     }
 
     fn observe_classes(&self, of: (&str, &'static str), labels: &[String]) {
         let (model, window) = of;
         let error = ece(&reliability(self.answers.iter().copied()));
         let name = model.to_string();
-        gauge!("model_calibration_error", "model" => name, "window" => window).set(error);
+        gauge!(names::MODEL_CALIBRATION_ERROR, "model" => name, "window" => window).set(error);
         for (class, label) in labels.iter().enumerate().take(CLASSES) {
             let figures = class_metrics(&self.confusion, class);
             let called: usize = self.confusion.iter().map(|row| row[class]).sum();
@@ -122,9 +123,9 @@ impl Figures {
                     gauge!(name, "class" => class, "model" => model, "window" => window).set(value);
                 }
             };
-            set("model_precision", figures.precision, called);
-            set("model_recall", figures.recall, figures.support);
-            set("model_f1_score", figures.f1_score, called + figures.support);
+            set(names::MODEL_PRECISION, figures.precision, called);
+            set(names::MODEL_RECALL, figures.recall, figures.support);
+            set(names::MODEL_F1_SCORE, figures.f1_score, called + figures.support);
             if figures.support > 0 {
                 self.observe_row(class, of, labels);
             }
@@ -135,7 +136,7 @@ impl Figures {
         for (predicted, count) in labels.iter().zip(&self.confusion[actual]).take(CLASSES) {
             let (actual, predicted) = (labels[actual].clone(), predicted.clone());
             gauge!(
-                "model_confusion_photos",
+                names::MODEL_CONFUSION_PHOTOS,
                 "actual" => actual,
                 "model" => model.to_string(),
                 "predicted" => predicted,

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::models::Model;
 use crate::settings::Settings;
+use crate::telemetry::names;
 use figures::Judgements;
 use store::{Recovery, Store, is_damage};
 
@@ -95,7 +96,7 @@ impl Feedback {
             None => Err(anyhow!("the feedback store could not be opened again yet")),
         };
         if let Err(error) = &outcome {
-            counter!("feedback_store_errors_total").increment(1);
+            counter!(names::FEEDBACK_STORE_ERRORS_TOTAL).increment(1);
             self.damaged.fetch_or(is_damage(error), Ordering::Relaxed);
             if !self.failed.swap(true, Ordering::Relaxed) {
                 tracing::error!(error = format!("{error:#}"), "the feedback store failed");
@@ -183,7 +184,7 @@ impl Feedback {
     pub(crate) fn observe(&self, models: &[Arc<Model>]) {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(Ok(bytes)) = store.as_ref().map(Store::bytes) {
-            gauge!("feedback_store_bytes").set(bytes as f64);
+            gauge!(names::FEEDBACK_STORE_BYTES).set(bytes as f64);
         }
         drop(store);
         let mut judgements = self.judgements.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,7 +207,7 @@ impl Feedback {
 fn report(recovery: &Recovery) {
     let Recovery { set_aside, lost } = recovery;
     if let Some(folder) = set_aside {
-        counter!("feedback_stores_set_aside_total").increment(1);
+        counter!(names::FEEDBACK_STORES_SET_ASIDE_TOTAL).increment(1);
         let folder = folder.display().to_string();
         tracing::error!(
             folder,
@@ -214,7 +215,7 @@ fn report(recovery: &Recovery) {
         );
     }
     if *lost > 0 {
-        counter!("feedback_labels_lost_total").increment(*lost);
+        counter!(names::FEEDBACK_LABELS_LOST_TOTAL).increment(*lost);
         tracing::error!(labels = lost, "labels that were kept are not there any more");
     }
 }

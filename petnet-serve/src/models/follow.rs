@@ -9,6 +9,7 @@ use super::Served;
 use crate::address::ModelAddress;
 use crate::registry;
 use crate::settings::Settings;
+use crate::telemetry::names;
 
 /// Calls `reload` when the model's file has changed and then kept still for a look, or when its name stands for another
 /// version, if that is to be followed. Never returns, but where there is nothing to follow.
@@ -56,7 +57,7 @@ async fn promoted(served: &Served, settings: &Settings, name: &str) -> bool {
             served.get().and_then(|model| model.registered.clone()) != Some(version.version)
         }
         Err(error) => {
-            counter!("model_registry_errors_total").increment(1);
+            counter!(names::MODEL_REGISTRY_ERRORS_TOTAL).increment(1);
             tracing::warn!(error = format!("{error:#}"), "the registry was not read");
             false
         }

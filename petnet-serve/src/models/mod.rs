@@ -17,6 +17,7 @@ use crate::drift::Drift;
 use crate::problem::Problem;
 use crate::queue::{Place, Priority, Queue};
 use crate::settings::Settings;
+use crate::telemetry::names;
 
 pub(crate) use follow::follow;
 pub(crate) use model::{CLASSES, Model};
@@ -78,11 +79,12 @@ impl Served {
         // From zero, so that a first count is seen as a rise.
         let name = || source.name.clone();
         for result in ["loaded", "refused"] {
-            counter!("model_reloads_total", "model" => name(), "result" => result).increment(0);
+            counter!(names::MODEL_RELOADS_TOTAL, "model" => name(), "result" => result)
+                .increment(0);
         }
         for decision in Decision::ALL {
             let decision = decision.name();
-            counter!("prediction_decisions_total", "decision" => decision, "model" => name())
+            counter!(names::PREDICTION_DECISIONS_TOTAL, "decision" => decision, "model" => name())
                 .increment(0);
         }
         Self {
@@ -125,7 +127,7 @@ impl Served {
         let loaded = Model::load(&self.source, settings);
         let count = |result: &'static str| {
             let name = self.source.name.clone();
-            counter!("model_reloads_total", "model" => name, "result" => result).increment(1);
+            counter!(names::MODEL_RELOADS_TOTAL, "model" => name, "result" => result).increment(1);
         };
         match loaded {
             Ok(model) => {

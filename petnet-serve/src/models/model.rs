@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::address::{ModelAddress, ModelSource};
 use crate::registry;
 use crate::settings::Settings;
+use crate::telemetry::names;
 
 /// Classes that metrics tell apart; the rest are `other`.
 pub(crate) const CLASSES: usize = 32;
@@ -65,7 +66,7 @@ impl Model {
         };
         model.warm_up()?;
         if pulled == Some(true) {
-            counter!("dvc_pulls_total").increment(1);
+            counter!(names::DVC_PULLS_TOTAL).increment(1);
         }
         Ok(model)
     }
@@ -80,21 +81,21 @@ impl Model {
     pub(crate) fn observe(&self) {
         let info = self.classifier.info();
         gauge!(
-            "model_info",
+            names::MODEL_INFO,
             "name" => self.name.clone(),
             "version" => self.version.clone(),
             "architecture" => info.graph.name().to_string()
         )
         .set(1.0);
         let loaded = self.loaded.duration_since(UNIX_EPOCH).unwrap_or_default();
-        gauge!("model_loaded_timestamp_seconds", "model" => self.name.clone())
+        gauge!(names::MODEL_LOADED_TIMESTAMP_SECONDS, "model" => self.name.clone())
             .set(loaded.as_secs_f64());
         if let Some(trained) = info.trained {
-            gauge!("model_last_trained_timestamp", "model" => self.name.clone())
+            gauge!(names::MODEL_LAST_TRAINED_TIMESTAMP, "model" => self.name.clone())
                 .set(trained as f64);
         }
         if let Some(changed) = info.data_time {
-            gauge!("data_version_timestamp", "model" => self.name.clone()).set(changed as f64);
+            gauge!(names::DATA_VERSION_TIMESTAMP, "model" => self.name.clone()).set(changed as f64);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::models::CLASSES;
 use crate::problem::Problem;
 use crate::queue::Priority;
+use crate::telemetry::names;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +40,6 @@ pub(super) async fn adoption(
         let detail = format!("`species` is one of {}", known.join(", "));
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail));
     }
-    counter!("pet_adoptions_total", "species" => species.clone()).increment(1);
+    counter!(names::PET_ADOPTIONS_TOTAL, "species" => species.clone()).increment(1);
     Ok(json_reply(StatusCode::ACCEPTED, &json!({ "species": species })))
 }

@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::feedback::{Feedback, Labelled, Outcome, Predicted};
 use crate::models::Model;
 use crate::problem::Problem;
+use crate::telemetry::names;
 
 /// Most labels in one request, and in one answer.
 const MOST_GIVEN: usize = 1000;
@@ -63,7 +64,7 @@ pub(super) async fn give(
             Outcome::Taken { right: false, .. } => "wrong",
             Outcome::Unknown | Outcome::UnknownLabel => "refused",
         };
-        counter!("feedback_total", "result" => result).increment(1);
+        counter!(names::FEEDBACK_TOTAL, "result" => result).increment(1);
     }
     let mut entries = outcomes.into_iter().map(|(outcome, given)| describe(app, outcome, given));
     if many {

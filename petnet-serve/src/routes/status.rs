@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use super::{Reply, json as json_reply, text};
 use crate::app::App;
 use crate::models::Model;
+use crate::telemetry::names;
 
 /// The contract's health check.
 pub(super) fn health(app: &App) -> Reply {
-    counter!("health_check_requests_total").increment(1);
+    counter!(names::HEALTH_CHECK_REQUESTS_TOTAL).increment(1);
     let loaded = app.is_loaded();
     let body = json!({
         "status": if loaded { "healthy" } else { "unhealthy" },

@@ -20,6 +20,7 @@ use crate::memory::Claim;
 use crate::models::{Model, Served, Target};
 use crate::queue::Priority;
 use crate::settings::Settings;
+use crate::telemetry::names;
 use figures::{Figures, Pair};
 
 /// Most images that wait for the shadow model.
@@ -100,7 +101,7 @@ impl Shadow {
             figures,
         };
         for result in ["agreed", "disagreed", "failed", "skipped"] {
-            counter!("shadow_photos_total", "model" => shadow.name(), "result" => result)
+            counter!(names::SHADOW_PHOTOS_TOTAL, "model" => shadow.name(), "result" => result)
                 .increment(0);
         }
         Some(shadow)
@@ -117,7 +118,8 @@ impl Shadow {
     }
 
     fn count(&self, result: &'static str) {
-        counter!("shadow_photos_total", "model" => self.name(), "result" => result).increment(1);
+        counter!(names::SHADOW_PHOTOS_TOTAL, "model" => self.name(), "result" => result)
+            .increment(1);
         self.lock().count(result);
     }
 
@@ -129,7 +131,8 @@ impl Shadow {
     pub(crate) fn judge(&self, id: Uuid, actual: &str) {
         for (model, right) in self.lock().judge(id, actual).into_iter().flatten() {
             let result = if right { "right" } else { "wrong" };
-            counter!("shadow_feedback_total", "model" => model, "result" => result).increment(1);
+            counter!(names::SHADOW_FEEDBACK_TOTAL, "model" => model, "result" => result)
+                .increment(1);
         }
     }
 
@@ -163,10 +166,11 @@ impl Shadow {
         let pair = Pair::new((champion, first), (model, prediction));
         self.count(if pair.agree() { "agreed" } else { "disagreed" });
         let [class, other] = pair.classes();
-        counter!("shadow_classes_total", "champion" => class, "shadow" => other).increment(1);
+        counter!(names::SHADOW_CLASSES_TOTAL, "champion" => class, "shadow" => other).increment(1);
         let [decision, other] = [first, prediction].map(|p| p.decision().name());
-        counter!("shadow_decisions_total", "champion" => decision, "shadow" => other).increment(1);
-        histogram!("shadow_difference", "model" => self.name()).record(pair.difference());
+        counter!(names::SHADOW_DECISIONS_TOTAL, "champion" => decision, "shadow" => other)
+            .increment(1);
+        histogram!(names::SHADOW_DIFFERENCE, "model" => self.name()).record(pair.difference());
         self.lock().insert(*id, pair);
     }
 }

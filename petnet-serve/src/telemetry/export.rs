@@ -12,6 +12,8 @@ use ureq::http::{HeaderName, HeaderValue, Uri};
 use super::otlp::request;
 use super::traces::{agent, resource};
 
+use crate::telemetry::names;
+
 /// Default of OTEL_METRIC_EXPORT_INTERVAL.
 const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -133,7 +135,7 @@ impl<F: Fn() -> String> Exporter<F> {
             Ok(()) if self.healthy => (),
             Ok(()) => tracing::info!("exports of metrics succeed again"),
             Err(error) => {
-                metrics::counter!("otlp_export_errors_total").increment(1);
+                metrics::counter!(names::OTLP_EXPORT_ERRORS_TOTAL).increment(1);
                 if self.healthy {
                     let error = format!("{error:#}");
                     tracing::warn!(error, "exports of metrics fail");

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use metrics::{counter, gauge};
 use metrics_process::collector::collect;
 
+use crate::telemetry::names;
+
 /// Shortest time that CPU usage is averaged over.
 const SETTLE: Duration = Duration::from_secs(10);
 const MEGABYTE: f64 = 1e6;
@@ -29,42 +31,42 @@ impl Machine {
     pub(crate) fn observe(&self, folder: Option<&Path>) {
         let process = collect();
         if let Some(bytes) = process.resident_memory_bytes {
-            gauge!("process_memory_usage_mb").set(bytes as f64 / MEGABYTE);
+            gauge!(names::PROCESS_MEMORY_USAGE_MB).set(bytes as f64 / MEGABYTE);
         }
         if let Some(seconds) = process.cpu_seconds_total {
-            counter!("process_cpu_seconds_total").absolute(seconds as u64);
+            counter!(names::PROCESS_CPU_SECONDS_TOTAL).absolute(seconds as u64);
             if let Some(percent) = self.cpu_percent(seconds) {
-                gauge!("process_cpu_usage_percent").set(percent);
+                gauge!(names::PROCESS_CPU_USAGE_PERCENT).set(percent);
             }
         }
         for (name, value) in [
-            ("process_resident_memory_bytes", process.resident_memory_bytes),
-            ("process_virtual_memory_bytes", process.virtual_memory_bytes),
+            (names::PROCESS_RESIDENT_MEMORY_BYTES, process.resident_memory_bytes),
+            (names::PROCESS_VIRTUAL_MEMORY_BYTES, process.virtual_memory_bytes),
             // No limit is read as zero.
             (
-                "process_virtual_memory_max_bytes",
+                names::PROCESS_VIRTUAL_MEMORY_MAX_BYTES,
                 process.virtual_memory_max_bytes.filter(|n| *n > 0),
             ),
-            ("process_open_fds", process.open_fds),
-            ("process_max_fds", process.max_fds),
-            ("process_threads", process.threads),
-            ("process_start_time_seconds", process.start_time_seconds),
+            (names::PROCESS_OPEN_FDS, process.open_fds),
+            (names::PROCESS_MAX_FDS, process.max_fds),
+            (names::PROCESS_THREADS, process.threads),
+            (names::PROCESS_START_TIME_SECONDS, process.start_time_seconds),
         ] {
             if let Some(value) = value {
                 gauge!(name).set(value as f64);
             }
         }
-        gauge!("service_uptime_seconds").set(self.started.elapsed().as_secs_f64());
+        gauge!(names::SERVICE_UPTIME_SECONDS).set(self.started.elapsed().as_secs_f64());
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (hour, day) = clock(since.as_secs());
-        gauge!("current_hour").set(hour as f64);
-        gauge!("current_day_of_week").set(day as f64);
+        gauge!(names::CURRENT_HOUR).set(hour as f64);
+        gauge!(names::CURRENT_DAY_OF_WEEK).set(day as f64);
         for gpu in gpus() {
             gpu.observe();
         }
         if let Some(disk) = folder.and_then(|folder| rustix::fs::statvfs(folder).ok()) {
-            gauge!("disk_free_bytes").set(disk.f_bavail as f64 * disk.f_frsize as f64);
-            gauge!("disk_size_bytes").set(disk.f_blocks as f64 * disk.f_frsize as f64);
+            gauge!(names::DISK_FREE_BYTES).set(disk.f_bavail as f64 * disk.f_frsize as f64);
+            gauge!(names::DISK_SIZE_BYTES).set(disk.f_blocks as f64 * disk.f_frsize as f64);
         }
     }
 
@@ -100,12 +102,12 @@ impl Gpu {
     fn observe(&self) {
         let name = &self.name;
         if let Some(busy) = self.busy {
-            gauge!("gpu_utilization_ratio", "gpu" => name.clone()).set(busy);
-            gauge!("gpu_utilization_percent", "gpu" => name.clone()).set(busy * 100.0);
+            gauge!(names::GPU_UTILIZATION_RATIO, "gpu" => name.clone()).set(busy);
+            gauge!(names::GPU_UTILIZATION_PERCENT, "gpu" => name.clone()).set(busy * 100.0);
         }
         if let Some(bytes) = self.memory {
-            gauge!("gpu_memory_used_bytes", "gpu" => name.clone()).set(bytes);
-            gauge!("gpu_memory_used_mb", "gpu" => name.clone()).set(bytes / MEGABYTE);
+            gauge!(names::GPU_MEMORY_USED_BYTES, "gpu" => name.clone()).set(bytes);
+            gauge!(names::GPU_MEMORY_USED_MB, "gpu" => name.clone()).set(bytes / MEGABYTE);
         }
     }
 }

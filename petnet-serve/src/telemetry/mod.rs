@@ -2,6 +2,7 @@
 
 mod export;
 mod machine;
+pub(crate) mod names;
 mod otlp;
 mod rates;
 mod recorder;
@@ -136,21 +137,21 @@ impl Record<'_> {
     fn count(&self) {
         let status = self.status.as_str().to_string();
         counter!(
-            "api_requests_total",
+            names::API_REQUESTS_TOTAL,
             "endpoint" => self.route, "method" => known(self.method), "status" => status
         )
         .increment(1);
-        histogram!("api_request_latency_seconds", "endpoint" => self.route).record(self.took);
+        histogram!(names::API_REQUEST_LATENCY_SECONDS, "endpoint" => self.route).record(self.took);
         let infers = self.route.ends_with("/infer") || self.route.ends_with("/ModelInfer");
         let predicts = self.route.starts_with("/predict") || infers;
         if predicts {
-            histogram!("prediction_latency_seconds").record(self.took);
+            histogram!(names::PREDICTION_LATENCY_SECONDS).record(self.took);
         }
         if let Some(Problem { kind, .. }) = self.note.problem {
-            counter!("api_errors_total", "endpoint" => self.route, "error_type" => kind)
+            counter!(names::API_ERRORS_TOTAL, "endpoint" => self.route, "error_type" => kind)
                 .increment(1);
             if predicts || ["/embed", "/explain"].contains(&self.route) {
-                counter!("prediction_errors_total", "error_type" => kind).increment(1);
+                counter!(names::PREDICTION_ERRORS_TOTAL, "error_type" => kind).increment(1);
             }
         }
     }

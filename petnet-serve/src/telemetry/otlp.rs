@@ -21,6 +21,8 @@ use opentelemetry_proto::tonic::resource::v1::Resource as ResourceMessage;
 use opentelemetry_proto::transform::common::tonic::{Attributes, ResourceAttributesWithSchema};
 use opentelemetry_sdk::Resource;
 
+use super::names;
+
 /// Cumulative points start with the process, or at `started` where `process_start_time_seconds` is missing.
 ///
 /// # Errors
@@ -32,7 +34,7 @@ pub(super) fn request(
 ) -> Result<ExportMetricsServiceRequest> {
     let families = parse(exposition)?;
     let now = nanoseconds(SystemTime::now());
-    let process = families.iter().find(|family| family.name == "process_start_time_seconds");
+    let process = families.iter().find(|family| family.name == names::PROCESS_START_TIME_SECONDS);
     let process = process.and_then(|family| family.samples.first());
     let start = process.map_or(nanoseconds(started), |sample| (sample.value * 1e9) as u64);
     let times = (start.min(now), now);

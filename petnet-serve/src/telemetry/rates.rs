@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use metrics::gauge;
 
+use crate::telemetry::names;
+
 /// Longest time that is looked back on.
 const SECONDS: usize = 300;
 
@@ -56,15 +58,15 @@ impl Rates {
     /// Sets the gauges of what happened lately.
     pub(crate) fn observe(&self) {
         let (minute, minutes) = (self.last(60), self.last(300));
-        gauge!("requests_per_minute").set(minute.requests as f64);
+        gauge!(names::REQUESTS_PER_MINUTE).set(minute.requests as f64);
         if minutes.requests > 0 {
-            gauge!("api_error_rate").set(minutes.errors as f64 / minutes.requests as f64);
+            gauge!(names::API_ERROR_RATE).set(minutes.errors as f64 / minutes.requests as f64);
         }
         if minutes.batches > 0 {
-            gauge!("batch_size_avg").set(minutes.photos as f64 / minutes.batches as f64);
+            gauge!(names::BATCH_SIZE_AVG).set(minutes.photos as f64 / minutes.batches as f64);
         }
         if minute.photos > 0 {
-            gauge!("batch_throughput_images_per_second").set(minute.photos as f64 / 60.0);
+            gauge!(names::BATCH_THROUGHPUT_IMAGES_PER_SECOND).set(minute.photos as f64 / 60.0);
         }
     }
 
