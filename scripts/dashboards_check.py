@@ -75,7 +75,7 @@ def lint():
 
 
 def ask(args, expression, instant):
-    for name, value in (("$__rate_interval", "1m"), ("$__range", "1h"), ("$instance", ".*")):
+    for name, value in (("$__rate_interval", "1m"), ("$__range", "1h"), ("$instance", ".*"), ("$model", ".*")):
         expression = expression.replace(name, value)
     window = parse.urlencode({"query": expression, "start": args.end - args.span, "end": args.end, "step": args.step})
     try:
