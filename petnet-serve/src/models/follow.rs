@@ -54,7 +54,9 @@ async fn promoted(served: &Served, settings: &Settings, name: &str) -> bool {
     let current = tokio::task::spawn_blocking(move || registry::current(&settings, &asked)).await;
     match current.unwrap_or_else(|e| Err(e.into())) {
         Ok(version) => {
-            served.get().and_then(|model| model.registered.clone()) != Some(version.version)
+            // A model that was unloaded stays so until it is asked for.
+            let loaded = served.get();
+            loaded.is_some_and(|model| model.registered.as_ref() != Some(&version.version))
         }
         Err(error) => {
             counter!(names::MODEL_REGISTRY_ERRORS_TOTAL).increment(1);
