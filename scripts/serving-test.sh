@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What docs/serving.md promises, as curl sees it: several models, a shadow, keys with limits and priority, repeated images,
+# The promises of docs/serving.md, checked with curl: several models, a shadow, keys with limits and priority, repeated images,
 # images by URL. Needs curl and python3.
 # Usage: scripts/serving-test.sh [PHOTO]
 set -euo pipefail

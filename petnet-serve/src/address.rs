@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -75,34 +76,20 @@ fn stem(path: &Path) -> String {
 impl From<OsString> for ModelSource {
     /// `NAME=ADDRESS` or an address alone; a file name with an equals sign takes `./` in front.
     fn from(text: OsString) -> Self {
-        let bytes = text.as_encoded_bytes();
+        let bytes = text.as_bytes();
         let is_name = |name: &[u8]| {
             let fit = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
             !name.is_empty() && name.iter().all(fit) && name[0] != b'.'
         };
-        let name = text.to_str().and_then(|text| text.split_once('='));
-        match (name, bytes.iter().position(|byte| *byte == b'=')) {
-            (Some((name, address)), _) if is_name(name.as_bytes()) => {
-                Self { name: name.into(), address: OsString::from(address).into() }
+        match bytes.iter().position(|byte| *byte == b'=') {
+            Some(at) if is_name(&bytes[..at]) => {
+                let (name, address) = bytes.split_at(at);
+                let address = OsStr::from_bytes(&address[1..]).to_os_string();
+                Self { name: String::from_utf8_lossy(name).into_owned(), address: address.into() }
             }
-            (None, Some(at)) if is_name(&bytes[..at]) => split(&text, at),
-            (Some(_), _) | (None, _) => ModelAddress::from(text).into(),
+            Some(_) | None => ModelAddress::from(text).into(),
         }
     }
-}
-
-/// The same of a file's name that is not UTF-8, where the system lets bytes be cut.
-#[cfg(unix)]
-fn split(text: &OsStr, at: usize) -> ModelSource {
-    use std::os::unix::ffi::OsStrExt as _;
-    let (name, address) = text.as_bytes().split_at(at);
-    let address = OsStr::from_bytes(&address[1..]).to_os_string();
-    ModelSource { name: String::from_utf8_lossy(name).into_owned(), address: address.into() }
-}
-
-#[cfg(not(unix))]
-fn split(text: &OsStr, _at: usize) -> ModelSource {
-    ModelAddress::from(text.to_os_string()).into()
 }
 
 impl From<&ModelSource> for OsString {
@@ -151,7 +138,6 @@ mod tests {
         assert_eq!(parse("new=models:/Pets@champion"), ("new".into(), registered));
     }
 
-    #[cfg(unix)]
     #[test]
     fn a_path_need_not_be_utf_8() {
         use std::os::unix::ffi::OsStringExt as _;

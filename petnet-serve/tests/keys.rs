@@ -3,9 +3,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
-
-use common::{Server, picture};
+use common::{Server, picture, until};
 use image::ImageFormat;
 
 /// `printf %s KEY | sha256sum` of `shop`, `export` and `operator`.
@@ -22,14 +20,6 @@ fn keys(limits: &str) -> String {
         digest("export"),
         digest("operator"),
     )
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -3,19 +3,9 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
-
-use common::{Server, multipart, picture, variant};
+use common::{Server, multipart, picture, until, variant};
 use image::ImageFormat;
 use serde_json::{Value, json};
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn predict(server: &Server, path: &str) -> Value {
     let reply = server.post(path, &[("content-type", "image/jpeg")], &picture(ImageFormat::Jpeg));

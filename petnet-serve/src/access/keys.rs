@@ -157,7 +157,7 @@ impl Key {
     }
 }
 
-/// What a key gives its request: the urgency, and its limits as the fields `RateLimit-Policy` and `RateLimit` say them
+/// A request's urgency by its key, and the key's limits as the fields `RateLimit-Policy` and `RateLimit` say them
 /// (draft-ietf-httpapi-ratelimit-headers), which are empty for a key without limits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Standing {

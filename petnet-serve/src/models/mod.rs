@@ -207,13 +207,8 @@ impl Models {
     /// 404 for a name that no model has.
     pub(crate) fn find(&self, name: Option<&str>) -> Result<&Arc<Served>, Problem> {
         let Some(name) = name else { return Ok(&self.default) };
-        self.iter().find(|served| served.name() == name).ok_or_else(|| self.unknown(name))
-    }
-
-    pub(crate) fn unknown(&self, name: &str) -> Problem {
-        let known: Vec<&str> = self.iter().map(|served| served.name()).collect();
-        let detail = format!("there is no model `{name}`: there is {}", known.join(", "));
-        Problem::new(StatusCode::NOT_FOUND, "unknown_model", detail)
+        let found = self.iter().find(|served| served.name() == name);
+        found.ok_or_else(|| unknown(name, self.iter().map(|served| served.name().to_string())))
     }
 
     /// The loaded model of that version, or else the default one.
@@ -231,4 +226,11 @@ impl Models {
     pub(crate) fn is_idle(&self) -> bool {
         self.iter().all(|served| served.queue.is_idle())
     }
+}
+
+/// The refusal of a name that is none of those that are known.
+pub(crate) fn unknown(name: &str, known: impl Iterator<Item = String>) -> Problem {
+    let known = known.collect::<Vec<_>>().join(", ");
+    let detail = format!("there is no model `{name}`: there is {known}");
+    Problem::new(StatusCode::NOT_FOUND, "unknown_model", detail)
 }

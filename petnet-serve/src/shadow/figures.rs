@@ -1,4 +1,4 @@
-//! How two models differ, in numbers of bounded memory.
+//! Differences of two models' answers, in bounded memory.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::SystemTime;
@@ -94,7 +94,7 @@ fn distance((first, a): (&Model, &Prediction), (second, b): (&Model, &Prediction
     }
 }
 
-/// What is known of two models. Another version of either begins anew.
+/// Agreement, differences and user feedback of two models. Another version of either begins anew.
 pub(super) struct Figures {
     since: SystemTime,
     versions: Option<[String; 2]>,
@@ -157,7 +157,8 @@ impl Figures {
         }
     }
 
-    /// Whether each model was right about an image that both have classified; a second label of the image is passed over.
+    /// Notes the label of an image that both models have classified, and tells for each if it was right; a second label of
+    /// the image is passed over.
     pub(super) fn judge(&mut self, id: Uuid, actual: &str) -> Option<[(&'static str, bool); 2]> {
         let [champion, shadow] = self.answers.remove(&id)?.map(|label| label == actual);
         let place = usize::from(!champion) * 2 + usize::from(!shadow);

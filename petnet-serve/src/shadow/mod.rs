@@ -136,7 +136,7 @@ impl Shadow {
         }
     }
 
-    /// What is known of both models, for the operator's page.
+    /// The comparison of both models, for the operator's page.
     pub(crate) fn json(&self, champion: &Served) -> Value {
         self.lock().json(champion.name(), (self.served.name(), self.share))
     }

@@ -282,3 +282,12 @@ pub(crate) fn drawn_model(folder: &std::path::Path, photos: u32) -> std::path::P
     judged.save(&path, petnet::Precision::F16).unwrap();
     path
 }
+
+/// Waits until something is so, for a minute at most.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

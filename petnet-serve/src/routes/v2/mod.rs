@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::images::priority;
 use super::{Reply, json as json_reply};
 use crate::app::App;
-use crate::models::{Model, PIXELS, Served, Target};
+use crate::models::{Model, PIXELS, Served, Target, unknown};
 use crate::problem::Problem;
 use crate::queue::Priority;
 
@@ -91,10 +91,7 @@ fn served<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<Served>, Form), Probl
         all.find(|served| form.name(served.name()) == name).map(|served| (served, form))
     });
     found.ok_or_else(|| {
-        let known = app.models.iter().flat_map(|served| Form::ALL.map(|f| f.name(served.name())));
-        let known = known.collect::<Vec<_>>().join(", ");
-        let detail = format!("there is no model `{name}`: there is {known}");
-        Problem::new(StatusCode::NOT_FOUND, "unknown_model", detail)
+        unknown(name, app.models.iter().flat_map(|served| Form::ALL.map(|f| f.name(served.name()))))
     })
 }
 
