@@ -90,6 +90,12 @@ impl App {
         })
     }
 
+    /// Waits for the end of [`Phase::Serving`].
+    pub(crate) async fn draining(&self) {
+        // The sender is part of `self` and cannot be gone.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Serving).await;
+    }
+
     /// Waits for [`Phase::Closing`].
     pub(crate) async fn closing(&self) {
         // The sender is part of `self` and cannot be gone.

@@ -1,11 +1,12 @@
-//! Photos in, answers out: one thread owns the network's time.
+//! Dynamic batching: decoded images wait in a line, and one thread at a time runs the network on them.
 //!
-//! Work-conserving: whenever the network is free it takes what waits, up to a batch, and never waits for more. A photo
+//! That thread is the decoding thread that finds the network free, so that a lone image is not handed to another thread, which
+//! would have to wake. The network takes the images that wait, up to a batch, and never waits for more. An image
 //! needs a place in its model's queue from decoding to answer. Who finds none waits in turn, photo by photo, so that batches
 //! and single photos share the places; who waits longer than a limit is refused.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -117,13 +118,13 @@ impl From<Bytes> for Picture {
     }
 }
 
-/// Handle to the thread, which ends when it is dropped.
+/// The way of images through decoding and the network.
 pub(crate) struct Batcher {
     decoders: Decoders,
     known: Answers,
     /// Longest wait for an answer.
     patience: Duration,
-    jobs: Sender<Job>,
+    line: Arc<Line>,
 }
 
 impl Batcher {
@@ -133,16 +134,18 @@ impl Batcher {
         rates: Arc<Rates>,
         digests: bool,
     ) -> anyhow::Result<Self> {
-        let (jobs, waiting) = channel();
-        let max_batch = settings.max_batch;
-        std::thread::Builder::new()
-            .name("network".into())
-            .spawn(move || serve(&waiting, max_batch, &rates))?;
+        let line = Arc::new(Line {
+            waiting: Mutex::default(),
+            network: Mutex::default(),
+            max_batch: settings.max_batch,
+            rates,
+        });
+        let next = Arc::clone(&line);
         Ok(Self {
-            decoders: Decoders::start(settings, memory, digests)?,
+            decoders: Decoders::start(settings, memory, digests, move || next.run())?,
             known: Answers::new(settings),
             patience: settings.request_timeout,
-            jobs,
+            line,
         })
     }
 
@@ -233,7 +236,7 @@ impl Batcher {
     ) -> Result<Answer<T>, Problem> {
         let (reply, answer) = oneshot::channel();
         let work = work(reply);
-        let next = Next { jobs: self.jobs.clone(), model: Arc::clone(&target.model), place };
+        let next = Next { line: Arc::clone(&self.line), model: Arc::clone(&target.model), place };
         match photo {
             Picture::Encoded(bytes) => {
                 let next = move |decode: &dyn Fn() -> Result<Decoded, Problem>| {
@@ -252,6 +255,7 @@ impl Batcher {
                 let photo = Photo { statistics, sha256: None };
                 let stage = Stage { began: Instant::now(), took: Duration::ZERO };
                 next.queue(work, Decoded { pixels, photo, stage });
+                self.decoders.wake();
                 match tokio::time::timeout(self.patience, answer).await {
                     Ok(Ok(answer)) => answer,
                     Ok(Err(_)) => Err(Problem::internal()),
@@ -264,36 +268,66 @@ impl Batcher {
 
 /// The way from a decoded image to the network.
 struct Next {
-    jobs: Sender<Job>,
+    line: Arc<Line>,
     model: Arc<Model>,
     place: Place,
 }
 
 impl Next {
     fn queue(self, work: Work, decoded: Decoded) {
-        let Self { jobs, model, place } = self;
+        let Self { line, model, place } = self;
         place.note_progress();
         let Decoded { pixels, photo, stage: decode } = decoded;
         let queued = Instant::now();
-        // The receiver lives as long as the process.
-        let _ = jobs.send(Job { work, model, pixels, photo, decode, queued, place });
+        line.push(Job { work, model, pixels, photo, decode, queued, place });
     }
 }
 
-fn serve(waiting: &Receiver<Job>, max_batch: usize, rates: &Rates) {
-    while let Ok(first) = waiting.recv() {
-        let mut jobs = vec![first];
-        jobs.extend(waiting.try_iter().take(max_batch - 1));
-        jobs.retain(|job| job.work.wanted());
+/// Decoded images that wait for the network, and the right to run it.
+struct Line {
+    waiting: Mutex<VecDeque<Job>>,
+    /// Held by the thread that runs the network.
+    network: Mutex<()>,
+    max_batch: usize,
+    rates: Arc<Rates>,
+}
+
+impl Line {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, job: Job) {
+        self.waiting().push_back(job);
+    }
+
+    /// Runs the network for the images that wait, unless another thread does. That thread looks again after it has let the
+    /// network go, so that no image is left behind.
+    fn run(&self) {
+        while !self.waiting().is_empty() {
+            let _network = match self.network.try_lock() {
+                Ok(network) => network,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let mut waiting = self.waiting();
+            let most = self.max_batch.min(waiting.len());
+            let jobs = waiting.drain(..most).filter(|job| job.work.wanted()).collect();
+            drop(waiting);
+            self.serve(jobs);
+        }
+    }
+
+    fn serve(&self, mut jobs: Vec<Job>) {
         let batch = Instant::now();
         while let Some(job) = jobs.first() {
-            // After a reload, photos decoded for the old model are still answered by it.
+            // After a reload, images decoded for the old model are still answered by it.
             let (model, queue) = (Arc::clone(&job.model), Arc::clone(job.place.queue()));
             let (same, others): (Vec<_>, Vec<_>) =
                 jobs.into_iter().partition(|job| Arc::ptr_eq(&job.model, &model));
             let began = same.iter().map(|job| job.decode.began).min().unwrap_or(batch);
             let photos = same.len();
-            answer(&model, same, batch, rates);
+            answer(&model, same, batch, &self.rates);
             queue.note_batch(began, photos);
             jobs = others;
         }

@@ -87,18 +87,26 @@ impl Decoders {
         settings: &Settings,
         memory: Arc<Memory>,
         digests: bool,
+        after: impl Fn() + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         let jobs = Arc::new(Jobs::default());
-        for number in 0..settings.decoders() {
-            let jobs = Arc::clone(&jobs);
+        // One of them runs the network.
+        for number in 0..=settings.decoders() {
+            let (jobs, after) = (Arc::clone(&jobs), after.clone());
             std::thread::Builder::new().name(format!("decode-{number}")).spawn(move || {
                 loop {
-                    jobs.next()()
+                    jobs.next()();
+                    after();
                 }
             })?;
         }
         let (patience, longest) = (settings.request_timeout, settings.decode_timeout);
         Ok(Self { jobs, memory, limits: settings.limits(), patience, longest, digests })
+    }
+
+    /// Makes a thread run what comes after a job.
+    pub(crate) fn wake(&self) {
+        self.jobs.push(Box::new(|| ()));
     }
 
     /// Decodes and resizes an image to the model's size, and hands it on to `next` on the decoding thread; `next` sees to

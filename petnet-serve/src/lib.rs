@@ -86,6 +86,7 @@ pub async fn run(
     if let Some(listener) = listeners.metrics {
         server.listen(listener, Face::Metrics, None);
     }
+    let health = tokio::spawn(routes::report_health(Arc::clone(&app)));
     let mut shutdown = pin!(shutdown);
     tokio::select! {
         loaded = app.load() => loaded?,
@@ -106,6 +107,7 @@ pub async fn run(
     let end = tokio::time::Instant::now() + app.settings.grace;
     server.finish(app.settings.grace).await;
     housekeeping.abort();
+    health.abort();
     // Traces and metrics that cannot be sent in time are lost, as traces are when the queue is full.
     let traces = tokio::task::spawn_blocking(move || app.traces.finish());
     let metrics =

@@ -15,10 +15,13 @@ mod proto {
     include!("../proto/inference.rs");
 }
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use common::{Server, picture};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{HeaderMap, Request};
+use hyper::body::Incoming;
+use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use image::ImageFormat;
 use prost::Message;
@@ -31,13 +34,13 @@ use proto::{
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 
-/// One call: its status and its message.
-async fn call<T: Message + Default>(
+/// Sends one message; the answer comes with its body unread.
+async fn send(
     server: &Server,
     path: &str,
     message: &impl Message,
     headers: &[(&str, &str)],
-) -> (u32, T) {
+) -> Response<Incoming> {
     let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let executor = TokioExecutor::new();
     let io = TokioIo::new(stream);
@@ -54,8 +57,17 @@ async fn call<T: Message + Default>(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let reply =
-        client.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
+    client.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
+}
+
+/// One call: its status and its message.
+async fn call<T: Message + Default>(
+    server: &Server,
+    path: &str,
+    message: &impl Message,
+    headers: &[(&str, &str)],
+) -> (u32, T) {
+    let reply = send(server, path, message, headers).await;
     let head = reply.headers().clone();
     let collected = reply.into_body().collect().await.unwrap();
     let trailers = collected.trailers().cloned().unwrap_or_default();
@@ -176,6 +188,32 @@ async fn states_and_models_are_told_and_keys_are_asked_for() {
     let path = "/grpc.health.v1.Health/Check";
     let (code, state): (u32, HealthState) = call(&server, path, &ServerReadyRequest {}, &[]).await;
     assert_eq!((code, state.status), (0, 2));
+}
+
+#[tokio::test]
+async fn clients_that_watch_health_see_each_change_without_asking_again() {
+    let digest = petnet::sha256(b"secret");
+    let server =
+        Server::start(&["--api-keys-sha256", &digest, "--drain-delay", "3s", "--grace", "3s"]);
+    let watch = send(&server, "/grpc.health.v1.Health/Watch", &ServerReadyRequest {}, &[]).await;
+    let mut body = watch.into_body();
+    let mut next = async || {
+        let frame = tokio::time::timeout(Duration::from_secs(30), body.frame());
+        let data = frame.await.expect("no change was sent").unwrap().unwrap().into_data().unwrap();
+        HealthState::decode(&data[5..]).unwrap().status
+    };
+    assert_eq!(next().await, 1, "serving");
+    let key = [("authorization", "Bearer secret")];
+    let model =
+        RepositoryModelLoadRequest { model_name: "cats-vs-dogs".into(), ..Default::default() };
+    let path = format!("{SERVICE}RepositoryModelUnload");
+    let (code, _): (u32, ServerReadyResponse) = call(&server, &path, &model, &key).await;
+    assert_eq!((code, next().await), (0, 2), "not serving");
+    let path = format!("{SERVICE}RepositoryModelLoad");
+    let (code, _): (u32, ServerReadyResponse) = call(&server, &path, &model, &key).await;
+    assert_eq!((code, next().await), (0, 1), "serving again");
+    server.signal("-TERM");
+    assert_eq!(next().await, 2, "draining");
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -44,7 +44,7 @@ use crate::telemetry::{Note, Parent, Record};
 
 use table::{Access, Entry, Route};
 
-pub(crate) use grpc::Health;
+pub(crate) use grpc::{Health, report_health};
 pub(crate) use table::TABLE;
 pub(crate) use v2::Stats;
 #[cfg(fuzzing)]

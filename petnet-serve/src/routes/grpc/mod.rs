@@ -126,20 +126,41 @@ pub(super) fn is_call(headers: &HeaderMap) -> bool {
 pub(crate) struct Health {
     reporter: HealthReporter,
     server: HealthServer<HealthService>,
+    /// The state that was reported last; `None` before the first report.
+    reported: tokio::sync::Mutex<Option<bool>>,
 }
 
 impl Health {
     pub(crate) fn new() -> Self {
         let reporter = HealthReporter::new();
         let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        Self { reporter, server: server.max_decoding_message_size(SMALL) }
+        let server = server.max_decoding_message_size(SMALL);
+        Self { reporter, server, reported: tokio::sync::Mutex::default() }
     }
 
-    /// Tells those who watch whether the service is ready.
-    pub(crate) async fn update(&self, ready: bool) {
+    /// Reports a change of readiness to clients that watch; the same state again sends nothing.
+    async fn update(&self, ready: bool) {
+        let mut reported = self.reported.lock().await;
+        if reported.replace(ready) == Some(ready) {
+            return;
+        }
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", INFERENCE] {
             self.reporter.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// Reports the service's readiness to clients of `Health/Watch`, as it changes: within a second, or at once when the
+/// service begins to drain.
+pub(crate) async fn report_health(app: Arc<App>) {
+    const EVERY: Duration = Duration::from_secs(1);
+    loop {
+        app.health.update(check_ready(&app).is_ok()).await;
+        // Running out of time is the usual end of this wait.
+        let _ = tokio::time::timeout(EVERY, app.draining()).await;
+        if !app.serving() {
+            return app.health.update(false).await;
         }
     }
 }
