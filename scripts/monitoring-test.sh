@@ -51,7 +51,7 @@ traffic unpack "$archive" photos
 "$train" prepare --raw photos/train --out data --size 64 --quiet
 serve_up() {
     launch serve "$serve" --host 127.0.0.1 --port 18000 --metrics-addr 127.0.0.1:18081 --feedback feedback --drift-window 300 \
-        --queue 8 --session-idle 20s --log-format json
+        --queue 8 --queue-timeout 20ms --session-idle 20s --log-format json
     server=$last
     until_ok 20 "the service" curl -sf 127.0.0.1:18000/readyz
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::augment::Augment;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Confidence};
 use crate::classifier::Classifier;
 use crate::dataset::{Dataset, Target};
 use crate::device::Device;
@@ -103,14 +103,6 @@ impl Checkpoint {
 struct Images {
     outputs: Vec<Outputs>,
     truth: Vec<Target>,
-}
-
-/// Temperature and thresholds of probabilities.
-#[derive(Clone)]
-pub(crate) struct Confidence {
-    pub(crate) task: Task,
-    pub(crate) temperature: f32,
-    pub(crate) threshold: f32,
 }
 
 impl Images {

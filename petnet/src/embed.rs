@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::ood;
 use crate::prediction::Prediction;
 use crate::preprocess::Pixels;
+use crate::vector::normalize;
 
 impl Classifier {
     /// Values of an embedding: the channels of the last feature map.
@@ -100,35 +101,5 @@ impl Classifier {
             (self.prediction(outputs), embedding)
         });
         Ok(both.collect())
-    }
-}
-
-/// Divides by the L2 norm; zeros stay zeros.
-pub(crate) fn normalize(values: &mut [f32]) {
-    let norm = norm(values);
-    if norm > 0.0 {
-        values.iter_mut().for_each(|value| *value = (f64::from(*value) / norm) as f32);
-    }
-}
-
-pub(crate) fn norm(values: &[f32]) -> f64 {
-    values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn vectors_get_the_norm_1_and_zeros_stay_zeros() {
-        let mut values = [3.0, 0.0, 4.0];
-        normalize(&mut values);
-        assert_eq!(values, [0.6, 0.0, 0.8]);
-        let mut small = [1e-30, 1e-30];
-        normalize(&mut small);
-        assert!((norm(&small) - 1.0).abs() < 1e-6, "squares below the smallest f32");
-        let mut zeros = [0.0; 3];
-        normalize(&mut zeros);
-        assert_eq!(zeros, [0.0; 3]);
     }
 }

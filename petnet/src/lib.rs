@@ -52,6 +52,7 @@ mod storage;
 mod task;
 #[cfg(feature = "train")]
 pub mod train;
+mod vector;
 mod weights;
 
 #[cfg(feature = "train")]

@@ -4,8 +4,6 @@
 use std::collections::BTreeSet;
 
 use super::{Checkpoint, ModelInfo};
-#[cfg(feature = "train")]
-use crate::calibrate::Confidence;
 use crate::drift::Reference;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Node, SourceHead, original};
@@ -15,7 +13,18 @@ use crate::ood::OutOfDistribution;
 use crate::passes;
 use crate::quantization::Quantization;
 #[cfg(feature = "train")]
+use crate::task::Task;
+#[cfg(feature = "train")]
 use crate::weights::{Weight, Weights};
+
+#[cfg(feature = "train")]
+/// Temperature and thresholds of probabilities.
+#[derive(Clone)]
+pub(crate) struct Confidence {
+    pub(crate) task: Task,
+    pub(crate) temperature: f32,
+    pub(crate) threshold: f32,
+}
 
 impl Checkpoint {
     /// The same model with another [`ModelInfo::task`], [`ModelInfo::temperature`], [`ModelInfo::threshold`] and [`ModelInfo::ood`], the

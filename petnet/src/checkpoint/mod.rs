@@ -26,6 +26,9 @@ use crate::weights::Weights;
 
 mod change;
 
+#[cfg(feature = "train")]
+pub(crate) use change::Confidence;
+
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
 const FORMAT: u32 = 2;

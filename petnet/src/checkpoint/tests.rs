@@ -119,7 +119,7 @@ fn a_description_that_cannot_be_built_is_refused() {
     #[cfg(feature = "train")]
     {
         let (task, temperature) = (Task::SingleLabel, f32::NAN);
-        let confidence = crate::calibrate::Confidence { task, temperature, threshold: 0.5 };
+        let confidence = Confidence { task, temperature, threshold: 0.5 };
         assert!(checkpoint().with_calibration(confidence, None, None).is_err());
     }
 }

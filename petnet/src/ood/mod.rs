@@ -18,10 +18,10 @@ pub use classes::ClassSet;
 #[cfg(feature = "train")]
 pub(crate) use prototypes::prototypes;
 
-use crate::embed::normalize;
 use crate::engine::Outputs;
 use crate::error::ModelError;
 use crate::graph::{Graph, Op};
+use crate::vector::{dot, normalize};
 use crate::weights::{Weight, Weights};
 
 /// Name of the prototypes among a model's weights, `[count, features]`.
@@ -178,19 +178,6 @@ fn distance(features: &[f32], prototypes: &[f32], width: usize) -> f32 {
     let length = dot(features, features).sqrt().max(f32::MIN_POSITIVE);
     let products = prototypes.chunks_exact(width).map(|prototype| dot(features, prototype));
     1.0 - products.fold(f32::NEG_INFINITY, f32::max) / length
-}
-
-/// In lanes, which the compiler turns into vector instructions.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut sums = [0.0; LANES];
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    sums.iter().sum::<f32>() + rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum::<f32>()
 }
 
 #[cfg(test)]

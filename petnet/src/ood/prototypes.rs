@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{OodScore, PROTOTYPES, dot};
-use crate::embed::normalize;
+use super::{OodScore, PROTOTYPES};
+use crate::vector::{dot, normalize};
 use crate::weights::Weight;
 
 /// Most prototypes of a model.

@@ -13,8 +13,9 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
+pub use crate::error::ForeignFormat;
 use decode::{Measured, Plan, contain};
-pub use format::{FileKind, ForeignFormat, HEAD, recognise};
+pub use format::{FileKind, HEAD, recognise};
 
 use crate::error::ImageError;
 

@@ -21,17 +21,16 @@ use std::cmp::Ordering;
 
 use rayon::prelude::*;
 
-use crate::embed::{norm, normalize};
 use crate::error::Result;
+use crate::vector::{norm, normalize};
 
 mod best;
-mod error;
 mod images;
 mod npy;
 mod products;
 
+pub use crate::error::IndexError;
 use best::{Best, Ranked};
-pub use error::IndexError;
 pub use images::{Added, ImageIndex, IndexedImage, Unreadable};
 pub use npy::NpyWriter;
 

@@ -1,10 +1,14 @@
 //! What can go wrong, grouped by who must act. Messages name the path or the key.
 
-use crate::preprocess::ForeignFormat;
+mod format;
+mod index;
+
 use std::path::{Path, PathBuf};
 
 use crate::graph::GraphError;
-use crate::similar::IndexError;
+
+pub use format::ForeignFormat;
+pub use index::IndexError;
 
 /// The result of every fallible call of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,53 @@
+//! Image formats that are recognised but not decoded.
+
+use std::fmt;
+
+/// Formats of images that are known and not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ForeignFormat {
+    /// High Efficiency Image File, the default of iPhones.
+    Heic,
+    /// AV1 Image File.
+    Avif,
+    /// Tagged Image File, which most cameras' raw formats are, too.
+    Tiff,
+    /// JPEG XL.
+    JpegXl,
+    /// JPEG 2000.
+    Jpeg2000,
+    /// Canon's raw format CR3.
+    Cr3,
+    /// Adobe Photoshop.
+    Photoshop,
+}
+
+impl fmt::Display for ForeignFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Heic => "HEIC",
+            Self::Avif => "AVIF",
+            Self::Tiff => "TIFF",
+            Self::JpegXl => "JPEG XL",
+            Self::Jpeg2000 => "JPEG 2000",
+            Self::Cr3 => "Canon CR3",
+            Self::Photoshop => "Photoshop",
+        })
+    }
+}
+
+impl ForeignFormat {
+    /// Advice to who has such a file, as a sentence.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Heic => {
+                "convert it to JPEG, as with `heif-convert photo.heic photo.jpg`; iPhones write JPEG with \
+                 Settings, Camera, Formats, Most Compatible"
+            }
+            Self::Avif => "convert it to JPEG, as with `avifdec photo.avif photo.jpg`",
+            Self::JpegXl => "convert it to JPEG, as with `djxl photo.jxl photo.jpg`",
+            Self::Tiff | Self::Jpeg2000 | Self::Cr3 | Self::Photoshop => {
+                "convert it to JPEG or PNG, as with `magick photo.tif photo.jpg`"
+            }
+        }
+    }
+}
