@@ -111,7 +111,8 @@ def run(work: Path, release: Path | None) -> int:
     clone = work / "petnet"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     draw(clone)
-    environment = os.environ | {"MLFLOW_TRACKING_URI": "off"}
+    # The port for metrics alone may be taken by another service of this machine.
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "off", "PETNET_METRICS_ADDR": "off"}
     servers, failed = [], 0
     try:
         for block in blocks(ROOT / "README.md"):
