@@ -3,7 +3,8 @@
 
 As a preprocessor of mdBook (book.toml): links from a page to files of the repository outside of docs/ become addresses of the
 repository. With `--check`: prints every relative link, in the pages and in the Markdown files at the root, whose file or heading
-does not exist, and every page that docs/SUMMARY.md does not list; ends with status 1 if there are any."""
+does not exist, every path and name of a test in code quotes that does not, and every page that docs/SUMMARY.md does not list; ends
+with status 1 if there are any."""
 import json
 import re
 import subprocess
@@ -72,13 +73,28 @@ def broken(page: Path, tracked: set[str]) -> list[str]:
     return faults
 
 
+def stale(page: Path, tracked: set[str], tests: set[str]) -> list[str]:
+    """Paths and names of tests, in code quotes, that the repository does not have (any more)."""
+    faults = []
+    for text in re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text())):
+        where = page.relative_to(ROOT)
+        if re.fullmatch(r"(petnet[\w-]*|configs|scripts|benches|examples|k8s|datasets)/[\w./-]+\.\w+", text) and text not in tracked:
+            faults.append(f"{where}: no file {text}")
+        if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+){4,}", text) and text not in tests and page.name.startswith("adding-"):
+            faults.append(f"{where}: no test {text}")
+    return faults
+
+
 def check() -> int:
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
     tracked = {name for name in listed.stdout.decode().split("\0") if (ROOT / name).is_file()}
     pages = sorted(DOCS.glob("*.md"))
     files = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/*.md")), *sorted(ROOT.glob("*/*/README.md"))]
     files = [file for file in dict.fromkeys(files) if file.relative_to(ROOT).as_posix() in tracked]
+    sources = [(ROOT / name).read_text() for name in tracked if name.endswith(".rs")]
+    tests = {name for source in sources for name in re.findall(r"\bfn (\w+)\(\)", source)}
     faults = [fault for file in files for fault in broken(file, tracked)]
+    faults += [fault for file in files if file.name != "CHANGELOG.md" for fault in stale(file, tracked, tests)]
     summary = (DOCS / "SUMMARY.md").read_text()
     faults += [f"docs/SUMMARY.md: {page.name} is not listed" for page in pages
                if page.name != "SUMMARY.md" and f"({page.name})" not in summary]
