@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::decoder::Photo;
 use crate::feedback::Predicted;
 use crate::models::{Model, Target};
+use crate::outputs::Photo;
 use crate::telemetry::names;
 
 /// Longest text of a label in bytes that is kept: a line of the export has two of them.
@@ -41,7 +41,9 @@ pub(crate) fn remember(
     let (decision, name) = (prediction.decision().name(), model.name.clone());
     counter!(names::PREDICTION_DECISIONS_TOTAL, "decision" => decision, "model" => name)
         .increment(1);
-    target.served.drift.push(model, DriftSample::of(prediction, &photo.statistics));
+    let reference = model.classifier.info().reference.as_ref();
+    let sample = DriftSample::of(prediction, &photo.statistics);
+    target.served.drift.push(&model.version, reference, sample);
     let label = prediction.label_text();
     // A text of so many labels takes no feedback: a label of that length is refused as well.
     let kept = app.feedback.as_ref().filter(|_| label.len() <= LONGEST_LABEL);

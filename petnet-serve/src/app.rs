@@ -12,15 +12,16 @@ use crate::access::Keys;
 use crate::allocator;
 use crate::batcher::Batcher;
 use crate::feedback::Feedback;
+use crate::health::Health;
 use crate::memory::Memory;
 use crate::models::{Model, Models, Served, Target};
 use crate::problem::Problem;
-use crate::queue::Priority;
-use crate::remote::Remote;
-use crate::routes::{Health, Stats};
+use crate::remote::{FetchLimits, Remote};
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::shadow::Shadow;
+use crate::standing::Priority;
+use crate::stats::Stats;
 use crate::telemetry::names;
 use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines};
 use crate::upload::Uploads;
@@ -50,7 +51,7 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) feedback: Option<Feedback>,
     pub(crate) stats: Stats,
-    pub(crate) shadow: Option<Shadow>,
+    pub(crate) shadow: Option<Arc<Shadow>>,
     /// Of gRPC.
     pub(crate) health: Health,
     /// Open connections.
@@ -65,12 +66,13 @@ impl App {
         let rates = Arc::new(Rates::default());
         let models = Models::new(&settings)?;
         let hosts = settings.image_hosts.clone();
-        let remote = hosts.map(|hosts| Remote::new(hosts, settings.fetch_limits())).transpose()?;
+        let remote =
+            hosts.map(|hosts| Remote::new(hosts, FetchLimits::of(&settings))).transpose()?;
         let feedback = Feedback::open(&settings)?;
         let memory = Arc::new(Memory::new(&settings));
         let (shared, digests) = (Arc::clone(&memory), feedback.is_some());
         Ok(Self {
-            shadow: Shadow::new(&settings, &models),
+            shadow: Shadow::new(&settings, &models, Arc::clone(&memory)).map(Arc::new),
             health: Health::new(),
             models,
             batcher: Batcher::start(&settings, shared, Arc::clone(&rates), digests)?,

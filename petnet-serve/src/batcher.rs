@@ -12,61 +12,21 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use metrics::{counter, histogram};
+use petnet::Explanation;
 use petnet::drift::ImageStatistics;
 use petnet::preprocess::Pixels;
-use petnet::{Explanation, Prediction};
 use tokio::sync::oneshot;
 
 use crate::cache::{Answers, Known};
-use crate::decoder::{Decoded, Decoders, Photo};
+use crate::decoder::{Decoded, Decoders};
 use crate::memory::Memory;
 use crate::models::{Model, Target};
+use crate::outputs::{Answer, Classified, Photo, Stage, Timings};
 use crate::problem::Problem;
 use crate::queue::Place;
 use crate::settings::Settings;
 use crate::telemetry::Rates;
 use crate::telemetry::names;
-
-/// The time that a photo spent in each stage.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Timings {
-    pub(crate) decode: Stage,
-    pub(crate) queue: Stage,
-    /// From the batch's beginning to this answer.
-    pub(crate) batch: Stage,
-    pub(crate) model: Stage,
-    /// Photos in the batch.
-    pub(crate) photos: usize,
-}
-
-/// A part of a photo's way.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Stage {
-    pub(crate) began: Instant,
-    pub(crate) took: Duration,
-}
-
-impl Stage {
-    pub(crate) fn since(began: Instant) -> Self {
-        Self { began, took: began.elapsed() }
-    }
-}
-
-/// An output of the network, and its photo.
-pub(crate) struct Answer<T> {
-    pub(crate) value: T,
-    /// `None` of an answer that was known.
-    pub(crate) timings: Option<Timings>,
-    pub(crate) photo: Photo,
-}
-
-/// Outputs of one pass through the network.
-#[derive(Clone)]
-pub(crate) struct Classified {
-    pub(crate) prediction: Prediction,
-    /// The features, of norm 1: a by-product of the prediction.
-    pub(crate) embedding: Vec<f32>,
-}
 
 type Reply<T> = oneshot::Sender<Result<Answer<T>, Problem>>;
 

@@ -9,13 +9,12 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::app::App;
-use crate::shadow::Samples;
+use crate::shadow::{Samples, Shadow};
 
 /// The body of an answer.
 pub(crate) struct Body {
     content: Content,
-    after: Option<(Arc<App>, Samples)>,
+    after: Option<(Arc<Shadow>, Samples)>,
 }
 
 enum Content {
@@ -25,8 +24,8 @@ enum Content {
 
 impl Body {
     /// With images for the shadow model, which gets them once the body has been sent.
-    pub(crate) fn with_samples(mut self, app: &Arc<App>, samples: Samples) -> Self {
-        self.after = Some((Arc::clone(app), samples));
+    pub(crate) fn with_samples(mut self, shadow: Option<&Arc<Shadow>>, samples: Samples) -> Self {
+        self.after = shadow.map(|shadow| (Arc::clone(shadow), samples));
         self
     }
 }
@@ -77,8 +76,8 @@ impl HttpBody for Body {
 impl Drop for Body {
     /// hyper drops a body when it has written it.
     fn drop(&mut self) {
-        if let Some((app, samples)) = self.after.take() {
-            samples.submit(&app);
+        if let Some((shadow, samples)) = self.after.take() {
+            samples.submit(&shadow);
         }
     }
 }

@@ -7,9 +7,8 @@ use petnet::sha256;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::batcher::Classified;
-use crate::decoder::Photo;
 use crate::models::Model;
+use crate::outputs::{Classified, Photo};
 use crate::settings::Settings;
 use crate::telemetry::names;
 

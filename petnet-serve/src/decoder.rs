@@ -13,9 +13,9 @@ use petnet::preprocess::{Limits, Pixels};
 use petnet::sha256;
 use tokio::sync::oneshot;
 
-use crate::batcher::Stage;
 use crate::memory::Memory;
 use crate::models::Model;
+use crate::outputs::{Photo, Stage};
 use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::names;
@@ -25,14 +25,6 @@ pub(crate) struct Decoded {
     pub(crate) pixels: Pixels,
     pub(crate) photo: Photo,
     pub(crate) stage: Stage,
-}
-
-/// The facts of a photo that outlast its pixels.
-#[derive(Clone)]
-pub(crate) struct Photo {
-    pub(crate) statistics: ImageStatistics,
-    /// Of its bytes, in hex; where it is kept.
-    pub(crate) sha256: Option<String>,
 }
 
 /// Work for a decoding thread.

@@ -3,9 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use metrics::gauge;
-use petnet::drift::{DriftSample, Window};
+use petnet::drift::{DriftSample, Reference, Window};
 
-use crate::models::Model;
 use crate::telemetry::names;
 
 /// Photos below which an index is mostly chance.
@@ -23,12 +22,12 @@ impl Drift {
         Self { size, window: Mutex::default() }
     }
 
-    /// Adds an image; another model begins anew.
-    pub(crate) fn push(&self, model: &Model, sample: DriftSample) {
-        let Some(reference) = &model.classifier.info().reference else { return };
+    /// Adds an image of the model of that version, if it has a reference; another version begins anew.
+    pub(crate) fn push(&self, version: &str, reference: Option<&Reference>, sample: DriftSample) {
+        let Some(reference) = reference else { return };
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.as_ref().is_none_or(|(version, _)| *version != model.version) {
-            *window = Some((model.version.clone(), Window::new(reference.clone(), self.size)));
+        if window.as_ref().is_none_or(|(of, _)| of != version) {
+            *window = Some((version.to_string(), Window::new(reference.clone(), self.size)));
         }
         if let Some((_, window)) = &mut *window {
             window.push(sample);

@@ -10,14 +10,18 @@ mod answer;
 mod app;
 mod batcher;
 mod body;
+mod buffer;
 mod cache;
 mod decoder;
 mod drift;
 mod feedback;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod health;
+mod hosts;
 mod memory;
 mod models;
+mod outputs;
 mod problem;
 mod queue;
 mod registry;
@@ -28,6 +32,8 @@ mod sessions;
 mod settings;
 mod shadow;
 mod socket;
+mod standing;
+mod stats;
 mod telemetry;
 mod tls;
 mod upload;
@@ -42,12 +48,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use address::{ModelAddress, ModelSource};
-pub use remote::AllowedHosts;
+pub use hosts::AllowedHosts;
 pub use settings::{LogFormat, MetricsAddr, Settings};
 pub use telemetry::{Log, start_log};
 
 use app::{App, Phase};
-use server::{Face, Server};
+use routes::Face;
+use server::Server;
 use telemetry::{MetricsExport, PATIENCE};
 use tls::Tls;
 
@@ -132,7 +139,10 @@ fn watch(app: &Arc<App>, mut asked: mpsc::Receiver<()>, tls: Option<Arc<Tls>>) -
         tasks.spawn(follow);
     }
     let app = Arc::clone(app);
-    tasks.spawn(shadow::run(Arc::clone(&app)));
+    if let Some(shadow) = app.shadow.clone() {
+        let app = Arc::clone(&app);
+        tasks.spawn(async move { shadow.run(&app.models, &app.batcher).await });
+    }
     tasks.spawn(async move {
         while asked.recv().await.is_some() {
             tls.iter().for_each(|tls| tls.reload());

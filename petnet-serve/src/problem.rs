@@ -8,7 +8,7 @@ use hyper::{Response, StatusCode};
 use petnet::{Error, ImageError};
 use serde_json::json;
 
-use crate::access::Standing;
+use crate::standing::Standing;
 
 /// Names of all reasons for a refusal, as metrics show them.
 pub(crate) const KINDS: [&str; 27] = [

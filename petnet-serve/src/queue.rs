@@ -8,27 +8,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
-use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::problem::Problem;
+use crate::standing::Priority;
 use crate::telemetry::names;
 
 /// Images in their places that make no progress for so long are stuck.
 const STUCK: Duration = Duration::from_secs(5);
 /// Batch callers may take one of so many places.
 const BATCH_SHARE: usize = 4;
-
-/// The urgency of a caller's images.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Priority {
-    /// Somebody waits for the answer.
-    #[default]
-    Interactive,
-    /// Nobody does: these images take a part of the places only.
-    Batch,
-}
 
 /// A model's places.
 pub(crate) struct Queue {

@@ -21,20 +21,11 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::app::App;
 use crate::body::Body;
 use crate::problem::Problem;
-use crate::routes;
+use crate::routes::{self, Face};
 use crate::settings::Settings;
 use crate::socket::{Client, Pace};
 use crate::telemetry::names;
 use crate::tls::Tls;
-
-/// Which paths a listener shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Face {
-    /// All of them.
-    Api,
-    /// `/metrics` alone.
-    Metrics,
-}
 
 /// Bytes that a client of HTTP/2 may send before the server has read them, a stream and a connection.
 const WINDOW: u32 = 128 << 10;

@@ -9,10 +9,9 @@ use governor::clock::{Clock as _, MonotonicClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-use hyper::header::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 
-use crate::queue::Priority;
+use crate::standing::{Priority, Standing};
 
 /// Most keys of a file: each is a label of metrics.
 const MOST: usize = 256;
@@ -153,31 +152,6 @@ impl Key {
         match wait {
             None => Ok(standing),
             Some(wait) => Err((standing, wait)),
-        }
-    }
-}
-
-/// A request's urgency by its key, and the key's limits as the fields `RateLimit-Policy` and `RateLimit` say them
-/// (draft-ietf-httpapi-ratelimit-headers), which are empty for a key without limits.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Standing {
-    pub(crate) policy: String,
-    pub(crate) state: String,
-    priority: Priority,
-}
-
-impl Standing {
-    pub(crate) fn priority(&self) -> Priority {
-        self.priority
-    }
-
-    /// Adds the fields, where there are limits.
-    pub(crate) fn write(&self, headers: &mut HeaderMap) {
-        let fields = [("ratelimit-policy", &self.policy), ("ratelimit", &self.state)];
-        for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
-            if let Ok(value) = HeaderValue::from_str(text) {
-                headers.insert(name, value);
-            }
         }
     }
 }

@@ -15,9 +15,10 @@ use subtle::ConstantTimeEq;
 
 use crate::problem::Problem;
 use crate::settings::Settings;
+use crate::standing::Standing;
 use crate::telemetry::names;
+pub(crate) use keys::Scope;
 use keys::{Declared, Key};
-pub(crate) use keys::{Scope, Standing};
 
 /// The accepted keys.
 pub(crate) struct Keys {

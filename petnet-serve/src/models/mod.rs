@@ -15,8 +15,9 @@ use petnet::Decision;
 use crate::address::{ModelAddress, ModelSource};
 use crate::drift::Drift;
 use crate::problem::Problem;
-use crate::queue::{Place, Priority, Queue};
+use crate::queue::{Place, Queue};
 use crate::settings::Settings;
+use crate::standing::Priority;
 use crate::telemetry::names;
 
 pub(crate) use follow::follow;

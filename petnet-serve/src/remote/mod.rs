@@ -5,8 +5,6 @@
 //! name resolves to must be globally reachable, and the connection goes to an address that passed, without a second
 //! resolution (DNS rebinding). Redirects pass the same rules.
 
-mod hosts;
-
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -31,13 +29,11 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::{Host, Url};
 
-pub use hosts::AllowedHosts;
-
-use hosts::{Target, is_global};
-
+use crate::buffer::{Buffer, Pace};
+use crate::hosts::{AllowedHosts, Failure, Target, is_global};
 use crate::memory::Claim;
 use crate::problem::Problem;
-use crate::upload::{Buffer, Pace};
+use crate::settings::Settings;
 
 /// Most redirects that are followed.
 const REDIRECTS: usize = 3;
@@ -47,27 +43,6 @@ const LONGEST: usize = 8 << 10;
 const ATTEMPTS: usize = 4;
 /// Bytes of a connection's read buffer, and so of an answer's headers.
 const READ_BUFFER: usize = 64 << 10;
-
-/// Reasons for which no image came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
-    Malformed(&'static str),
-    NotListed,
-    /// The name resolves to an address that is not public.
-    NotPublic,
-    /// No address of the name, no connection, or no valid certificate.
-    Unreachable,
-    /// A redirect to an address that is malformed or not on the list.
-    RedirectNotListed,
-    TooManyRedirects,
-    Status(StatusCode),
-    Encoded,
-    TooLarge(usize),
-    Broken,
-    Late,
-    /// All turns were taken for too long.
-    Busy,
-}
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
@@ -124,6 +99,19 @@ pub(crate) struct FetchLimits {
     pub(crate) total: Duration,
     /// Most fetches at a time; more wait in turn.
     pub(crate) at_once: usize,
+}
+
+impl FetchLimits {
+    pub(crate) fn of(settings: &Settings) -> Self {
+        Self {
+            max_bytes: settings.max_body,
+            headers: settings.fetch_header_timeout,
+            pause: settings.transfer_timeout,
+            min_rate: settings.min_rate,
+            total: settings.fetch_timeout,
+            at_once: settings.max_fetches,
+        }
+    }
 }
 
 /// Name resolution and TCP, which tests replace.

@@ -12,7 +12,7 @@ use super::{Reply, json as json_reply};
 use crate::app::App;
 use crate::models::CLASSES;
 use crate::problem::Problem;
-use crate::queue::Priority;
+use crate::standing::Priority;
 use crate::telemetry::names;
 
 #[derive(Deserialize)]

@@ -17,7 +17,7 @@ use super::predict::note;
 use super::{Reply, json as json_reply, new_id, text};
 use crate::answer::{describe, remember};
 use crate::app::App;
-use crate::batcher::Answer;
+use crate::outputs::Answer;
 use crate::problem::Problem;
 use crate::telemetry::{Note, milliseconds};
 

@@ -8,10 +8,10 @@ use hyper::body::Incoming;
 
 use super::query;
 use crate::app::App;
-use crate::batcher::{Answer, Classified};
 use crate::models::Target;
+use crate::outputs::{Answer, Classified};
 use crate::problem::Problem;
-use crate::queue::Priority;
+use crate::standing::Priority;
 use crate::upload::Upload;
 
 /// The images of a request, read whole.

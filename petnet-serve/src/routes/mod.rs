@@ -33,22 +33,30 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::access::{Scope, Standing};
+use crate::access::Scope;
 use crate::app::App;
 use crate::body::Body;
 use crate::memory::held;
 use crate::problem::Problem;
-use crate::server::Face;
 use crate::shadow::Samples;
+use crate::standing::Standing;
 use crate::telemetry::{Note, Parent, Record};
 
 use table::{Access, Entry, Route};
 
-pub(crate) use grpc::{Health, report_health};
+pub(crate) use grpc::report_health;
 pub(crate) use table::TABLE;
-pub(crate) use v2::Stats;
 #[cfg(fuzzing)]
 pub(crate) use v2::parse_tensors;
+
+/// The paths that a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Face {
+    /// All of them.
+    Api,
+    /// `/metrics` alone.
+    Metrics,
+}
 
 /// An answer: small enough to be whole.
 pub(crate) type Reply = Response<Bytes>;
@@ -119,7 +127,7 @@ async fn whole(
     let reply = reply.map(|body| {
         let body = Body::from(body);
         match samples {
-            Some(samples) => body.with_samples(app, samples),
+            Some(samples) => body.with_samples(app.shadow.as_ref(), samples),
             None => body,
         }
     });
@@ -144,7 +152,7 @@ async fn dispatch(
         Face::Metrics => Standing::default(),
         Face::Api => permit(app, entry.access, request.headers())?,
     };
-    request.extensions_mut().insert(standing.priority());
+    request.extensions_mut().insert(standing.priority);
     match answer(app, entry.route, model, request).await {
         Ok(mut reply) => {
             standing.write(reply.headers_mut());

@@ -26,7 +26,7 @@ pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Resu
     fields.insert("processing_time_ms".into(), milliseconds(accepted.elapsed()).into());
     let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
     let mut samples = Samples::default();
-    samples.offer(app, &target, (id, prediction), &upload.only()?);
+    samples.offer(app.shadow.as_ref(), &target, (id, prediction), &upload.only()?);
     reply.extensions_mut().insert(samples);
     let (accepted, timings) = (Some(accepted), answer.timings.into_iter().collect());
     let note = note(prediction, id);
@@ -52,7 +52,7 @@ pub(super) async fn many(
                 Ok(answer) => {
                     let (id, prediction) = (new_id(), &answer.value.prediction);
                     remember(app, &target, id, (prediction, &answer.photo));
-                    samples.offer(app, &target, (id, prediction), &photo.bytes);
+                    samples.offer(app.shadow.as_ref(), &target, (id, prediction), &photo.bytes);
                     describe(prediction, &target.model, id)
                 }
                 Err(problem) => Map::from_iter([("error".to_string(), problem.json())]),

@@ -20,7 +20,7 @@ pub(super) fn shadow(app: &App, headers: &HeaderMap) -> Result<Reply, Problem> {
     let mut reply = if preferred(headers, [Form::Json, Form::Html]) == Form::Html {
         pages::shadow()
     } else {
-        json(StatusCode::OK, &shadow.json(app.models.default()))
+        json(StatusCode::OK, &shadow.json())
     };
     reply.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
     Ok(reply)

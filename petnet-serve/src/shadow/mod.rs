@@ -15,11 +15,11 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::app::App;
-use crate::memory::Claim;
-use crate::models::{Model, Served, Target};
-use crate::queue::Priority;
+use crate::batcher::Batcher;
+use crate::memory::{Claim, Memory};
+use crate::models::{Model, Models, Served, Target};
 use crate::settings::Settings;
+use crate::standing::Priority;
 use crate::telemetry::names;
 use figures::{Figures, Pair};
 
@@ -44,19 +44,19 @@ pub(crate) struct Sample {
 pub(crate) struct Samples(Arc<Mutex<Vec<Sample>>>);
 
 impl Samples {
-    /// Takes up an image of the default model, if there is a shadow model, chance wants it and memory is free.
+    /// Adds an image of the default model, if there is a shadow model, the sample includes it and memory is free.
     pub(crate) fn offer(
         &mut self,
-        app: &App,
+        shadow: Option<&Arc<Shadow>>,
         target: &Target,
         (id, prediction): (Uuid, &Prediction),
         photo: &Bytes,
     ) {
-        let Some(shadow) = &app.shadow else { return };
-        if !Arc::ptr_eq(&target.served, app.models.default()) || !shadow.wants(id) {
+        let Some(shadow) = shadow else { return };
+        if !Arc::ptr_eq(&target.served, &shadow.champion) || !shadow.wants(id) {
             return;
         }
-        let Ok(memory) = app.memory.buffer(photo.len()) else { return shadow.count("skipped") };
+        let Ok(memory) = shadow.memory.buffer(photo.len()) else { return shadow.count("skipped") };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Sample {
             id,
             champion: Arc::clone(&target.model),
@@ -67,8 +67,7 @@ impl Samples {
     }
 
     /// Hands the images to the shadow model; those that it has no room for are passed over.
-    pub(crate) fn submit(&self, app: &App) {
-        let Some(shadow) = &app.shadow else { return };
+    pub(crate) fn submit(&self, shadow: &Shadow) {
         for sample in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if shadow.waiting.try_send(sample).is_err() {
                 shadow.count("skipped");
@@ -80,6 +79,8 @@ impl Samples {
 /// The shadow model, and what was learned of it.
 pub(crate) struct Shadow {
     served: Arc<Served>,
+    champion: Arc<Served>,
+    memory: Arc<Memory>,
     share: f64,
     waiting: mpsc::Sender<Sample>,
     /// Taken by the task that runs the shadow model.
@@ -89,12 +90,14 @@ pub(crate) struct Shadow {
 
 impl Shadow {
     /// `None` without the setting. The name was checked when the models were declared.
-    pub(crate) fn new(settings: &Settings, models: &crate::models::Models) -> Option<Self> {
+    pub(crate) fn new(settings: &Settings, models: &Models, memory: Arc<Memory>) -> Option<Self> {
         let served = Arc::clone(models.find(Some(settings.shadow.as_deref()?)).ok()?);
         let (waiting, samples) = mpsc::channel(WAITING);
         let figures = Mutex::default();
         let shadow = Self {
             served,
+            champion: Arc::clone(models.default()),
+            memory,
             share: settings.shadow_share,
             waiting,
             samples: Mutex::new(Some(samples)),
@@ -137,13 +140,22 @@ impl Shadow {
     }
 
     /// The comparison of both models, for the operator's page.
-    pub(crate) fn json(&self, champion: &Served) -> Value {
-        self.lock().json(champion.name(), (self.served.name(), self.share))
+    pub(crate) fn json(&self) -> Value {
+        self.lock().json(self.champion.name(), (self.served.name(), self.share))
     }
 
-    async fn run(&self, app: &Arc<App>, sample: Sample) {
+    /// Classifies the sampled images, until the service ends.
+    pub(crate) async fn run(&self, models: &Models, batcher: &Batcher) {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut samples) = samples else { return };
+        while let Some(sample) = samples.recv().await {
+            self.classify(models, batcher, sample).await;
+        }
+    }
+
+    async fn classify(&self, models: &Models, batcher: &Batcher, sample: Sample) {
         let waited = async {
-            while !app.models.is_idle() {
+            while !models.is_idle() {
                 tokio::time::sleep(LOOK).await;
             }
         };
@@ -152,7 +164,7 @@ impl Shadow {
         if !idle {
             return self.count("skipped");
         }
-        match app.batcher.classify(&target, sample.photo.clone()).await {
+        match batcher.classify(&target, sample.photo.clone()).await {
             Ok(answer) => self.note(&sample, &target.model, &answer.value.prediction),
             Err(problem) => {
                 self.count("failed");
@@ -172,15 +184,5 @@ impl Shadow {
             .increment(1);
         histogram!(names::SHADOW_DIFFERENCE, "model" => self.name()).record(pair.difference());
         self.lock().insert(*id, pair);
-    }
-}
-
-/// Classifies the sampled images with the shadow model, until the service ends.
-pub(crate) async fn run(app: Arc<App>) {
-    let Some(shadow) = &app.shadow else { return };
-    let samples = shadow.samples.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(mut samples) = samples else { return };
-    while let Some(sample) = samples.recv().await {
-        shadow.run(&app, sample).await;
     }
 }

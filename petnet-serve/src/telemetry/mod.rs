@@ -21,7 +21,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::batcher::{Stage, Timings};
+use crate::outputs::{Stage, Timings};
 use crate::problem::Problem;
 use crate::settings::{LogFormat, Settings};
 

@@ -18,7 +18,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use uuid::Uuid;
 
 use super::Record;
-use crate::batcher::Stage;
+use crate::outputs::Stage;
 
 /// Longest wait for the collector.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);

@@ -14,9 +14,6 @@ use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response, StatusCode};
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
-use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
 
 use super::table::Access;
 use super::v2::check_ready;
@@ -37,7 +34,6 @@ mod proto {
 
 /// Most bytes of a message that is no inference request.
 const SMALL: usize = 16 << 10;
-const INFERENCE: &str = "inference.GRPCInferenceService";
 
 /// A method that is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,35 +118,6 @@ pub(super) fn is_call(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The state of the health service.
-pub(crate) struct Health {
-    reporter: HealthReporter,
-    server: HealthServer<HealthService>,
-    /// The state that was reported last; `None` before the first report.
-    reported: tokio::sync::Mutex<Option<bool>>,
-}
-
-impl Health {
-    pub(crate) fn new() -> Self {
-        let reporter = HealthReporter::new();
-        let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        let server = server.max_decoding_message_size(SMALL);
-        Self { reporter, server, reported: tokio::sync::Mutex::default() }
-    }
-
-    /// Reports a change of readiness to clients that watch; the same state again sends nothing.
-    async fn update(&self, ready: bool) {
-        let mut reported = self.reported.lock().await;
-        if reported.replace(ready) == Some(ready) {
-            return;
-        }
-        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", INFERENCE] {
-            self.reporter.set_service_status(service, status).await;
-        }
-    }
-}
-
 /// Reports the service's readiness to clients of `Health/Watch`, as it changes: within a second, or at once when the
 /// service begins to drain.
 pub(crate) async fn report_health(app: Arc<App>) {
@@ -178,7 +145,7 @@ pub(super) async fn answer(
             Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
         })?;
         let standing = super::permit(app, method.access(), request.headers())?;
-        request.extensions_mut().insert(standing.priority());
+        request.extensions_mut().insert(standing.priority);
         dispatch(app, method, request).await
     };
     let outcome = match deadline {
@@ -210,7 +177,7 @@ async fn dispatch(
     let Ok(reply) = match method {
         Method::HealthCheck | Method::HealthWatch => {
             app.health.update(check_ready(app).is_ok()).await;
-            app.health.server.clone().call(request).await
+            app.health.server().call(request).await
         }
         Method::Reflection => {
             let service = reflection().build_v1().map_err(|_| Problem::internal())?;
@@ -269,7 +236,7 @@ impl Outcome {
         let mut reply = reply.map(Body::from);
         if let Some((note, samples)) = self.0.get().cloned() {
             reply.extensions_mut().insert(note);
-            reply = reply.map(|body| body.with_samples(app, samples));
+            reply = reply.map(|body| body.with_samples(app.shadow.as_ref(), samples));
         }
         reply
     }

@@ -22,10 +22,10 @@ use super::proto::{
 };
 use crate::app::App;
 use crate::problem::Problem;
-use crate::queue::Priority;
 use crate::routes::v2::infer::{Inferred, classify, compute, wanted};
 use crate::routes::v2::tensor::{Contents, Input, Wanted, WantedParameters};
 use crate::routes::v2::{self, EXTENSIONS, Form, PLATFORM};
+use crate::standing::Priority;
 use crate::telemetry::Note;
 
 /// Answers one call.

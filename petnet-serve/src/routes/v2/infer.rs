@@ -23,14 +23,15 @@ use super::tensor::{Computed, Input, Output, Request, Values, Wanted, WantedPara
 use super::{Form, Reply};
 use crate::answer::remember;
 use crate::app::App;
-use crate::batcher::{Answer, Classified, Picture};
+use crate::batcher::Picture;
+use crate::buffer::Buffer;
 use crate::memory::Claim;
 use crate::models::{Model, Target};
+use crate::outputs::{Answer, Classified};
 use crate::problem::Problem;
 use crate::routes::{new_id, text};
 use crate::shadow::Samples;
 use crate::telemetry::Note;
-use crate::upload::Buffer;
 
 /// Bytes of values that one byte of JSON may stand for: `1,` for a float of four, in a list that grows to twice that.
 const VALUES: usize = 5;
@@ -127,7 +128,7 @@ pub(in crate::routes) async fn classify(
         let prediction = &answer.value.prediction;
         remember(app, target, *id, (prediction, &answer.photo));
         if let Some(photo) = encoded.get(place) {
-            samples.offer(app, target, (*id, prediction), photo);
+            samples.offer(app.shadow.as_ref(), target, (*id, prediction), photo);
         }
     }
     let timings = answers.iter().filter_map(|(_, answer)| answer.timings).collect();

@@ -4,7 +4,6 @@
 //! Each model shows itself twice: by its name, for encoded photos, and as `NAME-pixels`, for tensors.
 
 pub(super) mod infer;
-mod stats;
 pub(super) mod tensor;
 
 use std::sync::Arc;
@@ -18,10 +17,9 @@ use super::{Reply, json as json_reply};
 use crate::app::App;
 use crate::models::{Model, PIXELS, Served, Target, unknown};
 use crate::problem::Problem;
-use crate::queue::Priority;
+use crate::standing::Priority;
 
 pub(super) use infer::error;
-pub(crate) use stats::Stats;
 
 /// Reads a request and the values of its inputs.
 #[cfg(fuzzing)]

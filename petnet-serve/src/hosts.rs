@@ -8,12 +8,10 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONNECTION, HOST, USER_AGENT};
-use hyper::{Request, Uri};
+use hyper::{Request, StatusCode, Uri};
 use serde::{Serialize, Serializer};
 use tokio_rustls::rustls::pki_types::ServerName;
 use url::{Host, Position, Url};
-
-use super::Failure;
 
 const AGENT: &str = concat!("petnet-serve/", env!("CARGO_PKG_VERSION"));
 
@@ -52,7 +50,7 @@ const RESERVED_V6: [(Ipv6Addr, u32); 4] = [
 const NAT64: (Ipv6Addr, u32) = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
 
 /// True for addresses of the public Internet; `IpAddr::is_global` is not stable yet.
-pub(super) fn is_global(ip: IpAddr) -> bool {
+pub(crate) fn is_global(ip: IpAddr) -> bool {
     let in_v4 = |ip: Ipv4Addr, (network, length): (Ipv4Addr, u32)| {
         (ip.to_bits() ^ network.to_bits()) >> (32 - length) == 0
     };
@@ -69,6 +67,27 @@ pub(super) fn is_global(ip: IpAddr) -> bool {
             in_v6(ip, GLOBAL_V6) && !RESERVED_V6.iter().any(|network| in_v6(ip, *network))
         }
     }
+}
+
+/// Reasons for which no image came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Malformed(&'static str),
+    NotListed,
+    /// The name resolves to an address that is not public.
+    NotPublic,
+    /// No address of the name, no connection, or no valid certificate.
+    Unreachable,
+    /// A redirect to an address that is malformed or not on the list.
+    RedirectNotListed,
+    TooManyRedirects,
+    Status(StatusCode),
+    Encoded,
+    TooLarge(usize),
+    Broken,
+    Late,
+    /// All turns were taken for too long.
+    Busy,
 }
 
 /// Hosts that images may be fetched from: `a.example,*.b.example,cdn.c.example:8443,http://10.0.0.5:9000`.
@@ -162,17 +181,17 @@ fn endpoint(url: &Url) -> Option<(Host<String>, u16)> {
 }
 
 /// An address that matches the list.
-pub(super) struct Target {
-    pub(super) url: Url,
-    pub(super) host: Host<String>,
-    pub(super) port: u16,
+pub(crate) struct Target {
+    pub(crate) url: Url,
+    pub(crate) host: Host<String>,
+    pub(crate) port: u16,
     /// Path and query.
     uri: Uri,
 }
 
 impl AllowedHosts {
     /// The only way to a [`Target`], for addresses of clients and of redirects.
-    pub(super) fn admit(&self, url: Url) -> Result<Target, Failure> {
+    pub(crate) fn admit(&self, url: Url) -> Result<Target, Failure> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(Failure::Malformed("the scheme of `url` must be https or http"));
         }
@@ -204,7 +223,7 @@ impl Entry {
 
 impl Target {
     /// A request with nothing in it that the caller of the service sent, but path and query.
-    pub(super) fn request(&self) -> Result<Request<Empty<Bytes>>, Failure> {
+    pub(crate) fn request(&self) -> Result<Request<Empty<Bytes>>, Failure> {
         let host = match self.url.port() {
             Some(port) => format!("{}:{port}", self.host),
             None => self.host.to_string(),
@@ -218,7 +237,7 @@ impl Target {
         request.body(Empty::new()).map_err(|_| Failure::Malformed("`url` is malformed"))
     }
 
-    pub(super) fn server_name(&self) -> Result<ServerName<'static>, Failure> {
+    pub(crate) fn server_name(&self) -> Result<ServerName<'static>, Failure> {
         match &self.host {
             Host::Domain(name) => {
                 ServerName::try_from(name.clone()).map_err(|_| Failure::Unreachable)

@@ -42,7 +42,7 @@ impl Sum {
 
 impl Stats {
     /// Notes a request; `note` of one that was answered. Photos whose answers were kept have no timings.
-    pub(in crate::routes) fn add(&self, model: &str, took: Duration, note: Option<&Note>) {
+    pub(crate) fn add(&self, model: &str, took: Duration, note: Option<&Note>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains_key(model) {
             all.insert(model.into(), Sums::default());
@@ -59,7 +59,7 @@ impl Stats {
         }
     }
 
-    pub(super) fn json(&self, model: &str, version: &str) -> Value {
+    pub(crate) fn json(&self, model: &str, version: &str) -> Value {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sums = all.get(model).cloned().unwrap_or_default();
         json!({

@@ -1,5 +1,7 @@
 //! Every setting, as a flag and as an environment variable.
 
+mod memory_limit;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use petnet::preprocess::Limits;
 use serde::{Serialize, Serializer};
 
 use crate::address::ModelSource;
-use crate::remote::{AllowedHosts, FetchLimits};
+use crate::hosts::AllowedHosts;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -295,20 +297,9 @@ impl Settings {
     }
 
     /// Limits of an image that is fetched by its URL.
-    pub(crate) fn fetch_limits(&self) -> FetchLimits {
-        FetchLimits {
-            max_bytes: self.max_body,
-            headers: self.fetch_header_timeout,
-            pause: self.transfer_timeout,
-            min_rate: self.min_rate,
-            total: self.fetch_timeout,
-            at_once: self.max_fetches,
-        }
-    }
-
     /// Memory of the whole process in bytes.
     pub(crate) fn memory_limit(&self) -> u64 {
-        self.memory.map_or_else(crate::memory::default_limit, |megabytes| megabytes << 20)
+        self.memory.map_or_else(memory_limit::default_limit, |megabytes| megabytes << 20)
     }
 
     /// Memory of answers that are kept, in bytes.

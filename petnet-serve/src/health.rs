@@ -1,0 +1,44 @@
+//! The state that gRPC's health service reports.
+
+use tokio::sync::Mutex;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+/// Most bytes of a request, which is the name of a service.
+const MESSAGE: usize = 16 << 10;
+const INFERENCE: &str = "inference.GRPCInferenceService";
+
+/// The state of the health service.
+pub(crate) struct Health {
+    reporter: HealthReporter,
+    server: HealthServer<HealthService>,
+    /// The state that was reported last; `None` before the first report.
+    reported: Mutex<Option<bool>>,
+}
+
+impl Health {
+    pub(crate) fn new() -> Self {
+        let reporter = HealthReporter::new();
+        let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let server = server.max_decoding_message_size(MESSAGE);
+        Self { reporter, server, reported: Mutex::default() }
+    }
+
+    /// Answers `Check` and `Watch`.
+    pub(crate) fn server(&self) -> HealthServer<HealthService> {
+        self.server.clone()
+    }
+
+    /// Reports a change of readiness to clients that watch; the same state again sends nothing.
+    pub(crate) async fn update(&self, ready: bool) {
+        let mut reported = self.reported.lock().await;
+        if reported.replace(ready) == Some(ready) {
+            return;
+        }
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", INFERENCE] {
+            self.reporter.set_service_status(service, status).await;
+        }
+    }
+}

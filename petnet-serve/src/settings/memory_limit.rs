@@ -1,0 +1,36 @@
+//! The memory that the process may use, where no setting says.
+
+/// Limit where neither a setting nor a control group has one.
+const DEFAULT: u64 = 512 << 20;
+
+/// The limit of this process's control group, where it has one below the machine's memory; else a default.
+pub(super) fn default_limit() -> u64 {
+    group_limit().unwrap_or(DEFAULT)
+}
+
+fn group_limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let file = match controllers {
+            "" => "memory.max",
+            "memory" => "memory/memory.limit_in_bytes",
+            _ => return None,
+        };
+        let (folder, file) = file.split_once('/').unwrap_or(("", file));
+        // Within a container the group is the root of what it sees.
+        let at =
+            |path: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{folder}{path}/{file}"));
+        let limit = at(path).or_else(|_| at("")).ok()?;
+        limit.trim().parse::<u64>().ok()
+    });
+    let machine = machine_memory().unwrap_or(u64::MAX);
+    limits.find(|limit| *limit < machine)
+}
+
+fn machine_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
