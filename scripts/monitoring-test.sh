@@ -56,8 +56,8 @@ serve_up() {
     until_ok 20 "the service" curl -sf 127.0.0.1:18000/readyz
 }
 serve_up
-launch train env MLFLOW_TRACKING_URI=off "$train" fit --data data --out models --epochs 400 --metrics-addr 127.0.0.1:19464 --config \
-    "$here/configs/quickstart.yaml"
+launch train env MLFLOW_TRACKING_URI=off "$train" fit --data data --out models --epochs 400 --metrics-addr 127.0.0.1:19464 \
+    --set model=simple_cnn --set init=none --set image_size=64
 launch pager python3 "$here/scripts/monitoring_traffic.py" receive 19094 pages.jsonl
 mkdir rules
 for file in rules alerts; do sed -E 's/^( +for: ).*/\12s/; s/^( +interval: ).*/\11s/' "$here/configs/prometheus/$file.yml" >"rules/$file.yml"; done
