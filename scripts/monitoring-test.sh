@@ -57,7 +57,7 @@ serve_up() {
 }
 serve_up
 launch train env MLFLOW_TRACKING_URI=off "$train" fit --data data --out models --epochs 400 --metrics-addr 127.0.0.1:19464 \
-    --set model=simple_cnn --set init=none --set image_size=64
+    --set model.name=simple_cnn --set init=none --set image_size=64
 launch pager python3 "$here/scripts/monitoring_traffic.py" receive 19094 pages.jsonl
 mkdir rules
 for file in rules alerts; do sed -E 's/^( +for: ).*/\12s/; s/^( +interval: ).*/\11s/' "$here/configs/prometheus/$file.yml" >"rules/$file.yml"; done
