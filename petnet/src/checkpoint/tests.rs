@@ -35,10 +35,21 @@ fn what_is_saved_is_loaded() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
 }
 
+/// Bytes of the weights in a model file, which follow a header of a length that the first eight bytes give.
+fn weight_bytes(file: &[u8]) -> usize {
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap());
+    file.len() - 8 - header as usize
+}
+
 #[test]
 fn half_precision_is_half_the_size_and_close() {
     let saved = checkpoint();
     let bytes = saved.to_bytes(Precision::F16).unwrap();
+    let sizes = saved.weights.values().map(|weight| match weight.shape.len() {
+        1 => 4 * weight.values.len(),
+        _ => 2 * weight.values.len(),
+    });
+    assert_eq!(weight_bytes(&bytes), sizes.sum::<usize>());
     let loaded = Checkpoint::from_bytes(&bytes).unwrap();
     for (name, weight) in &saved.weights {
         for (a, b) in weight.values.iter().zip(&loaded.weights[name].values) {
@@ -51,6 +62,15 @@ fn half_precision_is_half_the_size_and_close() {
 fn bytes_are_a_quarter_of_the_size_and_within_half_a_step() {
     let saved = checkpoint();
     let bytes = saved.to_bytes(Precision::Int8).unwrap();
+    let sizes = saved.weights.values().map(|weight| match weight.shape.len() {
+        1 => 2 * weight.values.len(),
+        // A byte a value, and a scale of four bytes for each channel.
+        _ => {
+            let last = crate::storage::channels(&weight.shape).of(weight.values.len() - 1);
+            weight.values.len() + 4 * (last + 1)
+        }
+    });
+    assert_eq!(weight_bytes(&bytes), sizes.sum::<usize>());
     let loaded = Checkpoint::from_bytes(&bytes).unwrap();
     assert!(loaded.weights.keys().eq(saved.weights.keys()));
     for (name, weight) in &saved.weights {
