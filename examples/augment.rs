@@ -1,4 +1,4 @@
-//! Look at what augmentation makes of a photo before training with it.
+//! Look at what augmentation makes of an image before training with it.
 //!
 //! Run with `cargo run --release --example augment -- rex.jpg sheet.png`
 
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let to = Preprocess { size: SIZE, resize: Resize::CenterCrop };
     let mut picture = image::RgbImage::new(SIZE * 8, SIZE);
     for index in 0..8 {
-        // The same key gives the same picture, on any machine and in any order.
+        // The same key gives the same image, on any machine and in any order.
         let changed = augment.apply(&photo, to, Key { seed: 42, epoch: 0, index })?;
         let tile = image::RgbImage::from_raw(SIZE, SIZE, changed.into_data());
         image::imageops::replace(

@@ -1,4 +1,4 @@
-//! Classify photos with the network that ships inside the crate.
+//! Classify images with the network that ships inside the crate.
 //!
 //! Run with `cargo run --release --example classify -- rex.jpg tom.jpg`
 

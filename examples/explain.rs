@@ -1,4 +1,4 @@
-//! Draw where the network looked, as a heat map over the photo.
+//! Draw where the network looked, as a heat map over the image.
 //!
 //! Run with `cargo run --release --example explain -- rex.jpg heat.png`
 

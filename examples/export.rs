@@ -9,15 +9,15 @@ use petnet::{Checkpoint, Classifier, Precision, onnx, write_atomically};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let folder = PathBuf::from(arguments.next().unwrap_or_else(|| "shipped".into()));
-    let photo = std::fs::read(arguments.next().ok_or("usage: export FOLDER PHOTO")?)?;
+    let image = std::fs::read(arguments.next().ok_or("usage: export FOLDER PHOTO")?)?;
     std::fs::create_dir_all(&folder)?;
     let model = Checkpoint::pretrained()?;
     write_atomically(&folder.join("model.onnx"), &onnx::encode(&model)?)?;
-    let before = Classifier::new(model.clone(), petnet::Device::Cpu)?.classify_bytes(&photo)?;
+    let before = Classifier::new(model.clone(), petnet::Device::Cpu)?.classify_bytes(&image)?;
     for (name, precision) in [("f16", Precision::F16), ("int8", Precision::Int8)] {
         let file = folder.join(format!("{name}.safetensors"));
         model.save(&file, precision)?;
-        let after = Classifier::load(&file)?.classify_bytes(&photo)?;
+        let after = Classifier::load(&file)?.classify_bytes(&image)?;
         let moved = (before.confidence() - after.confidence()).abs();
         println!("{name}: {} bytes, {after}, moved by {moved:.5}", std::fs::metadata(&file)?.len());
     }

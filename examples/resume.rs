@@ -8,9 +8,9 @@ use petnet::{Dataset, Trainer};
 
 fn main() -> petnet::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let photos = arguments.next().unwrap_or_else(|| "photos".into());
+    let images = arguments.next().unwrap_or_else(|| "photos".into());
     let models = arguments.next().unwrap_or_else(|| "models".into());
-    let (train, valid) = Dataset::open(photos)?.split(0.8)?;
+    let (train, valid) = Dataset::open(images)?.split(0.8)?;
     let trainer = Trainer {
         freeze: Some(Freeze::Blocks(15)), // the last block and what follows is trained
         preprocess: Preprocess { size: 64, resize: Resize::Squeeze },

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use petnet::Classifier;
 use tokio::net::TcpListener;
 
-/// Largest photo in bytes.
+/// Largest image in bytes.
 const MOST: usize = 16 << 20;
 
 #[tokio::main]
@@ -45,9 +45,9 @@ async fn answer(
     let Ok(body) = Limited::new(request.into_body(), MOST).collect().await else {
         return Ok(reply(StatusCode::PAYLOAD_TOO_LARGE, "the photo is too large".into()));
     };
-    let photo = body.to_bytes();
+    let image = body.to_bytes();
     // Milliseconds of arithmetic do not belong on the threads that wait for sockets.
-    let guess = tokio::task::spawn_blocking(move || classifier.classify_bytes(&photo)).await;
+    let guess = tokio::task::spawn_blocking(move || classifier.classify_bytes(&image)).await;
     Ok(match guess {
         Ok(Ok(guess)) => reply(StatusCode::OK, guess.to_string()),
         Ok(Err(error)) => reply(StatusCode::BAD_REQUEST, error.to_string()),

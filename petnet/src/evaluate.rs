@@ -14,7 +14,7 @@ use crate::task::Task;
 
 const BATCH: usize = 64;
 
-/// What a network said about every photo of a data set.
+/// What a network said about every image of a data set.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
@@ -23,14 +23,14 @@ const BATCH: usize = 64;
 /// #     std::fs::create_dir(folder.path().join(class)).unwrap();
 /// #     for number in 0..4_u8 {
 /// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
-/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
+/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
 /// #     }
 /// # }
-/// # let photos = folder.path();
+/// # let images = folder.path();
 /// use petnet::{Classifier, Dataset};
 ///
-/// let evaluation = Classifier::pretrained()?.evaluate(&Dataset::open(photos)?, |_| ())?;
+/// let evaluation = Classifier::pretrained()?.evaluate(&Dataset::open(images)?, |_| ())?;
 /// let metrics = evaluation.metrics();
 /// println!("{:.1} % right, {:?}", metrics.accuracy * 100.0, metrics.confusion_matrix);
 /// assert_eq!(metrics.num_samples, 8);
@@ -39,11 +39,11 @@ const BATCH: usize = 64;
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
-    /// A row a photo, a column a class.
+    /// A row an image, a column a class.
     pub probabilities: Vec<Vec<f32>>,
-    /// A row a photo: what the network saw in it, the means of its last maps.
+    /// A row an image: what the network saw in it, the means of its last maps.
     pub features: Vec<Vec<f32>>,
-    /// True class of each photo.
+    /// True class of each image.
     pub truth: Vec<usize>,
     /// Answered or unsure, and why, of each image.
     pub decisions: Vec<Decision>,
@@ -52,26 +52,26 @@ pub struct Evaluation {
     classes: usize,
 }
 
-/// Answers of a multi-label model on every photo of a data set.
+/// Answers of a multi-label model on every image of a data set.
 ///
 /// ```no_run
 /// use petnet::{Classifier, dataset::Reading};
 ///
 /// let reading = Reading { multi_label: true, ..Reading::default() };
-/// let photos = reading.open("photos")?; // with a labels.csv: path,label with labels like cat|dog
-/// let metrics = Classifier::load("mine.safetensors")?.evaluate_labels(&photos, |_| ())?.metrics();
+/// let images = reading.open("photos")?; // with a labels.csv: path,label with labels like cat|dog
+/// let metrics = Classifier::load("mine.safetensors")?.evaluate_labels(&images, |_| ())?.metrics();
 /// println!("mean average precision {:?}", metrics.mean_average_precision);
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LabelEvaluation {
-    /// A row a photo, a column a class.
+    /// A row an image, a column a class.
     pub probabilities: Vec<Vec<f32>>,
-    /// Classes of each photo.
+    /// Classes of each image.
     pub truth: Vec<Vec<usize>>,
-    /// Answered or unsure, and why, of each photo.
+    /// Answered or unsure, and why, of each image.
     pub decisions: Vec<Decision>,
-    /// Out-of-distribution score of each photo; empty where the model has none.
+    /// Out-of-distribution score of each image; empty where the model has none.
     pub ood_scores: Vec<f32>,
     thresholds: Vec<f32>,
 }
@@ -93,7 +93,7 @@ impl LabelEvaluation {
 /// What a model that may be unsure answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Coverage {
-    /// Share of the photos that get an answer.
+    /// Share of the images that get an answer.
     pub share: f64,
     /// Share of those answers that are right.
     pub accuracy: f64,
@@ -132,12 +132,12 @@ impl Evaluation {
 }
 
 impl Classifier {
-    /// Classifies every photo of a data set whose classes are the model's, in the data set's
-    /// order. `progress` hears how many photos each batch had.
+    /// Classifies every image of a data set whose classes are the model's, in the data set's
+    /// order. `progress` hears how many images each batch had.
     ///
     /// # Errors
     /// [`Error::Dataset`] when a class is unknown to the model, or either is multi-label, see
-    /// [`Classifier::evaluate_labels`]; what photos and device refuse.
+    /// [`Classifier::evaluate_labels`]; what images and device refuse.
     pub fn evaluate(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Evaluation> {
         if dataset.is_multi_label() || !self.info().task.is_single_label() {
             let reason = "the model or the data is multi-label: evaluate its labels";
@@ -157,11 +157,11 @@ impl Classifier {
         Ok(evaluation)
     }
 
-    /// Classifies every photo of a data set by a multi-label model whose classes are the data's, in the data set's order.
-    /// `progress` hears of each photo. Data with one class a photo are judged as if they had no other.
+    /// Classifies every image of a data set by a multi-label model whose classes are the data's, in the data set's order.
+    /// `progress` hears of each image. Data with one class an image are judged as if they had no other.
     ///
     /// # Errors
-    /// [`Error::Dataset`] when a class is unknown to the model, or the model is a single-label one; what photos and device
+    /// [`Error::Dataset`] when a class is unknown to the model, or the model is a single-label one; what images and device
     /// refuse.
     pub fn evaluate_labels(
         &self,

@@ -18,28 +18,28 @@ use crate::preprocess::{
 /// Batches that wait for the network, per worker.
 const QUEUED: usize = 2;
 
-/// Photos of one step, in a fixed order.
+/// Images of one step, in a fixed order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// `[n, size, size, 3]`.
     pub images: Vec<u8>,
-    /// Classes of each photo.
+    /// Classes of each image.
     pub targets: Vec<Target>,
-    /// Share of each picture that is its own photo; the rest is of the photo at the same place
+    /// Share of each image that is its own image; the rest is of the image at the same place
     /// from the batch's end. 1 unless [`Augment::mixup`] or [`Augment::cutmix`] are on.
     pub kept: f32,
-    /// Place of each photo in the data set.
+    /// Place of each image in the data set.
     pub indices: Vec<usize>,
 }
 
 /// How batches are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderSettings {
-    /// Photos a batch; the last of an epoch may have fewer.
+    /// Images a batch; the last of an epoch may have fewer.
     pub batch_size: usize,
     /// Threads that decode; at least 1 is used.
     pub workers: usize,
-    /// Most memory for decoded photos, in bytes; what does not fit is decoded again.
+    /// Most memory for decoded images, in bytes; what does not fit is decoded again.
     pub cache_bytes: usize,
     /// Input of the network.
     pub preprocess: Preprocess,
@@ -52,27 +52,27 @@ pub struct LoaderSettings {
 }
 
 impl LoaderSettings {
-    /// What is kept of a photo between epochs: no more pixels than the network can tell apart.
-    fn shrink(&self, photo: Pixels) -> Result<Pixels, ImageError> {
+    /// What is kept of an image between epochs: no more pixels than the network can tell apart.
+    fn shrink(&self, image: Pixels) -> Result<Pixels, ImageError> {
         let Preprocess { size, resize: mode } = self.preprocess;
         if self.augment == Augment::none() {
-            return resize(&photo, size, mode);
+            return resize(&image, size, mode);
         }
         // Crops are drawn from it: a quarter more, so that most need not be enlarged.
         let size = size + size / 4;
-        let shorter = photo.width().min(photo.height());
+        let shorter = image.width().min(image.height());
         let (width, height) = match mode {
             Resize::Squeeze => (size, size),
             Resize::CenterCrop => {
                 let scaled =
                     |side: u32| (u64::from(side) * u64::from(size)).div_ceil(shorter.into());
-                (scaled(photo.width()) as u32, scaled(photo.height()) as u32)
+                (scaled(image.width()) as u32, scaled(image.height()) as u32)
             }
         };
-        if width >= photo.width() && height >= photo.height() {
-            return Ok(photo);
+        if width >= image.width() && height >= image.height() {
+            return Ok(image);
         }
-        resize_with(&photo, width, height, &lanczos())
+        resize_with(&image, width, height, &lanczos())
     }
 }
 
@@ -84,17 +84,17 @@ impl LoaderSettings {
 /// #     std::fs::create_dir(folder.path().join(class)).unwrap();
 /// #     for number in 0..4_u8 {
 /// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
-/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
+/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
 /// #     }
 /// # }
-/// # let photos = folder.path();
+/// # let images = folder.path();
 /// use petnet::Dataset;
 /// use petnet::augment::Augment;
 /// use petnet::loader::{Loader, LoaderSettings};
 /// use petnet::preprocess::{Preprocess, Resize};
 ///
-/// let loader = Loader::new(&Dataset::open(photos)?, LoaderSettings {
+/// let loader = Loader::new(&Dataset::open(images)?, LoaderSettings {
 ///     batch_size: 4,
 ///     workers: 2,
 ///     cache_bytes: 1 << 20,
@@ -127,7 +127,7 @@ impl Loader {
         }
     }
 
-    /// The same photos under other settings, with a cache of their own.
+    /// The same images under other settings, with a cache of their own.
     pub(crate) fn with_settings(&self, settings: LoaderSettings) -> Self {
         let cache = Cache::new(self.dataset.len(), settings.cache_bytes);
         let dataset = Arc::clone(&self.dataset);
@@ -144,7 +144,7 @@ impl Loader {
         self.dataset.len().div_ceil(self.settings.batch_size)
     }
 
-    /// Side of the pictures in [`Batch::images`].
+    /// Side of the images in [`Batch::images`].
     pub fn size(&self) -> usize {
         self.settings.preprocess.size as usize
     }
@@ -200,20 +200,20 @@ impl Loader {
                 path: self.dataset.samples()[index].path.clone(),
                 source,
             };
-            let photo = self.cache.get(index, || {
+            let image = self.cache.get(index, || {
                 let bytes = self.dataset.read(index)?;
                 let limits = Limits::default();
                 decode_at_least(&bytes, &limits, settings.preprocess.size)
-                    .and_then(|photo| settings.shrink(photo))
+                    .and_then(|image| settings.shrink(image))
                     .map_err(refused)
             })?;
             let key = Key { seed: settings.seed, epoch, index };
             let input =
-                settings.augment.apply(&photo, settings.preprocess, key).map_err(refused)?;
+                settings.augment.apply(&image, settings.preprocess, key).map_err(refused)?;
             images.extend_from_slice(input.data());
         }
         let targets = indices.iter().map(|i| self.dataset.samples()[*i].target.clone()).collect();
-        // Every photo is first in one batch at most, and photos' own keys are below the half.
+        // Every image is first in one batch at most, and images' own keys are below the half.
         let first = indices.first().copied().unwrap_or_default();
         let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };
         let kept = settings.augment.mix(&mut images, (indices.len(), side), key);
@@ -239,7 +239,7 @@ impl Iterator for Batches {
     }
 }
 
-/// Decoded photos, up to a number of bytes; first come, first kept.
+/// Decoded images, up to a number of bytes; first come, first kept.
 #[derive(Debug)]
 struct Cache {
     slots: Vec<OnceLock<Arc<Pixels>>>,
@@ -247,8 +247,8 @@ struct Cache {
 }
 
 impl Cache {
-    fn new(photos: usize, bytes: usize) -> Self {
-        let slots = if bytes == 0 { 0 } else { photos };
+    fn new(images: usize, bytes: usize) -> Self {
+        let slots = if bytes == 0 { 0 } else { images };
         Self { slots: (0..slots).map(|_| OnceLock::new()).collect(), room: AtomicUsize::new(bytes) }
     }
 
@@ -256,15 +256,15 @@ impl Cache {
         if let Some(kept) = self.slots.get(index).and_then(OnceLock::get) {
             return Ok(Arc::clone(kept));
         }
-        let photo = Arc::new(decode()?);
-        let size = photo.data().len();
+        let image = Arc::new(decode()?);
+        let size = image.data().len();
         let taken = self
             .room
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(size));
         if let (Ok(_), Some(slot)) = (taken, self.slots.get(index)) {
             // Another worker can only have put the same pixels there.
-            let _ = slot.set(Arc::clone(&photo));
+            let _ = slot.set(Arc::clone(&image));
         }
-        Ok(photo)
+        Ok(image)
     }
 }

@@ -16,13 +16,13 @@ pub const CALIBRATION_BINS: usize = 15;
 /// Precision, recall and F1 of one class, each 0 to 1 (0 where nothing was counted).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ClassMetrics {
-    /// Of the photos that were called this class, the share that is.
+    /// Of the images that were called this class, the share that is.
     pub precision: f64,
-    /// Of the photos of this class, the share that was called so.
+    /// Of the images of this class, the share that was called so.
     pub recall: f64,
     /// Harmonic mean of the two.
     pub f1_score: f64,
-    /// Photos of this class.
+    /// Images of this class.
     pub support: usize,
 }
 
@@ -46,14 +46,14 @@ pub struct Metrics {
     /// See above.
     pub f1_score: f64,
     /// Area under the ROC curve; for more than two classes the mean of one against the rest.
-    /// Absent where a class has no photo.
+    /// Absent where a class has no image.
     pub roc_auc: Option<f64>,
     /// Mean negative log likelihood of the right class, in nats.
     pub log_loss: f64,
     /// Expected calibration error over [`CALIBRATION_BINS`] equal bins of confidence
     /// (Guo et al., "On calibration of modern neural networks", 2017).
     pub ece: f64,
-    /// Photos.
+    /// Images.
     pub num_samples: usize,
     /// `[truth][answer]` counts.
     pub confusion_matrix: Vec<Vec<usize>>,
@@ -73,7 +73,7 @@ pub struct CalibrationBin {
 }
 
 impl Metrics {
-    /// Judges probabilities (a row a photo) by the true classes.
+    /// Judges probabilities (a row an image) by the true classes.
     ///
     /// Rows and `truth` must pair up; what is left over on either side is not counted.
     pub fn compute(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Self {
@@ -202,7 +202,7 @@ pub fn reliability(answers: impl Iterator<Item = (f32, bool)>) -> Vec<Calibratio
 }
 
 /// Points (false positive rate, true positive rate) from (0, 0) to (1, 1), for scores of one class
-/// against the rest. Empty where one side has no photo.
+/// against the rest. Empty where one side has no image.
 ///
 /// ```
 /// let curve = petnet::metrics::roc_curve(&[0.9, 0.6, 0.3], &[true, false, false]);
@@ -218,7 +218,7 @@ pub fn roc_curve(scores: &[f32], positive: &[bool]) -> Vec<(f64, f64)> {
     ranked.sort_by(|a, b| b.0.total_cmp(a.0));
     let mut points = vec![(0.0, 0.0)];
     let (mut hits, mut alarms) = (0, 0);
-    // Photos of equal score enter together: their order says nothing.
+    // Images of equal score enter together: their order says nothing.
     for tied in ranked.chunk_by(|a, b| a.0 == b.0) {
         hits += tied.iter().filter(|(_, positive)| **positive).count();
         alarms += tied.iter().filter(|(_, positive)| !**positive).count();

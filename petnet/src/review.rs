@@ -1,7 +1,7 @@
-//! Likely faults of a data set: labels, photos of other things, duplicates, and photos on which little is to be seen.
+//! Likely faults of a data set: labels, images of other things, duplicates, and images on which little is to be seen.
 //!
 //! Labels are judged by confident learning (C. Northcutt, L. Jiang and I. Chuang, "Confident learning: estimating
-//! uncertainty in dataset labels", JAIR 70, 2021): each photo's probabilities come from a logistic regression that was fitted
+//! uncertainty in dataset labels", JAIR 70, 2021): each image's probabilities come from a logistic regression that was fitted
 //! without it, on features of a network.
 
 use rayon::prelude::*;
@@ -18,14 +18,14 @@ use crate::similar::Index;
 /// Parts that take turns at being held out.
 const FOLDS: usize = 5;
 const SEED: u64 = 42;
-/// Photos that pass through the network together.
+/// Images that pass through the network together.
 const BATCH: usize = 64;
-/// Nearest photos whose mean similarity tells how common a photo is.
+/// Nearest images whose mean similarity tells how common an image is.
 const NEIGHBOURS: usize = 5;
-/// Most photos that others are compared with, so that the time does not grow with the square of their number.
+/// Most images that others are compared with, so that the time does not grow with the square of their number.
 const COMPARED: usize = 20_000;
 
-/// A photo whose label is likely wrong.
+/// An image whose label is likely wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LabelSuspect {
     /// Index into [`Dataset::samples`].
@@ -37,11 +37,11 @@ pub struct LabelSuspect {
     /// That of the likelier class.
     pub likely_probability: f32,
     /// Set where it passes the test of confident learning: the likelier class is at least as probable as it is on average for
-    /// photos that are labelled so.
+    /// images that are labelled so.
     pub confident: bool,
 }
 
-/// A photo and how far it stands out; the first ones stand out most.
+/// An image and how far it stands out; the first ones stand out most.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Suspect {
     /// Index into [`Dataset::samples`].
@@ -50,27 +50,27 @@ pub struct Suspect {
     pub value: f32,
 }
 
-/// The findings; each list has its most suspicious photos first, and all photos.
+/// The findings; each list has its most suspicious images first, and all images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Review {
-    /// By the ratio of the likelier class's probability to the given one's; photos whose given class is the likeliest are left out.
+    /// By the ratio of the likelier class's probability to the given one's; images whose given class is the likeliest are left out.
     pub labels: Vec<LabelSuspect>,
-    /// Photos that are like no others: mean cosine of their features to the five nearest, least first.
+    /// Images that are like no others: mean cosine of their features to the five nearest, least first.
     pub outliers: Vec<Suspect>,
     /// Variance of the Laplacian of the grey values, from 0, least first (J. Pech-Pacheco et al., "Diatom
     /// autofocusing in brightfield microscopy", 2000).
     pub blurred: Vec<Suspect>,
     /// Mean grey value, from 0 to 255, least first.
     pub dark: Vec<Suspect>,
-    /// Shorter side of the original in pixels, least first; photos of unknown size are left out.
+    /// Shorter side of the original in pixels, least first; images of unknown size are left out.
     pub tiny: Vec<Suspect>,
-    /// Photos that show the same thing, groups of indices.
+    /// Images that show the same thing, groups of indices.
     pub duplicates: Vec<Vec<usize>>,
     /// Share of out-of-fold answers that agree with the labels, from 0 to 1.
     pub agreement: f64,
 }
 
-/// One photo as it was looked at.
+/// One image as it was looked at.
 struct Looked {
     features: Vec<f32>,
     sharpness: f32,
@@ -78,10 +78,10 @@ struct Looked {
 }
 
 impl Review {
-    /// Looks at every photo once; `progress` is called with the number of photos that are done.
+    /// Looks at every image once; `progress` is called with the number of images that are done.
     ///
     /// # Errors
-    /// [`Error::ImageFile`] for a photo that cannot be read any more, [`Error::Dataset`] for a data set without photos.
+    /// [`Error::ImageFile`] for an image that cannot be read any more, [`Error::Dataset`] for a data set without images.
     pub fn run(
         dataset: &Dataset,
         classifier: &Classifier,
@@ -170,7 +170,7 @@ fn sharpness_and_light(pixels: &Pixels) -> (f32, f32) {
     ((squares / count - mean * mean) as f32, light)
 }
 
-/// Each photo's probabilities by a layer that was fitted without it and its duplicates.
+/// Each image's probabilities by a layer that was fitted without it and its duplicates.
 fn out_of_fold(
     (dataset, targets): (&Dataset, &[usize]),
     features: &[f32],
@@ -203,7 +203,7 @@ fn out_of_fold(
     features.par_chunks_exact(width).zip(&folds).map(answer).collect()
 }
 
-/// The fold of each photo: classes are spread evenly, duplicates stay together.
+/// The fold of each image: classes are spread evenly, duplicates stay together.
 fn folds(dataset: &Dataset, truth: &[usize]) -> Vec<usize> {
     let samples = dataset.samples();
     let mut order: Vec<usize> = (0..samples.len()).collect();
@@ -232,7 +232,7 @@ fn label_suspects(
     truth: &[usize],
     probabilities: &[Vec<f32>],
 ) -> Vec<LabelSuspect> {
-    // Mean probability of a class among the photos that are labelled so.
+    // Mean probability of a class among the images that are labelled so.
     let (mut usual, mut counts) = (vec![0.0; classes], vec![0.0_f32; classes]);
     for (class, answer) in truth.iter().zip(probabilities) {
         usual[*class] += answer[*class];
@@ -261,7 +261,7 @@ fn label_suspects(
     suspects
 }
 
-/// Mean cosine of each photo's features to the nearest others.
+/// Mean cosine of each image's features to the nearest others.
 fn similarity(looked: &[Looked]) -> Result<Vec<f32>> {
     let step = looked.len().div_ceil(COMPARED).max(1);
     let compared: Vec<usize> = (0..looked.len()).step_by(step).collect();

@@ -308,7 +308,7 @@ fn the_real_reason_is_said() {
     fs::write(&zip, bytes).unwrap();
     let error = Dataset::open(&zip).unwrap_err().to_string();
     assert!(
-        error.contains("class `cat` has no readable photo") && error.contains("ompression"),
+        error.contains("class `cat` has no readable image") && error.contains("ompression"),
         "{error}"
     );
     for (file, reason) in [("x.tar.gz", &b"\x1f\x8b\x08\0"[..]), ("x.rar", b"Rar!")] {

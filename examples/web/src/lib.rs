@@ -1,4 +1,4 @@
-//! petnet compiled to WebAssembly, for a page that classifies photos without a server.
+//! petnet compiled to WebAssembly, for a page that classifies images without a server.
 //! Run with `examples/web/build.sh && python3 -m http.server --directory target/web`.
 
 use petnet::{Classifier, Error};
@@ -27,9 +27,9 @@ impl Petnet {
     /// Classifies the bytes of a JPEG, PNG, WebP, GIF or BMP file.
     ///
     /// # Errors
-    /// What is wrong with the photo, in words.
-    pub fn classify(&self, photo: &[u8]) -> Result<Answer, JsError> {
-        let pixels = self.0.preprocess(photo).map_err(told)?;
+    /// What is wrong with the image, in words.
+    pub fn classify(&self, image: &[u8]) -> Result<Answer, JsError> {
+        let pixels = self.0.preprocess(image).map_err(told)?;
         let explanation = self.0.explain_pixels(&pixels).map_err(told)?;
         let overlay = explanation.overlay(&pixels);
         let guess = explanation.prediction();
@@ -51,7 +51,7 @@ impl Petnet {
     }
 }
 
-/// What the network says of one photo.
+/// What the network says of one image.
 #[wasm_bindgen(getter_with_clone)]
 pub struct Answer {
     /// Name of the likeliest class.
@@ -62,9 +62,9 @@ pub struct Answer {
     pub message: Option<String>,
     /// One for each of `labels`; they sum to 1.
     pub probabilities: Vec<f32>,
-    /// Of the picture in `heat`, in pixels.
+    /// Of the image in `heat`, in pixels.
     pub side: u32,
-    /// The photo under a map of where the network looked, four bytes a pixel.
+    /// The image under a map of where the network looked, four bytes a pixel.
     pub heat: Vec<u8>,
 }
 

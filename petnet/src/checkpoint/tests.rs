@@ -127,10 +127,10 @@ fn a_description_that_cannot_be_built_is_refused() {
     refused(&|info| info.labels[0] = "x".repeat(257), "of at most 256 bytes");
     refused(&|info| info.labels.truncate(1), "has 2 classes, 1 are named");
     refused(&|info| info.labels.push("fish".into()), "has 2 classes, 3 are named");
-    refused(&|info| info.task = Task::multi_label(1), "thresholds must be one a class");
+    refused(&|info| info.task = Task::multi_label(1), "thresholds must be one per class");
     let beyond = vec![0.5, 1.5];
     let beyond = Task::MultiLabel { thresholds: beyond };
-    refused(&|info| info.task = beyond.clone(), "thresholds must be one a class");
+    refused(&|info| info.task = beyond.clone(), "thresholds must be one per class");
     refused(&|info| info.temperature = 0.0, "temperature is 0");
     refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
     refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");

@@ -1,4 +1,4 @@
-//! Which files are photos, and what is left out for which reason: one answer for folders, archives and buckets.
+//! Which files are images, and what is left out for which reason: one answer for folders, archives and buckets.
 
 #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "data sets take the rest"))]
 mod names;
@@ -28,7 +28,7 @@ pub fn read_archive(path: &std::path::Path) {
     }
 }
 
-/// Why a file is not among the photos.
+/// Why a file is not among the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeftOut {

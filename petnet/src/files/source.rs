@@ -1,4 +1,4 @@
-//! The places of photos: a folder, or a zip or tar archive that is read in place.
+//! The places of images: a folder, or a zip or tar archive that is read in place.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
@@ -320,7 +320,7 @@ impl Listing {
         self.left_out.add(LeftOut::SameName);
     }
 
-    /// Drops what `prepare` wrote below the photos: it would be read again, as classes `train`, `val` and `test`.
+    /// Drops what `prepare` wrote below the images: it would be read again, as classes `train`, `val` and `test`.
     fn leave_out_earlier_outputs(&mut self) {
         let manifests = self.files.iter().filter(|file| file.ends_with(MANIFEST));
         let outputs: HashSet<PathBuf> = manifests

@@ -74,8 +74,8 @@ pub struct Added {
 /// ```
 /// # #[cfg(feature = "pretrained")] {
 /// # let folder = tempfile::tempdir().unwrap();
-/// # let photo = folder.path().join("rex.png");
-/// # image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 60])).save(&photo).unwrap();
+/// # let image = folder.path().join("rex.png");
+/// # image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 60])).save(&image).unwrap();
 /// # let dir = folder.path().join("index");
 /// use petnet::similar::ImageIndex;
 /// use petnet::{Checkpoint, Classifier, sha256};
@@ -83,11 +83,11 @@ pub struct Added {
 /// let classifier = Classifier::pretrained()?;
 /// let model = sha256(Checkpoint::pretrained_bytes());
 /// let mut images = ImageIndex::new(&model, &classifier);
-/// images.add(&classifier, &[&photo])?;
+/// images.add(&classifier, &[&image])?;
 /// images.save(&dir)?;
 ///
 /// let images = ImageIndex::open(&dir, &model)?;
-/// let query = classifier.embed_bytes(&std::fs::read(&photo).unwrap())?;
+/// let query = classifier.embed_bytes(&std::fs::read(&image).unwrap())?;
 /// let nearest = images.index().nearest(&query, 1)?[0];
 /// println!("{} {:.3}", images.images()[nearest.row].path, nearest.cosine);
 /// # assert!(nearest.cosine > 0.999);
