@@ -15,10 +15,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let classifier = Classifier::pretrained()?;
     for some in paths.chunks(16) {
         let images = some.iter().map(std::fs::read).collect::<Result<Vec<_>, _>>()?;
-        for (path, answer) in some.iter().zip(classifier.classify_batch(&images)) {
-            match answer {
-                Ok(guess) => println!("{}: {guess}", path.display()),
-                // One bad image fails alone.
+        for (path, result) in some.iter().zip(classifier.classify_batch(&images)) {
+            match result {
+                Ok(prediction) => println!("{}: {prediction}", path.display()),
+                // An image that cannot be decoded does not affect the others.
                 Err(error) => println!("{}: {error}", path.display()),
             }
         }

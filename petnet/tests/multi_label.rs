@@ -168,7 +168,7 @@ fn what_takes_one_label_an_image_says_so() {
     let dataset = reading().open(root.path()).unwrap();
     let pretrained = || Classifier::new(Checkpoint::pretrained().unwrap(), Device::Cpu).unwrap();
     let refused = Review::run(&dataset, &pretrained(), |_| ()).unwrap_err().to_string();
-    assert!(refused.contains("one label a photo"), "{refused}");
+    assert!(refused.contains("one label per image"), "{refused}");
     let teacher =
         Distillation { teacher: "x".into(), temperature: 2.0, weight: 0.5, features: 0.0 };
     let taught = Trainer { distillation: Some(teacher), ..small() };

@@ -4,7 +4,7 @@ use std::path::Path;
 use super::*;
 use crate::error::Error;
 
-/// Rows of no pattern.
+/// Pseudo-random rows.
 fn drawn(rows: usize, len: usize) -> Vec<Vec<f32>> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut value = || {
@@ -15,7 +15,7 @@ fn drawn(rows: usize, len: usize) -> Vec<Vec<f32>> {
     (0..rows).map(|_| (0..len).map(|_| value()).collect()).collect()
 }
 
-/// The definition, in doubles.
+/// Cosine by its definition, in f64.
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -51,7 +51,7 @@ fn neighbours_are_those_of_a_plain_loop_alone_and_in_blocks() {
 }
 
 #[test]
-fn of_equal_rows_the_lower_comes_first_and_all_may_be_asked_for() {
+fn of_equal_rows_the_lower_comes_first_and_all_may_be_requested() {
     let mut rows = drawn(3_000, 24);
     for row in [5, 1_500, 2_999] {
         rows[row] = rows[77].iter().map(|value| value * 4.0).collect();
@@ -88,7 +88,7 @@ fn pairs_are_those_of_a_plain_loop() {
 }
 
 #[test]
-fn what_is_no_embedding_of_the_index_is_refused() {
+fn embeddings_that_do_not_fit_the_index_are_refused() {
     let mut index = Index::new(3);
     assert!(index.nearest(&[1.0, 0.0, 0.0], 5).unwrap().is_empty());
     assert!(index.pairs(0.0, 5).is_empty());
@@ -141,7 +141,7 @@ fn rows_come_back_and_every_truncated_file_is_refused() {
 }
 
 #[test]
-fn files_that_claim_something_else_are_refused() {
+fn files_of_another_layout_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let whole = npy(&drawn(3, 5));
     let with = |from: &str, to: &str| {
