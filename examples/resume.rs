@@ -8,11 +8,11 @@ use petnet::{Dataset, Trainer};
 
 fn main() -> petnet::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let images = arguments.next().unwrap_or_else(|| "photos".into());
+    let folder = arguments.next().unwrap_or_else(|| "photos".into());
     let models = arguments.next().unwrap_or_else(|| "models".into());
-    let (train, valid) = Dataset::open(images)?.split(0.8)?;
+    let (train, valid) = Dataset::open(folder)?.split(0.8)?;
     let trainer = Trainer {
-        freeze: Some(Freeze::Blocks(15)), // the last block and the layers behind it are trained
+        freeze: Some(Freeze::Blocks(15)), // the last block and the layers after it are trained
         preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
         epochs: 4,
         batch_size: 8,

@@ -31,14 +31,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (stream, _) = listener.accept().await?;
         let classifier = Arc::clone(&classifier);
         tokio::spawn(async move {
-            let answer = service_fn(|request| answer(Arc::clone(&classifier), request));
+            let service = service_fn(|request| classify(Arc::clone(&classifier), request));
             // Errors of a connection, such as a client that disconnects, are ignored.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-async fn answer(
+async fn classify(
     classifier: Arc<Classifier>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {

@@ -120,14 +120,14 @@ impl Classifier {
     /// Classifies many images in one pass through the network. The results are in the order of the images; one that cannot
     /// be decoded does not affect the others.
     pub fn classify_batch<B: AsRef<[u8]>>(&self, images: &[B]) -> Vec<Result<Prediction>> {
-        let (good, mut answers): (Vec<_>, Vec<_>) = images
+        let (decoded, mut results): (Vec<_>, Vec<_>) = images
             .iter()
             .map(|image| match self.preprocess(image.as_ref()) {
                 Ok(pixels) => (Some(pixels), None),
                 Err(error) => (None, Some(Err(error))),
             })
             .unzip();
-        let pixels: Vec<Pixels> = good.into_iter().flatten().collect();
+        let pixels: Vec<Pixels> = decoded.into_iter().flatten().collect();
         let mut predictions = match self.classify_pixels(&pixels) {
             Ok(predictions) => predictions.into_iter(),
             Err(error) => {
@@ -135,12 +135,10 @@ impl Classifier {
                 return images.iter().map(|_| Err(Error::Device(reason.clone()))).collect();
             }
         };
-        answers
+        results
             .iter_mut()
-            .map(|answer| answer.take().or_else(|| predictions.next().map(Ok)))
-            .map(|answer| {
-                answer.unwrap_or_else(|| Err(Error::Device("an answer is missing".into())))
-            })
+            .map(|result| result.take().or_else(|| predictions.next().map(Ok)))
+            .map(|result| result.unwrap_or_else(|| Err(missing_output())))
             .collect()
     }
 
@@ -209,7 +207,7 @@ impl Classifier {
 
     fn classify_one(&self, pixels: Pixels) -> Result<Prediction> {
         let mut one = self.classify_pixels(std::slice::from_ref(&pixels))?;
-        one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
+        one.pop().ok_or_else(missing_output)
     }
 
     pub(crate) fn prediction(&self, outputs: &Outputs) -> Prediction {
@@ -246,6 +244,11 @@ impl Classifier {
         let names = classes.iter().map(|class| self.info.labels[*class].clone()).collect();
         (classes, names)
     }
+}
+
+/// The error of a device that returned fewer outputs than there were images.
+pub(crate) fn missing_output() -> Error {
+    Error::Device("an output is missing".into())
 }
 
 /// Images mirrored left to right, `[n, size, size, 3]` bytes.

@@ -1,8 +1,8 @@
 //! Embeddings: the features before the network's linear layers, as a vector of norm 1. Similar images have embeddings with
 //! a large cosine; [`similar`](crate::similar) finds them.
 
-use crate::classifier::Classifier;
-use crate::error::{Error, Result};
+use crate::classifier::{Classifier, missing_output};
+use crate::error::Result;
 use crate::ood;
 use crate::prediction::Prediction;
 use crate::preprocess::Pixels;
@@ -69,7 +69,7 @@ impl Classifier {
     pub fn embed_bytes(&self, bytes: &[u8]) -> Result<Vec<f32>> {
         let pixels = self.preprocess(bytes)?;
         let mut one = self.embed(std::slice::from_ref(&pixels))?;
-        one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
+        one.pop().ok_or_else(missing_output)
     }
 
     /// [`Classifier::classify_pixels`] and [`Classifier::embed`] in one pass through the network.

@@ -30,9 +30,9 @@ pub struct ClassMetrics {
 /// reference implementation; for more classes they are means over classes (macro averages).
 ///
 /// ```
-/// let answers = [vec![0.9, 0.1], vec![0.2, 0.8], vec![0.6, 0.4]];
-/// let metrics = petnet::metrics::Metrics::compute(&answers, &[0, 1, 1], 2);
-/// assert_eq!(metrics.confusion_matrix, [[1, 0], [1, 1]]); // a row a true class
+/// let probabilities = [vec![0.9, 0.1], vec![0.2, 0.8], vec![0.6, 0.4]];
+/// let metrics = petnet::metrics::Metrics::compute(&probabilities, &[0, 1, 1], 2);
+/// assert_eq!(metrics.confusion_matrix, [[1, 0], [1, 1]]); // one row per actual class
 /// assert_eq!((metrics.precision, metrics.recall), (1.0, 0.5));
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,17 +107,17 @@ impl Metrics {
 /// The lowest confidence threshold at which at least `share` of the predictions that reach it are right; `None` where there
 /// is none.
 pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -> Option<f32> {
-    let mut answers: Vec<(f32, bool)> = probabilities
+    let mut predictions: Vec<(f32, bool)> = probabilities
         .iter()
         .zip(truth)
         .map(|(row, class)| (row[argmax(row)], argmax(row) == *class))
         .collect();
-    answers.sort_by(|a, b| b.0.total_cmp(&a.0));
+    predictions.sort_by(|a, b| b.0.total_cmp(&a.0));
     let (mut right, mut lowest) = (0, None);
-    for (rank, (confidence, is_right)) in answers.iter().enumerate() {
+    for (rank, (confidence, is_right)) in predictions.iter().enumerate() {
         right += usize::from(*is_right);
         // Predictions of equal confidence are accepted together.
-        let last = answers.get(rank + 1).is_none_or(|next| next.0 < *confidence);
+        let last = predictions.get(rank + 1).is_none_or(|next| next.0 < *confidence);
         if last && right as f64 >= share * (rank + 1) as f64 {
             lowest = Some(*confidence);
         }
@@ -132,7 +132,7 @@ pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -
 /// // Nine of ten are right, each with a confidence of 99 %.
 /// let answers: Vec<_> = (0..10).map(|_| vec![0.99, 0.01]).collect();
 /// let truth = [0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-/// assert!(petnet::metrics::temperature_for(&answers, &truth) > 1.5);
+/// assert!(petnet::metrics::temperature_for(&probabilities, &truth) > 1.5);
 /// ```
 pub fn temperature_for(probabilities: &[Vec<f32>], truth: &[usize]) -> f32 {
     let logits: Vec<Vec<f64>> = probabilities
@@ -171,11 +171,11 @@ pub fn argmax(row: &[f32]) -> usize {
 
 /// Confidence and accuracy in bins of equal width of confidence, from 0 to 1.
 pub fn calibration(probabilities: &[Vec<f32>], truth: &[usize]) -> Vec<CalibrationBin> {
-    let answers = probabilities.iter().zip(truth).map(|(row, class)| {
+    let predictions = probabilities.iter().zip(truth).map(|(row, class)| {
         let best = argmax(row);
         (row[best], best == *class)
     });
-    reliability(answers)
+    reliability(predictions)
 }
 
 /// [`calibration`] of predictions given as pairs of confidence and correctness.

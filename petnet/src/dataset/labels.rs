@@ -10,7 +10,7 @@ use super::Split;
 use crate::error::{Error, Result};
 
 /// Names of the column or key of the image: a path, or a file name with or without its extension.
-const PHOTO: [&str; 9] =
+const IMAGE: [&str; 9] =
     ["path", "file_name", "filename", "file", "image_path", "image", "name", "image_id", "id"];
 /// Names of the column or key of the class.
 const CLASS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
@@ -171,7 +171,7 @@ impl Labels {
             }
             return Ok(());
         }
-        let path = find(&PHOTO).ok_or_else(|| {
+        let path = find(&IMAGE).ok_or_else(|| {
             format!("no column `path`, `file_name` or `sha256` among: {}", columns())
         })?;
         let path = path.replace('\\', "/");

@@ -311,27 +311,28 @@ impl Dataset {
         let is_none = |sample: &&Sample| sample.target.classes().is_empty();
         counts.push(self.samples.iter().filter(is_none).count());
         let of = |count: usize, share: f64| (count as f64 * share).round() as usize;
-        let mut room = [Split::Test, Split::Val].map(|split| {
+        let mut free = [Split::Test, Split::Val].map(|split| {
             let share = shares[split as usize];
             // A class too rare to be divided must not keep its images out. The number of images is limited instead.
-            let rare = |room: usize| if self.multi_label && room == 0 { usize::MAX } else { room };
+            let rare = |free: usize| if self.multi_label && free == 0 { usize::MAX } else { free };
             let classes = counts.iter().map(|count| rare(of(*count, share)));
             let images = if self.multi_label { of(self.samples.len(), share) } else { usize::MAX };
             (split, classes.chain([images]).collect::<Vec<_>>())
         });
         let mut assigned = vec![Split::Train; self.samples.len()];
         for (_, members) in shuffled {
-            let mut wanted = vec![0; counts.len() + 1];
-            wanted[counts.len()] = members.len();
+            let mut needed = vec![0; counts.len() + 1];
+            needed[counts.len()] = members.len();
             for member in &members {
                 match self.samples[*member].target.classes() {
-                    [] => wanted[none] += 1,
-                    classes => classes.iter().for_each(|class| wanted[*class] += 1),
+                    [] => needed[none] += 1,
+                    classes => classes.iter().for_each(|class| needed[*class] += 1),
                 }
             }
-            let fits = |room: &[usize]| room.iter().zip(&wanted).all(|(room, want)| room >= want);
-            if let Some((split, room)) = room.iter_mut().find(|(_, room)| fits(room)) {
-                room.iter_mut().zip(&wanted).for_each(|(room, want)| *room -= want);
+            let fits =
+                |free: &[usize]| free.iter().zip(&needed).all(|(free, needed)| free >= needed);
+            if let Some((split, free)) = free.iter_mut().find(|(_, free)| fits(free)) {
+                free.iter_mut().zip(&needed).for_each(|(free, needed)| *free -= needed);
                 members.iter().for_each(|member| assigned[*member] = *split);
             }
         }

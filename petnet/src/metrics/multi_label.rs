@@ -26,9 +26,9 @@ pub struct LabelMetrics {
 /// ```
 /// use petnet::metrics::MultiLabelMetrics;
 ///
-/// let answers = [vec![0.9, 0.8], vec![0.7, 0.1], vec![0.2, 0.6]];
+/// let probabilities = [vec![0.9, 0.8], vec![0.7, 0.1], vec![0.2, 0.6]];
 /// let truth = [vec![0, 1], vec![0], vec![]];
-/// let metrics = MultiLabelMetrics::compute(&answers, &truth, &[0.5, 0.5]);
+/// let metrics = MultiLabelMetrics::compute(&probabilities, &truth, &[0.5, 0.5]);
 /// assert_eq!(metrics.mean_average_precision, Some(1.0), "images with a class rank above the others");
 /// assert_eq!(metrics.exact_match, 2.0 / 3.0, "the last image has no class, but one is predicted");
 /// ```

@@ -28,7 +28,7 @@ const ARTIFACTS: &str = "api/2.0/mlflow-artifacts/artifacts";
 const CONNECT: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_secs(60);
 /// Largest JSON response in bytes.
-const MAX_ANSWER: u64 = 16 << 20;
+const MAX_RESPONSE: u64 = 16 << 20;
 
 /// Error of a request to a server.
 #[non_exhaustive]
@@ -174,7 +174,7 @@ impl Server {
     /// [`Failure`].
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.post(self.url(&format!("{API}/{path}")));
-        self.answer(self.signed(request).send_json(body))
+        self.response(self.signed(request).send_json(body))
     }
 
     /// Sends a PATCH request with JSON to a path below `/api/2.0/mlflow/`.
@@ -183,7 +183,7 @@ impl Server {
     /// [`Failure`].
     pub fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.patch(self.url(&format!("{API}/{path}")));
-        self.answer(self.signed(request).send_json(body))
+        self.response(self.signed(request).send_json(body))
     }
 
     /// The part of an artifact's address after `mlflow-artifacts:/`: its path for [`Server::upload`], [`Server::list`] and
@@ -210,7 +210,7 @@ impl Server {
         let content = File::open(file).map_err(unreadable)?;
         let request = self.agent.put(self.url(&format!("{ARTIFACTS}/{}", encoded(place))));
         let request = self.signed(request).header("content-type", "application/octet-stream");
-        self.answer(request.send(content)).map(|_| ())
+        self.response(request.send(content)).map(|_| ())
     }
 
     /// Names of the files in a folder of the artifact store.
@@ -240,8 +240,8 @@ impl Server {
 
     fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, Failure> {
         let request = self.agent.get(self.url(path)).query_pairs(query.iter().copied());
-        let answer = self.answer(self.signed(request).call())?;
-        serde_json::from_value(answer).map_err(|e| self.invalid(&e))
+        let response = self.response(self.signed(request).call())?;
+        serde_json::from_value(response).map_err(|e| self.invalid(&e))
     }
 
     fn url(&self, path: &str) -> String {
@@ -273,7 +273,7 @@ impl Server {
         if status.is_success() {
             return Ok(response);
         }
-        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
         let text = text.unwrap_or_default();
         let body: Value = serde_json::from_str(&text).unwrap_or_default();
         let message = match body["message"].as_str() {
@@ -292,9 +292,9 @@ impl Server {
         })
     }
 
-    fn answer(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
+    fn response(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
         let mut response = self.successful(sent)?;
-        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
         let text = text.map_err(|e| self.unreachable(&e))?;
         if text.trim().is_empty() {
             return Ok(Value::Null);

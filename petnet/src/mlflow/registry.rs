@@ -132,9 +132,9 @@ impl Server {
     }
 
     fn newest(&self, query: &Value) -> Result<ModelVersion, Failure> {
-        let answer = self.post("registered-models/get-latest-versions", query)?;
+        let response = self.post("registered-models/get-latest-versions", query)?;
         let Many { model_versions } =
-            serde_json::from_value(answer).map_err(|e| self.invalid(&e))?;
+            serde_json::from_value(response).map_err(|e| self.invalid(&e))?;
         let number = |version: &ModelVersion| version.version.parse::<u64>().unwrap_or_default();
         model_versions.into_iter().max_by_key(number).ok_or_else(|| Failure::Refused {
             server: self.uri().into(),
@@ -152,8 +152,8 @@ impl Server {
     pub fn weights(&self, version: &ModelVersion) -> Result<Vec<u8>, Failure> {
         let ModelVersion { name, version: number, .. } = version;
         let query = [("name", name.as_str()), ("version", number.as_str())];
-        let answer: Value = self.get("model-versions/get-download-uri", &query)?;
-        let folder = self.place(answer["artifact_uri"].as_str().unwrap_or_default())?;
+        let response: Value = self.get("model-versions/get-download-uri", &query)?;
+        let folder = self.place(response["artifact_uri"].as_str().unwrap_or_default())?;
         let files = self.list(folder)?;
         let mut models = files.iter().filter(|file| file.ends_with(".safetensors"));
         let (Some(file), None) = (models.next(), models.next()) else {

@@ -344,13 +344,13 @@ impl<'a> Fit<'a> {
         let steps =
             self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
         let progress = &mut self.state.progress;
-        for figures in &steps {
-            progress.loss_sum += f64::from(figures.loss) * figures.images as f64;
-            progress.right += figures.right;
-            progress.seen += figures.images;
+        for metrics in &steps {
+            progress.loss_sum += f64::from(metrics.loss) * metrics.images as f64;
+            progress.right += metrics.right;
+            progress.seen += metrics.images;
         }
         let Some(last) = steps.last() else { return Ok(()) };
-        let images: usize = steps.iter().map(|figures| figures.images).sum();
+        let images: usize = steps.iter().map(|metrics| metrics.images).sum();
         self.pace = (images as f64 / self.pace.1.elapsed().as_secs_f64(), Instant::now());
         self.last_loss = last.loss;
         Ok(())

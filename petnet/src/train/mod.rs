@@ -98,7 +98,7 @@ pub struct Trainer {
     /// The layers of [`Trainer::init`] that are not trained. With [`Freeze::Backbone`] the last layer is fitted by
     /// logistic regression, and the settings of epochs, steps and augmentation have no effect. `None` trains all layers
     /// of a random network. Of a network with initial weights it trains the last layer on up to 5,000 images, and the
-    /// last block and the layers behind it on more.
+    /// last block and the layers after it on more.
     pub freeze: Option<Freeze>,
     /// Classes of the network in [`Trainer::init`] that contain the data's. Its head is kept as a source head, to detect
     /// out-of-distribution images, see [`OodScore::SourceClasses`](crate::OodScore::SourceClasses).

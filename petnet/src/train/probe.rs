@@ -153,11 +153,11 @@ fn with_last_layer(
     let rows = features.values.chunks_exact(width).zip(&features.targets).take(train.len());
     let rows = rows.step_by(train.len().div_ceil(ENOUGH));
     let task = &model.info().task;
-    let answer = |row: &[f32]| task.probabilities(&head.last_logits(row), 1.0);
+    let probabilities_of = |row: &[f32]| task.probabilities(&head.last_logits(row), 1.0);
     let (probabilities, truth): (Vec<_>, Vec<Target>) =
-        rows.map(|(row, target)| (answer(row), target.clone())).unzip();
-    let figures = ValidationMetrics::compute(task, &probabilities, &truth);
-    Ok((model, figures))
+        rows.map(|(row, target)| (probabilities_of(row), target.clone())).unzip();
+    let metrics = ValidationMetrics::compute(task, &probabilities, &truth);
+    Ok((model, metrics))
 }
 
 /// The layers of a model after its global average pool.
@@ -184,7 +184,7 @@ pub(super) fn fit(
     let source = initial.required_source_head(trainer, model.info().graph.pool() + 1)?;
     let (model, seen) = with_last_layer(model, train, trainer, observer)?;
     let classifier = Classifier::new(model.clone(), trainer.device)?;
-    let figures = match valid.is_multi_label() {
+    let metrics = match valid.is_multi_label() {
         false => ValidationMetrics::SingleLabel(classifier.evaluate(valid, |_| ())?.metrics()),
         true => ValidationMetrics::MultiLabel(classifier.evaluate_labels(valid, |_| ())?.metrics()),
     };
@@ -193,15 +193,15 @@ pub(super) fn fit(
         learning_rate: 0.0,
         train_loss: seen.log_loss(),
         train_accuracy: seen.accuracy(),
-        val_loss: figures.log_loss(),
-        val_accuracy: figures.accuracy(),
-        val_map: figures.mean_average_precision(),
+        val_loss: metrics.log_loss(),
+        val_accuracy: metrics.accuracy(),
+        val_map: metrics.mean_average_precision(),
         seconds: began.elapsed().as_secs_f64(),
         waited: 0.0,
         best: true,
     };
     observer.epoch(&report);
-    let record = figures.record(1)?;
+    let record = metrics.record(1)?;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok();
     let mut model = model.with_record(|info| {
         info.history = json!([report]);

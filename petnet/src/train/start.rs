@@ -215,10 +215,10 @@ pub(super) fn initial_network(
     info: &mut ModelInfo,
     (train, device): (&Dataset, &Device),
 ) -> Result<InitialNetwork> {
-    let drawn = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
+    let random = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
     let Some(initial) = initial else {
         return Ok(InitialNetwork {
-            model: drawn(info),
+            model: random(info),
             trunk: Trunk::Empty,
             source: Weights::new(),
         });
@@ -229,7 +229,7 @@ pub(super) fn initial_network(
         Freeze::Backbone => info.graph.blocks().len(),
     };
     info.normalization = initial.model.info().normalization;
-    let model = initial.fill(drawn(info), &info.labels)?;
+    let model = initial.fill(random(info), &info.labels)?;
     let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
     let mut source = Weights::new();
     if let Some((head, weights)) =

@@ -66,10 +66,10 @@ impl Tally {
         let values = values.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
         let values =
             values.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))?;
-        for (figures, pair) in steps.iter_mut().zip(values.as_chunks::<2>().0) {
-            (figures.loss, figures.right) = (pair[0], pair[1] as usize);
+        for (metrics, pair) in steps.iter_mut().zip(values.as_chunks::<2>().0) {
+            (metrics.loss, metrics.right) = (pair[0], pair[1] as usize);
         }
-        match steps.iter().find(|figures| !figures.loss.is_finite()) {
+        match steps.iter().find(|metrics| !metrics.loss.is_finite()) {
             Some(StepMetrics { epoch, step, loss, .. }) => {
                 Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: *loss })
             }

@@ -63,11 +63,11 @@ impl ValidationMetrics {
 
     /// The record of an epoch in a model file, see [`ModelInfo::metrics`](crate::ModelInfo::metrics).
     pub(super) fn record(&self, epoch: usize) -> Result<serde_json::Value> {
-        let figures = match self {
+        let value = match self {
             Self::SingleLabel(metrics) => serde_json::to_value(metrics),
             Self::MultiLabel(metrics) => serde_json::to_value(metrics),
         };
-        let figures = figures.map_err(|e| Error::Config(e.to_string()))?;
-        Ok(serde_json::json!({ "epoch": epoch, "validation": figures }))
+        let value = value.map_err(|e| Error::Config(e.to_string()))?;
+        Ok(serde_json::json!({ "epoch": epoch, "validation": value }))
     }
 }
