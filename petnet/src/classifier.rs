@@ -22,8 +22,8 @@ use crate::task::Task;
 /// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
 /// # let image = image.into_inner();
 /// let classifier = petnet::Classifier::pretrained()?;
-/// let guess = classifier.classify_bytes(&image)?;
-/// println!("{} {:.2}", guess.label(), guess.confidence());
+/// let prediction = classifier.classify_bytes(&image)?;
+/// println!("{} {:.2}", prediction.label(), prediction.confidence());
 /// # }
 /// # Ok::<(), petnet::Error>(())
 /// ```
