@@ -1,5 +1,5 @@
-//! `configs/train.yaml`: every setting of a training as one flat struct, the reference system's
-//! keys among them.
+//! Settings of a training, as in `configs/train.yaml`. The keys include those of the Python reference implementation
+//! (SimpleCNN, PyTorch and FastAPI), so that its files can be read.
 
 use std::path::{Path, PathBuf};
 
@@ -13,17 +13,7 @@ use petnet::train::{
 use petnet::{ClassSet, Device, Trainer};
 use serde::{Deserialize, Serialize};
 
-/// A mistake in what the user asked for, as opposed to work that failed.
-#[derive(Debug)]
-pub(crate) struct ConfigError(pub(crate) String);
-
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
+use crate::error::UsageError;
 
 /// See `configs/train.yaml` for what each key means.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,10 +139,10 @@ impl Default for MlflowConfig {
     }
 }
 
-/// A file's text, without a byte order mark.
+/// Reads a file as text, without a byte order mark.
 fn read(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path)
-        .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+        .map_err(|e| UsageError(format!("{}: {e}", path.display())))?;
     Ok(text.trim_start_matches('\u{feff}').into())
 }
 
@@ -160,7 +150,7 @@ impl Config {
     /// Reads a YAML file; keys that are left out keep their defaults.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let text = read(path)?;
-        Self::parse(&text).map_err(|e| ConfigError(format!("{}: {e}", path.display())).into())
+        Self::parse(&text).map_err(|e| UsageError(format!("{}: {e}", path.display())).into())
     }
 
     /// [`Config::load`], or the defaults without a file, with some keys set: `learning_rate=0.001`,
@@ -175,14 +165,14 @@ impl Config {
             None => serde_yaml::Value::Null,
         };
         for set in sets {
-            let wrong = |e: String| ConfigError(format!("--set {set}: {e}"));
+            let wrong = |e: String| UsageError(format!("--set {set}: {e}"));
             let (keys, value) = set.split_once('=').ok_or_else(|| wrong("KEY=VALUE".into()))?;
             let value = serde_yaml::from_str(value).map_err(|e| wrong(e.to_string()))?;
             put(&mut settings, keys, value).map_err(wrong)?;
             let text = serde_yaml::to_string(&settings)?;
             Self::parse(&text).map_err(wrong)?;
         }
-        Self::parse(&serde_yaml::to_string(&settings)?).map_err(|e| ConfigError(e).into())
+        Self::parse(&serde_yaml::to_string(&settings)?).map_err(|e| UsageError(e).into())
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -191,13 +181,13 @@ impl Config {
             return Ok(Self::default());
         }
         let config: Self = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
-        // What serde did not take is missing from what it gives back.
-        let taken = serde_yaml::to_value(&config).map_err(|e| e.to_string())?;
-        refuse_unknown(&given, &taken, "")?;
+        // A key that serde ignored is missing from the serialised settings.
+        let known = serde_yaml::to_value(&config).map_err(|e| e.to_string())?;
+        refuse_unknown(&given, &known, "")?;
         Ok(config)
     }
 
-    /// What a run of these settings is called.
+    /// Default name of a run with these settings.
     pub(crate) fn run_name(&self) -> String {
         format!("{}-{}px", self.model.name(), self.image_size)
     }
@@ -210,11 +200,11 @@ impl Config {
         self.logging.log_every_n_steps
     }
 
-    /// What the library needs to train.
+    /// The trainer with these settings, for data with this number of classes.
     pub(crate) fn trainer(&self, classes: usize, device: Device) -> Result<Trainer> {
         if let Some(expected) = self.num_classes.filter(|n| *n != classes) {
             let found = format!("num_classes is {expected}, the data has {classes}");
-            return Err(ConfigError(found).into());
+            return Err(UsageError(found).into());
         }
         Ok(Trainer {
             architecture: self.model.clone(),
@@ -254,7 +244,7 @@ impl Config {
     }
 }
 
-/// Sets the value at a dotted path; what lies on the way is made.
+/// Sets the value at a dotted path and creates the mappings on the way.
 fn put(
     settings: &mut serde_yaml::Value,
     keys: &str,

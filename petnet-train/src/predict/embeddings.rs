@@ -11,7 +11,7 @@ use petnet::similar::NpyWriter;
 use super::parts::beside;
 use super::pipeline::Row;
 use super::{cloud, rows::one_line};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 
 /// The form of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Form {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         Self::named(ending)?.ok_or_else(|| {
             let text = format!("--embeddings {}: must end in .npy or .parquet", path.display());
-            ConfigError(text).into()
+            UsageError(text).into()
         })
     }
 
@@ -53,7 +53,7 @@ impl Form {
         Self::named(name.to_str().unwrap_or_default())?.ok_or_else(|| {
             let text =
                 "with --out, --embeddings is `npy` or `parquet`: each part has a file of its own";
-            ConfigError(text.into()).into()
+            UsageError(text.into()).into()
         })
     }
 

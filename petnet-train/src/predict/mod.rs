@@ -26,9 +26,9 @@ use self::parts::{Parts, Progress, Record};
 use self::pipeline::{Lanes, Row};
 use self::rows::Model;
 pub(crate) use self::source::{copy_bucket, images_below, is_bucket};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 use crate::model::ModelName;
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
 /// From here on, a speed says something.
 const MANY: u64 = 100;
@@ -63,7 +63,7 @@ pub(crate) struct Predict {
     /// How to write [default: text, with --out jsonl]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Write into this folder, in parts; a run that was killed goes on when started again
@@ -112,7 +112,7 @@ impl Predict {
     fn print(&self, output: Output) -> Result<()> {
         let format = match self.format {
             Some(Format::Parquet) => {
-                return Err(ConfigError("--format parquet needs --out".into()).into());
+                return Err(UsageError("--format parquet needs --out".into()).into());
             }
             _ if output.json => Format::Jsonl,
             asked => asked.unwrap_or(Format::Text),
@@ -161,7 +161,7 @@ impl Predict {
         let format = match self.format.unwrap_or(Format::Jsonl) {
             Format::Text => {
                 let text = "--format text is for people: --out takes jsonl, csv or parquet";
-                return Err(ConfigError(text.into()).into());
+                return Err(UsageError(text.into()).into());
             }
             Format::Parquet => cloud::require("--format parquet").map(|()| Format::Parquet)?,
             other => other,

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::embeddings::Table;
 use super::listing::Listing;
 use super::rows::{Model, Sheet};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 
 pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
     require(address)
@@ -32,5 +32,5 @@ pub(super) fn require(what: &str) -> Result<()> {
 }
 
 fn missing(what: &str) -> anyhow::Error {
-    ConfigError(format!("{what} was not compiled in: build with `--features cloud`")).into()
+    UsageError(format!("{what} was not compiled in: build with `--features cloud`")).into()
 }

@@ -20,7 +20,7 @@ use super::listing::{Done, Shard, Trail};
 use super::pipeline::Row;
 use super::rows::{Model, Sheet, TextSheet};
 use super::{Format, cloud};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 
 /// What must stay the same from run to run, and from shard to shard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -222,7 +222,7 @@ fn agree(folder: &Path, asked: &Record) -> Result<()> {
     for (key, asked) in asked.as_object().into_iter().flatten() {
         let begun = begun.get(key).unwrap_or(&serde_json::Value::Null);
         if begun != asked {
-            return Err(ConfigError(format!(
+            return Err(UsageError(format!(
                 "{} was begun with other settings: {key} is {begun} there, {asked} here; take \
                  another --out",
                 folder.display()

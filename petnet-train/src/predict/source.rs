@@ -11,7 +11,7 @@ use petnet::preprocess::{FileKind, HEAD, Limits, recognise};
 
 use super::listing::{Listing, Load, Photo};
 use super::{archive, cloud};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 
 /// Schemes of the addresses of buckets.
 const SCHEMES: [&str; 3] = ["s3://", "gs://", "az://"];
@@ -60,7 +60,7 @@ pub(crate) fn copy_bucket(input: &Path, to: &Path, each: &dyn Fn()) -> Result<Pa
 /// Refuses what is certainly not there, before the work begins.
 pub(super) fn require(input: &Path) -> Result<()> {
     if address(input).is_none() && !is_pattern(input) && !input.exists() {
-        return Err(ConfigError(format!("{}: no such file or folder", input.display())).into());
+        return Err(UsageError(format!("{}: no such file or folder", input.display())).into());
     }
     Ok(())
 }
@@ -128,7 +128,7 @@ fn head(path: &Path) -> Vec<u8> {
 
 fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
     let text = pattern.to_string_lossy();
-    let matches = glob::glob_with(&text, MATCH).map_err(|e| ConfigError(format!("{text}: {e}")))?;
+    let matches = glob::glob_with(&text, MATCH).map_err(|e| UsageError(format!("{text}: {e}")))?;
     let mut found = false;
     for path in matches {
         let path = path.with_context(|| text.to_string())?;

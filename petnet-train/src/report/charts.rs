@@ -6,6 +6,8 @@ use petnet::train::{EpochReport, RateCurve};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use crate::encode::png;
+
 const SIZE: (u32, u32) = (480, 340);
 const BLUE: RGBColor = RGBColor(37, 99, 170);
 const ORANGE: RGBColor = RGBColor(214, 108, 24);
@@ -292,19 +294,6 @@ fn draw<B: DrawingBackend>(area: &Area<B>, frame: &Frame<'_>, lines: &[Line<'_>]
         .label_font(("sans-serif", 12))
         .draw()
         .map_err(failed)
-}
-
-/// RGB bytes as a PNG file.
-pub(crate) fn png(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
-    use image::ImageEncoder as _;
-    let mut bytes = Vec::new();
-    image::codecs::png::PngEncoder::new(&mut bytes).write_image(
-        pixels,
-        width,
-        height,
-        image::ExtendedColorType::Rgb8,
-    )?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -5,10 +5,14 @@ use petnet::metrics::{Metrics, MultiLabelMetrics};
 use petnet::{Classifier, Coverage, Dataset, Evaluation, LabelEvaluation};
 use serde_json::{Value, json};
 
-use super::files;
 use super::labels::LabelReport;
 use super::page::{Mistake, Report};
+use crate::files;
 use crate::ood::OtherImages;
+use crate::tracking::Run;
+
+/// Most mistakes whose thumbnails are kept with a run.
+const TRACKED_MISTAKES: usize = 8;
 
 /// Answers on every photo of a data set.
 pub(crate) enum Answers {
@@ -136,6 +140,17 @@ impl Findings {
             confusion_matrix: None,
         })
     }
+}
+
+/// Keeps thumbnails of the worst mistakes with a run, in `folder` of its artifacts, named by the actual and the
+/// predicted class.
+pub(crate) fn track_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Result<()> {
+    for (rank, mistake) in mistakes.iter().take(TRACKED_MISTAKES).enumerate() {
+        let Mistake { actual, predicted, confidence, picture, .. } = mistake;
+        let name = format!("{folder}/{:02}-{actual}-as-{predicted}-{confidence:.3}.jpg", rank + 1);
+        run.artifact(&name, picture)?;
+    }
+    Ok(())
 }
 
 fn percent(figure: f64) -> String {

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use super::charts;
 use super::findings::Subject;
-use super::page::{GALLERY, Mistake, STYLE, thumbnail};
+use super::page::{GALLERY, Mistake, STYLE};
+use crate::encode::thumbnail;
 
 const TEMPLATE: &str = include_str!("labels.html");
 /// Most curves of a chart.

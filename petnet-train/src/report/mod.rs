@@ -2,7 +2,6 @@
 
 pub(crate) mod charts;
 pub(crate) mod compare;
-pub(crate) mod files;
 pub(crate) mod findings;
 mod labels;
 pub(crate) mod page;

@@ -6,10 +6,11 @@ use minijinja::{Environment, Value};
 use petnet::metrics::{self, Metrics};
 use petnet::train::EpochReport;
 use petnet::{Dataset, Evaluation, ModelInfo};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::json;
 
 use super::charts;
+use crate::encode::{data_url, thumbnail};
 use crate::ood::{AnsweredImage, OtherFigures, OtherImages};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -231,24 +232,4 @@ fn ending(input: &str) -> &str {
     const SHOWN: usize = 24;
     let skipped = input.chars().count().saturating_sub(SHOWN);
     input.char_indices().nth(skipped).map_or(input, |(start, _)| &input[start..])
-}
-
-/// Serializes a JPEG file as a data URL.
-pub(crate) fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Error> {
-    use base64::Engine as _;
-    let encoded = base64::engine::general_purpose::STANDARD.encode(jpeg);
-    to.serialize_str(&format!("data:image/jpeg;base64,{encoded}"))
-}
-
-/// A small JPEG, the aspect kept.
-pub(crate) fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
-    let limits = petnet::preprocess::Limits::default();
-    let pixels = petnet::preprocess::decode_at_least(bytes, &limits, 160)?;
-    let picture = image::RgbImage::from_raw(pixels.width(), pixels.height(), pixels.into_data())
-        .map(image::DynamicImage::ImageRgb8)
-        .unwrap_or_default()
-        .thumbnail(160, 160);
-    let mut jpeg = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut jpeg, image::ImageFormat::Jpeg)?;
-    Ok(jpeg.into_inner())
 }

@@ -12,8 +12,9 @@ use petnet::review::{LabelSuspect, Review as Findings, Suspect};
 use petnet::{Classifier, Dataset, Device};
 use serde_json::json;
 
+use crate::files;
 use crate::model::ModelName;
-use crate::{Output, report, terminal};
+use crate::terminal::{self, Output};
 use corrections::Corrections;
 use page::{Card, List, Page};
 
@@ -41,7 +42,7 @@ pub(crate) struct Review {
     /// Photos of each kind on the page
     #[arg(long, value_name = "N", default_value_t = 200)]
     most: usize,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
 }
@@ -62,13 +63,13 @@ impl Review {
         let findings = look(&dataset, &classifier, output)?;
         std::fs::create_dir_all(&self.out)?;
         let file = self.out.join("review.json");
-        report::files::write_json(&file, &summary(&dataset, &findings, self.most))?;
+        files::write_json(&file, &summary(&dataset, &findings, self.most))?;
         let lists = lists(&dataset, &findings, self.most);
         let page =
             Page { dataset: &dataset, data: &self.data, lists, agreement: findings.agreement };
         let index = self.out.join("index.html");
         if self.serve.is_none() {
-            report::files::write(&index, page.html(true)?.as_bytes())?;
+            files::write(&index, page.html(true)?.as_bytes())?;
         }
         if output.json {
             say!("{}", summary(&dataset, &findings, self.most));

@@ -7,7 +7,7 @@ use petnet::Dataset;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::report::page::{data_url, thumbnail};
+use crate::encode::{data_url, thumbnail};
 
 const TEMPLATE: &str = include_str!("page.html");
 

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use self::page::{Page, Shown};
 use self::update::Updated;
-use crate::config::ConfigError;
+use crate::error::UsageError;
+use crate::files;
 use crate::model::ModelName;
-use crate::report::files;
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
 /// Pairs of duplicates that are listed; the nearest ones.
 const MOST_PAIRS: usize = 1_000;
@@ -50,7 +50,7 @@ pub(crate) struct Similar {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
     model: ModelName,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Images to find for each PHOTO
@@ -102,7 +102,7 @@ impl Similar {
         terminal::start_log(output, "info");
         if self.photos.is_empty() && self.queries.is_empty() && !self.duplicates {
             let text = "nothing to do: name a PHOTO, or --photos DIR, or --duplicates";
-            return Err(ConfigError(text.into()).into());
+            return Err(UsageError(text.into()).into());
         }
         let model_sha256 = petnet::sha256(&self.model.bytes()?);
         let classifier = self.model.open(self.device)?;
@@ -136,7 +136,7 @@ impl Similar {
         }
         if self.photos.is_empty() {
             let text = format!("{}: no index there: --photos DIR builds one", self.index.display());
-            return Err(ConfigError(text).into());
+            return Err(UsageError(text).into());
         }
         Ok(ImageIndex::new(model_sha256, classifier))
     }

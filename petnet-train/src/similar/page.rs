@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Duplicate, Query, shown};
-use crate::report::page::{data_url, thumbnail};
+use crate::encode::{data_url, thumbnail};
 
 const TEMPLATE: &str = include_str!("page.html");
 /// Pairs on the page; their images make up its size.

@@ -9,9 +9,9 @@ use petnet::similar::{ImageIndex, Unreadable};
 use serde_json::{Value, json};
 
 use super::shown;
-use crate::config::ConfigError;
+use crate::error::UsageError;
 use crate::predict::images_below;
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
 /// Images after which the bar moves.
 const STEP: usize = 256;
@@ -66,7 +66,7 @@ pub(super) fn run(
     let (mut updated, before) = (Updated::default(), images.images().len());
     let mut paths = Vec::new();
     for folder in folders {
-        let refuse = |e| ConfigError(format!("{}: {e}", folder.display()));
+        let refuse = |e| UsageError(format!("{}: {e}", folder.display()));
         let root = folder.canonicalize().map_err(refuse)?;
         let (below, left_out) = images_below(&root)?;
         if left_out.total() > 0 {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::report::files;
+use crate::files;
 
 /// The file that describes a folder.
 pub(super) const META: &str = "meta.yaml";

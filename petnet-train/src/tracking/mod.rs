@@ -22,8 +22,8 @@ pub(crate) use run::{Input, Run, Status};
 pub(crate) use store::Store;
 pub(crate) use sync::sync;
 
-use crate::config::{ConfigError, MlflowConfig};
-use crate::report::page::Mistake;
+use crate::config::MlflowConfig;
+use crate::error::UsageError;
 use sender::Sender;
 use system::Watch;
 
@@ -31,8 +31,6 @@ use system::Watch;
 const STORE: &str = "mlruns";
 /// Of this many steps one is recorded; all of an epoch are in its own figures.
 const STEPS: usize = 10;
-/// Photos of wrong answers that a run keeps.
-const MISTAKES: usize = 8;
 
 /// Where runs are recorded.
 #[derive(Debug)]
@@ -54,7 +52,7 @@ impl<'a> Place<'a> {
     fn of(uri: &'a str) -> Result<Option<Self>> {
         let refused = || {
             let known = "http(s)://HOST, a folder, file:FOLDER, or `off`";
-            Err(ConfigError(format!("tracking address {uri}: must be {known}")).into())
+            Err(UsageError(format!("tracking address {uri}: must be {known}")).into())
         };
         match uri.split_once(':') {
             None if matches!(uri, "databricks" | "databricks-uc" | "uc") => refused(),
@@ -94,13 +92,13 @@ impl Tracking {
     /// The same, for commands that make no sense without.
     pub(crate) fn required() -> Result<Self> {
         Self::open(&MlflowConfig::default())?
-            .ok_or_else(|| ConfigError("tracking is `off`".into()).into())
+            .ok_or_else(|| UsageError("tracking is `off`".into()).into())
     }
 
     /// The server, for commands that make no sense without.
     pub(crate) fn server(&self) -> Result<&Server> {
         let missing = "no tracking server: set MLFLOW_TRACKING_URI, e.g. http://localhost:5001";
-        self.server.as_ref().ok_or_else(|| ConfigError(missing.into()).into())
+        self.server.as_ref().ok_or_else(|| UsageError(missing.into()).into())
     }
 
     /// Begins a run and says where it came from.
@@ -177,16 +175,6 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
     run.tag("mlflow.log-model.history", &serde_json::to_string(&[about])?)
 }
 
-/// The worst wrong answers as small pictures, named by what they are and were taken for.
-pub(crate) fn log_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Result<()> {
-    for (rank, mistake) in mistakes.iter().take(MISTAKES).enumerate() {
-        let Mistake { truth, answer, confidence, picture, .. } = mistake;
-        let name = format!("{folder}/{:02}-{truth}-as-{answer}-{confidence:.3}.jpg", rank + 1);
-        run.artifact(&name, picture)?;
-    }
-    Ok(())
-}
-
 /// A data set as MLflow describes one.
 pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
     let classes: serde_json::Map<String, Value> = dataset
@@ -252,7 +240,7 @@ impl Tracker {
             }
             None => tracking.start(name)?,
         };
-        crate::report::files::write(&run_file(out), run.id().as_bytes())?;
+        crate::files::write(&run_file(out), run.id().as_bytes())?;
         Self::over(run, tracking.server.clone(), true)
     }
 

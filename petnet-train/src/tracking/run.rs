@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::layout::{
     address, file_name, folders, millis, now, read_yaml, short_hash, texts, tree, write_yaml,
 };
-use crate::report::files;
+use crate::files;
 
 /// Held by the process that writes a run; the system lets go of it when that process ends.
 const LOCK: &str = "active.lock";

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::run::{Model, Point, Run};
-use crate::report::files;
+use crate::files;
 
 const FILE: &str = "sync.json";
 const LOCK: &str = "sync.lock";

@@ -13,7 +13,7 @@ use petnet::files::{LeftOut, Name, entry_path, judge};
 use tokio::runtime::Runtime;
 use url::Url;
 
-use crate::config::ConfigError;
+use crate::error::UsageError;
 use crate::predict::archive::{self, Kind};
 use crate::predict::listing::{Listing, Load, Photo};
 use crate::predict::source::{MATCH, has_wildcard, refuse_large};
@@ -59,7 +59,7 @@ fn named_as(key: &str) -> Option<LeftOut> {
 impl Bucket {
     /// The bucket of an address, and the rest of the address.
     fn open(address: &str) -> Result<(Self, &str)> {
-        let wrong = |e: &dyn std::fmt::Display| ConfigError(format!("{address}: {e}"));
+        let wrong = |e: &dyn std::fmt::Display| UsageError(format!("{address}: {e}"));
         let after_scheme = address.find("://").map_or(0, |at| at + 3);
         let end = address[after_scheme..].find('/').map_or(address.len(), |at| after_scheme + at);
         let (name, key) = address.split_at(end);
@@ -102,7 +102,7 @@ impl Bucket {
     }
 
     fn matching(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
-        let pattern = glob::Pattern::new(key).map_err(|e| ConfigError(e.to_string()))?;
+        let pattern = glob::Pattern::new(key).map_err(|e| UsageError(e.to_string()))?;
         let plain = key.find(['*', '?', '[']).unwrap_or(key.len());
         let folder = key[..plain].rfind('/').map_or("", |at| &key[..at]);
         let mut found = false;

@@ -1,11 +1,11 @@
-//! Result files, each whole or not there.
+//! Result files, written atomically: each is complete or absent.
 
 use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
 
-/// Writes beside `path` and renames; makes the folder.
+/// Writes a temporary file next to `path` and renames it; creates the folder.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
@@ -17,14 +17,14 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write(path, &json(value)?)
 }
 
-/// Indented, with a line feed at the end.
+/// Indented JSON with a line feed at the end.
 pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
     Ok(text.into_bytes())
 }
 
-/// A matrix of counts as NumPy's format, version 1.0, `int64`.
+/// A matrix of counts in NumPy's `.npy` format, version 1.0, `int64`, row by row.
 pub(crate) fn npy(matrix: &[Vec<usize>]) -> Vec<u8> {
     const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
     let columns = matrix.first().map_or(0, Vec::len);
@@ -32,7 +32,7 @@ pub(crate) fn npy(matrix: &[Vec<usize>]) -> Vec<u8> {
         "{{'descr': '<i8', 'fortran_order': False, 'shape': ({}, {columns}), }}",
         matrix.len()
     );
-    // Magic, length and header together fill a multiple of 64 bytes and end in a line feed.
+    // The format pads magic, length and header together to a multiple of 64 bytes that ends in a line feed.
     let filled = (MAGIC.len() + 2 + header.len() + 1).next_multiple_of(64);
     header.push_str(&" ".repeat(filled - MAGIC.len() - 2 - header.len() - 1));
     header.push('\n');
