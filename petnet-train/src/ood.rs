@@ -49,7 +49,7 @@ pub(crate) struct AnsweredImage {
     ood_score: Option<f32>,
     /// Thumbnail as JPEG.
     #[serde(serialize_with = "data_url")]
-    picture: Vec<u8>,
+    thumbnail: Vec<u8>,
 }
 
 impl OtherImages {
@@ -140,13 +140,13 @@ fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<Ans
     let wanted: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
     let bytes: HashMap<String, Vec<u8>> = predict::read(input, &wanted)?.into_iter().collect();
     let shown = found.into_iter().filter_map(|(path, prediction)| {
-        let picture = thumbnail(bytes.get(&path)?);
-        Some(picture.map(|picture| AnsweredImage {
+        let thumbnail = thumbnail(bytes.get(&path)?);
+        Some(thumbnail.map(|thumbnail| AnsweredImage {
             path,
             label: prediction.label().to_string(),
             confidence: prediction.confidence(),
             ood_score: prediction.ood_score(),
-            picture,
+            thumbnail,
         }))
     });
     shown.collect()

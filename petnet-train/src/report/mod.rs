@@ -1,4 +1,4 @@
-//! What an evaluation leaves behind: figures, charts, one page.
+//! Results of an evaluation: metrics, charts, an HTML page.
 
 pub(crate) mod charts;
 pub(crate) mod compare;

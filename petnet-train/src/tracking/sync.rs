@@ -1,7 +1,7 @@
-//! A run in the store to a tracking server: what the server has not got yet, and nothing twice.
+//! Transfer of a run from the store to a tracking server: only what the server lacks, and nothing twice.
 //!
-//! What was sent is written down beside the run after every answer. A request whose answer was lost
-//! is sent again; each is one that changes nothing the second time, or is looked up first.
+//! After every response, `sync.json` in the run's folder records what was sent. A request whose response was lost is sent
+//! again: it is idempotent, or its result is searched for first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -18,15 +18,15 @@ use crate::files;
 
 const FILE: &str = "sync.json";
 const LOCK: &str = "sync.lock";
-/// The tag by which a run or model is found again on a server.
+/// Tag with the local identifier, by which a run or model is found again on a server.
 const ORIGIN: &str = "petnet.id";
-/// Most metrics, and most settings or tags, in a request to MLflow.
+/// Most metrics, and most parameters or tags, in a request to MLflow.
 const MAX_METRICS: usize = 1000;
 const MAX_PARAMS: usize = 100;
-/// Most characters of a setting and of a tag.
+/// Most characters of a parameter or tag.
 const MAX_VALUE: usize = 6000;
 
-/// What a server has got of a run.
+/// The parts of a run that a server has, recorded in `sync.json`.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Sent {
@@ -36,9 +36,9 @@ struct Sent {
     status: String,
     params: BTreeSet<String>,
     tags: BTreeMap<String, String>,
-    /// Bytes of each metric's file.
+    /// Number of bytes of each metric's file that were sent.
     metrics: BTreeMap<String, u64>,
-    /// Size and time of each file.
+    /// Size and modification time of each file that was sent.
     artifacts: BTreeMap<String, String>,
     inputs: BTreeSet<String>,
     /// Models by their local identifiers.
@@ -52,15 +52,15 @@ struct SentModel {
     complete: bool,
 }
 
-/// Where a run is on a server.
+/// Identifiers of a run on a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
     pub(crate) run_id: String,
-    /// Identifiers of its models there by those in the store.
+    /// Identifiers of its models on the server, by their identifiers in the store.
     pub(crate) models: BTreeMap<String, String>,
 }
 
-/// A transfer under way.
+/// A transfer in progress.
 struct Transfer<'a> {
     run: &'a Run,
     server: &'a Server,
@@ -68,11 +68,10 @@ struct Transfer<'a> {
     _lock: File,
 }
 
-/// Sends what `server` has not got of `run`.
+/// Sends the parts of `run` that `server` lacks.
 ///
 /// # Errors
-/// A [`petnet::mlflow::Failure`] of the server, or what the disk refuses. What was sent until then
-/// stays sent.
+/// A [`petnet::mlflow::Failure`] of the server, or an error of the disk. A later call continues from there.
 pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
     let lock = File::create(run.folder().join(LOCK))?;
     lock.lock()?;
@@ -95,10 +94,10 @@ impl Transfer<'_> {
             self.begin()?;
         }
         self.inputs()?;
-        self.settings()?;
+        self.params_and_tags()?;
         self.metrics()?;
         let place = self.sent.artifacts_at.clone();
-        // A server that takes no files still learns how the run ended.
+        // The status is sent even if the server accepts no files.
         let files = self.artifacts(&place).and_then(|()| self.models());
         self.status()?;
         files
@@ -128,7 +127,8 @@ impl Transfer<'_> {
             }
         };
         let text = |name: &str| run["info"][name].as_str().map(str::to_string);
-        self.sent.run_id = text("run_id").context("the server began a run without a name")?;
+        self.sent.run_id =
+            text("run_id").context("the server created a run without an identifier")?;
         self.sent.artifacts_at = text("artifact_uri").unwrap_or_default();
         self.sent.experiment_id = experiment;
         self.keep()
@@ -151,7 +151,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// The run that an earlier request made whose answer never came.
+    /// The run on the server that an earlier request created but whose response was lost.
     fn find_run(&self, experiment: &str) -> Result<Option<Value>> {
         let body = json!({
             "experiment_ids": [experiment],
@@ -181,8 +181,8 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Settings and tags.
-    fn settings(&mut self) -> Result<()> {
+    /// Sends parameters and tags.
+    fn params_and_tags(&mut self) -> Result<()> {
         let params: Vec<_> = self
             .run
             .params()?
@@ -218,7 +218,7 @@ impl Transfer<'_> {
             let mut file = BufReader::new(File::open(&path)?);
             file.seek(SeekFrom::Start(at))?;
             let mut line = String::new();
-            // A line without an end is still being written.
+            // A line without a line feed is still being written.
             while file.read_line(&mut line)? > 0 && line.ends_with('\n') {
                 at += line.len() as u64;
                 if let Some(Point { time, value, step }) = Point::read(line.trim_end()) {
@@ -292,7 +292,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// The logged model on the server, as an earlier request made it or new.
+    /// The logged model on the server: the one that an earlier request created, or a new one.
     fn begin_model(&self, model: &Model) -> Result<Value> {
         let origin = &model.meta.model_id;
         let query = json!({
@@ -317,7 +317,7 @@ impl Transfer<'_> {
         Ok(self.server.post("logged-models", &body)?["model"].clone())
     }
 
-    /// Says on the server that the model came out of the run, unless it says so already.
+    /// Links the model to the run as an output, unless the link exists.
     fn link_model(&self, id: &str) -> Result<()> {
         let query = [("run_id", self.sent.run_id.as_str())];
         let there: Value = self.server.get("runs/get", &query)?;
