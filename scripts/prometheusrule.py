@@ -13,7 +13,7 @@ kind: PrometheusRule
 metadata:
   name: petnet
   labels:
-    # What kube-prometheus-stack looks for, if it was installed under its own name.
+    # Label that kube-prometheus-stack selects by, if it was installed under this name.
     release: kube-prometheus-stack
 spec:
   groups:
