@@ -217,7 +217,8 @@ impl Fetch<'_> {
         Ok(target.sync_all()?)
     }
 
-    /// Requests the missing bytes; a server without range requests sends the whole file.
+    /// Requests the missing bytes. With `If-Range`, a server sends the whole file if it has changed since the partial one was
+    /// written; a server without range requests always does.
     fn request(&self, agent: &Agent, url: &str) -> Result<(), Failure> {
         let have = self.have();
         // Compressed bytes could not be appended to the partial file.

@@ -12,7 +12,7 @@ use crate::config::MlflowConfig;
 use crate::data;
 use crate::files;
 use crate::model::ModelName;
-use crate::ood::{OtherFigures, OtherImages};
+use crate::ood::{OodEvaluation, OodFigures};
 use crate::report::findings::{Answers, Findings, Subject, track_mistakes};
 use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracker, Tracking};
@@ -93,17 +93,17 @@ impl Evaluate {
         let bar = terminal::bar(dataset.len() as u64, "evaluating", output);
         let answers = Answers::of(&classifier, &dataset, |images| bar.inc(images as u64))?;
         bar.finish_and_clear();
-        let others = self.others(&classifier, answers.ood_scores(), output)?;
+        let ood_inputs = self.ood_inputs(&classifier, answers.ood_scores(), output)?;
         let subject =
-            Subject { classifier: &classifier, dataset: &dataset, source, others: &others };
+            Subject { classifier: &classifier, dataset: &dataset, source, ood_inputs: &ood_inputs };
         let source = subject.source.clone();
         let findings = Findings::of(subject, &answers)?;
         let file = self.model.bytes()?;
         let cost = cost(&classifier, file.len());
         let mut figures = self.figures(classifier.info(), &findings, &cost);
         figures["data"] = json!({ "source": source, "digest": dataset.digest() });
-        let of_others: Vec<&OtherFigures> = others.iter().map(|other| &other.figures).collect();
-        figures["ood"] = json!(of_others);
+        let ood_figures: Vec<&OodFigures> = ood_inputs.iter().map(|input| &input.figures).collect();
+        figures["ood"] = json!(ood_figures);
         files::write_json(&self.out.join("metrics.json"), &figures)?;
         let page = self.out.join("report.html");
         files::write(&page, findings.page.as_bytes())?;
@@ -111,27 +111,27 @@ impl Evaluate {
             say!("{}", serde_json::to_string(&figures)?);
         } else {
             findings.lines.iter().for_each(|line| say!("{line}"));
-            others.iter().for_each(|other| other.figures.print());
+            ood_inputs.iter().for_each(|input| input.figures.print());
             cost.print();
             say!("report     {}", page.display());
         }
-        self.record(&file, classifier.info(), (&dataset, &others), (&findings, &figures))
+        self.record(&file, classifier.info(), (&dataset, &ood_inputs), (&findings, &figures))
     }
 
     /// Evaluates the model on each input of `--ood`.
-    fn others(
+    fn ood_inputs(
         &self,
         classifier: &Classifier,
         own_scores: &[f32],
         output: Output,
-    ) -> Result<Vec<OtherImages>> {
+    ) -> Result<Vec<OodEvaluation>> {
         let bar = terminal::counter("out-of-distribution images", output);
         let inputs = self.ood.iter();
-        let others =
-            inputs.map(|input| OtherImages::of(classifier, input, own_scores, || bar.inc(1)));
-        let others = others.collect();
+        let ood_inputs =
+            inputs.map(|input| OodEvaluation::of(classifier, input, own_scores, || bar.inc(1)));
+        let ood_inputs = ood_inputs.collect();
         bar.finish_and_clear();
-        others
+        ood_inputs
     }
 
     /// The metrics, the model and its cost as JSON.
@@ -153,7 +153,7 @@ impl Evaluate {
         &self,
         model: &[u8],
         info: &ModelInfo,
-        (dataset, others): (&Dataset, &[OtherImages]),
+        (dataset, ood_inputs): (&Dataset, &[OodEvaluation]),
         (findings, figures): (&Findings, &Value),
     ) -> Result<()> {
         let Some(tracking) = Tracking::open(&MlflowConfig::default())? else { return Ok(()) };
@@ -171,7 +171,7 @@ impl Evaluate {
             for (name, value) in &findings.tracked {
                 run.metric(&format!("{part}_{name}"), *value, 0)?;
             }
-            track_others(run, part, others)?;
+            track_ood(run, part, ood_inputs)?;
             run.artifact(&format!("{part}/metrics.json"), &files::json(figures)?)?;
             run.artifact(&format!("{part}/report.html"), findings.page.as_bytes())?;
             if let Some(matrix) = &findings.confusion_matrix {
@@ -199,8 +199,8 @@ impl Evaluate {
 }
 
 /// Adds metrics `PART_oodN_NAME` for the N-th input of `--ood`, counted from 1, and a tag with the input's name.
-fn track_others(run: &Run, part: &str, others: &[OtherImages]) -> Result<()> {
-    for (place, OtherImages { figures, .. }) in others.iter().enumerate() {
+fn track_ood(run: &Run, part: &str, ood_inputs: &[OodEvaluation]) -> Result<()> {
+    for (place, OodEvaluation { figures, .. }) in ood_inputs.iter().enumerate() {
         let prefix = format!("{part}_ood{}", place + 1);
         run.tag(&format!("petnet.{prefix}"), &figures.input)?;
         for (name, value) in figures.tracked() {

@@ -119,7 +119,7 @@ fn fit(
     let classifier = Classifier::new(best, trainer.device)?;
     let answers = Answers::of(&classifier, valid, |_| ())?;
     let source = format!("{} (val)", config.data_dir.display());
-    let subject = Subject { classifier: &classifier, dataset: valid, source, others: &[] };
+    let subject = Subject { classifier: &classifier, dataset: valid, source, ood_inputs: &[] };
     let findings = Findings::of(subject, &answers)?;
     let figures = answers.figures()?;
     let mut results = vec![

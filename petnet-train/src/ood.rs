@@ -16,17 +16,17 @@ use crate::predict;
 const GALLERY: usize = 12;
 
 /// Evaluation of a model on the images of one input, none of which shows one of its classes.
-pub(crate) struct OtherImages {
-    pub(crate) figures: OtherFigures,
+pub(crate) struct OodEvaluation {
+    pub(crate) figures: OodFigures,
     /// Out-of-distribution score of each image; empty where the model has none.
     pub(crate) scores: Vec<f32>,
     /// The answered images with the highest confidence.
     pub(crate) gallery: Vec<AnsweredImage>,
 }
 
-/// Figures of [`OtherImages`]; shares are those of the readable images.
+/// Figures of [`OodEvaluation`]; shares are those of the readable images.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(crate) struct OtherFigures {
+pub(crate) struct OodFigures {
     /// The input as given on the command line.
     pub(crate) input: String,
     /// Number of readable images.
@@ -52,7 +52,7 @@ pub(crate) struct AnsweredImage {
     thumbnail: Vec<u8>,
 }
 
-impl OtherImages {
+impl OodEvaluation {
     /// Classifies the images of an input of `predict` and compares their scores with `own_scores`, those of
     /// in-distribution images. `progress` is called after each image.
     ///
@@ -83,7 +83,7 @@ impl OtherImages {
             let decisions = predictions.iter().filter(|(_, p)| p.decision() == wanted);
             decisions.count() as f64 / predictions.len() as f64
         };
-        let figures = OtherFigures {
+        let figures = OodFigures {
             input: input.display().to_string(),
             images: predictions.len(),
             unreadable,
@@ -98,10 +98,10 @@ impl OtherImages {
     }
 }
 
-impl OtherFigures {
+impl OodFigures {
     pub(crate) fn print(&self) {
         let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-        say!("other      {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
+        say!("OOD        {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
         say!(
             "           answered {}, low confidence {}, out of distribution {}",
             percent(self.answered),

@@ -14,8 +14,8 @@ use crate::terminal::{self, Output};
 
 /// Prepare a model for int8 inference: measure the ranges of its feature maps on training images
 ///
-/// Where the processor has AVX-512 VNNI, the model then computes in 8-bit integers, two to three times as fast; elsewhere
-/// it computes in floats as before. Prints the accuracy of both on the validation images.
+/// On processors with AVX-512 VNNI, the model then computes in 8-bit integers, two to three times as fast; on others it
+/// computes in floats as before. Prints the accuracy of both on the validation images.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -117,7 +117,7 @@ fn out_of_distribution_images_are_evaluated() {
         assert!(page.contains(part), "{part}");
     }
     let said = succeed(folder, &[&evaluate[..], &ood[..2]].concat());
-    assert!(said.contains("other      other: 9 images, 1 unreadable"), "{said}");
+    assert!(said.contains("OOD        other: 9 images, 1 unreadable"), "{said}");
     assert!(said.contains("           AUROC "), "{said}");
     for (input, status, part) in
         [("nowhere", 2, "nowhere: no such file"), ("other/*.jpg", 1, "no readable image")]

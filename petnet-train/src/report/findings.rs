@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::labels::LabelReport;
 use super::page::{Mistake, Report};
 use crate::files;
-use crate::ood::OtherImages;
+use crate::ood::OodEvaluation;
 use crate::tracking::Run;
 
 /// Most mistakes whose thumbnails are kept with a run.
@@ -74,7 +74,7 @@ pub(crate) struct Subject<'a> {
     /// Name of the data set in the report.
     pub(crate) source: String,
     /// Evaluations on out-of-distribution images.
-    pub(crate) others: &'a [OtherImages],
+    pub(crate) ood_inputs: &'a [OodEvaluation],
 }
 
 /// Results of an evaluation.
@@ -102,7 +102,7 @@ impl Findings {
 
     fn of_classes(subject: Subject<'_>, evaluation: &Evaluation) -> Result<Self> {
         let (metrics, coverage) = (evaluation.metrics(), evaluation.coverage());
-        let Subject { classifier, dataset, source, others } = subject;
+        let Subject { classifier, dataset, source, ood_inputs } = subject;
         let report = Report {
             info: classifier.info(),
             parameters: classifier.parameters(),
@@ -110,7 +110,7 @@ impl Findings {
             metrics: &metrics,
             dataset,
             source,
-            others,
+            ood_inputs,
         };
         let mistakes = report.worst_mistakes()?;
         let mut figures = serde_json::to_value(&metrics)?;

@@ -41,7 +41,8 @@ impl LabelReport<'_> {
         let mut environment = Environment::new();
         environment.add_filter("percent", |value: f64| format!("{:.2} %", value * 100.0));
         environment.add_template("labels.html", TEMPLATE)?;
-        let others: Vec<_> = self.subject.others.iter().map(|other| &other.figures).collect();
+        let ood_inputs: Vec<_> =
+            self.subject.ood_inputs.iter().map(|input| &input.figures).collect();
         let values = json!({
             "style": STYLE,
             "info": info,
@@ -53,7 +54,7 @@ impl LabelReport<'_> {
             "drawn": CURVES.min(info.labels.len()),
             "training": training,
             "precision_recall": charts::precision_recall(&self.curves())?,
-            "others": others,
+            "ood_inputs": ood_inputs,
             "mistakes": mistakes,
         });
         Ok(environment.get_template("labels.html")?.render(Value::from(Serde(values)))?)

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::charts;
 use crate::encode::{data_url, thumbnail};
-use crate::ood::{AnsweredImage, OtherFigures, OtherImages};
+use crate::ood::{AnsweredImage, OodEvaluation, OodFigures};
 
 const TEMPLATE: &str = include_str!("page.html");
 /// Style sheet of the reports.
@@ -33,7 +33,7 @@ pub(super) struct Report<'a> {
     pub(super) dataset: &'a Dataset,
     pub(super) source: String,
     /// Evaluations on out-of-distribution images; may be empty.
-    pub(super) others: &'a [OtherImages],
+    pub(super) ood_inputs: &'a [OodEvaluation],
 }
 
 /// A wrong prediction.
@@ -56,11 +56,11 @@ struct Confused<'a> {
     count: usize,
 }
 
-/// One of [`OtherImages`] on the page.
+/// One of [`OodEvaluation`] on the page.
 #[derive(Serialize)]
-struct Other<'a> {
+struct OodInput<'a> {
     #[serde(flatten)]
-    figures: &'a OtherFigures,
+    figures: &'a OodFigures,
     gallery: &'a [AnsweredImage],
 }
 
@@ -106,7 +106,7 @@ impl Report<'_> {
             "reliability": charts::reliability(&bins)?,
             "confidence": self.by_confidence(),
             "coverage": self.evaluation.coverage(),
-            "others": self.others(),
+            "ood_inputs": self.ood_inputs(),
             "scores": self.score_chart()?,
             "mistakes": mistakes,
             "seconds": history.last().map(|e| e.seconds),
@@ -115,20 +115,24 @@ impl Report<'_> {
         Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
     }
 
-    fn others(&self) -> Vec<Other<'_>> {
-        let others = self.others.iter();
-        others.map(|OtherImages { figures, gallery, .. }| Other { figures, gallery }).collect()
+    fn ood_inputs(&self) -> Vec<OodInput<'_>> {
+        let ood_inputs = self.ood_inputs.iter();
+        ood_inputs
+            .map(|OodEvaluation { figures, gallery, .. }| OodInput { figures, gallery })
+            .collect()
     }
 
-    /// Histograms of the scores; `None` without images of other things, or without a score.
+    /// Histograms of the scores; `None` without out-of-distribution images, or without a score.
     fn score_chart(&self) -> Result<Option<String>> {
-        let Some(ood) = self.info.ood.as_ref().filter(|_| !self.others.is_empty()) else {
+        let Some(ood) = self.info.ood.as_ref().filter(|_| !self.ood_inputs.is_empty()) else {
             return Ok(None);
         };
         let own = [("in distribution", self.evaluation.ood_scores.as_slice())];
-        let others =
-            self.others.iter().map(|other| (ending(&other.figures.input), other.scores.as_slice()));
-        let groups: Vec<_> = own.into_iter().chain(others).collect();
+        let ood_inputs = self
+            .ood_inputs
+            .iter()
+            .map(|input| (ending(&input.figures.input), input.scores.as_slice()));
+        let groups: Vec<_> = own.into_iter().chain(ood_inputs).collect();
         charts::ood_scores(&groups, ood.threshold).map(Some)
     }
 
