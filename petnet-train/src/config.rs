@@ -255,10 +255,10 @@ fn put(
         *settings = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
     }
     let map = settings.as_mapping_mut().ok_or_else(|| format!("`{key}` is below a plain value"))?;
-    let place = map.entry(key.into()).or_insert(serde_yaml::Value::Null);
+    let entry = map.entry(key.into()).or_insert(serde_yaml::Value::Null);
     match rest {
-        Some(rest) => put(place, rest, value)?,
-        None => *place = value,
+        Some(rest) => put(entry, rest, value)?,
+        None => *entry = value,
     }
     Ok(())
 }

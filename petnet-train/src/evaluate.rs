@@ -200,8 +200,8 @@ impl Evaluate {
 
 /// Adds metrics `PART_oodN_NAME` for the N-th input of `--ood`, counted from 1, and a tag with the input's name.
 fn track_ood(run: &Run, part: &str, ood_inputs: &[OodEvaluation]) -> Result<()> {
-    for (place, OodEvaluation { figures, .. }) in ood_inputs.iter().enumerate() {
-        let prefix = format!("{part}_ood{}", place + 1);
+    for (index, OodEvaluation { figures, .. }) in ood_inputs.iter().enumerate() {
+        let prefix = format!("{part}_ood{}", index + 1);
         run.tag(&format!("petnet.{prefix}"), &figures.input)?;
         for (name, value) in figures.tracked() {
             if let Some(value) = value {

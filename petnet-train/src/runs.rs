@@ -38,13 +38,18 @@ pub(crate) struct Runs {
 #[derive(Subcommand)]
 enum Command {
     /// List all runs, the newest first
+    #[command(after_help = "Examples:\n  petnet-train runs list\n  petnet-train runs list --json")]
     List,
     /// Show one run: settings, metrics, files
+    #[command(after_help = "Examples:\n  petnet-train runs show 019ab2")]
     Show {
         /// Identifier of the run or its beginning
         run: String,
     },
     /// Compare runs: the settings that differ, and the metrics
+    #[command(
+        after_help = "Examples:\n  petnet-train runs compare 019ab2 019ab3 --html compare.html"
+    )]
     Compare {
         /// Identifiers of the runs or their beginnings
         #[arg(required = true, num_args = 2..)]
@@ -53,7 +58,10 @@ enum Command {
         #[arg(long, value_name = "PAGE.html")]
         html: Option<PathBuf>,
     },
-    /// Send what the server at MLFLOW_TRACKING_URI lacks
+    /// Send the records that the server at MLFLOW_TRACKING_URI lacks
+    #[command(
+        after_help = "Examples:\n  MLFLOW_TRACKING_URI=http://localhost:5001 petnet-train runs sync"
+    )]
     Sync {
         /// Identifiers of the runs or their beginnings [default: all]
         runs: Vec<String>,
@@ -207,12 +215,12 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
         return Err(UsageError(format!("no runs in {}", tracking.store.root().display())).into());
     }
     let bar = terminal::bar(runs.len() as u64, "sending", output);
-    let mut places = Vec::new();
+    let mut sent = Vec::new();
     let mut first = None;
     for run in &runs {
         match tracking::sync(run, server) {
             Ok(remote) => {
-                places.push(json!({ "run_id": run.id(), "server_run_id": remote.run_id }));
+                sent.push(json!({ "run_id": run.id(), "server_run_id": remote.run_id }));
             }
             // A run that cannot be sent does not keep the others from being sent.
             Err(error) => {
@@ -227,12 +235,12 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
     }
     bar.finish_and_clear();
     if let Some(error) = first {
-        let failed = runs.len() - places.len();
+        let failed = runs.len() - sent.len();
         return Err(error
             .context(format!("{failed} of {} runs are not complete on the server", runs.len())));
     }
     if output.json {
-        say!("{}", json!(places));
+        say!("{}", json!(sent));
     } else {
         say!("{} runs are complete on {}", runs.len(), server.uri());
     }

@@ -183,12 +183,12 @@ pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
         .cloned()
         .zip(dataset.counts().into_iter().map(Value::from))
         .collect();
-    let place = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     Input {
         name: name.into(),
         digest: dataset.digest().chars().take(36).collect(),
         source_type: "local".into(),
-        source: json!({ "uri": place.display().to_string() }).to_string(),
+        source: json!({ "uri": absolute.display().to_string() }).to_string(),
         schema: json!({ "photo": "image", "class": dataset.classes() }).to_string(),
         profile: json!({ "num_rows": dataset.len(), "classes": classes }).to_string(),
     }
@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn addresses_are_parsed_or_refused() {
-        for (uri, place) in [
+        for (uri, expected) in [
             ("off", None),
             ("runs", Some(Address::Folder("runs"))),
             ("file:./runs", Some(Address::Folder("./runs"))),
@@ -341,7 +341,7 @@ mod tests {
             ("file://localhost/var/runs", Some(Address::Folder("/var/runs"))),
             ("https://a@b:1", Some(Address::Server("https://a@b:1"))),
         ] {
-            assert_eq!(Address::parse(uri).unwrap(), place, "{uri}");
+            assert_eq!(Address::parse(uri).unwrap(), expected, "{uri}");
         }
         for uri in ["databricks", "databricks://profile", "sqlite:///x.db", "s3://b/c", "file:"] {
             assert!(Address::parse(uri).is_err(), "{uri}");

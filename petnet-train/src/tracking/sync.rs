@@ -96,14 +96,14 @@ impl Transfer<'_> {
         self.inputs()?;
         self.params_and_tags()?;
         self.metrics()?;
-        let place = self.sent.artifacts_at.clone();
+        let uri = self.sent.artifacts_at.clone();
         // The status is sent even if the server accepts no files.
-        let files = self.artifacts(&place).and_then(|()| self.models());
+        let files = self.artifacts(&uri).and_then(|()| self.models());
         self.status()?;
         files
     }
 
-    fn keep(&self) -> Result<()> {
+    fn save(&self) -> Result<()> {
         let folder = self.run.folder();
         let mut all = read(folder);
         all.insert(self.server.uri().into(), self.sent.clone());
@@ -131,7 +131,7 @@ impl Transfer<'_> {
             text("run_id").context("the server created a run without an identifier")?;
         self.sent.artifacts_at = text("artifact_uri").unwrap_or_default();
         self.sent.experiment_id = experiment;
-        self.keep()
+        self.save()
     }
 
     fn experiment(&self) -> Result<String> {
@@ -176,7 +176,7 @@ impl Transfer<'_> {
             });
             self.server.post("runs/log-inputs", &body)?;
             self.sent.inputs.insert(id);
-            self.keep()?;
+            self.save()?;
         }
         Ok(())
     }
@@ -199,13 +199,13 @@ impl Transfer<'_> {
             let body = json!({ "run_id": self.sent.run_id, "params": pairs(some) });
             self.server.post("runs/log-batch", &body)?;
             self.sent.params.extend(some.iter().map(|(key, _)| key.clone()));
-            self.keep()?;
+            self.save()?;
         }
         for some in tags.chunks(MAX_PARAMS) {
             let body = json!({ "run_id": self.sent.run_id, "tags": pairs(some) });
             self.server.post("runs/log-batch", &body)?;
             self.sent.tags.extend(some.iter().cloned());
-            self.keep()?;
+            self.save()?;
         }
         Ok(())
     }
@@ -247,21 +247,21 @@ impl Transfer<'_> {
         let body = json!({ "run_id": self.sent.run_id, "metrics": std::mem::take(batch) });
         self.server.post("runs/log-batch", &body)?;
         self.sent.metrics.append(ends);
-        self.keep()
+        self.save()
     }
 
-    fn artifacts(&mut self, place: &str) -> Result<()> {
+    fn artifacts(&mut self, uri: &str) -> Result<()> {
         let files = self.run.artifacts()?;
         if files.is_empty() {
             return Ok(());
         }
-        let folder = self.server.place(place)?;
+        let folder = self.server.place(uri)?;
         for (path, file) in files {
             let stamp = stamp(&file)?;
             if self.sent.artifacts.get(&path) != Some(&stamp) {
                 self.server.upload(&format!("{folder}/{path}"), &file)?;
                 self.sent.artifacts.insert(path, stamp);
-                self.keep()?;
+                self.save()?;
             }
         }
         Ok(())
@@ -277,9 +277,9 @@ impl Transfer<'_> {
             let there = self.begin_model(&model)?;
             let id = there["info"]["model_id"].as_str().unwrap_or_default().to_string();
             self.sent.models.insert(local.clone(), SentModel { id: id.clone(), complete: false });
-            self.keep()?;
-            let place = there["info"]["artifact_uri"].as_str().unwrap_or_default();
-            let folder = self.server.place(place)?;
+            self.save()?;
+            let uri = there["info"]["artifact_uri"].as_str().unwrap_or_default();
+            let folder = self.server.place(uri)?;
             for (path, file) in model.artifacts()? {
                 self.server.upload(&format!("{folder}/{path}"), &file)?;
             }
@@ -287,7 +287,7 @@ impl Transfer<'_> {
             self.server.patch(&format!("logged-models/{id}"), &ready)?;
             self.link_model(&id)?;
             self.sent.models.insert(local, SentModel { id, complete: true });
-            self.keep()?;
+            self.save()?;
         }
         Ok(())
     }
@@ -341,7 +341,7 @@ impl Transfer<'_> {
         }
         self.server.post("runs/update", &body)?;
         self.sent.status = status.name().into();
-        self.keep()
+        self.save()
     }
 }
 
