@@ -73,7 +73,7 @@ pub(crate) fn print(text: Arguments) {
     let _ = print_or_stop(text);
 }
 
-/// Writes a line to standard output, for work that should stop where nobody reads its results.
+/// Writes a line to standard output, for work that should stop once its results are no longer read.
 ///
 /// # Errors
 /// When standard output cannot be written to.

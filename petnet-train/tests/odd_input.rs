@@ -23,8 +23,11 @@ fn a_closed_output_ends_a_listing_but_not_a_training() {
         // As `head -1` does.
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && !said.contains("panicked"), "{arguments:?}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && !printed.contains("panicked"),
+            "{arguments:?}: {printed}"
+        );
     }
     assert!(folder.join("models/best.safetensors").is_file(), "the training went on");
 }
@@ -39,9 +42,9 @@ fn a_full_output_is_an_error_of_the_output() {
         let mut command = petnet(root.path(), arguments);
         let child = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("error: standard output:"), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.contains("error: standard output:"), "{printed}");
     }
     assert!(root.path().join("data/manifest.json").is_file());
 }
@@ -76,16 +79,17 @@ fn predict_recognises_images_by_content_and_counts_other_files() {
     fs::write(folder.join("x.zip"), bytes).unwrap();
     fs::remove_file(odd.join("x.zip")).unwrap();
     let output = run(folder, &["predict", "--format", "jsonl", "odd", "x.zip"]);
-    let said = String::from_utf8(output.stdout).unwrap();
-    let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<Value> =
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let paths: Vec<&str> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
     assert_eq!(
         paths,
         ["odd/a.jfif", "odd/b", "odd/phone.HEIC", "x.zip/cat/1.png", "x.zip/cat/2.png"]
     );
-    assert!(rows[2]["error"].as_str().unwrap().contains("HEIC is not read"), "{said}");
-    assert!(rows[4]["error"].as_str().unwrap().contains("not supported"), "{said}");
-    assert!(rows[3]["decision"].is_string() && rows[3]["model"].is_string(), "{said}");
+    assert!(rows[2]["error"].as_str().unwrap().contains("HEIC is not read"), "{printed}");
+    assert!(rows[4]["error"].as_str().unwrap().contains("not supported"), "{printed}");
+    assert!(rows[3]["decision"].is_string() && rows[3]["model"].is_string(), "{printed}");
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(log.contains("3 files left out: 2 no image, 1 hidden"), "{log}");
     assert!(!log.contains('\u{1b}'), "colour codes where the output is no terminal: {log}");

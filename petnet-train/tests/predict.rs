@@ -33,8 +33,8 @@ fn rows(folder: &Path) -> BTreeMap<String, Value> {
 }
 
 fn score(folder: &Path, out: &str, more: &[&str]) -> BTreeMap<String, Value> {
-    let said = succeed(folder, &[&["predict", "--quiet", "--out", out], more].concat());
-    assert!(said.contains(" images in "), "{said}");
+    let printed = succeed(folder, &[&["predict", "--quiet", "--out", out], more].concat());
+    assert!(printed.contains(" images in "), "{printed}");
     rows(&folder.join(out))
 }
 
@@ -157,8 +157,11 @@ fn a_killed_run_continues_and_classifies_every_image_once() {
     assert_eq!(kills, 3);
     let first = folder.join("torn/part-00000-00000.jsonl");
     let written = fs::metadata(&first).unwrap().modified().unwrap();
-    let said = succeed(folder, &command);
-    assert!(said.starts_with(&format!("{all} images in 14 parts, 1 of them failed; ")), "{said}");
+    let printed = succeed(folder, &command);
+    assert!(
+        printed.starts_with(&format!("{all} images in 14 parts, 1 of them failed; ")),
+        "{printed}"
+    );
     assert!(rows(&folder.join("torn")) == whole);
     assert_eq!(
         fs::metadata(&first).unwrap().modified().unwrap(),

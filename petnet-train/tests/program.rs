@@ -24,9 +24,9 @@ fn from_images_to_a_report() {
     let folder = root.path();
     let prepare =
         ["prepare", "--raw", "raw", "--out", "data", "--size", "24", "--preview", "sheet.png"];
-    let said = succeed(folder, &prepare);
-    assert!(said.contains("60 images, 1 files left out"), "{said}");
-    assert!(said.contains("Cat/666.jpg: the file is empty"), "{said}");
+    let printed = succeed(folder, &prepare);
+    assert!(printed.contains("60 images, 1 files left out"), "{printed}");
+    assert!(printed.contains("Cat/666.jpg: the file is empty"), "{printed}");
     assert!(image::open(folder.join("sheet.png")).unwrap().width() > 300);
     succeed(folder, &fit("models"));
     let curves = image::open(folder.join("models/loss_curves.png")).unwrap();
@@ -116,9 +116,9 @@ fn out_of_distribution_images_are_evaluated() {
     {
         assert!(page.contains(part), "{part}");
     }
-    let said = succeed(folder, &[&evaluate[..], &ood[..2]].concat());
-    assert!(said.contains("OOD        other: 9 images, 1 unreadable"), "{said}");
-    assert!(said.contains("           AUROC "), "{said}");
+    let printed = succeed(folder, &[&evaluate[..], &ood[..2]].concat());
+    assert!(printed.contains("OOD        other: 9 images, 1 unreadable"), "{printed}");
+    assert!(printed.contains("           AUROC "), "{printed}");
     for (input, status, part) in
         [("nowhere", 2, "nowhere: no such file"), ("other/*.jpg", 1, "no readable image")]
     {
@@ -246,9 +246,12 @@ fn labels_of_a_file_override_folders() {
     });
     fs::write(folder.join("feedback.jsonl"), lines.concat()).unwrap();
     let prepare = ["prepare", "--raw", "raw", "--out", "data", "--labels", "feedback.jsonl"];
-    let said = succeed(folder, &prepare);
-    assert!(said.contains("62 images, 2 files left out"), "{said}");
-    assert!(said.contains("1  without a label") && said.contains("1  unreadable"), "{said}");
+    let printed = succeed(folder, &prepare);
+    assert!(printed.contains("62 images, 2 files left out"), "{printed}");
+    assert!(
+        printed.contains("1  without a label") && printed.contains("1  unreadable"),
+        "{printed}"
+    );
     let manifest = fs::read_to_string(folder.join("data/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     assert_eq!(manifest["classes"], serde_json::json!(["cat", "dog"]));
@@ -400,6 +403,6 @@ fn a_pytorch_checkpoint_is_imported_and_exported() {
         let about: Value = serde_json::from_str(&succeed(folder, &import)).unwrap();
         assert_eq!(about["labels"], serde_json::json!(["cat", "dog"]), "{labels:?}");
     }
-    let (code, said) = fail(folder, &["import", given, "--labels", "a,b,c"]);
-    assert!(code == 2 && said.contains("2 classes, 3 are named"), "{code} {said}");
+    let (code, printed) = fail(folder, &["import", given, "--labels", "a,b,c"]);
+    assert!(code == 2 && printed.contains("2 classes, 3 are named"), "{code} {printed}");
 }

@@ -273,8 +273,11 @@ fn a_server_that_accepts_no_files_gets_the_rest_of_every_run() {
     server.state().elsewhere = true;
     let output = run(folder, &server, &["runs", "sync", "--quiet"]);
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("2 of 2 runs") && said.contains("--artifacts-destination"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        printed.contains("2 of 2 runs") && printed.contains("--artifacts-destination"),
+        "{printed}"
+    );
     let state = server.state();
     assert_eq!(state.runs.len(), 2);
     assert!(state.runs.iter().all(|run| run["status"] == "FINISHED"), "{:?}", state.runs);
