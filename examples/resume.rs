@@ -2,7 +2,6 @@
 //!
 //! Run with `cargo run --release --example resume -- photos models`
 
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::Freeze;
 use petnet::{Dataset, Trainer};
 
@@ -13,7 +12,7 @@ fn main() -> petnet::Result<()> {
     let (train, valid) = Dataset::open(folder)?.split(0.8)?;
     let trainer = Trainer {
         freeze: Some(Freeze::Blocks(15)), // the last block and the layers after it are trained
-        preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
+        image_size: 64,
         epochs: 4,
         batch_size: 8,
         out: Some(models.into()), // the state is saved here after each epoch and every 200 steps

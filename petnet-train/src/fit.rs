@@ -60,20 +60,20 @@ impl Fit {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let mut config = Config::load_with(self.config.as_deref(), &self.sets)?;
         terminal::start_log(output, config.log_level());
-        config.num_epochs = self.epochs.unwrap_or(config.num_epochs);
-        config.data_dir = self.data.unwrap_or(config.data_dir);
-        config.checkpoint.save_dir = self.out.unwrap_or(config.checkpoint.save_dir);
-        let (train, valid) = data::open(&config.data_dir, config.multi_label)?;
+        config.trainer.epochs = self.epochs.unwrap_or(config.trainer.epochs);
+        config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
+        config.program.checkpoint.save_dir = self.out.unwrap_or(config.program.checkpoint.save_dir);
+        let (train, valid) = data::open(&config.program.data_dir, config.program.multi_label)?;
         let mut trainer = config.trainer(train.classes().len(), self.device)?;
         trainer.resume = self.resume;
         if self.device == Device::NdArray {
             tracing::warn!("ndarray trains about 30 times slower than cpu");
         }
-        tracing::info!(settings = %serde_json::to_string(&config)?, "training");
+        tracing::info!(settings = %serde_json::to_string(&config.to_value()?)?, "training");
         let name = self.run_name.unwrap_or_else(|| config.run_name());
-        let tracker = Tracking::open(&config.mlflow)?
+        let tracker = Tracking::open(&config.program.mlflow)?
             .map(|tracking| {
-                let out = &config.checkpoint.save_dir;
+                let out = &config.program.checkpoint.save_dir;
                 let mut tracker = Tracker::begin(&tracking, &name, out, self.resume)?;
                 tracker.record(|run| describe(run, &config, &train, &valid));
                 Ok::<_, anyhow::Error>(tracker)
@@ -106,7 +106,7 @@ fn fit(
 ) -> Result<()> {
     let fitted = trainer.fit_observed(train, valid, watcher)?;
     watcher.finish();
-    let out = &config.checkpoint.save_dir;
+    let out = &config.program.checkpoint.save_dir;
     let source_classes = trainer.source_classes.clone();
     let calibration = Calibration { device: trainer.device, source_classes };
     let best = fitted.best.calibrated(train, valid, &calibration)?;
@@ -118,7 +118,7 @@ fn fit(
     }
     let classifier = Classifier::new(best, trainer.device)?;
     let answers = Answers::of(&classifier, valid, |_| ())?;
-    let source = format!("{} (val)", config.data_dir.display());
+    let source = format!("{} (val)", config.program.data_dir.display());
     let subject = Subject { classifier: &classifier, dataset: valid, source, ood_inputs: &[] };
     let findings = Findings::of(subject, &answers)?;
     let figures = answers.figures()?;
@@ -135,7 +135,7 @@ fn fit(
     if let Some(tracker) = &mut watcher.tracker {
         tracker.record(|run| {
             results.iter().try_for_each(|(name, bytes)| run.artifact(name, bytes))?;
-            run.artifact("config.yaml", serde_yaml::to_string(config)?.as_bytes())?;
+            run.artifact("config.yaml", serde_yaml::to_string(&config.to_value()?)?.as_bytes())?;
             track_mistakes(run, "mistakes", &findings.mistakes)?;
             tracking::log_model(run, &std::fs::read(&file)?, classifier.info())
         });
@@ -150,10 +150,10 @@ fn fit(
 
 /// Records settings and data sets of a run.
 fn describe(run: &Run, config: &Config, train: &Dataset, valid: &Dataset) -> Result<()> {
-    for (key, value) in tracking::flatten(&serde_json::to_value(config)?) {
+    for (key, value) in tracking::flatten(&serde_json::to_value(config.to_value()?)?) {
         run.param(&key, &value)?;
     }
-    let (path, name) = (&config.data_dir, config.data_dir.display().to_string());
+    let (path, name) = (&config.program.data_dir, config.program.data_dir.display().to_string());
     run.input(&tracking::input(train, &name, path), "training")?;
     run.input(&tracking::input(valid, &name, path), "validation")
 }

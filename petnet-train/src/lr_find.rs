@@ -47,8 +47,8 @@ impl LrFind {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let mut config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
         terminal::start_log(output, config.log_level());
-        config.data_dir = self.data.unwrap_or(config.data_dir);
-        let (train, _) = data::open(&config.data_dir, config.multi_label)?;
+        config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
+        let (train, _) = data::open(&config.program.data_dir, config.program.multi_label)?;
         let trainer = config.trainer(train.classes().len(), self.device)?;
         let mut watcher = Watcher::new(1, 0, output, None)?;
         let curve = trainer.find_rate(&train, self.from..self.to, self.steps, &mut watcher)?;

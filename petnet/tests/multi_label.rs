@@ -11,7 +11,6 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use petnet::dataset::{LabelOptions, Labels, Prepare, Reading, Split};
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::review::Review;
 use petnet::train::Distillation;
 use petnet::{Calibration, Checkpoint, Classifier, Dataset, Device, Precision, Task, Trainer};
@@ -107,11 +106,7 @@ fn the_last_layer_alone_learns_each_label_on_given_features() {
     let root = tempdir().unwrap();
     draw(root.path(), 64);
     let dataset = reading().open(root.path()).unwrap();
-    let trainer = Trainer {
-        preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
-        quantize: false,
-        ..Trainer::default()
-    };
+    let trainer = Trainer { image_size: 64, quantize: false, ..Trainer::default() };
     let fitted = trainer.fit(&dataset, &dataset).unwrap();
     let report = &fitted.history[0];
     assert!(report.val_map.unwrap() > 0.99, "{report:?}");

@@ -362,7 +362,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layer_frozen(
             hidden: 8,
             dropout: 0.0,
         }),
-        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        image_size: 32,
         init: Some(Start::File(init.clone())),
         ema_decay: 0.9,
         ..tiny()

@@ -122,7 +122,7 @@ impl<'a> Fit<'a> {
         };
         let best = self.best.take().unwrap_or_else(|| last.clone());
         let [best, last] = [best, last].map(|model| match self.trainer.quantize {
-            true => model.quantized_on(self.train.dataset(), self.trainer.preprocess),
+            true => model.quantized_on(self.train.dataset(), self.trainer.preprocess()),
             false => Ok(model),
         });
         Ok(Fitted { best: best?, last: last?, history: self.state.progress.history })
@@ -164,7 +164,7 @@ impl<'a> Fit<'a> {
     /// The last weights with batch-norm statistics re-estimated on whole images. They become the best model where their
     /// metric is the best.
     fn with_precise_bn(&mut self, images: usize) -> Result<Checkpoint> {
-        let size = self.trainer.preprocess.size;
+        let size = self.trainer.image_size;
         let plain = settings(self.trainer, false, size);
         self.valid = self.valid.with_settings(plain.clone());
         let whole = self.train.with_settings(LoaderSettings { shuffle: true, ..plain });

@@ -89,8 +89,10 @@ pub struct Resizing {
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Trainer {
     /// The network.
+    #[serde(rename = "model")]
     pub architecture: Architecture,
     /// The initial weights; a last layer for other classes is left out. `None` takes the bundled model's where the
     /// network is the same, else random numbers.
@@ -103,20 +105,24 @@ pub struct Trainer {
     /// Classes of the network in [`Trainer::init`] that contain the data's. Its head is kept as a source head, to detect
     /// out-of-distribution images, see [`OodScore::SourceClasses`](crate::OodScore::SourceClasses).
     pub source_classes: Option<ClassSet>,
-    /// Size of the network's input, and the way in which images are resized to it.
-    pub preprocess: Preprocess,
-    /// Smaller input sizes for the first epochs, in order; the size of [`Trainer::preprocess`] comes last. Shares that
+    /// Side of the network's input in pixels.
+    pub image_size: u32,
+    /// How images are resized to the network's input.
+    pub resize: Resize,
+    /// Smaller input sizes for the first epochs, in order; [`Trainer::image_size`] comes last. Shares that
     /// add to 1 leave that size for validation alone: random crops show objects enlarged, so that a network evaluates
     /// better at a larger input than it was trained at (Touvron et al., "Fixing the train-test resolution discrepancy",
     /// 2019). Each stage ends at a whole epoch, by its rounded share.
     pub progressive: Vec<Resizing>,
     /// Passes over the training images.
+    #[serde(rename = "num_epochs")]
     pub epochs: usize,
     /// Images per step.
     pub batch_size: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Learning-rate schedule.
+    #[serde(rename = "scheduler")]
     pub schedule: Schedule,
     /// Length of the linear warm-up of the learning rate, in epochs and fractions of them; 0 for none.
     pub warmup_epochs: f64,
@@ -151,10 +157,12 @@ pub struct Trainer {
     /// The metric by which models are compared.
     pub monitor: Monitor,
     /// Augmentation of training images.
+    #[serde(rename = "augmentation")]
     pub augment: Augment,
     /// Seed of initial weights, order and augmentation.
     pub seed: u64,
     /// Threads that decode images.
+    #[serde(rename = "num_workers")]
     pub workers: usize,
     /// Most memory for decoded images, in MiB.
     pub cache_mb: usize,
@@ -182,7 +190,8 @@ impl Default for Trainer {
             init: None,
             freeze: None,
             source_classes: None,
-            preprocess: Preprocess { size: 224, resize: Resize::Squeeze },
+            image_size: 224,
+            resize: Resize::Squeeze,
             progressive: Vec::new(),
             epochs: 8,
             batch_size: 128,
@@ -324,6 +333,11 @@ impl Fitted {
 }
 
 impl Trainer {
+    /// The size of the network's input and the way in which images are resized to it.
+    pub fn preprocess(&self) -> Preprocess {
+        Preprocess { size: self.image_size, resize: self.resize }
+    }
+
     /// File in [`Trainer::out`] of the best model.
     pub const BEST: &str = "best.safetensors";
     /// File in [`Trainer::out`] of the model after the last completed epoch.
@@ -407,14 +421,14 @@ impl Trainer {
             ends += stage.share;
             epoch < (ends * self.epochs as f64).round() as usize
         });
-        stage.map_or(self.preprocess.size, |stage| stage.size)
+        stage.map_or(self.image_size, |stage| stage.size)
     }
 
     /// Side of the network's input in the evaluation of an epoch: the model's own for epochs of the last training size.
     fn evaluation_size_in(&self, epoch: usize) -> u32 {
         let size = self.size_in(epoch);
         let last = size == self.size_in(self.epochs.saturating_sub(1));
-        if last { self.preprocess.size } else { size }
+        if last { self.image_size } else { size }
     }
 
     /// Refuses settings that do not apply to multi-label data.
@@ -441,7 +455,7 @@ impl Trainer {
         }
         let sizes = self.progressive.iter().map(|stage| stage.size);
         let smallest = (graph.min_side() as u32).max(8);
-        let mut sizes = sizes.chain([self.preprocess.size]);
+        let mut sizes = sizes.chain([self.image_size]);
         if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
             return bad("image_size", &size, &format!("between {smallest} and {MAX_SIZE}"));
         }

@@ -169,7 +169,7 @@ fn head(model: &Checkpoint) -> Result<Head> {
 /// The model with the initial weights, and with a last layer of zeros for the data's classes.
 fn prepared(initial: &InitialWeights, train: &Dataset, trainer: &Trainer) -> Result<Checkpoint> {
     let model = initial.model(describe(trainer, train)?)?;
-    if trainer.quantize { model.quantized_on(train, trainer.preprocess) } else { Ok(model) }
+    if trainer.quantize { model.quantized_on(train, trainer.preprocess()) } else { Ok(model) }
 }
 
 /// Trains the last layer alone.
@@ -212,7 +212,7 @@ pub(super) fn fit(
         model = model.with_source(head, weights)?;
         if trainer.quantize {
             // The feature maps of the source head need ranges too.
-            model = model.quantized_on(train, trainer.preprocess)?;
+            model = model.quantized_on(train, trainer.preprocess())?;
         }
     }
     if let Some(out) = &trainer.out {

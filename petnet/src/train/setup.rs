@@ -24,7 +24,7 @@ pub(super) const EVALUATION_BATCH: usize = 64;
 pub(super) fn describe(trainer: &Trainer, train: &Dataset) -> Result<ModelInfo> {
     let classes = train.classes().to_vec();
     let graph = trainer.architecture.graph(classes.len())?;
-    let mut info = ModelInfo::new(graph, classes, trainer.preprocess);
+    let mut info = ModelInfo::new(graph, classes, trainer.preprocess());
     if train.is_multi_label() {
         info.task = Task::multi_label(train.classes().len());
     }
@@ -50,7 +50,7 @@ pub(super) fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSe
         batch_size: if training { trainer.batch_size } else { EVALUATION_BATCH },
         workers: trainer.workers,
         cache_bytes: if training { cache / 10 * 9 } else { cache / 10 },
-        preprocess: Preprocess { size, ..trainer.preprocess },
+        preprocess: Preprocess { size, ..trainer.preprocess() },
         augment: if training { trainer.augment } else { Augment::none() },
         seed: trainer.seed,
         shuffle: training,

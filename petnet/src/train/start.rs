@@ -239,7 +239,7 @@ pub(super) fn initial_network(
     }
     let on_cpu = trainer.device == crate::Device::Cpu;
     let start = match trainer.quantize && on_cpu && blocks > 0 {
-        true => initial.model.quantized_on(train, trainer.preprocess)?,
+        true => initial.model.quantized_on(train, trainer.preprocess())?,
         false => initial.model,
     };
     Ok(InitialNetwork { model, trunk: Trunk::new(blocks, start, on_cpu), source })
