@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The backends that the default build leaves out: ndarray must agree with cpu, and wgpu must train
-# and predict on software Vulkan. Cold, this compiles for half an hour on two cores.
+# The backends that the default build leaves out: ndarray must agree with cpu, and wgpu must train and predict on software
+# Vulkan. A cold build takes half an hour on two cores.
+# Usage: scripts/backends.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${PETNET_WGPU_TARGET:-$PWD/target/wgpu}"

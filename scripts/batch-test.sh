@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Scoring a bucket of 20,000 photos: four shards into Parquet, one of them killed half-way; memory; archives in the bucket.
+# Batch scoring of a bucket of 20,000 images: four shards into Parquet, one of them killed half-way; memory; archives in the bucket.
 #
-#   scripts/batch-test.sh [ARCHIVE.zip] [WORK FOLDER]
+#   scripts/batch-test.sh [ARCHIVE.zip] [WORK FOLDER]      ARCHIVE.zip is $PETNET_ARCHIVE by default
 #
 # Installs pinned tools into WORK FOLDER/venv and uses port 5556 of the loopback (moto, a local S3). The trainer is taken
 # from CARGO_TARGET_DIR, where it is built with `--features cloud`, by default WORK FOLDER/target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
-archive=$(realpath "${1:-../shared/datasets/cats-vs-dogs.zip}")
+archive=$(scripts/archive.sh "${1:-}")
 work=$(realpath -m "${2:-/tmp/petnet-batch}")
 photos=20000
 small=2000

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The packaged crates, as somebody gets them: a crate outside the workspace that depends on the unpacked file, with
-# and without default features, with training; number of dependencies and time of a cold build.
-# Usage: scripts/crate-test.sh [WORK FOLDER]
+# The packaged crates as a user gets them: crates outside the workspace that depend on the unpacked package, with and without
+# default features; number of dependencies and time of a cold build. TRAIN=1 adds the feature `train`.
+# Usage: [TRAIN=1] scripts/crate-test.sh [WORK FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(realpath -m "${1:-/tmp/petnet-crate}")

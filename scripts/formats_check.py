@@ -25,7 +25,7 @@ sys.path.insert(0, "benches/peers")
 import torch_twin  # noqa: E402
 
 PETNET, WORK, SPEED = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-PHOTOS = Path("../shared/datasets/cats-vs-dogs.zip")
+ARCHIVE = os.environ.get("PETNET_ARCHIVE")
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SYMMETRIC = ([127 / 255] * 3, [128 / 255] * 3)
 LITE_SIZES = (224, 240, 260)
@@ -108,7 +108,7 @@ def photos(size, count):
     folder = WORK / f"photos-{size}"
     folder.mkdir(exist_ok=True)
     paths = []
-    with zipfile.ZipFile(PHOTOS) as archive:
+    with zipfile.ZipFile(ARCHIVE) as archive:
         for kind in ("Cat", "Dog"):
             names = [name for name in archive.namelist() if f"/{kind}/" in name and name.endswith(".jpg")]
             for number, name in enumerate(names[: count // 2]):
@@ -217,7 +217,7 @@ def imported_lite(number, size):
     extra = ("--labels-file", labels, "--resize", "squeeze")
     petnet("import", file, "--out", model, *extra)
     compare_torch(f"{name}, {size} px", network, model, drawn_images(size, 50), size, SYMMETRIC)
-    if PHOTOS.exists():
+    if ARCHIVE:
         compare_torch(f"{name}, {size} px", network, model, photos(size, 50), size, SYMMETRIC)
     compare_onnx(name, model, size)
     if number == 0:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzing of what reads strangers' bytes: each target for some seconds, from small seeds. Needs a nightly compiler and
-# cargo-fuzz, which it installs. Findings lie in fuzz/artifacts.
+# Fuzzes each parser of untrusted input for some seconds, from small seeds. Needs a nightly compiler and
+# cargo-fuzz, which it installs. Findings are written to fuzz/artifacts.
 # Usage: scripts/fuzz.sh [SECONDS a target, default 60] [TARGET...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

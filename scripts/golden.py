@@ -1,9 +1,4 @@
-"""Writes the golden fixtures of petnet's tests with PyTorch, Pillow and scikit-learn.
-
-Run: ../shared/tools/peers-venv.sh /tmp/peers
-     /tmp/peers/bin/python -m pip install scikit-learn pillow
-     /tmp/peers/bin/python scripts/golden.py petnet/tests/golden
-"""
+"""Writes the golden fixtures of petnet's tests with PyTorch, Pillow and scikit-learn; run by scripts/golden.sh."""
 
 import json
 import struct
@@ -20,7 +15,7 @@ CHANNELS, HIDDEN, CLASSES, SIZE, BATCH = [4, 6, 8, 10], 8, 2, 32, 8
 
 
 class SimpleCNN(nn.Module):
-    """The reference system's network, written from its description."""
+    """SimpleCNN, the network of the Python reference implementation, written from its description."""
 
     def __init__(self):
         super().__init__()

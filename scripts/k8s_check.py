@@ -239,7 +239,7 @@ def main():
     wanted, manifests, failed = sys.argv[3:], read(K8S), False
     for check in CHECKS:
         if check is schemas_of_custom_resources and not SCHEMAS.is_dir():
-            print(f"skip  {check.__name__}: no folder {SCHEMAS}")
+            print(f"skip  {check.__name__}: CRD_SCHEMAS is not set")
         elif check.__name__ in wanted or not wanted:
             faults = [f"FAIL  {check.__name__}: {fault}" for fault in check(manifests)]
             failed |= bool(faults)

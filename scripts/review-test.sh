@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The review on photos of an archive, some of whose labels are made wrong: how many are found, and the page in a real browser,
-# by keys. Labels are exchanged three times over, by the SEEDS. Six minutes on two cores; needs chromium, npm and Python.
+# The review of labels on images of which some have a wrong label: how many are found, and the page in a real browser,
+# driven by keys. Labels are exchanged three times over, by the SEEDS. Six minutes on two cores. Needs chromium, npm and Python.
 # Usage: scripts/review-test.sh [PREPARED data, default data/processed] [NUMBER of wrong labels, default 200] [FOLDER for screenshots]
 set -euo pipefail
 cd "$(dirname "$0")/.."

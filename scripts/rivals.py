@@ -74,7 +74,7 @@ def arguments():
     parser.add_argument("--seconds", default=8.0, type=float, help="seconds a cell [8]")
     parser.add_argument("--rounds", default=3, type=int, help="rounds [3]")
     parser.add_argument("--starts", default=3, type=int, help="starts of each service [3]")
-    archive = os.environ.get("PHOTOS", ROOT.parent / "shared/datasets/cats-vs-dogs.zip")
+    archive = os.environ.get("PETNET_ARCHIVE", ROOT / "data/raw/cats-vs-dogs.zip")
     parser.add_argument("--photos", default=archive, type=Path, help="archive that calibrates the int8 rivals")
     words = "JPEG to send [one of about 500 x 375 in --photos, else scikit-image's cat]"
     parser.add_argument("--photo", help=words)

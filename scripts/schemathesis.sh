@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Thousands of requests made from /openapi.json: no server error, no answer that it does not describe.
+# Thousands of requests generated from /openapi.json: no server error, no answer that the description lacks.
 # Usage: scripts/schemathesis.sh [FOLDER of a Python environment to make]
 set -euo pipefail
 cd "$(dirname "$0")/.."

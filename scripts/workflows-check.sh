@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Workflows, dependabot's settings, Dockerfile, compose file and shell scripts against their schemas and linters, offline
-# but for a first run that installs the linters into ${TMPDIR:-/tmp}/petnet-workflows.
+# Workflows, dependabot's settings, Dockerfile, compose file and shell scripts against their schemas and linters. Offline
+# except for a first run, which installs the linters into ${TMPDIR:-/tmp}/petnet-workflows.
+# Usage: scripts/workflows-check.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
