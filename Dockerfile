@@ -17,10 +17,12 @@ COPY petnet-serve/Cargo.toml petnet-serve/
 COPY petnet-train/Cargo.toml petnet-train/
 COPY benches/Cargo.toml benches/
 COPY examples/web/Cargo.toml examples/web/
-RUN mkdir petnet/src petnet-serve/src petnet-train/src examples/web/src \
+COPY xtask/Cargo.toml xtask/
+RUN mkdir petnet/src petnet-serve/src petnet-train/src examples/web/src xtask/src \
     && touch petnet/src/lib.rs petnet-serve/src/lib.rs benches/lib.rs examples/web/src/lib.rs \
     && echo 'fn main() {}' >petnet-serve/src/main.rs \
-    && echo 'fn main() {}' >petnet-train/src/main.rs
+    && echo 'fn main() {}' >petnet-train/src/main.rs \
+    && echo 'fn main() {}' >xtask/src/main.rs
 
 # The service and the trainer are built separately: in one build, Cargo unifies features, and the service would contain burn.
 FROM manifests AS train-build

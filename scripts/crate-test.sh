@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(realpath -m "${1:-/tmp/petnet-crate}")
 rm -rf "$work" && mkdir -p "$work/unpacked"
-cargo package --quiet --workspace --exclude petnet-benches --exclude petnet-web --no-verify --allow-dirty --target-dir "$work/packages"
+cargo package --quiet --workspace --exclude petnet-benches --exclude petnet-web --exclude xtask --no-verify --allow-dirty --target-dir "$work/packages"
 for crate in "$work"/packages/package/*.crate; do
     size=$(stat -c %s "$crate")
     echo "$(basename "$crate"): $((size / 1000)) kB"

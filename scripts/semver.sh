@@ -4,7 +4,7 @@
 # Usage: scripts/semver.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
-version=0.44.0
+version=0.51.0
 tag=$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true)
 if [ -z "$tag" ]; then
     echo "no tag v*: there is no release to compare with"
