@@ -157,7 +157,7 @@ class Crate:
                 continue
             source = source[0] if source else self.root
             target = target[0] if target and self.is_module(parent + target) else self.root
-            # `use super::*` and the like name no module, and the root's own macros are everybody's.
+            # `use super::*` and the like name no module, and the root's own macros are used everywhere.
             if target == self.root and len(steps) == depth:
                 continue
             if source != target:

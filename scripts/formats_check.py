@@ -42,7 +42,7 @@ def petnet(*arguments):
 
 
 class ReferenceCNN(nn.Module):
-    """The reference system's network at its own widths."""
+    """SimpleCNN of the Python reference implementation, at its own widths."""
 
     def __init__(self, channels=(32, 64, 128, 256)):
         super().__init__()
@@ -120,7 +120,7 @@ def photos(size, count):
 
 
 def mixed_images(size):
-    """Six drawn images of the model's size, and a photo at its own."""
+    """Six drawn images of the model's size, and an image of another size."""
     path = WORK / "photo.jpg"
     path.write_bytes(Path("examples/pictures/cat.jpg").read_bytes())
     return [*drawn_images(size, 6), path]
@@ -225,7 +225,7 @@ def imported_lite(number, size):
 
 
 def imported_wrapped(name, network, size, extra=()):
-    """Weights are found under any key and behind any prefix, beside the state of an optimiser, and as doubles."""
+    """Weights are found under any key and behind any prefix, next to optimizer state, and as doubles."""
     state = network.state_dict()
     plain, paths = WORK / "plain.pth", drawn_images(size, 6)
     torch.save(state, plain)
@@ -283,7 +283,7 @@ def saved(name, size):
 
 
 def speed():
-    """resnet18 on two threads, turn by turn in one run; PyTorch in the faster of its layouts."""
+    """resnet18 on two threads, interleaved in one run; PyTorch in the faster of its layouts."""
     torch.set_num_threads(2)
     model, file = WORK / "resnet18.safetensors", WORK / "speed.onnx"
     petnet("import", WORK / "resnet18.pth", "--out", model, "--image-size", 224, *names)

@@ -91,7 +91,7 @@ def network(out):
 
 
 class ReferenceCNN(nn.Module):
-    """The same network under the names that the reference system's trainer gives its layers."""
+    """The same network under the layer names of the Python reference implementation."""
 
     def __init__(self):
         super().__init__()
@@ -109,7 +109,7 @@ class ReferenceCNN(nn.Module):
 
 
 def checkpoint(out):
-    """What the reference system's trainer leaves behind, and what PyTorch says with it."""
+    """A checkpoint as the Python reference implementation writes it, and PyTorch's answers with it."""
     torch.manual_seed(3)
     net = ReferenceCNN()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-4)

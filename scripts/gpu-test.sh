@@ -26,7 +26,7 @@ cd "$work"
 export MLFLOW_TRACKING_URI=off XDG_CACHE_HOME=$work/cache XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
 
 python3 - 512 <<'PYTHON'
-# BMP pictures of stripes, a folder a class.
+# BMP images of stripes, a folder a class.
 import pathlib, struct, sys
 count, side = int(sys.argv[1]), 64
 for name, along in (("across", 0), ("along", 1)):

@@ -34,7 +34,7 @@ await page.keyboard.press("u");
 await page.waitForFunction(() => document.getElementById("status").textContent.startsWith("2 decisions"));
 assert.equal(rows().length, 2);
 
-// Decisions are there after a reload, and every list has its photos.
+// Decisions are there after a reload, and every list has its images.
 await page.reload();
 await page.waitForFunction(() => document.querySelectorAll("figure.drop, figure.relabel").length === 2);
 for (const id of ["duplicates", "outliers", "blurred", "dark", "tiny"]) {

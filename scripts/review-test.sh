@@ -48,7 +48,7 @@ work, wrong = sys.argv[1], int(sys.argv[2])
 planted, review = set(json.load(open(f"{work}/planted.json"))), json.load(open(f"{work}/review/review.json"))
 first = [suspect["path"] for suspect in review["labels"]]
 hits = len(planted.intersection(first[:wrong]))
-print(f"{review['photos']} photos; of {wrong} planted labels {hits} are among the first {wrong} suspects: precision and recall {hits / wrong:.3f}")
+print(f"{review['photos']} images; of {wrong} planted labels {hits} are among the first {wrong} suspects: precision and recall {hits / wrong:.3f}")
 print(f"{len(first)} labels doubted in all, {len(planted.intersection(first))} of the planted ones among them")
 PYTHON
 done

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""petnet-serve beside the services that would be built instead: one photo, one machine, one run. Run by rivals.sh.
+"""petnet-serve compared with services of the same purpose: one image, one machine, one run. Run by rivals.sh.
 
 All services stay up and take turns: in every round, at every number of clients, each is loaded while the others are
-idle. Figures are medians of the rounds. Services of the same weights must agree with petnet about the photo.
+idle. Figures are medians of the rounds. Services of the same weights must agree with petnet about the image.
 """
 
 import argparse
@@ -305,7 +305,7 @@ def heading(options, photo, words):
 
 
 def choose(options, work):
-    """The rivals that are asked for. petnet is always among them."""
+    """The selected services. petnet is always among them."""
     models = {"float": work / "cats-vs-dogs.onnx"}
     prepare.onnx(options.built / "petnet-train", models["float"])
     if options.photos.exists():
