@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use petnet::{Checkpoint, Classifier, Precision, onnx, write_atomically};
+use petnet::{Checkpoint, Classifier, Precision};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = std::fs::read(arguments.next().ok_or("usage: export FOLDER IMAGE")?)?;
     std::fs::create_dir_all(&folder)?;
     let model = Checkpoint::pretrained()?;
-    write_atomically(&folder.join("model.onnx"), &onnx::encode(&model)?)?;
+    model.save_onnx(folder.join("model.onnx"))?;
     let before = Classifier::new(model.clone(), petnet::Device::Cpu)?.classify_bytes(&image)?;
     for (name, precision) in [("f16", Precision::F16), ("int8", Precision::Int8)] {
         let file = folder.join(format!("{name}.safetensors"));

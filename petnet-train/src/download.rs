@@ -117,7 +117,7 @@ fn check(file: &Path, manifest: &Manifest) -> Result<()> {
     let mut hash = Sha256::new();
     let mut reader = BufReader::with_capacity(1 << 20, File::open(file)?);
     let size = std::io::copy(&mut reader, &mut HashWriter(&mut hash))?;
-    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(hash.finalize());
     if size == manifest.size && digest.eq_ignore_ascii_case(&manifest.sha256) {
         return Ok(());
     }

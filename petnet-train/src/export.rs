@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
-use petnet::{Checkpoint, Precision, onnx, write_atomically};
+use petnet::{Checkpoint, Precision};
 
 use crate::error::UsageError;
 use crate::model::ModelName;
@@ -76,7 +76,7 @@ impl Export {
         };
         match format {
             Format::Safetensors => checkpoint.save(&self.out, precision),
-            Format::Onnx => write_atomically(&self.out, &onnx::encode(checkpoint)?),
+            Format::Onnx => checkpoint.save_onnx(&self.out),
             Format::Burnpack => checkpoint.save_burnpack(&self.out),
         }
     }

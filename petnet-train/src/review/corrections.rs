@@ -63,6 +63,6 @@ impl Corrections {
         writer.write_record(["sha256", "path", "label", "action"])?;
         self.by_digest.values().try_for_each(|row| writer.serialize(row))?;
         let text = writer.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?;
-        Ok(petnet::write_atomically(&self.file, &text)?)
+        crate::files::write(&self.file, &text)
     }
 }

@@ -15,7 +15,7 @@ use std::process::Command;
 use anyhow::Result;
 use petnet::mlflow::{DIGEST_TAG, Server};
 use petnet::train::{EpochReport, StepReport};
-use petnet::{Dataset, ModelInfo, sha256};
+use petnet::{Dataset, ModelInfo};
 use serde_json::{Value, json};
 
 pub(crate) use run::{Input, Run, Status};
@@ -24,6 +24,7 @@ pub(crate) use sync::sync;
 
 use crate::config::MlflowConfig;
 use crate::error::UsageError;
+use crate::files::sha256;
 use sender::Sender;
 use system::Monitor;
 

@@ -23,7 +23,7 @@ pub use prepare::{Duplicates, Manifest, Photo, Prepare};
 pub use read::{Pattern, Reading};
 pub use target::Target;
 
-use crate::checkpoint::sha256;
+use crate::disk::sha256;
 use crate::error::{Error, Result};
 use crate::files::{Counts, Source, key};
 use crate::preprocess::{Limits, Pixels, Preprocess};

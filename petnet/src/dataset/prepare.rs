@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::labels::check_class;
 use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target};
-use crate::checkpoint::{sha256, write_atomically};
+use crate::disk::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, Source, contained};
 use crate::preprocess::{Pixels, resize_with};

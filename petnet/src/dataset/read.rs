@@ -13,7 +13,7 @@ use super::duplicates::{self, Fingerprint};
 use super::labels::{LabelOptions, Labels, check_class};
 use super::layout::{Found, Layout, Parts, Place, UNLABELLED, labelled, slashed, tables};
 use super::{Dataset, Reject, Sample, Split, Target};
-use crate::checkpoint::sha256;
+use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, LeftOut, Listing, Name, Source, judge, key};
 use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};

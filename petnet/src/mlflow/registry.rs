@@ -163,9 +163,11 @@ impl Server {
         };
         let bytes = self.download(&format!("{folder}/{file}"), MAX_MODEL)?;
         match version.sha256() {
-            Some(expected) if crate::sha256(&bytes) != expected => Err(Failure::Invalid(format!(
-                "{name} version {number}: the downloaded file is not the one that was registered"
-            ))),
+            Some(expected) if crate::disk::sha256(&bytes) != expected => {
+                Err(Failure::Invalid(format!(
+                    "{name} version {number}: the downloaded file is not the one that was registered"
+                )))
+            }
             _ => Ok(bytes),
         }
     }

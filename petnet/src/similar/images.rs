@@ -19,8 +19,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Index, IndexError};
-use crate::checkpoint::write_atomically;
 use crate::classifier::Classifier;
+use crate::disk::write_atomically;
 use crate::error::{Error, Result};
 use crate::preprocess::Pixels;
 
@@ -78,15 +78,15 @@ pub struct Added {
 /// # image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 60])).save(&image).unwrap();
 /// # let dir = folder.path().join("index");
 /// use petnet::similar::ImageIndex;
-/// use petnet::{Checkpoint, Classifier, sha256};
+/// use petnet::Classifier;
 ///
 /// let classifier = Classifier::pretrained()?;
-/// let model = sha256(Checkpoint::pretrained_bytes());
-/// let mut images = ImageIndex::new(&model, &classifier);
+/// let model = "e4fd3a88a517"; // a digest of the model's file
+/// let mut images = ImageIndex::new(model, &classifier);
 /// images.add(&classifier, &[&image])?;
 /// images.save(&dir)?;
 ///
-/// let images = ImageIndex::open(&dir, &model)?;
+/// let images = ImageIndex::open(&dir, model)?;
 /// let query = classifier.embed_bytes(&std::fs::read(&image).unwrap())?;
 /// let nearest = images.index().nearest(&query, 1)?[0];
 /// println!("{} {:.3}", images.images()[nearest.row].path, nearest.cosine);

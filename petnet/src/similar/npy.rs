@@ -7,7 +7,6 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::{Index, IndexError, is_unit};
-use crate::checkpoint::hex;
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
@@ -92,7 +91,7 @@ impl Index {
         write(&header(self.len(), self.embedding_len))?;
         let chunks = self.values.chunks(1 << 18);
         chunks.map(bytes).try_for_each(|values| write(&values))?;
-        Ok(hex(&hash.finalize()))
+        Ok(hex::encode(hash.finalize()))
     }
 
     /// Reads a matrix as NumPy writes it: one embedding a row, each of norm 1 or all zeros, little-endian 32-bit floats.
@@ -166,7 +165,7 @@ fn parse(from: &mut impl Read, size: u64) -> Result<(Index, String), Problem> {
             return Err(Problem::Content(IndexError::Norm(number)));
         }
     }
-    Ok((index, hex(&hash.finalize())))
+    Ok((index, hex::encode(hash.finalize())))
 }
 
 /// Rows and columns in a description.

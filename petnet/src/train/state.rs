@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::EpochReport;
 use super::schedule::Plateau;
-use crate::checkpoint::{hex, write_atomically};
+use crate::disk::write_atomically;
 use crate::error::{Error, ModelError, Result};
 use crate::nn::Network;
 
@@ -134,7 +134,7 @@ fn digest<'a>(progress: &str, parts: impl Iterator<Item = (&'a str, &'a [u8])>) 
         hash.update(name);
         hash.update(bytes);
     }
-    hex(&hash.finalize())
+    hex::encode(hash.finalize())
 }
 
 /// First key for which the values differ.
