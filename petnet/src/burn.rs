@@ -1,11 +1,13 @@
-//! [burn](https://burn.dev), of the version that petnet stands on, and petnet's networks as its modules:
-//! the one door through which burn's types come out. Nothing else of petnet's shows any.
+//! Modules of [burn](https://burn.dev) in the version that petnet uses, and petnet's networks as burn modules. No other public
+//! item of petnet has burn's types in its signature.
 //!
 //! A [`Network`] is built by [`Network::new`] or [`Network::load`], takes part in a training of your own, and
 //! becomes a model file by [`Network::checkpoint`]. Its input is `[n, 3, size, size]` with values 0 to 255 in the
 //! order R, G, B; normalisation is its first layer. Its output is logits, `[n, classes]`.
 
-pub use ::burn::*;
+pub use ::burn::{module, nn, store, tensor};
+#[cfg(feature = "train")]
+pub use ::burn::{grad_clipping, lr_scheduler, optim};
 
 pub use crate::nn::{FeatureMaps, Network};
 

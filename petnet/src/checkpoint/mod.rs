@@ -48,6 +48,7 @@ const MAX_LABEL: usize = 256;
 /// assert_eq!((info.temperature, info.threshold), (1.0, 0.0), "nothing was calibrated yet");
 /// # Ok::<(), petnet::Error>(())
 /// ```
+#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// Version of this layout.

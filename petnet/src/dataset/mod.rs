@@ -59,6 +59,7 @@ impl Split {
 }
 
 /// One readable image.
+#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Path relative to the data set's root.
@@ -76,6 +77,7 @@ pub struct Sample {
 }
 
 /// A file that was left out, and the reason.
+#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reject {
     /// Name relative to the data set's root.

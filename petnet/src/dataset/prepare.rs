@@ -61,6 +61,7 @@ impl Default for Prepare {
 }
 
 /// The description of a prepared folder (`manifest.json`).
+#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this layout.
@@ -93,6 +94,7 @@ pub struct Manifest {
 }
 
 /// A group of duplicates.
+#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Duplicates {
     /// True where all files are identical.
@@ -106,6 +108,7 @@ pub struct Duplicates {
 }
 
 /// One image of a prepared data set.
+#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Photo {
     /// Path of the small image, relative to the manifest.
