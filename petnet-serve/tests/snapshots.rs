@@ -6,7 +6,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{Server, multipart, picture, post};
+use common::{Server, multipart, test_image, post};
 use image::ImageFormat;
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ fn shape(value: Value) -> Value {
 fn answers_and_refusals() {
     let server = Server::start(&["--max-body", "200000"]);
     let png = [("content-type", "image/png")];
-    let image = picture(ImageFormat::Png);
+    let image = test_image(ImageFormat::Png);
     let (kind, body) = multipart(&[("image/png", &image), ("image/png", b"junk")]);
     let parts = [("content-type", kind.as_str())];
     let requests = [
