@@ -6,7 +6,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{Server, multipart, test_image, post};
+use common::{Server, multipart, post, test_image};
 use image::ImageFormat;
 use serde_json::{Value, json};
 

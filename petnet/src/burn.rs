@@ -5,9 +5,9 @@
 //! becomes a model file by [`Network::checkpoint`]. Its input is `[n, 3, size, size]` with values 0 to 255 in the
 //! order R, G, B; normalisation is its first layer. Its output is logits, `[n, classes]`.
 
-pub use ::burn::{module, nn, store, tensor};
 #[cfg(feature = "train")]
 pub use ::burn::{grad_clipping, lr_scheduler, optim};
+pub use ::burn::{module, nn, store, tensor};
 
 pub use crate::nn::{FeatureMaps, Network};
 
