@@ -164,7 +164,7 @@ await page.reload();
 const statuses = [503, 200, 500, 200];
 await page.route("**/predict", route => {
   const status = statuses.shift();
-  const detail = status === 503 ? "too many photos are waiting; try again in 1 s" : "the server failed; see its log";
+  const detail = status === 503 ? "too many images are waiting; try again in 1 s" : "the server failed; see its log";
   route.fulfill(status === 200 ? { json: answer } : { status, headers: { "Retry-After": status === 503 ? "1" : "" }, json: { detail } });
 });
 await page.setInputFiles("#file", photo);

@@ -1,4 +1,4 @@
-//! Models as the command line names them.
+//! Addresses of models on the command line.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -10,11 +10,11 @@ use serde::{Serialize, Serializer};
 /// A model's address on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelAddress {
-    /// `pretrained`: the model that is part of the program.
+    /// `pretrained`: the model in the program's binary.
     Bundled,
-    /// A file; its name need not be UTF-8.
+    /// A file; its path need not be UTF-8.
     File(PathBuf),
-    /// `models:/NAME@ALIAS` and the like, in an MLflow registry.
+    /// A model of an MLflow registry, such as `models:/NAME@ALIAS`.
     Registered(String),
 }
 
@@ -38,24 +38,24 @@ impl fmt::Display for ModelAddress {
     }
 }
 
-/// A model to serve: the name that clients know it by, and its address.
+/// A model to serve: its name and its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSource {
-    /// Its name in paths, metrics and answers.
+    /// Name in paths, metrics and responses.
     pub name: String,
     /// The file or registered model.
     pub address: ModelAddress,
 }
 
 impl ModelSource {
-    /// The variable which the reference system reads, or else the bundled model.
+    /// The model that `MODEL_PATH` names, as in the Python service (PyTorch + FastAPI), or else the bundled model.
     pub(crate) fn fallback() -> Self {
         std::env::var_os("MODEL_PATH").unwrap_or_else(|| "pretrained".into()).into()
     }
 }
 
 impl From<ModelAddress> for ModelSource {
-    /// The name is that of the file without its ending, or of the registered model.
+    /// The name is that of the file without its extension, or of the registered model.
     fn from(address: ModelAddress) -> Self {
         let name = match &address {
             ModelAddress::Bundled => "cats-vs-dogs".into(),
@@ -74,7 +74,7 @@ fn stem(path: &Path) -> String {
 }
 
 impl From<OsString> for ModelSource {
-    /// `NAME=ADDRESS` or an address alone; a file name with an equals sign takes `./` in front.
+    /// Parses `NAME=ADDRESS` or an address alone; a file name with an equals sign needs `./` in front.
     fn from(text: OsString) -> Self {
         let bytes = text.as_bytes();
         let is_name = |name: &[u8]| {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_given_or_that_of_the_file() {
+    fn the_name_is_the_given_one_or_that_of_the_file() {
         let file = |path: &str| ModelAddress::File(path.into());
         assert_eq!(parse("pretrained"), ("cats-vs-dogs".into(), ModelAddress::Bundled));
         assert_eq!(parse("m/a.b.safetensors"), ("a.b".into(), file("m/a.b.safetensors")));

@@ -1,4 +1,4 @@
-//! A prediction as clients see it, and as the service keeps it.
+//! A prediction as the fields of a response, and its record in metrics, drift window and feedback store.
 
 use metrics::{counter, histogram};
 use petnet::drift::DriftSample;
@@ -12,10 +12,10 @@ use crate::models::{Model, Target};
 use crate::outputs::Photo;
 use crate::telemetry::names;
 
-/// Longest text of a label in bytes that is kept: a line of the export has two of them.
+/// Maximum length of a label's text in bytes in the feedback store: a line of the export has two of them.
 pub(crate) const LONGEST_LABEL: usize = 400;
 
-/// Counts a prediction, adds it to the drift window, and keeps it for the label that may come.
+/// Counts a prediction, adds it to the drift window, and stores it for later user feedback.
 pub(crate) fn remember(
     app: &App,
     target: &Target,
@@ -45,7 +45,7 @@ pub(crate) fn remember(
     let sample = DriftSample::of(prediction, &photo.statistics);
     target.served.drift.push(&model.version, reference, sample);
     let label = prediction.label_text();
-    // A text of so many labels takes no feedback: a label of that length is refused as well.
+    // A longer text cannot get feedback: `/feedback` refuses labels of that length as well.
     let kept = app.feedback.as_ref().filter(|_| label.len() <= LONGEST_LABEL);
     if let (Some(feedback), Some(sha256)) = (kept, &photo.sha256) {
         let predicted = Predicted {
@@ -58,7 +58,7 @@ pub(crate) fn remember(
     }
 }
 
-/// The fields that existing clients know, and what petnet adds to them.
+/// The fields of the Python service (PyTorch + FastAPI), whose clients are supported, and those that petnet adds.
 pub(crate) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<String, Value> {
     let labels = model.classifier.labels();
     let probabilities: Map<String, Value> = labels
@@ -95,7 +95,7 @@ pub(crate) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<
     fields
 }
 
-/// Six digits: what an f32 holds.
+/// Rounds to six decimals: an f32 has no more significant digits.
 fn rounded(value: f32) -> Value {
     ((f64::from(value) * 1e6).round() / 1e6).into()
 }

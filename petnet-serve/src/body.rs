@@ -1,4 +1,4 @@
-//! The bodies of answers: whole ones, and streams of gRPC.
+//! Response bodies: complete ones, and gRPC streams.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,10 +11,11 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::shadow::{Samples, Shadow};
 
-/// The body of an answer.
+/// The body of a response.
 pub(crate) struct Body {
     content: Content,
-    after: Option<(Arc<Shadow>, Samples)>,
+    /// Images to submit to the shadow model once the body is sent.
+    sampled: Option<(Arc<Shadow>, Samples)>,
 }
 
 enum Content {
@@ -23,22 +24,22 @@ enum Content {
 }
 
 impl Body {
-    /// With images for the shadow model, which gets them once the body has been sent.
+    /// Adds images that are submitted to the shadow model once the body is sent.
     pub(crate) fn with_samples(mut self, shadow: Option<&Arc<Shadow>>, samples: Samples) -> Self {
-        self.after = shadow.map(|shadow| (Arc::clone(shadow), samples));
+        self.sampled = shadow.map(|shadow| (Arc::clone(shadow), samples));
         self
     }
 }
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { content: Content::Whole(Full::new(bytes)), after: None }
+        Self { content: Content::Whole(Full::new(bytes)), sampled: None }
     }
 }
 
 impl From<tonic::body::Body> for Body {
     fn from(stream: tonic::body::Body) -> Self {
-        Self { content: Content::Stream(stream), after: None }
+        Self { content: Content::Stream(stream), sampled: None }
     }
 }
 
@@ -74,9 +75,9 @@ impl HttpBody for Body {
 }
 
 impl Drop for Body {
-    /// hyper drops a body when it has written it.
+    /// hyper drops a body once it has written it.
     fn drop(&mut self) {
-        if let Some((shadow, samples)) = self.after.take() {
+        if let Some((shadow, samples)) = self.sampled.take() {
             samples.submit(&shadow);
         }
     }

@@ -1,4 +1,4 @@
-//! Bodies that arrive: their bytes, each only after memory for it was claimed, and the pace at which they must come.
+//! Bodies that are being received: a buffer that claims memory before it grows, and limits on how slowly bytes may arrive.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use bytes::Bytes;
 use crate::memory::{Claim, Memory};
 use crate::problem::Problem;
 
-/// Bytes that a body's buffer begins with.
-const FIRST: usize = 16 << 10;
+/// Initial capacity of a body's buffer, in bytes.
+const INITIAL_CAPACITY: usize = 16 << 10;
 
-/// Bytes that grow, each only after memory for it was claimed.
+/// A byte buffer that claims memory before it grows.
 pub(crate) struct Buffer<'a> {
     memory: &'a Memory,
     claim: Claim,
@@ -20,21 +20,23 @@ pub(crate) struct Buffer<'a> {
 
 impl<'a> Buffer<'a> {
     /// # Errors
-    /// 503 when there is no memory at all.
+    /// 503 when no memory is free.
     pub(crate) fn new(memory: &'a Memory, most: usize) -> Result<Self, Problem> {
         Ok(Self { memory, claim: memory.buffer(0)?, bytes: Vec::new(), most })
     }
 
     /// # Errors
-    /// 413 for more than the most that it may hold, 503 when no memory is free.
+    /// 413 above its maximum size, 503 when no memory is free.
     pub(crate) fn push(&mut self, data: &[u8]) -> Result<(), Problem> {
         let length = self.bytes.len() + data.len();
         if length > self.most {
             return Err(over(self.most));
         }
         if length > self.bytes.capacity() {
-            let capacity = length.max(2 * self.bytes.capacity()).clamp(FIRST, self.most.max(FIRST));
-            // Old and new bytes are there at the same time.
+            let capacity = length
+                .max(2 * self.bytes.capacity())
+                .clamp(INITIAL_CAPACITY, self.most.max(INITIAL_CAPACITY));
+            // Growing copies: the old and the new allocation exist at the same time.
             let claim = self.memory.buffer(capacity)?;
             self.bytes.reserve_exact(capacity - self.bytes.len());
             self.claim = claim;
@@ -48,7 +50,7 @@ impl<'a> Buffer<'a> {
     }
 }
 
-/// The rule for bodies that arrive: no pause longer than one limit, no rate lower than another.
+/// Limits for a body that is being received: the longest pause, and the lowest average rate after that allowance.
 pub(crate) struct Pace {
     pause: Duration,
     min_rate: u64,
@@ -61,7 +63,7 @@ impl Pace {
         Self { pause, min_rate, began: Instant::now(), received: 0 }
     }
 
-    /// The longest wait for the next bytes.
+    /// The maximum wait for the next bytes.
     pub(crate) fn patience(&self) -> Duration {
         let earned = Duration::from_secs_f64(self.received as f64 / self.min_rate as f64);
         (self.pause + earned).saturating_sub(self.began.elapsed()).min(self.pause)

@@ -1,4 +1,4 @@
-//! Answers of photos that were classified before, by SHA-256 of the photo and of the model file. Off unless it is given memory.
+//! The prediction cache: outputs by the SHA-256 of the image's bytes and of the model file. Disabled by default.
 
 use std::sync::Arc;
 
@@ -12,36 +12,36 @@ use crate::outputs::{Classified, Photo};
 use crate::settings::Settings;
 use crate::telemetry::names;
 
-/// A photo under a model.
+/// An image and the model that classified it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
-    /// SHA-256 of its bytes, in hex.
-    photo: String,
+    /// SHA-256 of the image's bytes, in hex.
+    image: String,
     /// SHA-256 of the model's file, in hex.
     model: String,
 }
 
-/// An answer that may be given again.
+/// A cached output, and the facts about its image.
 #[derive(Clone)]
 pub(crate) struct Known {
     pub(crate) classified: Classified,
     pub(crate) photo: Photo,
 }
 
-/// The answers, up to a number of bytes; those that are asked for least are given up first.
+/// The cache, bounded in bytes; entries that are rarely hit are evicted first (`quick_cache`).
 pub(crate) struct Answers(Option<Cache<Key, Arc<Known>, Weight>>);
 
-/// Counts the bytes of an entry.
+/// Size of an entry in bytes.
 #[derive(Clone)]
 struct Weight;
 
 impl Weighter<Key, Arc<Known>> for Weight {
     fn weight(&self, key: &Key, known: &Arc<Known>) -> u64 {
-        /// Of the map, of pointers and of allocations.
+        /// Overhead of an entry in bytes: the map's slot, pointers and allocations.
         const ENTRY: usize = 256;
         let Known { classified: Classified { prediction, embedding }, photo } = known.as_ref();
         let numbers = prediction.probabilities().len() + embedding.len();
-        /// Of a class that a multi-label answer names.
+        /// Bytes of a class that a multi-label output names.
         const CLASS: usize = 64;
         let classes = prediction.indices().map_or(0, <[usize]>::len) * CLASS;
         let names = prediction.label().len()
@@ -49,35 +49,35 @@ impl Weighter<Key, Arc<Known>> for Weight {
             + classes
             + photo.sha256.as_ref().map_or(0, String::len);
         let fixed = ENTRY + size_of::<Key>() + size_of::<Known>();
-        (fixed + key.photo.len() + key.model.len() + 4 * numbers + names) as u64
+        (fixed + key.image.len() + key.model.len() + 4 * numbers + names) as u64
     }
 }
 
 impl Answers {
     pub(crate) fn new(settings: &Settings) -> Self {
-        /// Bytes of an answer of the bundled model, about: what the table is first made for.
+        /// Approximate size of an entry of the bundled model in bytes, by which the table's initial capacity is estimated.
         const USUAL: u64 = 6 << 10;
         let bytes = settings.cache_bytes();
         let entries = usize::try_from(bytes / USUAL).unwrap_or(usize::MAX);
         Self((bytes > 0).then(|| Cache::with_weighter(entries, bytes, Weight)))
     }
 
-    /// The key of a photo; `None` while nothing is kept.
-    pub(crate) async fn key(&self, model: &Model, photo: &bytes::Bytes) -> Option<Key> {
-        /// More bytes are not hashed on the threads that wait for sockets.
+    /// The key of an image; `None` while the cache is disabled.
+    pub(crate) async fn key(&self, model: &Model, image: &bytes::Bytes) -> Option<Key> {
+        /// Larger images are hashed on a blocking thread: hashing would delay the runtime's other tasks.
         const SMALL: usize = 64 << 10;
         self.0.as_ref()?;
-        let digest = match photo.len() {
-            ..=SMALL => sha256(photo),
+        let digest = match image.len() {
+            ..=SMALL => sha256(image),
             _ => {
-                let photo = photo.clone();
-                tokio::task::spawn_blocking(move || sha256(&photo)).await.ok()?
+                let image = image.clone();
+                tokio::task::spawn_blocking(move || sha256(&image)).await.ok()?
             }
         };
-        Some(Key { photo: digest, model: model.sha256.clone() })
+        Some(Key { image: digest, model: model.sha256.clone() })
     }
 
-    /// Counts whether it was there.
+    /// Looks a key up, and counts a hit or a miss.
     pub(crate) fn get(&self, key: &Key) -> Option<Known> {
         let known = self.0.as_ref()?.get(key);
         let result = if known.is_some() { "hit" } else { "miss" };
@@ -91,7 +91,7 @@ impl Answers {
         }
     }
 
-    /// Sets the gauges, where answers are kept.
+    /// Sets the gauges, unless the cache is disabled.
     pub(crate) fn observe(&self) {
         let Some(answers) = &self.0 else { return };
         gauge!(names::PREDICTION_CACHE_ENTRIES).set(answers.len() as f64);

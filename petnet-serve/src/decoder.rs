@@ -1,4 +1,4 @@
-//! Decoding on threads of its own, each image within a budget of memory and of time.
+//! Threads that decode images, each image within a budget of memory and of time.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,22 +20,22 @@ use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
-/// An image that the network can take, and what is kept of its file.
+/// An image as input of the network, and the facts about it that are kept.
 pub(crate) struct Decoded {
     pub(crate) pixels: Pixels,
     pub(crate) photo: Photo,
     pub(crate) stage: Stage,
 }
 
-/// Work for a decoding thread.
+/// A job for a decoding thread.
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Jobs in the order in which they came. Threads that wait for one sleep: those of channels and of pools for parallel work
-/// look for it for a while, and take the network's time.
+/// A FIFO queue of jobs. Threads that wait for a job sleep on a condition variable at once: the receivers of channels and
+/// the workers of thread pools spin first, which takes CPU time from the network.
 #[derive(Default)]
 struct Jobs {
     waiting: Mutex<VecDeque<Job>>,
-    come: Condvar,
+    available: Condvar,
 }
 
 impl Jobs {
@@ -45,7 +45,7 @@ impl Jobs {
 
     fn push(&self, job: Job) {
         self.lock().push_back(job);
-        self.come.notify_one();
+        self.available.notify_one();
     }
 
     fn next(&self) -> Job {
@@ -53,7 +53,9 @@ impl Jobs {
         loop {
             match waiting.pop_front() {
                 Some(job) => return job,
-                None => waiting = self.come.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    waiting = self.available.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                }
             }
         }
     }
@@ -64,17 +66,19 @@ pub(crate) struct Decoders {
     jobs: Arc<Jobs>,
     memory: Arc<Memory>,
     limits: Limits,
-    /// Longest wait for memory.
+    /// Maximum wait for memory, and then for the output.
     patience: Duration,
-    /// Longest time on a thread.
-    longest: Duration,
-    /// Set where photos are known by their digest afterwards.
+    /// Maximum time on a decoding thread.
+    timeout: Duration,
+    /// True where the SHA-256 of each image is needed.
     digests: bool,
 }
 
 impl Decoders {
+    /// Starts the threads; each runs `after` after every job.
+    ///
     /// # Errors
-    /// When the system gives no threads.
+    /// When a thread cannot be started.
     pub(crate) fn start(
         settings: &Settings,
         memory: Arc<Memory>,
@@ -82,7 +86,7 @@ impl Decoders {
         after: impl Fn() + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         let jobs = Arc::new(Jobs::default());
-        // One of them runs the network.
+        // One more than the setting, because one of them runs the network.
         for number in 0..=settings.decoders() {
             let (jobs, after) = (Arc::clone(&jobs), after.clone());
             std::thread::Builder::new().name(format!("decode-{number}")).spawn(move || {
@@ -92,20 +96,20 @@ impl Decoders {
                 }
             })?;
         }
-        let (patience, longest) = (settings.request_timeout, settings.decode_timeout);
-        Ok(Self { jobs, memory, limits: settings.limits(), patience, longest, digests })
+        let (patience, timeout) = (settings.request_timeout, settings.decode_timeout);
+        Ok(Self { jobs, memory, limits: settings.limits(), patience, timeout, digests })
     }
 
-    /// Makes a thread run what comes after a job.
+    /// Makes a thread run `after`.
     pub(crate) fn wake(&self) {
         self.jobs.push(Box::new(|| ()));
     }
 
-    /// Decodes and resizes an image to the model's size, and hands it on to `next` on the decoding thread; `next` sees to
-    /// it that `answer` comes.
+    /// Decodes an image and resizes it to the model's input size. The decoding thread calls `next` with the function that
+    /// does so; `next` must lead to a message on `answer`.
     ///
     /// # Errors
-    /// The reason for which the image is refused; 503 when there is no memory, or no answer, in time.
+    /// The reason for which the image is refused; 503 when memory or the answer is not available in time.
     pub(crate) async fn decode<T>(
         &self,
         model: &Model,
@@ -115,7 +119,7 @@ impl Decoders {
     ) -> Result<T, Problem> {
         let preprocess = model.classifier.info().preprocess;
         let needed = preprocess.memory(&bytes, &self.limits).inspect_err(|_| count("refused"))?;
-        // No decoder may take another way that needs more.
+        // The decoder must not allocate more than was estimated and claimed.
         let (limits, digests) = (Limits { max_alloc: needed, ..self.limits }, self.digests);
         let decode = move || {
             let began = Instant::now();
@@ -123,18 +127,18 @@ impl Decoders {
             let stage = Stage::since(began);
             histogram!(names::PREPROCESSING_DURATION_SECONDS).record(stage.took);
             count(if outcome.is_ok() { "ok" } else { "refused" });
-            let (pixels, own) = outcome?;
-            let statistics = ImageStatistics::of(&pixels, own);
+            let (pixels, original_size) = outcome?;
+            let statistics = ImageStatistics::of(&pixels, original_size);
             let sha256 = digests.then(|| sha256(&bytes));
             Ok(Decoded { pixels, photo: Photo { statistics, sha256 }, stage })
         };
         self.supervise(needed, move || next(&decode), answer).await
     }
 
-    /// Runs work that takes so many bytes of memory at most.
+    /// Runs work on a decoding thread, with a claim on `memory` bytes.
     ///
     /// # Errors
-    /// Those of the work; 413, 422 or 503 for the memory or time that it takes.
+    /// Those of the work; 413 or 503 for its memory, 422 or 503 for its time.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         memory: u64,
@@ -142,14 +146,14 @@ impl Decoders {
     ) -> Result<T, Problem> {
         let (reply, answer) = oneshot::channel();
         let work = move || {
-            // Nobody waits any more for what took too long.
+            // The receiver is gone if the work took too long.
             let _ = reply.send(work());
         };
         self.supervise(memory, work, answer).await
     }
 
-    /// Runs work that leads to an answer, and waits for that: for the work no longer than it may take, in all no longer
-    /// than an answer may.
+    /// Runs work on a decoding thread and waits for the answer that it leads to. The work may take `timeout` from its
+    /// start; the whole wait is limited by `patience`.
     async fn supervise<T>(
         &self,
         memory: u64,
@@ -161,14 +165,14 @@ impl Decoders {
         let noted = Arc::clone(&times);
         let job = move || {
             let _ = noted.started.set(Instant::now());
-            // A panic drops the sender of the answer.
+            // A panic drops the sender of the answer, which ends the wait below.
             let _ = catch_unwind(AssertUnwindSafe(work));
             drop(claim);
             let _ = noted.ended.set(());
         };
         self.jobs.push(Box::new(job));
         let last = Instant::now() + self.patience;
-        let mut until = Instant::now() + self.longest;
+        let mut until = Instant::now() + self.timeout;
         loop {
             let outcome = tokio::time::timeout_at(until.min(last).into(), &mut answer).await;
             if let Ok(outcome) = outcome {
@@ -178,23 +182,23 @@ impl Decoders {
             until = match (times.started.get(), times.ended.get()) {
                 _ if now >= last => return Err(Problem::overloaded(1)),
                 (_, Some(())) => last,
-                (None, None) => now + self.longest,
-                (Some(started), None) if *started + self.longest <= now => {
+                (None, None) => now + self.timeout,
+                (Some(started), None) if *started + self.timeout <= now => {
                     return Err(self.too_slow());
                 }
-                (Some(started), None) => *started + self.longest,
+                (Some(started), None) => *started + self.timeout,
             };
         }
     }
 
     fn too_slow(&self) -> Problem {
         counter!(names::DECODE_TIMEOUTS_TOTAL).increment(1);
-        let detail = format!("decoding takes longer than {:?}", self.longest);
+        let detail = format!("decoding takes longer than {:?}", self.timeout);
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "decode_timeout", detail)
     }
 }
 
-/// Start of a thread's work, and its end.
+/// Start and end of a job.
 #[derive(Default)]
 struct Times {
     started: OnceLock<Instant>,

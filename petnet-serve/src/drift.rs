@@ -1,4 +1,4 @@
-//! Drift of recent images against those that the model was calibrated on.
+//! Drift of recent images compared with those that the model was calibrated on.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,13 +7,13 @@ use petnet::drift::{DriftSample, Reference, Window};
 
 use crate::telemetry::names;
 
-/// Photos below which an index is mostly chance.
-const ENOUGH: usize = 200;
+/// Minimum number of images for a population stability index; with fewer it is mostly sampling noise.
+const MIN_IMAGES: usize = 200;
 
-/// The window of the model that serves.
+/// The window of recent images of the model in use.
 pub(crate) struct Drift {
     size: usize,
-    /// With the version of the model whose reference it is.
+    /// The window, and the version of the model that its reference belongs to.
     window: Mutex<Option<(String, Window)>>,
 }
 
@@ -22,7 +22,7 @@ impl Drift {
         Self { size, window: Mutex::default() }
     }
 
-    /// Adds an image of the model of that version, if it has a reference; another version begins anew.
+    /// Adds an image classified by the model of that version, if it has a reference; another version starts a new window.
     pub(crate) fn push(&self, version: &str, reference: Option<&Reference>, sample: DriftSample) {
         let Some(reference) = reference else { return };
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,7 +39,7 @@ impl Drift {
         let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((_, window)) = &*window else { return };
         gauge!(names::DRIFT_WINDOW_PHOTOS, "model" => name.to_string()).set(window.len() as f64);
-        if window.len() >= ENOUGH.min(self.size) {
+        if window.len() >= MIN_IMAGES.min(self.size) {
             for (statistic, psi) in window.stability() {
                 let name = name.to_string();
                 gauge!(names::DRIFT_PSI, "model" => name, "statistic" => statistic.name()).set(psi);

@@ -1,19 +1,19 @@
-//! The state that gRPC's health service reports.
+//! The serving status that gRPC's health service reports.
 
 use tokio::sync::Mutex;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-/// Most bytes of a request, which is the name of a service.
+/// Maximum size of a request in bytes; it holds the name of a service only.
 const MESSAGE: usize = 16 << 10;
 const INFERENCE: &str = "inference.GRPCInferenceService";
 
-/// The state of the health service.
+/// The health service and the status it last reported.
 pub(crate) struct Health {
     reporter: HealthReporter,
     server: HealthServer<HealthService>,
-    /// The state that was reported last; `None` before the first report.
+    /// The readiness that was reported last; `None` before the first report.
     reported: Mutex<Option<bool>>,
 }
 
@@ -25,12 +25,12 @@ impl Health {
         Self { reporter, server, reported: Mutex::default() }
     }
 
-    /// Answers `Check` and `Watch`.
+    /// The service that implements `Check` and `Watch`.
     pub(crate) fn server(&self) -> HealthServer<HealthService> {
         self.server.clone()
     }
 
-    /// Reports a change of readiness to clients that watch; the same state again sends nothing.
+    /// Reports a change of readiness to clients that watch; an unchanged readiness sends nothing.
     pub(crate) async fn update(&self, ready: bool) {
         let mut reported = self.reported.lock().await;
         if reported.replace(ready) == Some(ready) {

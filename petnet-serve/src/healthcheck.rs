@@ -1,4 +1,4 @@
-//! `healthcheck`: asks a running server whether it is well, for containers that have no curl.
+//! The subcommand `healthcheck`: requests `/livez` of a running server, for container images without curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result};
 use petnet_serve::Settings;
 use ureq::tls::TlsConfig;
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Ask the server in this container whether it is alive; exits with 1 if not.
+/// Request /livez of the server in this container; the exit status is 1 unless it returns 200 within 3 s.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  HEALTHCHECK CMD [\"/petnet-serve\", \"healthcheck\"]")]
 pub(crate) struct Healthcheck {
-    /// Address to ask [default: /livez on this machine, at the port that the server would take]
+    /// URL to request [default: /livez of this machine, at the port that the settings name]
     #[arg(long)]
     url: Option<String>,
 }
@@ -25,9 +25,9 @@ impl Healthcheck {
             Some(url) => url,
             None => format!("{scheme}://{}/livez", reachable(settings.address()?)),
         };
-        // The certificate names the service, not this machine.
+        // The certificate is issued for the service's name, not for a loopback address.
         let tls = TlsConfig::builder().disable_verification(true).build();
-        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).tls_config(tls);
+        let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).tls_config(tls);
         ureq::Agent::new_with_config(config.build())
             .get(&url)
             .call()
@@ -36,7 +36,7 @@ impl Healthcheck {
     }
 }
 
-/// The address to ask a server that listens here: of one that listens everywhere, this machine's own.
+/// The address at which a server with this listening address is reachable: the loopback address if it is unspecified.
 fn reachable(listening: SocketAddr) -> SocketAddr {
     let ip = match listening.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -51,13 +51,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_asked_where_it_listens() {
-        for (listening, asked) in [
+    fn an_unspecified_address_is_reached_by_the_loopback_address() {
+        for (listening, expected) in [
             ("0.0.0.0:8000", "127.0.0.1:8000"),
             ("[::]:8000", "[::1]:8000"),
             ("192.0.2.7:80", "192.0.2.7:80"),
         ] {
-            assert_eq!(reachable(listening.parse().unwrap()), asked.parse().unwrap());
+            assert_eq!(reachable(listening.parse().unwrap()), expected.parse().unwrap());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The hosts that images may be fetched from, and the addresses that names may resolve to.
+//! The allow list of hosts that images may be fetched from, and the test for publicly reachable addresses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +16,7 @@ use url::{Host, Position, Url};
 const AGENT: &str = concat!("petnet-serve/", env!("CARGO_PKG_VERSION"));
 
 /// IPv4 networks that are not globally reachable: IANA's special-purpose registry (RFC 6890, RFC 8190), multicast (RFC 5771),
-/// and 168.63.129.16, where Azure's virtual machines reach their host.
+/// and 168.63.129.16, the address of the host of Azure's virtual machines.
 const RESERVED_V4: [(Ipv4Addr, u32); 16] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -35,18 +35,18 @@ const RESERVED_V4: [(Ipv4Addr, u32); 16] = [
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
-/// Global unicast (RFC 4291). Loopback, unique local, link-local, site-local, multicast, IPv4-compatible and discard-only
-/// addresses and SRv6 segment identifiers lie outside.
+/// Global unicast addresses (RFC 4291). Loopback, unique local, link-local, site-local, multicast, IPv4-compatible and
+/// discard-only addresses and SRv6 segment identifiers lie outside.
 const GLOBAL_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// The parts of it that are not globally reachable: protocol assignments with Teredo and benchmarking (RFC 2928), documentation
-/// (RFC 3849, RFC 9637) and 6to4 (RFC 3056).
+/// Networks within [`GLOBAL_V6`] that are not globally reachable: protocol assignments with Teredo and benchmarking
+/// (RFC 2928), documentation (RFC 3849, RFC 9637) and 6to4 (RFC 3056).
 const RESERVED_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
     (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
-/// IPv4 addresses as networks of IPv6 alone reach them (NAT64, RFC 6052).
+/// The prefix of IPv6 addresses that a NAT64 gateway translates to IPv4 (RFC 6052).
 const NAT64: (Ipv6Addr, u32) = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
 
 /// True for addresses of the public Internet; `IpAddr::is_global` is not stable yet.
@@ -69,7 +69,7 @@ pub(crate) fn is_global(ip: IpAddr) -> bool {
     }
 }
 
-/// Reasons for which no image came.
+/// Reasons for which an image could not be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     Malformed(&'static str),
@@ -84,9 +84,10 @@ pub(crate) enum Failure {
     Status(StatusCode),
     Encoded,
     TooLarge(usize),
+    /// The connection ended or violated the protocol.
     Broken,
-    Late,
-    /// All turns were taken for too long.
+    TimedOut,
+    /// No permit for a fetch became free in time.
     Busy,
 }
 
@@ -126,9 +127,9 @@ impl FromStr for Entry {
         };
         let (subdomains, rest) =
             rest.strip_prefix("*.").map_or((false, rest), |domain| (true, domain));
-        let foreign = |c: char| c.is_whitespace() || c.is_control() || "*/\\?#@%".contains(c);
+        let forbidden = |c: char| c.is_whitespace() || c.is_control() || "*/\\?#@%".contains(c);
         ensure!(
-            !rest.contains(foreign),
+            !rest.contains(forbidden),
             "`{text}`: an entry is a host or `*.` and a domain, with a port where it is not the default"
         );
         let url = Url::parse(&format!("{scheme}://{rest}"));
@@ -169,7 +170,7 @@ impl Serialize for AllowedHosts {
     }
 }
 
-/// Host and port in the form in which they are compared: a name without the dot of the root, IPv4 out of its IPv6 form.
+/// Host and port in canonical form: a name without the trailing dot, an IPv4-mapped IPv6 address as IPv4.
 fn endpoint(url: &Url) -> Option<(Host<String>, u16)> {
     let host = match url.host()? {
         Host::Domain(name) => Host::Domain(name.strip_suffix('.').unwrap_or(name).to_string()),
@@ -180,7 +181,7 @@ fn endpoint(url: &Url) -> Option<(Host<String>, u16)> {
     if nameless { None } else { Some((host, url.port_or_known_default()?)) }
 }
 
-/// An address that matches the list.
+/// A URL that matches the allow list.
 pub(crate) struct Target {
     pub(crate) url: Url,
     pub(crate) host: Host<String>,
@@ -190,7 +191,7 @@ pub(crate) struct Target {
 }
 
 impl AllowedHosts {
-    /// The only way to a [`Target`], for addresses of clients and of redirects.
+    /// Checks a URL of a client or of a redirect; the only constructor of [`Target`].
     pub(crate) fn admit(&self, url: Url) -> Result<Target, Failure> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(Failure::Malformed("the scheme of `url` must be https or http"));
@@ -222,7 +223,7 @@ impl Entry {
 }
 
 impl Target {
-    /// A request with nothing in it that the caller of the service sent, but path and query.
+    /// The request; only its path and query come from the client of the service.
     pub(crate) fn request(&self) -> Result<Request<Empty<Bytes>>, Failure> {
         let host = match self.url.port() {
             Some(port) => format!("{}:{port}", self.host),

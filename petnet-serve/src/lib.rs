@@ -1,7 +1,7 @@
-//! An inference service for petnet's classifiers: HTTP/1.1 and HTTP/2 on hyper.
+//! An inference service for petnet's classifiers over HTTP/1.1 and HTTP/2 (hyper), with JSON and gRPC.
 //!
-//! [`run`] owns neither socket nor signal: the caller binds the listeners and says when to reload
-//! and when to stop, so that tests serve on a free port and stop when they like.
+//! [`run`] neither binds sockets nor installs signal handlers: the caller passes listeners, a channel for reloads and a
+//! future for the shutdown, so that tests serve on a free port and stop at any time.
 
 mod access;
 mod address;
@@ -61,16 +61,16 @@ use tls::Tls;
 /// The sockets to serve on.
 #[derive(Debug)]
 pub struct Listeners {
-    /// The whole service.
+    /// Serves all routes.
     pub api: TcpListener,
-    /// `/metrics` alone.
+    /// Serves `/metrics` only.
     pub metrics: Option<TcpListener>,
 }
 
-/// Serves until `shutdown` is ready, then drains: `/readyz` says no, requests are still served for
-/// [`Settings::drain_delay`], open ones may finish for [`Settings::grace`].
+/// Serves until `shutdown` is ready, then drains: `/readyz` returns 503 while requests are still served for
+/// [`Settings::drain_delay`]; open ones may then finish within [`Settings::grace`].
 ///
-/// A message on `reload` loads the model anew; so does a change of its file.
+/// A message on `reload` reloads the models, keys and certificate; a changed model file is reloaded as well.
 ///
 /// # Errors
 /// When the first model cannot be loaded, or a setting contradicts another.
@@ -115,7 +115,7 @@ pub async fn run(
     server.finish(app.settings.grace).await;
     housekeeping.abort();
     health.abort();
-    // Traces and metrics that cannot be sent in time are lost, as traces are when the queue is full.
+    // Traces and metrics that cannot be exported within the grace period are dropped.
     let traces = tokio::task::spawn_blocking(move || app.traces.finish());
     let metrics =
         tokio::task::spawn_blocking(move || export.into_iter().for_each(|e| e.finish(PATIENCE)));
@@ -124,14 +124,14 @@ pub async fn run(
     Ok(())
 }
 
-/// Starts what looks for other models, until the set is dropped.
-fn watch(app: &Arc<App>, mut asked: mpsc::Receiver<()>, tls: Option<Arc<Tls>>) -> JoinSet<()> {
+/// Starts the tasks that reload models, keys and certificate, and the shadow model's; they end when the set is dropped.
+fn watch(app: &Arc<App>, mut reloads: mpsc::Receiver<()>, tls: Option<Arc<Tls>>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for served in app.models.iter() {
         let (app, served) = (Arc::clone(app), Arc::clone(served));
         let follow = async move {
             let reload = || async {
-                // A refusal is logged and counted where it happens.
+                // `Served::reload` has logged and counted a failure.
                 let _ = app.reload(&served).await;
             };
             models::follow(Arc::clone(&served), app.settings.clone(), reload).await;
@@ -144,7 +144,7 @@ fn watch(app: &Arc<App>, mut asked: mpsc::Receiver<()>, tls: Option<Arc<Tls>>) -
         tasks.spawn(async move { shadow.run(&app.models, &app.batcher).await });
     }
     tasks.spawn(async move {
-        while asked.recv().await.is_some() {
+        while reloads.recv().await.is_some() {
             tls.iter().for_each(|tls| tls.reload());
             app.keys.reload();
             app.reload_all().await;

@@ -1,4 +1,4 @@
-//! `petnet-serve`: the classifier over HTTP.
+//! The program `petnet-serve`: an image classifier over HTTP.
 
 mod healthcheck;
 
@@ -17,9 +17,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const BAD_USAGE: u8 = 2;
 /// Exit status after a second signal.
 const INTERRUPTED: i32 = 130;
-/// Threads for feedback, exports and large JSON; decoding and reloading have their own.
+/// Blocking threads for feedback, exports and large JSON; decoding and reloading have threads of their own.
 const BLOCKING: usize = 4;
-/// Connections that the system accepts before the service does.
+/// Length of the listen backlog: connections that the kernel completes before the service accepts them.
 const BACKLOG: u32 = 1024;
 
 #[derive(clap::Parser)]
@@ -36,14 +36,14 @@ enum Command {
     Healthcheck(Healthcheck),
 }
 
-/// Settings of glibc's allocator. Blocks of 4 MiB and more, which large photos need, go back to the system when they are
-/// freed; by default one such block teaches it to keep the next ones. Measured beside mimalloc and jemalloc:
-/// `benches/results/README.md`.
+/// Settings of glibc's allocator. Blocks of 4 MiB and more, which large images need, are returned to the system when they
+/// are freed; without a fixed threshold, glibc raises it with the first such block and keeps later ones. Compared with
+/// mimalloc and jemalloc in `benches/results/README.md`.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const ALLOCATOR: [(&str, &str); 2] =
     [("MALLOC_MMAP_THRESHOLD_", "4194304"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
 
-/// Starts this program anew where the allocator's settings are missing: it reads them before `main`.
+/// Executes this program again with the allocator's settings where they are missing: glibc reads them before `main`.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn set_allocator() {
     use std::os::unix::process::CommandExt as _;
@@ -53,7 +53,7 @@ fn set_allocator() {
         for (name, value) in ALLOCATOR {
             command.env(name, std::env::var_os(name).unwrap_or_else(|| value.into()));
         }
-        // Does not return unless it fails; then the defaults must do.
+        // Returns only on failure; the program then runs with the defaults.
         let _ = command.args(std::env::args_os().skip(1)).exec();
     }
 }
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let outcome = runtime.block_on(serve(settings, address));
-    // Work that is still going on has been given its time.
+    // Blocking work that is still running has had the grace period.
     runtime.shutdown_background();
     drop(log);
     outcome.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
@@ -96,13 +96,13 @@ async fn serve(settings: Settings, address: SocketAddr) -> Result<()> {
     };
     let mut signals = Signals::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let (ask, reload) = tokio::sync::mpsc::channel(1);
+    let (sender, reload) = tokio::sync::mpsc::channel(1);
     tokio::spawn(
-        async move { while hangup.recv().await.is_some() && ask.send(()).await.is_ok() {} },
+        async move { while hangup.recv().await.is_some() && sender.send(()).await.is_ok() {} },
     );
     let stop = async move {
         signals.next().await;
-        // A second signal means that nobody wants to wait.
+        // A second signal ends the process at once.
         tokio::spawn(async move {
             signals.next().await;
             std::process::exit(INTERRUPTED);
@@ -111,7 +111,7 @@ async fn serve(settings: Settings, address: SocketAddr) -> Result<()> {
     run(Listeners { api, metrics }, settings, reload, stop).await
 }
 
-/// The signals that ask for an end.
+/// The signals that end the service.
 struct Signals {
     term: Signal,
     interrupt: Signal,

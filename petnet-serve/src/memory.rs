@@ -1,5 +1,5 @@
-//! The memory of requests, shared out before it is taken: a third of it for bytes that wait (bodies, what they expand to,
-//! answers that are not read yet), two thirds for decoding.
+//! The memory budget of requests, which claim memory before they allocate it: a third of the budget is for buffers (request
+//! bodies, their decoded contents, responses that are not sent yet), two thirds for image decoding.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,54 +14,55 @@ use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
-/// Buffers and state of a connection.
+/// Bytes reserved for the buffers and state of a connection.
 const CONNECTION: u64 = 32 << 10;
-/// The least that is left for requests.
-const LEAST: u64 = 16 << 20;
-/// Memory is shared out in units of so many bytes.
+/// Minimum budget of requests in bytes.
+const MIN_BUDGET: u64 = 16 << 20;
+/// Bytes of a semaphore's permit.
 const UNIT: u64 = 1 << 10;
-/// Resident memory assumed on systems that do not tell it.
+/// Resident memory in bytes assumed on systems without `/proc`.
 const ASSUMED: u64 = 96 << 20;
 
-/// All memory that requests may take.
+/// The memory budget of requests. All sizes are in bytes.
 pub(crate) struct Memory {
-    /// Of the whole process, in bytes.
+    /// Limit of the whole process.
     limit: u64,
+    /// Reserved for connections.
     connections: u64,
-    /// Of answers that are kept.
+    /// Reserved for the prediction cache.
     cache: u64,
-    /// Resident before the first model was loaded.
+    /// Resident memory before the first model was loaded.
     before: u64,
-    /// Taken at most while a model was loaded.
+    /// Additional peak memory while the first models were loaded.
     loading: AtomicU64,
     buffers: Share,
     decoding: Share,
 }
 
-/// Memory for one purpose. Nothing can be claimed before it is opened.
+/// The part of the budget for one purpose. Nothing can be claimed before it is opened.
 struct Share {
     free: Arc<Semaphore>,
     total: AtomicU64,
 }
 
-/// A part of the memory; given back when dropped.
+/// Claimed memory; dropping it returns the memory to the budget.
 #[derive(Debug)]
 pub(crate) struct Claim(OwnedSemaphorePermit);
 
 impl Claim {
-    /// Adds what another claim holds.
+    /// Adds another claim on the same share.
     pub(crate) fn merge(&mut self, other: Self) {
         self.0.merge(other.0);
     }
 
-    /// Gives back all but so many bytes.
+    /// Returns all but `bytes` to the budget.
     pub(crate) fn shrink(&mut self, bytes: usize) {
         let spare = self.0.num_permits().saturating_sub(units(bytes as u64) as usize);
         drop(self.0.split(spare));
     }
 }
 
-/// Bytes whose claim is given back with the last reference to them.
+/// Bytes whose claim is dropped with the last reference to them.
 struct Held {
     bytes: Vec<u8>,
     _claim: Claim,
@@ -84,7 +85,7 @@ impl Share {
     }
 
     fn open(&self, bytes: u64) {
-        // In whole units: who claims all of it must not ask for one more than there are, and wait forever.
+        // In whole units: rounding up would let a claim for everything need one permit too many, and wait forever.
         let units = (bytes / UNIT).min(u64::from(u32::MAX));
         self.total.store(units * UNIT, Ordering::Relaxed);
         self.free.add_permits(units as usize);
@@ -100,8 +101,8 @@ impl Share {
 
     fn fits(&self, bytes: u64) -> Result<u32, Problem> {
         if bytes > self.total() {
-            let [needed, there] = [bytes, self.total()].map(|bytes| bytes.div_ceil(1 << 20));
-            let detail = format!("this takes {needed} MB of memory, of {there} MB that there are");
+            let [needed, total] = [bytes, self.total()].map(|bytes| bytes.div_ceil(1 << 20));
+            let detail = format!("this takes {needed} MB of memory, {total} MB are available");
             return Err(Problem::too_large(detail));
         }
         Ok(units(bytes))
@@ -125,11 +126,11 @@ impl Memory {
         }
     }
 
-    /// Shares out what the process with its model leaves of its limit, but for an eighth: allocators keep some of what is
-    /// given back.
+    /// Opens the budget: the limit less an eighth, which the allocator may keep as free blocks, less the resident memory with
+    /// the models, less connections and cache.
     ///
     /// # Errors
-    /// When that is too little.
+    /// When that is less than [`MIN_BUDGET`].
     pub(crate) fn open(&self) -> Result<()> {
         let resident = resident("VmRSS:").unwrap_or(ASSUMED);
         let peak = self::resident("VmHWM:").unwrap_or(resident);
@@ -138,11 +139,11 @@ impl Memory {
         let spare = (self.limit - self.limit / 8).saturating_sub(needed);
         let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
         ensure!(
-            spare >= LEAST,
+            spare >= MIN_BUDGET,
             "--memory {}: the model, connections and --cache take {} MB, so that at least {} MB are needed",
             megabytes(self.limit),
             megabytes(needed),
-            megabytes((needed + LEAST) * 8 / 7),
+            megabytes((needed + MIN_BUDGET) * 8 / 7),
         );
         let (buffers, decoding) = (spare / 3, spare - spare / 3);
         self.buffers.open(buffers);
@@ -152,7 +153,7 @@ impl Memory {
             resident_mb = megabytes(resident),
             buffers_mb = megabytes(buffers),
             decoding_mb = megabytes(decoding),
-            "memory is shared out"
+            "memory budget set"
         );
         Ok(())
     }
@@ -162,20 +163,20 @@ impl Memory {
         self.decoding.total() > 0
     }
 
-    /// Memory for bytes that wait.
+    /// Claims memory for a buffer.
     ///
     /// # Errors
-    /// 413 when there is never so much, 503 when there is not now.
+    /// 413 for more than the whole share, 503 for more than is free.
     pub(crate) fn buffer(&self, bytes: usize) -> Result<Claim, Problem> {
         let units = self.buffers.fits(bytes as u64)?;
         let free = Arc::clone(&self.buffers.free).try_acquire_many_owned(units);
         free.map(Claim).map_err(|_| Problem::out_of_memory())
     }
 
-    /// Memory for decoding, in turn.
+    /// Claims memory for decoding, in order of arrival.
     ///
     /// # Errors
-    /// 413 when there is never so much, 503 when there is not in time.
+    /// 413 for more than the whole share, 503 when it is not free within `patience`.
     pub(crate) async fn decoding(&self, bytes: u64, patience: Duration) -> Result<Claim, Problem> {
         let units = self.decoding.fits(bytes)?;
         let free = Arc::clone(&self.decoding.free).acquire_many_owned(units);
@@ -185,7 +186,7 @@ impl Memory {
         }
     }
 
-    /// Memory for loading another model, in turn: as much as the first one took, as far as there is so much.
+    /// Claims memory for loading a model, in order of arrival: as much as the first load took, at most the whole share.
     pub(crate) async fn loading(&self) -> Option<Claim> {
         let bytes = self.loading.load(Ordering::Relaxed).min(self.decoding.total());
         let free = Arc::clone(&self.decoding.free).acquire_many_owned(units(bytes));
@@ -202,10 +203,10 @@ impl Memory {
     }
 }
 
-/// Resident memory of this process in bytes: now (`VmRSS:`) or at most (`VmHWM:`).
-fn resident(which: &str) -> Option<u64> {
+/// Resident memory of this process in bytes: the current (`VmRSS:`) or the peak (`VmHWM:`).
+fn resident(field: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(which))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_claimed_comes_back_with_the_last_reference() {
+    async fn a_claim_is_returned_with_the_last_reference() {
         let memory = memory(1 << 30);
         assert_eq!(memory.buffer(1).unwrap_err().status, 413, "nothing before it is opened");
         memory.buffers.open(10 << 20);
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_is_said_with_what_is_needed() {
+    fn a_limit_that_is_too_small_is_refused_with_the_smallest_that_would_do() {
         let error = memory(1 << 20).open().unwrap_err().to_string();
         assert!(
             error.starts_with("--memory 1: the model, connections and --cache take"),

@@ -1,23 +1,23 @@
-//! Outputs of the network for an image, and the time that each stage took.
+//! Outputs of the network for an image, and the durations of the stages that led to them.
 
 use std::time::{Duration, Instant};
 
 use petnet::Prediction;
 use petnet::drift::ImageStatistics;
 
-/// The time that a photo spent in each stage.
+/// Durations of the stages of one image.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timings {
     pub(crate) decode: Stage,
     pub(crate) queue: Stage,
-    /// From the batch's beginning to this answer.
+    /// From the start of the batch to this output.
     pub(crate) batch: Stage,
     pub(crate) model: Stage,
-    /// Photos in the batch.
+    /// Number of images in the batch.
     pub(crate) photos: usize,
 }
 
-/// A part of a photo's way.
+/// Start and duration of one stage.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stage {
     pub(crate) began: Instant,
@@ -30,10 +30,10 @@ impl Stage {
     }
 }
 
-/// An output of the network, and its photo.
+/// An output of the network, and the image that it belongs to.
 pub(crate) struct Answer<T> {
     pub(crate) value: T,
-    /// `None` of an answer that was known.
+    /// `None` for an output from the prediction cache.
     pub(crate) timings: Option<Timings>,
     pub(crate) photo: Photo,
 }
@@ -46,10 +46,10 @@ pub(crate) struct Classified {
     pub(crate) embedding: Vec<f32>,
 }
 
-/// The facts of a photo that outlast its pixels.
+/// The facts about an image that are kept after its pixels are dropped.
 #[derive(Clone)]
 pub(crate) struct Photo {
     pub(crate) statistics: ImageStatistics,
-    /// Of its bytes, in hex; where it is kept.
+    /// SHA-256 of its bytes in hex; `None` where feedback is off.
     pub(crate) sha256: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Errors as clients see them: `application/problem+json` (RFC 9457).
+//! Error responses: `application/problem+json` (RFC 9457).
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::standing::Standing;
 
-/// Names of all reasons for a refusal, as metrics show them.
+/// All kinds of problems, as metrics label them.
 pub(crate) const KINDS: [&str; 27] = [
     "bad_request",
     "broken_image",
@@ -41,16 +41,17 @@ pub(crate) const KINDS: [&str; 27] = [
     "host",
 ];
 
-/// Why a request was refused.
+/// The reason for which a request was refused or failed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     pub(crate) detail: String,
-    /// Short name for metrics.
+    /// Label for metrics, one of [`KINDS`].
     pub(crate) kind: &'static str,
+    /// Seconds, for the header field `Retry-After`.
     retry_after: Option<u64>,
     allow: Option<&'static str>,
-    /// Of the key, where its limits are the reason.
+    /// Standing of the key that the request was charged to.
     standing: Option<Box<Standing>>,
 }
 
@@ -78,7 +79,7 @@ impl Problem {
     }
 
     pub(crate) fn overloaded(seconds: u64) -> Self {
-        let detail = format!("too many photos are waiting; try again in {seconds} s");
+        let detail = format!("too many images are waiting; try again in {seconds} s");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(seconds)
     }
 
@@ -87,7 +88,7 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "memory", detail).retry_after(1)
     }
 
-    /// A key has used up its requests.
+    /// The rate limit of a key is exceeded.
     pub(crate) fn limited(standing: Standing, wait: Duration) -> Self {
         let seconds = wait.as_secs_f64().ceil() as u64;
         let detail = format!("the key has used up its requests; try again in {seconds} s");
@@ -95,12 +96,12 @@ impl Problem {
         Self { standing: Some(Box::new(standing)), ..problem.retry_after(seconds) }
     }
 
-    /// With the limits of the key that the refused request was charged to.
+    /// Adds the standing of the key that the refused request was charged to.
     pub(crate) fn with_standing(self, standing: Standing) -> Self {
         Self { standing: Some(self.standing.unwrap_or_else(|| Box::new(standing))), ..self }
     }
 
-    /// True where the same request may be served a little later.
+    /// True where the same request may succeed later.
     pub(crate) fn is_overload(&self) -> bool {
         self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after.is_some()
     }

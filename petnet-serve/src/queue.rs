@@ -1,7 +1,8 @@
-//! A model's places, in which images wait to be decoded and classified, and the line of those that wait for a place.
+//! Admission control of a model: a limited number of places for images in flight, and the images that wait for a place.
 //!
-//! Each model has places of its own, so that many images for one do not keep those for another waiting. Batch callers share a
-//! quarter of a model's places: an image of an interactive caller has at most so many of theirs before it.
+//! An image holds a place (a semaphore's permit) from decoding to output. Each model has its own places, so that many images
+//! for one model do not delay those for another. Batch callers share a quarter of a model's places, which bounds the number
+//! of their images that an image of an interactive caller waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,33 +15,33 @@ use crate::problem::Problem;
 use crate::standing::Priority;
 use crate::telemetry::names;
 
-/// Images in their places that make no progress for so long are stuck.
+/// Time without progress after which the images in flight count as stuck.
 const STUCK: Duration = Duration::from_secs(5);
-/// Batch callers may take one of so many places.
+/// Batch callers may use one of this many places.
 const BATCH_SHARE: usize = 4;
 
-/// A model's places.
+/// A model's places and the images that wait for them.
 pub(crate) struct Queue {
     name: String,
     places: Arc<Semaphore>,
-    /// Of batch callers, taken beside a place.
+    /// Second permit that an image of a batch caller needs.
     batch: Arc<Semaphore>,
     capacity: usize,
-    /// Images of interactive callers that wait for a place.
-    line: AtomicUsize,
-    /// Those of batch callers.
-    batch_line: AtomicUsize,
-    /// Longest wait for a place.
-    turn: Duration,
+    /// Number of waiting images of interactive callers.
+    waiting: AtomicUsize,
+    /// Number of waiting images of batch callers.
+    batch_waiting: AtomicUsize,
+    /// Maximum wait for a place.
+    timeout: Duration,
     progress: Progress,
-    pace: Pace,
+    service_time: ServiceTime,
 }
 
-/// Number of images in their places, and when one of them last made progress.
+/// Number of images in flight, and the time at which one of them last made progress.
 struct Progress {
     start: Instant,
     active: AtomicUsize,
-    /// Milliseconds from the start.
+    /// Milliseconds since `start`.
     last: AtomicU64,
 }
 
@@ -50,22 +51,22 @@ impl Progress {
     }
 }
 
-/// Moving mean of the time that an image takes.
-struct Pace {
+/// Exponential moving average (weight 1/8) of the time between two outputs under load, by which waits are estimated.
+struct ServiceTime {
     start: Instant,
     /// Nanoseconds; 0 before the first image.
     mean: AtomicU64,
-    /// End of the last batch, in nanoseconds from the start.
+    /// End of the last batch, in nanoseconds since `start`.
     ended: AtomicU64,
 }
 
-impl Pace {
+impl ServiceTime {
     fn get(&self) -> Duration {
         Duration::from_nanos(self.mean.load(Ordering::Relaxed))
     }
 
-    /// Notes the end of a batch, whose first image began to be decoded at `began`. While images wait, the time counts from the
-    /// end of the last batch: decoding, or another model, may be what takes it.
+    /// Records the end of a batch whose first image began to be decoded at `began`. While images wait, the time counts from
+    /// the end of the previous batch: decoding, or another model, may be the bottleneck.
     fn note(&self, began: Instant, images: usize) {
         let now = self.start.elapsed().as_nanos() as u64;
         let began = began.saturating_duration_since(self.start).as_nanos() as u64;
@@ -95,7 +96,7 @@ impl Place {
         Self { queue: Arc::clone(queue), _permit: permit, _batch: batch }
     }
 
-    /// Notes that the image is decoded.
+    /// Records that the image is decoded.
     pub(crate) fn note_progress(&self) {
         self.queue.progress.note();
     }
@@ -112,82 +113,82 @@ impl Drop for Place {
     }
 }
 
-/// One image more in the line, for as long as it waits.
+/// Counts an image as waiting until it is dropped.
 struct Waiting<'a> {
-    line: &'a AtomicUsize,
+    count: &'a AtomicUsize,
+    /// True once the image has its place or is refused; else its client has disconnected.
     ended: bool,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(line: &'a AtomicUsize) -> Self {
-        line.fetch_add(1, Ordering::Relaxed);
-        Self { line, ended: false }
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self { count, ended: false }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.line.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
         if !self.ended {
-            // Its client has left.
             counter!(names::PREDICTIONS_ABANDONED_TOTAL).increment(1);
         }
     }
 }
 
 impl Queue {
-    /// Places for so many images of the model of that name; who would wait for one longer than `turn` is refused.
-    pub(crate) fn new(name: &str, capacity: usize, turn: Duration) -> Self {
+    /// A queue with `capacity` places for the model of that name; images that would wait longer than `timeout` are refused.
+    pub(crate) fn new(name: &str, capacity: usize, timeout: Duration) -> Self {
         let start = Instant::now();
         Self {
             name: name.into(),
             places: Arc::new(Semaphore::new(capacity)),
             batch: Arc::new(Semaphore::new(capacity.div_ceil(BATCH_SHARE))),
             capacity,
-            line: AtomicUsize::new(0),
-            batch_line: AtomicUsize::new(0),
-            turn,
+            waiting: AtomicUsize::new(0),
+            batch_waiting: AtomicUsize::new(0),
+            timeout,
             progress: Progress { start, active: AtomicUsize::new(0), last: AtomicU64::new(0) },
-            pace: Pace { start, mean: AtomicU64::new(0), ended: AtomicU64::new(0) },
+            service_time: ServiceTime { start, mean: AtomicU64::new(0), ended: AtomicU64::new(0) },
         }
     }
 
-    /// Refuses a request before its body is read, when its turn would come too late.
+    /// Refuses a request before its body is read, if the estimated wait exceeds the timeout.
     ///
     /// # Errors
-    /// 503 with the seconds until there should be room.
+    /// 503 with the estimated wait in seconds.
     pub(crate) fn check_line(&self, priority: Priority) -> Result<(), Problem> {
-        if self.wait(priority) > self.turn { Err(self.overloaded(priority)) } else { Ok(()) }
+        if self.wait(priority) > self.timeout { Err(self.overloaded(priority)) } else { Ok(()) }
     }
 
-    /// Time until those who wait now have their places.
+    /// Estimated time until the images that wait now have their places.
     fn wait(&self, priority: Priority) -> Duration {
-        let interactive = self.line.load(Ordering::Relaxed);
+        let interactive = self.waiting.load(Ordering::Relaxed);
         let ahead = match priority {
             Priority::Interactive => interactive,
-            Priority::Batch => interactive + self.batch_line.load(Ordering::Relaxed),
+            Priority::Batch => interactive + self.batch_waiting.load(Ordering::Relaxed),
         };
-        self.pace.get() * ahead as u32
+        self.service_time.get() * ahead as u32
     }
 
     pub(crate) fn overloaded(&self, priority: Priority) -> Problem {
         Problem::overloaded(self.wait(priority).as_secs_f64().ceil().clamp(1.0, 60.0) as u64)
     }
 
-    /// A place, in turn.
+    /// Waits for a place, in order of arrival.
     ///
     /// # Errors
-    /// 503 when the turn does not come within `patience`, or without one within the queue's own limit.
+    /// 503 when none is free within `patience`, or within the queue's timeout where it is `None`.
     pub(crate) async fn place(
         self: &Arc<Self>,
         priority: Priority,
         patience: Option<Duration>,
     ) -> Result<Place, Problem> {
-        let line = match priority {
-            Priority::Interactive => &self.line,
-            Priority::Batch => &self.batch_line,
+        let count = match priority {
+            Priority::Interactive => &self.waiting,
+            Priority::Batch => &self.batch_waiting,
         };
-        let mut waiting = Waiting::new(line);
+        let mut waiting = Waiting::new(count);
         let permits = async {
             let batch = match priority {
                 Priority::Interactive => None,
@@ -198,7 +199,7 @@ impl Queue {
                 batch,
             ))
         };
-        let permits = tokio::time::timeout(patience.unwrap_or(self.turn), permits).await;
+        let permits = tokio::time::timeout(patience.unwrap_or(self.timeout), permits).await;
         waiting.ended = true;
         drop(waiting);
         match permits {
@@ -207,27 +208,28 @@ impl Queue {
         }
     }
 
-    /// True where no image is in a place or waits for one.
+    /// True while no image is in flight, and none of an interactive caller waits.
     pub(crate) fn is_idle(&self) -> bool {
-        self.progress.active.load(Ordering::Relaxed) + self.line.load(Ordering::Relaxed) == 0
+        self.progress.active.load(Ordering::Relaxed) + self.waiting.load(Ordering::Relaxed) == 0
     }
 
-    /// True while images are in their places and have made no progress for some seconds.
+    /// True while images are in flight and none has made progress for [`STUCK`].
     pub(crate) fn is_stuck(&self) -> bool {
         let last = Duration::from_millis(self.progress.last.load(Ordering::Relaxed));
         self.progress.active.load(Ordering::Relaxed) > 0
             && self.progress.start.elapsed().saturating_sub(last) > STUCK
     }
 
-    /// Notes a batch that has just ended.
+    /// Records a batch that has just ended.
     pub(crate) fn note_batch(&self, began: Instant, images: usize) {
-        self.pace.note(began, images);
+        self.service_time.note(began, images);
     }
 
     /// Sets the gauges.
     pub(crate) fn observe(&self) {
         let depth = self.capacity - self.places.available_permits().min(self.capacity);
-        let waiting = [&self.line, &self.batch_line].map(|line| line.load(Ordering::Relaxed));
+        let waiting =
+            [&self.waiting, &self.batch_waiting].map(|count| count.load(Ordering::Relaxed));
         let set = |name: &'static str, value: usize| {
             gauge!(name, "model" => self.name.clone()).set(value as f64);
         };

@@ -1,4 +1,4 @@
-//! A model by its name in an MLflow registry: found, downloaded, checked and kept.
+//! Models of an MLflow registry: resolved by name, downloaded, validated and cached on disk.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub(crate) struct Registered {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What a name stood for when it was last looked up.
+/// The version that a name resolved to last.
 #[derive(Serialize, Deserialize)]
 struct Known {
     name: String,
@@ -24,7 +24,7 @@ struct Known {
     sha256: String,
 }
 
-/// The version that the name stands for now.
+/// The version that the name resolves to now.
 pub(crate) fn current(settings: &Settings, model: &str) -> Result<ModelVersion> {
     version(model, &server(settings, model)?)
 }
@@ -33,17 +33,21 @@ fn version(model: &str, server: &Server) -> Result<ModelVersion> {
     Ok(server.version(&model.parse()?)?)
 }
 
-/// The model's file, from the cache where it lies there already. When the server cannot be reached,
-/// what the name stood for last time is taken.
+/// The model's file, from the cache if it is there. When the server cannot be reached, the version that the name
+/// resolved to last is used.
 pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<Registered> {
     let server = server(settings, model)?;
     let cache = Cache::of(settings, &server, model);
     match version(model, &server) {
         Ok(version) => cache.complete(&server, version),
-        Err(error) if is_passing(&error) => match cache.last() {
+        Err(error) if is_transient(&error) => match cache.last() {
             Some(registered) => {
                 let error = format!("{error:#}");
-                tracing::warn!(error, version = registered.version, "the cached model is taken");
+                tracing::warn!(
+                    error,
+                    version = registered.version,
+                    "the registry cannot be reached; the cached model is used"
+                );
                 Ok(registered)
             }
             None => Err(error),
@@ -52,7 +56,7 @@ pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<Registered> {
     }
 }
 
-fn is_passing(error: &anyhow::Error) -> bool {
+fn is_transient(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Failure>().is_some_and(Failure::is_transient)
 }
 
@@ -65,7 +69,7 @@ fn server(settings: &Settings, model: &str) -> Result<Server> {
 
 struct Cache {
     folder: PathBuf,
-    /// Holds what the name stood for.
+    /// File with the version that the name resolved to last.
     pointer: PathBuf,
 }
 
@@ -90,7 +94,7 @@ impl Cache {
         let registered = Registered { name: version.name, version: version.version, bytes };
         if let Err(error) = self.keep(&registered) {
             let folder = self.folder.display().to_string();
-            tracing::warn!(folder, error = format!("{error:#}"), "the model is not cached");
+            tracing::warn!(folder, error = format!("{error:#}"), "the model cannot be cached");
         }
         Ok(registered)
     }
@@ -113,13 +117,13 @@ impl Cache {
         Some(Registered { name: known.name, version: known.version, bytes })
     }
 
-    /// A file of the cache whose content is still what its name says.
+    /// A file of the cache, if its content still has the digest that it is named by.
     fn read(&self, digest: &str) -> Option<Vec<u8>> {
         std::fs::read(self.file(digest)).ok().filter(|bytes| sha256(bytes) == digest)
     }
 
     fn file(&self, digest: &str) -> PathBuf {
-        // A digest from a server is text from a stranger.
+        // The digest comes from a server: it is untrusted, and must not leave the folder.
         let plain: String = digest.chars().filter(char::is_ascii_hexdigit).take(64).collect();
         self.folder.join(format!("{plain}.safetensors"))
     }

@@ -1,4 +1,4 @@
-//! Sockets and connections: accept, speak HTTP/1.1 or HTTP/2, refuse the slow, finish in order.
+//! Listeners and connections: accepts them within limits, serves HTTP/1.1 and HTTP/2, ends idle ones, and drains at the end.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -27,54 +27,55 @@ use crate::socket::{Client, Pace};
 use crate::telemetry::names;
 use crate::tls::Tls;
 
-/// Bytes that a client of HTTP/2 may send before the server has read them, a stream and a connection.
+/// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
 const WINDOW: u32 = 128 << 10;
-/// Most requests of a connection at a time.
+/// Maximum number of concurrent HTTP/2 streams of a connection.
 const STREAMS: u32 = 64;
 
 /// All listeners and their connections.
 pub(crate) struct Server {
     app: Arc<App>,
-    rooms: Vec<Arc<Room>>,
+    limits: Vec<Arc<ConnectionLimit>>,
 }
 
-/// A listener's places for connections, in all and of each address.
-struct Room {
+/// Limits of a listener's connections: in total, and of each IP address.
+struct ConnectionLimit {
     free: Arc<Semaphore>,
-    places: usize,
-    most_of_one: usize,
+    total: usize,
+    per_address: usize,
+    /// Open connections by IP address.
     addresses: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// A connection's place.
-struct Place {
-    room: Arc<Room>,
+/// Counts a connection until it is dropped.
+struct Slot {
+    limit: Arc<ConnectionLimit>,
     address: IpAddr,
     _free: OwnedSemaphorePermit,
 }
 
-impl Room {
+impl ConnectionLimit {
     fn new(settings: &Settings) -> Self {
-        let places = settings.connections();
-        let (free, most_of_one) = (Arc::new(Semaphore::new(places)), settings.connections_of_one());
-        Self { free, places, most_of_one, addresses: Mutex::default() }
+        let total = settings.connections();
+        let (free, per_address) = (Arc::new(Semaphore::new(total)), settings.connections_of_one());
+        Self { free, total, per_address, addresses: Mutex::default() }
     }
 
-    /// `None` for an address that has as many connections as it may have.
-    fn enter(self: &Arc<Self>, address: IpAddr, free: OwnedSemaphorePermit) -> Option<Place> {
+    /// `None` where the address has reached its limit.
+    fn admit(self: &Arc<Self>, address: IpAddr, free: OwnedSemaphorePermit) -> Option<Slot> {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let count = addresses.entry(address).or_default();
-        if *count >= self.most_of_one {
+        if *count >= self.per_address {
             return None;
         }
         *count += 1;
-        Some(Place { room: Arc::clone(self), address, _free: free })
+        Some(Slot { limit: Arc::clone(self), address, _free: free })
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let mut addresses = self.room.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = self.limit.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = addresses.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -86,22 +87,22 @@ impl Drop for Place {
 
 impl Server {
     pub(crate) fn new(app: Arc<App>) -> Self {
-        Self { app, rooms: Vec::new() }
+        Self { app, limits: Vec::new() }
     }
 
-    /// Accepts connections until [`Phase::Closing`](crate::app::Phase).
+    /// Accepts connections until [`Phase::Closing`](crate::app::Phase::Closing).
     pub(crate) fn listen(&mut self, listener: TcpListener, face: Face, tls: Option<Arc<Tls>>) {
-        let room = Arc::new(Room::new(&self.app.settings));
-        self.rooms.push(Arc::clone(&room));
+        let limit = Arc::new(ConnectionLimit::new(&self.app.settings));
+        self.limits.push(Arc::clone(&limit));
         let app = Arc::clone(&self.app);
         tokio::spawn(async move {
             loop {
-                let Ok(free) = Arc::clone(&room.free).acquire_owned().await else { return };
+                let Ok(free) = Arc::clone(&limit.free).acquire_owned().await else { return };
                 let (stream, address) = tokio::select! {
                     accepted = listener.accept() => match accepted {
                         Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
                         Err(error) => {
-                            // Out of file descriptors, mostly: others must close theirs first.
+                            // Mostly because no file descriptor is free until another connection ends.
                             tracing::warn!(%error, "cannot accept a connection");
                             sleep(Duration::from_millis(50)).await;
                             continue;
@@ -109,7 +110,7 @@ impl Server {
                     },
                     () = app.closing() => return,
                 };
-                let Some(place) = room.enter(address, free) else {
+                let Some(slot) = limit.admit(address, free) else {
                     counter!(names::CONNECTIONS_REFUSED_TOTAL).increment(1);
                     continue;
                 };
@@ -125,48 +126,48 @@ impl Server {
                     count.connections.fetch_add(1, Ordering::Relaxed);
                     connection.serve(stream, tls).await;
                     count.connections.fetch_sub(1, Ordering::Relaxed);
-                    drop(place);
+                    drop(slot);
                 });
             }
         });
     }
 
-    /// Lets open requests finish, for `grace` at most.
+    /// Waits until all connections have ended, at most for `grace`.
     pub(crate) async fn finish(self, grace: Duration) {
         let empty = async {
-            for room in &self.rooms {
-                // Every place is free once the last connection has ended.
-                let _ = room.free.acquire_many(room.places as u32).await;
+            for limit in &self.limits {
+                // All permits are free once the last connection has ended.
+                let _ = limit.free.acquire_many(limit.total as u32).await;
             }
         };
         if timeout(grace, empty).await.is_err() {
-            tracing::warn!("gave up on connections that did not finish");
+            tracing::warn!("connections did not finish within the grace period");
         }
     }
 }
 
-/// Requests of a connection.
+/// Counts of a connection's requests.
 struct State {
     begun: AtomicUsize,
     open: AtomicUsize,
-    /// When the connection began, or its last request ended.
-    quiet: Mutex<Instant>,
+    /// Time at which the connection began or its last request ended.
+    idle: Mutex<Instant>,
 }
 
 impl State {
     fn new() -> Self {
         let (begun, open) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { begun, open, quiet: Mutex::new(Instant::now()) }
+        Self { begun, open, idle: Mutex::new(Instant::now()) }
     }
 
-    /// Since when no request was open; `None` while one is.
-    fn quiet_since(&self) -> Option<Instant> {
-        let quiet = *self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.open.load(Ordering::Acquire) == 0).then_some(quiet)
+    /// Time since which no request is open; `None` while one is.
+    fn idle_since(&self) -> Option<Instant> {
+        let idle = *self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.open.load(Ordering::Acquire) == 0).then_some(idle)
     }
 }
 
-/// An open request; also one whose client has left counts as ended when this is dropped.
+/// Counts a request as open until it is dropped, which happens too when its client disconnects.
 struct Open(Arc<State>);
 
 impl Open {
@@ -179,7 +180,7 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        *self.0.quiet.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.idle.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.0.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -197,13 +198,13 @@ impl Connection {
         let pace = Pace { pause: settings.transfer_timeout, rate: settings.min_rate };
         let client = Client::new(stream);
         let Some(tls) = tls else {
-            let silent = self.run(client.io(pace)).await;
-            if silent {
-                client.tell(&timed_out());
+            let timed_out = self.run(client.io(pace)).await;
+            if timed_out {
+                client.send_text(&request_timeout());
             }
             return;
         };
-        // Who fails the handshake, or takes too long for it, cannot be told in HTTP.
+        // A client whose handshake fails or times out cannot read an HTTP response.
         let handshake = timeout(settings.header_timeout, tls.acceptor().accept(client.io(pace)));
         let handshake = tokio::select! {
             outcome = handshake => outcome,
@@ -214,14 +215,14 @@ impl Connection {
         }
     }
 
-    /// Runs a connection; whether it was ended for a first request that did not come in time.
+    /// Serves a connection, and returns true if it ended because its first request did not arrive in time.
     async fn run<I>(&self, io: I) -> bool
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let settings = &self.app.settings;
         let mut builder = Builder::new(TokioExecutor::new());
-        // Quiet connections are ended below, so that one rule holds for both protocols.
+        // Idle connections are ended below, by one rule for both protocols.
         builder.http1().header_read_timeout(None).max_buf_size(settings.max_header.max(8192));
         builder
             .http2()
@@ -236,28 +237,28 @@ impl Connection {
         let service = service_fn(|request| self.answer(request));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
         tokio::select! {
-            // The client's protocol errors are its own affair.
+            // Protocol errors of the client are not logged.
             _ = connection.as_mut() => return false,
-            () = self.quiet_for(settings.header_timeout) => {
+            () = self.idle_for(settings.header_timeout) => {
                 if self.state.begun.load(Ordering::Relaxed) == 0 {
                     return true;
                 }
             }
             () = self.app.closing() => (),
         }
-        // No further request is taken; those that are open, and what they answer, finish.
+        // No further request is accepted; open ones finish and their responses are sent.
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection => (),
-            () = self.quiet_for(settings.header_timeout) => (),
+            () = self.idle_for(settings.header_timeout) => (),
         }
         false
     }
 
-    /// Waits until no request was open for so long.
-    async fn quiet_for(&self, limit: Duration) {
+    /// Waits until no request has been open for `limit`.
+    async fn idle_for(&self, limit: Duration) {
         loop {
-            let since = self.state.quiet_since().unwrap_or_else(Instant::now);
+            let since = self.state.idle_since().unwrap_or_else(Instant::now);
             if since.elapsed() >= limit {
                 return;
             }
@@ -279,8 +280,8 @@ impl Connection {
     }
 }
 
-/// The answer to a client that is slow with its headers.
-fn timed_out() -> String {
+/// The response to a client whose first request's headers did not arrive in time.
+fn request_timeout() -> String {
     let detail = "the headers did not arrive in time";
     let body = Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail).json().to_string();
     format!(

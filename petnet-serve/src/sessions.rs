@@ -1,4 +1,4 @@
-//! Who is here: distinct clients within some minutes, known by a hash that ends with the process.
+//! Sessions: distinct clients within some minutes, identified by a hash whose random key is not stored.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -15,13 +15,13 @@ use crate::telemetry::names;
 
 /// Name of the page's cookie.
 pub(crate) const SESSION_COOKIE: &str = "petnet_session";
-/// Clients that are told apart at a time; more are not counted.
-const MOST: usize = 100_000;
+/// Maximum number of concurrent sessions that are counted.
+const MAX_CLIENTS: usize = 100_000;
 
-/// First and last request of a client.
+/// Times of the first and the last request of a client.
 type Seen = (Instant, Instant);
 
-/// The clients of the last minutes.
+/// Clients with an active session.
 pub(crate) struct Sessions {
     idle: Duration,
     secret: RandomState,
@@ -33,12 +33,12 @@ impl Sessions {
         Self { idle, secret: RandomState::new(), clients: Mutex::default() }
     }
 
-    /// Notes a request of a client.
+    /// Records a request of a client.
     pub(crate) fn touch(&self, headers: &HeaderMap, peer: IpAddr) {
         let client = self.secret.hash_one(Client::of(headers, peer));
         let now = Instant::now();
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = clients.len() >= MOST;
+        let full = clients.len() >= MAX_CLIENTS;
         match clients.entry(client) {
             Entry::Occupied(mut seen) => seen.get_mut().1 = now,
             Entry::Vacant(place) if !full => drop(place.insert((now, now))),
@@ -46,21 +46,21 @@ impl Sessions {
         }
     }
 
-    /// Ends the sessions of those who left; the number of those who are here.
+    /// Ends sessions that are idle for too long, and returns the number of the others.
     pub(crate) fn active(&self) -> usize {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|_, (first, last)| {
-            let here = last.elapsed() < self.idle;
-            if !here {
+            let active = last.elapsed() < self.idle;
+            if !active {
                 histogram!(names::USER_SESSION_DURATION_SECONDS).record(*last - *first);
             }
-            here
+            active
         });
         clients.len()
     }
 }
 
-/// What tells one client from another, the surest first.
+/// The identity of a client, the most specific first.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Client<'a> {
     Cookie(&'a str),
@@ -87,7 +87,7 @@ pub(crate) fn cookie(headers: &HeaderMap) -> Option<&str> {
     let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
     let cookies = lines.flat_map(Cookie::split_parse).filter_map(Result::ok);
     let ours = cookies.filter(|cookie| cookie.name() == SESSION_COOKIE);
-    // The value is part of the header, not of the cookie that was read from it.
+    // The raw value borrows from the header and outlives the parsed cookie.
     ours.filter_map(|cookie| cookie.value_raw()).next()
 }
 
@@ -96,22 +96,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_known_by_what_tells_most_and_leaves_after_the_idle_time() {
+    fn a_client_is_identified_by_the_most_specific_header_and_its_session_ends_when_idle() {
         let header = |name: &'static str, value: &'static str| {
             HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
         };
-        let here = IpAddr::from([127, 0, 0, 1]);
+        let peer = IpAddr::from([127, 0, 0, 1]);
         let sessions = Sessions::new(Duration::from_millis(40));
         let empty = HeaderMap::new();
-        sessions.touch(&empty, here);
-        sessions.touch(&empty, here);
-        sessions.touch(&header("x-forwarded-for", "10.0.0.1, 10.0.0.9"), here);
-        sessions.touch(&header("x-forwarded-for", "10.0.0.1"), here);
-        sessions.touch(&header("x-api-key", "secret"), here);
-        sessions.touch(&header("cookie", "a=b; petnet_session=4711"), here);
+        sessions.touch(&empty, peer);
+        sessions.touch(&empty, peer);
+        sessions.touch(&header("x-forwarded-for", "10.0.0.1, 10.0.0.9"), peer);
+        sessions.touch(&header("x-forwarded-for", "10.0.0.1"), peer);
+        sessions.touch(&header("x-api-key", "secret"), peer);
+        sessions.touch(&header("cookie", "a=b; petnet_session=4711"), peer);
         assert_eq!(sessions.active(), 4);
         std::thread::sleep(Duration::from_millis(50));
-        sessions.touch(&header("cookie", "petnet_session=4711"), here);
+        sessions.touch(&header("cookie", "petnet_session=4711"), peer);
         assert_eq!(sessions.active(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! A client's socket: one descriptor, and a limit on how slowly answers may be read.
+//! A client's socket, with a limit on how slowly the client may read responses.
 
 use std::io;
 use std::pin::Pin;
@@ -11,18 +11,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// First bytes of HTTP/2.
+/// First bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI";
 
-/// Longest pause and lowest rate of a transfer.
+/// Maximum pause and minimum rate of a transfer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
     pub(crate) pause: Duration,
-    /// Bytes a second, on average.
+    /// Average rate in bytes per second.
     pub(crate) rate: u64,
 }
 
-/// A handle to a client's socket; clones share it.
+/// A handle to a client's socket; clones share one descriptor.
 #[derive(Clone)]
 pub(crate) struct Client {
     stream: Arc<TcpStream>,
@@ -31,12 +31,12 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        // Small answers must not wait for the next packet.
+        // Nagle's algorithm would delay small responses.
         let _ = stream.set_nodelay(true);
         Self { stream: Arc::new(stream), http2: Arc::default() }
     }
 
-    /// A reader and writer that ends the connection when answers are read too slowly.
+    /// A reader and writer that ends the connection when the client reads too slowly.
     pub(crate) fn io(&self, pace: Pace) -> Socket {
         Socket {
             client: self.clone(),
@@ -48,10 +48,10 @@ impl Client {
         }
     }
 
-    /// Writes as much as fits at once, to a client that does not speak HTTP/2.
-    pub(crate) fn tell(&self, text: &str) {
+    /// Writes text to a client that does not use HTTP/2, without waiting: what the socket's buffer cannot take is dropped.
+    pub(crate) fn send_text(&self, text: &str) {
         if !self.http2.load(Ordering::Relaxed) {
-            // Best effort: a client this slow may be gone.
+            // A client this slow may have closed the connection.
             let _ = self.stream.try_write(text.as_bytes());
         }
     }
@@ -61,17 +61,17 @@ impl Client {
 pub(crate) struct Socket {
     client: Client,
     pace: Pace,
-    /// Set once a first byte was read.
+    /// True once a first byte was read.
     seen: bool,
     written: u64,
-    /// Time for which writes have waited in all.
+    /// Total time for which writes have waited.
     waited: Duration,
-    /// The wait that is going on: since when, and its end.
+    /// The current wait: its start, and the timer that ends it.
     wait: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl Socket {
-    /// Ends a wait; fails one that takes longer than what was read so far allows.
+    /// Waits for the socket to take more, and fails once the pause or the average rate is exceeded.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let allowed = self.pace.pause
             + Duration::from_secs_f64(self.written as f64 / self.pace.rate.max(1) as f64);
@@ -139,7 +139,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // An error says that the client has closed the connection already.
+        // An error means that the client has closed the connection already.
         let _ = rustix::net::shutdown(&*self.client.stream, rustix::net::Shutdown::Write);
         Poll::Ready(Ok(()))
     }

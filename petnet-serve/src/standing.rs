@@ -1,21 +1,21 @@
-//! A request's standing by its key: its priority, and what is left of the key's limits.
+//! The standing of a request's API key: its priority, and the state of its rate limits.
 
 use hyper::header::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 
-/// The urgency of a caller's images.
+/// Scheduling priority of a caller's images.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Priority {
-    /// Somebody waits for the answer.
+    /// A person waits for the response.
     #[default]
     Interactive,
-    /// Nobody does: these images take a part of the places only.
+    /// Bulk work, which may use only a quarter of a model's places.
     Batch,
 }
 
-/// A request's urgency by its key, and the key's limits as the fields `RateLimit-Policy` and `RateLimit` say them
-/// (draft-ietf-httpapi-ratelimit-headers), which are empty for a key without limits.
+/// The priority of a request by its key, and the values of the header fields `RateLimit-Policy` and `RateLimit`
+/// (draft-ietf-httpapi-ratelimit-headers); both are empty for a key without limits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Standing {
     pub(crate) policy: String,
@@ -24,7 +24,7 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    /// Adds the fields, where there are limits.
+    /// Adds the header fields, unless they are empty.
     pub(crate) fn write(&self, headers: &mut HeaderMap) {
         let fields = [("ratelimit-policy", &self.policy), ("ratelimit", &self.state)];
         for (name, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {

@@ -1,4 +1,4 @@
-//! What inference by the protocol has cost, in the form of Triton's statistics extension.
+//! Counts and durations of inference requests, in the format of Triton's statistics extension.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use crate::telemetry::Note;
 
-/// Sums since the start, by the model's name.
+/// Sums since the start of the process, by the model's name.
 #[derive(Default)]
 pub(crate) struct Stats(Mutex<HashMap<String, Sums>>);
 
 #[derive(Default, Clone)]
 struct Sums {
     last: Duration,
-    photos: u64,
+    images: u64,
     success: Sum,
     fail: Sum,
     queue: Sum,
@@ -41,7 +41,7 @@ impl Sum {
 }
 
 impl Stats {
-    /// Notes a request; `note` of one that was answered. Photos whose answers were kept have no timings.
+    /// Adds a request; `note` is `None` for one that failed. Images found in the prediction cache have no timings.
     pub(crate) fn add(&self, model: &str, took: Duration, note: Option<&Note>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains_key(model) {
@@ -51,7 +51,7 @@ impl Stats {
         let Some(note) = note else { return sums.fail.add(took) };
         sums.success.add(took);
         sums.last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        sums.photos += note.photos as u64;
+        sums.images += note.photos as u64;
         for timings in &note.timings {
             sums.queue.add(timings.queue.took);
             sums.decode.add(timings.decode.took);
@@ -66,7 +66,7 @@ impl Stats {
             "name": model,
             "version": version,
             "last_inference": sums.last.as_millis() as u64,
-            "inference_count": sums.photos,
+            "inference_count": sums.images,
             "execution_count": sums.success.count,
             "inference_stats": {
                 "success": sums.success.json(),

@@ -1,4 +1,4 @@
-//! TLS by rustls, from PEM files that may be replaced while the service runs.
+//! TLS by rustls; the PEM files may be replaced while the service runs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl Tls {
     /// `None` when the settings name no certificate.
     ///
     /// # Errors
-    /// When a file cannot be read, or key and certificate do not fit.
+    /// When a file cannot be read, or the key does not belong to the certificate.
     pub(crate) fn of(settings: &Settings) -> Result<Option<Arc<Self>>> {
         let (Some(certificate), Some(key)) = (&settings.tls_cert, &settings.tls_key) else {
             return Ok(None);
@@ -37,7 +37,7 @@ impl Tls {
         TlsAcceptor::from(self.config.load_full())
     }
 
-    /// Reads both files anew; what cannot be used leaves the old ones in place.
+    /// Reads both files again; on failure the previous certificate and key remain in use.
     pub(crate) fn reload(&self) {
         match read(&self.certificate, &self.key) {
             Ok(config) => {

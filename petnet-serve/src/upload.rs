@@ -1,4 +1,4 @@
-//! Request bodies to photos: multipart, a raw picture, or base64 in JSON; all within limits.
+//! Reads images from request bodies, within limits: multipart forms, raw images, and base64 or a URL in JSON.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -24,46 +24,46 @@ use crate::remote::Remote;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
-/// Most bytes of a body that is no photo.
+/// Maximum size of a body without images, in bytes.
 const SMALL: usize = 1 << 20;
 const LATE: &str = "the body did not arrive in time";
 const CUT: &str = "the body ended too early";
 
-/// A photo as it came.
-pub(crate) struct Photo {
+/// An encoded image, and the file name that a multipart form gives it.
+pub(crate) struct UploadedImage {
     pub(crate) name: Option<String>,
     pub(crate) bytes: Bytes,
 }
 
-/// Photos of a request, and the claim on memory that they hold.
+/// The images of a request, and the claim on their memory.
 pub(crate) struct Upload {
-    pub(crate) photos: Vec<Photo>,
-    /// The model that the body names.
+    pub(crate) images: Vec<UploadedImage>,
+    /// Name of the model that the body requests.
     pub(crate) model: Option<String>,
     pub(crate) size: usize,
     _memory: Claim,
 }
 
 impl Upload {
-    /// The bytes of the only photo.
+    /// The bytes of the only image.
     ///
     /// # Errors
     /// 400 for several.
     pub(crate) fn only(&self) -> Result<Bytes, Problem> {
-        match &self.photos[..] {
-            [photo] => Ok(photo.bytes.clone()),
-            photos => Err(Problem::bad_request(format!(
-                "{} photos came: send one, or several to /predict/batch",
-                photos.len()
+        match &self.images[..] {
+            [image] => Ok(image.bytes.clone()),
+            images => Err(Problem::bad_request(format!(
+                "the body has {} images: send one, or several to /predict/batch",
+                images.len()
             ))),
         }
     }
 }
 
-/// Reads uploads within the memory that there is.
+/// Reads request bodies within the memory budget.
 pub(crate) struct Uploads {
     memory: Arc<Memory>,
-    /// `None` where no images are fetched.
+    /// `None` where images are not fetched by URL.
     remote: Option<Remote>,
 }
 
@@ -72,10 +72,10 @@ impl Uploads {
         Self { memory, remote }
     }
 
-    /// Reads a whole request.
+    /// Reads the images of a request.
     ///
     /// # Errors
-    /// 400, 408, 411, 413, 415, or 503 when too many bytes are in memory already.
+    /// 400, 408, 411, 413, 415, or 503 when no memory is free; for `url` those of [`Remote::fetch`] as well.
     pub(crate) async fn read(
         &self,
         request: &mut Request<Incoming>,
@@ -85,7 +85,7 @@ impl Uploads {
         if let Some(coding) = request.headers().get(CONTENT_ENCODING) {
             let coding = String::from_utf8_lossy(coding.as_bytes());
             let detail =
-                format!("Content-Encoding `{coding}` is not taken here: send the photo as it is");
+                format!("Content-Encoding `{coding}` is not supported: send the image without");
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
         }
         let form = Form::of(&content_type(request.headers()))?;
@@ -94,20 +94,20 @@ impl Uploads {
         let began = Instant::now();
         let parsed = match form {
             Form::Raw => Ok(Parsed::of(body)),
-            // A type may be wrong or missing; the bytes say what they are.
+            // The content type may be wrong or missing: the format is recognised from the bytes.
             Form::Other(kind) => match recognise(&body) {
                 FileKind::Image | FileKind::Foreign(_) => Ok(Parsed::of(body)),
-                FileKind::NoImage => Err(not_taken(&kind)),
+                FileKind::NoImage => Err(unsupported(&kind)),
             },
             Form::Json => {
-                // Text without white space, and the bytes that it stands for.
+                // For the text without white space, and for its decoded bytes.
                 claim.merge(self.memory.buffer(2 * size)?);
                 match from_json(&body) {
                     Err(problem) => Err(problem),
                     Ok((Source::Bytes(bytes), model)) => Ok(Parsed { model, ..Parsed::of(bytes) }),
                     Ok((Source::Url(url), model)) => {
                         drop(body);
-                        // Slow hosts must not hold the memory of bodies.
+                        // The body's memory must not be held while a slow host responds.
                         claim.shrink(0);
                         let (bytes, fetched) = self.fetch(&url, settings.max_body).await?;
                         claim.merge(fetched);
@@ -116,35 +116,35 @@ impl Uploads {
                 }
             }
             Form::Multipart(boundary) => {
-                // The parser's own buffer, and the parts.
+                // For the parser's own buffer, and for the parts.
                 claim.merge(self.memory.buffer(2 * size)?);
                 multipart(body, boundary, settings.max_parts).await
             }
         };
         histogram!(names::VALIDATION_DURATION_SECONDS).record(began.elapsed());
-        let Parsed { photos, model } = parsed?;
-        let taken = photos.iter().map(|photo| photo.bytes.len()).sum::<usize>();
-        claim.shrink(taken);
-        counter!(names::INPUT_IMAGE_SIZE_TOTAL).increment(taken as u64);
-        Ok(Upload { photos, model, size, _memory: claim })
+        let Parsed { images, model } = parsed?;
+        let bytes = images.iter().map(|image| image.bytes.len()).sum::<usize>();
+        claim.shrink(bytes);
+        counter!(names::INPUT_IMAGE_SIZE_TOTAL).increment(bytes as u64);
+        Ok(Upload { images, model, size, _memory: claim })
     }
 
-    /// Fetches an image.
+    /// Fetches an image by URL.
     ///
     /// # Errors
-    /// 400 without a list of hosts; else those of [`Remote::fetch`].
+    /// 400 without an allow list of hosts; else those of [`Remote::fetch`].
     async fn fetch(&self, url: &str, most: usize) -> Result<(Bytes, Claim), Problem> {
         let Some(remote) = &self.remote else {
-            let detail = "this service fetches no images by `url` (--image-hosts)";
+            let detail = "images are not fetched by `url` here: see --image-hosts";
             return Err(Problem::new(StatusCode::BAD_REQUEST, "url_not_allowed", detail));
         };
         remote.fetch(url, Buffer::new(&self.memory, most)?).await
     }
 
-    /// Reads a whole body as it is, with its claim on memory.
+    /// Reads the bytes of a body, with the claim on their memory.
     ///
     /// # Errors
-    /// 400, 408, 411, 413, or 503 when too many bytes are in memory already.
+    /// 400, 408, 411, 413, or 503 when no memory is free.
     pub(crate) async fn read_bytes(
         &self,
         request: &mut Request<Incoming>,
@@ -154,10 +154,10 @@ impl Uploads {
         self.collect(request, settings.max_body, settings).await
     }
 
-    /// Reads a small JSON body.
+    /// Reads a JSON body of at most [`SMALL`] bytes.
     ///
     /// # Errors
-    /// 400, 408, 411, 413, 415, or 503 when too many bytes are in memory already.
+    /// 400, 408, 411, 413, 415, or 503 when no memory is free.
     pub(crate) async fn read_json<T: DeserializeOwned>(
         &self,
         request: &mut Request<Incoming>,
@@ -169,12 +169,11 @@ impl Uploads {
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
         }
         let (body, _claim) = self.collect(request, SMALL, settings).await?;
-        serde_json::from_slice(&body).map_err(|error| {
-            Problem::bad_request(format!("the JSON is not as it should be: {error}"))
-        })
+        serde_json::from_slice(&body)
+            .map_err(|error| Problem::bad_request(format!("the JSON is invalid: {error}")))
     }
 
-    /// The body, as long as it does not pause for too long, nor come at less than the lowest rate.
+    /// Receives the body, within the limits of [`Pace`].
     async fn collect(
         &self,
         request: &mut Request<Incoming>,
@@ -199,13 +198,13 @@ impl Uploads {
 
 /// The contents of a body.
 struct Parsed {
-    photos: Vec<Photo>,
+    images: Vec<UploadedImage>,
     model: Option<String>,
 }
 
 impl Parsed {
     fn of(bytes: Bytes) -> Self {
-        Self { photos: vec![Photo { name: None, bytes }], model: None }
+        Self { images: vec![UploadedImage { name: None, bytes }], model: None }
     }
 }
 
@@ -214,7 +213,7 @@ enum Form {
     Multipart(String),
     Raw,
     Json,
-    /// Any other, in lower case; empty without one.
+    /// Any other type, in lower case; empty where there is none.
     Other(String),
 }
 
@@ -233,13 +232,13 @@ impl Form {
     }
 }
 
-fn not_taken(kind: &str) -> Problem {
-    let what = match kind {
+fn unsupported(kind: &str) -> Problem {
+    let reason = match kind {
         "" => "there is no Content-Type, and the body is no image".to_string(),
-        kind => format!("`{kind}` is not taken"),
+        kind => format!("the Content-Type `{kind}` is not supported"),
     };
     let detail = format!(
-        "{what}: send multipart/form-data with a field `file`, an image, or JSON with a base64 `image` or a `url`"
+        "{reason}: send multipart/form-data with a field `file`, an image, or JSON with a base64 `image` or a `url`"
     );
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
 }
@@ -269,7 +268,7 @@ enum Source {
 
 /// The image of a JSON body, and the model that it names.
 fn from_json(body: &[u8]) -> Result<(Source, Option<String>), Problem> {
-    /// Text that is borrowed where JSON has no escapes in it; serde does so for `Cow`, not for `Option<Cow>`.
+    /// Text that is borrowed unless it has escapes; serde borrows for `Cow`, but not for `Option<Cow>`.
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     #[derive(Deserialize)]
@@ -295,8 +294,8 @@ fn from_json(body: &[u8]) -> Result<(Source, Option<String>), Problem> {
     Ok((source, model))
 }
 
-/// Bytes of a text in either alphabet of base64, with line breaks or without, padded or not, that may have
-/// `data:image/jpeg;base64,` in front, as browsers put it.
+/// Decodes base64 in the standard or the URL-safe alphabet (RFC 4648), with or without white space and padding; the text
+/// may be a `data:` URL, which browsers produce.
 pub(crate) fn from_base64(image: &str) -> Result<Bytes, Problem> {
     const CONFIG: GeneralPurposeConfig =
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -318,7 +317,7 @@ pub(crate) fn from_base64(image: &str) -> Result<Bytes, Problem> {
     bytes.map(Bytes::from).map_err(|e| Problem::bad_request(format!("`image` is not base64: {e}")))
 }
 
-/// Reads a body in each of its forms.
+/// Parses a body as JSON and as a multipart form, for fuzzing.
 #[cfg(fuzzing)]
 pub(crate) fn parse(body: &Bytes) {
     let _ = from_json(body);
@@ -328,14 +327,14 @@ pub(crate) fn parse(body: &Bytes) {
     }
 }
 
-/// The parts named `file`, and the one named `model`.
+/// Reads the parts named `file`, and the one named `model`.
 async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Parsed, Problem> {
-    /// Most bytes of a model's name.
+    /// Maximum length of a model's name in bytes.
     const NAME: usize = 256;
     let broken = |e: multer::Error| Problem::bad_request(format!("broken multipart body: {e}"));
     let whole = futures_util::stream::once(async move { Ok::<_, std::io::Error>(body) });
     let mut parts = multer::Multipart::new(whole, boundary);
-    let (mut photos, mut model) = (Vec::new(), None);
+    let (mut images, mut model) = (Vec::new(), None);
     let mut seen = 0;
     while let Some(field) = parts.next_field().await.map_err(broken)? {
         seen += 1;
@@ -346,7 +345,7 @@ async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Parsed,
             Some("file") => {
                 let name = field.file_name().map(ToString::to_string);
                 let bytes = field.bytes().await.map_err(broken)?;
-                photos.push(Photo { name, bytes });
+                images.push(UploadedImage { name, bytes });
             }
             Some("model") => {
                 let name = field.bytes().await.map_err(broken)?;
@@ -357,8 +356,8 @@ async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Parsed,
             Some(_) | None => (),
         }
     }
-    if photos.is_empty() {
+    if images.is_empty() {
         return Err(Problem::bad_request("the multipart field `file` is missing"));
     }
-    Ok(Parsed { photos, model })
+    Ok(Parsed { images, model })
 }

@@ -125,7 +125,7 @@ fn without_its_server_the_cached_model_is_taken() {
     drop(Server::start(&[&named[..], &kept].concat()));
     // A proxy that never answers stands for a server that is gone: the address stays the same.
     let gone = petnet_serve_with_proxy(&[&named[..], &kept].concat());
-    assert!(gone.contains("the cached model is taken"), "{gone}");
+    assert!(gone.contains("the cached model is used"), "{gone}");
 }
 
 /// Starts the service where every request fails, and ends it once it is ready.

@@ -74,7 +74,7 @@ impl From<Failure> for Problem {
                 return Self::too_large(format!("the image at `url` is larger than {most} bytes"));
             }
             Failure::Broken => (gateway, failed, "the connection to the host of `url` broke"),
-            Failure::Late => {
+            Failure::TimedOut => {
                 let detail = "the image at `url` did not arrive in time";
                 (StatusCode::GATEWAY_TIMEOUT, "url_timeout", detail)
             }
@@ -199,7 +199,7 @@ impl Remote {
         let turn = timeout_at(turn.min(end), Arc::clone(&self.turns).acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok).ok_or(Failure::Busy)?;
         let image = self.receive(target, Arc::new(turn), buffer);
-        timeout_at(end, image).await.map_err(|_| Failure::Late)?
+        timeout_at(end, image).await.map_err(|_| Failure::TimedOut)?
     }
 
     async fn receive(
@@ -209,7 +209,7 @@ impl Remote {
         mut buffer: Buffer<'_>,
     ) -> Result<(Bytes, Claim), Problem> {
         let answer = timeout(self.limits.headers, self.follow(target, &turn));
-        let Answer { response, _connection } = answer.await.map_err(|_| Failure::Late)??;
+        let Answer { response, _connection } = answer.await.map_err(|_| Failure::TimedOut)??;
         if response.status() != StatusCode::OK {
             return Err(Failure::Status(response.status()).into());
         }
@@ -223,7 +223,8 @@ impl Remote {
         }
         let mut pace = Pace::new(self.limits.pause, self.limits.min_rate);
         loop {
-            let frame = timeout(pace.patience(), body.frame()).await.map_err(|_| Failure::Late)?;
+            let frame =
+                timeout(pace.patience(), body.frame()).await.map_err(|_| Failure::TimedOut)?;
             let Some(frame) = frame else { return Ok(buffer.finish()) };
             let Ok(data) = frame.map_err(|_| Failure::Broken)?.into_data() else { continue };
             pace.received += data.len();
@@ -286,7 +287,7 @@ impl Remote {
                 Ok(Err(error)) => {
                     tracing::debug!(host = %target.host, %address, %error, "no connection");
                 }
-                Err(_) => failure = Failure::Late,
+                Err(_) => failure = Failure::TimedOut,
             }
         }
         Err(failure)

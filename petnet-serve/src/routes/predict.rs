@@ -39,13 +39,13 @@ pub(super) async fn many(
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
     let Images { target, upload, accepted } = Images::read(app, request).await?;
-    let photos = upload.photos.len();
-    let pictures = upload.photos.iter().map(|photo| Ok(photo.bytes.clone())).collect();
+    let photos = upload.images.len();
+    let pictures = upload.images.iter().map(|photo| Ok(photo.bytes.clone())).collect();
     let outcomes = app.batcher.classify_all(&target, pictures).await?;
     let mut samples = Samples::default();
     let entries: Vec<Value> = outcomes
         .iter()
-        .zip(&upload.photos)
+        .zip(&upload.images)
         .enumerate()
         .map(|(index, (outcome, photo))| {
             let mut fields = match outcome {

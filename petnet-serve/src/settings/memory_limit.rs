@@ -1,9 +1,9 @@
-//! The memory that the process may use, where no setting says.
+//! The default memory limit of the process: that of its control group.
 
-/// Limit where neither a setting nor a control group has one.
+/// Limit in bytes where neither a setting nor a control group has one.
 const DEFAULT: u64 = 512 << 20;
 
-/// The limit of this process's control group, where it has one below the machine's memory; else a default.
+/// The limit of this process's control group in bytes, if it is below the machine's memory; else [`DEFAULT`].
 pub(super) fn default_limit() -> u64 {
     group_limit().unwrap_or(DEFAULT)
 }
@@ -19,7 +19,7 @@ fn group_limit() -> Option<u64> {
             _ => return None,
         };
         let (folder, file) = file.split_once('/').unwrap_or(("", file));
-        // Within a container the group is the root of what it sees.
+        // Within a container, the container's own group is mounted as the root.
         let at =
             |path: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{folder}{path}/{file}"));
         let limit = at(path).or_else(|_| at("")).ok()?;
