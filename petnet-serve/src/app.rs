@@ -1,4 +1,4 @@
-//! What all requests share, and the phases of the service's life.
+//! The state that all requests share, and the phases of the service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,18 +26,18 @@ use crate::telemetry::names;
 use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines};
 use crate::upload::Uploads;
 
-/// Where the service stands in its life.
+/// Phase of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Open to all.
+    /// Ready.
     Serving,
-    /// Not ready, but serving those who have not heard yet.
+    /// Not ready, but still serving clients that load balancers have not moved yet.
     Draining,
-    /// No new connections; open requests finish.
+    /// Accepts no new connections; open requests finish.
     Closing,
 }
 
-/// The state behind every request.
+/// The state that all requests share.
 pub(crate) struct App {
     pub(crate) settings: Settings,
     pub(crate) models: Models,
@@ -52,9 +52,9 @@ pub(crate) struct App {
     pub(crate) feedback: Option<Feedback>,
     pub(crate) stats: Stats,
     pub(crate) shadow: Option<Arc<Shadow>>,
-    /// Of gRPC.
+    /// gRPC's health service.
     pub(crate) health: Health,
-    /// Open connections.
+    /// Number of open connections.
     pub(crate) connections: AtomicUsize,
     machine: Machine,
     phase: watch::Sender<Phase>,
@@ -94,13 +94,13 @@ impl App {
 
     /// Waits for the end of [`Phase::Serving`].
     pub(crate) async fn draining(&self) {
-        // The sender is part of `self` and cannot be gone.
+        // Cannot fail: the sender is a field of `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Serving).await;
     }
 
     /// Waits for [`Phase::Closing`].
     pub(crate) async fn closing(&self) {
-        // The sender is part of `self` and cannot be gone.
+        // Cannot fail: the sender is a field of `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Closing).await;
     }
 
@@ -112,7 +112,7 @@ impl App {
         *self.phase.borrow() == Phase::Serving
     }
 
-    /// All metrics, in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn scrape(&self) -> String {
         self.recorder.scrape(|| {
             gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -131,24 +131,24 @@ impl App {
         })
     }
 
-    /// The model for a request's images, by its name or the default one.
+    /// The model for a request's images, by name, or the default model.
     ///
     /// # Errors
-    /// 404 for a name that no model has; 503 while the model is not loaded, or memory is not shared out yet.
+    /// 404 for an unknown name; 503 while the model is not loaded, or the memory budget is not open yet.
     pub(crate) fn target(&self, name: Option<&str>, priority: Priority) -> Result<Target, Problem> {
         let served = self.models.find(name)?;
         if self.memory.is_open() { served.target(priority) } else { Err(Problem::not_ready()) }
     }
 
-    /// True once requests that name no model can be answered.
+    /// True once the default model can be used.
     pub(crate) fn is_loaded(&self) -> bool {
         self.memory.is_open() && self.models.default().get().is_some()
     }
 
-    /// Loads the first models, then shares out the memory that they leave.
+    /// Loads all models, then opens the memory budget with what they leave.
     ///
     /// # Errors
-    /// When there is no such model, or too little memory.
+    /// When a model cannot be loaded, or too little memory is left.
     pub(crate) async fn load(self: &Arc<Self>) -> Result<()> {
         for served in self.models.iter() {
             self.reload(served).await?;
@@ -156,13 +156,13 @@ impl App {
         self.memory.open()
     }
 
-    /// Loads a model anew, on a thread of its own; on failure the old one goes on serving.
+    /// Reloads a model on a thread of its own; on failure the previous model remains in use.
     pub(crate) async fn reload(self: &Arc<Self>, served: &Arc<Served>) -> Result<Arc<Model>> {
         let _claim = self.memory.loading().await;
         let (app, served) = (Arc::clone(self), Arc::clone(served));
         let (reply, loaded) = oneshot::channel();
         let load = move || {
-            // A caller that has gone needs no answer.
+            // Fails where the caller was cancelled.
             let _ = reply.send(served.reload(&app.settings));
             allocator::trim();
         };
@@ -170,26 +170,26 @@ impl App {
         loaded.await.unwrap_or_else(|_| Err(anyhow!("loading the model panicked")))
     }
 
-    /// Loads all models anew, one after the other; those that are refused stay as they are.
+    /// Reloads all models, one after the other; where one cannot be loaded, the previous model remains in use.
     pub(crate) async fn reload_all(self: &Arc<Self>) {
         for served in self.models.iter() {
-            // A refusal is logged and counted where it happens.
+            // `Served::reload` has logged and counted a failure.
             let _ = self.reload(served).await;
         }
     }
 }
 
-/// What must be done now and then, whether somebody asks for metrics or not.
+/// Periodic maintenance that does not depend on metrics being scraped.
 pub(crate) async fn keep_house(app: Arc<App>) {
     const EVERY: Duration = Duration::from_secs(5);
-    /// Ticks between two looks at what is kept too long.
+    /// Ticks between two removals of old feedback.
     const RARELY: u64 = 12;
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for tick in 0.. {
         ticks.tick().await;
         let app = Arc::clone(&app);
-        // A panic over there ends one turn.
+        // A panic ends this tick's work only.
         let _ = tokio::task::spawn_blocking(move || {
             app.recorder.upkeep();
             app.sessions.active();

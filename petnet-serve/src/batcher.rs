@@ -1,9 +1,10 @@
-//! Dynamic batching: decoded images wait in a line, and one thread at a time runs the network on them.
+//! Dynamic batching: decoded images wait in a queue, and one thread at a time runs the network on a batch of them.
 //!
-//! That thread is the decoding thread that finds the network free, so that a lone image is not handed to another thread, which
-//! would have to wake. The network takes the images that wait, up to a batch, and never waits for more. An image
-//! needs a place in its model's queue from decoding to answer. Who finds none waits in turn, photo by photo, so that batches
-//! and single photos share the places; who waits longer than a limit is refused.
+//! That thread is a decoding thread that finds the network free, so that a single image needs no hand-over to another thread,
+//! which would have to wake up. A batch is formed from the images that wait, up to its maximum size; the network never waits
+//! for more. An image holds a place of its model's [`Queue`](crate::queue::Queue) from decoding to output. Places are assigned
+//! image by image in order of arrival, so that a request with many images does not block others; an image that waits longer
+//! than a limit is refused.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -36,7 +37,7 @@ enum Work {
 }
 
 impl Work {
-    /// True while a client waits for the answer; counts it where none does.
+    /// True while a client waits for the answer; counts an abandoned prediction otherwise.
     fn wanted(&self) -> bool {
         let gone = match self {
             Self::Classify(reply) => reply.is_closed(),
@@ -66,7 +67,7 @@ struct Job {
     place: Place,
 }
 
-/// A photo, encoded or ready for the network.
+/// An image, encoded or as the network's input.
 pub(crate) enum Picture {
     Encoded(Bytes),
     Ready(Pixels),
@@ -78,11 +79,11 @@ impl From<Bytes> for Picture {
     }
 }
 
-/// The way of images through decoding and the network.
+/// Takes images through decoding and the network.
 pub(crate) struct Batcher {
     decoders: Decoders,
     known: Answers,
-    /// Longest wait for an answer.
+    /// Maximum wait for an answer.
     patience: Duration,
     line: Arc<Line>,
 }
@@ -113,13 +114,13 @@ impl Batcher {
         &self.decoders
     }
 
-    /// Sets the gauges of the answers that are kept.
+    /// Sets the gauges of the prediction cache.
     pub(crate) fn observe(&self) {
         self.known.observe();
     }
 
     /// # Errors
-    /// The reason for which the photo is refused; 503 when its turn or its answer did not come in time.
+    /// The reason for which the image is refused; 503 when a place or the answer is not available in time.
     pub(crate) async fn classify(
         &self,
         target: &Target,
@@ -128,7 +129,7 @@ impl Batcher {
         self.known_or_new(target, photo.into(), target.place(None)).await
     }
 
-    /// The answer that is kept for a photo, or else a new one.
+    /// The cached answer for an image, or else a new one.
     async fn known_or_new(
         &self,
         target: &Target,
@@ -151,10 +152,10 @@ impl Batcher {
         Ok(answer)
     }
 
-    /// Classifies some pictures side by side, each with an outcome of its own, in their order.
+    /// Classifies several images concurrently; the outcomes are in the order of the images.
     ///
     /// # Errors
-    /// 503 when the turn of the first one did not come in time; the others come after it.
+    /// 503 when the first image gets no place in time; the others then wait for theirs.
     pub(crate) async fn classify_all<P: Into<Picture>>(
         &self,
         target: &Target,
@@ -226,7 +227,7 @@ impl Batcher {
     }
 }
 
-/// The way from a decoded image to the network.
+/// Queues a decoded image for the network.
 struct Next {
     line: Arc<Line>,
     model: Arc<Model>,
@@ -243,7 +244,7 @@ impl Next {
     }
 }
 
-/// Decoded images that wait for the network, and the right to run it.
+/// Decoded images that wait for the network, and the lock that its thread holds.
 struct Line {
     waiting: Mutex<VecDeque<Job>>,
     /// Held by the thread that runs the network.
@@ -261,8 +262,8 @@ impl Line {
         self.waiting().push_back(job);
     }
 
-    /// Runs the network for the images that wait, unless another thread does. That thread looks again after it has let the
-    /// network go, so that no image is left behind.
+    /// Runs the network on the waiting images, unless another thread does. That thread checks the queue again after it has
+    /// released the lock, so that no image is left waiting.
     fn run(&self) {
         while !self.waiting().is_empty() {
             let _network = match self.network.try_lock() {
@@ -294,7 +295,7 @@ impl Line {
     }
 }
 
-/// One pass for all that want an answer, then one each for those who want to know why.
+/// Runs the network once on all images to classify, and on each image to explain by itself.
 fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     let (mut pictures, mut replies) = (Vec::new(), Vec::new());
     let photos = jobs.len();
@@ -340,7 +341,7 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     }
 }
 
-/// A panic below must cost one batch, not the thread that serves them all.
+/// Turns a panic into an error, so that it fails one batch and not the thread.
 fn contain<T>(work: impl FnOnce() -> petnet::Result<T>) -> Result<T, Problem> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(outcome) => outcome.map_err(Problem::from),

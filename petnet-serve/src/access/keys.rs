@@ -1,4 +1,4 @@
-//! The file of keys: names, digests, scopes and limits.
+//! Declared API keys: names, digests, scopes and rate limits.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -13,11 +13,11 @@ use serde::Deserialize;
 
 use crate::standing::{Priority, Standing};
 
-/// Most keys of a file: each is a label of metrics.
+/// Maximum number of keys in a file: each is a label value of metrics.
 const MOST: usize = 256;
 const DAY: Duration = Duration::from_hours(24);
 
-/// Paths that a key opens.
+/// A group of paths that a key may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Scope {
@@ -43,14 +43,14 @@ impl Scope {
     }
 }
 
-/// A key as the file has it.
+/// A key as declared in the file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Declared {
     pub(super) name: String,
     /// SHA-256 of the key, in hex.
     sha256: String,
-    #[serde(default = "usual")]
+    #[serde(default = "default_scopes")]
     scopes: Vec<Scope>,
     requests_per_second: Option<NonZeroU32>,
     requests_per_day: Option<NonZeroU32>,
@@ -58,13 +58,13 @@ pub(super) struct Declared {
     pub(super) priority: Priority,
 }
 
-/// The scopes of a key that names none.
-fn usual() -> Vec<Scope> {
+/// Scopes of a key that declares none.
+fn default_scopes() -> Vec<Scope> {
     vec![Scope::Predict, Scope::Feedback]
 }
 
 impl Declared {
-    /// A key of the setting `--api-keys-sha256`, which opens everything.
+    /// A key of the setting `--api-keys-sha256`: it has all scopes and no limits.
     pub(super) fn unlimited(number: usize, sha256: &str) -> Self {
         Self {
             name: format!("key-{number}"),
@@ -76,10 +76,10 @@ impl Declared {
         }
     }
 
-    /// The keys of a file.
+    /// Reads the keys of a file.
     ///
     /// # Errors
-    /// For what cannot be read, and for what is not a list of keys.
+    /// When the file cannot be read or is not a list of valid keys.
     pub(super) fn read(path: &Path) -> Result<Vec<Self>> {
         let name = || format!("--api-keys {}", path.display());
         let text = std::fs::read_to_string(path).with_context(name)?;
@@ -90,7 +90,7 @@ impl Declared {
             let valid = (1..=64).contains(&key.len()) && key.chars().all(fit);
             ensure!(
                 valid,
-                "{}: `{key}` is no name: 1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-`",
+                "{}: the name `{key}` is invalid, must be 1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-`",
                 name()
             );
         }
@@ -103,13 +103,13 @@ pub(crate) struct Key {
     pub(super) declared: Declared,
     pub(super) digest: [u8; 32],
     limits: Vec<Limit>,
-    /// All limits, as [`Standing::policy`] has them.
+    /// All limits, in the format of [`Standing::policy`].
     policy: String,
 }
 
 impl Key {
     /// # Errors
-    /// For what is no SHA-256 in hex.
+    /// When the digest is not a SHA-256 in hex.
     pub(super) fn new(declared: Declared) -> Result<Self> {
         let digest = digest(&declared.sha256)?;
         let second = declared.requests_per_second.map(|most| {
@@ -129,11 +129,11 @@ impl Key {
         self.declared.scopes.contains(&scope)
     }
 
-    /// Takes one request from each limit in turn, up to one that has none left: a request that is refused for the second must not
-    /// use up the day.
+    /// Charges one request to each limit, and stops at the first that is exceeded: a request that is refused by the limit per
+    /// second must not count for the day.
     ///
     /// # Errors
-    /// The standing of the limits that were asked, with the wait until a request is free.
+    /// The standing of the limits up to the exceeded one, and the wait until it allows a request.
     pub(super) fn take(&self) -> Result<Standing, (Standing, Duration)> {
         let (mut states, mut wait) = (Vec::new(), None);
         for limit in &self.limits {
@@ -156,7 +156,8 @@ impl Key {
     }
 }
 
-/// So many requests at once, given back evenly over a window (GCRA, by `governor`).
+/// A limit of `most` requests per window, by the generic cell rate algorithm (GCRA, as implemented by `governor`): bursts of
+/// `most` are allowed, and requests become available again at an even rate.
 struct Limit {
     name: &'static str,
     most: NonZeroU32,
@@ -175,7 +176,7 @@ impl Limit {
         format!("\"{}\";q={};w={}", self.name, self.most, self.window.as_secs())
     }
 
-    /// Requests that are left, and the wait where there was none.
+    /// Charges a request: the number of requests left, and the wait where the limit is exceeded.
     fn take(&self) -> (u32, Option<Duration>) {
         match self.limiter.check() {
             Ok(state) => (state.remaining_burst_capacity(), None),
@@ -185,7 +186,7 @@ impl Limit {
 }
 
 fn digest(text: &str) -> Result<[u8; 32]> {
-    let wrong = || anyhow::anyhow!("`{text}` is no SHA-256 in hex (64 digits)");
+    let wrong = || anyhow::anyhow!("`{text}` is not a SHA-256 in hex (64 digits)");
     if text.len() != 64 || !text.is_ascii() {
         return Err(wrong());
     }

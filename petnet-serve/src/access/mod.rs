@@ -1,4 +1,4 @@
-//! API keys: known by their SHA-256 only, compared in constant time; with scopes and limits where a file gives them.
+//! API keys, stored as SHA-256 and compared in constant time, with scopes and rate limits.
 
 mod keys;
 
@@ -22,23 +22,23 @@ use keys::{Declared, Key};
 
 /// The accepted keys.
 pub(crate) struct Keys {
-    /// SHA-256 of keys that open everything.
-    given: Vec<String>,
+    /// SHA-256 in hex of keys with all scopes, of the setting `--api-keys-sha256`.
+    unlimited: Vec<String>,
     file: Option<PathBuf>,
     current: ArcSwap<Vec<Arc<Key>>>,
 }
 
 impl Keys {
     /// # Errors
-    /// Names what is no key.
+    /// When a declared key is invalid, or two have the same digest or name.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
-        let (given, file) = (settings.api_keys_sha256.clone(), settings.api_keys.clone());
-        let keys = Self { given, file, current: ArcSwap::default() };
+        let (unlimited, file) = (settings.api_keys_sha256.clone(), settings.api_keys.clone());
+        let keys = Self { unlimited, file, current: ArcSwap::default() };
         keys.load()?;
         Ok(keys)
     }
 
-    /// Reads the file anew; one that is damaged changes nothing. Keys whose lines are the same keep what is left of their limits.
+    /// Reads the file again; if it is invalid, the previous keys remain in use. Unchanged keys keep the state of their limits.
     pub(crate) fn reload(&self) {
         match self.load() {
             Ok(()) => tracing::info!(keys = self.current.load().len(), "keys are in use"),
@@ -47,9 +47,9 @@ impl Keys {
     }
 
     fn load(&self) -> Result<()> {
-        let given = self.given.iter().zip(1..);
+        let unlimited = self.unlimited.iter().zip(1..);
         let mut all: Vec<Declared> =
-            given.map(|(sha256, number)| Declared::unlimited(number, sha256)).collect();
+            unlimited.map(|(sha256, number)| Declared::unlimited(number, sha256)).collect();
         if let Some(file) = &self.file {
             all.extend(Declared::read(file)?);
         }
@@ -63,9 +63,9 @@ impl Keys {
         for (place, key) in keys.iter().enumerate() {
             let before = keys[..place].iter().find(|other| other.digest == key.digest);
             let name = &key.declared.name;
-            ensure!(before.is_none(), "the key `{name}` is another one as well");
+            ensure!(before.is_none(), "the key `{name}` has the digest of another key");
             let before = keys[..place].iter().find(|other| other.declared.name == *name);
-            ensure!(before.is_none(), "the name `{name}` stands twice among the keys");
+            ensure!(before.is_none(), "two keys have the name `{name}`");
         }
         self.current.store(Arc::new(keys));
         Ok(())
@@ -73,26 +73,26 @@ impl Keys {
 
     /// True while no key is set.
     fn is_open(&self) -> bool {
-        self.given.is_empty() && self.file.is_none()
+        self.unlimited.is_empty() && self.file.is_none()
     }
 
     /// True for a request with a valid key.
-    pub(crate) fn is_sent(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn is_authenticated(&self, headers: &HeaderMap) -> bool {
         self.find(headers).is_some()
     }
 
-    /// For paths that are open while no key is set; takes a request from the key's limits.
+    /// Checks a request to a path that is open while no key is set, and charges it to the key's limits.
     ///
     /// # Errors
-    /// 401 without a key, 403 for one without the scope, 429 for one that has used up its requests.
+    /// 401 without a valid key, 403 for a key without the scope, 429 for one whose limits are exceeded.
     pub(crate) fn check(&self, headers: &HeaderMap, scope: Scope) -> Result<Standing, Problem> {
         if self.is_open() { Ok(Standing::default()) } else { self.require(headers, scope) }
     }
 
-    /// For paths that always need a key.
+    /// Checks a request to a path that always needs a key.
     ///
     /// # Errors
-    /// As [`Keys::check`], and 403 when no key is set that could be sent.
+    /// As [`Keys::check`], and 403 while no key is set.
     pub(crate) fn require(&self, headers: &HeaderMap, scope: Scope) -> Result<Standing, Problem> {
         if self.is_open() {
             let detail = "set PETNET_API_KEYS or PETNET_API_KEYS_SHA256 to use this path";
@@ -127,14 +127,14 @@ impl Keys {
         let bearer = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         let sent = bearer.or_else(|| headers.get("x-api-key").map(|v| v.as_bytes()))?;
         let sent = Sha256::digest(sent);
-        // Every key is compared, so that the time tells nothing.
+        // Every key is compared, so that the duration does not reveal which one matched.
         let keys = self.current.load();
         let same = |key: &Arc<Key>| bool::from(key.digest.ct_eq(&sent)).then(|| Arc::clone(key));
         keys.iter().fold(None, |found, key| same(key).or(found))
     }
 }
 
-/// The token behind the scheme, whose name is the same in upper and lower case (RFC 9110, section 11.1).
+/// The token of the scheme `Bearer`, whose name is case-insensitive (RFC 9110, section 11.1).
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn any_of_the_keys_opens_by_either_header() {
+    fn any_of_the_keys_is_accepted_in_either_header() {
         let keys = keys(&["0".repeat(64), SECRET.into()]).unwrap();
         let check = |headers: &HeaderMap| keys.check(headers, Scope::Predict);
         assert!(check(&headers("authorization", "Bearer secret")).is_ok());
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_all_is_open_but_what_always_needs_one() {
+    fn without_keys_all_paths_are_open_but_those_that_always_need_one() {
         let open = keys(&[]).unwrap();
         assert!(open.check(&HeaderMap::new(), Scope::Predict).is_ok());
         let refused = open.require(&HeaderMap::new(), Scope::Admin).unwrap_err();

@@ -1,4 +1,4 @@
-//! Answers and what they should have been: from it, how right the model is.
+//! User feedback: predictions and the labels that users give them, on disk, and quality metrics from them.
 
 mod figures;
 mod store;
@@ -16,43 +16,43 @@ use uuid::Uuid;
 use crate::models::Model;
 use crate::settings::Settings;
 use crate::telemetry::names;
-use figures::Judgements;
+use figures::Evaluations;
 use store::{Recovery, Store, is_damage};
 
 pub(crate) use store::{Labelled, Predicted};
 
-/// The store, and the labels of the last days in memory.
+/// The store, and the feedback of the last days in memory.
 pub(crate) struct Feedback {
-    /// `None` between the end of a store that failed and its next opening.
+    /// `None` while a store that failed is closed and not yet open again.
     store: RwLock<Option<Store>>,
     path: PathBuf,
     keep: Duration,
     most: u64,
-    /// Set once the store has failed, until it is opened anew.
+    /// True from a failure of the store until it is open again.
     failed: AtomicBool,
-    /// Set when it failed because its files are damaged.
+    /// True where the failure was caused by damaged files.
     damaged: AtomicBool,
-    judgements: Mutex<Judgements>,
+    evaluations: Mutex<Evaluations>,
 }
 
-/// What became of one label.
+/// Result of submitting one label.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
-    /// The prediction that it was given to, the label as the model has it, and whether both are the same.
+    /// The label is stored: its prediction, the label in the model's spelling, and `right` if both are equal.
     Taken { predicted: Predicted, actual: String, right: bool },
-    /// There is no such prediction, or it is too old.
+    /// The prediction does not exist, or is too old.
     Unknown,
     /// The model of the prediction has no such label.
     UnknownLabel,
 }
 
 impl Feedback {
-    /// `None` where feedback is switched off, or its default folder cannot be used.
+    /// `None` where feedback is off, or its default folder cannot be used.
     ///
     /// # Errors
-    /// When the folder that was asked for cannot be used.
+    /// When the folder of `--feedback` cannot be used.
     pub(crate) fn open(settings: &Settings) -> Result<Option<Self>> {
-        let (path, asked) = match settings.feedback.as_deref() {
+        let (path, explicit) = match settings.feedback.as_deref() {
             Some("off") => return Ok(None),
             Some(path) => (path, true),
             None => (Settings::FEEDBACK, false),
@@ -60,7 +60,7 @@ impl Feedback {
         let (keep, most) = (settings.feedback_keep, settings.feedback_max_bytes);
         match Self::start(Path::new(path), keep, most) {
             Ok(feedback) => Ok(Some(feedback)),
-            Err(error) if !asked => {
+            Err(error) if !explicit => {
                 tracing::warn!(error = format!("{error:#}"), "feedback is off");
                 Ok(None)
             }
@@ -71,12 +71,12 @@ impl Feedback {
     fn start(path: &Path, keep: Duration, most: u64) -> Result<Self> {
         let (store, recovery) = Store::open(path, keep, most)?;
         report(&recovery);
-        let mut judgements = Judgements::default();
+        let mut evaluations = Evaluations::default();
         for labelled in store.labelled(None) {
             let (id, labelled) = labelled?;
-            judgements.insert(id, &labelled);
+            evaluations.insert(id, &labelled);
         }
-        judgements.forget(now());
+        evaluations.expire(now());
         Ok(Self {
             store: RwLock::new(Some(store)),
             path: path.into(),
@@ -84,16 +84,16 @@ impl Feedback {
             most,
             failed: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
-            judgements: Mutex::new(judgements),
+            evaluations: Mutex::new(evaluations),
         })
     }
 
-    /// Works on the store. A failure is counted, and logged once until the store works again.
+    /// Calls `work` with the store. Every failure is counted; only the first is logged until the store works again.
     fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         let outcome = match store.as_ref() {
             Some(store) => work(store),
-            None => Err(anyhow!("the feedback store could not be opened again yet")),
+            None => Err(anyhow!("the feedback store is closed after a failure")),
         };
         if let Err(error) = &outcome {
             counter!(names::FEEDBACK_STORE_ERRORS_TOTAL).increment(1);
@@ -105,13 +105,13 @@ impl Feedback {
         outcome
     }
 
-    /// Opens a store that has failed anew: the database takes no writes after a failed one, even if there is room again.
+    /// Reopens a store that has failed: the database accepts no writes after a failed one, even if the disk has space again.
     pub(crate) fn revive(&self) {
         if !self.failed.load(Ordering::Relaxed) {
             return;
         }
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        // The old one must be gone: it holds the folder's lock.
+        // The previous store must be dropped first: it holds the folder's lock.
         *store = None;
         let damaged = self.damaged.load(Ordering::Relaxed);
         let open = if damaged { Store::replace } else { Store::open };
@@ -123,21 +123,24 @@ impl Feedback {
                 self.failed.store(false, Ordering::Relaxed);
                 tracing::info!("the feedback store is open again");
             }
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "no feedback store yet"),
+            Err(error) => tracing::debug!(
+                error = format!("{error:#}"),
+                "the feedback store cannot be opened again yet"
+            ),
         }
     }
 
-    /// Keeps an answer for the label that may come. A store that fails costs no answer.
+    /// Stores a prediction for later feedback. A failure of the store does not fail the request.
     pub(crate) fn predicted(&self, id: Uuid, predicted: &Predicted) {
-        // Counted and logged where it happens.
+        // `with` has counted and logged a failure.
         let _ = self.with(|store| store.predicted(id, predicted));
     }
 
-    /// Takes labels in, in the form that `known` gives them, which is `None` for those that the prediction's model does not
-    /// have; they are on disk when this returns.
+    /// Stores labels; they are on disk when this returns. `known` returns a label in the spelling of the prediction's model,
+    /// or `None` for a label that the model does not have.
     ///
     /// # Errors
-    /// When the store fails; then none was taken.
+    /// When the store fails; then no label is stored.
     pub(crate) fn label(
         &self,
         labels: &[(Uuid, String)],
@@ -166,12 +169,12 @@ impl Feedback {
             store.label(&taken)?;
             Ok(outcomes)
         })?;
-        let mut judgements = self.judgements.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.iter().for_each(|(id, labelled)| judgements.insert(*id, labelled));
+        let mut evaluations = self.evaluations.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.iter().for_each(|(id, labelled)| evaluations.insert(*id, labelled));
         Ok(outcomes)
     }
 
-    /// At most `limit` labels after an id, by the time of their predictions.
+    /// At most `limit` labels after an id, in the order of their predictions.
     pub(crate) fn export(
         &self,
         after: Option<Uuid>,
@@ -187,23 +190,23 @@ impl Feedback {
             gauge!(names::FEEDBACK_STORE_BYTES).set(bytes as f64);
         }
         drop(store);
-        let mut judgements = self.judgements.lock().unwrap_or_else(PoisonError::into_inner);
-        judgements.forget(now());
-        models.iter().for_each(|model| judgements.observe(model, now()));
+        let mut evaluations = self.evaluations.lock().unwrap_or_else(PoisonError::into_inner);
+        evaluations.expire(now());
+        models.iter().for_each(|model| evaluations.observe(model, now()));
     }
 
     pub(crate) fn folder(&self) -> &Path {
         &self.path
     }
 
-    /// Forgets what is too old or too much.
+    /// Removes entries that are too old, or exceed the maximum size.
     pub(crate) fn retain(&self) {
-        // Counted and logged where it happens.
+        // `with` has counted and logged a failure.
         let _ = self.with(Store::retain);
     }
 }
 
-/// Says what was damaged.
+/// Logs and counts the damage that was found.
 fn report(recovery: &Recovery) {
     let Recovery { set_aside, lost } = recovery;
     if let Some(folder) = set_aside {
@@ -216,7 +219,7 @@ fn report(recovery: &Recovery) {
     }
     if *lost > 0 {
         counter!(names::FEEDBACK_LABELS_LOST_TOTAL).increment(*lost);
-        tracing::error!(labels = lost, "labels that were kept are not there any more");
+        tracing::error!(labels = lost, "labels were lost");
     }
 }
 

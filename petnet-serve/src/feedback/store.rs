@@ -1,5 +1,9 @@
-//! Predictions and the labels given to them, on disk: nothing that was acknowledged is lost when the
-//! process is killed, and a label not even when the machine is.
+//! Predictions and their labels on disk. Acknowledged entries survive the end of the process; labels also survive a crash of
+//! the machine.
+//!
+//! The database is an LSM tree (`fjall`) with two keyspaces, `predictions` and `labels`. Keys are prediction ids (UUID
+//! version 7), whose first 48 bits are the time in milliseconds since 1970, so that entries are in the order of time; values
+//! are JSON.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -15,50 +19,50 @@ use uuid::Uuid;
 
 use super::table::Table;
 
-/// Memory for blocks that were read.
+/// Size of the block cache in bytes.
 const CACHE: u64 = 4 << 20;
-/// The least that the database takes: what is written first goes here.
+/// Size of the write-ahead journal in bytes, the minimum that the database accepts.
 const JOURNAL: u64 = 64 << 20;
-/// Removed entries after which the files are written anew.
-const RUBBISH: u64 = 50_000;
-/// Errors after which no more of a damaged store is read.
-const MOST_ERRORS: usize = 1000;
+/// Number of removed entries after which a keyspace is compacted.
+const COMPACT_AFTER: u64 = 50_000;
+/// Number of read errors after which the recovery of a damaged store stops.
+const MAX_ERRORS: usize = 1000;
 
-/// A prediction, as it was answered.
+/// A prediction as it was sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Predicted {
-    /// The likeliest class, or of a multi-label model all of the image's, see
+    /// The most likely class, or all predicted classes of a multi-label model, see
     /// [`Prediction::label_text`](petnet::Prediction::label_text).
     pub(crate) label: String,
     pub(crate) confidence: f32,
     /// [`Model::version`](crate::model::Model).
     pub(crate) model: String,
-    /// Of the photo's bytes, in hex.
+    /// SHA-256 of the image's bytes, in hex.
     pub(crate) sha256: String,
 }
 
-/// A prediction, and the class that it should have been.
+/// A prediction and its actual class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Labelled {
     pub(crate) predicted: Predicted,
     pub(crate) actual: String,
-    /// When the label was given, in milliseconds since 1970.
+    /// Time at which the label was given, in milliseconds since 1970.
     pub(crate) at: u64,
-    /// Set for a label that came with a valid API key.
+    /// True for a label that was sent with a valid API key.
     #[serde(default)]
     pub(crate) authenticated: bool,
 }
 
-/// Name of the file that says how many labels the database holds: what is missing after damage can be told.
+/// Name of the file with the number of labels in the database, by which labels lost to damage are counted.
 const COUNT: &str = "labels.json";
 
-/// Keys are prediction ids, whose first six bytes are the time in milliseconds.
+/// The database and the number of its labels.
 pub(crate) struct Store {
     path: PathBuf,
     database: Database,
     predictions: Table,
     labels: Table,
-    /// Number of labels; held by who adds or removes some, until the file says so too.
+    /// Number of labels; locked while labels are added or removed, until [`COUNT`] is written.
     count: Mutex<u64>,
     keep: Duration,
     most: u64,
@@ -67,17 +71,17 @@ pub(crate) struct Store {
 /// Damage that was found when a store was opened.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Recovery {
-    /// The damaged folder's new name.
+    /// New path of the damaged folder.
     pub(crate) set_aside: Option<PathBuf>,
-    /// Number of labels that were kept and are not there any more.
+    /// Number of labels that could not be recovered.
     pub(crate) lost: u64,
 }
 
 impl Store {
-    /// Opens a store; one that is damaged gets replaced.
+    /// Opens a store; a damaged one is replaced.
     ///
     /// # Errors
-    /// When the folder cannot be written, or another process has it.
+    /// When the folder cannot be written, or another process has locked it.
     pub(crate) fn open(path: &Path, keep: Duration, most: u64) -> Result<(Self, Recovery)> {
         let known = Self::known_count(path);
         match Self::read(path, keep, most) {
@@ -90,8 +94,8 @@ impl Store {
         }
     }
 
-    /// Renames a damaged store, and opens a new one with those of its labels that can be read. Predictions do not
-    /// come along.
+    /// Renames a damaged store, and opens a new one with those of its labels that can be read; its predictions are not
+    /// copied.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -102,7 +106,7 @@ impl Store {
         std::fs::rename(path, &aside).with_context(context)?;
         let store = Self::read(path, keep, most).with_context(context)?;
         if let Ok((_, _, damaged)) = Self::open_database(&aside) {
-            store.take_labels(&damaged).with_context(context)?;
+            store.copy_labels(&damaged).with_context(context)?;
         }
         let lost = known.saturating_sub(*store.counted());
         Ok((store, Recovery { set_aside: Some(aside), lost }))
@@ -114,20 +118,20 @@ impl Store {
         let (database, predictions, labels) = Self::open_database(path)?;
         let count = Mutex::new(0);
         let store = Self { path: path.into(), database, predictions, labels, count, keep, most };
-        let mut there = 0;
+        let mut read = 0;
         for labelled in store.labelled(None) {
             labelled?;
-            there += 1;
+            read += 1;
         }
-        *store.counted() = there;
-        store.write_count(there)?;
+        *store.counted() = read;
+        store.write_count(read)?;
         Ok(store)
     }
 
-    /// Copies what can be read of another store's labels.
-    fn take_labels(&self, damaged: &Table) -> Result<()> {
+    /// Copies the readable labels of a damaged store.
+    fn copy_labels(&self, damaged: &Table) -> Result<()> {
         let mut count = self.counted();
-        // Each block that cannot be read is an error.
+        // Each unreadable block yields one error.
         let mut errors = 0;
         for entry in damaged.keyspace.iter() {
             match entry.into_inner() {
@@ -135,7 +139,7 @@ impl Store {
                     self.labels.insert(key.as_ref().try_into()?, value.to_vec())?;
                     *count += 1;
                 }
-                Err(_) if errors < MOST_ERRORS => errors += 1,
+                Err(_) if errors < MAX_ERRORS => errors += 1,
                 Err(_) => break,
             }
         }
@@ -167,17 +171,17 @@ impl Store {
         Ok(petnet::write_atomically(&self.path.join(COUNT), count.to_string().as_bytes())?)
     }
 
-    /// On disk, in bytes.
+    /// Size on disk in bytes.
     pub(crate) fn bytes(&self) -> Result<u64> {
         Ok(self.database.disk_space()?)
     }
 
-    /// Keeps a prediction; the operating system has it when this returns.
+    /// Stores a prediction; it is written to the operating system, but not synced to disk, when this returns.
     pub(crate) fn predicted(&self, id: Uuid, predicted: &Predicted) -> Result<()> {
         self.predictions.insert(*id.as_bytes(), serde_json::to_vec(predicted)?)
     }
 
-    /// The prediction of this id, if there was one and it is not too old.
+    /// The prediction of this id, unless it was removed or never existed.
     pub(crate) fn find(&self, id: Uuid) -> Result<Option<Predicted>> {
         if let Some(value) = self.predictions.keyspace.get(id.as_bytes())? {
             return Ok(Some(serde_json::from_slice(&value)?));
@@ -187,8 +191,8 @@ impl Store {
         Ok(Some(labelled.predicted))
     }
 
-    /// Keeps labels, all or none; the disk has them when this returns. A second label takes the
-    /// place of the first.
+    /// Stores labels, all or none; they are synced to disk when this returns. A second label of a prediction replaces the
+    /// first.
     pub(crate) fn label(&self, labels: &[(Uuid, Labelled)]) -> Result<()> {
         let mut count = self.counted();
         let mut new = HashSet::new();
@@ -202,11 +206,11 @@ impl Store {
         self.labels.insert_all(self.database.batch(), entries)?;
         self.database.persist(PersistMode::SyncAll)?;
         *count += new.len() as u64;
-        // Written last: a crash before it loses a number, and no label.
+        // Written after the labels: a crash in between leaves the count too small, and no label appears lost.
         self.write_count(*count)
     }
 
-    /// Labels by the time of their predictions, beginning after an id.
+    /// Labels after an id, in the order of their predictions.
     pub(crate) fn labelled(
         &self,
         after: Option<Uuid>,
@@ -218,8 +222,7 @@ impl Store {
         })
     }
 
-    /// Forgets what is too old, and the oldest of what is too much: a quarter of the space is for
-    /// labels.
+    /// Removes entries that are too old, and the oldest of those above the maximum size, of which a quarter is for labels.
     pub(crate) fn retain(&self) -> Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let oldest = now.saturating_sub(self.keep).as_millis() as u64;
@@ -228,7 +231,7 @@ impl Store {
             self.predictions.compact()?;
         }
         let mut count = self.counted();
-        // Labels that are removed below must not look lost after a crash.
+        // After a crash, labels that are removed below must not be counted as lost.
         self.write_count(0)?;
         let (removed, worth_compacting) = prune(&self.labels, oldest, quarter)?;
         *count = count.saturating_sub(removed);
@@ -238,21 +241,21 @@ impl Store {
     }
 }
 
-/// Removes what is too old, and the oldest of what takes more than `most` bytes: how many entries, and
-/// true when the files should be written anew.
+/// Removes entries that are older than `oldest`, and the oldest of those above `most` bytes. Returns their number, and true
+/// where the keyspace should be compacted.
 fn prune(table: &Table, oldest: u64, most: u64) -> Result<(u64, bool)> {
     let over = table.keyspace.disk_space().saturating_sub(most);
-    // A tenth more than need be, so that it is not done every time.
+    // A tenth more than necessary, so that not every call compacts.
     let excess = if over > 0 { over + most / 10 } else { 0 };
     let removed = remove_oldest(table, oldest, excess)?;
-    Ok((removed, removed > 0 && (over > 0 || removed >= RUBBISH)))
+    Ok((removed, removed > 0 && (over > 0 || removed >= COMPACT_AFTER)))
 }
 
-/// True for an error of the files' content, false for one of the disk or of permissions.
+/// True for an error caused by the files' content, false for one of the disk or of permissions.
 pub(crate) fn is_damage(error: &anyhow::Error) -> bool {
     let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
     if let Some(error) = io {
-        // An offset that was altered leads to nowhere: `InvalidInput`.
+        // `InvalidInput` is the error of a seek to a damaged offset.
         return matches!(
             error.kind(),
             ErrorKind::InvalidData
@@ -272,12 +275,12 @@ pub(crate) fn is_damage(error: &anyhow::Error) -> bool {
             | fjall::Error::InvalidTag(_)
             | fjall::Error::Unrecoverable,
         ) => true,
-        // The others are of the disk, or of later versions: better an error than a store set aside.
+        // Others are errors of the disk or of later versions of the crate; they must not set an intact store aside.
         Some(_) => false,
     }
 }
 
-/// Removes what is older than `oldest`, and older entries until `excess` bytes are gone; how many.
+/// Removes entries that are older than `oldest`, and further ones until `excess` bytes are removed. Returns their number.
 fn remove_oldest(table: &Table, oldest: u64, excess: u64) -> Result<u64> {
     let (mut removed, mut freed) = (0, 0);
     for entry in table.keyspace.iter() {
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_again_and_the_last_label_stands() {
+    fn stored_predictions_are_found_after_a_restart_and_the_last_label_counts() {
         let folder = tempfile::tempdir().unwrap();
         let keep = Duration::from_secs(3600);
         let ids: Vec<Uuid> = (0..10).map(|_| Uuid::now_v7()).collect();
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_given_while_old_ones_go_are_all_kept_and_counted() {
+    fn labels_added_while_old_ones_are_removed_are_all_kept_and_counted() {
         let folder = tempfile::tempdir().unwrap();
         let keep = Duration::from_secs(3600);
         let (store, _) = Store::open(folder.path(), keep, 1 << 30).unwrap();
@@ -360,15 +363,15 @@ mod tests {
             store.label(&[(Uuid::now_v7(), labelled)])
         };
         std::thread::scope(|scope| {
-            let givers = [0, 1].map(|_| scope.spawn(|| (0..50).try_for_each(|_| label())));
+            let writers = [0, 1].map(|_| scope.spawn(|| (0..50).try_for_each(|_| label())));
             (0..50).try_for_each(|_| store.retain()).unwrap();
-            givers.into_iter().for_each(|giver| giver.join().unwrap().unwrap());
+            writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
         });
         assert_eq!(store.labelled(None).count(), 100);
         assert_eq!(Store::known_count(folder.path()), 100);
     }
 
-    /// Every file of a closed store, one bit flipped at some places of each.
+    /// Flips one bit at a time at several offsets of every file of a closed store.
     #[test]
     fn with_any_one_bit_flipped_it_opens_and_counts_what_is_lost() {
         let folder = tempfile::tempdir().unwrap();
@@ -404,9 +407,9 @@ mod tests {
                 std::fs::write(file, flipped).unwrap();
                 let context = format!("byte {place} of {}", file.display());
                 let (store, recovery) = Store::open(&path, keep, 1 << 30).expect(&context);
-                let there = store.labelled(None).filter(|label| label.is_ok()).count() as u64;
-                assert_eq!(there + recovery.lost, 20, "{context}: {recovery:?}");
-                rescued += usize::from(recovery.set_aside.is_some() && there > 0);
+                let readable = store.labelled(None).filter(|label| label.is_ok()).count() as u64;
+                assert_eq!(readable + recovery.lost, 20, "{context}: {recovery:?}");
+                rescued += usize::from(recovery.set_aside.is_some() && readable > 0);
                 store.label(&[(Uuid::now_v7(), label(0))]).expect(&context);
                 flips += 1;
             }
@@ -422,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_old_go_and_of_too_many_the_oldest() {
+    fn entries_that_are_too_old_are_removed_and_of_too_many_the_oldest() {
         let folder = tempfile::tempdir().unwrap();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let now = now.as_millis() as u64;
@@ -441,7 +444,7 @@ mod tests {
         store.retain().unwrap();
         assert_eq!(store.find(ids[0]).unwrap(), None);
         assert!(store.find(ids[29_999]).unwrap().is_some());
-        // Removed entries that a reader may still see stay in the files for another turn.
+        // Removed entries that a reader may still see remain in the files until a later compaction.
         (0..2).for_each(|_| store.retain().unwrap());
         let after = store.predictions.keyspace.disk_space();
         assert!(after <= 3 << 18, "{after} of {before}");

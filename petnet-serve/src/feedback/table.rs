@@ -1,21 +1,21 @@
-//! One keyspace of the database, whose memory is written to files when there is enough of it.
+//! One keyspace of the database, which flushes its memtable to files by itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 
-/// Bytes in memory that become a file.
+/// Size of the memtable in bytes at which it is flushed.
 const BUFFER: u64 = 4 << 20;
-/// An entry's own size in memory, beside its key and value.
+/// Overhead of an entry in the memtable in bytes, in addition to key and value.
 const ENTRY: u64 = 64;
 
-/// The database would ask its worker for a file at every write beyond a limit: a thousand of these requests fill the
-/// worker's queue, and it waits for room in its own queue forever (fjall 3.1, pull request 323). So its limit is off,
-/// and a file is asked for once, here.
+/// A keyspace that requests each flush once. Above its own limit, the database requests a flush at every write: a thousand
+/// requests fill its worker's queue, and the worker then waits forever to add to it (fjall 3.1, pull request 323). The
+/// database's limit is therefore disabled.
 pub(super) struct Table {
     pub(super) keyspace: Keyspace,
-    /// Bytes written since the last file.
+    /// Bytes written since the last flush.
     written: AtomicU64,
 }
 
@@ -53,7 +53,7 @@ impl Table {
         self.wrote(count, bytes)
     }
 
-    /// Writes what is in memory to a file, and all files anew, without what was removed.
+    /// Flushes the memtable and compacts all files, which frees the space of removed entries.
     pub(super) fn compact(&self) -> Result<()> {
         self.written.store(0, Ordering::Relaxed);
         self.keyspace.rotate_memtable_and_wait()?;
@@ -63,7 +63,7 @@ impl Table {
     fn wrote(&self, entries: u64, bytes: u64) -> Result<()> {
         let new = entries * ENTRY + bytes;
         let before = self.written.fetch_add(new, Ordering::Relaxed);
-        // Only the write that crosses the limit asks.
+        // Only the write that crosses the limit requests a flush.
         if before < BUFFER && before + new >= BUFFER {
             self.written.store(0, Ordering::Relaxed);
             self.keyspace.rotate_memtable()?;

@@ -1,4 +1,4 @@
-//! Models that change with their file, or with the version that a registered name stands for.
+//! Hot reload: watches a model's file, or the version that a registered name resolves to.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -11,8 +11,8 @@ use crate::registry;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
-/// Calls `reload` when the model's file has changed and then kept still for a look, or when its name stands for another
-/// version, if that is to be followed. Never returns, but where there is nothing to follow.
+/// Calls `reload` when the model's file has changed and was then unchanged for one interval, or when its registered name
+/// resolves to another version and `--follow` is set. Returns only where there is nothing to watch.
 pub(crate) async fn follow<F: Future<Output = ()>>(
     served: Arc<Served>,
     settings: Settings,
@@ -48,19 +48,19 @@ pub(crate) async fn follow<F: Future<Output = ()>>(
     }
 }
 
-/// True when the model's name stands for another version than the loaded one.
+/// True when the model's name resolves to a version other than the loaded one.
 async fn promoted(served: &Served, settings: &Settings, name: &str) -> bool {
     let (settings, asked) = (settings.clone(), name.to_string());
     let current = tokio::task::spawn_blocking(move || registry::current(&settings, &asked)).await;
     match current.unwrap_or_else(|e| Err(e.into())) {
         Ok(version) => {
-            // A model that was unloaded stays so until it is asked for.
+            // A model that was unloaded by request is not loaded again here.
             let loaded = served.get();
             loaded.is_some_and(|model| model.registered.as_ref() != Some(&version.version))
         }
         Err(error) => {
             counter!(names::MODEL_REGISTRY_ERRORS_TOTAL).increment(1);
-            tracing::warn!(error = format!("{error:#}"), "the registry was not read");
+            tracing::warn!(error = format!("{error:#}"), "the registry could not be read");
             false
         }
     }

@@ -1,4 +1,4 @@
-//! The models that are served, each with a queue, a window of recent images and a file or name of its own that it follows.
+//! The served models, each with a queue, a drift window, and the file or registered name that it is loaded from.
 
 mod follow;
 mod model;
@@ -23,9 +23,9 @@ use crate::telemetry::names;
 pub(crate) use follow::follow;
 pub(crate) use model::{CLASSES, Model};
 
-/// Most models of a process: each is a label of metrics.
+/// Maximum number of models: each is a label value of metrics.
 const MOST: usize = 16;
-/// Ends the name under which a model takes tensors of pixels.
+/// Suffix of the name under which a model takes tensors of pixels.
 pub(crate) const PIXELS: &str = "-pixels";
 
 /// All models, of which the first is the default.
@@ -34,20 +34,21 @@ pub(crate) struct Models {
     others: Vec<Arc<Served>>,
 }
 
-/// A name that clients may ask for, and the model that stands behind it now.
+/// A name that clients use, and the model that it currently refers to.
 pub(crate) struct Served {
     source: ModelSource,
     current: ArcSwapOption<Model>,
     queue: Arc<Queue>,
     pub(crate) drift: Drift,
-    /// The stamp of the file that was loaded last, from before it was read: a change meanwhile is noticed.
+    /// The stamp of the file that was loaded last. It is taken before the file is read, so that a change during the read is
+    /// noticed.
     loaded: Mutex<Option<Stamp>>,
 }
 
-/// The marks of a model's file that change with it: the time of its last change, and its length.
+/// Modification time and length of a model's file, by which a change is noticed.
 type Stamp = (SystemTime, u64);
 
-/// The model that a request's images go to, and their urgency.
+/// The model for a request's images, and their priority.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) model: Arc<Model>,
@@ -56,10 +57,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Refuses a request before its body is read, when its turn would come too late.
+    /// Refuses a request before its body is read, if the estimated wait exceeds the timeout.
     ///
     /// # Errors
-    /// 503 with the seconds until there should be room.
+    /// 503 with the estimated wait in seconds.
     pub(crate) fn check_line(&self) -> Result<(), Problem> {
         self.served.queue.check_line(self.priority)
     }
@@ -77,7 +78,7 @@ impl Target {
 
 impl Served {
     fn new(source: ModelSource, places: usize, settings: &Settings) -> Self {
-        // From zero, so that a first count is seen as a rise.
+        // Counters start at zero, so that Prometheus' `increase` includes the first event.
         let name = || source.name.clone();
         for result in ["loaded", "refused"] {
             counter!(names::MODEL_RELOADS_TOTAL, "model" => name(), "result" => result)
@@ -101,28 +102,28 @@ impl Served {
         &self.source.name
     }
 
-    /// The model in place; `None` before the first and after it was unloaded.
+    /// The model in use; `None` before the first is loaded and after it was unloaded.
     pub(crate) fn get(&self) -> Option<Arc<Model>> {
         self.current.load_full()
     }
 
     /// # Errors
-    /// 503 while no model is in place.
+    /// 503 while no model is loaded.
     pub(crate) fn target(self: &Arc<Self>, priority: Priority) -> Result<Target, Problem> {
         let model = self.get().ok_or_else(Problem::not_ready)?;
         Ok(Target { model, served: Arc::clone(self), priority })
     }
 
-    /// Takes the model away; requests are refused until another one is loaded.
+    /// Unloads the model; requests are refused until another one is loaded.
     pub(crate) fn unload(&self) {
         tracing::warn!(name = self.name(), "model unloaded");
         self.current.store(None);
     }
 
-    /// Loads the model anew and puts it in place; on failure the old one stays.
+    /// Reloads the model; on failure the previous one remains in use.
     ///
     /// # Errors
-    /// When it cannot be loaded; counted and logged already.
+    /// When it cannot be loaded; the failure is counted and logged here.
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = self.stamp();
         let loaded = Model::load(&self.source, settings);
@@ -202,34 +203,34 @@ impl Models {
         std::iter::once(&self.default).chain(&self.others)
     }
 
-    /// The model of that name, or the default.
+    /// The model of that name, or the default model.
     ///
     /// # Errors
-    /// 404 for a name that no model has.
+    /// 404 for an unknown name.
     pub(crate) fn find(&self, name: Option<&str>) -> Result<&Arc<Served>, Problem> {
         let Some(name) = name else { return Ok(&self.default) };
         let found = self.iter().find(|served| served.name() == name);
         found.ok_or_else(|| unknown(name, self.iter().map(|served| served.name().to_string())))
     }
 
-    /// The loaded model of that version, or else the default one.
+    /// The loaded model of that version, or else the default model.
     pub(crate) fn of_version(&self, version: &str) -> Option<Arc<Model>> {
         let mut loaded = self.iter().filter_map(|served| served.get());
         loaded.find(|model| model.version == version).or_else(|| self.default.get())
     }
 
-    /// True while images of any model are in their places and have made no progress for some seconds.
+    /// True while images of any model are in flight and none of them has made progress for some seconds.
     pub(crate) fn is_stuck(&self) -> bool {
         self.iter().any(|served| served.queue.is_stuck())
     }
 
-    /// True while no image is in a place or waits for one.
+    /// True while no image is in flight, and none of an interactive caller waits.
     pub(crate) fn is_idle(&self) -> bool {
         self.iter().all(|served| served.queue.is_idle())
     }
 }
 
-/// The refusal of a name that is none of those that are known.
+/// The refusal of an unknown model, with the names of those that exist.
 pub(crate) fn unknown(name: &str, known: impl Iterator<Item = String>) -> Problem {
     let known = known.collect::<Vec<_>>().join(", ");
     let detail = format!("there is no model `{name}`: there is {known}");

@@ -16,28 +16,28 @@ use crate::registry;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
-/// Classes that metrics tell apart; the rest are `other`.
+/// Number of classes with a label value of their own in metrics; further classes share `other`.
 pub(crate) const CLASSES: usize = 32;
 
-/// A loaded, warm model.
+/// A loaded model that has run once.
 pub(crate) struct Model {
     pub(crate) classifier: Classifier,
-    /// The name that clients know it by.
+    /// The name that clients use.
     pub(crate) name: String,
-    /// The first digits of the digest.
+    /// The first 12 digits of the SHA-256.
     pub(crate) version: String,
     /// SHA-256 of the file, in hex.
     pub(crate) sha256: String,
-    /// Its number in the registry it came from.
+    /// Version number in the MLflow registry, for a registered model.
     pub(crate) registered: Option<String>,
     pub(crate) loaded: SystemTime,
 }
 
 impl Model {
-    /// Loads what the source names, and runs it once.
+    /// Loads the model and runs it once.
     ///
     /// # Errors
-    /// When there is no such model, or it cannot be used.
+    /// When it does not exist, is invalid, or its outputs are not finite.
     pub(super) fn load(source: &ModelSource, settings: &Settings) -> Result<Self> {
         let mut registered = None;
         let address = || source.address.to_string();
@@ -71,13 +71,13 @@ impl Model {
         Ok(model)
     }
 
-    /// A class's name as a label of metrics, of which there must not be many.
+    /// A class's name as a label value of metrics, whose number is limited.
     pub(crate) fn class(&self, index: usize) -> String {
         let name = self.classifier.labels().get(index).filter(|_| index < CLASSES);
         name.map_or("other".into(), Clone::clone)
     }
 
-    /// Sets the gauges that say which model this is.
+    /// Sets the gauges that describe this model.
     pub(crate) fn observe(&self) {
         let info = self.classifier.info();
         gauge!(
@@ -99,12 +99,12 @@ impl Model {
         }
     }
 
-    /// A first pass pays for what later ones find ready; and a model that fails on it never serves.
+    /// Runs the network once: buffers are allocated before the first request, and a model that fails is never used.
     fn warm_up(&self) -> Result<()> {
         let size = self.classifier.info().preprocess.size;
         let blank = Pixels::new(size, size, vec![128; (size * size * 3) as usize]);
-        let blank = blank.context("the model takes pictures of no size")?;
-        // As many as there are threads, so that all of them have what they need.
+        let blank = blank.context("the model's input size is 0")?;
+        // One image per core, so that every thread allocates its buffers.
         let count = std::thread::available_parallelism().map_or(1, usize::from);
         let outputs = self.classifier.classify_and_embed(&vec![blank; count])?;
         let finite = outputs.iter().all(|(prediction, features)| {

@@ -1,9 +1,9 @@
-//! Images by URL, fetched only from the hosts that the operator names.
+//! Fetches images by URL from the hosts that the operator allows.
 //!
-//! A service that fetches the addresses of strangers can be made to ask hosts which only the service reaches (server-side
-//! request forgery). Three rules prevent that: the parsed address must match an entry of the list, each address that its
-//! name resolves to must be globally reachable, and the connection goes to an address that passed, without a second
-//! resolution (DNS rebinding). Redirects pass the same rules.
+//! A service that fetches URLs of clients can be made to send requests to hosts that only the service can reach (server-side
+//! request forgery). Three rules prevent that: the parsed URL must match an entry of the allow list; every IP address that
+//! its name resolves to must be globally reachable; and the connection uses an address that passed, without a second
+//! resolution, which would permit DNS rebinding. The rules apply to redirects as well.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -35,13 +35,13 @@ use crate::memory::Claim;
 use crate::problem::Problem;
 use crate::settings::Settings;
 
-/// Most redirects that are followed.
+/// Maximum number of redirects.
 const REDIRECTS: usize = 3;
-/// Most bytes of an address. Presigned addresses of object stores have up to about 2,500.
+/// Maximum length of a URL in bytes. Presigned URLs of object stores have up to about 2,500.
 const LONGEST: usize = 8 << 10;
-/// Most addresses of a name that are tried.
+/// Maximum number of a name's IP addresses that are tried.
 const ATTEMPTS: usize = 4;
-/// Bytes of a connection's read buffer, and so of an answer's headers.
+/// Size of a connection's read buffer in bytes, which also limits the response headers.
 const READ_BUFFER: usize = 64 << 10;
 
 impl From<Failure> for Problem {
@@ -55,7 +55,7 @@ impl From<Failure> for Problem {
                 let detail = "images are not fetched from the host, port or scheme of `url`";
                 (StatusCode::BAD_REQUEST, allowed, detail)
             }
-            // One text for both, so that nobody learns which internal names there are.
+            // One text for both, so that clients cannot find out which internal names exist.
             Failure::NotPublic => (gateway, allowed, UNREACHABLE),
             Failure::Unreachable => (gateway, failed, UNREACHABLE),
             Failure::RedirectNotListed => {
@@ -87,18 +87,18 @@ impl From<Failure> for Problem {
 /// Limits of fetching images.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FetchLimits {
-    /// Most bytes of an image.
+    /// Maximum size of an image in bytes.
     pub(crate) max_bytes: usize,
-    /// Longest time for a turn, and then for name resolution, connection, TLS, redirects and headers together.
+    /// Maximum time for a permit, and again for name resolution, connection, TLS, redirects and headers together.
     pub(crate) headers: Duration,
-    /// Longest pause while an image arrives.
+    /// Maximum pause while an image is received.
     pub(crate) pause: Duration,
-    /// Lowest rate at which an image arrives, in bytes a second, beyond that pause.
+    /// Minimum rate at which an image is received, in bytes per second, after the allowance of one pause.
     pub(crate) min_rate: u64,
-    /// Longest time for all of it.
+    /// Maximum time for the whole fetch.
     pub(crate) total: Duration,
-    /// Most fetches at a time; more wait in turn.
-    pub(crate) at_once: usize,
+    /// Maximum number of concurrent fetches; further ones wait in order of arrival.
+    pub(crate) concurrent: usize,
 }
 
 impl FetchLimits {
@@ -109,12 +109,12 @@ impl FetchLimits {
             pause: settings.transfer_timeout,
             min_rate: settings.min_rate,
             total: settings.fetch_timeout,
-            at_once: settings.max_fetches,
+            concurrent: settings.max_fetches,
         }
     }
 }
 
-/// Name resolution and TCP, which tests replace.
+/// Name resolution and TCP connections; tests use another implementation.
 #[async_trait]
 trait Network: Send + Sync + 'static {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
@@ -134,19 +134,19 @@ impl Network for System {
     }
 }
 
-/// Fetches images.
+/// Fetches images by URL.
 pub(crate) struct Remote {
     hosts: AllowedHosts,
     limits: FetchLimits,
     network: Arc<dyn Network>,
     tls: TlsConnector,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-/// An answer whose body is read as long as its connection is kept.
+/// A response, with the task of the connection that its body is read from.
 struct Answer {
     response: Response<Incoming>,
-    /// Its task ends when this is dropped.
+    /// Dropping it ends the task.
     _connection: JoinSet<hyper::Result<()>>,
 }
 
@@ -170,19 +170,19 @@ impl Remote {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let turns = Arc::new(Semaphore::new(limits.at_once.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { hosts, limits, network, tls: Arc::new(config).into(), turns })
+        let permits = Arc::new(Semaphore::new(limits.concurrent.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { hosts, limits, network, tls: Arc::new(config).into(), permits })
     }
 
-    /// The image at an address, with its claim on memory.
+    /// The image at a URL, with the claim on its memory.
     ///
     /// # Errors
-    /// - 400 for an address that is malformed or not on the list.
+    /// - 400 for a URL that is malformed or not on the list.
     /// - 413 for an image that is too large.
-    /// - 422 for an answer other than 200 or 5xx, one with a Content-Encoding, and a redirect that is not followed.
+    /// - 422 for a status other than 200 or 5xx, a response with a Content-Encoding, and a redirect that is not followed.
     /// - 502 when the host cannot be reached, its name resolves to an address that is not public, the connection breaks,
-    ///   or the answer is 5xx.
-    /// - 503 when no memory is free, or no turn in time.
+    ///   or the status is 5xx.
+    /// - 503 when no memory is free, or no permit is free in time.
     /// - 504 when the image does not arrive in time.
     pub(crate) async fn fetch(
         &self,
@@ -195,20 +195,20 @@ impl Remote {
         let url = Url::parse(url).map_err(|_| Failure::Malformed("`url` is no absolute URL"))?;
         let target = self.hosts.admit(url)?;
         let began = tokio::time::Instant::now();
-        let (turn, end) = (began + self.limits.headers, began + self.limits.total);
-        let turn = timeout_at(turn.min(end), Arc::clone(&self.turns).acquire_owned()).await;
-        let turn = turn.ok().and_then(Result::ok).ok_or(Failure::Busy)?;
-        let image = self.receive(target, Arc::new(turn), buffer);
+        let (queued, end) = (began + self.limits.headers, began + self.limits.total);
+        let permit = timeout_at(queued.min(end), Arc::clone(&self.permits).acquire_owned()).await;
+        let permit = permit.ok().and_then(Result::ok).ok_or(Failure::Busy)?;
+        let image = self.receive(target, Arc::new(permit), buffer);
         timeout_at(end, image).await.map_err(|_| Failure::TimedOut)?
     }
 
     async fn receive(
         &self,
         target: Target,
-        turn: Arc<OwnedSemaphorePermit>,
+        permit: Arc<OwnedSemaphorePermit>,
         mut buffer: Buffer<'_>,
     ) -> Result<(Bytes, Claim), Problem> {
-        let answer = timeout(self.limits.headers, self.follow(target, &turn));
+        let answer = timeout(self.limits.headers, self.follow(target, &permit));
         let Answer { response, _connection } = answer.await.map_err(|_| Failure::TimedOut)??;
         if response.status() != StatusCode::OK {
             return Err(Failure::Status(response.status()).into());
@@ -235,14 +235,14 @@ impl Remote {
         }
     }
 
-    /// The first answer that is no redirect.
+    /// Follows redirects; returns the first response that is none.
     async fn follow(
         &self,
         mut target: Target,
-        turn: &Arc<OwnedSemaphorePermit>,
+        permit: &Arc<OwnedSemaphorePermit>,
     ) -> Result<Answer, Failure> {
         for _ in 0..=REDIRECTS {
-            let answer = self.ask(&target, turn).await?;
+            let answer = self.send(&target, permit).await?;
             let Some(location) = location(&answer.response) else { return Ok(answer) };
             let url = target.url.join(location).map_err(|_| Failure::RedirectNotListed)?;
             target = self.hosts.admit(url).map_err(|_| Failure::RedirectNotListed)?;
@@ -250,13 +250,13 @@ impl Remote {
         Err(Failure::TooManyRedirects)
     }
 
-    async fn ask(
+    async fn send(
         &self,
         target: &Target,
-        turn: &Arc<OwnedSemaphorePermit>,
+        permit: &Arc<OwnedSemaphorePermit>,
     ) -> Result<Answer, Failure> {
         let request = target.request()?;
-        let stream = self.connect(target, turn).await?;
+        let stream = self.connect(target, permit).await?;
         if target.url.scheme() == "http" {
             return exchange(stream, request).await;
         }
@@ -270,14 +270,14 @@ impl Remote {
     async fn connect(
         &self,
         target: &Target,
-        turn: &Arc<OwnedSemaphorePermit>,
+        permit: &Arc<OwnedSemaphorePermit>,
     ) -> Result<TcpStream, Failure> {
         let addresses = match &target.host {
-            Host::Domain(name) => self.resolve(name, turn).await?,
+            Host::Domain(name) => self.resolve(name, permit).await?,
             Host::Ipv4(ip) => vec![IpAddr::from(*ip)],
             Host::Ipv6(ip) => vec![IpAddr::from(*ip)],
         };
-        // An address that does not answer must leave time for the others.
+        // An unresponsive address must leave time for the others.
         let patience = self.limits.headers / addresses.len().max(1) as u32;
         let mut failure = Failure::Unreachable;
         for ip in addresses {
@@ -293,18 +293,19 @@ impl Remote {
         Err(failure)
     }
 
-    /// Addresses of a name, asked for once, all of them public.
+    /// Resolves a name once; all of its addresses must be public.
     async fn resolve(
         &self,
         name: &str,
-        turn: &Arc<OwnedSemaphorePermit>,
+        permit: &Arc<OwnedSemaphorePermit>,
     ) -> Result<Vec<IpAddr>, Failure> {
-        let (network, host, turn) = (Arc::clone(&self.network), name.to_string(), Arc::clone(turn));
-        // The system's resolver cannot be interrupted: a resolution that outlasts its fetch keeps the turn, so that only
-        // few threads wait for a name server that hangs.
+        let (network, host, permit) =
+            (Arc::clone(&self.network), name.to_string(), Arc::clone(permit));
+        // The system's resolver cannot be cancelled: a resolution that outlasts its fetch keeps the permit, which limits the
+        // number of threads that wait for an unresponsive name server.
         let resolved = tokio::spawn(async move {
             let addresses = network.resolve(&host).await;
-            drop(turn);
+            drop(permit);
             addresses
         });
         let mut addresses = match resolved.await {

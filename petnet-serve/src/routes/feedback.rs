@@ -53,11 +53,11 @@ pub(super) async fn give(
     if given.len() > MOST_GIVEN {
         return Err(Problem::too_large(format!("more than {MOST_GIVEN} labels")));
     }
-    let authenticated = app.keys.is_sent(request.headers());
+    let authenticated = app.keys.is_authenticated(request.headers());
     let outcomes = take(app, given, authenticated).await?;
     for (outcome, given) in &outcomes {
         if let (Some(shadow), Outcome::Taken { actual, .. }) = (&app.shadow, outcome) {
-            shadow.judge(given.prediction_id, actual);
+            shadow.evaluate(given.prediction_id, actual);
         }
         let result = match outcome {
             Outcome::Taken { right: true, .. } => "right",

@@ -1,4 +1,4 @@
-//! Differences of two models' answers, in bounded memory.
+//! Comparison of two models' predictions, in bounded memory.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::SystemTime;
@@ -9,18 +9,18 @@ use uuid::Uuid;
 
 use crate::models::Model;
 
-/// The most different answers that are kept.
+/// Number of the largest differences that are kept.
 const DIFFERENCES: usize = 20;
-/// Answers of both models that are kept for the labels that may come.
-const ANSWERS: usize = 10_000;
+/// Number of predictions of both models that are kept for later user feedback.
+const PREDICTIONS: usize = 10_000;
 
-/// One model's answer.
+/// One model's prediction.
 #[derive(Debug, Clone)]
 struct Answer {
     /// Version of the model.
     version: String,
     label: String,
-    /// The label's name where metrics show it.
+    /// The label as metrics name it.
     class: String,
     confidence: f32,
     decision: &'static str,
@@ -43,7 +43,7 @@ impl Answer {
     }
 }
 
-/// Both models' answers on one image.
+/// Both models' predictions for one image.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {
     champion: Answer,
@@ -59,24 +59,24 @@ impl Pair {
         Self { champion, shadow, difference }
     }
 
-    /// True where both have the same label, or the same labels.
+    /// True where both predict the same label, or the same set of labels.
     pub(super) fn agree(&self) -> bool {
         self.champion.label == self.shadow.label
     }
 
-    /// Names of both classes, as metrics show them.
+    /// Both classes, as metrics name them.
     pub(super) fn classes(&self) -> [String; 2] {
         [self.champion.class.clone(), self.shadow.class.clone()]
     }
 
-    /// From 0, equal, to 1, see [`distance`].
+    /// From 0 (equal) to 1, see [`distance`].
     pub(super) fn difference(&self) -> f64 {
         self.difference
     }
 }
 
-/// The total variation distance of two answers, from 0 to 1: half the sum of the differences of their classes' probabilities,
-/// where a class that a model does not have counts as 0. Of several labels an image, the largest difference.
+/// The total variation distance of two predictions, from 0 to 1: half the sum of the absolute differences of their classes'
+/// probabilities, where a class that a model does not have counts as 0. For multi-label models, the largest difference.
 fn distance((first, a): (&Model, &Prediction), (second, b): (&Model, &Prediction)) -> f64 {
     let named = |model: &Model, prediction: &Prediction| -> BTreeMap<String, f32> {
         let labels = model.classifier.labels().iter().cloned();
@@ -94,20 +94,22 @@ fn distance((first, a): (&Model, &Prediction), (second, b): (&Model, &Prediction
     }
 }
 
-/// Agreement, differences and user feedback of two models. Another version of either begins anew.
+/// Agreement, differences and user feedback of two models. Another version of either model resets the figures.
 pub(super) struct Figures {
     since: SystemTime,
     versions: Option<[String; 2]>,
     results: BTreeMap<&'static str, u64>,
-    /// By the classes of the champion and the shadow.
+    /// Number of images by the classes of the champion and the shadow.
     classes: BTreeMap<[String; 2], u64>,
     decisions: BTreeMap<[&'static str; 2], u64>,
-    /// The largest differences, the largest first.
+    /// The largest differences, in descending order.
     differences: Vec<(Uuid, Pair)>,
-    answers: HashMap<Uuid, [String; 2]>,
+    /// Labels of both models, until user feedback arrives.
+    labels: HashMap<Uuid, [String; 2]>,
+    /// Keys of `labels`, the oldest first.
     order: VecDeque<Uuid>,
-    /// Labels given by users: both right, only the champion, only the shadow, neither.
-    judged: [u64; 4],
+    /// Number of images with user feedback: both models right, only the champion, only the shadow, neither.
+    feedback: [u64; 4],
 }
 
 impl Default for Figures {
@@ -119,9 +121,9 @@ impl Default for Figures {
             classes: BTreeMap::new(),
             decisions: BTreeMap::new(),
             differences: Vec::new(),
-            answers: HashMap::new(),
+            labels: HashMap::new(),
             order: VecDeque::new(),
-            judged: [0; 4],
+            feedback: [0; 4],
         }
     }
 }
@@ -142,12 +144,12 @@ impl Figures {
         let decisions = [pair.champion.decision, pair.shadow.decision];
         *self.decisions.entry(decisions).or_default() += 1;
         let labels = [pair.champion.label.clone(), pair.shadow.label.clone()];
-        self.answers.insert(id, labels);
+        self.labels.insert(id, labels);
         self.order.push_back(id);
-        if self.order.len() > ANSWERS
+        if self.order.len() > PREDICTIONS
             && let Some(oldest) = self.order.pop_front()
         {
-            self.answers.remove(&oldest);
+            self.labels.remove(&oldest);
         }
         let place =
             self.differences.partition_point(|(_, other)| other.difference >= pair.difference);
@@ -157,13 +159,12 @@ impl Figures {
         }
     }
 
-    /// Notes the label of an image that both models have classified, and tells for each if it was right; a second label of
-    /// the image is passed over.
-    pub(super) fn judge(&mut self, id: Uuid, actual: &str) -> Option<[(&'static str, bool); 2]> {
-        let [champion, shadow] = self.answers.remove(&id)?.map(|label| label == actual);
+    /// Records user feedback on an image that both models have classified, and returns for each model if it was right; `None`
+    /// for an unknown image, and for further feedback on the same image.
+    pub(super) fn evaluate(&mut self, id: Uuid, actual: &str) -> Option<[(&'static str, bool); 2]> {
+        let [champion, shadow] = self.labels.remove(&id)?.map(|label| label == actual);
         let place = usize::from(!champion) * 2 + usize::from(!shadow);
-        // In the order of the fields' documentation: both, only the champion, only the shadow, neither.
-        self.judged[place] += 1;
+        self.feedback[place] += 1;
         Some([("champion", champion), ("shadow", shadow)])
     }
 
@@ -171,7 +172,7 @@ impl Figures {
         let result = |name: &str| self.results.get(name).copied().unwrap_or(0);
         let compared = result("agreed") + result("disagreed");
         let version = |place: usize| self.versions.as_ref().map(|versions| versions[place].clone());
-        let [both, first, second, neither] = self.judged;
+        let [both, first, second, neither] = self.feedback;
         let classes = self.classes.iter().map(|([champion, shadow], count)| {
             json!({ "champion": champion, "shadow": shadow, "photos": count })
         });
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_differences_are_kept_and_labels_judge_both() {
+    fn the_largest_differences_are_kept_and_feedback_evaluates_both_models() {
         let mut figures = Figures::default();
         let ids: Vec<Uuid> = (0..30).map(Uuid::from_u128).collect();
         for (number, id) in ids.iter().enumerate() {
@@ -235,14 +236,18 @@ mod tests {
         }
         let kept: Vec<_> = figures.differences.iter().map(|(id, _)| *id).collect();
         assert_eq!(kept, ids.iter().rev().take(DIFFERENCES).copied().collect::<Vec<_>>());
-        assert_eq!(figures.judge(ids[0], "cat"), Some([("champion", true), ("shadow", false)]));
-        assert_eq!(figures.judge(ids[0], "cat"), None, "judged once");
-        assert_eq!(figures.judge(ids[3], "dog"), Some([("champion", false), ("shadow", true)]));
+        assert_eq!(figures.evaluate(ids[0], "cat"), Some([("champion", true), ("shadow", false)]));
+        assert_eq!(figures.evaluate(ids[0], "cat"), None, "only the first feedback counts");
+        assert_eq!(figures.evaluate(ids[3], "dog"), Some([("champion", false), ("shadow", true)]));
         let json = figures.json("a", ("b", 0.5));
         assert_eq!((&json["photos"], &json["agreement"]), (&json!(30), &json!(20.0 / 30.0)));
         assert_eq!(json["feedback"]["only_champion_right"], 1);
         assert_eq!(json["feedback"]["only_shadow_right"], 1);
         figures.insert(ids[1], pair(["cat", "cat"], ["1", "3"], 0.1));
-        assert_eq!(figures.json("a", ("b", 0.5))["photos"], 1, "another version begins anew");
+        assert_eq!(
+            figures.json("a", ("b", 0.5))["photos"],
+            1,
+            "another version resets the figures"
+        );
     }
 }

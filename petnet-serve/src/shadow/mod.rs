@@ -1,7 +1,8 @@
-//! A second model on a sample of the first one's images, after their answers have left: how often both agree, and where not.
+//! The shadow model: it classifies a sample of the default model's images after their responses are sent, and the
+//! predictions of both models are compared.
 //!
-//! The shadow never delays an answer. Its images wait in a short queue of their own, which takes memory from the budget of
-//! requests; they are classified one at a time while no request waits, as those of a batch caller, or passed over.
+//! The shadow model never delays a response. Its images wait in a short queue of their own, which claims memory from the
+//! budget of requests; they are classified one at a time, with batch priority, while the service is idle, or skipped.
 
 mod figures;
 
@@ -23,50 +24,50 @@ use crate::standing::Priority;
 use crate::telemetry::names;
 use figures::{Figures, Pair};
 
-/// Most images that wait for the shadow model.
-const WAITING: usize = 16;
-/// Longest time that an image waits for the service to be idle.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Time between two looks at it.
-const LOOK: Duration = Duration::from_millis(5);
+/// Capacity of the shadow model's queue, in images.
+const CAPACITY: usize = 16;
+/// Maximum time that an image waits for the service to be idle.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval between two checks if the service is idle.
+const IDLE_POLL: Duration = Duration::from_millis(5);
 
 /// An image that the default model has classified.
 pub(crate) struct Sample {
     id: Uuid,
     champion: Arc<Model>,
     prediction: Prediction,
-    photo: Bytes,
+    image: Bytes,
     _memory: Claim,
 }
 
-/// The sampled images of a request; they travel with its answer.
+/// The sampled images of a request, which its response carries until it is sent.
 #[derive(Clone, Default)]
 pub(crate) struct Samples(Arc<Mutex<Vec<Sample>>>);
 
 impl Samples {
-    /// Adds an image of the default model, if there is a shadow model, the sample includes it and memory is free.
+    /// Adds an image of the default model, if there is a shadow model, the image is sampled and memory is free.
     pub(crate) fn offer(
         &mut self,
         shadow: Option<&Arc<Shadow>>,
         target: &Target,
         (id, prediction): (Uuid, &Prediction),
-        photo: &Bytes,
+        image: &Bytes,
     ) {
         let Some(shadow) = shadow else { return };
-        if !Arc::ptr_eq(&target.served, &shadow.champion) || !shadow.wants(id) {
+        if !Arc::ptr_eq(&target.served, &shadow.champion) || !shadow.is_sampled(id) {
             return;
         }
-        let Ok(memory) = shadow.memory.buffer(photo.len()) else { return shadow.count("skipped") };
+        let Ok(memory) = shadow.memory.buffer(image.len()) else { return shadow.count("skipped") };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Sample {
             id,
             champion: Arc::clone(&target.model),
             prediction: prediction.clone(),
-            photo: photo.clone(),
+            image: image.clone(),
             _memory: memory,
         });
     }
 
-    /// Hands the images to the shadow model; those that it has no room for are passed over.
+    /// Submits the images to the shadow model; those that its queue has no space for are skipped.
     pub(crate) fn submit(&self, shadow: &Shadow) {
         for sample in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if shadow.waiting.try_send(sample).is_err() {
@@ -76,23 +77,23 @@ impl Samples {
     }
 }
 
-/// The shadow model, and what was learned of it.
+/// The shadow model, and its comparison with the default model.
 pub(crate) struct Shadow {
     served: Arc<Served>,
     champion: Arc<Served>,
     memory: Arc<Memory>,
     share: f64,
     waiting: mpsc::Sender<Sample>,
-    /// Taken by the task that runs the shadow model.
+    /// The receiver, which the task of [`Shadow::run`] takes.
     samples: Mutex<Option<mpsc::Receiver<Sample>>>,
     figures: Mutex<Figures>,
 }
 
 impl Shadow {
-    /// `None` without the setting. The name was checked when the models were declared.
+    /// `None` without `--shadow`, whose name [`Models::new`] has validated.
     pub(crate) fn new(settings: &Settings, models: &Models, memory: Arc<Memory>) -> Option<Self> {
         let served = Arc::clone(models.find(Some(settings.shadow.as_deref()?)).ok()?);
-        let (waiting, samples) = mpsc::channel(WAITING);
+        let (waiting, samples) = mpsc::channel(CAPACITY);
         let figures = Mutex::default();
         let shadow = Self {
             served,
@@ -114,8 +115,8 @@ impl Shadow {
         self.served.name().to_string()
     }
 
-    /// Decides by the random bits of the prediction's id, so that a repeated decision is the same.
-    fn wants(&self, id: Uuid) -> bool {
+    /// True for a sampled image. The random bits of the prediction's id decide, so that the result is the same each time.
+    fn is_sampled(&self, id: Uuid) -> bool {
         let random = id.as_u128() as u32;
         f64::from(random) < self.share * (f64::from(u32::MAX) + 1.0)
     }
@@ -130,21 +131,21 @@ impl Shadow {
         self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what an image really shows, for both models where the shadow has classified it.
-    pub(crate) fn judge(&self, id: Uuid, actual: &str) {
-        for (model, right) in self.lock().judge(id, actual).into_iter().flatten() {
+    /// Records the user feedback on an image, if the shadow model has classified it.
+    pub(crate) fn evaluate(&self, id: Uuid, actual: &str) {
+        for (model, right) in self.lock().evaluate(id, actual).into_iter().flatten() {
             let result = if right { "right" } else { "wrong" };
             counter!(names::SHADOW_FEEDBACK_TOTAL, "model" => model, "result" => result)
                 .increment(1);
         }
     }
 
-    /// The comparison of both models, for the operator's page.
+    /// The comparison of both models, for `/shadow`.
     pub(crate) fn json(&self) -> Value {
         self.lock().json(self.champion.name(), (self.served.name(), self.share))
     }
 
-    /// Classifies the sampled images, until the service ends.
+    /// Classifies the sampled images until the service ends.
     pub(crate) async fn run(&self, models: &Models, batcher: &Batcher) {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut samples) = samples else { return };
@@ -156,19 +157,19 @@ impl Shadow {
     async fn classify(&self, models: &Models, batcher: &Batcher, sample: Sample) {
         let waited = async {
             while !models.is_idle() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(IDLE_POLL).await;
             }
         };
-        let idle = tokio::time::timeout(PATIENCE, waited).await.is_ok();
+        let idle = tokio::time::timeout(IDLE_TIMEOUT, waited).await.is_ok();
         let Ok(target) = self.served.target(Priority::Batch) else { return self.count("skipped") };
         if !idle {
             return self.count("skipped");
         }
-        match batcher.classify(&target, sample.photo.clone()).await {
+        match batcher.classify(&target, sample.image.clone()).await {
             Ok(answer) => self.note(&sample, &target.model, &answer.value.prediction),
             Err(problem) => {
                 self.count("failed");
-                tracing::warn!(problem = problem.detail, "the shadow model gave no answer");
+                tracing::warn!(problem = problem.detail, "the shadow model failed");
             }
         }
     }

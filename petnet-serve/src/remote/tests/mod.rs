@@ -26,7 +26,7 @@ const LIMITS: FetchLimits = FetchLimits {
     pause: Duration::from_secs(20),
     min_rate: 1024,
     total: Duration::from_secs(40),
-    at_once: 4,
+    concurrent: 4,
 };
 
 fn hosts(text: &str) -> AllowedHosts {
@@ -702,7 +702,7 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
 #[tokio::test]
 async fn few_fetches_go_on_at_a_time() {
     let server = Server::start(|_| vec![(300, IMAGE.into())]).await;
-    let one = FetchLimits { at_once: 1, ..LIMITS };
+    let one = FetchLimits { concurrent: 1, ..LIMITS };
     let remote = server.remote(one);
     let began = Instant::now();
     let url = server.url("/");
