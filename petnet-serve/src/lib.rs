@@ -53,9 +53,9 @@ pub use settings::{LogFormat, MetricsAddr, Settings};
 pub use telemetry::{Log, start_log};
 
 use app::{App, Phase};
-use routes::Face;
+use routes::ListenerKind;
 use server::Server;
-use telemetry::{MetricsExport, PATIENCE};
+use telemetry::{EXPORT_TIMEOUT, MetricsExport};
 use tls::Tls;
 
 /// The sockets to serve on.
@@ -89,9 +89,9 @@ pub async fn run(
     let endpoint = app.settings.otlp_endpoint.as_deref();
     let export = MetricsExport::start(endpoint, move || measured.scrape())?;
     let mut server = Server::new(Arc::clone(&app));
-    server.listen(listeners.api, Face::Api, tls.clone());
+    server.listen(listeners.api, ListenerKind::Api, tls.clone());
     if let Some(listener) = listeners.metrics {
-        server.listen(listener, Face::Metrics, None);
+        server.listen(listener, ListenerKind::Metrics, None);
     }
     let health = tokio::spawn(routes::report_health(Arc::clone(&app)));
     let mut shutdown = pin!(shutdown);
@@ -117,8 +117,9 @@ pub async fn run(
     health.abort();
     // Traces and metrics that cannot be exported within the grace period are dropped.
     let traces = tokio::task::spawn_blocking(move || app.traces.finish());
-    let metrics =
-        tokio::task::spawn_blocking(move || export.into_iter().for_each(|e| e.finish(PATIENCE)));
+    let metrics = tokio::task::spawn_blocking(move || {
+        export.into_iter().for_each(|e| e.finish(EXPORT_TIMEOUT))
+    });
     let _ = tokio::time::timeout_at(end, async { tokio::join!(traces, metrics) }).await;
     tracing::info!("stopped");
     Ok(())

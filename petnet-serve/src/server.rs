@@ -21,7 +21,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::app::App;
 use crate::body::Body;
 use crate::problem::Problem;
-use crate::routes::{self, Face};
+use crate::routes::{self, ListenerKind};
 use crate::settings::Settings;
 use crate::socket::{Client, Pace};
 use crate::telemetry::names;
@@ -91,7 +91,12 @@ impl Server {
     }
 
     /// Accepts connections until [`Phase::Closing`](crate::app::Phase::Closing).
-    pub(crate) fn listen(&mut self, listener: TcpListener, face: Face, tls: Option<Arc<Tls>>) {
+    pub(crate) fn listen(
+        &mut self,
+        listener: TcpListener,
+        kind: ListenerKind,
+        tls: Option<Arc<Tls>>,
+    ) {
         let limit = Arc::new(ConnectionLimit::new(&self.app.settings));
         self.limits.push(Arc::clone(&limit));
         let app = Arc::clone(&self.app);
@@ -116,7 +121,7 @@ impl Server {
                 };
                 let connection = Connection {
                     app: Arc::clone(&app),
-                    face,
+                    kind,
                     peer: address,
                     state: Arc::new(State::new()),
                 };
@@ -187,7 +192,7 @@ impl Drop for Open {
 
 struct Connection {
     app: Arc<App>,
-    face: Face,
+    kind: ListenerKind,
     peer: IpAddr,
     state: Arc<State>,
 }
@@ -271,9 +276,9 @@ impl Connection {
         request: hyper::Request<hyper::body::Incoming>,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
         let open = Open::new(&self.state);
-        let (app, face, peer) = (Arc::clone(&self.app), self.face, self.peer);
+        let (app, kind, peer) = (Arc::clone(&self.app), self.kind, self.peer);
         async move {
-            let reply = routes::handle(&app, face, peer, request).await;
+            let reply = routes::handle(&app, kind, peer, request).await;
             drop(open);
             Ok(reply)
         }

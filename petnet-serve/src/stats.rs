@@ -51,7 +51,7 @@ impl Stats {
         let Some(note) = note else { return sums.fail.add(took) };
         sums.success.add(took);
         sums.last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        sums.images += note.photos as u64;
+        sums.images += note.images as u64;
         for timings in &note.timings {
             sums.queue.add(timings.queue.took);
             sums.decode.add(timings.decode.took);

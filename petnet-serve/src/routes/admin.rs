@@ -1,4 +1,4 @@
-//! `/admin/reload`: another model without a pause.
+//! `/admin/reload`: reloads a model while the previous one remains in use.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use super::{Reply, json as json_reply, query};
 use crate::app::App;
 use crate::problem::Problem;
 
-/// Loads the model of the parameter `model` anew, or the default one.
+/// Reloads the model of the query parameter `model`, or the default model.
 pub(super) async fn reload(app: &Arc<App>, uri: &Uri) -> Result<Reply, Problem> {
     let served = app.models.find(query(uri, "model").as_deref())?;
     let model = app.reload(served).await.map_err(|error| {
-        let detail = format!("the model was refused, the old one stays: {error:#}");
+        let detail = format!("the model was refused, the previous one stays in use: {error:#}");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "model_refused", detail)
     })?;
     let body = json!({ "name": model.name, "version": model.version, "sha256": model.sha256 });

@@ -1,4 +1,4 @@
-//! `/embed`: an image's embedding, for look-alikes and duplicates.
+//! `/embed`: the embedding of an image, for similarity search and duplicates.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::problem::Problem;
 use crate::telemetry::{Note, milliseconds};
 
-/// Floats are written with as many digits as it takes to read the same ones.
+/// The response. `serde_json` writes the shortest digits that parse to the same f32.
 #[derive(Serialize)]
 struct Body<'a> {
     embedding: &'a [f32],
@@ -25,11 +25,11 @@ struct Body<'a> {
 struct Named<'a> {
     name: &'a str,
     version: &'a str,
-    /// Embeddings of two models must not be compared.
+    /// Embeddings of different models are not comparable.
     sha256: &'a str,
 }
 
-/// An embedding is no prediction: it is neither counted as one nor kept for feedback.
+/// Embeds an image. It is neither counted as a prediction nor stored for feedback.
 pub(super) async fn embed(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
@@ -47,6 +47,6 @@ pub(super) async fn embed(
     let body = serde_json::to_vec(&body).map_err(|_| Problem::internal())?;
     let mut reply = text("application/json", body);
     let (accepted, timings) = (Some(accepted), answer.timings.into_iter().collect());
-    reply.extensions_mut().insert(Note { accepted, timings, photos: 1, bytes, ..Note::default() });
+    reply.extensions_mut().insert(Note { accepted, timings, images: 1, bytes, ..Note::default() });
     Ok(reply)
 }

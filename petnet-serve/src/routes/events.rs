@@ -1,4 +1,4 @@
-//! `/events`: what the platform tells of its business.
+//! `/events`: business events of the adoption platform, as metrics.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `/explain`: the answer, and where the network looked.
+//! `/explain`: the prediction, and a Grad-CAM heat map of the regions that it depends on.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::outputs::Answer;
 use crate::problem::Problem;
 use crate::telemetry::{Note, milliseconds};
 
-/// Longer side of the picture in the answer, in pixels.
+/// Longer side of the overlay image, in pixels.
 const SIDE: u32 = 512;
 
 pub(super) async fn explain(
@@ -31,18 +31,18 @@ pub(super) async fn explain(
     let wants_json = preferred(request.headers(), [Form::Png, Form::Json]) == Form::Json;
     let Images { target, upload, accepted: began } = Images::read(app, request).await?;
     let bytes = upload.size;
-    let photo = upload.only()?;
-    let answer = app.batcher.explain(&target, photo.clone()).await?;
-    let Answer { value: explanation, timings, photo: known } = answer;
+    let image = upload.only()?;
+    let answer = app.batcher.explain(&target, image.clone()).await?;
+    let Answer { value: explanation, timings, photo: facts } = answer;
     let limits = app.settings.limits();
     let large = Preprocess { size: SIDE, resize: Resize::Squeeze };
-    // Beside decoding, two pictures of the answer's size and its file.
-    let memory = large.memory(&photo, &limits)? + 3 * u64::from(SIDE * SIDE * 3);
-    let drawn = move || draw(&explanation, &photo, &limits).map(|png| (explanation, png));
+    // In addition to decoding: two images of the overlay's size, and the PNG file.
+    let memory = large.memory(&image, &limits)? + 3 * u64::from(SIDE * SIDE * 3);
+    let drawn = move || draw(&explanation, &image, &limits).map(|png| (explanation, png));
     let (explanation, png) = app.batcher.decoders().run(memory, drawn).await?;
     let prediction = explanation.prediction();
     let id = new_id();
-    remember(app, &target, id, (prediction, &known));
+    remember(app, &target, id, (prediction, &facts));
     let mut fields = describe(prediction, &target.model, id);
     let mut reply = if wants_json {
         let encoded = base64::engine::general_purpose::STANDARD.encode(&png);
@@ -70,14 +70,14 @@ pub(super) async fn explain(
     Ok(reply)
 }
 
-/// The photo under the heat map, as a PNG file.
-fn draw(explanation: &Explanation, photo: &Bytes, limits: &Limits) -> Result<Bytes, Problem> {
-    let pixels = shrink(decode_at_least(photo, limits, SIDE)?).ok_or_else(Problem::internal)?;
+/// The image with the heat map over it, as a PNG file.
+fn draw(explanation: &Explanation, bytes: &Bytes, limits: &Limits) -> Result<Bytes, Problem> {
+    let pixels = shrink(decode_at_least(bytes, limits, SIDE)?).ok_or_else(Problem::internal)?;
     let overlay = explanation.overlay(&pixels);
     let (width, height) = (overlay.width(), overlay.height());
-    let picture = image::RgbImage::from_raw(width, height, overlay.into_data()).unwrap_or_default();
+    let overlay = image::RgbImage::from_raw(width, height, overlay.into_data()).unwrap_or_default();
     let mut png = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut png, image::ImageFormat::Png).map_err(|_| Problem::internal())?;
+    overlay.write_to(&mut png, image::ImageFormat::Png).map_err(|_| Problem::internal())?;
     Ok(png.into_inner().into())
 }
 
@@ -86,7 +86,7 @@ fn shrink(pixels: Pixels) -> Option<Pixels> {
     if width.max(height) <= SIDE {
         return Some(pixels);
     }
-    let picture = image::RgbImage::from_raw(width, height, pixels.into_data())?;
-    let small = image::DynamicImage::from(picture).thumbnail(SIDE, SIDE).into_rgb8();
+    let large = image::RgbImage::from_raw(width, height, pixels.into_data())?;
+    let small = image::DynamicImage::from(large).thumbnail(SIDE, SIDE).into_rgb8();
     Pixels::new(small.width(), small.height(), small.into_raw())
 }

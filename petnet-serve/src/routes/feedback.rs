@@ -1,4 +1,4 @@
-//! `/feedback`: what earlier answers should have been, and all of that for the next training.
+//! `/feedback`: submits the actual labels of earlier predictions; `/feedback/export`: all of them, for training.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,10 +21,11 @@ use crate::models::Model;
 use crate::problem::Problem;
 use crate::telemetry::names;
 
-/// Most labels in one request, and in one answer.
-const MOST_GIVEN: usize = 1000;
-const MOST_TAKEN: usize = 5000;
-/// Most bytes that a label takes in memory and as a line together.
+/// Maximum number of labels in a request.
+const MAX_SUBMITTED: usize = 1000;
+/// Maximum number of labels in a response of the export.
+const MAX_EXPORTED: usize = 5000;
+/// Maximum number of bytes of a label, in memory and as a line together.
 const LABEL: usize = 1024;
 
 #[derive(Deserialize)]
@@ -40,21 +41,21 @@ struct Given {
     label: String,
 }
 
-pub(super) async fn give(
+pub(super) async fn submit(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    switched_on(app)?;
+    check_enabled(app)?;
     let body: Body = app.uploads.read_json(request, &app.settings).await?;
     let (given, many) = match body {
         Body::One(given) => (vec![given], false),
         Body::Many { feedback } => (feedback, true),
     };
-    if given.len() > MOST_GIVEN {
-        return Err(Problem::too_large(format!("more than {MOST_GIVEN} labels")));
+    if given.len() > MAX_SUBMITTED {
+        return Err(Problem::too_large(format!("more than {MAX_SUBMITTED} labels")));
     }
     let authenticated = app.keys.is_authenticated(request.headers());
-    let outcomes = take(app, given, authenticated).await?;
+    let outcomes = store(app, given, authenticated).await?;
     for (outcome, given) in &outcomes {
         if let (Some(shadow), Outcome::Taken { actual, .. }) = (&app.shadow, outcome) {
             shadow.evaluate(given.prediction_id, actual);
@@ -76,22 +77,22 @@ pub(super) async fn give(
     Ok(json_reply(StatusCode::OK, &entry))
 }
 
-/// The outcome of each label.
-async fn take(
+/// Stores the labels, and returns the outcome of each.
+async fn store(
     app: &Arc<App>,
     given: Vec<Given>,
     authenticated: bool,
 ) -> Result<Vec<(Outcome, Given)>, Problem> {
-    // While models are loaded nothing is known of their labels.
+    // Labels are validated against those of a loaded model.
     app.models.default().get().ok_or_else(Problem::not_ready)?;
-    let asked = Arc::clone(app);
+    let shared = Arc::clone(app);
     let labels: Vec<(Uuid, String)> =
         given.iter().map(|given| (given.prediction_id, given.label.clone())).collect();
     let outcomes = tokio::task::spawn_blocking(move || {
         let known = |predicted: &Predicted, given: &str| {
-            known_label(&*asked.models.of_version(&predicted.model)?, given)
+            known_label(&*shared.models.of_version(&predicted.model)?, given)
         };
-        let feedback = asked.feedback.as_ref();
+        let feedback = shared.feedback.as_ref();
         feedback.map(|feedback| feedback.label(&labels, authenticated, known))
     });
     let outcomes = outcomes.await.map_err(|_| Problem::internal())?.transpose();
@@ -115,8 +116,8 @@ fn unknown_label(app: &App) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail)
 }
 
-/// A label as predictions have it, see [`Prediction::label_text`](petnet::Prediction::label_text); `None` for one that the
-/// model does not know.
+/// A label in the form of [`Prediction::label_text`](petnet::Prediction::label_text); `None` for one that the model does not
+/// have.
 fn known_label(model: &Model, given: &str) -> Option<String> {
     let labels = model.classifier.labels();
     if given.len() > LONGEST_LABEL {
@@ -154,18 +155,18 @@ pub(super) async fn export(
     app: &Arc<App>,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
-    switched_on(app)?;
+    check_enabled(app)?;
     let after = after(request.uri())?;
-    let _claim = app.memory.buffer(MOST_TAKEN * LABEL)?;
-    let asked = Arc::clone(app);
+    let _claim = app.memory.buffer(MAX_EXPORTED * LABEL)?;
+    let shared = Arc::clone(app);
     let labels = tokio::task::spawn_blocking(move || {
-        asked.feedback.as_ref().map(|feedback| feedback.export(after, MOST_TAKEN))
+        shared.feedback.as_ref().map(|feedback| feedback.export(after, MAX_EXPORTED))
     });
     let labels = labels.await.map_err(|_| Problem::internal())?.transpose().map_err(failed)?;
     let labels = labels.unwrap_or_default();
     let lines: String = labels.iter().map(|(id, labelled)| line(*id, labelled)).collect();
     let mut reply = text("application/x-ndjson", lines);
-    if let Some((last, _)) = labels.last().filter(|_| labels.len() == MOST_TAKEN) {
+    if let Some((last, _)) = labels.last().filter(|_| labels.len() == MAX_EXPORTED) {
         let next = format!("</feedback/export?after={last}>; rel=\"next\"");
         if let Ok(next) = HeaderValue::from_str(&next) {
             reply.headers_mut().insert(LINK, next);
@@ -190,19 +191,19 @@ fn line(id: Uuid, labelled: &Labelled) -> String {
     format!("{entry}\n")
 }
 
-/// The id in `?after=ID`.
+/// The query parameter `after`, a prediction id.
 fn after(uri: &Uri) -> Result<Option<Uuid>, Problem> {
     let Some(id) = query(uri, "after") else { return Ok(None) };
     id.parse().map(Some).map_err(|_| Problem::bad_request("`after` is a prediction_id"))
 }
 
-fn switched_on(app: &App) -> Result<&Feedback, Problem> {
+fn check_enabled(app: &App) -> Result<&Feedback, Problem> {
     let detail = "feedback is switched off: start the server with --feedback FOLDER";
     let off = || Problem::new(StatusCode::NOT_IMPLEMENTED, "feedback_off", detail);
     app.feedback.as_ref().ok_or_else(off)
 }
 
-/// The store has logged and counted it.
+/// The response to a failure of the store, which [`Feedback`] has logged and counted.
 fn failed(_: anyhow::Error) -> Problem {
     Problem::internal()
 }

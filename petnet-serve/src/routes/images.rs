@@ -1,4 +1,4 @@
-//! A request's images, and the model that they go to.
+//! The images of a request, and the model for them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,32 +14,33 @@ use crate::problem::Problem;
 use crate::standing::Priority;
 use crate::upload::Upload;
 
-/// The images of a request, read whole.
+/// The images of a request whose body was read completely.
 pub(super) struct Images {
     pub(super) target: Target,
     pub(super) upload: Upload,
-    /// The time when the request's body was complete.
+    /// Time at which the request's body was complete.
     pub(super) accepted: Instant,
 }
 
 impl Images {
-    /// Reads the request, whose model is that of the parameter `model`, of the field `model` in its body, or the default one.
+    /// Reads the request. Its model is that of the query parameter `model`, of the field `model` of its body, or the default.
     ///
     /// # Errors
-    /// 404 for a model that there is not, 503 where its line is too long, and those of [`Uploads::read`](crate::upload::Uploads).
+    /// 404 for an unknown model, 503 where too many images wait for it, and those of
+    /// [`Uploads::read`](crate::upload::Uploads::read).
     pub(super) async fn read(
         app: &Arc<App>,
         request: &mut Request<Incoming>,
     ) -> Result<Self, Problem> {
-        let asked = query(request.uri(), "model");
+        let parameter = query(request.uri(), "model");
         let priority = priority(request);
-        let mut target = app.target(asked.as_deref(), priority)?;
+        let mut target = app.target(parameter.as_deref(), priority)?;
         target.check_line()?;
         let upload = app.uploads.read(request, &app.settings).await?;
         let accepted = Instant::now();
-        match (&asked, &upload.model) {
-            (Some(asked), Some(field)) if asked != field => {
-                let detail = format!("two models are named: `{asked}` and `{field}`");
+        match (&parameter, &upload.model) {
+            (Some(parameter), Some(field)) if parameter != field => {
+                let detail = format!("two models are named: `{parameter}` and `{field}`");
                 return Err(Problem::bad_request(detail));
             }
             (None, Some(field)) => target = app.target(Some(field), priority)?,
@@ -49,12 +50,12 @@ impl Images {
     }
 }
 
-/// The urgency that the request's key gives it.
+/// The priority of the request's key.
 pub(super) fn priority<B>(request: &Request<B>) -> Priority {
     request.extensions().get().copied().unwrap_or_default()
 }
 
-/// The image of a request, and the outputs of the model on it.
+/// A request with one image, and the model's output for it.
 pub(super) struct Single {
     pub(super) images: Images,
     pub(super) answer: Answer<Classified>,

@@ -1,4 +1,4 @@
-//! From a request to its answer: which path, which method, and what every answer carries.
+//! Routing: maps requests to handlers, checks host, method and key, and adds the headers that all responses have.
 
 mod admin;
 mod embed;
@@ -51,27 +51,27 @@ pub(crate) use v2::parse_tensors;
 
 /// The paths that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Face {
-    /// All of them.
+pub(crate) enum ListenerKind {
+    /// All paths.
     Api,
-    /// `/metrics` alone.
+    /// Only `/metrics`.
     Metrics,
 }
 
-/// An answer: small enough to be whole.
+/// A response whose body is complete in memory.
 pub(crate) type Reply = Response<Bytes>;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
-/// Longest time in which a refused client is kept waiting: who asks again at once must not take the time of others.
+/// Delay of a response that refuses a request for overload, which slows clients down that retry at once.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Answers of more bytes claim memory.
+/// Larger bodies of responses, in bytes, claim memory.
 const SMALL: usize = 16 << 10;
 
-/// Answers any request; nothing it does can end the connection without an answer.
+/// Answers a request; a panic of its handler becomes a response with status 500.
 pub(crate) async fn handle(
     app: &Arc<App>,
-    face: Face,
+    listener: ListenerKind,
     peer: IpAddr,
     mut request: Request<Incoming>,
 ) -> Response<Body> {
@@ -79,17 +79,17 @@ pub(crate) async fn handle(
     let (method, version) = (request.method().clone(), request.version());
     let id = request_id(request.headers());
     let parent = parent(request.headers());
-    let (route, mut reply) = if face == Face::Api && grpc::is_call(request.headers()) {
+    let (route, mut reply) = if listener == ListenerKind::Api && grpc::is_call(request.headers()) {
         let known = grpc::Method::find(request.uri().path());
         let work = AssertUnwindSafe(grpc::answer(app, known, request)).catch_unwind();
         let failed = |_| grpc::refuse(app, Problem::internal());
         (known.map_or("unknown", grpc::Method::path), work.await.unwrap_or_else(failed))
     } else {
-        whole(app, face, peer, &mut request).await
+        answer_http(app, listener, peer, &mut request).await
     };
-    finish(app, reply.headers_mut(), &id, version);
+    add_headers(app, reply.headers_mut(), &id, version);
     let note = reply.extensions_mut().remove::<Note>().unwrap_or_default();
-    // A call of gRPC that is refused has the status 200; its problem has that of HTTP.
+    // A refused gRPC call has the HTTP status 200; its problem has the status that is logged.
     let status = note.problem.as_ref().map_or(reply.status(), |problem| problem.status);
     let took = began.elapsed();
     let record =
@@ -98,21 +98,21 @@ pub(crate) async fn handle(
     reply
 }
 
-/// Answers a request of the table, or refuses it; with the name of its route.
-async fn whole(
+/// Answers a request other than gRPC's; returns the path of its route and the response.
+async fn answer_http(
     app: &Arc<App>,
-    face: Face,
+    listener: ListenerKind,
     peer: IpAddr,
     request: &mut Request<Incoming>,
 ) -> (&'static str, Response<Body>) {
     let known = table::find(request.uri().path());
     let route = known.as_ref().map_or("unknown", |(entry, _)| entry.path);
-    if known.as_ref().is_some_and(|(entry, _)| entry.visited) {
+    if known.as_ref().is_some_and(|(entry, _)| entry.has_session) {
         app.sessions.touch(request.headers(), peer);
     }
     let outcome = match known {
-        Some((entry, model)) if face == Face::Api || entry.route == Route::Metrics => {
-            let work = AssertUnwindSafe(dispatch(app, (face, entry), &model, request));
+        Some((entry, model)) if listener == ListenerKind::Api || entry.route == Route::Metrics => {
+            let work = AssertUnwindSafe(dispatch(app, (listener, entry), &model, request));
             work.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
         Some(_) | None => {
@@ -136,7 +136,7 @@ async fn whole(
 
 async fn dispatch(
     app: &Arc<App>,
-    (face, entry): (Face, &'static Entry),
+    (listener, entry): (ListenerKind, &'static Entry),
     model: &str,
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
@@ -147,10 +147,10 @@ async fn dispatch(
     if !entry.allow.split(", ").any(|name| name == request.method().as_str()) {
         return Err(Problem::method(entry.allow));
     }
-    let standing = match face {
-        // The listener for metrics is not for strangers.
-        Face::Metrics => Standing::default(),
-        Face::Api => permit(app, entry.access, request.headers())?,
+    let standing = match listener {
+        // The metrics listener is not exposed to clients, and needs no key.
+        ListenerKind::Metrics => Standing::default(),
+        ListenerKind::Api => permit(app, entry.access, request.headers())?,
     };
     request.extensions_mut().insert(standing.priority);
     match answer(app, entry.route, model, request).await {
@@ -162,10 +162,10 @@ async fn dispatch(
     }
 }
 
-/// Takes a request from the limits of its key.
+/// Checks the key of a request, and charges the request to the key's limits.
 ///
 /// # Errors
-/// 401, 403 or 429 where the key is missing, lacks the scope, or has used up its requests.
+/// 401 for a missing key, 403 for one without the scope, 429 for one whose limits are exceeded.
 fn permit(app: &App, access: Access, headers: &HeaderMap) -> Result<Standing, Problem> {
     match access {
         Access::Open => Ok(Standing::default()),
@@ -196,7 +196,7 @@ async fn answer(
         Route::PredictBatch => predict::many(app, request).await,
         Route::Explain => explain::explain(app, request).await,
         Route::Embed => embed::embed(app, request).await,
-        Route::Feedback => feedback::give(app, request).await,
+        Route::Feedback => feedback::submit(app, request).await,
         Route::FeedbackExport => feedback::export(app, request).await,
         Route::Adoption => events::adoption(app, request).await,
         Route::Reload => admin::reload(app, request.uri()).await,
@@ -215,17 +215,17 @@ async fn answer(
     }
 }
 
-/// HTTP/1.1 wants one `Host`, even if it is not used (RFC 9112, section 3.2).
+/// HTTP/1.1 requires exactly one `Host` field (RFC 9112, section 3.2).
 fn check_host(request: &Request<Incoming>) -> Result<(), Problem> {
     let hosts = request.headers().get_all(HOST).iter().count();
     if request.version() == Version::HTTP_11 && hosts != 1 {
-        let detail = format!("{hosts} Host fields, where HTTP/1.1 has one");
+        let detail = format!("the request has {hosts} Host fields, must have one");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "host", detail));
     }
     Ok(())
 }
 
-/// An answer whose memory is claimed until the client has read it.
+/// Claims memory for the body of a response, until the client has read it.
 fn claimed(app: &App, reply: Reply) -> Result<Reply, Problem> {
     if reply.body().len() <= SMALL {
         return Ok(reply);
@@ -233,7 +233,7 @@ fn claimed(app: &App, reply: Reply) -> Result<Reply, Problem> {
     let claim = app.memory.buffer(reply.body().len())?;
     Ok(reply.map(|body| match body.try_into_mut() {
         Ok(own) => held(own.into(), claim),
-        // Pages that are part of the program.
+        // Static pages are part of the binary.
         Err(shared) => shared,
     }))
 }
@@ -257,8 +257,8 @@ async fn refuse(
     reply
 }
 
-/// What every answer carries.
-fn finish(app: &App, headers: &mut HeaderMap, id: &str, version: Version) {
+/// Adds the headers that all responses have.
+fn add_headers(app: &App, headers: &mut HeaderMap, id: &str, version: Version) {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
@@ -268,21 +268,21 @@ fn finish(app: &App, headers: &mut HeaderMap, id: &str, version: Version) {
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
         let allowed = HeaderValue::from_static("authorization, content-type, x-api-key");
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed);
-        // `/` varies by what the client accepts, too.
+        // `append`: `/` varies by `accept` as well.
         headers.append(VARY, HeaderValue::from_static("origin"));
     }
-    // While draining, kept-alive clients are asked to come back elsewhere.
+    // While the service drains, clients must open new connections, which a load balancer directs elsewhere.
     if !app.serving() && version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
-/// Reads on for a moment what a refused client still sends: closing on it would reset the
-/// connection before the client has read why.
+/// Reads the rest of a refused request for a short time: closing the connection with unread bytes would reset it before the
+/// client has read the response.
 async fn drain(request: &mut Request<Incoming>) {
     const MOST: usize = 64 << 20;
     const LONGEST: Duration = Duration::from_secs(1);
-    // Who waits for "100 Continue" sends nothing more.
+    // A client that waits for "100 Continue" sends no body.
     if request.body().is_end_stream() || request.headers().contains_key(EXPECT) {
         return;
     }
@@ -311,13 +311,13 @@ fn text(kind: &'static str, body: impl Into<Bytes>) -> Reply {
     reply
 }
 
-/// A parameter of the request's query.
+/// A query parameter.
 fn query(uri: &Uri, name: &str) -> Option<String> {
     let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
 }
 
-/// The client's `X-Request-Id` where it is fit for a log line, else a new one.
+/// The client's `X-Request-Id` if it has at most 128 visible ASCII characters, else a new id.
 fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
     match sent {
@@ -326,7 +326,7 @@ fn request_id(headers: &HeaderMap) -> String {
     }
 }
 
-/// Unique, and in the order of time.
+/// A UUID version 7: unique, and ordered by time.
 fn new_id() -> Uuid {
     Uuid::now_v7()
 }

@@ -1,11 +1,11 @@
-//! The form of an answer that a client prefers (RFC 9110, section 12).
+//! Content negotiation (RFC 9110, section 12).
 
 use headers_accept::Accept;
 use hyper::header::{ACCEPT, HeaderMap};
 use mediatype::MediaType;
 use mediatype::names::{APPLICATION, HTML, IMAGE, JSON, PNG, TEXT};
 
-/// Forms of answers.
+/// Representations of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     Json,
@@ -23,8 +23,7 @@ impl Form {
     }
 }
 
-/// The one of both forms that the client prefers: the first where it has no preference, or says it in a way that cannot be
-/// read.
+/// The one of two representations that the client prefers; the first where `Accept` is missing, invalid or indifferent.
 pub(super) fn preferred(headers: &HeaderMap, forms: [Form; 2]) -> Form {
     let lines: Vec<&str> =
         headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok()).collect();

@@ -1,4 +1,4 @@
-//! The page, the documentation with its viewer, and the API's description.
+//! The web page, the operator's page, the API's description and its viewer.
 
 use std::io::Read as _;
 use std::sync::{LazyLock, OnceLock};
@@ -41,7 +41,7 @@ static VIEWER_STYLE: Vendored = Vendored::new(
     include_bytes!("../../assets/vendor/swagger-ui.css.gz"),
 );
 
-/// JSON for clients, the page for browsers.
+/// `/`: the web page for browsers, JSON for other clients.
 pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
     let mut reply = if preferred(headers, [Form::Json, Form::Html]) == Form::Html {
         let mut reply = HOME.reply();
@@ -66,7 +66,7 @@ pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
     reply
 }
 
-/// Tells one visitor from another, for as long as the browser runs.
+/// A session cookie, by which the clients of the page are counted.
 fn new_cookie(app: &App) -> String {
     Cookie::build((SESSION_COOKIE, uuid::Uuid::new_v4().to_string()))
         .path("/")
@@ -90,7 +90,7 @@ pub(super) fn viewer_style(headers: &HeaderMap) -> Reply {
     VIEWER_STYLE.reply(headers)
 }
 
-/// The operator's page about the shadow model.
+/// The operator's page for the shadow model.
 pub(super) fn shadow() -> Reply {
     SHADOW.reply()
 }
@@ -99,14 +99,14 @@ pub(super) fn openapi() -> Reply {
     text("application/json", OPENAPI)
 }
 
-/// A page, and the policy that lets it run its own script and style and nothing else.
+/// A page, and its content security policy, which permits its own script and style only.
 struct Page {
     html: Bytes,
     policy: HeaderValue,
 }
 
 impl Page {
-    /// `more` are the sources of scripts and styles besides those that are part of the page.
+    /// `more` are further permitted sources of scripts and styles.
     fn new(html: String, more: &str) -> Self {
         let policy = security_policy(&html, more);
         Self { html: html.into(), policy }
@@ -145,11 +145,11 @@ fn security_policy(html: &str, more: &str) -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"))
 }
 
-/// A file that is part of the program, compressed with gzip.
+/// A file in the program's binary, compressed with gzip.
 struct Vendored {
     kind: &'static str,
     gzip: &'static [u8],
-    /// The file without compression, set by the first client that does not take gzip.
+    /// The decompressed file, set by the first client that does not accept gzip.
     plain: OnceLock<Bytes>,
 }
 
@@ -159,7 +159,7 @@ impl Vendored {
     }
 
     fn reply(&self, headers: &HeaderMap) -> Reply {
-        let compressed = takes_gzip(headers);
+        let compressed = accepts_gzip(headers);
         let body = if compressed { Bytes::from_static(self.gzip) } else { self.plain() };
         let mut reply = text(self.kind, body);
         let headers = reply.headers_mut();
@@ -181,8 +181,8 @@ impl Vendored {
     }
 }
 
-/// True where the client takes gzip; a weight of 0 refuses it.
-fn takes_gzip(headers: &HeaderMap) -> bool {
+/// True where the client accepts gzip; a weight of 0 refuses it.
+fn accepts_gzip(headers: &HeaderMap) -> bool {
     let accept = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
     accept.unwrap_or_default().split(',').any(|coding| {
         let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
@@ -209,9 +209,9 @@ mod tests {
     fn clients_without_gzip_get_the_viewer_decompressed() {
         let header =
             |value| HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]);
-        for takes in ["gzip", "br, GZIP;q=0.5", "deflate,gzip"] {
-            let reply = VIEWER_SCRIPT.reply(&header(takes));
-            assert_eq!(reply.headers()[CONTENT_ENCODING], "gzip", "{takes}");
+        for accepts in ["gzip", "br, GZIP;q=0.5", "deflate,gzip"] {
+            let reply = VIEWER_SCRIPT.reply(&header(accepts));
+            assert_eq!(reply.headers()[CONTENT_ENCODING], "gzip", "{accepts}");
             assert_eq!(reply.body()[..2], [0x1f, 0x8b]);
         }
         for refuses in ["", "br", "gzip;q=0", "identity, gzip; q=0.0"] {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_knows_every_path_and_method_and_no_other() {
+    fn the_description_has_every_path_and_method_and_no_other() {
         let described: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
         let paths = described["paths"].as_object().unwrap();

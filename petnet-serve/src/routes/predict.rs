@@ -39,26 +39,26 @@ pub(super) async fn many(
     request: &mut Request<Incoming>,
 ) -> Result<Reply, Problem> {
     let Images { target, upload, accepted } = Images::read(app, request).await?;
-    let photos = upload.images.len();
-    let pictures = upload.images.iter().map(|photo| Ok(photo.bytes.clone())).collect();
-    let outcomes = app.batcher.classify_all(&target, pictures).await?;
+    let images = upload.images.len();
+    let encoded = upload.images.iter().map(|image| Ok(image.bytes.clone())).collect();
+    let outcomes = app.batcher.classify_all(&target, encoded).await?;
     let mut samples = Samples::default();
     let entries: Vec<Value> = outcomes
         .iter()
         .zip(&upload.images)
         .enumerate()
-        .map(|(index, (outcome, photo))| {
+        .map(|(index, (outcome, image))| {
             let mut fields = match outcome {
                 Ok(answer) => {
                     let (id, prediction) = (new_id(), &answer.value.prediction);
                     remember(app, &target, id, (prediction, &answer.photo));
-                    samples.offer(app.shadow.as_ref(), &target, (id, prediction), &photo.bytes);
+                    samples.offer(app.shadow.as_ref(), &target, (id, prediction), &image.bytes);
                     describe(prediction, &target.model, id)
                 }
                 Err(problem) => Map::from_iter([("error".to_string(), problem.json())]),
             };
             fields.insert("index".into(), index.into());
-            if let Some(name) = &photo.name {
+            if let Some(name) = &image.name {
                 fields.insert("filename".into(), name.as_str().into());
             }
             Value::Object(fields)
@@ -72,7 +72,7 @@ pub(super) async fn many(
     reply.extensions_mut().insert(samples);
     let timings = outcomes.iter().flatten().filter_map(|answer| answer.timings).collect();
     let (accepted, bytes) = (Some(accepted), upload.size);
-    reply.extensions_mut().insert(Note { accepted, timings, photos, bytes, ..Note::default() });
+    reply.extensions_mut().insert(Note { accepted, timings, images, bytes, ..Note::default() });
     Ok(reply)
 }
 
@@ -83,7 +83,7 @@ pub(super) fn note(prediction: &Prediction, id: Uuid) -> Note {
         label: Some(prediction.label().to_string()),
         confidence: Some(prediction.confidence()),
         decision: Some(prediction.decision()),
-        photos: 1,
+        images: 1,
         ..Note::default()
     }
 }

@@ -1,4 +1,4 @@
-//! `/shadow`: the shadow model beside the one that answers, for operators.
+//! `/shadow`: comparison of the shadow model with the default model, for operators.
 
 use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderValue, VARY};
@@ -8,7 +8,7 @@ use super::{Reply, json, pages};
 use crate::app::App;
 use crate::problem::Problem;
 
-/// A page for browsers, JSON for programs.
+/// A page for browsers, JSON for other clients.
 ///
 /// # Errors
 /// 404 where no shadow model is set.

@@ -1,4 +1,4 @@
-//! How the service is: for clients, probes, Prometheus and operators.
+//! State of the service: health, readiness, metrics and versions.
 
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::models::Model;
 use crate::telemetry::names;
 
-/// The contract's health check.
+/// `/health`, with the fields of the Python service (PyTorch + FastAPI).
 pub(super) fn health(app: &App) -> Reply {
     counter!(names::HEALTH_CHECK_REQUESTS_TOTAL).increment(1);
     let loaded = app.is_loaded();
@@ -24,7 +24,7 @@ pub(super) fn health(app: &App) -> Reply {
     json_reply(if loaded { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
 }
 
-/// Whether traffic should come here.
+/// `/readyz`: 200 while the service should get traffic.
 pub(super) fn ready(app: &App) -> Reply {
     let loaded = app.is_loaded();
     let (status, word) = match (app.serving(), loaded, app.models.is_stuck()) {
@@ -75,7 +75,7 @@ fn entry(model: &Model) -> Value {
     })
 }
 
-/// What runs beside what the environment says should run; `match` is null where it says nothing.
+/// `/artifacts/compare`: running and expected versions; `match` is null where no version is expected.
 pub(super) fn compare(app: &App) -> Reply {
     let settings = &app.settings;
     let model = app.models.default().get().map(|model| model.sha256.clone());
@@ -86,8 +86,8 @@ pub(super) fn compare(app: &App) -> Reply {
     let (model, model_same) = entry(model.as_deref(), settings.expect_model_sha256.as_deref());
     let (build, build_same) =
         entry(Some(env!("CARGO_PKG_VERSION")), settings.expect_version.as_deref());
-    let said: Vec<bool> = [model_same, build_same].into_iter().flatten().collect();
-    let all = if said.is_empty() { Value::Null } else { said.iter().all(|same| *same).into() };
+    let known: Vec<bool> = [model_same, build_same].into_iter().flatten().collect();
+    let all = if known.is_empty() { Value::Null } else { known.iter().all(|same| *same).into() };
     let body = json!({ "match": all, "model_sha256": model, "version": build });
     json_reply(StatusCode::OK, &body)
 }

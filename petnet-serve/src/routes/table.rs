@@ -1,4 +1,4 @@
-//! Every path, declared once: the methods that it takes, who may call it, and whether people come for it.
+//! The table of routes: path, methods and access of each, and if its clients count as sessions.
 
 use std::sync::LazyLock;
 
@@ -7,18 +7,18 @@ use percent_encoding::percent_decode_str;
 
 use crate::access::Scope;
 
-/// Callers that a path is open to. Nothing is open unless it says so here.
+/// Access to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Anyone, always.
+    /// Needs no key.
     Open,
-    /// Holders of a key with the scope; anyone while no key is set.
+    /// Needs a key with the scope; open while no key is set.
     Key(Scope),
-    /// Holders of a key with the scope `admin`; nobody while no key is set.
+    /// Needs a key with the scope `admin`; refused while no key is set.
     Operator,
 }
 
-/// A path that is answered.
+/// A route of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
     Home,
@@ -59,11 +59,11 @@ pub(crate) enum Route {
 pub(crate) struct Entry {
     pub(crate) route: Route,
     pub(crate) path: &'static str,
-    /// Methods, as the header `Allow` lists them.
+    /// Methods, in the format of the header `Allow`.
     pub(crate) allow: &'static str,
     pub(crate) access: Access,
-    /// Set where its callers count as visitors; probes and scrapers do not.
-    pub(crate) visited: bool,
+    /// True where its clients count as active sessions; probes and scrapers do not.
+    pub(crate) has_session: bool,
 }
 
 const GET: &str = "GET, HEAD";
@@ -75,32 +75,32 @@ const METRICS: Access = Access::Key(Scope::Metrics);
 const ADMIN: Access = Access::Key(Scope::Admin);
 
 const fn entry(route: Route, path: &'static str, allow: &'static str, access: Access) -> Entry {
-    Entry { route, path, allow, access, visited: false }
+    Entry { route, path, allow, access, has_session: false }
 }
 
-const fn visited(entry: Entry) -> Entry {
-    Entry { visited: true, ..entry }
+const fn session(entry: Entry) -> Entry {
+    Entry { has_session: true, ..entry }
 }
 
 pub(crate) static TABLE: [Entry; 31] = [
-    visited(entry(Route::Home, "/", GET, Access::Open)),
+    session(entry(Route::Home, "/", GET, Access::Open)),
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
     entry(Route::Ready, "/readyz", GET, Access::Open),
     entry(Route::Metrics, "/metrics", GET, METRICS),
     entry(Route::Version, "/version", GET, Access::Open),
     entry(Route::OpenApi, "/openapi.json", GET, Access::Open),
-    visited(entry(Route::Docs, "/docs", GET, Access::Open)),
+    session(entry(Route::Docs, "/docs", GET, Access::Open)),
     entry(Route::DocsScript, "/docs/viewer.js", GET, Access::Open),
     entry(Route::DocsStyle, "/docs/viewer.css", GET, Access::Open),
     entry(Route::Compare, "/artifacts/compare", GET, Access::Open),
-    visited(entry(Route::Predict, "/predict", POST, PREDICT)),
-    visited(entry(Route::PredictBatch, "/predict/batch", POST, PREDICT)),
-    visited(entry(Route::Explain, "/explain", POST, PREDICT)),
-    visited(entry(Route::Embed, "/embed", POST, PREDICT)),
-    visited(entry(Route::Feedback, "/feedback", POST, FEEDBACK)),
+    session(entry(Route::Predict, "/predict", POST, PREDICT)),
+    session(entry(Route::PredictBatch, "/predict/batch", POST, PREDICT)),
+    session(entry(Route::Explain, "/explain", POST, PREDICT)),
+    session(entry(Route::Embed, "/embed", POST, PREDICT)),
+    session(entry(Route::Feedback, "/feedback", POST, FEEDBACK)),
     entry(Route::FeedbackExport, "/feedback/export", GET, EXPORT),
-    visited(entry(Route::Adoption, "/events/adoption", POST, FEEDBACK)),
+    session(entry(Route::Adoption, "/events/adoption", POST, FEEDBACK)),
     entry(Route::Reload, "/admin/reload", POST, Access::Operator),
     entry(Route::Shadow, "/shadow", GET, ADMIN),
     entry(Route::V2, "/v2", GET, Access::Open),
@@ -110,13 +110,13 @@ pub(crate) static TABLE: [Entry; 31] = [
     entry(Route::V2ModelReady, "/v2/models/{model}/ready", GET, Access::Open),
     entry(Route::V2ModelConfig, "/v2/models/{model}/config", GET, PREDICT),
     entry(Route::V2ModelStats, "/v2/models/{model}/stats", GET, PREDICT),
-    visited(entry(Route::V2Infer, "/v2/models/{model}/infer", POST, PREDICT)),
+    session(entry(Route::V2Infer, "/v2/models/{model}/infer", POST, PREDICT)),
     entry(Route::V2Index, "/v2/repository/index", POST, PREDICT),
     entry(Route::V2Load, "/v2/repository/models/{model}/load", POST, Access::Operator),
     entry(Route::V2Unload, "/v2/repository/models/{model}/unload", POST, Access::Operator),
 ];
 
-/// All paths. There is one version of each model; a path may name it.
+/// Router of all paths. Each model has one version, which a path may name.
 static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
     const MODEL: &str = "/v2/models/{model}";
     let mut router = Router::new();

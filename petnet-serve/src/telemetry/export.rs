@@ -25,7 +25,7 @@ pub(crate) struct MetricsExport {
 }
 
 impl MetricsExport {
-    /// Starts to export the exposition that `scrape` renders; `None` where no collector is named or OTEL_METRICS_EXPORTER
+    /// Starts to export the exposition that `scrape` renders; `None` where no collector is set or OTEL_METRICS_EXPORTER
     /// excludes OTLP.
     ///
     /// # Errors
@@ -97,8 +97,8 @@ impl Target {
             .or_else(|| variable("OTEL_EXPORTER_OTLP_HEADERS"));
         let headers = headers.iter().flat_map(|list| list.split(',')).filter_map(header).collect();
         let interval = variable("OTEL_METRIC_EXPORT_INTERVAL").map_or(INTERVAL, |text| {
-            let given = text.parse().ok().filter(|milliseconds| *milliseconds > 0);
-            given.map(Duration::from_millis).unwrap_or_else(|| {
+            let valid = text.parse().ok().filter(|milliseconds| *milliseconds > 0);
+            valid.map(Duration::from_millis).unwrap_or_else(|| {
                 tracing::warn!(value = text, "OTEL_METRIC_EXPORT_INTERVAL is ignored");
                 INTERVAL
             })
@@ -164,8 +164,8 @@ impl<F: Fn() -> String> Exporter<F> {
             .and_then(|response| response.partial_success)
             .filter(|partial| partial.rejected_data_points > 0);
         if let Some(partial) = partial {
-            let (count, why) = (partial.rejected_data_points, partial.error_message);
-            bail!("the collector rejected {count} data points: {why}");
+            let (count, reason) = (partial.rejected_data_points, partial.error_message);
+            bail!("the collector rejected {count} data points: {reason}");
         }
         Ok(())
     }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_that_does_not_answer_delays_the_end_no_longer_than_asked() {
+    fn an_unresponsive_collector_delays_the_end_no_longer_than_the_limit() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", silent.local_addr().unwrap());
         let export = MetricsExport::start(Some(&endpoint), String::new).unwrap().unwrap();

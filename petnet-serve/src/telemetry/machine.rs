@@ -1,4 +1,4 @@
-//! What the process and its machine are doing; what cannot be measured here is left out.
+//! Gauges of the process, the clock, GPUs and the disk; those that cannot be measured here are absent.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -9,22 +9,22 @@ use metrics_process::collector::collect;
 
 use crate::telemetry::names;
 
-/// Shortest time that CPU usage is averaged over.
-const SETTLE: Duration = Duration::from_secs(10);
+/// Minimum time over which CPU usage is averaged.
+const CPU_INTERVAL: Duration = Duration::from_secs(10);
 const MEGABYTE: f64 = 1e6;
 const DAY: u64 = 86_400;
 
-/// Looks at the process.
+/// Measures the process and its machine.
 pub(crate) struct Machine {
     started: Instant,
-    /// Two earlier looks at the CPU time in seconds, the older first.
-    looks: Mutex<[(Instant, f64); 2]>,
+    /// Two earlier samples of the CPU time in seconds, the older first.
+    samples: Mutex<[(Instant, f64); 2]>,
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
         let first = (Instant::now(), collect().cpu_seconds_total.unwrap_or_default());
-        Self { started: Instant::now(), looks: Mutex::new([first; 2]) }
+        Self { started: Instant::now(), samples: Mutex::new([first; 2]) }
     }
 
     /// Sets the gauges of process, clock, GPUs and the disk below `folder`.
@@ -42,7 +42,7 @@ impl Machine {
         for (name, value) in [
             (names::PROCESS_RESIDENT_MEMORY_BYTES, process.resident_memory_bytes),
             (names::PROCESS_VIRTUAL_MEMORY_BYTES, process.virtual_memory_bytes),
-            // No limit is read as zero.
+            // Zero means no limit.
             (
                 names::PROCESS_VIRTUAL_MEMORY_MAX_BYTES,
                 process.virtual_memory_max_bytes.filter(|n| *n > 0),
@@ -71,30 +71,30 @@ impl Machine {
     }
 
     fn cpu_percent(&self, spent: f64) -> Option<f64> {
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if now - looks[1].0 >= SETTLE {
-            *looks = [looks[1], (now, spent)];
+        if now - samples[1].0 >= CPU_INTERVAL {
+            *samples = [samples[1], (now, spent)];
         }
-        let (then, before) = looks[0];
+        let (then, before) = samples[0];
         let took = (now - then).as_secs_f64();
         (took > 0.0).then(|| (spent - before) / took * 100.0)
     }
 }
 
-/// Hour, and day from Monday on, of a time in seconds since 1970, UTC.
+/// Hour of the day and day of the week (Monday is 0) of a time in seconds since 1970, UTC.
 fn clock(seconds: u64) -> (u64, u64) {
-    // The first of January 1970 was a Thursday.
+    // 1 January 1970 was a Thursday.
     (seconds % DAY / 3600, (seconds / DAY + 3) % 7)
 }
 
-/// What one GPU says about itself.
+/// Utilisation of one GPU.
 #[derive(Debug, PartialEq)]
 struct Gpu {
     name: String,
-    /// 0 to 1.
+    /// Share of the time in use, from 0 to 1.
     busy: Option<f64>,
-    /// In bytes.
+    /// Memory in use, in bytes.
     memory: Option<f64>,
 }
 
@@ -118,7 +118,7 @@ fn gpus() -> Vec<Gpu> {
     all
 }
 
-/// GPUs whose driver tells its figures in files, as amdgpu does.
+/// GPUs whose driver reports utilisation in sysfs, such as amdgpu.
 fn sysfs(root: &Path) -> Vec<Gpu> {
     let number = |path: &Path| std::fs::read_to_string(path).ok()?.trim().parse::<f64>().ok();
     let cards = std::fs::read_dir(root).into_iter().flatten().flatten();
@@ -127,7 +127,7 @@ fn sysfs(root: &Path) -> Vec<Gpu> {
         let device = card.path().join("device");
         let busy = number(&device.join("gpu_busy_percent")).map(|percent| percent / 100.0);
         let memory = number(&device.join("mem_info_vram_used"));
-        // `card0-DP-1` is a plug of `card0`.
+        // `card0-DP-1` is a connector of `card0`.
         let card = !name.contains('-') && (busy.is_some() || memory.is_some());
         card.then_some(Gpu { name, busy, memory })
     };
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_writes_files_is_read_and_a_machine_without_one_has_no_gpu() {
+    fn gpus_are_read_from_sysfs_and_a_machine_without_a_driver_has_none() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(sysfs(root.path()), []);
         assert_eq!(sysfs(&root.path().join("nothing")), []);

@@ -1,4 +1,4 @@
-//! Log lines, metrics and traces: one of each a request, made in one place.
+//! Log lines, metrics and traces; those of a request are written in one place, [`Record::write`].
 
 mod export;
 mod machine;
@@ -29,32 +29,32 @@ pub(crate) use export::MetricsExport;
 pub(crate) use machine::Machine;
 pub(crate) use rates::Rates;
 pub(crate) use recorder::Recorder;
-pub(crate) use traces::{PATIENCE, Parent, Traces};
+pub(crate) use traces::{EXPORT_TIMEOUT, Parent, Traces};
 
-/// Most log lines that wait to be written; more are dropped and counted.
+/// Maximum number of log lines that wait to be written; further ones are dropped and counted.
 const LINES: usize = 4096;
 
-/// Writes what waits when it is dropped.
+/// Keeps the log's thread running; dropping it flushes waiting lines.
 #[derive(Debug)]
 pub struct Log(#[allow(dead_code, reason = "dropping it is its use")] WorkerGuard);
 
-/// Lines that were dropped because nobody read them.
+/// Counter of lines that were dropped because the reader was too slow.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Sends log lines to standard error in the form that the settings name. A thread of its own writes them: a reader that
-/// stops reading loses lines and stops nothing else.
+/// Starts to write log lines to standard error in the format of the settings. A thread of its own writes them: if nobody
+/// reads standard error, lines are dropped and requests are not blocked.
 ///
 /// # Errors
 /// When the level is unknown.
 pub fn start_log(settings: &Settings) -> Result<Log> {
-    let wanted: Targets = settings.log_level.parse().context("--log")?;
+    let filter: Targets = settings.log_level.parse().context("--log")?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES)
         .thread_name("log")
         .finish(std::io::stderr());
     let _ = DROPPED.set(writer.error_counter());
-    let log = tracing_subscriber::registry().with(wanted);
+    let log = tracing_subscriber::registry().with(filter);
     let terminal = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(terminal);
     let pretty = match settings.log_format {
@@ -70,28 +70,28 @@ pub fn start_log(settings: &Settings) -> Result<Log> {
     Ok(Log(guard))
 }
 
-/// Log lines that were dropped so far.
+/// Number of log lines that were dropped so far.
 pub(crate) fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// What a handler learned that the request's log line should say; travels with the response.
+/// Facts for the request's log line, metrics and trace that only its handler knows; an extension of the response.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Note {
     pub(crate) prediction_id: Option<String>,
     pub(crate) label: Option<String>,
     pub(crate) confidence: Option<f32>,
     pub(crate) decision: Option<Decision>,
-    /// When the body was there.
+    /// Time at which the body was complete.
     pub(crate) accepted: Option<Instant>,
-    /// Of each photo that was answered.
+    /// One for each image that the network has run on.
     pub(crate) timings: Vec<Timings>,
-    pub(crate) photos: usize,
+    pub(crate) images: usize,
     pub(crate) bytes: usize,
     pub(crate) problem: Option<Problem>,
 }
 
-/// One request, as it ended.
+/// A request that has ended.
 pub(crate) struct Record<'a> {
     pub(crate) id: &'a str,
     pub(crate) parent: Option<Parent>,
@@ -122,7 +122,7 @@ impl Record<'_> {
             status = self.status.as_u16(),
             ms = milliseconds(self.took),
             bytes = note.bytes,
-            photos = note.photos,
+            photos = note.images,
             decode_ms = only(|timings| timings.decode),
             queue_ms = only(|timings| timings.queue),
             model_ms = only(|timings| timings.model),
@@ -157,12 +157,12 @@ impl Record<'_> {
     }
 }
 
-/// To a hundredth.
+/// Milliseconds, rounded to hundredths.
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e5).round() / 100.0
 }
 
-/// Methods that strangers invent must not become labels.
+/// The method as a label value: methods that clients invent must not become label values.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,4 +1,4 @@
-//! Names of all metrics; [`recorder`](super::recorder) says what each means.
+//! Names of all metrics; [`recorder`](super::recorder) has their help texts.
 
 pub(crate) const ACTIVE_USER_SESSIONS: &str = "active_user_sessions";
 pub(crate) const API_ERROR_RATE: &str = "api_error_rate";

@@ -1,5 +1,5 @@
-//! Prometheus' text exposition of `/metrics` as an OTLP request, by OpenTelemetry's "Prometheus and OpenMetrics
-//! Compatibility": names, labels and values stay the same.
+//! Converts Prometheus' text exposition of `/metrics` to an OTLP request, as OpenTelemetry's "Prometheus and OpenMetrics
+//! Compatibility" specifies: names, labels and values stay the same.
 //!
 //! The text is parsed because the recorder has no public snapshot, and its protobuf output needs `protoc` at build time.
 
@@ -23,10 +23,11 @@ use opentelemetry_sdk::Resource;
 
 use super::names;
 
-/// Cumulative points start with the process, or at `started` where `process_start_time_seconds` is missing.
+/// The request for an exposition. Cumulative points start with the process, or at `started` where
+/// `process_start_time_seconds` is missing.
 ///
 /// # Errors
-/// When a line is not of the text format.
+/// When a line is not in the text format.
 pub(super) fn request(
     exposition: &str,
     resource: &Resource,
@@ -55,7 +56,7 @@ fn nanoseconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
-/// The name keeps its suffixes `_total`, `_seconds` and so on.
+/// Converts a family; the name keeps suffixes such as `_total` and `_seconds`.
 fn metric(family: Family<'_>, times: (u64, u64)) -> Metric {
     let Family { name, help, kind, samples } = family;
     let aggregation_temporality = AggregationTemporality::Cumulative.into();
@@ -84,7 +85,7 @@ fn metric(family: Family<'_>, times: (u64, u64)) -> Metric {
     Metric { name: name.into(), description: help, unit, data: Some(data), ..Default::default() }
 }
 
-/// Unit in the notation of UCUM, from the suffix that Prometheus' conventions put it in.
+/// The unit in UCUM notation, from the suffix of the name.
 fn unit(name: &str) -> &'static str {
     let name = name.strip_suffix("_total").unwrap_or(name);
     match name.rsplit_once('_') {
@@ -110,7 +111,7 @@ fn attributes(labels: Labels<'_>) -> Vec<Attribute> {
     Attributes::from(labels.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value))).0
 }
 
-/// The series of one histogram or summary that share their labels.
+/// The series of a histogram or summary with the same labels.
 #[derive(Default)]
 struct Distribution<'a> {
     labels: Labels<'a>,
@@ -120,7 +121,7 @@ struct Distribution<'a> {
     points: Vec<(f64, f64)>,
 }
 
-/// `point` is the label of the bounds or quantiles.
+/// Groups samples by their labels without `point`, the label of bounds or quantiles.
 fn distributions<'a>(samples: Vec<Sample<'a>>, point: &str) -> Vec<Distribution<'a>> {
     let mut all: BTreeMap<Labels<'a>, Distribution<'a>> = BTreeMap::new();
     for Sample { name, mut labels, value } in samples {
@@ -139,7 +140,7 @@ fn distributions<'a>(samples: Vec<Sample<'a>>, point: &str) -> Vec<Distribution<
 }
 
 impl Distribution<'_> {
-    /// `None` without a count, as the specification demands.
+    /// `None` without a count, as the specification requires.
     fn histogram(mut self, (start, now): (u64, u64)) -> Option<HistogramDataPoint> {
         let count = self.count?;
         self.points.retain(|(bound, _)| bound.is_finite());
@@ -188,7 +189,8 @@ struct Family<'a> {
 }
 
 impl Family<'_> {
-    /// A sample without a `# TYPE` of its name is a family of unknown type, which OTLP has as a gauge.
+    /// True for a sample of this family. A sample without a `# TYPE` of its name is a family of its own, of unknown type, which
+    /// OTLP represents as a gauge.
     fn has(&self, sample: &str) -> bool {
         match sample.strip_prefix(self.name) {
             Some("") => true,
@@ -224,7 +226,7 @@ fn parse(exposition: &str) -> Result<Vec<Family<'_>>> {
     Ok(families)
 }
 
-/// The last family where `continues` holds of it, else a new one.
+/// The last family if `continues` holds for it, else a new one.
 fn family<'f, 'a>(
     families: &'f mut Vec<Family<'a>>,
     name: &'a str,
@@ -237,7 +239,7 @@ fn family<'f, 'a>(
     &mut families[last]
 }
 
-/// `name{label="value",...} value`; a timestamp after the value is ignored.
+/// Parses `name{label="value",...} value`; a timestamp after the value is ignored.
 fn sample(line: &str) -> Option<Sample<'_>> {
     let (name, mut rest) = line.split_at(line.find(['{', ' '])?);
     let mut labels = Vec::new();
@@ -259,7 +261,7 @@ fn sample(line: &str) -> Option<Sample<'_>> {
     Some(Sample { name, labels, value })
 }
 
-/// The text up to `end` without its backslashes, and the text behind `end`, `None` where `end` is missing.
+/// The unescaped text up to `end`, and the text after `end`, `None` where `end` is missing.
 fn unescape(text: &str, end: Option<char>) -> (String, Option<&str>) {
     let mut plain = String::with_capacity(text.len());
     let mut characters = text.chars();

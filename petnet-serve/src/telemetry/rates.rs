@@ -1,4 +1,4 @@
-//! What happened in the last minutes, by the second.
+//! Requests, errors and batches of the last minutes, counted per second.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,20 +7,18 @@ use metrics::gauge;
 
 use crate::telemetry::names;
 
-/// Longest time that is looked back on.
+/// Length of the longest window in seconds.
 const SECONDS: usize = 300;
 
 /// Counts of one second, or of several.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Counts {
-    /// Requests answered.
     pub(crate) requests: u64,
-    /// Of them with 500 or above.
+    /// Requests with a status of 500 or above.
     pub(crate) errors: u64,
-    /// Passes through the network.
     pub(crate) batches: u64,
-    /// Photos in them.
-    pub(crate) photos: u64,
+    /// Images in the batches.
+    pub(crate) images: u64,
 }
 
 /// Counts of each of the last seconds.
@@ -43,10 +41,10 @@ impl Rates {
         });
     }
 
-    pub(crate) fn batch(&self, photos: usize) {
+    pub(crate) fn batch(&self, images: usize) {
         self.add(self.began.elapsed(), |counts| {
             counts.batches += 1;
-            counts.photos += photos as u64;
+            counts.images += images as u64;
         });
     }
 
@@ -55,7 +53,7 @@ impl Rates {
         self.sum(self.began.elapsed(), seconds)
     }
 
-    /// Sets the gauges of what happened lately.
+    /// Sets the gauges.
     pub(crate) fn observe(&self) {
         let (minute, minutes) = (self.last(60), self.last(300));
         gauge!(names::REQUESTS_PER_MINUTE).set(minute.requests as f64);
@@ -63,10 +61,10 @@ impl Rates {
             gauge!(names::API_ERROR_RATE).set(minutes.errors as f64 / minutes.requests as f64);
         }
         if minutes.batches > 0 {
-            gauge!(names::BATCH_SIZE_AVG).set(minutes.photos as f64 / minutes.batches as f64);
+            gauge!(names::BATCH_SIZE_AVG).set(minutes.images as f64 / minutes.batches as f64);
         }
-        if minute.photos > 0 {
-            gauge!(names::BATCH_THROUGHPUT_IMAGES_PER_SECOND).set(minute.photos as f64 / 60.0);
+        if minute.images > 0 {
+            gauge!(names::BATCH_THROUGHPUT_IMAGES_PER_SECOND).set(minute.images as f64 / 60.0);
         }
     }
 
@@ -88,7 +86,7 @@ impl Rates {
             requests: sum.requests + counts.requests,
             errors: sum.errors + counts.errors,
             batches: sum.batches + counts.batches,
-            photos: sum.photos + counts.photos,
+            images: sum.images + counts.images,
         })
     }
 }
@@ -98,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_leave_the_window_one_by_one_and_slots_are_used_again() {
+    fn seconds_leave_the_window_one_by_one_and_slots_are_reused() {
         let rates = Rates::default();
         let at = Duration::from_secs;
         for second in 0..1000 {

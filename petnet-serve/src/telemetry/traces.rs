@@ -1,4 +1,4 @@
-//! A request's way through the house as OpenTelemetry spans, sent to a collector over HTTP.
+//! OpenTelemetry spans of requests and their stages, exported to a collector over HTTP.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,23 +20,23 @@ use uuid::Uuid;
 use super::Record;
 use crate::outputs::Stage;
 
-/// Longest wait for the collector.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum wait for the collector.
+pub(crate) const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The way to the collector, where one is named. Spans wait in a bounded queue on a thread of their
-/// own; what does not fit is dropped.
+/// The exporter of spans; `None` where no collector is set. A thread of its own sends spans from a bounded queue; further
+/// spans are dropped.
 pub(crate) struct Traces(Option<(SdkTracerProvider, SdkTracer)>);
 
 impl Traces {
     /// # Errors
-    /// When the collector's address is none.
+    /// When the collector's URL is invalid.
     pub(crate) fn start(endpoint: Option<&str>) -> Result<Self> {
         let Some(endpoint) = endpoint else { return Ok(Self(None)) };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(Client(agent()))
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
-            .with_timeout(PATIENCE)
+            .with_timeout(EXPORT_TIMEOUT)
             .build()
             .with_context(|| format!("--otlp-endpoint {endpoint}"))?;
         let provider = SdkTracerProvider::builder()
@@ -47,7 +47,7 @@ impl Traces {
         Ok(Self(Some((provider, tracer))))
     }
 
-    /// Makes the spans of a request that has ended; its trace, where one is kept.
+    /// Records the spans of a request that has ended, and returns its trace id.
     pub(crate) fn record(&self, record: &Record<'_>) -> Option<String> {
         let (_, tracer) = self.0.as_ref()?;
         let clock = Clock::now();
@@ -71,10 +71,10 @@ impl Traces {
         root.end_with_timestamp(clock.at(ended));
         if trace.is_sampled() {
             let inside = Context::new().with_remote_span_context(trace.clone());
-            for (name, stage, photos) in stages(record, ended) {
+            for (name, stage, images) in stages(record, ended) {
                 let mut builder =
                     SpanBuilder::from_name(name).with_start_time(clock.at(stage.began));
-                builder.attributes = photos.map(|n| vec![KeyValue::new("batch.photos", n as i64)]);
+                builder.attributes = images.map(|n| vec![KeyValue::new("batch.photos", n as i64)]);
                 let mut span = tracer.build_with_context(builder, &inside);
                 span.end_with_timestamp(clock.at(stage.began + stage.took));
             }
@@ -82,10 +82,10 @@ impl Traces {
         Some(trace.trace_id().to_string())
     }
 
-    /// Sends what waits.
+    /// Sends the waiting spans.
     pub(crate) fn finish(&self) {
         if let Some((provider, _)) = &self.0
-            && let Err(error) = provider.shutdown_with_timeout(PATIENCE)
+            && let Err(error) = provider.shutdown_with_timeout(EXPORT_TIMEOUT)
         {
             tracing::warn!(%error, "some traces were not sent");
         }
@@ -96,7 +96,7 @@ impl Traces {
 pub(super) fn agent() -> ureq::Agent {
     ureq::Agent::new_with_config(
         ureq::Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(EXPORT_TIMEOUT))
             .http_status_as_error(false)
             .build(),
     )
@@ -106,24 +106,24 @@ pub(super) fn agent() -> ureq::Agent {
 pub(super) fn resource() -> &'static Resource {
     static RESOURCE: OnceLock<Resource> = OnceLock::new();
     RESOURCE.get_or_init(|| {
-        let given = Resource::builder().build();
-        let given = |name: &'static str| {
-            let value = given.get(&Key::new(name));
+        let detected = Resource::builder().build();
+        let is_set = |name: &'static str| {
+            let value = detected.get(&Key::new(name));
             value.is_some_and(|value| !value.as_str().starts_with("unknown_service"))
         };
         let defaults = [
             ("service.name", env!("CARGO_PKG_NAME").to_string()),
             ("service.version", env!("CARGO_PKG_VERSION").to_string()),
-            // Without it, the cumulative series of two replicas would be taken for one.
+            // Tells the cumulative series of replicas apart.
             ("service.instance.id", Uuid::new_v4().to_string()),
         ];
-        let missing = defaults.into_iter().filter(|(name, _)| !given(name));
+        let missing = defaults.into_iter().filter(|(name, _)| !is_set(name));
         let missing = missing.map(|(name, value)| KeyValue::new(name, value));
         Resource::builder().with_attributes(missing).build()
     })
 }
 
-/// The parts of a request's way in order, and how many photos shared the one that is a batch.
+/// The stages of a request in order; that of a batch has its number of images.
 fn stages(record: &Record<'_>, ended: Instant) -> Vec<(&'static str, Stage, Option<usize>)> {
     let note = record.note;
     let between = |from: Instant, to: Instant| Stage {
@@ -131,7 +131,7 @@ fn stages(record: &Record<'_>, ended: Instant) -> Vec<(&'static str, Stage, Opti
         took: to.saturating_duration_since(from),
     };
     let accept = note.accepted.map(|at| ("accept", between(record.began, at), None));
-    let photos = note.timings.iter().flat_map(|timings| {
+    let images = note.timings.iter().flat_map(|timings| {
         [
             ("decode", timings.decode, None),
             ("queue", timings.queue, None),
@@ -141,10 +141,10 @@ fn stages(record: &Record<'_>, ended: Instant) -> Vec<(&'static str, Stage, Opti
     });
     let last = note.timings.iter().map(|timings| timings.batch.began + timings.batch.took).max();
     let respond = last.map(|at| ("respond", between(at, ended), None));
-    accept.into_iter().chain(photos).chain(respond).collect()
+    accept.into_iter().chain(images).chain(respond).collect()
 }
 
-/// Places moments on the calendar.
+/// Converts monotonic times to calendar times.
 struct Clock(Instant, SystemTime);
 
 impl Clock {
@@ -152,8 +152,8 @@ impl Clock {
         Self(Instant::now(), SystemTime::now())
     }
 
-    fn at(&self, moment: Instant) -> SystemTime {
-        self.1 - self.0.saturating_duration_since(moment)
+    fn at(&self, time: Instant) -> SystemTime {
+        self.1 - self.0.saturating_duration_since(time)
     }
 }
 
@@ -177,8 +177,8 @@ impl Parent {
         }
         let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
         let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
-        let sound = trace != TraceId::INVALID && span != SpanId::INVALID;
-        sound.then_some(Self { trace, span, flags })
+        let valid = trace != TraceId::INVALID && span != SpanId::INVALID;
+        valid.then_some(Self { trace, span, flags })
     }
 
     pub(crate) fn trace(&self) -> String {
@@ -191,7 +191,7 @@ impl Parent {
     }
 }
 
-/// Requests to the collector, from the exporter's own thread.
+/// The HTTP client of the exporter's thread.
 #[derive(Debug)]
 struct Client(ureq::Agent);
 
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_callers_trace_is_joined_and_nonsense_is_not() {
+    fn a_valid_traceparent_is_parsed_and_an_invalid_one_is_not() {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
         let parent = Parent::parse(&format!("00-{trace}-00f067aa0ba902b7-01")).unwrap();
         assert_eq!(parent.trace(), trace);

@@ -1,7 +1,7 @@
 //! gRPC on the same port: the Open Inference Protocol v2, health and reflection.
 //!
-//! Calls are told from other requests by their content type. Keys, limits, log lines, metrics and traces are those of the
-//! HTTP routes; a call's deadline (`grpc-timeout`) ends its work, and so does a client that goes.
+//! Calls are recognised by their content type. Keys, limits, log lines, metrics and traces are those of the HTTP routes. A
+//! call's work is cancelled at its deadline (`grpc-timeout`) and when its client disconnects.
 
 mod service;
 
@@ -26,16 +26,16 @@ use crate::shadow::Samples;
 use crate::telemetry::Note;
 use service::Api;
 
-/// Messages of the protocol, and the traits of its service; made from `proto/inference.proto` by `scripts/grpc-code.sh`.
-#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, reason = "made by a program")]
+/// Messages of the protocol and the trait of its service, generated from `proto/inference.proto` by `scripts/grpc-code.sh`.
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, reason = "generated code")]
 mod proto {
     include!("../../../proto/inference.rs");
 }
 
-/// Most bytes of a message that is no inference request.
+/// Maximum size of a message other than an inference request, in bytes.
 const SMALL: usize = 16 << 10;
 
-/// A method that is answered.
+/// A method of the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     ServerLive,
@@ -94,7 +94,7 @@ impl Method {
         }
     }
 
-    /// The callers of each, as of the HTTP route of the same use.
+    /// Access to the method, as that of the corresponding HTTP route.
     fn access(self) -> Access {
         match self {
             Self::ServerLive
@@ -113,18 +113,18 @@ impl Method {
     }
 }
 
-/// True for a request of gRPC.
+/// True for a gRPC request.
 pub(super) fn is_call(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Reports the service's readiness to clients of `Health/Watch`, as it changes: within a second, or at once when the
-/// service begins to drain.
+/// Reports changes of the service's readiness to clients of `Health/Watch`: within a second, or at once when the service
+/// begins to drain.
 pub(crate) async fn report_health(app: Arc<App>) {
     const EVERY: Duration = Duration::from_secs(1);
     loop {
         app.health.update(check_ready(&app).is_ok()).await;
-        // Running out of time is the usual end of this wait.
+        // The wait usually ends by its timeout.
         let _ = tokio::time::timeout(EVERY, app.draining()).await;
         if !app.serving() {
             return app.health.update(false).await;
@@ -161,7 +161,7 @@ pub(super) async fn answer(
     outcome.unwrap_or_else(|problem| refuse(app, problem))
 }
 
-/// The answer to a call that is refused before its service sees it.
+/// The response to a call that is refused before it reaches its service.
 pub(super) fn refuse(app: &Arc<App>, problem: Problem) -> Response<Body> {
     let outcome = Outcome::default();
     let status = outcome.fail(problem);
@@ -173,7 +173,7 @@ async fn dispatch(
     method: Method,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Problem> {
-    // A service fails in its answer's status alone.
+    // The error type is `Infallible`: a service reports failures in the status of its response.
     let Ok(reply) = match method {
         Method::HealthCheck | Method::HealthWatch => {
             app.health.update(check_ready(app).is_ok()).await;
@@ -200,11 +200,11 @@ async fn dispatch(
     Ok(reply.map(Body::from))
 }
 
-/// Reads a call of the inference service within the memory that there is, and answers it.
+/// Reads a call of the inference service within the memory budget, and answers it.
 async fn infer(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Response<Body>, Problem> {
     let priority = super::images::priority(&request);
     let (bytes, mut claim) = app.uploads.read_bytes(&mut request, &app.settings).await?;
-    // The message that the bytes are decoded to, and raw floats as values and as pixels.
+    // For the decoded message, and for raw floats as values and as pixels.
     claim.merge(app.memory.buffer(bytes.len() * 3)?);
     let outcome = Outcome::default();
     let api = Api { app: Arc::clone(app), priority, bytes: bytes.len(), outcome: outcome.clone() };
@@ -215,17 +215,17 @@ async fn infer(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Respons
     Ok(outcome.close(app, reply))
 }
 
-/// The facts of a call that its log line says, and the images for the shadow model.
+/// The facts of a call for its log line, and the images sampled for the shadow model.
 #[derive(Clone, Default)]
 struct Outcome(Arc<OnceLock<(Note, Samples)>>);
 
 impl Outcome {
     fn set(&self, note: Note, samples: Samples) {
-        // A call has one answer.
+        // Set once: a call has one response.
         let _ = self.0.set((note, samples));
     }
 
-    /// The status of a call that is refused.
+    /// Records the problem of a call that is refused, and returns its status.
     fn fail(&self, problem: Problem) -> Status {
         let status = status(&problem);
         self.set(Note { problem: Some(problem), ..Note::default() }, Samples::default());
@@ -242,7 +242,7 @@ impl Outcome {
     }
 }
 
-/// A refusal in the terms of gRPC; a client that may try again later is told when.
+/// The gRPC status of a problem; `grpc-retry-pushback-ms` has the time after which a client may try again.
 fn status(problem: &Problem) -> Status {
     let code = match problem.status {
         StatusCode::BAD_REQUEST
@@ -267,7 +267,7 @@ fn status(problem: &Problem) -> Status {
     status
 }
 
-/// The time that the header `grpc-timeout` leaves: at most eight digits and a unit.
+/// The value of the header `grpc-timeout`: at most eight digits and a unit.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -286,8 +286,8 @@ fn timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// The services' descriptions, for tools such as grpcurl. Its services have no types that can be named, so that they are made
-/// for each call.
+/// Builder of the reflection service, which describes the services to tools such as grpcurl. The types of the services that it
+/// builds cannot be named in a field, so that one is built for each call.
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     const DESCRIPTORS: &[u8] = include_bytes!("../../../proto/inference.bin");
     tonic_reflection::server::Builder::configure()

@@ -22,17 +22,17 @@ use super::proto::{
 };
 use crate::app::App;
 use crate::problem::Problem;
-use crate::routes::v2::infer::{Inferred, classify, compute, wanted};
-use crate::routes::v2::tensor::{Contents, Input, Wanted, WantedParameters};
+use crate::routes::v2::infer::{Inferred, classify, compute, requested_outputs};
+use crate::routes::v2::tensor::{Contents, Input, OutputParameters, RequestedOutput};
 use crate::routes::v2::{self, EXTENSIONS, Form, PLATFORM};
 use crate::standing::Priority;
 use crate::telemetry::Note;
 
-/// Answers one call.
+/// The inference service for one call.
 pub(super) struct Api {
     pub(super) app: Arc<App>,
     pub(super) priority: Priority,
-    /// Length of the message.
+    /// Length of the message in bytes.
     pub(super) bytes: usize,
     pub(super) outcome: Outcome,
 }
@@ -46,11 +46,11 @@ impl Api {
         let (app, accepted) = (&self.app, Instant::now());
         let (target, form) = v2::find(app, &request.model_name, self.priority)?;
         target.check_line()?;
-        let asked = request.outputs.iter().map(asked).collect::<Result<Vec<_>, _>>()?;
+        let requested = request.outputs.iter().map(requested).collect::<Result<Vec<_>, _>>()?;
         let (input, mut raw) = input(&mut request, form)?;
         let values = input.values(&mut raw, app.settings.max_parts)?;
         if !raw.is_empty() {
-            return Err(Problem::bad_request("there are bytes behind the input's values"));
+            return Err(Problem::bad_request("there are bytes after the input's values"));
         }
         let name = request.model_name;
         let inferred = classify(app, &target, form, values).await;
@@ -58,8 +58,8 @@ impl Api {
         app.stats.add(&name, accepted.elapsed(), note);
         let Inferred { answers, note, samples } = inferred?;
         let (mut outputs, mut contents) = (Vec::new(), Vec::new());
-        for wanted in &*wanted(&asked)? {
-            let output = compute(&target.model, wanted, &answers)?;
+        for requested in &*requested_outputs(&requested)? {
+            let output = compute(&target.model, requested, &answers)?;
             contents.push(Bytes::from(output.raw()));
             outputs.push(InferOutputTensor {
                 name: output.name.into(),
@@ -87,15 +87,17 @@ fn input(request: &mut ModelInferRequest, form: Form) -> Result<(Input, Bytes), 
     let inputs = std::mem::take(&mut request.inputs);
     let [InferInputTensor { name, datatype, shape, contents, .. }] =
         <[InferInputTensor; 1]>::try_from(inputs)
-            .map_err(|_| wrong(format!("one input is taken, `{}`", form.input())))?;
+            .map_err(|_| wrong(format!("there must be one input, `{}`", form.input())))?;
     if name != form.input() {
-        let detail = format!("there is no input `{name}`: it is `{}`", form.input());
+        let detail = format!("unknown input `{name}`, must be `{}`", form.input());
         return Err(Problem::bad_request(detail));
     }
     let mut raw = std::mem::take(&mut request.raw_input_contents);
     let (contents, raw) = match (contents, raw.pop()) {
         (Some(_), Some(_)) => {
-            return Err(wrong("values stand in `contents` or in `raw_input_contents`".into()));
+            return Err(wrong(
+                "values must be in `contents` or in `raw_input_contents`, not in both".into(),
+            ));
         }
         (None, Some(bytes)) if raw.is_empty() => (Contents::Raw(bytes.len()), bytes),
         (None, Some(_)) => {
@@ -110,8 +112,8 @@ fn input(request: &mut ModelInferRequest, form: Form) -> Result<(Input, Bytes), 
     Ok((Input::new(name, (datatype, shape), contents), raw))
 }
 
-/// An output that a request asks for.
-fn asked(output: &InferRequestedOutputTensor) -> Result<Wanted, Problem> {
+/// An output that a request names.
+fn requested(output: &InferRequestedOutputTensor) -> Result<RequestedOutput, Problem> {
     let number = match output.parameters.get("classification") {
         None => Ok(None),
         Some(parameter) => match parameter.parameter_choice {
@@ -123,14 +125,14 @@ fn asked(output: &InferRequestedOutputTensor) -> Result<Wanted, Problem> {
                 | ParameterChoice::DoubleParam(_),
             )
             | None => {
-                return Err(Problem::bad_request("`classification` is a number of classes"));
+                return Err(Problem::bad_request("`classification` must be a number of classes"));
             }
         },
     };
     let classification =
-        number.map_err(|_| Problem::bad_request("`classification` is a number of classes"))?;
-    let parameters = WantedParameters { classification, ..WantedParameters::default() };
-    Ok(Wanted { name: output.name.clone(), parameters })
+        number.map_err(|_| Problem::bad_request("`classification` must be a number of classes"))?;
+    let parameters = OutputParameters { classification, ..OutputParameters::default() };
+    Ok(RequestedOutput { name: output.name.clone(), parameters })
 }
 
 #[tonic::async_trait]

@@ -1,4 +1,4 @@
-//! `infer`: tensors in, tensors out.
+//! The inference requests of the protocol: input tensors to images, outputs to tensors.
 
 use std::borrow::Cow;
 use std::io::{Read, Write as _};
@@ -19,7 +19,7 @@ use petnet::preprocess::Pixels;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::tensor::{Computed, Input, Output, Request, Values, Wanted, WantedParameters};
+use super::tensor::{Computed, Input, Output, OutputParameters, Request, RequestedOutput, Values};
 use super::{Form, Reply};
 use crate::answer::remember;
 use crate::app::App;
@@ -33,10 +33,11 @@ use crate::routes::{new_id, text};
 use crate::shadow::Samples;
 use crate::telemetry::Note;
 
-/// Bytes of values that one byte of JSON may stand for: `1,` for a float of four, in a list that grows to twice that.
+/// Maximum bytes of parsed values per byte of JSON: the two bytes `1,` are a float of four, in a vector whose capacity may be
+/// twice its length.
 const VALUES: usize = 5;
-/// Outputs may be asked for more than once, in several forms.
-const MOST_OUTPUTS: usize = 16;
+/// Maximum number of requested outputs; an output may be requested several times, with different parameters.
+const MAX_OUTPUTS: usize = 16;
 
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
@@ -68,37 +69,38 @@ async fn answer(
     let bytes = body.len();
     let accepted = Some(Instant::now());
     let (headers, parsing) = (request.headers().clone(), Arc::clone(app));
-    // Megabytes of JSON do not belong on the threads that wait for sockets.
+    // On a blocking thread: parsing megabytes of JSON would delay the runtime's other tasks.
     let parsed = tokio::task::spawn_blocking(move || {
         let (body, mut claim) = expand(&parsing, (body, claim), &headers)?;
         let head = header_length(&headers)?;
         let json = head.unwrap_or(body.len()).min(body.len());
-        // Raw floats are copied, and become bytes of pixels.
+        // Raw floats are copied, and converted to pixels of one byte.
         claim.merge(parsing.memory.buffer(VALUES * json + (body.len() - json) * 5 / 4)?);
         let (request, binary) = Request::parse(&body, head, form.input())?;
         Ok::<_, Problem>((request, binary, claim))
     });
     let (mut request, mut binary, _claim) = parsed.await.map_err(|_| Problem::internal())??;
     let inputs = <[Input; 1]>::try_from(std::mem::take(&mut request.inputs));
-    let [input] = inputs
-        .map_err(|_| Problem::bad_request(format!("one input is taken, `{}`", form.input())))?;
+    let [input] = inputs.map_err(|_| {
+        Problem::bad_request(format!("there must be one input, `{}`", form.input()))
+    })?;
     if input.name != form.input() {
-        let detail = format!("there is no input `{}`: it is `{}`", input.name, form.input());
+        let detail = format!("unknown input `{}`, must be `{}`", input.name, form.input());
         return Err(Problem::bad_request(detail));
     }
     let values = input.values(&mut binary, app.settings.max_parts)?;
     if !binary.is_empty() {
-        return Err(Problem::bad_request("there are bytes behind the last input"));
+        return Err(Problem::bad_request("there are bytes after the last input"));
     }
     let Inferred { answers, note, samples } = classify(app, target, form, values).await?;
     let payload = respond(&target.model, form, &request, &answers)?;
     Ok((payload, Note { accepted, bytes, ..note }, samples))
 }
 
-/// Answers, each with the id of its prediction.
+/// Answers with the ids of their predictions.
 pub(in crate::routes) type Answers = [(Uuid, Answer<Classified>)];
 
-/// The outputs on all images of a request.
+/// The outputs for all images of a request.
 pub(in crate::routes) struct Inferred {
     pub(in crate::routes) answers: Vec<(Uuid, Answer<Classified>)>,
     pub(in crate::routes) note: Note,
@@ -108,7 +110,7 @@ pub(in crate::routes) struct Inferred {
 /// Classifies the values of a request's input.
 ///
 /// # Errors
-/// 400 for values that are no images of the model, and the reason for which one of them is refused.
+/// 400 for values that are not images for the model, and the reason for which an image is refused.
 pub(in crate::routes) async fn classify(
     app: &App,
     target: &Target,
@@ -116,34 +118,34 @@ pub(in crate::routes) async fn classify(
     values: Values,
 ) -> Result<Inferred, Problem> {
     let encoded = match &values {
-        Values::Bytes(photos) => photos.clone(),
+        Values::Bytes(images) => images.clone(),
         Values::Floats { .. } => Vec::new(),
     };
-    let pictures = pictures(&target.model, form, values)?;
-    let outcomes = app.batcher.classify_all(target, pictures).await?;
+    let images = images(&target.model, form, values)?;
+    let outcomes = app.batcher.classify_all(target, images).await?;
     let answers = outcomes.into_iter().map(|outcome| Ok((new_id(), outcome?)));
     let answers = answers.collect::<Result<Vec<_>, Problem>>()?;
     let mut samples = Samples::default();
     for (place, (id, answer)) in answers.iter().enumerate() {
         let prediction = &answer.value.prediction;
         remember(app, target, *id, (prediction, &answer.photo));
-        if let Some(photo) = encoded.get(place) {
-            samples.offer(app.shadow.as_ref(), target, (*id, prediction), photo);
+        if let Some(image) = encoded.get(place) {
+            samples.offer(app.shadow.as_ref(), target, (*id, prediction), image);
         }
     }
     let timings = answers.iter().filter_map(|(_, answer)| answer.timings).collect();
-    let note = Note { timings, photos: answers.len(), ..Note::default() };
+    let note = Note { timings, images: answers.len(), ..Note::default() };
     Ok(Inferred { answers, note, samples })
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
     let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
-    let wrong = || Problem::bad_request("Inference-Header-Content-Length is no length");
+    let wrong = || Problem::bad_request("Inference-Header-Content-Length is not a number");
     length.map(Some).ok_or_else(wrong)
 }
 
-/// The body without its compression, as long as it is not larger than a body may be.
+/// Decompresses the body; the result is limited like an uncompressed body.
 fn expand(
     app: &App,
     (body, claim): (Bytes, Claim),
@@ -155,7 +157,7 @@ fn expand(
             Some(b"gzip") => Box::new(MultiGzDecoder::new(&body[..])),
             Some(b"deflate") => Box::new(ZlibDecoder::new(&body[..])),
             Some(_) => {
-                let detail = "Content-Encoding is gzip, deflate or none";
+                let detail = "Content-Encoding must be gzip or deflate";
                 return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
             }
         };
@@ -170,17 +172,17 @@ fn expand(
     }
 }
 
-/// An answer's bytes; `head` is the length of its JSON, where tensors follow it.
+/// The body of a response; `head` is the length of its JSON, where raw tensors follow it.
 struct Payload {
     bytes: Vec<u8>,
     head: Option<usize>,
 }
 
 impl Payload {
-    /// Compressed, where the client asks for one way of it by name.
-    fn reply(self, asked: Option<&HeaderValue>) -> Result<Reply, Problem> {
-        let asked = asked.map(HeaderValue::as_bytes);
-        let (coding, bytes) = match asked {
+    /// The response, compressed where `Accept-Encoding` is exactly `gzip` or `deflate`.
+    fn reply(self, accepted: Option<&HeaderValue>) -> Result<Reply, Problem> {
+        let accepted = accepted.map(HeaderValue::as_bytes);
+        let (coding, bytes) = match accepted {
             Some(b"gzip") => {
                 let mut to = GzEncoder::new(Vec::new(), Compression::fast());
                 (Some("gzip"), to.write_all(&self.bytes).and_then(|()| to.finish()))
@@ -204,39 +206,39 @@ impl Payload {
     }
 }
 
-type Pictures = Vec<Result<Picture, Problem>>;
+type Images = Vec<Result<Picture, Problem>>;
 
-fn pictures(model: &Model, form: Form, values: Values) -> Result<Pictures, Problem> {
+fn images(model: &Model, form: Form, values: Values) -> Result<Images, Problem> {
     match (form, values) {
-        (Form::Encoded, Values::Bytes(photos)) => {
-            Ok(photos.into_iter().map(|photo| Ok(Picture::Encoded(photo))).collect())
+        (Form::Encoded, Values::Bytes(images)) => {
+            Ok(images.into_iter().map(|image| Ok(Picture::Encoded(image))).collect())
         }
-        (Form::Pixels, Values::Floats { shape, values }) => planes(model, &shape, &values),
+        (Form::Pixels, Values::Floats { shape, values }) => from_nchw(model, &shape, &values),
         _ => Err(Problem::bad_request(format!(
-            "input `{}` is of datatype {}",
+            "input `{}` must have datatype {}",
             form.input(),
             form.datatype()
         ))),
     }
 }
 
-/// `[n, 3, size, size]` floats from 0 to 255 to pictures of bytes.
-fn planes(model: &Model, shape: &[usize], values: &[f32]) -> Result<Pictures, Problem> {
+/// Converts floats from 0 to 255 in NCHW, `[n, 3, size, size]`, to images of bytes, whose channels are interleaved (HWC).
+fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Images, Problem> {
     let size = model.classifier.info().preprocess.size;
     let plane = (size * size) as usize;
     let side = size as usize;
     if !matches!(*shape, [_, 3, height, width] if (height, width) == (side, side)) {
-        return Err(Problem::bad_request(format!("the shape is [n, 3, {size}, {size}]")));
+        return Err(Problem::bad_request(format!("the shape must be [n, 3, {size}, {size}]")));
     }
     if !values.iter().all(|value| (-0.5..=255.5).contains(value)) {
-        return Err(Problem::bad_request("pixels are RGB, from 0 to 255, not normalised"));
+        return Err(Problem::bad_request("pixels must be RGB from 0 to 255, not normalised"));
     }
-    let pictures = values.chunks_exact(3 * plane).map(|channels| {
+    let images = values.chunks_exact(3 * plane).map(|channels| {
         let bytes = (0..plane)
             .flat_map(|at| [0, 1, 2].map(|channel| channels[channel * plane + at].round() as u8));
         Pixels::new(size, size, bytes.collect()).map(Picture::Ready).ok_or_else(Problem::internal)
     });
-    Ok(pictures.collect())
+    Ok(images.collect())
 }
 
 fn respond(
@@ -245,14 +247,14 @@ fn respond(
     request: &Request,
     answers: &Answers,
 ) -> Result<Payload, Problem> {
-    let wanted = wanted(&request.outputs)?;
+    let requested = requested_outputs(&request.outputs)?;
     let by_default = request.parameters.binary_data_output;
     let (mut tensors, mut binary) = (Vec::new(), Vec::new());
     let mut any = false;
-    for wanted in &*wanted {
-        let output = compute(model, wanted, answers)?;
-        let asked = wanted.parameters.binary_data.or(by_default);
-        let (tensor, raw) = output.write(asked.unwrap_or_default());
+    for requested in &*requested {
+        let output = compute(model, requested, answers)?;
+        let binary_data = requested.parameters.binary_data.or(by_default);
+        let (tensor, raw) = output.write(binary_data.unwrap_or_default());
         tensors.push(tensor);
         any |= raw.is_some();
         binary.extend(raw.unwrap_or_default());
@@ -270,52 +272,55 @@ fn respond(
     Ok(Payload { bytes, head: any.then_some(head.len()) })
 }
 
-/// The outputs that a request asks for, or those that it gets without asking.
+/// The outputs that a request names, or the default ones.
 ///
 /// # Errors
 /// 413 for too many.
-pub(in crate::routes) fn wanted(asked: &[Wanted]) -> Result<Cow<'_, [Wanted]>, Problem> {
-    if asked.len() > MOST_OUTPUTS {
-        return Err(Problem::too_large(format!("more than {MOST_OUTPUTS} outputs")));
+pub(in crate::routes) fn requested_outputs(
+    requested: &[RequestedOutput],
+) -> Result<Cow<'_, [RequestedOutput]>, Problem> {
+    if requested.len() > MAX_OUTPUTS {
+        return Err(Problem::too_large(format!("more than {MAX_OUTPUTS} outputs")));
     }
-    if !asked.is_empty() {
-        return Ok(Cow::Borrowed(asked));
+    if !requested.is_empty() {
+        return Ok(Cow::Borrowed(requested));
     }
-    // An embedding is as long as hundreds of these: who wants it names it.
+    // Without `embedding`, which is hundreds of times longer than the others.
     let all = ["probabilities", "label", "prediction_id", "decision"];
-    let all = all.map(|name| Wanted { name: name.into(), parameters: WantedParameters::default() });
+    let all = all
+        .map(|name| RequestedOutput { name: name.into(), parameters: OutputParameters::default() });
     Ok(Cow::Owned(all.into()))
 }
 
-/// An output of all images.
+/// An output for all images.
 ///
 /// # Errors
-/// 400 for an output that there is not.
+/// 400 for an unknown output.
 pub(in crate::routes) fn compute(
     model: &Model,
-    wanted: &Wanted,
+    requested: &RequestedOutput,
     answers: &Answers,
 ) -> Result<Output, Problem> {
-    let photos = answers.len();
+    let images = answers.len();
     let labels = model.classifier.labels();
     let predictions = answers.iter().map(|(_, answer)| &answer.value.prediction);
-    let texts = |name, texts| Output { name, shape: vec![photos], values: Computed::Texts(texts) };
-    match (wanted.name.as_str(), wanted.parameters.classification) {
+    let texts = |name, texts| Output { name, shape: vec![images], values: Computed::Texts(texts) };
+    match (requested.name.as_str(), requested.parameters.classification) {
         ("probabilities", None) => {
             let values = predictions.flat_map(|p| p.probabilities().iter().copied()).collect();
-            let shape = vec![photos, labels.len()];
+            let shape = vec![images, labels.len()];
             Ok(Output { name: "probabilities", shape, values: Computed::Floats(values) })
         }
         ("probabilities", Some(most)) => {
             let most = (most as usize).clamp(1, labels.len());
             let ranked = predictions.flat_map(|p| ranking(p, labels, most)).collect();
-            let shape = vec![photos, most];
+            let shape = vec![images, most];
             Ok(Output { name: "probabilities", shape, values: Computed::Texts(ranked) })
         }
         ("label", None) => Ok(texts("label", predictions.map(|p| p.label_text()).collect())),
         ("embedding", None) => {
             let embeddings = answers.iter().flat_map(|(_, answer)| &answer.value.embedding);
-            let shape = vec![photos, model.classifier.embedding_len()];
+            let shape = vec![images, model.classifier.embedding_len()];
             let values = Computed::Floats(embeddings.copied().collect());
             Ok(Output { name: "embedding", shape, values })
         }
@@ -325,14 +330,14 @@ pub(in crate::routes) fn compute(
         ("decision", None) => {
             Ok(texts("decision", predictions.map(|p| p.decision().to_string()).collect()))
         }
-        (other, None) => Err(Problem::bad_request(format!("there is no output `{other}`"))),
+        (other, None) => Err(Problem::bad_request(format!("unknown output `{other}`"))),
         (other, Some(_)) => {
-            Err(Problem::bad_request(format!("`{other}` cannot be read as a classification")))
+            Err(Problem::bad_request(format!("output `{other}` has no parameter `classification`")))
         }
     }
 }
 
-/// The likeliest classes as `value:index:label`.
+/// The most likely classes as `value:index:label`, the format of Triton's classification extension.
 fn ranking(prediction: &Prediction, labels: &[String], most: usize) -> Vec<String> {
     let mut ranked: Vec<(usize, f32)> =
         prediction.probabilities().iter().copied().enumerate().collect();
@@ -341,7 +346,7 @@ fn ranking(prediction: &Prediction, labels: &[String], most: usize) -> Vec<Strin
     named.map(|(index, value)| format!("{value:.6}:{index}:{}", labels[index])).collect()
 }
 
-/// Sets the type of an answer that says what went wrong, as the protocol wants it.
+/// An error in the protocol's format.
 pub(in crate::routes) fn error(problem: &Problem) -> Reply {
     let mut reply = problem.response();
     *reply.body_mut() = json!({ "error": problem.detail }).to_string().into();

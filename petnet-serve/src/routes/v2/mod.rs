@@ -1,7 +1,7 @@
-//! The Open Inference Protocol (KServe v2) over HTTP, with Triton's extensions: what Kubernetes' serving
-//! platforms and `tritonclient` speak.
+//! The Open Inference Protocol (KServe v2) over HTTP with Triton's extensions, for serving platforms of Kubernetes and for
+//! `tritonclient`.
 //!
-//! Each model shows itself twice: by its name, for encoded photos, and as `NAME-pixels`, for tensors.
+//! Each model has two names: its own, with encoded images as input, and `NAME-pixels`, with tensors of pixels.
 
 pub(super) mod infer;
 pub(super) mod tensor;
@@ -21,7 +21,7 @@ use crate::standing::Priority;
 
 pub(super) use infer::error;
 
-/// Reads a request and the values of its inputs.
+/// Parses a request and the values of its inputs, for fuzzing.
 #[cfg(fuzzing)]
 pub(crate) fn parse_tensors(body: &bytes::Bytes, head: Option<usize>) -> Result<(), Problem> {
     let (request, mut binary) = tensor::Request::parse(body, head, "image")?;
@@ -31,19 +31,19 @@ pub(crate) fn parse_tensors(body: &bytes::Bytes, head: Option<usize>) -> Result<
     Ok(())
 }
 
-/// How photos come in.
+/// Format of the input images.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Encoded: `image`, BYTES `[n]`.
+    /// Encoded files: input `image`, BYTES `[n]`.
     Encoded,
-    /// Decoded: `pixels`, FP32 `[n, 3, size, size]`, RGB, 0 to 255.
+    /// Decoded pixels: input `pixels`, FP32 `[n, 3, size, size]` (NCHW), RGB, from 0 to 255.
     Pixels,
 }
 
 impl Form {
     const ALL: [Self; 2] = [Self::Encoded, Self::Pixels];
 
-    /// The name of the model of that name where it takes images in this form.
+    /// The protocol's name of a model with inputs of this format.
     pub(super) fn name(self, model: &str) -> String {
         match self {
             Self::Encoded => model.into(),
@@ -74,10 +74,10 @@ impl Form {
     }
 }
 
-/// The model of a name, which may ask for tensors, and the form in which it takes images.
+/// The model of a name, and the input format that the name selects.
 ///
 /// # Errors
-/// 404 for a name that no model has, 503 while the model is not loaded.
+/// 404 for an unknown name, 503 while the model is not loaded.
 pub(super) fn find(app: &App, name: &str, priority: Priority) -> Result<(Target, Form), Problem> {
     let (served, form) = served(app, name)?;
     Ok((app.target(Some(served.name()), priority)?, form))
@@ -93,7 +93,7 @@ fn served<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<Served>, Form), Probl
     })
 }
 
-/// Of the protocol that are supported beside what it demands.
+/// Supported extensions of the protocol.
 pub(super) const EXTENSIONS: [&str; 5] = [
     "binary_tensor_data",
     "classification",
@@ -119,7 +119,7 @@ pub(super) fn ready(app: &App) -> Result<Reply, Problem> {
 }
 
 /// # Errors
-/// 503 while requests that name no model are not answered, and while the server drains.
+/// 503 while the default model is not loaded, and while the service drains.
 pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
     if !app.is_loaded() {
         return Err(Problem::not_ready());
@@ -132,7 +132,7 @@ pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
 }
 
 /// # Errors
-/// 404 for a name that no model has, 503 while the model is not loaded.
+/// 404 for an unknown name, 503 while the model is not loaded.
 pub(super) fn model_ready(app: &App, name: &str) -> Result<Reply, Problem> {
     find(app, name, Priority::default()).map(|_| json_reply(StatusCode::OK, &json!({})))
 }
@@ -146,7 +146,7 @@ pub(super) fn stats(app: &App, name: &str) -> Result<Reply, Problem> {
 }
 
 /// # Errors
-/// As [`model_ready`], and what a request is refused for.
+/// As [`model_ready`], and the reasons for which a request is refused.
 pub(super) async fn infer(
     app: &Arc<App>,
     name: &str,
@@ -187,10 +187,10 @@ pub(super) fn outputs(model: &Model) -> [(&'static str, &'static str, Vec<i64>);
     ]
 }
 
-/// The same as Triton would write it.
+/// The model's configuration in Triton's format.
 ///
 /// # Errors
-/// 404 for another model's name.
+/// As [`model_ready`].
 pub(super) fn config(app: &App, name: &str) -> Result<Reply, Problem> {
     let (target, form) = find(app, name, Priority::default())?;
     // Triton's own types: TYPE_FP32, and TYPE_STRING for BYTES.
@@ -203,7 +203,7 @@ pub(super) fn config(app: &App, name: &str) -> Result<Reply, Problem> {
         "name": name,
         "platform": PLATFORM,
         "backend": PLATFORM,
-        // The first dimension is the client's: nothing is added to it.
+        // 0: the batch dimension is part of the shapes, and is not added to them.
         "max_batch_size": 0,
         "input": [tensor(&(form.input(), form.datatype(), form.shape(&target.model)))],
         "output": outputs(&target.model).iter().map(tensor).collect::<Vec<_>>(),
@@ -211,7 +211,7 @@ pub(super) fn config(app: &App, name: &str) -> Result<Reply, Problem> {
     Ok(json_reply(StatusCode::OK, &body))
 }
 
-/// The models that there are.
+/// The repository's index.
 pub(super) fn index(app: &App) -> Reply {
     let entries = repository(app).into_iter().map(|Entry { name, version, state, reason }| json!({ "name": name, "version": version, "state": state, "reason": reason }));
     json_reply(StatusCode::OK, &Value::Array(entries.collect()))
@@ -220,13 +220,13 @@ pub(super) fn index(app: &App) -> Reply {
 /// A model of the repository.
 pub(super) struct Entry {
     pub(super) name: String,
-    /// Empty where it is not loaded.
+    /// Empty while the model is not loaded.
     pub(super) version: String,
     pub(super) state: &'static str,
     pub(super) reason: &'static str,
 }
 
-/// All models, in each of their forms.
+/// All models, under both of their names.
 pub(super) fn repository(app: &App) -> Vec<Entry> {
     let entries = app.models.iter().flat_map(|served| {
         let model = served.get();
@@ -245,28 +245,28 @@ pub(super) fn repository(app: &App) -> Vec<Entry> {
     entries.collect()
 }
 
-/// Loads a model anew.
+/// Reloads a model.
 ///
 /// # Errors
-/// 404 for a name that no model has, 400 when the new one is refused.
+/// 404 for an unknown name, 400 when the model cannot be loaded.
 pub(super) async fn load(app: &Arc<App>, name: &str) -> Result<(), Problem> {
     let (served, _) = served(app, name)?;
     let loaded = app.reload(served).await;
     loaded.map(|_| ()).map_err(|error| {
-        let detail = format!("the model was refused, the old one stays: {error:#}");
+        let detail = format!("the model was refused, the previous one stays in use: {error:#}");
         Problem::new(StatusCode::BAD_REQUEST, "model_refused", detail)
     })
 }
 
-/// Takes a model away.
+/// Unloads a model.
 ///
 /// # Errors
-/// 404 for a name that no model has.
+/// 404 for an unknown name.
 pub(super) fn unload(app: &App, name: &str) -> Result<(), Problem> {
     served(app, name).map(|(served, _)| served.unload())
 }
 
-/// The answer to a change that succeeded.
+/// The response to a successful load or unload.
 pub(super) fn done((): ()) -> Reply {
     json_reply(StatusCode::OK, &json!({}))
 }

@@ -15,7 +15,7 @@ pub(in crate::routes) struct Request {
     pub(in crate::routes) parameters: RequestParameters,
     pub(in crate::routes) inputs: Vec<Input>,
     #[serde(default)]
-    pub(in crate::routes) outputs: Vec<Wanted>,
+    pub(in crate::routes) outputs: Vec<RequestedOutput>,
 }
 
 #[derive(Default, Deserialize)]
@@ -23,18 +23,18 @@ pub(in crate::routes) struct RequestParameters {
     pub(in crate::routes) binary_data_output: Option<bool>,
 }
 
-/// An output that the client asks for.
+/// An output that a request names.
 #[derive(Clone, Deserialize)]
-pub(in crate::routes) struct Wanted {
+pub(in crate::routes) struct RequestedOutput {
     pub(in crate::routes) name: String,
     #[serde(default)]
-    pub(in crate::routes) parameters: WantedParameters,
+    pub(in crate::routes) parameters: OutputParameters,
 }
 
 #[derive(Clone, Default, Deserialize)]
-pub(in crate::routes) struct WantedParameters {
+pub(in crate::routes) struct OutputParameters {
     pub(in crate::routes) binary_data: Option<bool>,
-    /// Most classes, the likeliest first.
+    /// Number of classes to return, the most likely first.
     pub(in crate::routes) classification: Option<u64>,
 }
 
@@ -53,19 +53,19 @@ struct InputParameters {
     binary_data_size: Option<u64>,
 }
 
-/// Values in JSON, nested or flat, row by row: kept as they are used, since a tree of JSON values would
-/// take many times the body's memory.
+/// Values of a JSON array, nested or flat, in row-major order. They are parsed into flat lists: a tree of `serde_json::Value`
+/// would need many times the memory of the body.
 #[derive(Default)]
 struct Data {
     numbers: Vec<f32>,
     texts: Vec<String>,
-    /// Bytes as they are, which JSON cannot have.
+    /// Raw bytes, from gRPC only.
     elements: Vec<Bytes>,
 }
 
-/// The values of an input of gRPC.
+/// The values of a gRPC input.
 pub(in crate::routes) enum Contents {
-    /// So many bytes behind the message, or in a list beside its inputs.
+    /// Length in bytes of the values in `raw_input_contents`.
     Raw(usize),
     Floats(Vec<f32>),
     Elements(Vec<Bytes>),
@@ -79,7 +79,7 @@ impl<'de> Deserialize<'de> for Data {
     }
 }
 
-/// Takes up one level of [`Data`].
+/// Parses one level of nested arrays into [`Data`].
 struct Fill<'a>(&'a mut Data);
 
 impl<'de> DeserializeSeed<'de> for Fill<'_> {
@@ -127,15 +127,15 @@ impl<'de> Visitor<'de> for Fill<'_> {
 
 /// The values of an input.
 pub(in crate::routes) enum Values {
-    /// `[n]` encoded photos.
+    /// Encoded images, `[n]`.
     Bytes(Vec<Bytes>),
-    /// `shape`, row by row.
+    /// A tensor in row-major order.
     Floats { shape: Vec<usize>, values: Vec<f32> },
 }
 
 impl Request {
-    /// Takes a body apart: `head` is the length of its JSON, where the client said so; zero means
-    /// that all of it is one encoded photo, of the input that is called `only`.
+    /// Parses a body into its JSON and the raw bytes after it. `head` is the length of the JSON where the client sent it; 0
+    /// means that the body is one encoded image, for the input named `only`.
     pub(in crate::routes) fn parse(
         body: &Bytes,
         head: Option<usize>,
@@ -143,10 +143,11 @@ impl Request {
     ) -> Result<(Self, Bytes), Problem> {
         let head = head.unwrap_or(body.len());
         if head > body.len() {
-            return Err(Problem::bad_request("the body is shorter than its JSON is said to be"));
+            let detail = "the body is shorter than Inference-Header-Content-Length";
+            return Err(Problem::bad_request(detail));
         }
         if head == 0 {
-            // An element of BYTES begins with its length; a bare photo does not.
+            // An element of BYTES begins with its length; a raw image does not.
             let length = u32::try_from(body.len())
                 .map_err(|_| Problem::too_large("more than 4 GiB"))?
                 .to_le_bytes();
@@ -165,14 +166,15 @@ impl Request {
                 element,
             ));
         }
-        let request = serde_json::from_slice(&body[..head])
-            .map_err(|error| Problem::bad_request(format!("no inference request: {error}")))?;
+        let request = serde_json::from_slice(&body[..head]).map_err(|error| {
+            Problem::bad_request(format!("the inference request is invalid: {error}"))
+        })?;
         Ok((request, body.slice(head..)))
     }
 }
 
 impl Input {
-    /// An input of gRPC.
+    /// A gRPC input.
     pub(in crate::routes) fn new(
         name: String,
         (datatype, shape): (String, Vec<i64>),
@@ -187,25 +189,25 @@ impl Input {
         Self { name, shape, datatype, parameters, data }
     }
 
-    /// The values, from the JSON or from the front of `binary`, which moves on; at most `most` of
-    /// the first dimension.
+    /// The values, from the JSON or from the front of `binary`, which advances past them. The first dimension is at most
+    /// `most`.
     pub(in crate::routes) fn values(
         self,
         binary: &mut Bytes,
         most: usize,
     ) -> Result<Values, Problem> {
         let name = self.name;
-        let wrong = |what: &str| Problem::bad_request(format!("input `{name}`: {what}"));
+        let wrong = |detail: &str| Problem::bad_request(format!("input `{name}`: {detail}"));
         let shape: Option<Vec<usize>> =
             self.shape.iter().map(|side| usize::try_from(*side).ok()).collect();
-        let shape = shape.ok_or_else(|| wrong("a shape has no negative side"))?;
-        if shape.first().is_some_and(|photos| *photos > most) {
-            return Err(Problem::too_large(format!("more than {most} photos")));
+        let shape = shape.ok_or_else(|| wrong("a dimension of the shape is negative"))?;
+        if shape.first().is_some_and(|images| *images > most) {
+            return Err(Problem::too_large(format!("more than {most} images")));
         }
         let count = shape.iter().try_fold(1usize, |all, side| all.checked_mul(*side));
         let count = count.ok_or_else(|| wrong("the shape is too large"))?;
         if self.datatype == "BYTES" && count > most {
-            return Err(Problem::too_large(format!("more than {most} photos")));
+            return Err(Problem::too_large(format!("more than {most} images")));
         }
         let raw = match self.parameters.binary_data_size {
             Some(size) if size as usize > binary.len() => {
@@ -220,9 +222,9 @@ impl Input {
                 Some(Values::Bytes(data.elements))
             }
             ("BYTES", None, Some(data)) if data.numbers.is_empty() => {
-                // Base64: a JSON string cannot carry a photo otherwise.
-                let photos = data.texts.iter().map(|text| crate::upload::from_base64(text));
-                Some(Values::Bytes(photos.collect::<Result<_, _>>()?))
+                // JSON strings carry encoded images in base64.
+                let images = data.texts.iter().map(|text| crate::upload::from_base64(text));
+                Some(Values::Bytes(images.collect::<Result<_, _>>()?))
             }
             ("FP32", Some(raw), _) => {
                 let (values, rest) = raw.as_chunks();
@@ -234,7 +236,7 @@ impl Input {
             }
             ("BYTES" | "FP32", None, Some(_)) => None,
             (_, None, None) => return Err(wrong("there is no data")),
-            (other, ..) => return Err(wrong(&format!("datatype {other} is not taken"))),
+            (other, ..) => return Err(wrong(&format!("datatype {other} is not supported"))),
         };
         let values = values.ok_or_else(|| wrong("the data is not of its datatype"))?;
         let seen = match &values {
@@ -242,13 +244,13 @@ impl Input {
             Values::Floats { values, .. } => values.len(),
         };
         if seen != count {
-            return Err(wrong(&format!("{seen} values where the shape says {count}")));
+            return Err(wrong(&format!("{seen} values, the shape has {count}")));
         }
         Ok(values)
     }
 }
 
-/// Elements that begin with their length; no more than `most`.
+/// Splits raw BYTES into elements, each after its length (u32, little-endian). Returns at most one more than `most`.
 fn elements(mut raw: Bytes, most: usize) -> Option<Vec<Bytes>> {
     let mut elements = Vec::new();
     while !raw.is_empty() && elements.len() <= most {
@@ -269,7 +271,7 @@ pub(in crate::routes) struct Output {
     pub(in crate::routes) values: Computed,
 }
 
-/// What was computed.
+/// Values of an output tensor.
 pub(in crate::routes) enum Computed {
     Floats(Vec<f32>),
     Texts(Vec<String>),
@@ -283,7 +285,7 @@ impl Output {
         }
     }
 
-    /// Its values, little-endian; each text begins with its length.
+    /// The values in little-endian bytes; each text follows its length (u32).
     pub(in crate::routes) fn raw(&self) -> Vec<u8> {
         match &self.values {
             Computed::Floats(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -297,7 +299,7 @@ impl Output {
         }
     }
 
-    /// Its JSON; `Some` bytes go behind all JSON, where the client wants them so.
+    /// The tensor's JSON; where `binary` is true, with its values as raw bytes instead, to be sent after the JSON.
     pub(in crate::routes) fn write(&self, binary: bool) -> (Value, Option<Vec<u8>>) {
         let datatype = self.datatype();
         let mut tensor = json!({ "name": self.name, "shape": self.shape, "datatype": datatype });
