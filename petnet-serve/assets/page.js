@@ -13,7 +13,7 @@ const capital = text => text[0].toUpperCase() + text.slice(1);
 const pause = ms => new Promise(done => setTimeout(done, ms));
 const say = text => { at("said").textContent = text; };
 
-// A service with API keys asks for one once a visit; the key is kept in this tab alone.
+// Where the service needs an API key, the user enters it once; it is stored in this tab only.
 let asking = null;
 function askForKey(refused) {
   asking ||= new Promise(resolve => {
@@ -41,7 +41,7 @@ async function request(path, options) {
       throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
     });
     if (reply.status !== 401) return reply;
-    // Another request may have got a new key meanwhile.
+    // Another request may have set a new key in the meantime.
     if (sessionStorage.getItem("key") === key && !await askForKey(key)) return reply;
   }
 }
@@ -51,7 +51,7 @@ async function problem(reply) {
   return new Error(body.detail ? capital(body.detail) + "." : `The server answered with status ${reply.status}.`);
 }
 
-// An overloaded service says when to come back; the photo waits for that, and the wait is shown.
+// An overloaded service returns Retry-After: the request is repeated after that time, and the wait is shown.
 const TRIES = 8;
 async function send(path, file, signal, busy) {
   await file.slice(0, 1).arrayBuffer().catch(() => { throw new Error("This file cannot be read."); });
@@ -74,7 +74,7 @@ async function send(path, file, signal, busy) {
   }
 }
 
-// The queue: a few photos are sent at a time, in their order.
+// The queue: at most LANES photos are sent concurrently, in their order.
 const LANES = 2;
 let photos = [], running = 0, batch = 0;
 function pump() {
@@ -158,7 +158,7 @@ function summarise() {
   if (shown) places();
 }
 
-// Words for an answer. A multi-label model answers any number of labels.
+// Texts for an answer. The answer of a multi-label model has any number of labels.
 function headline(answer) {
   if (answer.decision === "unsure") return "Unsure";
   return answer.labels ? answer.labels.map(one => one.label).join(", ") || "None of the labels" : answer.predicted_class;
@@ -230,7 +230,7 @@ on("cards", "keydown", event => {
 let shown = null, opacity = 50, judgedFor = null;
 function open(photo) {
   shown = photo; judgedFor = null;
-  // Without this the photo before would stay until the new one is decoded.
+  // Otherwise the previous photo is shown until the new one is decoded.
   at("photo").removeAttribute("src");
   at("photo").src = photo.url; at("frame").hidden = false;
   show();
@@ -260,7 +260,7 @@ function show() {
   if (answer) {
     const took = `${answer.processing_time_ms.toFixed(1)} ms on the server, ${answer.took.toFixed(0)} ms round trip.`;
     at("detail").textContent = state === "unsure" && answer.reason !== "low_confidence" ?
-      took + " The figures below hold only for photos like those of the training." :
+      took + " The probabilities below are valid only for photos like those that the model was trained on." :
       (answer.labels ? "" : percent(answer.confidence) + " confidence. ") + took;
   }
   bars(answer);
@@ -280,7 +280,7 @@ function bars(answer) {
   at("bars").replaceChildren(...rows);
 }
 
-// The heat map takes a request of its own, which is sent when the photo is opened for the first time.
+// The heat map needs a request of its own, which is sent when the photo is opened for the first time.
 async function heat(photo) {
   const { answer, explained } = photo;
   at("heat").hidden = !photo.heat; at("slide").hidden = !photo.heat;
@@ -302,7 +302,7 @@ async function heat(photo) {
   if (shown === photo) heat(photo);
 }
 
-// The colours of the service's own drawing, bilinear between the cells.
+// The colour map of the overlay that the service draws; values are interpolated bilinearly.
 const STOPS = [[30, 40, 160], [20, 150, 210], [120, 210, 120], [250, 210, 50], [220, 40, 30]];
 function paint({ width, height, values }) {
   const canvas = at("heat"), { naturalWidth: w, naturalHeight: h } = shown.image;
@@ -388,7 +388,7 @@ async function tell(photo, label) {
     change(photo, { judged: `Noted: ${answer.labels ? label.replaceAll("|", ", ") || "no label" : named(label)}. Thank you.` });
     if (shown === photo) at("close").focus();
   } catch (error) {
-    if (judgedFor === answer) at("judged").textContent = "That was not noted: " + error.message;
+    if (judgedFor === answer) at("judged").textContent = "The feedback was not saved: " + error.message;
     controls.forEach(control => { control.disabled = false; });
   }
 }
@@ -416,7 +416,7 @@ on("view", "keydown", event => {
 });
 for (const id of ["view", "live"]) on(id, "click", event => { if (event.target === at(id)) at(id).close(); });
 
-// The camera; a file input that opens the phone's own camera stands in where the browser has none for this page.
+// The camera; where the browser does not permit it on this page, a file input opens the phone's camera app.
 let stream = null, taken = 0;
 function stop() { stream?.getTracks().forEach(track => track.stop()); stream = null; at("video").srcObject = null; }
 async function start() {
