@@ -1,4 +1,5 @@
-//! Attacks by strangers on a service with little memory: each is refused within its budget, and others are served.
+//! Denial-of-service attacks on a service with little memory: each is refused within the memory budget, while other clients
+//! are served.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -30,7 +31,7 @@ fn within_budget(server: &Server, what: &str) {
     assert_eq!(server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status, 200, "{what}");
 }
 
-/// Posts a body from several threads at once; the statuses.
+/// Posts a body from several threads at once; returns the statuses.
 fn at_once(
     server: &Server,
     threads: usize,
@@ -56,9 +57,9 @@ fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) {
     panic!("not within {patience:?}: {what}");
 }
 
-/// F1, F2: few bytes that ask for much memory.
+/// F1, F2: small files that need much memory (decompression bombs).
 #[test]
-fn images_that_ask_for_much_memory_are_refused_or_fit() {
+fn images_that_need_much_memory_are_refused_or_fit() {
     let server = small(&[]);
     let (grey, rgb, deep) = (PNG_KINDS[0], PNG_KINDS[2], PNG_KINDS[5]);
     let trials: [(&str, Vec<u8>, &[u16]); 9] = [
@@ -83,7 +84,7 @@ fn images_that_ask_for_much_memory_are_refused_or_fit() {
     }
 }
 
-/// F3: scans that cost time.
+/// F3: progressive JPEGs with many scans, which take CPU time.
 #[test]
 fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
     let mut server = small(&["--drain-delay", "0s", "--grace", "2s"]);
@@ -93,7 +94,7 @@ fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
     assert!(refused.iter().all(|status| *status == 413), "{refused:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     within_budget(&server, "10,000 scans");
-    // As many as are allowed, again and again, while the service is asked to end.
+    // Repeatedly as many scans as are permitted, while the service is stopped.
     let most = post("/predict", &[JPEG], &jpeg(2400, 1600, 100));
     let senders: Vec<_> = (0..6)
         .map(|_| {
@@ -118,9 +119,9 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(server.wait(Duration::from_secs(2)), Some(130));
 }
 
-/// F4: answers that nobody reads.
+/// F4: clients that do not read responses.
 #[test]
-fn who_does_not_read_loses_the_connection_and_no_address_has_all_places() {
+fn a_client_that_does_not_read_is_disconnected_and_no_address_has_all_connections() {
     let settings =
         ["--transfer-timeout", "1s", "--header-timeout", "1s", "--max-connections", "200"];
     let server = small(&settings);
@@ -134,7 +135,7 @@ fn who_does_not_read_loses_the_connection_and_no_address_has_all_places() {
         })
         .collect();
     std::thread::sleep(Duration::from_millis(300));
-    // This address had all the places that it may have.
+    // This address had as many connections as it may have.
     until("places are free again", Duration::from_secs(8), || {
         let reply = server.attempt(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         reply.is_some_and(|reply| reply.status == 200)
@@ -144,13 +145,13 @@ fn who_does_not_read_loses_the_connection_and_no_address_has_all_places() {
 }
 
 #[test]
-fn idle_connections_end_whatever_they_speak() {
+fn idle_connections_end_with_either_protocol() {
     let server = small(&["--header-timeout", "500ms"]);
     let mut idle: Vec<TcpStream> = (0..20)
         .map(|number| {
             let mut stream = server.connect();
             if number % 2 == 0 {
-                // HTTP/2: the preface and empty settings.
+                // HTTP/2's preface and empty SETTINGS.
                 stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
             }
             stream
@@ -161,7 +162,7 @@ fn idle_connections_end_whatever_they_speak() {
         let _ = stream.read_to_end(&mut Vec::new());
     }
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    // One byte and a close: the place is free at once, long before the timeout.
+    // A connection that closes after one byte frees its slot at once, long before the timeout.
     let server = small(&["--header-timeout", "60s", "--max-connections", "4"]);
     for _ in 0..40 {
         server.connect().write_all(b"P").unwrap();
@@ -173,7 +174,7 @@ fn idle_connections_end_whatever_they_speak() {
     until("all descriptors are closed", Duration::from_secs(5), || server.descriptors() < 40);
 }
 
-/// F5: bodies that do not end.
+/// F5: request bodies that stall.
 #[test]
 fn stalled_bodies_hold_no_more_than_the_budget() {
     let settings = ["--transfer-timeout", "2s", "--max-connections", "600"];
@@ -199,7 +200,7 @@ fn stalled_bodies_hold_no_more_than_the_budget() {
     within_budget(&server, "stalled bodies");
 }
 
-/// F6: JSON that expands.
+/// F6: compressed JSON (decompression bombs).
 #[test]
 fn compressed_json_expands_within_the_budget_and_off_the_runtime() {
     let server = small(&[]);
@@ -230,9 +231,9 @@ fn compressed_json_expands_within_the_budget_and_off_the_runtime() {
     within_budget(&server, "gzip of JSON");
 }
 
-/// F7, F8: damage on disk.
+/// F7, F8: damaged files.
 #[test]
-fn a_damaged_feedback_store_is_set_aside_and_what_is_lost_is_said() {
+fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("feedback");
     let settings = ["--feedback", store.to_str().unwrap()];
@@ -242,7 +243,7 @@ fn a_damaged_feedback_store_is_set_aside_and_what_is_lost_is_said() {
     assert_eq!(server.tell("/feedback", &label).0, 200);
     server.signal("-KILL");
     server.wait_killed();
-    // All pages of all files of the database, but for the number of labels.
+    // All pages of all files of the database, except the file with the number of labels.
     let mut damaged = 0;
     for file in files(&store) {
         if file.file_name().is_some_and(|name| name != "labels.json") {
@@ -268,13 +269,13 @@ fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     found
 }
 
-/// F9: files whose checksum is right, and whose network answers no numbers.
+/// F9: model files with a correct checksum whose outputs are not finite.
 #[test]
-fn a_model_that_answers_no_numbers_is_refused() {
+fn a_model_whose_outputs_are_not_finite_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let good = common::variant(0.5).to_bytes(petnet::Precision::F32).unwrap();
-    // Sums of the largest values overflow when the last layer is run.
+    // Sums of the largest values overflow in the last layer.
     for (value, reason) in
         [(f32::NAN, "values that are not finite"), (f32::MAX, "outputs are not finite")]
     {
@@ -300,10 +301,10 @@ fn a_model_that_answers_no_numbers_is_refused() {
         series.any(|(name, count)| name.contains("refused") && *count >= 1.0)
     };
     until("the refusal", Duration::from_secs(10), refused);
-    within_budget(&server, "a model without numbers");
+    within_budget(&server, "a model without finite outputs");
 }
 
-/// A model file with one value for all weights of its linear layers, and the checksum of that.
+/// A model file with one value for all weights of its linear layers, and the matching checksum.
 fn filled(file: &[u8], value: f32) -> Vec<u8> {
     let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
@@ -315,7 +316,7 @@ fn filled(file: &[u8], value: f32) -> Vec<u8> {
     let digest = |file: &[u8]| {
         let mut hashed = header["__metadata__"]["petnet"].as_str().unwrap().as_bytes().to_vec();
         let tensors = header.as_object().unwrap().iter();
-        // In the order of their names, as `serde_json` keeps them.
+        // Sorted by name, as `serde_json` sorts keys.
         for (name, tensor) in tensors.filter(|(name, _)| *name != "__metadata__") {
             let data = &file[range(tensor)];
             hashed.extend(name.as_bytes());
@@ -338,9 +339,9 @@ fn filled(file: &[u8], value: f32) -> Vec<u8> {
     changed
 }
 
-/// F10: a log that nobody reads.
+/// F10: a log whose reader stops.
 #[test]
-fn a_log_reader_that_stops_holds_up_nothing() {
+fn a_log_reader_that_stops_does_not_block_requests() {
     let port = {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         free.local_addr().unwrap().port().to_string()
@@ -383,7 +384,7 @@ fn a_log_reader_that_stops_holds_up_nothing() {
     println!("ended in {:?}", began.elapsed());
 }
 
-/// F11: a signal while the model is not there yet.
+/// F11: a signal before the model is loaded.
 #[test]
 fn a_signal_while_the_model_is_fetched_ends_the_start() {
     let registry = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -399,9 +400,9 @@ fn a_signal_while_the_model_is_fetched_ends_the_start() {
     until("the end", Duration::from_secs(3), || child.try_wait().unwrap().is_some());
 }
 
-/// F12: values that make no sense, by name.
+/// F12: invalid settings.
 #[test]
-fn settings_of_no_sense_are_refused_by_name() {
+fn invalid_settings_are_refused_by_name() {
     for (setting, value) in [
         ("--max-connections", "4294967296"),
         ("--max-connections", "0"),
@@ -435,7 +436,7 @@ fn http_1_1_has_one_host() {
     assert_eq!(server.send(b"GET /livez HTTP/1.0\r\n\r\n").status, 200);
 }
 
-/// Every path without a key: open, or refused.
+/// Requests every path without a key.
 #[test]
 fn without_a_key_only_what_is_declared_open_answers() {
     // printf %s secret | sha256sum
@@ -481,7 +482,7 @@ fn without_a_key_only_what_is_declared_open_answers() {
     assert_eq!(closed + open.len(), described["paths"].as_object().unwrap().len());
 }
 
-/// Batches of the documented maximum beside single photos.
+/// Batches of the documented maximum, concurrently with single images.
 #[test]
 fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
     let server = small(&[]);
@@ -514,7 +515,7 @@ fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
     });
 }
 
-/// An upload that is slow and never pauses is no attack.
+/// A slow upload without pauses is not an attack.
 #[test]
 fn a_slow_upload_that_does_not_pause_is_served() {
     let server = small(&["--transfer-timeout", "500ms"]);

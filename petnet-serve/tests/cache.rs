@@ -1,4 +1,4 @@
-//! Answers that are kept for photos that come again.
+//! The prediction cache.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -11,7 +11,7 @@ use serde_json::Value;
 const HITS: &str = "prediction_cache_requests_total{result=\"hit\"}";
 const MISSES: &str = "prediction_cache_requests_total{result=\"miss\"}";
 
-/// An answer without what each has of its own.
+/// A response without the fields that differ each time.
 fn lasting(mut answer: Value) -> Value {
     for own in ["prediction_id", "processing_time_ms", "index", "filename"] {
         answer.as_object_mut().unwrap().remove(own);
@@ -41,7 +41,7 @@ fn the_same_bytes_get_the_same_answer_without_the_network() {
     assert_eq!((metrics[HITS], metrics[MISSES]), (3.0, 2.0));
     assert_eq!(metrics["preprocessing_images_total{result=\"ok\"}"], 2.0);
     assert_eq!(metrics["prediction_cache_entries"], 2.0);
-    // A prediction from the cache takes feedback as any other.
+    // A prediction from the cache accepts feedback like any other.
     let id = second["prediction_id"].as_str().unwrap();
     let label = second["predicted_class"].as_str().unwrap();
     let (status, answer) =
@@ -50,7 +50,7 @@ fn the_same_bytes_get_the_same_answer_without_the_network() {
 }
 
 #[test]
-fn another_model_is_asked_anew() {
+fn another_model_does_not_get_cached_outputs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     variant(1.0).save(&path, Precision::F16).unwrap();
@@ -63,14 +63,14 @@ fn another_model_is_asked_anew() {
     variant(2.0).save(&path, Precision::F16).unwrap();
     let began = std::time::Instant::now();
     while ask()["model"]["version"] == before {
-        assert!(began.elapsed().as_secs() < 60, "the old model's answers go on");
+        assert!(began.elapsed().as_secs() < 60, "the previous model is still in use");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     assert_eq!(server.metrics()[MISSES], 2.0);
 }
 
 #[test]
-fn the_cache_keeps_to_its_bytes_and_is_off_unless_asked_for() {
+fn the_cache_is_bounded_in_bytes_and_off_by_default() {
     let server = Server::start(&["--cache", "1"]);
     for number in 0..220 {
         let reply = server.post("/predict", &[("content-type", "image/png")], &drawn(number, 1.0));

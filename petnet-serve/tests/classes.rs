@@ -1,4 +1,4 @@
-//! Any classes: five drawn shapes, from folders to the names in the service's answers.
+//! Other classes than cats and dogs: five drawn shapes, from folders of images to the responses of the service.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -60,7 +60,7 @@ fn trained(folder: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn five_shapes_are_learned_and_named_in_every_answer() {
+fn five_shapes_are_learned_and_named_in_every_response() {
     let folder = tempfile::tempdir().unwrap();
     let model = trained(folder.path());
     let store = folder.path().join("feedback");
@@ -87,8 +87,9 @@ fn five_shapes_are_learned_and_named_in_every_answer() {
     assert_eq!(metadata["outputs"][0]["shape"], json!([-1, 5]));
 }
 
-/// The network has no source head: its score is the distance to prototypes of the shapes, which noise is far from.
-fn other_things_are_unsure_for_their_score(server: &Server) {
+/// The network has no source head: its out-of-distribution score is the distance to prototypes of the shapes, which is large
+/// for noise.
+fn out_of_distribution_images_are_unsure(server: &Server) {
     let ood = &server.get("/version").json()["model"]["ood"];
     assert_eq!(ood["score"], "prototypes");
     let noise = RgbImage::from_fn(48, 48, |x, y| {

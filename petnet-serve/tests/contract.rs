@@ -1,4 +1,4 @@
-//! What clients rely on, through a real socket.
+//! The contract with clients, over a real socket.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -8,7 +8,7 @@ use common::{Server, multipart, picture};
 use image::ImageFormat;
 
 #[test]
-fn the_references_clients_find_what_they_know() {
+fn clients_of_the_python_service_find_their_fields_and_metrics() {
     let server = Server::start(&[]);
     let health = server.get("/health");
     let body = health.json();
@@ -30,7 +30,7 @@ fn the_references_clients_find_what_they_know() {
     assert!((sum - 1.0).abs() < 1e-5, "{answer}");
     assert!(answer["processing_time_ms"].as_f64().unwrap() > 0.0);
     assert!(["cat", "dog", "unsure"].contains(&answer["decision"].as_str().unwrap()));
-    // Models with and without an out-of-distribution score, and whatever the bundled one decides here.
+    // Valid for models with and without an out-of-distribution score, and for either decision.
     let unsure = answer["decision"] == "unsure";
     let reasons = ["low_confidence", "out_of_distribution"];
     assert_eq!(answer["reason"].as_str().is_some_and(|reason| reasons.contains(&reason)), unsure);
@@ -64,7 +64,7 @@ fn the_references_clients_find_what_they_know() {
 }
 
 #[test]
-fn a_photo_may_come_in_any_form_and_format() {
+fn an_image_may_be_sent_in_any_form_and_format() {
     let server = Server::start(&[]);
     for (format, kind) in [
         (ImageFormat::Png, "image/png"),
@@ -97,7 +97,7 @@ fn a_photo_may_come_in_any_form_and_format() {
 }
 
 #[test]
-fn in_a_batch_a_bad_photo_fails_alone() {
+fn in_a_batch_an_invalid_image_fails_alone() {
     let server = Server::start(&[]);
     let photo = picture(ImageFormat::Jpeg);
     let (kind, form) = multipart(&[
@@ -118,7 +118,7 @@ fn in_a_batch_a_bad_photo_fails_alone() {
 }
 
 #[test]
-fn an_explanation_is_a_picture_or_json_with_both() {
+fn an_explanation_is_a_png_or_json_with_both() {
     let server = Server::start(&[]);
     let photo = picture(ImageFormat::Jpeg);
     let reply = server.post("/explain", &[("content-type", "image/jpeg")], &photo);
@@ -142,13 +142,13 @@ fn an_explanation_is_a_picture_or_json_with_both() {
 }
 
 #[test]
-fn every_refusal_says_why_as_problem_json() {
+fn every_refusal_is_problem_json_with_a_reason() {
     let server = Server::start(&["--max-body", "100000"]);
     let jpeg = picture(ImageFormat::Jpeg);
     let image = [("content-type", "image/jpeg")];
     let (kind, empty_form) = multipart(&[]);
     let (several, two_photos) = multipart(&[("image/jpeg", &jpeg), ("image/jpeg", &jpeg)]);
-    // The bytes decide, whatever the type says.
+    // The format is recognised from the bytes, not from the content type.
     for headers in
         [&[][..], &[("content-type", "text/plain")], &[("content-type", "binary/octet-stream")]]
     {
@@ -205,7 +205,7 @@ fn keys_guard_predictions_and_administration() {
 }
 
 #[test]
-fn ids_and_traces_are_taken_up_in_the_log() {
+fn ids_and_traces_of_clients_are_logged() {
     let server = Server::start(&[]);
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let headers = [
@@ -257,7 +257,7 @@ fn browsers_get_pages_that_may_run_only_their_own_script() {
 }
 
 #[test]
-fn a_container_can_ask_its_own_server() {
+fn the_health_check_of_a_container_requests_its_own_server() {
     let server = Server::start(&[]);
     let ask = |port: &str| {
         let program = env!("CARGO_BIN_EXE_petnet-serve");

@@ -1,4 +1,4 @@
-//! Embeddings over HTTP: `/embed`, and an output of the Open Inference Protocol, beside the library's own.
+//! Embeddings over HTTP, by `/embed` and by the Open Inference Protocol, compared with those of the library.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -75,7 +75,7 @@ fn an_embedding_is_refused_as_a_prediction_is() {
 }
 
 #[test]
-fn the_protocol_gives_embeddings_to_those_who_name_them() {
+fn the_protocol_returns_embeddings_only_where_they_are_requested() {
     let server = Server::start(&[]);
     let classifier = Classifier::pretrained().unwrap();
     let (length, photos) =

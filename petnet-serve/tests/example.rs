@@ -1,4 +1,4 @@
-//! `examples/service.rs`, which `cargo test` builds beside the tests.
+//! The example `examples/service.rs`, which `cargo test` builds together with the tests.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -10,7 +10,7 @@ use common::{Reply, picture, post};
 use image::ImageFormat;
 
 #[test]
-fn a_service_of_ones_own_answers() {
+fn the_example_service_classifies_images() {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples/service");
     let mut service =

@@ -1,4 +1,4 @@
-//! Labels for earlier answers: taken, kept through a kill, handed to the next training.
+//! User feedback: labels are stored, survive a kill, and are exported for training.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -21,7 +21,7 @@ fn predict(server: &Server, photo: &[u8]) -> Value {
     server.post("/predict", &[("content-type", "image/png")], photo).json()
 }
 
-/// Label by prediction, from all pages of the export.
+/// The exported labels by prediction, from all pages.
 fn exported(server: &Server) -> BTreeMap<String, Value> {
     let reply = server.get("/feedback/export");
     assert_eq!(reply.header("content-type"), Some("application/x-ndjson"));
@@ -31,7 +31,7 @@ fn exported(server: &Server) -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn labels_are_taken_one_by_one_and_in_batches_and_the_last_one_stands() {
+fn labels_are_accepted_one_by_one_and_in_batches_and_the_last_one_counts() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path());
     let photo = picture(ImageFormat::Png);
@@ -70,7 +70,7 @@ fn labels_are_taken_one_by_one_and_in_batches_and_the_last_one_stands() {
 }
 
 #[test]
-fn every_refusal_says_why() {
+fn every_refusal_has_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path());
     let id = predict(&server, &picture(ImageFormat::Png))["prediction_id"].clone();
@@ -169,7 +169,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_used_ends_the_start_if_it_was_asked_for() {
+fn an_explicit_folder_that_cannot_be_used_ends_the_start() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
         .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off", "--feedback"])

@@ -1,4 +1,4 @@
-//! The Open Inference Protocol over gRPC, by bytes on HTTP/2 as any client sends them.
+//! The Open Inference Protocol over gRPC; messages are sent on a plain HTTP/2 connection, without a gRPC client.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -9,7 +9,7 @@ mod common;
     missing_docs,
     dead_code,
     unreachable_pub,
-    reason = "made by a program"
+    reason = "generated code"
 )]
 mod proto {
     include!("../proto/inference.rs");
@@ -34,7 +34,7 @@ use proto::{
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 
-/// Sends one message; the answer comes with its body unread.
+/// Sends one message; returns the response before its body is read.
 async fn send(
     server: &Server,
     path: &str,
@@ -60,7 +60,7 @@ async fn send(
     client.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
 }
 
-/// One call: its status and its message.
+/// Makes a call; returns its status and its message.
 async fn call<T: Message + Default>(
     server: &Server,
     path: &str,
@@ -94,7 +94,7 @@ fn image(contents: Option<Vec<u8>>) -> InferInputTensor {
 }
 
 #[tokio::test]
-async fn a_photo_is_classified_in_each_form_and_wrong_calls_have_their_codes() {
+async fn an_image_is_classified_in_each_form_and_invalid_calls_have_their_codes() {
     let server = Server::start(&[]);
     let photo = picture(ImageFormat::Jpeg);
     let element = [&(photo.len() as u32).to_le_bytes()[..], &photo].concat();
@@ -149,7 +149,7 @@ async fn a_photo_is_classified_in_each_form_and_wrong_calls_have_their_codes() {
 }
 
 #[tokio::test]
-async fn states_and_models_are_told_and_keys_are_asked_for() {
+async fn states_and_models_are_reported_and_keys_are_required() {
     let digest = petnet::sha256(b"secret");
     let server = Server::start(&["--api-keys-sha256", &digest]);
     let ready = format!("{SERVICE}ServerReady");
@@ -184,14 +184,14 @@ async fn states_and_models_are_told_and_keys_are_asked_for() {
     let path = format!("{SERVICE}ModelReady");
     let (code, state): (u32, ServerReadyResponse) = call(&server, &path, &asked, &[]).await;
     assert_eq!((code, state.ready), (0, false));
-    // Check of the health service: an empty message, and the state 2, not serving.
+    // `Check` of the health service: an empty request, and the status 2, NOT_SERVING.
     let path = "/grpc.health.v1.Health/Check";
     let (code, state): (u32, HealthState) = call(&server, path, &ServerReadyRequest {}, &[]).await;
     assert_eq!((code, state.status), (0, 2));
 }
 
 #[tokio::test]
-async fn clients_that_watch_health_see_each_change_without_asking_again() {
+async fn clients_that_watch_health_get_each_change() {
     let digest = petnet::sha256(b"secret");
     let server =
         Server::start(&["--api-keys-sha256", &digest, "--drain-delay", "3s", "--grace", "3s"]);

@@ -1,4 +1,4 @@
-//! A thousand malformed requests: each gets its status, memory stays, the next good one works.
+//! Malformed and slow requests: each gets its status, memory does not grow, and valid requests are served.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -11,7 +11,7 @@ use image::{ImageFormat, Rgb, RgbImage};
 
 const JPEG: (&str, &str) = ("content-type", "image/jpeg");
 
-/// A PNG that says it has 50,000 x 50,000 pixels.
+/// A PNG whose header declares 50,000 x 50,000 pixels.
 fn png_bomb() -> Vec<u8> {
     let mut header = b"IHDR".to_vec();
     header.extend_from_slice(&50_000u32.to_be_bytes());
@@ -32,7 +32,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// A GIF of 65,535 x 65,535 pixels in a few bytes.
+/// A GIF of a few bytes whose header declares 65,535 x 65,535 pixels.
 fn gif_bomb() -> Vec<u8> {
     let mut gif = b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff".to_vec();
     gif.extend_from_slice(b",\0\0\0\0\xff\xff\xff\xff\0\x02\x16");
@@ -41,7 +41,7 @@ fn gif_bomb() -> Vec<u8> {
     gif
 }
 
-/// A request and the statuses that are right for it.
+/// A malformed request, and the statuses that are correct for it.
 fn malformed(number: usize, photo: &[u8]) -> (Vec<u8>, &'static [u16]) {
     let cut = &photo[..2 + number * 7 % (photo.len() - 3)];
     let (kind, form) = multipart(&[("image/jpeg", cut)]);
@@ -96,10 +96,10 @@ fn a_thousand_malformed_requests_do_no_harm() {
 }
 
 #[test]
-fn the_slow_are_told_and_do_not_hold_up_others() {
+fn slow_requests_get_408_and_do_not_block_others() {
     let server = Server::start(&["--header-timeout", "300ms", "--transfer-timeout", "300ms"]);
     let photo = picture(ImageFormat::Jpeg);
-    // Half a method, half a header, half a body.
+    // Half of a method, of a header and of a body.
     let body = post("/predict", &[JPEG], &photo);
     let starts: [&[u8]; 4] = [b"P", b"PO", b"POST /predict HTTP/1.1\r\nhost:", &body[..200]];
     let slow: Vec<_> = (0..100)
@@ -138,7 +138,7 @@ fn pipelined_requests_are_answered_in_order_until_the_garbage() {
 }
 
 #[test]
-fn who_would_wait_too_long_is_refused_with_a_time_to_come_back() {
+fn requests_that_would_wait_too_long_are_refused_with_retry_after() {
     let settings = ["--queue", "1", "--max-batch", "1", "--queue-timeout", "3ms"];
     let server = Server::start(&settings);
     let request = post("/predict", &[JPEG], &picture(ImageFormat::Jpeg));
@@ -164,10 +164,10 @@ fn who_would_wait_too_long_is_refused_with_a_time_to_come_back() {
 }
 
 #[test]
-fn who_leaves_costs_no_time_of_the_network() {
+fn the_network_does_not_run_for_clients_that_disconnected() {
     let room = ["--max-batch", "1", "--decode-threads", "1", "--queue", "4"];
     let server = Server::start(&room);
-    // Tens of milliseconds to decode.
+    // Takes tens of milliseconds to decode.
     let noise =
         RgbImage::from_fn(1700, 1700, |x, y| Rgb([((x * 31) ^ (y * 17)) as u8, (x * y) as u8, 9]));
     let mut photo = std::io::Cursor::new(Vec::new());

@@ -1,4 +1,4 @@
-//! A file of keys: scopes, limits, and reading it anew.
+//! The file of API keys: scopes, rate limits, and reload.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use common::{Server, picture, until};
 use image::ImageFormat;
 
-/// `printf %s KEY | sha256sum` of `shop`, `export` and `operator`.
+/// The SHA-256 of a key, as of `printf %s KEY | sha256sum`.
 fn digest(key: &str) -> String {
     petnet::sha256(key.as_bytes())
 }
@@ -23,7 +23,7 @@ fn keys(limits: &str) -> String {
 }
 
 #[test]
-fn a_key_opens_what_its_scopes_name() {
+fn a_key_may_use_the_paths_of_its_scopes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.yaml");
     std::fs::write(&file, keys("requests_per_second: 1000")).unwrap();
@@ -68,7 +68,7 @@ fn a_key_opens_what_its_scopes_name() {
 }
 
 #[test]
-fn a_key_that_is_used_up_is_told_when_to_come_back() {
+fn a_key_whose_limit_is_exceeded_gets_retry_after() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.yaml");
     std::fs::write(&file, keys("requests_per_day: 3")).unwrap();
@@ -88,7 +88,7 @@ fn a_key_that_is_used_up_is_told_when_to_come_back() {
     let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((28_000..=28_800).contains(&wait), "a third of a day: {wait}");
     assert_eq!(refused.json()["status"], 429);
-    // A damaged file changes nothing; a line that stays keeps its count; a changed one begins anew.
+    // An invalid file changes nothing; an unchanged key keeps the state of its limits; a changed one starts again.
     std::fs::write(&file, "- {name: shop}").unwrap();
     server.signal("-HUP");
     until("the refusal is logged", || {
@@ -107,7 +107,7 @@ fn a_key_that_is_used_up_is_told_when_to_come_back() {
 }
 
 #[test]
-fn a_request_that_is_refused_for_the_second_does_not_use_up_the_day() {
+fn a_request_refused_by_the_limit_per_second_does_not_count_for_the_day() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.yaml");
     std::fs::write(&file, keys("requests_per_second: 1, requests_per_day: 1000")).unwrap();
@@ -125,7 +125,7 @@ fn a_request_that_is_refused_for_the_second_does_not_use_up_the_day() {
 }
 
 #[test]
-fn a_file_that_is_no_list_of_keys_ends_the_start_with_its_fault() {
+fn an_invalid_file_of_keys_ends_the_start_with_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.yaml");
     let (digest, other) = (digest("shop"), digest("export"));

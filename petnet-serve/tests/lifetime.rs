@@ -1,4 +1,4 @@
-//! Restarts and reloads under load: nobody notices.
+//! Restarts and reloads under load lose no request.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -13,7 +13,7 @@ use common::{Reply, Server, picture, post, variant};
 use image::ImageFormat;
 use petnet::Precision;
 
-/// A model file like the bundled one, but for its digest.
+/// Writes a model file like the bundled one, with another digest.
 fn write_model(path: &Path, number: f32) {
     variant(number).save(path, Precision::F16).unwrap();
 }
@@ -32,7 +32,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
-/// Clients that send photos to whichever address is ready, and count what fails.
+/// Clients that send images to an address that is ready, and count failures.
 struct Load {
     stop: Arc<AtomicBool>,
     ready: Arc<Vec<AtomicBool>>,
@@ -74,13 +74,13 @@ impl Load {
         load
     }
 
-    /// Asks a server whether it is ready, as a load balancer would.
+    /// Requests a server's readiness, as a load balancer does.
     fn probe(&self, which: usize, address: std::net::SocketAddr) {
         let request = b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         self.ready[which].store(ask(address, request) == 200, Ordering::Relaxed);
     }
 
-    /// Waits until some requests more have been answered, so that every turn is under load.
+    /// Waits until further requests have been answered, so that every restart or reload is under load.
     fn go_on(&self) {
         let before = self.sent.load(Ordering::Relaxed);
         until("more requests", || self.sent.load(Ordering::Relaxed) >= before + 6);
@@ -93,7 +93,7 @@ impl Load {
     }
 }
 
-/// The status of an answer; 0 for none.
+/// The status of the response; 0 for none.
 fn ask(address: std::net::SocketAddr, request: &[u8]) -> u16 {
     use std::io::{Read, Write};
     let mut reply = Vec::new();
@@ -108,7 +108,7 @@ fn ask(address: std::net::SocketAddr, request: &[u8]) -> u16 {
 #[test]
 fn twenty_restarts_lose_no_request() {
     let settings = ["--drain-delay", "150ms"];
-    // Below the system's own range: no connection may take the port while its server restarts.
+    // Below the range of ephemeral ports: no connection may take the port while its server restarts.
     let port = 20_000 + (std::process::id() % 5_000) as u16 * 2;
     let mut servers = [Server::start_on(port, &settings), Server::start_on(port + 1, &settings)];
     let addresses = [servers[0].address, servers[1].address];
@@ -150,7 +150,7 @@ fn twenty_reloads_lose_no_request_and_each_takes_effect() {
 }
 
 #[test]
-fn a_changed_file_is_taken_up_and_a_broken_one_is_not() {
+fn a_changed_file_is_reloaded_and_a_broken_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     write_model(&path, 0.5);
@@ -173,7 +173,7 @@ fn a_changed_file_is_taken_up_and_a_broken_one_is_not() {
 }
 
 #[test]
-fn while_draining_it_serves_says_so_and_sends_clients_away() {
+fn while_draining_requests_are_served_and_connections_closed() {
     let mut server = Server::start(&["--drain-delay", "1s"]);
     assert_eq!(server.get("/readyz").status, 200);
     server.signal("-TERM");

@@ -1,4 +1,4 @@
-//! Every metric is in the table of `docs/metrics.md`, and moves by what it is said to measure.
+//! Every metric is in the table of `docs/metrics.md`, and changes with the event that it measures.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 type Series = BTreeMap<String, f64>;
 
-/// Names in the first column of the service's tables in `docs/metrics.md`.
+/// Names of metrics in the first column of the service's tables in `docs/metrics.md`.
 fn table() -> BTreeSet<String> {
     let page = include_str!("../../docs/metrics.md");
     let (service, _training) = page.split_once("## Training").unwrap();
@@ -31,7 +31,7 @@ fn family(series: &str) -> String {
     histogram.unwrap_or(name).to_string()
 }
 
-/// Sum over all series of a metric whose labels contain each of these.
+/// Sum over all series of a metric whose labels contain each of `labels`.
 fn sum(series: &Series, name: &str, labels: &[&str]) -> f64 {
     let mine = series.iter().filter(|(key, _)| {
         key.split('{').next() == Some(name) && labels.iter().all(|label| key.contains(label))
@@ -44,8 +44,8 @@ fn series(all: &Series, name: &str) -> Series {
     mine.map(|(key, value)| (key.clone(), *value)).collect()
 }
 
-fn predict(server: &Server, photo: &[u8]) -> serde_json::Value {
-    let (kind, form) = multipart(&[("image/png", photo)]);
+fn predict(server: &Server, image: &[u8]) -> serde_json::Value {
+    let (kind, form) = multipart(&[("image/png", image)]);
     server.post("/predict", &[("content-type", &kind)], &form).json()
 }
 
@@ -58,7 +58,7 @@ fn start(model: &Path, more: &[&str]) -> Server {
 }
 
 #[test]
-fn before_anything_has_happened_nothing_is_claimed_and_a_pulled_model_is_counted() {
+fn before_any_request_no_rate_is_served_and_a_pulled_model_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let model = drawn_model(folder.path(), 60);
     let digest = std::process::Command::new("md5sum").arg(&model).output().unwrap().stdout;
@@ -72,7 +72,7 @@ fn before_anything_has_happened_nothing_is_claimed_and_a_pulled_model_is_counted
     for absent in ["api_error_rate", "batch_size_avg", "model_accuracy", "drift_psi"] {
         assert!(!first.keys().any(|series| family(series) == absent), "{absent}");
     }
-    assert_eq!(first["predictions_abandoned_total"], 0.0, "a count from the start");
+    assert_eq!(first["predictions_abandoned_total"], 0.0, "a counter starts at zero");
     for decision in ["answered", "low_confidence", "out_of_distribution"] {
         let series =
             format!("prediction_decisions_total{{decision=\"{decision}\",model=\"drawn\"}}");
@@ -129,8 +129,8 @@ fn compare_with_table<'a>(series: impl Iterator<Item = &'a String>) {
     assert_eq!(missing, [""; 0], "in docs/metrics.md, but not served");
 }
 
-/// Of a GPU or a limit on memory, which this machine may not have; of keys, kept answers and a shadow model, which are
-/// off here and which `keys.rs`, `cache.rs` and `models.rs` look at.
+/// Metrics of a GPU or a memory limit, which this machine may not have, and of keys, the prediction cache and a shadow model,
+/// which are off here and tested in `keys.rs`, `cache.rs` and `models.rs`.
 const MAY_BE_ABSENT: [&str; 15] = [
     "api_key_requests_total",
     "prediction_cache_bytes",
@@ -149,10 +149,10 @@ const MAY_BE_ABSENT: [&str; 15] = [
     "shadow_photos_total",
 ];
 
-/// Asks from many sides until one is refused.
-fn overload(server: &Server, photo: &[u8]) {
+/// Sends requests from several threads until one is refused.
+fn overload(server: &Server, image: &[u8]) {
     let began = Instant::now();
-    let (kind, form) = multipart(&[("image/png", photo)]);
+    let (kind, form) = multipart(&[("image/png", image)]);
     let refused = AtomicBool::new(false);
     let deep = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -174,7 +174,7 @@ fn overload(server: &Server, photo: &[u8]) {
     assert!(refused.into_inner() && deep.into_inner(), "no overload in 20 s");
 }
 
-/// What counts, and by how much at least.
+/// Checks that counters and gauges have risen by at least the expected values.
 fn rose(before: &Series, after: &Series, label: &str) {
     let predicted = format!("class_predicted=\"{label}\"");
     let class = format!("class=\"{label}\"");
@@ -211,10 +211,10 @@ fn rose(before: &Series, after: &Series, label: &str) {
         let rise = sum(after, name, labels) - sum(before, name, labels);
         assert!(rise >= least, "{name} {labels:?} rose by {rise}, not {least}");
     }
-    assert_eq!(sum(after, "pet_adoptions_total", &["x"]), 0.0, "no stranger's label");
+    assert_eq!(sum(after, "pet_adoptions_total", &["x"]), 0.0, "no label value of a client");
 }
 
-/// Gauges, by what they must say.
+/// Checks the values of gauges.
 fn stand(after: &Series) {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let info = petnet::Checkpoint::pretrained().unwrap().info().clone();
@@ -253,26 +253,26 @@ fn stand(after: &Series) {
 }
 
 #[test]
-fn drift_is_raised_by_night_and_a_broken_camera_and_not_by_more_of_the_same() {
+fn drift_is_raised_by_darker_or_wider_images_and_not_by_more_of_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let model = drawn_model(folder.path(), 600);
     let server = Server::start(&["--model", model.to_str().unwrap(), "--drift-window", "200"]);
     let psi = |server: &Server, statistic: &str| {
         sum(&server.metrics(), "drift_psi", &[&format!("statistic=\"{statistic}\"")])
     };
-    let show = |photos: &mut dyn Iterator<Item = Vec<u8>>| {
-        for photo in photos {
-            assert!(predict(&server, &photo)["predicted_class"].is_string());
+    let send = |images: &mut dyn Iterator<Item = Vec<u8>>| {
+        for image in images {
+            assert!(predict(&server, &image)["predicted_class"].is_string());
         }
     };
-    show(&mut (1000..1200).map(|n| drawn(n, 1.0)));
-    let day = server.metrics();
-    let loudest = day.iter().filter(|(key, _)| key.starts_with("drift_psi")).map(|(_, v)| *v);
-    assert!(loudest.fold(0.0, f64::max) < 0.25, "{:?}", series(&day, "drift_psi"));
-    show(&mut (0..200).map(|n| drawn(n, 0.3)));
-    assert!(psi(&server, "brightness") > 0.25, "night photos");
-    show(&mut (0..200).map(|_| picture(ImageFormat::Png)));
-    assert!(psi(&server, "aspect") > 0.25, "a camera of another shape");
-    show(&mut (2000..2200).map(|n| drawn(n, 1.0)));
-    assert!(psi(&server, "brightness") < 0.25, "the day has come again");
+    send(&mut (1000..1200).map(|n| drawn(n, 1.0)));
+    let bright = server.metrics();
+    let all = bright.iter().filter(|(key, _)| key.starts_with("drift_psi")).map(|(_, v)| *v);
+    assert!(all.fold(0.0, f64::max) < 0.25, "{:?}", series(&bright, "drift_psi"));
+    send(&mut (0..200).map(|n| drawn(n, 0.3)));
+    assert!(psi(&server, "brightness") > 0.25, "dark images");
+    send(&mut (0..200).map(|_| picture(ImageFormat::Png)));
+    assert!(psi(&server, "aspect") > 0.25, "images of another aspect ratio");
+    send(&mut (2000..2200).map(|n| drawn(n, 1.0)));
+    assert!(psi(&server, "brightness") < 0.25, "bright images again");
 }

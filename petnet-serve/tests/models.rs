@@ -1,4 +1,4 @@
-//! Several models in one process, and one that is tried in the shadow of another.
+//! Several models in one process, the shadow model, and images by URL.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -33,7 +33,7 @@ fn each_model_answers_by_its_name_and_is_replaced_alone() {
     );
     assert_ne!(versions[0]["version"], versions[1]["version"]);
 
-    // The model may be a field of the body; what the address says must not contradict it.
+    // The model may be a field of the body; the query must not contradict it.
     let (kind, mut form) = multipart(&[("image/jpeg", &picture(ImageFormat::Jpeg))]);
     form.truncate(form.len() - "--XyZ--\r\n".len());
     form.extend(
@@ -44,14 +44,14 @@ fn each_model_answers_by_its_name_and_is_replaced_alone() {
     assert_eq!(server.post("/predict?model=cats-vs-dogs", &headers, &form).status, 400);
     assert_eq!(server.post("/predict?model=third", &headers, &form).status, 404);
 
-    // Both show themselves to clients of the protocol, in both forms.
+    // Both models have both names of the Open Inference Protocol.
     let index = server.post("/v2/repository/index", &[], b"").json();
     let names: Vec<&str> =
         index.as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["cats-vs-dogs", "cats-vs-dogs-pixels", "second", "second-pixels"]);
     assert_eq!(server.get("/v2/models/second").json()["versions"][0], versions[1]["version"]);
 
-    // A changed file replaces its own model, and a label is of the model that answered.
+    // A changed file replaces its own model, and feedback belongs to the model that made the prediction.
     variant(0.6).save(&file, petnet::Precision::F16).unwrap();
     until("the second model's new file", || {
         predict(&server, "/predict?model=second")["model"]["version"] != versions[1]["version"]
@@ -82,7 +82,7 @@ fn models_of_one_name_and_shadows_of_none_end_the_start() {
 }
 
 #[test]
-fn a_shadow_sees_sampled_images_afterwards_and_labels_judge_both() {
+fn a_shadow_model_classifies_sampled_images_and_feedback_evaluates_both() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("new.safetensors");
     variant(0.5).save(&file, petnet::Precision::F16).unwrap();
@@ -129,7 +129,7 @@ fn a_shadow_sees_sampled_images_afterwards_and_labels_judge_both() {
     let metrics = server.metrics();
     assert!(metrics["shadow_photos_total{model=\"new\",result=\"agreed\"}"] >= 3.0);
     assert_eq!(metrics["shadow_feedback_total{model=\"shadow\",result=\"right\"}"], 1.0);
-    // The shadow's answers are no predictions of the service: the only one is that of the last request.
+    // The shadow model's outputs do not count as predictions of the service: the only one is that of the last request.
     let predictions: f64 = metrics
         .iter()
         .filter(|(name, _)| {

@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric, NumberDataPoint};
 use prost::Message as _;
 
-/// Type, help and series of each family, the series by name and labels as on `/metrics`.
+/// Type, help text and series of each family; a series is keyed by its text on `/metrics`.
 #[derive(Debug, Default)]
 struct Exposition {
     families: BTreeSet<(String, String, String)>,
@@ -58,7 +58,7 @@ impl Exposition {
         exposition
     }
 
-    /// Adds the series of a metric in Prometheus' form; its type.
+    /// Adds the series of a metric in Prometheus' format; returns its type.
     fn insert(&mut self, Metric { name, data, .. }: &Metric) -> &'static str {
         let cumulative = i32::from(AggregationTemporality::Cumulative);
         let number = |point: &NumberDataPoint| match point.value {
@@ -101,7 +101,7 @@ impl Exposition {
     }
 }
 
-/// A series as the text format has it.
+/// A series in the text format.
 fn series(name: &str, labels: &[KeyValue], bound: Option<&str>) -> String {
     let label = |label: &KeyValue| match label.value.as_ref().and_then(|v| v.value.as_ref()) {
         Some(any_value::Value::StringValue(value)) => {
@@ -115,7 +115,7 @@ fn series(name: &str, labels: &[KeyValue], bound: Option<&str>) -> String {
     if labels.is_empty() { name.into() } else { format!("{name}{{{}}}", labels.join(",")) }
 }
 
-/// The first export of `since` or later that the collector receives.
+/// Receives the first export made at `since` or later.
 fn receive(collector: &tiny_http::Server, since: SystemTime) -> Vec<Metric> {
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
     let began = Instant::now();
@@ -131,7 +131,7 @@ fn receive(collector: &tiny_http::Server, since: SystemTime) -> Vec<Metric> {
         };
         let (kind, key) = (header("content-type"), header("x-key"));
         let metrics = request.url() == "/v1/metrics";
-        // An exporter that has waited too long is not there any more.
+        // Fails where the exporter has timed out.
         let _ = request.respond(tiny_http::Response::empty(200));
         if metrics {
             assert_eq!(kind.as_deref(), Some("application/x-protobuf"));
@@ -159,7 +159,7 @@ fn decode(body: &[u8]) -> Vec<Metric> {
     resource.scope_metrics[0].metrics.clone()
 }
 
-/// Gauges of the machine, of time and of the scrape's own connection, which two renderings never agree on.
+/// True for gauges of the machine, of time and of the scrape's own connection, which differ between two renderings.
 fn varies(series: &str) -> bool {
     let prefixes = ["process_", "open_", "memory_", "disk_", "gpu_", "current_", "service_uptime"];
     let rates = ["requests_per_minute", "api_error_rate", "batch_throughput", "batch_size_avg"];
@@ -184,7 +184,7 @@ fn an_export_has_every_family_and_value_of_metrics() {
         let reply = server.post("/predict", &[("content-type", "image/jpeg")], &photo);
         assert_eq!(reply.status, 200);
     }
-    // An export after this scrape has the families that the scrape itself adds.
+    // An export after this scrape includes the families that the scrape itself adds.
     Exposition::scraped(&server);
     let settle = Duration::from_millis(100);
     let before = Exposition::exported(&receive(&collector, SystemTime::now() + settle));
@@ -195,7 +195,7 @@ fn an_export_has_every_family_and_value_of_metrics() {
     assert!(scraped.series.keys().eq(before.series.keys()), "{scraped:?}\n{before:?}");
     assert!(scraped.series["prediction_latency_seconds_count"] >= 3.0);
     for (series, value) in scraped.series.iter().filter(|(series, _)| !varies(series)) {
-        // The scrape itself is counted once it is answered, so its counts move between the two exports.
+        // The scrape itself is counted after its response, so that its counts change between the two exports.
         let (low, high) = (before.series[series], after.series[series]);
         let same = value.to_bits() == low.to_bits() || value.to_bits() == high.to_bits();
         assert!(same || (low..=high).contains(value), "{series}: {low}, {value}, {high}");
@@ -217,7 +217,7 @@ fn an_export_has_every_family_and_value_of_metrics() {
 }
 
 #[test]
-fn a_collector_that_is_gone_is_counted_and_logged_once() {
+fn an_unreachable_collector_is_counted_and_logged_once() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let endpoint = format!("http://127.0.0.1:{port}");
     let server = Server::start_with(&VARIABLES, &["--otlp-endpoint", &endpoint]);
@@ -246,7 +246,7 @@ fn a_collector_that_is_gone_is_counted_and_logged_once() {
 }
 
 #[test]
-fn metrics_are_switched_off_by_the_variable_that_is_meant_for_it() {
+fn otel_metrics_exporter_none_disables_the_export() {
     let collector = tiny_http::Server::http("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", collector.server_addr());
     let off = [("OTEL_METRICS_EXPORTER", "none"), ("OTEL_METRIC_EXPORT_INTERVAL", "50")];

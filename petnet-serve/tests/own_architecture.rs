@@ -1,4 +1,4 @@
-//! An architecture that this crate has never heard of is served from its model file.
+//! An architecture that is not in the library's table is served from its model file.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -21,7 +21,7 @@ fn draw(class: usize, number: u32) -> RgbImage {
 }
 
 #[test]
-fn a_network_that_no_table_knows_is_served() {
+fn a_network_of_an_unknown_architecture_is_served() {
     let folder = tempfile::tempdir().unwrap();
     for (class, name) in ["across", "along"].iter().enumerate() {
         let photos = folder.path().join("photos").join(name);

@@ -1,4 +1,4 @@
-//! A model by name from a registry: a stand-in for MLflow's endpoints hands out two versions.
+//! Registered models; a mock of MLflow's endpoints serves two versions.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -14,13 +14,13 @@ use tiny_http::Response;
 
 struct Registry {
     address: String,
-    /// The version that the alias `champion` stands for, and how often a file was fetched.
+    /// The version that the alias `champion` resolves to, and the number of downloads.
     state: Arc<Mutex<(usize, usize)>>,
-    /// Of the two versions' files.
+    /// Digests of the two versions' files.
     digests: Vec<String>,
 }
 
-/// Two models that differ in their digests.
+/// Two models with different digests.
 fn models() -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     [0.5, 0.75]
@@ -34,7 +34,7 @@ fn models() -> Vec<Vec<u8>> {
 }
 
 impl Registry {
-    /// `altered`: the files that come are not those that were registered.
+    /// `altered`: downloads differ from the registered files.
     fn start(altered: bool) -> Self {
         let listener = tiny_http::Server::http("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.server_addr());
@@ -109,26 +109,26 @@ fn a_promotion_swaps_the_model_in_the_running_service() {
     }
     assert_eq!(running(&server), (json!("2"), json!(digests[1])));
     drop(server);
-    // What is in the cache is not fetched again.
+    // A cached file is not downloaded again.
     let server = Server::start(&[named, kept].concat());
     assert_eq!(running(&server).0, "2");
     assert_eq!(registry.state.lock().unwrap().1, 2);
 }
 
 #[test]
-fn without_its_server_the_cached_model_is_taken() {
+fn without_its_server_the_cached_model_is_used() {
     let registry = Registry::start(false);
     let cache = tempfile::tempdir().unwrap();
     let kept = ["--model-cache", cache.path().to_str().unwrap()];
     let address = registry.address.as_str();
     let named = ["--model", "models:/Pets@champion", "--tracking-uri", address];
     drop(Server::start(&[&named[..], &kept].concat()));
-    // A proxy that never answers stands for a server that is gone: the address stays the same.
+    // An unreachable proxy simulates an unreachable server at the same address.
     let gone = petnet_serve_with_proxy(&[&named[..], &kept].concat());
     assert!(gone.contains("the cached model is used"), "{gone}");
 }
 
-/// Starts the service where every request fails, and ends it once it is ready.
+/// Starts the service with an unreachable proxy, and ends it once it is ready.
 fn petnet_serve_with_proxy(arguments: &[&str]) -> String {
     use std::io::{BufRead as _, BufReader};
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_petnet-serve"))

@@ -1,4 +1,4 @@
-//! HTTPS, with a certificate made for this test alone.
+//! HTTPS, with a certificate for this test only.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -40,7 +40,7 @@ async fn it_speaks_https_and_offers_http2() {
 }
 
 #[test]
-fn plain_http_gets_no_answer_there_and_does_no_harm() {
+fn plain_http_gets_no_response_on_a_tls_port() {
     let server = Server::start(&["--tls-cert", CERTIFICATE, "--tls-key", KEY]);
     assert_eq!(server.get("/health").status, 0);
     assert_eq!(server.get("/health").status, 0);

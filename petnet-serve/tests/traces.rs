@@ -1,4 +1,4 @@
-//! Traces, as a collector gets them.
+//! Traces, as a collector receives them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -12,7 +12,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 
-/// Takes what comes until `enough` holds of it.
+/// Receives spans until `enough` holds.
 fn collect(collector: &tiny_http::Server, enough: impl Fn(&[Span]) -> bool) -> Vec<Span> {
     let began = Instant::now();
     let mut spans = Vec::new();
@@ -55,14 +55,14 @@ fn a_request_is_one_trace_from_accept_to_respond_within_its_callers() {
     assert_eq!(server.post("/predict", &[image, ("traceparent", unsampled)], &photo).status, 200);
     let (kind, form) = multipart(&[("image/jpeg", &photo), ("image/jpeg", &photo)]);
     assert_eq!(server.post("/predict/batch", &[("content-type", &kind)], &form).status, 200);
-    // What waits is sent before the server ends.
+    // Waiting spans are sent before the server ends.
     server.signal("-TERM");
     let enough = |spans: &[Span]| spans.iter().filter(|span| span.kind == 2).count() == 2;
     let spans = collect(&collector, enough);
     assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
     let mut traces: BTreeMap<String, Vec<&Span>> = BTreeMap::new();
     spans.iter().for_each(|span| traces.entry(hex(&span.trace_id)).or_default().push(span));
-    assert!(!traces.contains_key(&"1".repeat(32)), "the caller does not want it");
+    assert!(!traces.contains_key(&"1".repeat(32)), "the caller has not sampled it");
 
     let one = &traces[caller];
     let root = one.iter().find(|span| span.kind == 2).unwrap();
@@ -92,7 +92,7 @@ fn a_request_is_one_trace_from_accept_to_respond_within_its_callers() {
 }
 
 #[test]
-fn a_collector_that_is_gone_costs_no_request() {
+fn an_unreachable_collector_fails_no_request() {
     let server = Server::start(&["--otlp-endpoint", "http://127.0.0.1:9"]);
     for _ in 0..20 {
         assert_eq!(server.get("/health").status, 200);

@@ -1,4 +1,4 @@
-//! The Open Inference Protocol, byte by byte; `scripts/triton-test.sh` drives it with `tritonclient`.
+//! The Open Inference Protocol over HTTP at the level of bytes; `scripts/triton-test.sh` tests it with `tritonclient`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const INFER: &str = "/v2/models/cats-vs-dogs/infer";
 const LENGTH: &str = "inference-header-content-length";
 
-/// JSON, then tensors.
+/// Posts JSON followed by raw tensors.
 fn ask(server: &Server, path: &str, head: &Value, binary: &[u8], more: &[(&str, &str)]) -> Reply {
     let head = head.to_string();
     let length = head.len().to_string();
@@ -35,7 +35,7 @@ fn image(photos: usize, binary: usize) -> Value {
     })
 }
 
-/// JSON of an answer, and the tensors behind it.
+/// The JSON of a response, and the raw tensors after it.
 fn parts(reply: &Reply) -> (Value, Vec<u8>) {
     assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
     let head: usize = reply.header(LENGTH).unwrap().parse().unwrap();
@@ -44,7 +44,7 @@ fn parts(reply: &Reply) -> (Value, Vec<u8>) {
 }
 
 #[test]
-fn what_is_served_is_described() {
+fn metadata_and_configuration_describe_the_models() {
     let server = Server::start(&[]);
     for path in ["/v2/health/live", "/v2/health/ready", "/v2/models/cats-vs-dogs/ready"] {
         assert_eq!(server.get(path).status, 200, "{path}");
@@ -74,7 +74,7 @@ fn what_is_served_is_described() {
 }
 
 #[test]
-fn json_binary_and_a_bare_photo_give_the_answer_of_predict() {
+fn json_binary_and_a_raw_image_give_the_outputs_of_predict() {
     let server = Server::start(&[]);
     let photo = picture(ImageFormat::Jpeg);
     let (kind, form) = multipart(&[("image/jpeg", &photo)]);
@@ -124,7 +124,7 @@ fn json_binary_and_a_bare_photo_give_the_answer_of_predict() {
 }
 
 #[test]
-fn tensors_give_the_answer_of_the_same_pixels_and_compression_changes_nothing() {
+fn tensors_give_the_outputs_of_the_same_pixels_and_compression_changes_nothing() {
     let server = Server::start(&[]);
     let classifier = petnet::Classifier::pretrained().unwrap();
     let pixels = classifier.preprocess(&picture(ImageFormat::Png)).unwrap();
@@ -158,7 +158,7 @@ fn tensors_give_the_answer_of_the_same_pixels_and_compression_changes_nothing() 
 }
 
 #[test]
-fn nonsense_is_refused_with_the_reason() {
+fn invalid_requests_are_refused_with_a_reason() {
     let server = Server::start(&["--max-body", "400000", "--max-parts", "4"]);
     let photo = picture(ImageFormat::Jpeg);
     let one = element(&photo);
@@ -217,16 +217,16 @@ fn nonsense_is_refused_with_the_reason() {
 }
 
 #[test]
-fn lengths_and_compression_that_lie_are_refused() {
+fn wrong_lengths_and_broken_compression_are_refused() {
     let server = Server::start(&["--max-body", "400000"]);
     let half = element(&picture(ImageFormat::Jpeg)[..400]);
     let head = json!({ "inputs": [image(1, half.len())] });
-    assert_eq!(ask(&server, INFER, &head, &half, &[]).status, 422, "half a photo");
+    assert_eq!(ask(&server, INFER, &head, &half, &[]).status, 422, "half an image");
     assert_eq!(server.post(INFER, &[(LENGTH, "99")], b"{}").status, 400);
     assert_eq!(server.post(INFER, &[(LENGTH, "x")], b"{}").status, 400);
     assert_eq!(server.post(INFER, &[("content-encoding", "br")], b"{}").status, 415);
     assert_eq!(server.post(INFER, &[("content-encoding", "gzip")], b"{}").status, 400);
-    // A bomb: small outside, larger than any body inside.
+    // A decompression bomb: larger than the body limit once decompressed.
     let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
     bomb.write_all(&vec![b' '; 8 << 20]).unwrap();
     assert_eq!(
@@ -237,7 +237,7 @@ fn lengths_and_compression_that_lie_are_refused() {
 }
 
 #[test]
-fn a_model_can_be_taken_away_and_brought_back_with_a_key() {
+fn a_model_is_unloaded_and_loaded_with_a_key() {
     // printf %s secret | sha256sum
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     let server = Server::start(&["--api-keys-sha256", hash]);

@@ -35,7 +35,7 @@ pub(crate) struct Predicted {
     /// [`Prediction::label_text`](petnet::Prediction::label_text).
     pub(crate) label: String,
     pub(crate) confidence: f32,
-    /// [`Model::version`](crate::model::Model).
+    /// [`Model::version`](crate::models::Model::version).
     pub(crate) model: String,
     /// SHA-256 of the image's bytes, in hex.
     pub(crate) sha256: String,

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_has_every_path_and_method_and_no_other() {
+    fn the_description_knows_every_path_and_method_and_no_other() {
         let described: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
         let paths = described["paths"].as_object().unwrap();

@@ -1,5 +1,5 @@
-//! The real binary on a free port, and an HTTP client of a few lines.
-#![allow(dead_code, reason = "each test file takes what it needs")]
+//! Starts the real binary on a free port, and sends it HTTP requests.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Cursor, Read, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use serde_json::Value;
 
-/// A running server; ended with the test.
+/// A running server, which is killed when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -98,12 +98,12 @@ impl Server {
         self.status("VmRSS:") * 1024
     }
 
-    /// Most resident memory so far, in bytes.
+    /// Peak resident memory in bytes.
     pub(crate) fn peak(&self) -> usize {
         self.status("VmHWM:") * 1024
     }
 
-    /// A number that the system keeps of the process.
+    /// A number in `/proc/PID/status`.
     pub(crate) fn status(&self, name: &str) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
@@ -123,7 +123,7 @@ impl Server {
         self.send(&post(path, headers, body))
     }
 
-    /// The body of a JSON request's answer, and its status.
+    /// Posts JSON; returns the status and the JSON of the response.
     pub(crate) fn tell(&self, path: &str, body: &Value) -> (u16, Value) {
         let headers = [("content-type", "application/json")];
         let reply = self.post(path, &headers, body.to_string().as_bytes());
@@ -141,17 +141,17 @@ impl Server {
         series.map(parse).collect()
     }
 
-    /// Sends bytes as they are and reads to the end.
+    /// Sends raw bytes and reads to the end of the connection.
     pub(crate) fn send(&self, bytes: &[u8]) -> Reply {
         let mut stream = self.connect();
-        // A server that has refused already may have closed its end.
+        // A server that has refused the request may have closed its end already.
         let _ = stream.write_all(bytes);
         let mut reply = Vec::new();
         let _ = stream.read_to_end(&mut reply);
         Reply::parse(&reply)
     }
 
-    /// The answer of a server that may be gone at any moment.
+    /// The response of a server that may stop at any time.
     pub(crate) fn attempt(&self, bytes: &[u8]) -> Option<Reply> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         stream.write_all(bytes).ok()?;
@@ -213,7 +213,7 @@ pub(crate) fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8>
     [request.as_bytes(), body].concat()
 }
 
-/// Parts named `file` as (content type, bytes), the way existing clients send them.
+/// A multipart form with parts named `file`, given as (content type, bytes); returns its content type and body.
 pub(crate) fn multipart(parts: &[(&str, &[u8])]) -> (String, Vec<u8>) {
     let mut body = Vec::new();
     for (number, (kind, bytes)) in parts.iter().enumerate() {
@@ -229,17 +229,17 @@ pub(crate) fn multipart(parts: &[(&str, &[u8])]) -> (String, Vec<u8>) {
     ("multipart/form-data; boundary=XyZ".into(), body)
 }
 
-/// A drawn picture of 200 x 150 pixels.
+/// A drawn image of 200 x 150 pixels.
 pub(crate) fn picture(format: ImageFormat) -> Vec<u8> {
-    let picture = RgbImage::from_fn(200, 150, |x, y| {
+    let image = RgbImage::from_fn(200, 150, |x, y| {
         Rgb([(x * 3 % 251) as u8, (y * 5 % 241) as u8, ((x + y) % 200) as u8])
     });
     let mut bytes = Cursor::new(Vec::new());
-    DynamicImage::from(picture).write_to(&mut bytes, format).unwrap();
+    DynamicImage::from(image).write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
-/// A drawn photo by its number: light and shape vary as those of real ones do. 96 pixels a side or so.
+/// A drawn PNG by its number, of about 96 x 96 pixels; brightness and aspect ratio vary as those of photos do.
 pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
     let spread = |salt: u32| {
         let mixed = number.wrapping_mul(2_654_435_761).rotate_left(salt);
@@ -248,17 +248,17 @@ pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
     let (width, height) = [(96, 72), (72, 96), (90, 90), (120, 72)][number as usize % 4];
     let (base, swing) = (90.0 + 60.0 * spread(3), 30.0 + 60.0 * spread(9));
     let period = 4.0 + 20.0 * spread(17);
-    let photo = RgbImage::from_fn(width, height, |x, y| {
+    let image = RgbImage::from_fn(width, height, |x, y| {
         let wave = ((x as f32 / period).sin() + (y as f32 / period).cos()) / 2.0;
         let value = (light * (base + swing * wave)).clamp(0.0, 255.0);
         Rgb([value as u8, (value * 0.9) as u8, (value * 0.7) as u8])
     });
     let mut bytes = Cursor::new(Vec::new());
-    DynamicImage::from(photo).write_to(&mut bytes, ImageFormat::Png).unwrap();
+    DynamicImage::from(image).write_to(&mut bytes, ImageFormat::Png).unwrap();
     bytes.into_inner()
 }
 
-/// A model like the bundled one, but for the reference of its drift, and so the digest of its file.
+/// The bundled model with another drift reference, and so another digest of its file.
 pub(crate) fn variant(number: f32) -> petnet::Checkpoint {
     let confidence = serde_json::json!({ "edges": [number], "counts": [1, 1] });
     let reference = serde_json::json!({ "confidence": confidence });
@@ -266,12 +266,12 @@ pub(crate) fn variant(number: f32) -> petnet::Checkpoint {
     petnet::Checkpoint::pretrained().unwrap().with_reference(Some(reference))
 }
 
-/// The bundled model with the statistics of so many drawn images of daylight.
-pub(crate) fn drawn_model(folder: &std::path::Path, photos: u32) -> std::path::PathBuf {
+/// The bundled model with the statistics of `images` drawn images as its drift reference.
+pub(crate) fn drawn_model(folder: &std::path::Path, images: u32) -> std::path::PathBuf {
     use petnet::drift::{DriftSample, Reference};
     let checkpoint = petnet::Checkpoint::pretrained().unwrap();
     let classifier = petnet::Classifier::pretrained().unwrap();
-    let samples: Vec<DriftSample> = (0..photos)
+    let samples: Vec<DriftSample> = (0..images)
         .map(|number| {
             let (pixels, statistics) = classifier.inspect(&drawn(number, 1.0)).unwrap();
             DriftSample::of(&classifier.classify_pixels(&[pixels]).unwrap()[0], &statistics)
@@ -283,7 +283,7 @@ pub(crate) fn drawn_model(folder: &std::path::Path, photos: u32) -> std::path::P
     path
 }
 
-/// Waits until something is so, for a minute at most.
+/// Waits until a condition holds, for a minute at most.
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
