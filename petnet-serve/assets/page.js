@@ -13,7 +13,7 @@ const capital = text => text[0].toUpperCase() + text.slice(1);
 const pause = ms => new Promise(done => setTimeout(done, ms));
 const say = text => { at("said").textContent = text; };
 
-// Where the service needs an API key, the user enters it once; it is stored in this tab only.
+// If the service needs an API key, the user enters it once; it is stored in this tab only.
 let asking = null;
 function askForKey(refused) {
   asking ||= new Promise(resolve => {

@@ -20,7 +20,7 @@ pub(crate) fn remember(
     app: &App,
     target: &Target,
     id: Uuid,
-    (prediction, photo): (&Prediction, &Photo),
+    (prediction, image): (&Prediction, &Photo),
 ) {
     let model = &*target.model;
     let class = model.class(prediction.index());
@@ -42,12 +42,12 @@ pub(crate) fn remember(
     counter!(names::PREDICTION_DECISIONS_TOTAL, "decision" => decision, "model" => name)
         .increment(1);
     let reference = model.classifier.info().reference.as_ref();
-    let sample = DriftSample::of(prediction, &photo.statistics);
+    let sample = DriftSample::of(prediction, &image.statistics);
     target.served.drift.push(&model.version, reference, sample);
     let label = prediction.label_text();
     // A longer text cannot get feedback: `/feedback` refuses labels of that length as well.
     let kept = app.feedback.as_ref().filter(|_| label.len() <= LONGEST_LABEL);
-    if let (Some(feedback), Some(sha256)) = (kept, &photo.sha256) {
+    if let (Some(feedback), Some(sha256)) = (kept, &image.sha256) {
         let predicted = Predicted {
             label,
             confidence: prediction.confidence(),

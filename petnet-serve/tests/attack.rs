@@ -24,11 +24,15 @@ fn small(more: &[&str]) -> Server {
     Server::start(&[&["--memory", &MEMORY.to_string()], more].concat())
 }
 
-fn within_budget(server: &Server, what: &str) {
+fn within_budget(server: &Server, condition: &str) {
     let peak = server.peak() >> 20;
-    println!("{what}: {peak} of {MEMORY} MB");
-    assert!(peak <= MEMORY, "{what}: {peak} MB");
-    assert_eq!(server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status, 200, "{what}");
+    println!("{condition}: {peak} of {MEMORY} MB");
+    assert!(peak <= MEMORY, "{condition}: {peak} MB");
+    assert_eq!(
+        server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status,
+        200,
+        "{condition}"
+    );
 }
 
 /// Posts a body from several threads at once; returns the statuses.
@@ -46,7 +50,7 @@ fn at_once(
     })
 }
 
-fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) {
+fn until(condition: &str, patience: Duration, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while began.elapsed() < patience {
         if done() {
@@ -54,7 +58,7 @@ fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    panic!("not within {patience:?}: {what}");
+    panic!("not within {patience:?}: {condition}");
 }
 
 /// F1, F2: small files that need much memory (decompression bombs).
@@ -73,12 +77,12 @@ fn images_that_need_much_memory_are_refused_or_fit() {
         ("GIF frame beyond its canvas", gif([10, 10], [20_000, 1000]), &[413, 422]),
         ("WebP frame beyond its canvas", webp([10, 10], [16_383, 16_383]), &[422]),
     ];
-    for (what, bytes, right) in trials {
+    for (condition, bytes, right) in trials {
         let statuses = at_once(&server, 8, "/predict", ("content-type", "image/png"), &bytes);
         let overloaded = |status: &u16| *status == 503;
         assert!(
             statuses.iter().all(|s| right.contains(s) || overloaded(s)),
-            "{what}: {statuses:?}"
+            "{condition}: {statuses:?}"
         );
         within_budget(&server, what);
     }

@@ -22,14 +22,14 @@ fn version(server: &Server) -> String {
     server.get("/version").json()["model"]["version"].as_str().unwrap().to_string()
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+fn until(condition: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if done() {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("never: {what}");
+    panic!("never: {condition}");
 }
 
 /// Clients that send images to an address that is ready, and count failures.

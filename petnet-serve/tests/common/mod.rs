@@ -284,10 +284,10 @@ pub(crate) fn drawn_model(folder: &std::path::Path, images: u32) -> std::path::P
 }
 
 /// Waits until a condition holds, for a minute at most.
-pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(condition: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{condition}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -38,12 +38,12 @@ fn parts(problem: &Problem) -> (u16, &'static str, &str) {
     (problem.status.as_u16(), problem.kind, &problem.detail)
 }
 
-/// Requests are served by tasks that move between threads.
+/// Requires a future to be `Send`, since tasks move between threads.
 fn sendable<F: Future + Send>(future: F) -> F {
     future
 }
 
-/// Fetches with memory of its own.
+/// Fetches with a memory budget of its own.
 async fn fetch(remote: &Remote, url: &str) -> Result<Bytes, Problem> {
     let memory = Memory::new(&Settings { memory: Some(4096), ..Settings::default() });
     memory.open().unwrap();
@@ -52,8 +52,8 @@ async fn fetch(remote: &Remote, url: &str) -> Result<Bytes, Problem> {
     outcome.map(|(bytes, _claim)| bytes)
 }
 
-/// A server on 127.0.0.1 that reads the head of one request a connection, and sends each piece of its answer after a pause
-/// in milliseconds. Connections then end, unless the answer ends with an empty piece.
+/// A server on 127.0.0.1 that reads the head of one request per connection, and sends each piece of its response after a pause
+/// in milliseconds. It then closes the connection, unless the last piece is empty.
 struct Server {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
@@ -91,7 +91,7 @@ impl Server {
         Self { address, heads }
     }
 
-    /// The same answer to every request.
+    /// A server with the same response to every request.
     async fn constant(answer: impl Into<Vec<u8>>) -> Self {
         let answer = answer.into();
         Self::start(move |_| vec![(0, answer.clone())]).await
@@ -101,7 +101,7 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// One that may fetch from this server alone.
+    /// A [`Remote`] that may fetch from this server only.
     fn remote(&self, limits: FetchLimits) -> Remote {
         Remote::new(hosts(&format!("http://{}", self.address)), limits).unwrap()
     }
@@ -137,13 +137,13 @@ fn redirect(to: &str) -> String {
     format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n")
 }
 
-/// A network whose names resolve to the given addresses, one list a resolution, and whose connections all go to one server.
+/// A network whose names resolve to the given addresses, one list per resolution, and whose connections all go to one server.
 struct Fake {
     answers: Mutex<Vec<Vec<IpAddr>>>,
     resolutions: AtomicUsize,
     connections: Mutex<Vec<SocketAddr>>,
     server: SocketAddr,
-    /// Addresses that never answer.
+    /// Unresponsive addresses.
     silent: Vec<IpAddr>,
     pause: Duration,
 }
@@ -196,7 +196,7 @@ fn admits(list: &str, url: &str) -> bool {
 }
 
 #[test]
-fn entries_are_shown_in_the_form_in_which_they_are_compared() {
+fn entries_are_displayed_in_canonical_form() {
     for (text, shown) in [
         ("A.example", "a.example"),
         ("a.example.", "a.example"),
@@ -483,7 +483,7 @@ async fn addresses_that_are_not_listed_are_refused_without_a_connection() {
 }
 
 #[tokio::test]
-async fn answers_other_than_an_image_are_told_by_their_status_alone() {
+async fn other_responses_are_reported_by_their_status_only() {
     for (head, code, detail) in [
         ("404 Not Found", 422, "the server of `url` answered 404"),
         ("204 No Content", 422, "the server of `url` answered 204"),
@@ -509,10 +509,10 @@ async fn answers_other_than_an_image_are_told_by_their_status_alone() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_refused_before_and_while_it_arrives() {
+async fn an_image_that_is_too_large_is_refused_by_its_length_and_while_it_is_received() {
     let limits = FetchLimits { max_bytes: 1000, ..LIMITS };
     let expected = (413, "too_large", "the image at `url` is larger than 1000 bytes");
-    // The body never comes: the length alone is the reason.
+    // The body is never sent: the image is refused by its Content-Length.
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n".to_vec();
     let announced = Server::start(move |_| vec![(0, head.clone()), (0, vec![])]).await;
     let endless = |head: &'static str, piece: &'static str| {
@@ -539,7 +539,7 @@ async fn what_is_too_large_is_refused_before_and_while_it_arrives() {
 async fn slow_servers_end_a_fetch() {
     let short = Duration::from_millis(300);
     let head = || b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
-    // No headers; headers byte by byte; no body; a body below the lowest rate; one that is fast enough but endless.
+    // No headers; headers in small pieces; no body; a body below the minimum rate; a body that is fast enough but endless.
     let silent = Server::start(|_| vec![(0, vec![])]).await;
     let dripping = Server::start(|_| vec![(20, b"HTTP/1.1 1".to_vec()); 1000]).await;
     let paused = Server::start(move |_| vec![(0, head()), (0, vec![])]).await;
@@ -566,7 +566,7 @@ async fn slow_servers_end_a_fetch() {
 }
 
 #[tokio::test]
-async fn redirects_are_followed_within_the_list_alone() {
+async fn redirects_are_followed_within_the_list_only() {
     let server = Server::start(|head| {
         let path = head.split(' ').nth(1).unwrap();
         let port = head.to_ascii_lowercase();
@@ -619,7 +619,7 @@ async fn redirects_are_followed_within_the_list_alone() {
 }
 
 #[tokio::test]
-async fn a_name_must_resolve_to_public_addresses_alone() {
+async fn a_name_must_resolve_to_public_addresses_only() {
     let server = Server::constant(IMAGE).await;
     let unreachable = "no connection to the host of `url` could be made";
     for (addresses, kind) in [
@@ -633,7 +633,7 @@ async fn a_name_must_resolve_to_public_addresses_alone() {
         (&[], "url_failed"),
     ] {
         let network = Fake::new(server.address, [addresses]);
-        // A listed address does not open the way for names.
+        // An address on the list does not permit names that resolve to it.
         let (remote, network) = network.remote("http://a.example,http://127.0.0.1", LIMITS);
         let problem = fetch(&remote, "http://a.example/").await.unwrap_err();
         assert_eq!(parts(&problem), (502, kind, unreachable), "{addresses:?}");
@@ -656,13 +656,13 @@ async fn a_name_is_resolved_once() {
     assert_eq!(network.resolutions.load(Ordering::Relaxed), 1);
     assert_eq!(network.connections(), [SocketAddr::new(PUBLIC, 8080)]);
     assert!(server.heads()[0].contains("host: a.example:8080\r\n"), "{:?}", server.heads());
-    // The next fetch asks again, and gets the private address.
+    // The next fetch resolves the name again, to the private address.
     assert_eq!(fetch(&remote, "http://a.example:8080/").await.unwrap_err().status, 502);
     assert_eq!(network.connections().len(), 1);
 }
 
 #[tokio::test]
-async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+async fn an_unresponsive_address_leaves_time_for_the_next() {
     let server = Server::constant(IMAGE).await;
     let mut network = Fake::new(server.address, [&["2606:4700::1111", "93.184.215.14"]]);
     network.silent = vec!["2606:4700::1111".parse().unwrap()];
@@ -692,7 +692,7 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
     let problem = fetch(&remote, "https://a.example/").await.unwrap_err();
     let unreachable = "no connection to the host of `url` could be made";
     assert_eq!(parts(&problem), (502, "url_failed", unreachable), "the certificate's name differs");
-    // The roots that browsers trust did not sign it.
+    // The certificate is not signed by a public root.
     let network = Arc::new(Fake::new(server.address, [public]));
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let remote = Remote::with(hosts("localhost"), LIMITS, network, roots).unwrap();
@@ -700,7 +700,7 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
 }
 
 #[tokio::test]
-async fn few_fetches_go_on_at_a_time() {
+async fn the_number_of_concurrent_fetches_is_limited() {
     let server = Server::start(|_| vec![(300, IMAGE.into())]).await;
     let one = FetchLimits { concurrent: 1, ..LIMITS };
     let remote = server.remote(one);
@@ -709,7 +709,7 @@ async fn few_fetches_go_on_at_a_time() {
     let (first, second) = tokio::join!(fetch(&remote, &url), fetch(&remote, &url));
     assert_eq!((first.unwrap(), second.unwrap()), ("image".into(), "image".into()));
     assert!(began.elapsed() >= Duration::from_millis(600), "one after the other");
-    // A turn that does not come in time; a resolution that hangs keeps it beyond the end of its fetch.
+    // A resolution that outlasts its fetch keeps the permit, so that the next fetch gets none in time.
     let mut network = Fake::new(server.address, [&["93.184.215.14"], &["93.184.215.14"]]);
     network.pause = Duration::from_secs(2);
     let limits = FetchLimits { headers: Duration::from_millis(300), ..one };
@@ -722,7 +722,7 @@ async fn few_fetches_go_on_at_a_time() {
 }
 
 #[tokio::test]
-async fn memory_is_claimed_as_the_image_arrives() {
+async fn memory_is_claimed_while_the_image_is_received() {
     let whole = format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(50_000));
     let server = Server::constant(whole).await;
     let memory = Memory::new(&Settings { memory: Some(4096), ..Settings::default() });
@@ -734,5 +734,5 @@ async fn memory_is_claimed_as_the_image_arrives() {
     let closed = Memory::new(&Settings::default());
     let buffer = Buffer::new(&closed, 1 << 20).unwrap();
     let problem = remote.fetch(&server.url("/"), buffer).await.unwrap_err();
-    assert_eq!(problem.status, 413, "no memory is shared out");
+    assert_eq!(problem.status, 413, "the memory budget is not open");
 }
