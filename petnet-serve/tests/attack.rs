@@ -11,7 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Server, multipart, picture, post};
+use common::{Server, multipart, post, test_image};
 use hostile::{PNG_KINDS, gif, jpeg, png, profile, webp};
 use image::ImageFormat;
 
@@ -29,7 +29,7 @@ fn within_budget(server: &Server, condition: &str) {
     println!("{condition}: {peak} of {MEMORY} MB");
     assert!(peak <= MEMORY, "{condition}: {peak} MB");
     assert_eq!(
-        server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status,
+        server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status,
         200,
         "{condition}"
     );
@@ -198,7 +198,7 @@ fn stalled_bodies_hold_no_more_than_the_budget() {
         std::thread::sleep(Duration::from_millis(50));
     }
     until("others are served", Duration::from_secs(10), || {
-        server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status == 200
+        server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status == 200
     });
     drop(streams);
     within_budget(&server, "stalled bodies");
@@ -242,7 +242,7 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     let store = folder.path().join("feedback");
     let settings = ["--feedback", store.to_str().unwrap()];
     let mut server = small(&settings);
-    let answer = server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).json();
+    let answer = server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).json();
     let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
     assert_eq!(server.tell("/feedback", &label).0, 200);
     server.signal("-KILL");
@@ -259,7 +259,7 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     }
     assert!(damaged > 0);
     let server = small(&settings);
-    assert_eq!(server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status, 200);
+    assert_eq!(server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status, 200);
     let metrics = server.metrics();
     assert_eq!(metrics["feedback_labels_lost_total"], 1.0);
     let said = server.log();
@@ -490,15 +490,15 @@ fn without_a_key_only_what_is_declared_open_answers() {
 #[test]
 fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
     let server = small(&[]);
-    let photo = picture(ImageFormat::Jpeg);
-    let parts = vec![("image/jpeg", &photo[..]); 32];
+    let image = test_image(ImageFormat::Jpeg);
+    let parts = vec![("image/jpeg", &image[..]); 32];
     let (kind, form) = multipart(&parts);
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let single = || {
             let mut statuses = Vec::new();
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                statuses.push(server.post("/predict", &[JPEG], &photo).status);
+                statuses.push(server.post("/predict", &[JPEG], &image).status);
             }
             statuses
         };
@@ -523,8 +523,8 @@ fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
 #[test]
 fn a_slow_upload_that_does_not_pause_is_served() {
     let server = small(&["--transfer-timeout", "500ms"]);
-    let photo = picture(ImageFormat::Bmp);
-    let request = post("/predict", &[("content-type", "image/bmp")], &photo);
+    let image = test_image(ImageFormat::Bmp);
+    let request = post("/predict", &[("content-type", "image/bmp")], &image);
     let mut stream = server.connect();
     let began = Instant::now();
     for part in request.chunks(request.len() / 15) {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Server, drawn, multipart, picture, variant};
+use common::{Server, drawn, multipart, test_image, variant};
 use image::ImageFormat;
 use petnet::Precision;
 use serde_json::Value;
@@ -24,17 +24,17 @@ fn the_same_bytes_get_the_same_answer_without_the_network() {
     let folder = tempfile::tempdir().unwrap();
     let feedback = folder.path().to_str().unwrap();
     let server = Server::start(&["--cache", "8", "--feedback", feedback]);
-    let photo = picture(ImageFormat::Jpeg);
+    let image = test_image(ImageFormat::Jpeg);
     let jpeg = [("content-type", "image/jpeg")];
-    let first = server.post("/predict", &jpeg, &photo).json();
-    let (kind, form) = multipart(&[("image/jpeg", &photo)]);
+    let first = server.post("/predict", &jpeg, &image).json();
+    let (kind, form) = multipart(&[("image/jpeg", &image)]);
     let second = server.post("/predict", &[("content-type", &kind)], &form).json();
     assert_eq!(lasting(first.clone()), lasting(second.clone()));
     assert_ne!(first["prediction_id"], second["prediction_id"]);
-    let embedding = server.post("/embed", &jpeg, &photo).json()["embedding"].clone();
-    let plain = Server::start(&[]).post("/embed", &jpeg, &photo).json();
+    let embedding = server.post("/embed", &jpeg, &image).json()["embedding"].clone();
+    let plain = Server::start(&[]).post("/embed", &jpeg, &image).json();
     assert_eq!(embedding, plain["embedding"], "bit for bit");
-    let (kind, form) = multipart(&[("image/jpeg", &photo), ("image/png", &drawn(1, 1.0))]);
+    let (kind, form) = multipart(&[("image/jpeg", &image), ("image/png", &drawn(1, 1.0))]);
     let many = server.post("/predict/batch", &[("content-type", &kind)], &form).json();
     assert_eq!(lasting(many["predictions"][0].clone()), lasting(first));
     let metrics = server.metrics();
@@ -56,8 +56,8 @@ fn another_model_does_not_get_cached_outputs() {
     variant(1.0).save(&path, Precision::F16).unwrap();
     let server =
         Server::start(&["--cache", "8", "--watch", "20ms", "--model", path.to_str().unwrap()]);
-    let photo = picture(ImageFormat::Jpeg);
-    let ask = || server.post("/predict", &[("content-type", "image/jpeg")], &photo).json();
+    let image = test_image(ImageFormat::Jpeg);
+    let ask = || server.post("/predict", &[("content-type", "image/jpeg")], &image).json();
     let before = ask()["model"]["version"].clone();
     assert_eq!(ask()["model"]["version"], before);
     variant(2.0).save(&path, Precision::F16).unwrap();

@@ -40,7 +40,7 @@ fn trained(folder: &Path) -> std::path::PathBuf {
             draw(shape, number).save(class.join(format!("{number}.png"))).unwrap();
         }
     }
-    let photos = Dataset::open(folder.join("photos")).unwrap();
+    let dataset = Dataset::open(folder.join("photos")).unwrap();
     let channels = vec![8, 16];
     let trainer = Trainer {
         architecture: Architecture::new(SimpleCnnConfig { channels, hidden: 32, dropout: 0.0 }),
@@ -53,8 +53,8 @@ fn trained(folder: &Path) -> std::path::PathBuf {
         ..Trainer::default()
     };
     let model = folder.join("shapes.safetensors");
-    let fitted = trainer.fit(&photos, &photos).unwrap();
-    let best = fitted.best.calibrated(&photos, &photos, &Calibration::default()).unwrap();
+    let fitted = trainer.fit(&dataset, &dataset).unwrap();
+    let best = fitted.best.calibrated(&dataset, &dataset, &Calibration::default()).unwrap();
     best.save(&model, Precision::F32).unwrap();
     model
 }
@@ -71,8 +71,8 @@ fn five_shapes_are_learned_and_named_in_every_response() {
     for (shape, name) in SHAPES.iter().enumerate() {
         let mut png = std::io::Cursor::new(Vec::new());
         draw(shape, 5).write_to(&mut png, image::ImageFormat::Png).unwrap();
-        let photo = png.into_inner();
-        let answer = server.post("/predict", &[("content-type", "image/png")], &photo).json();
+        let image = png.into_inner();
+        let answer = server.post("/predict", &[("content-type", "image/png")], &image).json();
         let names: Vec<&String> = answer["probabilities"].as_object().unwrap().keys().collect();
         assert_eq!(names, SHAPES);
         right += usize::from(answer["predicted_class"] == *name);

@@ -4,7 +4,7 @@
 mod common;
 
 use base64::Engine as _;
-use common::{Server, multipart, picture};
+use common::{Server, multipart, test_image};
 use image::ImageFormat;
 
 #[test]
@@ -18,7 +18,7 @@ fn clients_of_the_python_service_find_their_fields_and_metrics() {
     assert_eq!(body["device"], "cpu");
     assert_eq!(body["timestamp"].as_str().unwrap().len(), "2026-11-23T12:00:00.000Z".len());
 
-    let (kind, form) = multipart(&[("image/jpeg", &picture(ImageFormat::Jpeg))]);
+    let (kind, form) = multipart(&[("image/jpeg", &test_image(ImageFormat::Jpeg))]);
     let reply = server.post("/predict", &[("content-type", &kind)], &form);
     let answer = reply.json();
     assert_eq!(reply.status, 200, "{answer}");
@@ -72,12 +72,12 @@ fn an_image_may_be_sent_in_any_form_and_format() {
         (ImageFormat::Gif, "image/gif"),
         (ImageFormat::Bmp, "application/octet-stream"),
     ] {
-        let reply = server.post("/predict", &[("content-type", kind)], &picture(format));
+        let reply = server.post("/predict", &[("content-type", kind)], &test_image(format));
         assert_eq!(reply.status, 200, "{kind}: {}", reply.head);
     }
-    let photo = picture(ImageFormat::Png);
-    let encoded = base64::engine::general_purpose::STANDARD.encode(&photo);
-    let whole = server.post("/predict", &[("content-type", "image/png")], &photo).json();
+    let file = test_image(ImageFormat::Png);
+    let encoded = base64::engine::general_purpose::STANDARD.encode(&file);
+    let whole = server.post("/predict", &[("content-type", "image/png")], &file).json();
     for text in [encoded.clone(), format!("data:image/png;base64,{encoded}")] {
         let body = serde_json::json!({ "image": text }).to_string();
         let reply =
@@ -87,7 +87,7 @@ fn an_image_may_be_sent_in_any_form_and_format() {
     let mut chunked = b"POST /predict HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
         content-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n"
         .to_vec();
-    for chunk in photo.chunks(100) {
+    for chunk in file.chunks(100) {
         chunked.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
         chunked.extend_from_slice(chunk);
         chunked.extend_from_slice(b"\r\n");
@@ -99,12 +99,12 @@ fn an_image_may_be_sent_in_any_form_and_format() {
 #[test]
 fn in_a_batch_an_invalid_image_fails_alone() {
     let server = Server::start(&[]);
-    let photo = picture(ImageFormat::Jpeg);
+    let file = test_image(ImageFormat::Jpeg);
     let (kind, form) = multipart(&[
-        ("image/jpeg", &photo),
-        ("image/jpeg", &photo[..photo.len() / 2]),
+        ("image/jpeg", &file),
+        ("image/jpeg", &file[..file.len() / 2]),
         ("text/plain", b"junk"),
-        ("image/jpeg", &photo),
+        ("image/jpeg", &file),
     ]);
     let reply = server.post("/predict/batch", &[("content-type", &kind)], &form);
     let body = reply.json();
@@ -120,8 +120,8 @@ fn in_a_batch_an_invalid_image_fails_alone() {
 #[test]
 fn an_explanation_is_a_png_or_json_with_both() {
     let server = Server::start(&[]);
-    let photo = picture(ImageFormat::Jpeg);
-    let reply = server.post("/explain", &[("content-type", "image/jpeg")], &photo);
+    let file = test_image(ImageFormat::Jpeg);
+    let reply = server.post("/explain", &[("content-type", "image/jpeg")], &file);
     assert_eq!(reply.header("content-type"), Some("image/png"));
     assert!(["cat", "dog"].contains(&reply.header("x-predicted-class").unwrap()));
     let decisions = ["answered", "low_confidence", "out_of_distribution"];
@@ -129,12 +129,12 @@ fn an_explanation_is_a_png_or_json_with_both() {
     let overlay = image::load_from_memory(&reply.body).unwrap();
     assert_eq!((overlay.width(), overlay.height()), (200, 150));
     let headers = [("content-type", "image/jpeg"), ("accept", "application/json")];
-    let body = server.post("/explain", &headers, &photo).json();
+    let body = server.post("/explain", &headers, &file).json();
     let heat = &body["heatmap"];
     let cells = heat["width"].as_u64().unwrap() * heat["height"].as_u64().unwrap();
     assert_eq!(heat["values"].as_array().unwrap().len() as u64, cells);
     assert!(body["overlay"].as_str().unwrap().starts_with("data:image/png;base64,"));
-    let plain = server.post("/predict", &[("content-type", "image/jpeg")], &photo).json();
+    let plain = server.post("/predict", &[("content-type", "image/jpeg")], &file).json();
     for field in ["predicted_class", "decision", "reason", "message", "ood_score"] {
         assert_eq!(body.get(field), plain.get(field), "{field}");
         assert!(body.get(field).is_some(), "{field}");
@@ -144,10 +144,10 @@ fn an_explanation_is_a_png_or_json_with_both() {
 #[test]
 fn every_refusal_is_problem_json_with_a_reason() {
     let server = Server::start(&["--max-body", "100000"]);
-    let jpeg = picture(ImageFormat::Jpeg);
+    let jpeg = test_image(ImageFormat::Jpeg);
     let image = [("content-type", "image/jpeg")];
     let (kind, empty_form) = multipart(&[]);
-    let (several, two_photos) = multipart(&[("image/jpeg", &jpeg), ("image/jpeg", &jpeg)]);
+    let (several, two_images) = multipart(&[("image/jpeg", &jpeg), ("image/jpeg", &jpeg)]);
     // The format is recognised from the bytes, not from the content type.
     for headers in
         [&[][..], &[("content-type", "text/plain")], &[("content-type", "binary/octet-stream")]]
@@ -162,12 +162,12 @@ fn every_refusal_is_problem_json_with_a_reason() {
         (server.send(b"POST /predict HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"), 411),
         (server.post("/predict", &image, &vec![0; 100_001]), 413),
         (server.post("/predict", &[("content-type", "text/html")], b"<p>"), 415),
-        (server.post("/predict", &[], b"no picture"), 415),
+        (server.post("/predict", &[], b"no image"), 415),
         (server.post("/predict", &image, b"\0\0\0\x18ftypheic\0\0\0\0"), 415),
         (server.post("/predict", &[image[0], ("content-encoding", "gzip")], &jpeg), 415),
-        (server.post("/predict", &[("content-type", &several)], &two_photos), 400),
+        (server.post("/predict", &[("content-type", &several)], &two_images), 400),
         (server.post("/predict", &image, b""), 400),
-        (server.post("/predict", &image, b"no picture"), 400),
+        (server.post("/predict", &image, b"no image"), 400),
         (server.post("/predict", &image, &jpeg[..300]), 422),
         (server.post("/predict", &[("content-type", "application/json")], b"{}"), 400),
         (server.post("/predict", &[("content-type", &kind)], &empty_form), 400),
@@ -190,13 +190,13 @@ fn keys_guard_predictions_and_administration() {
     // printf %s secret | sha256sum
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     let server = Server::start(&["--api-keys-sha256", hash]);
-    let photo = picture(ImageFormat::Png);
+    let file = test_image(ImageFormat::Png);
     let image = ("content-type", "image/png");
-    let refused = server.post("/predict", &[image], &photo);
+    let refused = server.post("/predict", &[image], &file);
     assert_eq!(refused.status, 401);
     assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
     let bearer = ("authorization", "Bearer secret");
-    assert_eq!(server.post("/predict", &[image, bearer], &photo).status, 200);
+    assert_eq!(server.post("/predict", &[image, bearer], &file).status, 200);
     assert_eq!(server.post("/admin/reload", &[("x-api-key", "secret")], b"").status, 200);
     assert_eq!(server.post("/admin/reload", &[("x-api-key", "Secret")], b"").status, 401);
     assert_eq!(server.get("/health").status, 200, "probes need no key");
@@ -213,7 +213,7 @@ fn ids_and_traces_of_clients_are_logged() {
         ("x-request-id", "order-66"),
         ("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01")),
     ];
-    let reply = server.post("/predict", &headers, &picture(ImageFormat::Png));
+    let reply = server.post("/predict", &headers, &test_image(ImageFormat::Png));
     assert_eq!(reply.header("x-request-id"), Some("order-66"));
     let line = loop {
         let line = server.log().into_iter().find(|line| line["id"] == "order-66");

@@ -4,7 +4,7 @@
 mod common;
 
 use base64::Engine as _;
-use common::{Server, multipart, picture};
+use common::{Server, multipart, test_image};
 use image::ImageFormat;
 use petnet::Classifier;
 use serde_json::{Value, json};
@@ -18,14 +18,14 @@ fn floats(value: &Value) -> Vec<f32> {
 #[test]
 fn the_embedding_is_the_librarys_in_every_form_of_request() {
     let server = Server::start(&[]);
-    let photo = picture(ImageFormat::Jpeg);
+    let file = test_image(ImageFormat::Jpeg);
     let classifier = Classifier::pretrained().unwrap();
-    let expected = classifier.embed_bytes(&photo).unwrap();
-    let (kind, form) = multipart(&[("image/jpeg", &photo)]);
-    let encoded = base64::engine::general_purpose::STANDARD.encode(&photo);
+    let expected = classifier.embed_bytes(&file).unwrap();
+    let (kind, form) = multipart(&[("image/jpeg", &file)]);
+    let encoded = base64::engine::general_purpose::STANDARD.encode(&file);
     let text = json!({ "image": encoded }).to_string();
     let bodies: [(&str, &[u8]); 3] =
-        [(&kind, &form), ("image/jpeg", &photo), ("application/json", text.as_bytes())];
+        [(&kind, &form), ("image/jpeg", &file), ("application/json", text.as_bytes())];
     for (kind, body) in bodies {
         let reply = server.post("/embed", &[("content-type", kind)], body);
         assert_eq!(reply.status, 200, "{}", reply.head);
@@ -55,8 +55,8 @@ fn an_embedding_is_refused_as_a_prediction_is() {
         (server.get("/embed"), 405),
         (server.post("/embed", &image, &vec![0; 100_001]), 413),
         (server.post("/embed", &[("content-type", "text/html")], b"<p>"), 415),
-        (server.post("/embed", &image, b"no picture"), 400),
-        (server.post("/embed", &image, &picture(ImageFormat::Jpeg)[..300]), 422),
+        (server.post("/embed", &image, b"no image"), 400),
+        (server.post("/embed", &image, &test_image(ImageFormat::Jpeg)[..300]), 422),
     ] {
         assert_eq!(reply.status, status);
         assert_eq!(reply.header("content-type"), Some("application/problem+json"));
@@ -71,23 +71,23 @@ fn an_embedding_is_refused_as_a_prediction_is() {
     // printf %s secret | sha256sum
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     let guarded = Server::start(&["--api-keys-sha256", hash]);
-    assert_eq!(guarded.post("/embed", &image, &picture(ImageFormat::Jpeg)).status, 401);
+    assert_eq!(guarded.post("/embed", &image, &test_image(ImageFormat::Jpeg)).status, 401);
 }
 
 #[test]
 fn the_protocol_returns_embeddings_only_where_they_are_requested() {
     let server = Server::start(&[]);
     let classifier = Classifier::pretrained().unwrap();
-    let (length, photos) =
-        (classifier.embedding_len(), [ImageFormat::Jpeg, ImageFormat::Png].map(picture));
-    let expected = photos.clone().map(|photo| classifier.embed_bytes(&photo).unwrap()).concat();
+    let (length, files) =
+        (classifier.embedding_len(), [ImageFormat::Jpeg, ImageFormat::Png].map(test_image));
+    let expected = files.clone().map(|file| classifier.embed_bytes(&file).unwrap()).concat();
     let described = json!({ "name": "embedding", "datatype": "FP32", "shape": [-1, length] });
     let model = server.get("/v2/models/cats-vs-dogs").json();
     assert!(model["outputs"].as_array().unwrap().contains(&described), "{model}");
     let config = server.get("/v2/models/cats-vs-dogs-pixels/config").json();
     assert_eq!(config["output"][4]["dims"], json!([-1, length]));
 
-    let data = photos.map(|photo| base64::engine::general_purpose::STANDARD.encode(photo));
+    let data = files.map(|file| base64::engine::general_purpose::STANDARD.encode(file));
     let ask = |outputs: Value| {
         let inputs = json!([{ "name": "image", "shape": [2], "datatype": "BYTES", "data": data }]);
         let body = json!({ "inputs": inputs, "outputs": outputs }).to_string();

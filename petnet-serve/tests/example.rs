@@ -6,7 +6,7 @@ mod common;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
-use common::{Reply, picture, post};
+use common::{Reply, post, test_image};
 use image::ImageFormat;
 
 #[test]
@@ -25,10 +25,10 @@ fn the_example_service_classifies_images() {
         stream.read_to_end(&mut reply).unwrap();
         Reply::parse(&reply)
     };
-    let answer = ask(&picture(ImageFormat::Png));
+    let answer = ask(&test_image(ImageFormat::Png));
     assert_eq!(answer.status, 200);
     assert!(String::from_utf8(answer.body).unwrap().contains(" %)"));
-    assert_eq!(ask(b"no picture").status, 400);
+    assert_eq!(ask(b"no image").status, 400);
     service.kill().unwrap();
     service.wait().unwrap();
 }

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Server, drawn, picture, post};
+use common::{Server, drawn, post, test_image};
 use image::ImageFormat;
 use serde_json::{Value, json};
 
@@ -17,8 +17,8 @@ fn start(store: &Path) -> Server {
     Server::start(&["--feedback", store.to_str().unwrap()])
 }
 
-fn predict(server: &Server, photo: &[u8]) -> Value {
-    server.post("/predict", &[("content-type", "image/png")], photo).json()
+fn predict(server: &Server, image: &[u8]) -> Value {
+    server.post("/predict", &[("content-type", "image/png")], image).json()
 }
 
 /// The exported labels by prediction, from all pages.
@@ -34,8 +34,8 @@ fn exported(server: &Server) -> BTreeMap<String, Value> {
 fn labels_are_accepted_one_by_one_and_in_batches_and_the_last_one_counts() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path());
-    let photo = picture(ImageFormat::Png);
-    let answers: Vec<Value> = (0..3).map(|_| predict(&server, &photo)).collect();
+    let image = test_image(ImageFormat::Png);
+    let answers: Vec<Value> = (0..3).map(|_| predict(&server, &image)).collect();
     let id = |n: usize| answers[n]["prediction_id"].clone();
     let right = answers[0]["predicted_class"].clone();
     let wrong = if right == "cat" { "dog" } else { "cat" };
@@ -63,7 +63,7 @@ fn labels_are_accepted_one_by_one_and_in_batches_and_the_last_one_counts() {
     assert_eq!(labels.len(), 3);
     let first = &labels[id(0).as_str().unwrap()];
     assert_eq!((&first["label"], &first["predicted_class"]), (&right, &right));
-    assert_eq!(first["sha256"], petnet::sha256(&photo));
+    assert_eq!(first["sha256"], petnet::sha256(&image));
     assert_eq!(first["model_version"], answers[0]["model"]["version"]);
     let after = server.get(&format!("/feedback/export?after={}", id(1).as_str().unwrap()));
     assert_eq!(String::from_utf8(after.body).unwrap().lines().count(), 1);
@@ -73,7 +73,7 @@ fn labels_are_accepted_one_by_one_and_in_batches_and_the_last_one_counts() {
 fn every_refusal_has_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path());
-    let id = predict(&server, &picture(ImageFormat::Png))["prediction_id"].clone();
+    let id = predict(&server, &test_image(ImageFormat::Png))["prediction_id"].clone();
     let labels: Vec<Value> =
         (0..1001).map(|_| json!({ "prediction_id": id, "label": "cat" })).collect();
     for (path, body, status) in [
@@ -112,18 +112,18 @@ fn every_refusal_has_a_reason() {
 #[test]
 fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    let photo = drawn(1, 1.0);
+    let image = drawn(1, 1.0);
     let (predictions, labels) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
     for round in 0..3u64 {
         let mut server = start(folder.path());
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for thread in 0..3 {
-                let (server, stop, photo) = (&server, &stop, &photo);
+                let (server, stop, image) = (&server, &stop, &image);
                 let (predictions, labels) = (&predictions, &labels);
                 scope.spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
-                        let ask = post("/predict", &[("content-type", "image/png")], photo);
+                        let ask = post("/predict", &[("content-type", "image/png")], image);
                         let Some(reply) = server.attempt(&ask) else { return };
                         let Ok(answer) = serde_json::from_slice::<Value>(&reply.body) else {
                             return;

@@ -18,7 +18,7 @@ mod proto {
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Server, picture};
+use common::{Server, test_image};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Request, Response};
@@ -85,8 +85,8 @@ fn image(contents: Option<Vec<u8>>) -> InferInputTensor {
         name: "image".into(),
         datatype: "BYTES".into(),
         shape: vec![1],
-        contents: contents.map(|photo| InferTensorContents {
-            bytes_contents: vec![photo.into()],
+        contents: contents.map(|file| InferTensorContents {
+            bytes_contents: vec![file.into()],
             ..InferTensorContents::default()
         }),
         ..InferInputTensor::default()
@@ -96,8 +96,8 @@ fn image(contents: Option<Vec<u8>>) -> InferInputTensor {
 #[tokio::test]
 async fn an_image_is_classified_in_each_form_and_invalid_calls_have_their_codes() {
     let server = Server::start(&[]);
-    let photo = picture(ImageFormat::Jpeg);
-    let element = [&(photo.len() as u32).to_le_bytes()[..], &photo].concat();
+    let file = test_image(ImageFormat::Jpeg);
+    let element = [&(file.len() as u32).to_le_bytes()[..], &file].concat();
     let raw = ModelInferRequest {
         model_name: "cats-vs-dogs".into(),
         id: "4711".into(),
@@ -114,7 +114,7 @@ async fn an_image_is_classified_in_each_form_and_invalid_calls_have_their_codes(
     let sum: f32 = values.iter().map(|value| f32::from_le_bytes(*value)).sum();
     assert!((sum - 1.0).abs() < 1e-5, "{sum}");
     let typed = ModelInferRequest {
-        inputs: vec![image(Some(photo.clone()))],
+        inputs: vec![image(Some(file.clone()))],
         raw_input_contents: vec![],
         ..raw.clone()
     };
@@ -122,7 +122,7 @@ async fn an_image_is_classified_in_each_form_and_invalid_calls_have_their_codes(
     assert_eq!((code, &second.raw_output_contents[0]), (0, &first.raw_output_contents[0]));
 
     let unknown = ModelInferRequest { model_name: "other".into(), ..raw.clone() };
-    let both = ModelInferRequest { inputs: vec![image(Some(photo))], ..raw.clone() };
+    let both = ModelInferRequest { inputs: vec![image(Some(file))], ..raw.clone() };
     let junk =
         ModelInferRequest { raw_input_contents: vec![vec![1, 0, 0, 0, 7].into()], ..raw.clone() };
     let none = ModelInferRequest { inputs: vec![], ..raw.clone() };

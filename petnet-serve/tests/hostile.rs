@@ -6,7 +6,7 @@ mod common;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use common::{Reply, Server, multipart, picture, post};
+use common::{Reply, Server, multipart, post, test_image};
 use image::{ImageFormat, Rgb, RgbImage};
 
 const JPEG: (&str, &str) = ("content-type", "image/jpeg");
@@ -42,8 +42,8 @@ fn gif_bomb() -> Vec<u8> {
 }
 
 /// A malformed request, and the statuses that are correct for it.
-fn malformed(number: usize, photo: &[u8]) -> (Vec<u8>, &'static [u16]) {
-    let cut = &photo[..2 + number * 7 % (photo.len() - 3)];
+fn malformed(number: usize, image: &[u8]) -> (Vec<u8>, &'static [u16]) {
+    let cut = &image[..2 + number * 7 % (image.len() - 3)];
     let (kind, form) = multipart(&[("image/jpeg", cut)]);
     match number % 12 {
         0 => (post("/predict", &[JPEG], cut), &[400, 422]),
@@ -76,12 +76,12 @@ fn malformed(number: usize, photo: &[u8]) -> (Vec<u8>, &'static [u16]) {
 #[test]
 fn a_thousand_malformed_requests_do_no_harm() {
     let server = Server::start(&["--max-body", "1000000"]);
-    let photo = picture(ImageFormat::Jpeg);
-    let good = || server.post("/predict", &[JPEG], &photo).status;
+    let image = test_image(ImageFormat::Jpeg);
+    let good = || server.post("/predict", &[JPEG], &image).status;
     (0..20).for_each(|_| assert_eq!(good(), 200));
     let before = server.memory();
     for number in 0..1000 {
-        let (bytes, right) = malformed(number, &photo);
+        let (bytes, right) = malformed(number, &image);
         let mut stream = server.connect();
         let _ = stream.write_all(&bytes);
         let mut answer = Vec::new();
@@ -98,9 +98,9 @@ fn a_thousand_malformed_requests_do_no_harm() {
 #[test]
 fn slow_requests_get_408_and_do_not_block_others() {
     let server = Server::start(&["--header-timeout", "300ms", "--transfer-timeout", "300ms"]);
-    let photo = picture(ImageFormat::Jpeg);
+    let image = test_image(ImageFormat::Jpeg);
     // Half of a method, of a header and of a body.
-    let body = post("/predict", &[JPEG], &photo);
+    let body = post("/predict", &[JPEG], &image);
     let starts: [&[u8]; 4] = [b"P", b"PO", b"POST /predict HTTP/1.1\r\nhost:", &body[..200]];
     let slow: Vec<_> = (0..100)
         .map(|number| {
@@ -110,7 +110,7 @@ fn slow_requests_get_408_and_do_not_block_others() {
         })
         .collect();
     let began = Instant::now();
-    assert_eq!(server.post("/predict", &[JPEG], &photo).status, 200);
+    assert_eq!(server.post("/predict", &[JPEG], &image).status, 200);
     assert!(began.elapsed() < Duration::from_secs(2));
     for (number, mut stream) in slow.into_iter().enumerate() {
         let mut answer = Vec::new();
@@ -141,7 +141,7 @@ fn pipelined_requests_are_answered_in_order_until_the_garbage() {
 fn requests_that_would_wait_too_long_are_refused_with_retry_after() {
     let settings = ["--queue", "1", "--max-batch", "1", "--queue-timeout", "3ms"];
     let server = Server::start(&settings);
-    let request = post("/predict", &[JPEG], &picture(ImageFormat::Jpeg));
+    let request = post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg));
     let statuses: Vec<(u16, Option<u64>)> = std::thread::scope(|scope| {
         let send = || {
             (0..4)
@@ -170,9 +170,9 @@ fn the_network_does_not_run_for_clients_that_disconnected() {
     // Takes tens of milliseconds to decode.
     let noise =
         RgbImage::from_fn(1700, 1700, |x, y| Rgb([((x * 31) ^ (y * 17)) as u8, (x * y) as u8, 9]));
-    let mut photo = std::io::Cursor::new(Vec::new());
-    noise.write_to(&mut photo, ImageFormat::Jpeg).unwrap();
-    let request = post("/predict", &[JPEG], &photo.into_inner());
+    let mut image = std::io::Cursor::new(Vec::new());
+    noise.write_to(&mut image, ImageFormat::Jpeg).unwrap();
+    let request = post("/predict", &[JPEG], &image.into_inner());
     let clients: Vec<_> = (0..30)
         .map(|_| {
             let mut stream = server.connect();
@@ -183,7 +183,7 @@ fn the_network_does_not_run_for_clients_that_disconnected() {
     std::thread::sleep(Duration::from_millis(100));
     drop(clients);
     let began = Instant::now();
-    assert_eq!(server.post("/predict", &[JPEG], &picture(ImageFormat::Jpeg)).status, 200);
+    assert_eq!(server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status, 200);
     let metrics = String::from_utf8(server.get("/metrics").body).unwrap();
     let abandoned = metrics
         .lines()

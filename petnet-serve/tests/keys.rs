@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Server, picture, until};
+use common::{Server, test_image, until};
 use image::ImageFormat;
 
 /// The SHA-256 of a key, as of `printf %s KEY | sha256sum`.
@@ -30,14 +30,14 @@ fn a_key_may_use_the_paths_of_its_scopes() {
     let store = folder.path().join("feedback");
     let arguments = ["--api-keys", file.to_str().unwrap(), "--feedback", store.to_str().unwrap()];
     let server = Server::start(&arguments);
-    let photo = picture(ImageFormat::Jpeg);
+    let image = test_image(ImageFormat::Jpeg);
     let ask = |key: &str, path: &str| {
         let headers = [("content-type", "image/jpeg"), ("x-api-key", key)];
         let get = ["/feedback/export", "/metrics"].contains(&path);
         let request = format!(
             "GET {path} HTTP/1.1\r\nhost: h\r\nx-api-key: {key}\r\nconnection: close\r\n\r\n"
         );
-        if get { server.send(request.as_bytes()) } else { server.post(path, &headers, &photo) }
+        if get { server.send(request.as_bytes()) } else { server.post(path, &headers, &image) }
     };
     for (key, path, status) in [
         ("shop", "/predict", 200),
@@ -73,9 +73,9 @@ fn a_key_whose_limit_is_exceeded_gets_retry_after() {
     let file = folder.path().join("keys.yaml");
     std::fs::write(&file, keys("requests_per_day: 3")).unwrap();
     let server = Server::start(&["--api-keys", file.to_str().unwrap()]);
-    let photo = picture(ImageFormat::Jpeg);
+    let image = test_image(ImageFormat::Jpeg);
     let headers = [("content-type", "image/jpeg"), ("authorization", "Bearer shop")];
-    let ask = || server.post("/predict", &headers, &photo);
+    let ask = || server.post("/predict", &headers, &image);
     for left in (0..3).rev() {
         let reply = ask();
         assert_eq!(reply.status, 200, "{}", reply.head);
@@ -112,9 +112,9 @@ fn a_request_refused_by_the_limit_per_second_does_not_count_for_the_day() {
     let file = folder.path().join("keys.yaml");
     std::fs::write(&file, keys("requests_per_second: 1, requests_per_day: 1000")).unwrap();
     let server = Server::start(&["--api-keys", file.to_str().unwrap()]);
-    let photo = picture(ImageFormat::Jpeg);
+    let image = test_image(ImageFormat::Jpeg);
     let headers = [("content-type", "image/jpeg"), ("authorization", "Bearer shop")];
-    let replies: Vec<_> = (0..8).map(|_| server.post("/predict", &headers, &photo)).collect();
+    let replies: Vec<_> = (0..8).map(|_| server.post("/predict", &headers, &image)).collect();
     let limited = replies.iter().filter(|reply| reply.status == 429).count();
     assert!(limited > 0, "eight requests took a second each");
     let served: Vec<_> = replies.iter().filter(|reply| reply.status == 200).collect();

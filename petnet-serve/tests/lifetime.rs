@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Reply, Server, picture, post, variant};
+use common::{Reply, Server, post, test_image, variant};
 use image::ImageFormat;
 use petnet::Precision;
 
@@ -53,7 +53,7 @@ impl Load {
         let request = Arc::new(post(
             "/predict",
             &[("content-type", "image/jpeg")],
-            &picture(ImageFormat::Jpeg),
+            &test_image(ImageFormat::Jpeg),
         ));
         for _ in 0..3 {
             let (stop, ready) = (Arc::clone(&load.stop), Arc::clone(&load.ready));
@@ -167,7 +167,7 @@ fn a_changed_file_is_reloaded_and_a_broken_one_is_not() {
     until("the refusal", refused);
     assert_eq!(version(&server), second, "the old model stays");
     let headers = [("content-type", "image/png")];
-    assert_eq!(server.post("/predict", &headers, &picture(ImageFormat::Png)).status, 200);
+    assert_eq!(server.post("/predict", &headers, &test_image(ImageFormat::Png)).status, 200);
     write_model(&path, 0.7);
     until("the repaired file", || version(&server) != second);
 }

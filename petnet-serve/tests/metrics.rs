@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Server, drawn, drawn_model, multipart, picture};
+use common::{Server, drawn, drawn_model, multipart, test_image};
 use image::ImageFormat;
 use serde_json::json;
 
@@ -271,7 +271,7 @@ fn drift_is_raised_by_darker_or_wider_images_and_not_by_more_of_the_same() {
     assert!(all.fold(0.0, f64::max) < 0.25, "{:?}", series(&bright, "drift_psi"));
     send(&mut (0..200).map(|n| drawn(n, 0.3)));
     assert!(psi(&server, "brightness") > 0.25, "dark images");
-    send(&mut (0..200).map(|_| picture(ImageFormat::Png)));
+    send(&mut (0..200).map(|_| test_image(ImageFormat::Png)));
     assert!(psi(&server, "aspect") > 0.25, "images of another aspect ratio");
     send(&mut (2000..2200).map(|n| drawn(n, 1.0)));
     assert!(psi(&server, "brightness") < 0.25, "bright images again");

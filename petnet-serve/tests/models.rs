@@ -3,12 +3,13 @@
 
 mod common;
 
-use common::{Server, multipart, picture, until, variant};
+use common::{Server, multipart, test_image, until, variant};
 use image::ImageFormat;
 use serde_json::{Value, json};
 
 fn predict(server: &Server, path: &str) -> Value {
-    let reply = server.post(path, &[("content-type", "image/jpeg")], &picture(ImageFormat::Jpeg));
+    let reply =
+        server.post(path, &[("content-type", "image/jpeg")], &test_image(ImageFormat::Jpeg));
     assert_eq!(reply.status, 200, "{path}: {}", String::from_utf8_lossy(&reply.body));
     reply.json()
 }
@@ -34,7 +35,7 @@ fn each_model_answers_by_its_name_and_is_replaced_alone() {
     assert_ne!(versions[0]["version"], versions[1]["version"]);
 
     // The model may be a field of the body; the query must not contradict it.
-    let (kind, mut form) = multipart(&[("image/jpeg", &picture(ImageFormat::Jpeg))]);
+    let (kind, mut form) = multipart(&[("image/jpeg", &test_image(ImageFormat::Jpeg))]);
     form.truncate(form.len() - "--XyZ--\r\n".len());
     form.extend(
         b"--XyZ\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\nsecond\r\n--XyZ--\r\n",
@@ -147,7 +148,7 @@ fn an_image_is_fetched_from_a_listed_host_alone() {
     let port = hosts.server_addr().to_ip().unwrap().port();
     std::thread::spawn(move || {
         for request in hosts.incoming_requests() {
-            let body = picture(ImageFormat::Jpeg);
+            let body = test_image(ImageFormat::Jpeg);
             let _ = request.respond(tiny_http::Response::from_data(body));
         }
     });

@@ -6,7 +6,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{Server, picture};
+use common::{Server, test_image};
 use image::ImageFormat;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
@@ -179,9 +179,9 @@ fn an_export_has_every_family_and_value_of_metrics() {
     let endpoint = format!("http://{}", collector.server_addr());
     let arguments = ["--otlp-endpoint", &endpoint, "--drain-delay", "0s"];
     let mut server = Server::start_with(&VARIABLES, &arguments);
-    let photo = picture(ImageFormat::Jpeg);
+    let image = test_image(ImageFormat::Jpeg);
     for _ in 0..3 {
-        let reply = server.post("/predict", &[("content-type", "image/jpeg")], &photo);
+        let reply = server.post("/predict", &[("content-type", "image/jpeg")], &image);
         assert_eq!(reply.status, 200);
     }
     // An export after this scrape includes the families that the scrape itself adds.

@@ -24,11 +24,11 @@ fn draw(class: usize, number: u32) -> RgbImage {
 fn a_network_of_an_unknown_architecture_is_served() {
     let folder = tempfile::tempdir().unwrap();
     for (class, name) in ["across", "along"].iter().enumerate() {
-        let photos = folder.path().join("photos").join(name);
-        std::fs::create_dir_all(&photos).unwrap();
-        (0..12).for_each(|n| draw(class, n).save(photos.join(format!("{n}.png"))).unwrap());
+        let class_folder = folder.path().join("photos").join(name);
+        std::fs::create_dir_all(&class_folder).unwrap();
+        (0..12).for_each(|n| draw(class, n).save(class_folder.join(format!("{n}.png"))).unwrap());
     }
-    let photos = Dataset::open(folder.path().join("photos")).unwrap();
+    let dataset = Dataset::open(folder.path().join("photos")).unwrap();
     let trainer = Trainer {
         architecture: Architecture::new(ToyConfig { width: 8 }),
         preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
@@ -40,15 +40,15 @@ fn a_network_of_an_unknown_architecture_is_served() {
         ..Trainer::default()
     };
     let model = folder.path().join("toy.safetensors");
-    trainer.fit(&photos, &photos).unwrap().save(&model).unwrap();
+    trainer.fit(&dataset, &dataset).unwrap().save(&model).unwrap();
     let server = Server::start(&["--model", model.to_str().unwrap(), "--feedback", "off"]);
     assert_eq!(server.get("/version").json()["model"]["architecture"], "toy");
     let mut png = std::io::Cursor::new(Vec::new());
     draw(1, 5).write_to(&mut png, image::ImageFormat::Png).unwrap();
-    let photo = png.into_inner();
+    let image = png.into_inner();
     let header = [("content-type", "image/png")];
-    let answer = server.post("/predict", &header, &photo).json();
+    let answer = server.post("/predict", &header, &image).json();
     assert_eq!(answer["predicted_class"], "along", "{answer}");
-    let heat = server.post("/explain", &header, &photo);
+    let heat = server.post("/explain", &header, &image);
     assert!(heat.body.starts_with(b"\x89PNG"), "{}", heat.status);
 }

@@ -6,7 +6,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Server, multipart, picture, variant};
+use common::{Server, multipart, test_image, variant};
 use image::ImageFormat;
 use petnet::{Precision, sha256};
 use serde_json::{Value, json};
@@ -99,7 +99,7 @@ fn a_promotion_swaps_the_model_in_the_running_service() {
     let digests = &registry.digests;
     assert_ne!(digests[0], digests[1]);
     assert_eq!(running(&server), (json!("1"), json!(digests[0])));
-    let (kind, body) = multipart(&[("image/png", &picture(ImageFormat::Png))]);
+    let (kind, body) = multipart(&[("image/png", &test_image(ImageFormat::Png))]);
     assert_eq!(server.post("/predict", &[("content-type", &kind)], &body).status, 200);
     registry.state.lock().unwrap().0 = 2;
     let began = Instant::now();

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::{Server, multipart, picture};
+use common::{Server, multipart, test_image};
 use image::ImageFormat;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -49,11 +49,11 @@ fn a_request_is_one_trace_from_accept_to_respond_within_its_callers() {
     let caller = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{caller}-00f067aa0ba902b7-01");
     let unsampled = "00-11111111111111111111111111111111-00f067aa0ba902b7-00";
-    let photo = picture(ImageFormat::Jpeg);
+    let file = test_image(ImageFormat::Jpeg);
     let image = ("content-type", "image/jpeg");
-    assert_eq!(server.post("/predict", &[image, ("traceparent", &parent)], &photo).status, 200);
-    assert_eq!(server.post("/predict", &[image, ("traceparent", unsampled)], &photo).status, 200);
-    let (kind, form) = multipart(&[("image/jpeg", &photo), ("image/jpeg", &photo)]);
+    assert_eq!(server.post("/predict", &[image, ("traceparent", &parent)], &file).status, 200);
+    assert_eq!(server.post("/predict", &[image, ("traceparent", unsampled)], &file).status, 200);
+    let (kind, form) = multipart(&[("image/jpeg", &file), ("image/jpeg", &file)]);
     assert_eq!(server.post("/predict/batch", &[("content-type", &kind)], &form).status, 200);
     // Waiting spans are sent before the server ends.
     server.signal("-TERM");

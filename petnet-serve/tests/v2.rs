@@ -6,7 +6,7 @@ mod common;
 use std::io::{Read, Write};
 
 use base64::Engine as _;
-use common::{Reply, Server, multipart, picture};
+use common::{Reply, Server, multipart, test_image};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -28,9 +28,9 @@ fn element(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat()
 }
 
-fn image(photos: usize, binary: usize) -> Value {
+fn image(images: usize, binary: usize) -> Value {
     json!({
-        "name": "image", "shape": [photos], "datatype": "BYTES",
+        "name": "image", "shape": [images], "datatype": "BYTES",
         "parameters": { "binary_data_size": binary },
     })
 }
@@ -76,14 +76,14 @@ fn metadata_and_configuration_describe_the_models() {
 #[test]
 fn json_binary_and_a_raw_image_give_the_outputs_of_predict() {
     let server = Server::start(&[]);
-    let photo = picture(ImageFormat::Jpeg);
-    let (kind, form) = multipart(&[("image/jpeg", &photo)]);
+    let file = test_image(ImageFormat::Jpeg);
+    let (kind, form) = multipart(&[("image/jpeg", &file)]);
     let known = server.post("/predict", &[("content-type", &kind)], &form).json();
     let probabilities = |label: &str| known["probabilities"][label].as_f64().unwrap();
     let expected = [probabilities("cat"), probabilities("dog")];
     let near = |values: &[f64]| values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5);
 
-    let encoded = base64::engine::general_purpose::STANDARD.encode(&photo);
+    let encoded = base64::engine::general_purpose::STANDARD.encode(&file);
     let body = json!({ "id": "4711", "inputs": [
         { "name": "image", "shape": [1], "datatype": "BYTES", "data": [encoded] },
     ] });
@@ -97,7 +97,7 @@ fn json_binary_and_a_raw_image_give_the_outputs_of_predict() {
     let decision = known["reason"].as_str().unwrap_or("answered");
     assert_eq!(answer["outputs"][3]["data"][0], decision);
 
-    let two = [element(&photo), element(&photo)].concat();
+    let two = [element(&file), element(&file)].concat();
     let head = json!({ "inputs": [image(2, two.len())], "outputs": [
         { "name": "probabilities", "parameters": { "binary_data": true } },
         { "name": "probabilities", "parameters": { "classification": 1 } },
@@ -113,7 +113,7 @@ fn json_binary_and_a_raw_image_give_the_outputs_of_predict() {
     let top = head["outputs"][1]["data"][1].as_str().unwrap();
     assert!(top.ends_with(&format!("{}:{label}", u8::from(label == "dog"))), "{top}");
 
-    let bare = server.post(INFER, &[(LENGTH, "0")], &photo);
+    let bare = server.post(INFER, &[(LENGTH, "0")], &file);
     let (head, binary) = parts(&bare);
     let values = binary[..8].as_chunks().0.iter().map(|v| f64::from(f32::from_le_bytes(*v)));
     assert!(near(&values.collect::<Vec<_>>()), "{head}");
@@ -127,7 +127,7 @@ fn json_binary_and_a_raw_image_give_the_outputs_of_predict() {
 fn tensors_give_the_outputs_of_the_same_pixels_and_compression_changes_nothing() {
     let server = Server::start(&[]);
     let classifier = petnet::Classifier::pretrained().unwrap();
-    let pixels = classifier.preprocess(&picture(ImageFormat::Png)).unwrap();
+    let pixels = classifier.preprocess(&test_image(ImageFormat::Png)).unwrap();
     let expected = classifier.classify_pixels(std::slice::from_ref(&pixels)).unwrap();
     let plane = 224 * 224;
     let value = |at: usize| f32::from(pixels.data()[at % plane * 3 + at / plane]);
@@ -160,8 +160,8 @@ fn tensors_give_the_outputs_of_the_same_pixels_and_compression_changes_nothing()
 #[test]
 fn invalid_requests_are_refused_with_a_reason() {
     let server = Server::start(&["--max-body", "400000", "--max-parts", "4"]);
-    let photo = picture(ImageFormat::Jpeg);
-    let one = element(&photo);
+    let file = test_image(ImageFormat::Jpeg);
+    let one = element(&file);
     let head = |inputs: Value| json!({ "inputs": inputs });
     let data = |data: Value| {
         head(json!([{ "name": "image", "shape": [1], "datatype": "BYTES", "data": data }]))
@@ -219,7 +219,7 @@ fn invalid_requests_are_refused_with_a_reason() {
 #[test]
 fn wrong_lengths_and_broken_compression_are_refused() {
     let server = Server::start(&["--max-body", "400000"]);
-    let half = element(&picture(ImageFormat::Jpeg)[..400]);
+    let half = element(&test_image(ImageFormat::Jpeg)[..400]);
     let head = json!({ "inputs": [image(1, half.len())] });
     assert_eq!(ask(&server, INFER, &head, &half, &[]).status, 422, "half an image");
     assert_eq!(server.post(INFER, &[(LENGTH, "99")], b"{}").status, 400);

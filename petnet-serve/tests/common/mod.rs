@@ -230,7 +230,7 @@ pub(crate) fn multipart(parts: &[(&str, &[u8])]) -> (String, Vec<u8>) {
 }
 
 /// A drawn image of 200 x 150 pixels.
-pub(crate) fn picture(format: ImageFormat) -> Vec<u8> {
+pub(crate) fn test_image(format: ImageFormat) -> Vec<u8> {
     let image = RgbImage::from_fn(200, 150, |x, y| {
         Rgb([(x * 3 % 251) as u8, (y * 5 % 241) as u8, ((x + y) % 200) as u8])
     });
