@@ -84,7 +84,7 @@ fn images_that_need_much_memory_are_refused_or_fit() {
             statuses.iter().all(|s| right.contains(s) || overloaded(s)),
             "{condition}: {statuses:?}"
         );
-        within_budget(&server, what);
+        within_budget(&server, condition);
     }
 }
 
