@@ -82,7 +82,7 @@ fn five_shapes_are_learned_and_named_in_every_response() {
     assert!(right >= 4, "{right} of 5");
     let metrics = server.metrics();
     assert!(metrics.contains_key("model_recall{class=\"ring\",model=\"shapes\",window=\"1h\"}"));
-    other_things_are_unsure_for_their_score(&server);
+    out_of_distribution_images_are_unsure(&server);
     let metadata = server.get("/v2/models/shapes").json();
     assert_eq!(metadata["outputs"][0]["shape"], json!([-1, 5]));
 }
