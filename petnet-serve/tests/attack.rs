@@ -262,8 +262,11 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     assert_eq!(server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status, 200);
     let metrics = server.metrics();
     assert_eq!(metrics["feedback_labels_lost_total"], 1.0);
-    let said = server.log();
-    assert!(said.iter().any(|line| line["labels"] == 1 && line["level"] == "ERROR"), "{said:?}");
+    let message = server.log();
+    assert!(
+        message.iter().any(|line| line["labels"] == 1 && line["level"] == "ERROR"),
+        "{message:?}"
+    );
 }
 
 fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
@@ -292,8 +295,8 @@ fn a_model_whose_outputs_are_not_finite_is_refused() {
             .unwrap();
         let ended = || child.try_wait().unwrap().is_some();
         until("the end", Duration::from_secs(10), ended);
-        let said = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
-        assert!(said.contains(reason), "{said}");
+        let message = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+        assert!(message.contains(reason), "{message}");
         assert_eq!(child.wait().unwrap().code(), Some(1));
     }
     std::fs::write(&path, &good).unwrap();
@@ -425,8 +428,11 @@ fn invalid_settings_are_refused_by_name() {
             .args(["--feedback", "off"])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains(setting), "{setting} {value}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && message.contains(setting),
+            "{setting} {value}: {message}"
+        );
     }
 }
 

@@ -87,8 +87,8 @@ fn a_thousand_malformed_requests_do_no_harm() {
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let reply = Reply::parse(&answer);
-        let said = String::from_utf8_lossy(&answer);
-        assert!(right.contains(&reply.status), "case {}: {}: {said}", number % 12, reply.status);
+        let message = String::from_utf8_lossy(&answer);
+        assert!(right.contains(&reply.status), "case {}: {}: {message}", number % 12, reply.status);
     }
     let grown = server.memory().saturating_sub(before);
     assert!(grown < 20_000_000, "{grown} bytes");

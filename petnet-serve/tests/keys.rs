@@ -130,12 +130,15 @@ fn an_invalid_file_of_keys_ends_the_start_with_a_reason() {
     let file = folder.path().join("keys.yaml");
     let (digest, other) = (digest("shop"), digest("export"));
     for (text, fault) in [
-        ("- {name: shop, sha256: abc}".to_string(), "no SHA-256"),
-        (format!("- {{name: a b, sha256: {digest}}}"), "no name"),
-        (format!("- {{name: a, sha256: {digest}}}\n- {{name: a, sha256: {other}}}"), "twice"),
+        ("- {name: shop, sha256: abc}".to_string(), "not a SHA-256"),
+        (format!("- {{name: a b, sha256: {digest}}}"), "is invalid"),
+        (
+            format!("- {{name: a, sha256: {digest}}}\n- {{name: a, sha256: {other}}}"),
+            "two keys have the name",
+        ),
         (
             format!("- {{name: a, sha256: {digest}}}\n- {{name: b, sha256: {digest}}}"),
-            "another one",
+            "another key",
         ),
         (format!("- {{name: a, sha256: {digest}, scope: [admin]}}"), "unknown field"),
         (format!("- {{name: a, sha256: {digest}, scopes: [all]}}"), "unknown variant"),

@@ -192,6 +192,6 @@ fn a_model_that_cannot_be_loaded_ends_the_start_with_a_reason() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.lines().last().unwrap().starts_with("error: nothing"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.lines().last().unwrap().starts_with("error: nothing"), "{message}");
 }
