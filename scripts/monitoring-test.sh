@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The service and a training under the real Prometheus and Alertmanager: every family there and moving, every
+# The service and a training under a real Prometheus and Alertmanager: every metric family present and moving, every
 # query of every dashboard answered, two alerts firing and resolved.
 #
-#   scripts/monitoring-test.sh [ARCHIVE.zip] [WORK FOLDER]
+#   scripts/monitoring-test.sh [ARCHIVE.zip] [WORK FOLDER]      ARCHIVE.zip is $PETNET_ARCHIVE by default
 #
 # As root on Debian; installs prometheus, prometheus-alertmanager and Pillow. Uses 127.0.0.1:18000, 18081, 19464,
-# 19090, 19093 and 19094. Leaves WORK FOLDER/dashboards.png. Alerts wait seconds here, not minutes.
+# 19090, 19093 and 19094. Writes WORK FOLDER/dashboards.png. Alerts wait seconds here, not minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
-archive=$(realpath "${1:-../shared/datasets/cats-vs-dogs.zip}")
+archive=$(scripts/archive.sh "${1:-}")
 work=$(realpath -m "${2:-/tmp/petnet-monitoring}")
 mkdir -p "$work"
 
@@ -56,8 +56,8 @@ serve_up() {
     until_ok 20 "the service" curl -sf 127.0.0.1:18000/readyz
 }
 serve_up
-launch train env MLFLOW_TRACKING_URI=off "$train" fit --data data --out models --epochs 400 --metrics-addr 127.0.0.1:19464 --config \
-    "$here/configs/quickstart.yaml"
+launch train env MLFLOW_TRACKING_URI=off "$train" fit --data data --out models --epochs 400 --metrics-addr 127.0.0.1:19464 \
+    --set model.name=simple_cnn --set init=none --set image_size=64
 launch pager python3 "$here/scripts/monitoring_traffic.py" receive 19094 pages.jsonl
 mkdir rules
 for file in rules alerts; do sed -E 's/^( +for: ).*/\12s/; s/^( +interval: ).*/\11s/' "$here/configs/prometheus/$file.yml" >"rules/$file.yml"; done

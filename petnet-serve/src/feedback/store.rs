@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::table::Table;
+use crate::disk;
 
 /// Size of the block cache in bytes.
 const CACHE: u64 = 4 << 20;
@@ -168,7 +169,7 @@ impl Store {
     }
 
     fn write_count(&self, count: u64) -> Result<()> {
-        Ok(petnet::write_atomically(&self.path.join(COUNT), count.to_string().as_bytes())?)
+        disk::write(&self.path.join(COUNT), count.to_string().as_bytes())
     }
 
     /// Size on disk in bytes.
