@@ -1,4 +1,4 @@
-//! Files that are complete or absent, and the digest by which files are known.
+//! Atomic writing of files, and their SHA-256.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Writes a temporary file in the folder of `path` and renames it to `path`, so that a crash leaves the old content or the new one.
-/// Only the service itself may read it.
+/// Only the user of the service may read it.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(bytes)?;

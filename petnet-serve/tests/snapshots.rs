@@ -1,4 +1,4 @@
-//! Help, answers and refusals of the real server, compared with the files in `snapshots/`. Review a change with
+//! Help, responses and refusals of the real server, compared with the files in `snapshots/`. Review a change with
 //! `cargo insta review`, or run the tests with `INSTA_UPDATE=always` and read the difference.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ fn help() {
     insta::assert_snapshot!("help", String::from_utf8(output.stdout).unwrap());
 }
 
-/// Numbers, identifiers and versions by their type: they depend on the processor, the time and the model.
+/// Replaces numbers, identifiers and versions by their type: they depend on the processor, the time and the model.
 fn shape(value: Value) -> Value {
     match value {
         Value::Number(_) => json!("[number]"),
