@@ -1,7 +1,7 @@
 //! Gradients of depthwise convolutions.
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::ops::Range;

@@ -5,7 +5,7 @@
 )]
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::arch::x86_64::*;
