@@ -80,7 +80,7 @@ fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>])
     for step in steps {
         if let Some(conv) = dense(nodes, step) {
             let border = maps[step.input].map_or(0, |Map { shape, .. }| {
-                border(conv.window, shape.height).max(border(conv.window, shape.width))
+                border_width(conv.window, shape.height).max(border_width(conv.window, shape.width))
             });
             widen(maps, step.input, border);
         }
@@ -99,7 +99,7 @@ fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>])
 }
 
 /// Number of pixels beyond the ends of an axis of `len` pixels that a window reads.
-pub(super) fn border(window: Window, len: usize) -> usize {
+pub(super) fn border_width(window: Window, len: usize) -> usize {
     let [before, _] = window.padding(len);
     let last = window.output(len).unwrap_or(1).saturating_sub(1) * window.stride + window.kernel;
     before.max(last.saturating_sub(before + len))
@@ -237,7 +237,7 @@ impl Compiler<'_> {
         Ok([scale, shift])
     }
 
-    /// Weights and bias of a convolution with its batch norm folded in (Jacob et al., 2018, section 3.2), and for one that
+    /// Weights and bias of a convolution with its batch norm folded in (Jacob et al., 2018), and for one that
     /// reads the image also the normalisation.
     pub(super) fn folded(
         &self,
