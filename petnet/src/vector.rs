@@ -1,6 +1,6 @@
 //! Arithmetic of feature vectors.
 
-/// In lanes, which the compiler turns into vector instructions.
+/// Dot product, with separate sums for each lane, so that the compiler emits vector instructions.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
@@ -21,6 +21,7 @@ pub(crate) fn normalize(values: &mut [f32]) {
     }
 }
 
+/// L2 norm.
 pub(crate) fn norm(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
 }
