@@ -13,9 +13,9 @@
 //! | its gradients | | `Depthwise::backward_input`, `Depthwise::backward_weights` (`depthwise_gradient.rs`) |
 //! | int8 convolutions | `engine::int8::conv` -> `int8::Product::run`, `int8::Depthwise::rows` | |
 //! | batch norm | folded into weights when the plan is compiled | `Norm` (`norm.rs`) |
-//! | max pool | `engine::simple::MaxPool`; 2x2 pools after a dense convolution: in `DenseConv::run` | `MaxPool2d`; 2x2 pools after a norm: `Norm` |
+//! | max pool | `engine::simple::MaxPool`; fused into a dense convolution: `DenseConv::run` | `MaxPool2d`; fused into a batch norm: `Norm` |
 //!
-//! Training includes burn's inference on the flex backend. On other devices burn's own operations are used.
+//! The column of training also holds for burn's inference on its flex backend. Other devices use burn's own operations.
 //!
 //! Feature maps of a batch are HWNC, `[height, width, image, channel]`: the channels of one pixel of one image are
 //! contiguous, and the images of the batch come next. The engine runs one image at a time, for which HWNC is NHWC. At

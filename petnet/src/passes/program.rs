@@ -6,7 +6,7 @@ use crate::graph::{Graph, GraphError, Node, SourceHead};
 /// The steps for an image up to the global average pools.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
-    /// The network's nodes, then those of the source head alone.
+    /// The network's nodes, then those that only the source head has.
     pub(crate) nodes: Vec<Node>,
     pub(crate) steps: Vec<Step>,
     /// The nodes whose feature maps are averaged: the network's, then the source head's, which may be the same.

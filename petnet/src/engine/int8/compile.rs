@@ -34,8 +34,8 @@ pub(in crate::engine) fn compile(
     let mut maps = f32_plan::maps(program);
     f32_plan::assign_slots(program, &mut maps);
     let params = params(program, ranges)?;
-    let normalization = Some(normalization);
-    let compiler = Compiler { nodes: &program.nodes, weights, normalization, maps: &maps };
+    let folded = Some(normalization);
+    let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
     let quantizer = Quantizer { compiler, params: &params, border: border(normalization) };
     let steps = program.steps.iter().map(|step| quantizer.step(step));
     let Some(kernels) = steps.collect::<Result<Option<Vec<_>>, _>>()? else { return Ok(None) };
