@@ -4,11 +4,11 @@
 ARG RUST_IMAGE=docker.io/library/rust:1.95-slim-bookworm
 ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-slim
 
-# Manifests and empty sources: what dependencies are compiled from. It changes with them alone, so an edit of ours
-# compiles no dependency again. (Cargo looks for the files of examples and benches only when it builds them.)
+# Manifests and empty sources, from which the dependencies are compiled. This stage changes only with the manifests, so that an
+# edit of the sources does not compile dependencies again. (Cargo needs the files of examples and benches only to build them.)
 FROM ${RUST_IMAGE} AS manifests
 WORKDIR /build
-# Paths of this build stay out of the binaries: panics name the crate's file, whoever built it and where.
+# Removes build paths from the binaries, for reproducible builds.
 ENV CARGO_TERM_COLOR=never \
     RUSTFLAGS="--remap-path-prefix=/build=. --remap-path-prefix=/usr/local/cargo=cargo"
 COPY Cargo.toml Cargo.lock ./
@@ -17,14 +17,16 @@ COPY petnet-serve/Cargo.toml petnet-serve/
 COPY petnet-train/Cargo.toml petnet-train/
 COPY benches/Cargo.toml benches/
 COPY examples/web/Cargo.toml examples/web/
-RUN mkdir petnet/src petnet-serve/src petnet-train/src examples/web/src \
+COPY xtask/Cargo.toml xtask/
+RUN mkdir petnet/src petnet-serve/src petnet-train/src examples/web/src xtask/src \
     && touch petnet/src/lib.rs petnet-serve/src/lib.rs benches/lib.rs examples/web/src/lib.rs \
     && echo 'fn main() {}' >petnet-serve/src/main.rs \
-    && echo 'fn main() {}' >petnet-train/src/main.rs
+    && echo 'fn main() {}' >petnet-train/src/main.rs \
+    && echo 'fn main() {}' >xtask/src/main.rs
 
-# The service and the trainer part here: together, Cargo would give the service the trainer's features, and burn.
+# The service and the trainer are built separately: in one build, Cargo unifies features, and the service would contain burn.
 FROM manifests AS train-build
-# The empty crates are removed again: cargo goes by time, and copied sources are older than what was built of them.
+# Artifacts of the empty crates are removed: Cargo compares times, and the copied sources are older than these artifacts.
 RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
     cargo build --release --locked -p petnet-train --bin petnet-train --features cloud \
     && rm -r petnet/src petnet-train/src \
@@ -36,7 +38,7 @@ RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
     && cp target/release/petnet-train /petnet-train
 
 FROM ${DEBIAN_IMAGE} AS train
-# No version: the base has one release's packages, and security fixes should come in.
+# No versions: the base image fixes the Debian release, and security updates should be installed.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
@@ -46,7 +48,7 @@ RUN apt-get update \
 COPY configs /configs
 COPY --from=train-build /petnet-train /usr/local/bin/petnet-train
 USER 65532:65532
-# Photos, models and runs; the paths in /configs are relative to it.
+# For images, models and runs; paths in /configs are relative to it.
 WORKDIR /work
 EXPOSE 9464
 ENTRYPOINT ["petnet-train"]
@@ -58,10 +60,10 @@ RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
     && find target/release -name '*petnet*' -prune -exec rm -r {} +
 COPY petnet petnet
 COPY petnet-serve petnet-serve
-# GET /version tells it.
+# Reported by GET /version.
 ARG PETNET_COMMIT
-# The whole root of the last stage: the binary, the libraries that it loads and its loader, no shell. Certificates of
-# authorities are compiled in. One time for all files, so that equal binaries make equal layers.
+# The root file system of the last stage: the binary, its shared libraries and the dynamic loader, no shell. Root certificates
+# are compiled in. All files get the same time, so that equal binaries make equal layers.
 RUN --mount=type=cache,id=cargo,target=/usr/local/cargo/registry \
     cargo build --release --locked -p petnet-serve --bin petnet-serve \
     && mkdir -p /root-fs/etc /data \

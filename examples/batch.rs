@@ -1,4 +1,4 @@
-//! Classify all photos of a folder, sixteen in each pass through the network.
+//! Classify all images of a folder, sixteen in each pass through the network.
 //!
 //! Run with `cargo run --release --example batch -- photos`
 
@@ -14,11 +14,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     paths.sort();
     let classifier = Classifier::pretrained()?;
     for some in paths.chunks(16) {
-        let photos = some.iter().map(std::fs::read).collect::<Result<Vec<_>, _>>()?;
-        for (path, answer) in some.iter().zip(classifier.classify_batch(&photos)) {
-            match answer {
-                Ok(guess) => println!("{}: {guess}", path.display()),
-                // One bad photo fails alone.
+        let images = some.iter().map(std::fs::read).collect::<Result<Vec<_>, _>>()?;
+        for (path, result) in some.iter().zip(classifier.classify_batch(&images)) {
+            match result {
+                Ok(prediction) => println!("{}: {prediction}", path.display()),
+                // An image that cannot be decoded does not affect the others.
                 Err(error) => println!("{}: {error}", path.display()),
             }
         }

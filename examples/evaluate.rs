@@ -1,4 +1,4 @@
-//! Evaluate a model on a folder of images: figures, the confusion matrix, its most confident mistakes, and a JSON file.
+//! Evaluate a model on a folder of images: metrics, the confusion matrix, its most confident errors, and a JSON file.
 //!
 //! Run with `cargo run --release --features train --example evaluate -- photos metrics.json`
 
@@ -7,10 +7,10 @@ use petnet::{Classifier, Dataset};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let photos = Dataset::open(arguments.next().unwrap_or_else(|| "photos".into()))?;
+    let images = Dataset::open(arguments.next().unwrap_or_else(|| "photos".into()))?;
     let report = arguments.next().unwrap_or_else(|| "metrics.json".into());
     let classifier = Classifier::pretrained()?;
-    let evaluation = classifier.evaluate(&photos, |_| ())?;
+    let evaluation = classifier.evaluate(&images, |_| ())?;
     let metrics = evaluation.metrics();
 
     println!("{:>10} {:>10?}", "", classifier.labels());
@@ -30,13 +30,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         coverage.out_of_distribution * 100.0
     );
 
-    let answers = photos.samples().iter().zip(&evaluation.probabilities);
-    let mut mistakes: Vec<(f32, std::path::Display)> = answers
-        .filter(|(photo, answer)| photo.target.class() != Some(argmax(answer)))
-        .map(|(photo, answer)| (answer[argmax(answer)], photo.path.display()))
+    let rows = images.samples().iter().zip(&evaluation.probabilities);
+    let mut errors: Vec<(f32, std::path::Display)> = rows
+        .filter(|(image, row)| image.target.class() != Some(argmax(row)))
+        .map(|(image, row)| (row[argmax(row)], image.path.display()))
         .collect();
-    mistakes.sort_by(|a, b| b.0.total_cmp(&a.0));
-    for (confidence, path) in mistakes.iter().take(5) {
+    errors.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (confidence, path) in errors.iter().take(5) {
         println!("wrong by {:.0} %: {path}", confidence * 100.0);
     }
     std::fs::write(&report, serde_json::to_vec_pretty(&metrics)?)?;

@@ -1,23 +1,22 @@
-//! Train so that a kill costs minutes at most: run it again and it goes on, to the same weights.
+//! Train with saved states: after an interruption, run it again to resume. The result is the same.
 //!
 //! Run with `cargo run --release --example resume -- photos models`
 
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::Freeze;
 use petnet::{Dataset, Trainer};
 
 fn main() -> petnet::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let photos = arguments.next().unwrap_or_else(|| "photos".into());
+    let folder = arguments.next().unwrap_or_else(|| "photos".into());
     let models = arguments.next().unwrap_or_else(|| "models".into());
-    let (train, valid) = Dataset::open(photos)?.split(0.8)?;
+    let (train, valid) = Dataset::open(folder)?.split(0.8)?;
     let trainer = Trainer {
-        freeze: Some(Freeze::Blocks(15)), // the last block and what follows is trained
-        preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
+        freeze: Some(Freeze::Blocks(15)), // the last block and the layers after it are trained
+        image_size: 64,
         epochs: 4,
         batch_size: 8,
-        out: Some(models.into()), // the state is kept here, after each epoch and every 200 steps
-        resume: true,             // without a state there, from the beginning
+        out: Some(models.into()), // the state is saved here after each epoch and every 200 steps
+        resume: true,             // starts from the beginning where there is no state
         ..Trainer::default()
     };
     let fitted = trainer.fit(&train, &valid)?;

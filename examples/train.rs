@@ -16,7 +16,7 @@ impl Observer for Print {
 fn main() -> petnet::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "photos".into());
     let (train, valid) = Dataset::open(folder)?.split(0.9)?;
-    // From the bundled weights: for up to 5,000 images the last layer alone, in seconds; for more, 8 epochs.
+    // Starts from the bundled weights: up to 5,000 images train the last layer alone, in seconds; more train 8 epochs.
     Trainer::default().fit_observed(&train, &valid, &mut Print)?.save("mine.safetensors")?;
     println!("wrote mine.safetensors");
     Ok(())

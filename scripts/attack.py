@@ -26,7 +26,7 @@ failures = []
 
 
 class Group:
-    """A memory control group (version 2 or 1), or none where it may not be made."""
+    """A memory control group (version 2 or 1), or none without the permission to create one."""
 
     def __init__(self, megabytes):
         self.folder = self.peak_file = None
@@ -148,7 +148,7 @@ def stalled(count, head, body):
 
 
 def served(service, photo, seconds=10):
-    """Whether a good photo is served again, and after how long."""
+    """The answer to a valid image, and the seconds until it came."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         if post("/predict", photo) == 200:
@@ -162,7 +162,7 @@ def line(service, what, observed, slowest):
     alive = service.process.poll() is None
     fits = resident <= service.megabytes and slowest is not None and alive
     group = f"{peak:>6}" if peak is not None else "     -"
-    print(f"{what:34}{service.megabytes:>6}{resident:>9}{group}  {'ok ' if fits else 'BAD'}  {observed}, good photo after {slowest} s", flush=True)
+    print(f"{what:34}{service.megabytes:>6}{resident:>9}{group}  {'ok ' if fits else 'BAD'}  {observed}, valid image after {slowest} s", flush=True)
     if not fits:
         failures.append(what)
 
@@ -213,7 +213,7 @@ def answer(path, body, kind="image/jpeg"):
 
 
 def full_disk(photo):
-    """Feedback on a small disk that becomes full and is emptied again: photos are served throughout, labels when they fit."""
+    """Feedback on a small disk that fills up and is emptied again: images are served throughout, labels are kept when they fit."""
     folder = Path(tempfile.mkdtemp())
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder]).returncode:
         print(f"{'a full disk':34}  left out: it needs root, to mount a small one")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Attacks on the service in control groups of 128 MB, 384 MB and 1 GiB: what was observed beside what is allowed. Some
-# minutes; needs Python and, for the control groups, root.
+# Denial-of-service attacks on the service in control groups of 128 MB, 384 MB and 1 GiB: measured memory and response times against
+# their limits. Some minutes. Needs Python and, for the control groups, root.
 # Usage: scripts/attack.sh [MB...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The backends that the default build leaves out: ndarray must agree with cpu, and wgpu must train
-# and predict on software Vulkan. Cold, this compiles for half an hour on two cores.
+# The backends that the default build leaves out: ndarray must agree with cpu, and wgpu must train and predict on software
+# Vulkan. A cold build takes half an hour on two cores.
+# Usage: scripts/backends.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${PETNET_WGPU_TARGET:-$PWD/target/wgpu}"
@@ -18,7 +19,7 @@ petnet="$CARGO_TARGET_DIR/release/petnet-train"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 - "$work/shapes" <<'PY'
-# Eight BMP pictures a class, 24 x 24: stripes along or across.
+# Eight BMP images a class, 24 x 24: stripes along or across.
 import pathlib, struct, sys
 for name, along in (("across", 0), ("along", 1)):
     folder = pathlib.Path(sys.argv[1], name)
@@ -35,7 +36,7 @@ for name, along in (("across", 0), ("along", 1)):
         (folder / f"{number}.bmp").write_bytes(b"BM" + head + info + pixels)
 PY
 
-# Without an adapter of Vulkan or OpenGL the error must say what to do, and `auto` takes the CPU.
+# Without an adapter of Vulkan or OpenGL the error must name the remedy, and `auto` must use the CPU.
 without() {
     env VK_ICD_FILENAMES=/nonexistent VK_DRIVER_FILES=/nonexistent __EGL_VENDOR_LIBRARY_FILENAMES=/nonexistent "$@"
 }
@@ -64,7 +65,7 @@ import csv, sys
 rows = [list(csv.DictReader(open(path))) for path in sys.argv[1:3]]
 worst = max(abs(float(a["confidence"]) - float(b["confidence"])) for a, b in zip(*rows))
 assert len(rows[0]) == len(rows[1]) > 0 and worst < 1e-3, worst
-print(f"{sys.argv[3]}: {len(rows[0])} pictures, largest difference of confidence to cpu {worst:.1e}, {sys.argv[4]} s")
+print(f"{sys.argv[3]}: {len(rows[0])} images, largest difference of confidence to cpu {worst:.1e}, {sys.argv[4]} s")
 PY
     done
     began=$SECONDS

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Scoring a bucket of 20,000 photos: four shards into Parquet, one of them killed half-way; memory; archives in the bucket.
+# Batch scoring of a bucket of 20,000 images: four shards into Parquet, one of them killed half-way; memory; archives in the bucket.
 #
-#   scripts/batch-test.sh [ARCHIVE.zip] [WORK FOLDER]
+#   scripts/batch-test.sh [ARCHIVE.zip] [WORK FOLDER]      ARCHIVE.zip is $PETNET_ARCHIVE by default
 #
 # Installs pinned tools into WORK FOLDER/venv and uses port 5556 of the loopback (moto, a local S3). The trainer is taken
 # from CARGO_TARGET_DIR, where it is built with `--features cloud`, by default WORK FOLDER/target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
-archive=$(realpath "${1:-../shared/datasets/cats-vs-dogs.zip}")
+archive=$(scripts/archive.sh "${1:-}")
 work=$(realpath -m "${2:-/tmp/petnet-batch}")
 photos=20000
 small=2000
@@ -32,10 +32,10 @@ cargo build --release -p petnet-train --features cloud
 # An array, not a function: in the background, $! must be the program's own.
 predict=("$CARGO_TARGET_DIR/release/petnet-train" predict --quiet --format parquet --part-size 1000)
 check() { "$python" "$here/scripts/batch_check.py" "$@"; }
-# Prints what a run took: photos/s, photos per second of CPU, peak memory.
+# Prints the cost of a run: images/s, images per second of CPU time, peak memory.
 measure() { check measure "${predict[@]}" --json "$@"; }
 
-say "a bucket of $photos photos and some broken ones"
+say "a bucket of $photos images and some broken ones"
 "$work/venv/bin/moto_server" -H 127.0.0.1 -p 5556 >"$work/moto.log" 2>&1 &
 started+=("$!")
 for _ in $(seq 60); do curl -sf 127.0.0.1:5556/moto-api/ >/dev/null && break; sleep 1; done
@@ -69,7 +69,7 @@ unset RAYON_NUM_THREADS
 say "five shards do not fit into a folder of four"
 if "${predict[@]}" --out "$out" --shard 0/5 s3://photos/inbox/; then exit 1; fi
 
-say "memory: $small photos, then all"
+say "memory: $small images, then all"
 measure --out "$work/memory-small" s3://photos/small/ | tee "$work/small.txt"
 measure --out "$work/memory-all" s3://photos/inbox/ | tee "$work/all.txt"
 check flat "$work/small.txt" "$work/all.txt"
@@ -77,11 +77,11 @@ check flat "$work/small.txt" "$work/all.txt"
 say "the same from the archive on the disk"
 measure --out "$work/memory-zip" "$archive"
 
-say "a tar and a zip in the bucket give what the photos themselves gave"
+say "a tar and a zip in the bucket give the same answers as the images themselves"
 measure --out "$work/memory-tar" 's3://photos/shards/*.tar'
 measure --out "$work/memory-objects" s3://photos/shards/part-0.zip
 check same "$work/memory-small" "$work/memory-tar" "$work/memory-objects"
-say "prepare from the bucket's photos and from an archive in it; no download is left"
+say "prepare from the bucket's images and from an archive in it; no download is left"
 prepare=("$CARGO_TARGET_DIR/release/petnet-train" --quiet --json prepare --size 64)
 for raw in small/ shards/part-0.zip; do
     "${prepare[@]}" --raw "s3://photos/$raw" --out "$work/prepared" | tee "$work/prepared.json" | head -c 200 && echo
@@ -89,4 +89,4 @@ for raw in small/ shards/part-0.zip; do
 done
 if "${prepare[@]}" --raw s3://photos/nothing-here/ --out "$work/prepared"; then exit 1; fi
 [ -z "$(find "$work" -maxdepth 1 -name '*.download' -o -maxdepth 1 -name '*.partial')" ]
-say "all is well"
+say "all passed"

@@ -1,4 +1,4 @@
-"""What scripts/batch-test.sh needs: photos into a bucket, measurements, and a look at the answers.
+"""Steps of scripts/batch-test.sh: uploads images to a bucket, measures, and checks the answers.
 
 batch_check.py upload ARCHIVE.zip PHOTOS SMALL
 batch_check.py measure COMMAND...
@@ -59,7 +59,7 @@ def upload(archive, photos, small):
         put = lambda key, body: s3.put_object(Bucket=BUCKET, Key=key, Body=body)
         done = [pool.submit(put, key, photo[name]) for key, name in objects]
         done += [pool.submit(put, key, body) for key, body in BROKEN.items()]
-        # No picture by its name: left alone.
+        # Not an image by its name: it is skipped.
         done.append(pool.submit(put, "inbox/readme.txt", b"hello"))
         for future in done:
             future.result()
@@ -152,8 +152,8 @@ def answers(folder):
 def flat(small, everything):
     peaks = [float(Path(name).read_text().split("VmHWM ")[1].split()[0]) for name in (small, everything)]
     print(f"{peaks[0]} MiB, then {peaks[1]} MiB")
-    # Ten times the photos; room for what an allocator does.
-    assert peaks[1] < peaks[0] * 1.25 + 8, "memory grows with the photos"
+    # Ten times the images; some tolerance for the allocator.
+    assert peaks[1] < peaks[0] * 1.25 + 8, "memory grows with the number of images"
 
 
 def same(*folders):

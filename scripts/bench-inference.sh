@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
-# Forward passes of the engine beside ONNX Runtime, rten, tract and burn-flex, which take turns in one run. The peers
-# read the ONNX file that petnet-train exports. PEERS names those to measure, between commas; ONNX Runtime always is.
-# Usage: [PEERS=onnxruntime,rten,tract,burn-flex] [ROUNDS=5] scripts/bench-inference.sh [FOLDER of the Python environment]
+# Forward passes of the engine compared with ONNX Runtime, rten, tract and burn-flex, interleaved in one run. The peers
+# read the ONNX file that petnet-train exports. PEERS lists those to measure, between commas; ONNX Runtime always is measured.
+# Usage: [PEERS=onnxruntime,rten,tract,burn-flex] [ROUNDS=5] scripts/bench-inference.sh [PYTHON ENVIRONMENT, default $PETNET_PEERS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${1:-/tmp/peers}
+venv=$(scripts/peers-venv.sh "${1:-}")
 export PEERS=${PEERS:-onnxruntime,rten,tract,burn-flex}
 wanted() { [[ ,$PEERS, == *,$1,* ]]; }
 need() { # MODULE PACKAGE
     "$venv/bin/python" -c "import $1" 2>/dev/null || "$venv/bin/python" -m pip install --quiet --no-deps "$2"
 }
-[ -x "$venv/bin/python" ] || ../shared/tools/peers-venv.sh "$venv"
-need safetensors safetensors
 if wanted tract; then
     need tract tract
 fi

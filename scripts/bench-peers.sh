@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Forward passes and training steps of petnet's networks beside PyTorch's, turn by turn in one run.
-# Usage: [ROUNDS=5] scripts/bench-peers.sh [FOLDER of the Python environment with PyTorch]
+# Forward passes and training steps of petnet's networks compared with PyTorch's, interleaved in one run.
+# Usage: [ROUNDS=5] scripts/bench-peers.sh [PYTHON ENVIRONMENT, default $PETNET_PEERS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${1:-/tmp/peers}
-[ -x "$venv/bin/python" ] || ../shared/tools/peers-venv.sh "$venv"
+venv=$(scripts/peers-venv.sh "${1:-}")
 "$venv/bin/python" -c 'import efficientnet_lite_pytorch' 2>/dev/null ||
     "$venv/bin/python" -m pip install --quiet --no-deps efficientnet-lite-pytorch
 cargo build --release --example speed

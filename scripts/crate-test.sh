@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The packaged crates, as somebody gets them: a crate outside the workspace that depends on the unpacked file, with
-# and without default features, with training; number of dependencies and time of a cold build.
-# Usage: scripts/crate-test.sh [WORK FOLDER]
+# The packaged crates as a user gets them: crates outside the workspace that depend on the unpacked package, with and without
+# default features; number of dependencies and time of a cold build. TRAIN=1 adds the feature `train`.
+# Usage: [TRAIN=1] scripts/crate-test.sh [WORK FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(realpath -m "${1:-/tmp/petnet-crate}")
 rm -rf "$work" && mkdir -p "$work/unpacked"
-cargo package --quiet --workspace --exclude petnet-benches --exclude petnet-web --no-verify --allow-dirty --target-dir "$work/packages"
+cargo package --quiet --workspace --exclude petnet-benches --exclude petnet-web --exclude xtask --no-verify --allow-dirty --target-dir "$work/packages"
 for crate in "$work"/packages/package/*.crate; do
     size=$(stat -c %s "$crate")
     echo "$(basename "$crate"): $((size / 1000)) kB"

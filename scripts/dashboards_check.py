@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Holds Grafana's dashboards against docs/metrics.md, against a running Prometheus, and draws them.
+"""Compares Grafana's dashboards with docs/metrics.md and with a running Prometheus, and draws them.
 
 dashboards_check.py lint | query PROMETHEUS_URL [--job-absent training] | draw PROMETHEUS_URL OUT.html [--minutes 15]
-A target whose refId begins with "optional" may have no data: what it shows never happened, or is not there.
+A target whose refId begins with "optional" may have no data: an event that never occurred, or an absent device.
 """
 
 import argparse

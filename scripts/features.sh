@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The crate `petnet` with its default features, with none, and with each feature alone: it must compile everywhere, and
-# its tests must pass with the defaults, as for a user who only adds the crate. Each feature of burn is compiled anew,
+# The crate `petnet` with its default features, with none, and with each feature alone: each combination must compile, and
+# the tests must pass with the defaults, as for a user who only adds the crate. Each feature compiles burn anew,
 # so this takes half an hour and a target folder of its own; FEATURES="..." checks only some.
-# Usage: scripts/features.sh
+# Usage: [FEATURES="..."] scripts/features.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${PETNET_FEATURES_TARGET:-$PWD/target/features}"

@@ -25,7 +25,7 @@ sys.path.insert(0, "benches/peers")
 import torch_twin  # noqa: E402
 
 PETNET, WORK, SPEED = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-PHOTOS = Path("../shared/datasets/cats-vs-dogs.zip")
+ARCHIVE = os.environ.get("PETNET_ARCHIVE")
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SYMMETRIC = ([127 / 255] * 3, [128 / 255] * 3)
 LITE_SIZES = (224, 240, 260)
@@ -42,7 +42,7 @@ def petnet(*arguments):
 
 
 class ReferenceCNN(nn.Module):
-    """The reference system's network at its own widths."""
+    """SimpleCNN of the Python reference implementation, at its own widths."""
 
     def __init__(self, channels=(32, 64, 128, 256)):
         super().__init__()
@@ -108,7 +108,7 @@ def photos(size, count):
     folder = WORK / f"photos-{size}"
     folder.mkdir(exist_ok=True)
     paths = []
-    with zipfile.ZipFile(PHOTOS) as archive:
+    with zipfile.ZipFile(ARCHIVE) as archive:
         for kind in ("Cat", "Dog"):
             names = [name for name in archive.namelist() if f"/{kind}/" in name and name.endswith(".jpg")]
             for number, name in enumerate(names[: count // 2]):
@@ -120,7 +120,7 @@ def photos(size, count):
 
 
 def mixed_images(size):
-    """Six drawn images of the model's size, and a photo at its own."""
+    """Six drawn images of the model's size, and an image of another size."""
     path = WORK / "photo.jpg"
     path.write_bytes(Path("examples/pictures/cat.jpg").read_bytes())
     return [*drawn_images(size, 6), path]
@@ -217,7 +217,7 @@ def imported_lite(number, size):
     extra = ("--labels-file", labels, "--resize", "squeeze")
     petnet("import", file, "--out", model, *extra)
     compare_torch(f"{name}, {size} px", network, model, drawn_images(size, 50), size, SYMMETRIC)
-    if PHOTOS.exists():
+    if ARCHIVE:
         compare_torch(f"{name}, {size} px", network, model, photos(size, 50), size, SYMMETRIC)
     compare_onnx(name, model, size)
     if number == 0:
@@ -225,7 +225,7 @@ def imported_lite(number, size):
 
 
 def imported_wrapped(name, network, size, extra=()):
-    """Weights are found under any key and behind any prefix, beside the state of an optimiser, and as doubles."""
+    """Weights are found under any key and behind any prefix, next to optimizer state, and as doubles."""
     state = network.state_dict()
     plain, paths = WORK / "plain.pth", drawn_images(size, 6)
     torch.save(state, plain)
@@ -283,7 +283,7 @@ def saved(name, size):
 
 
 def speed():
-    """resnet18 on two threads, turn by turn in one run; PyTorch in the faster of its layouts."""
+    """resnet18 on two threads, interleaved in one run; PyTorch in the faster of its layouts."""
     torch.set_num_threads(2)
     model, file = WORK / "resnet18.safetensors", WORK / "speed.onnx"
     petnet("import", WORK / "resnet18.pth", "--out", model, "--image-size", 224, *names)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzing of what reads strangers' bytes: each target for some seconds, from small seeds. Needs a nightly compiler and
-# cargo-fuzz, which it installs. Findings lie in fuzz/artifacts.
+# Fuzzes each parser of untrusted input for some seconds, from small seeds. Needs a nightly compiler and
+# cargo-fuzz, which it installs. Findings are written to fuzz/artifacts.
 # Usage: scripts/fuzz.sh [SECONDS a target, default 60] [TARGET...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ targets=("${@:2}")
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
 
-# Seeds: the drawn pictures of the tests, the bundled model, and requests of a few lines.
+# Seeds: the drawn images of the tests, the bundled model, and requests of a few lines.
 seeds=fuzz/corpus
 mkdir -p "$seeds"/{decode,archive,checkpoint,pytorch,tensors,multipart}
 cp petnet/tests/golden/waves*.{png,jpg} "$seeds/decode/" 2>/dev/null || true

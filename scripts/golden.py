@@ -1,9 +1,4 @@
-"""Writes the golden fixtures of petnet's tests with PyTorch, Pillow and scikit-learn.
-
-Run: ../shared/tools/peers-venv.sh /tmp/peers
-     /tmp/peers/bin/python -m pip install scikit-learn pillow
-     /tmp/peers/bin/python scripts/golden.py petnet/tests/golden
-"""
+"""Writes the golden fixtures of petnet's tests with PyTorch, Pillow and scikit-learn; run by scripts/golden.sh."""
 
 import json
 import struct
@@ -20,7 +15,7 @@ CHANNELS, HIDDEN, CLASSES, SIZE, BATCH = [4, 6, 8, 10], 8, 2, 32, 8
 
 
 class SimpleCNN(nn.Module):
-    """The reference system's network, written from its description."""
+    """SimpleCNN, the network of the Python reference implementation, written from its description."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +91,7 @@ def network(out):
 
 
 class ReferenceCNN(nn.Module):
-    """The same network under the names that the reference system's trainer gives its layers."""
+    """The same network under the layer names of the Python reference implementation."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +109,7 @@ class ReferenceCNN(nn.Module):
 
 
 def checkpoint(out):
-    """What the reference system's trainer leaves behind, and what PyTorch says with it."""
+    """A checkpoint as the Python reference implementation writes it, and PyTorch's answers with it."""
     torch.manual_seed(3)
     net = ReferenceCNN()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-4)

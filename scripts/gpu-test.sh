@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Training on a GPU, beside PyTorch in the same run where Python has it: images a second, the time until kernels are ready in a
-# first and in a second run, and memory. On drawn pictures, so that nothing but the binary is needed.
+# Training on a GPU, compared in the same run with PyTorch where Python has it: images/s, the time until kernels are compiled in a
+# first and in a second run, and memory. On drawn images, so that only the binary is needed.
 #
 #   scripts/gpu-test.sh [BINARY] [DEVICE]
 #
 # Without BINARY, petnet-train is built with the feature `vulkan` (an hour on two cores). DEVICE is `wgpu` by default; `cpu`
-# tries the script itself. STEPS=200 is the number of measured steps; MODELS="simple_cnn:128:32 .." what is trained; COUNT=1 only
+# tests the script itself. STEPS=200 is the number of measured steps; MODELS="simple_cnn:128:32 .." lists NAME:SIZE:BATCH; COUNT=1 only
 # counts the kernels of a step, which are the same on software Vulkan.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +26,7 @@ cd "$work"
 export MLFLOW_TRACKING_URI=off XDG_CACHE_HOME=$work/cache XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
 
 python3 - 512 <<'PYTHON'
-# BMP pictures of stripes, a folder a class.
+# BMP images of stripes, a folder a class.
 import pathlib, struct, sys
 count, side = int(sys.argv[1]), 64
 for name, along in (("across", 0), ("along", 1)):

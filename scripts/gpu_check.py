@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def speed(title, log):
-    """Median of the images a second that a training logged, and the time until its kernels were ready."""
+    """Median images/s that a training logged, and the time until its kernels were ready."""
     text = open(log).read()
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     rates = sorted(float(rate) for rate in re.findall(r"images_per_second=([0-9.e+]+)", text) if float(rate) > 0)
@@ -34,7 +34,7 @@ def launches(name, log, file):
 
 
 def pytorch(name, size, batch, steps):
-    """Images a second of PyTorch in 32-bit floats on the same card, eager, on synthetic data."""
+    """Images/s of PyTorch in 32-bit floats on the same card, eager, on synthetic data."""
     try:
         import torch
         from torch import nn
@@ -42,7 +42,7 @@ def pytorch(name, size, batch, steps):
         print(f"{name}: PyTorch is not installed")
         return
     if not torch.cuda.is_available():
-        print(f"{name}: PyTorch sees no GPU")
+        print(f"{name}: PyTorch finds no GPU")
         return
     size, batch, steps = int(size), int(batch), int(steps)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes petnet-serve/proto/inference.{rs,bin} of inference.proto; with --check, fails where they differ from what is committed.
+# Generates petnet-serve/proto/inference.{rs,bin} from inference.proto; with --check, fails where they differ from the committed files.
 # Usage: scripts/grpc-code.sh [--check]
 set -euo pipefail
 cd "$(dirname "$0")/.."

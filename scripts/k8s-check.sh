@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# Everything that can be known of k8s/ without a cluster: rendered, held against the schemas of several versions and of the
-# custom resources (CRD_SCHEMAS, a folder of JSON schemas) and against the service's settings; then the same checks must refuse
-# broken copies. Needs kubectl and python3, and takes promtool where it is there.
+# Checks k8s/ without a cluster: rendered, validated against the schemas of several Kubernetes versions and of the
+# custom resources (CRD_SCHEMAS, a folder of JSON schemas such as application_v1alpha1.json; those checks are skipped where it is not
+# set) and against the service's settings. The same checks must then refuse copies with one fault each. Needs kubectl and python3;
+# runs promtool where it is installed.
+# Usage: [CRD_SCHEMAS=FOLDER] scripts/k8s-check.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
-schemas=${CRD_SCHEMAS:-../shared/crd-schemas}
+schemas=${CRD_SCHEMAS:-}
 tools=${TMPDIR:-/tmp}/petnet-k8s
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
+[[ -n $schemas ]] || echo "usage: CRD_SCHEMAS=FOLDER of JSON schemas checks the custom resources too; they are skipped" >&2
+[[ -z $schemas || -d $schemas ]] || { echo "error: CRD_SCHEMAS: no folder $schemas" >&2; exit 2; }
 
 if ! [[ -x $tools/bin/yamllint ]]; then
     python3 -m venv "$tools"
@@ -38,7 +42,7 @@ broken() {
     if cmp -s "k8s/$1" "$work/k8s/$1"; then
         echo "FAIL  $1 has nothing to break with $2"
         failed=1
-    elif said=$("$tools/bin/python" scripts/k8s_check.py "$schemas" "$work/k8s" "$3" 2>&1); then
+    elif said=$("$tools/bin/python" scripts/k8s_check.py "${schemas:-none}" "$work/k8s" "$3" 2>&1); then
         echo "FAIL  $1 with $2 is not refused"
         failed=1
     elif [[ $said == "FAIL  $3: "* ]]; then
@@ -86,7 +90,7 @@ PY
 find k8s -name '*.yaml' ! -name prometheusrule.yaml >"$work/files"
 expect yamllint xargs "$tools/bin/yamllint" -s -d '{extends: default, rules: {line-length: {max: 200},
     document-start: disable, comments: {min-spaces-from-content: 1}}}' <"$work/files"
-"$tools/bin/python" scripts/k8s_check.py "$schemas" k8s || failed=1
+"$tools/bin/python" scripts/k8s_check.py "${schemas:-none}" k8s || failed=1
 expect prometheusrule.py scripts/prometheusrule.py --check
 expect set-image.sh set_image
 if command -v promtool >/dev/null; then
@@ -97,7 +101,7 @@ broken overlays/local/kustomization.yaml 's/^replicas:/replcas:/' render
 broken base/hpa.yaml 's/maxReplicas/maxReplcas/' schemas_of_kubernetes
 broken base/deployment.yaml 's/revisionHistoryLimit/replcas/' schemas_of_kubernetes
 broken jobs/sweep.yaml 's/completions:/completons:/' schemas_of_kubernetes
-if [[ -d $schemas ]]; then
+if [[ -n $schemas ]]; then
     broken rollouts/rollout.yaml 's/setWeight/setWieght/' schemas_of_custom_resources
     broken kserve/inferenceservice.yaml 's/minReplicas/minReplcas/' schemas_of_custom_resources
     broken argocd-application.yaml 's/selfHeal/selfHeel/' schemas_of_custom_resources

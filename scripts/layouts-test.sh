@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Every layout of photos, folders and labels, made from photos of an archive, through prepare, fit, evaluate and predict. Some
-# minutes; needs Python.
-# Usage: scripts/layouts-test.sh [ARCHIVE.zip with a folder a class]
+# Every layout of image folders and label tables, made from images of an archive, through prepare, fit, evaluate and predict. Some
+# minutes. Needs Python.
+# Usage: scripts/layouts-test.sh [ARCHIVE.zip], by default $PETNET_ARCHIVE
 set -euo pipefail
 cd "$(dirname "$0")/.."
-archive=$(realpath "${1:-../shared/datasets/cats-vs-dogs.zip}")
+archive=$(scripts/archive.sh "${1:-}")
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 cargo build --release --bin petnet-train
 petnet="$target/release/petnet-train"

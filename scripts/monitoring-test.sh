@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The service and a training under the real Prometheus and Alertmanager: every family there and moving, every
+# The service and a training under a real Prometheus and Alertmanager: every metric family present and moving, every
 # query of every dashboard answered, two alerts firing and resolved.
 #
-#   scripts/monitoring-test.sh [ARCHIVE.zip] [WORK FOLDER]
+#   scripts/monitoring-test.sh [ARCHIVE.zip] [WORK FOLDER]      ARCHIVE.zip is $PETNET_ARCHIVE by default
 #
 # As root on Debian; installs prometheus, prometheus-alertmanager and Pillow. Uses 127.0.0.1:18000, 18081, 19464,
-# 19090, 19093 and 19094. Leaves WORK FOLDER/dashboards.png. Alerts wait seconds here, not minutes.
+# 19090, 19093 and 19094. Writes WORK FOLDER/dashboards.png. Alerts wait seconds here, not minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
-archive=$(realpath "${1:-../shared/datasets/cats-vs-dogs.zip}")
+archive=$(scripts/archive.sh "${1:-}")
 work=$(realpath -m "${2:-/tmp/petnet-monitoring}")
 mkdir -p "$work"
 

@@ -1,8 +1,8 @@
 """Traffic and a pager for scripts/monitoring-test.sh.
 
-  monitoring_traffic.py unpack ARCHIVE.zip FOLDER     train/ and test/ with a few hundred photos a class
-  monitoring_traffic.py mixed|day|night FOLDER        photos to the service; FOLDER/<class>/*.jpg
-  monitoring_traffic.py families METRICS.txt          are the reference's families all there?
+  monitoring_traffic.py unpack ARCHIVE.zip FOLDER     train/ and test/ with a few hundred images a class
+  monitoring_traffic.py mixed|day|night FOLDER        images to the service; FOLDER/<class>/*.jpg
+  monitoring_traffic.py families METRICS.txt          are all metric families of the Python service there?
   monitoring_traffic.py receive PORT FILE             writes each notification as a line
 """
 
@@ -64,7 +64,7 @@ def mixed(folder, seconds):
     turn = 0
     while time.monotonic() - began < seconds:
         label, path = photos[turn % len(photos)]
-        # Visitors come and go: their sessions must end, too.
+        # Visitors change, so that sessions end as well.
         visitor = int(time.monotonic() - began) // 15 * 9 + turn % 9 + 1
         status, answer = predict(path.read_bytes(), visitor)
         counts[status] = counts.get(status, 0) + 1
@@ -105,7 +105,7 @@ def families(file):
     text = pathlib.Path(file).read_text()
     served = set(re.findall(r"^# TYPE (\S+)", text, re.M))
     missing = [name for name in FAMILIES if name not in served]
-    print(f"{len(FAMILIES) - len(missing)} of the reference's {len(FAMILIES)} families; absent: {missing}")
+    print(f"{len(FAMILIES) - len(missing)} of the Python service's {len(FAMILIES)} families; absent: {missing}")
     gpu = list(pathlib.Path("/sys/class/drm").glob("card*/device/gpu_busy_percent"))
     assert gpu or set(missing) == {"gpu_utilization_percent", "gpu_memory_used_mb"}, missing
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Multi-label data through prepare, fit, evaluate, predict, export and the service: collages of two by two photos of an
-# archive's classes and of clothing, so that each image has none to four of the labels, of which a labels.csv tells. ONNX
-# Runtime must give what petnet gives. Needs the virtual environment of ../shared/tools/peers-venv.sh.
-# Usage: [IMAGES=2000] [PAGE=folder that keeps the report] scripts/multi-label-test.sh [VENV]
+# Multi-label data through prepare, fit, evaluate, predict, export and the service: collages of two by two images of the
+# archive of cats and dogs ($PETNET_ARCHIVE) and of clothing ($PETNET_CLOTHING, a zip with folders dress and shoes), so that each
+# collage has none to four of the labels, written to a labels.csv. ONNX Runtime must give the same probabilities as petnet.
+# Usage: [IMAGES=2000] [PAGE=folder that keeps the report] scripts/multi-label-test.sh [PYTHON ENVIRONMENT, default $PETNET_PEERS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${1:-/tmp/peers}
-[ -x "$venv/bin/python" ] || ../shared/tools/peers-venv.sh "$venv"
-"$venv/bin/python" -c "import PIL" 2>/dev/null || "$venv/bin/python" -m pip install --quiet --no-deps pillow
-shared=$(realpath ../shared/datasets)
+venv=$(scripts/peers-venv.sh "${1:-}")
+archive=$(scripts/archive.sh)
+[ -f "${PETNET_CLOTHING:-}" ] || { echo "usage: set PETNET_CLOTHING=ARCHIVE.zip (folders dress and shoes)" >&2; exit 2; }
+clothing=$(realpath "$PETNET_CLOTHING")
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 cargo build --release
 petnet="$target/release/petnet-train"
@@ -22,15 +22,15 @@ trap cleanup EXIT
 cd "$work"
 export MLFLOW_TRACKING_URI=off
 
-"$venv/bin/python" - "$shared" "${IMAGES:-2000}" <<'PYTHON'
+"$venv/bin/python" - "$archive" "$clothing" "${IMAGES:-2000}" <<'PYTHON'
 import csv, io, random, sys, zipfile
 from pathlib import Path
 from PIL import Image
 
-shared, count = Path(sys.argv[1]), int(sys.argv[2])
+archive, clothing, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 drawn = random.Random(5)
 photos = {}
-with zipfile.ZipFile(shared / "cats-vs-dogs.zip") as pets, zipfile.ZipFile(shared / "clothing.zip") as clothes:
+with zipfile.ZipFile(archive) as pets, zipfile.ZipFile(clothing) as clothes:
     def gather(archive, label, folder):
         names = sorted(n for n in archive.namelist() if f"/{folder}/" in f"/{n}" and n.lower().endswith((".jpg", ".jpeg", ".png")))
         photos[label] = [(archive, name) for name in drawn.sample(names, min(len(names), count // 2))]

@@ -62,7 +62,7 @@ async function fulfilled(page, answer, work) {
   await page.reload();
 }
 
-// Several photos, one of them broken, which fails alone.
+// Several images, one of them broken, which fails alone.
 const { page, complaints } = await open(desktop);
 await page.waitForFunction(() => /^(Cat or dog|What is)/.test(document.getElementById("title").textContent));
 const predicted = page.waitForResponse(reply => reply.url().endsWith("/predict") && reply.ok());
@@ -108,7 +108,7 @@ const exported = (await (await fetch(address + "feedback/export")).text()).trim(
 assert.deepEqual(exported.filter(given => given.prediction_id === answer.prediction_id)
   .map(given => [given.predicted_class, given.label]), [[label, other]]);
 
-// The keyboard: arrows between photos, Escape, the focus in the dialog and after it, Delete.
+// The keyboard: arrows between images, Escape, the focus in the dialog and after it, Delete.
 await page.focus("#close");
 await page.keyboard.press("ArrowRight");
 assert.equal(await page.textContent("#answer"), "Failed");
@@ -143,7 +143,7 @@ for (let step = 0; step < 4; step++) {
 }
 assert.deepEqual(reached, ["quiet", "file", "camera", ""]);
 
-// The queue: two photos are on their way, the others wait, and the progress is shown.
+// The queue: two images are being sent, the others wait, and the progress is shown.
 let release;
 const held = new Promise(resolve => { release = resolve; });
 await page.route("**/predict", async route => { await held; await route.fulfill({ json: answer }); });
@@ -159,7 +159,7 @@ assert.equal(await page.isHidden("#progress"), true);
 assert.match(await page.textContent("#said"), /\.jpg: (cat|dog)\. [\d.]+ %$/, "answers are announced");
 await page.unroute("**/predict");
 
-// An overloaded service is asked again when it says so; other errors are shown, and can be tried again.
+// A request to an overloaded service is repeated after Retry-After; other errors are shown, and can be tried again.
 await page.reload();
 const statuses = [503, 200, 500, 200];
 await page.route("**/predict", route => {
@@ -196,7 +196,7 @@ assert.equal(await page.evaluate(() => localStorage.length), 0);
 await page.evaluate(() => sessionStorage.clear());
 await page.unroute("**/predict");
 
-// Both reasons for an unsure answer, whatever the model at hand says of this photo.
+// Both reasons for an unsure answer, independent of the model's answer for this image.
 await page.reload();
 for (const [reason, message, shown] of [
   ["out_of_distribution", "This does not look like a cat or a dog.", "This does not look like a cat or a dog."],
@@ -213,7 +213,7 @@ for (const [reason, message, shown] of [
   });
 }
 
-// A multi-label model's answer: all labels, or none; they can be put right.
+// A multi-label model's answer: all labels, or none; they can be corrected.
 for (const labels of [["dog", "cat"], []]) {
   const several = labels.map(label => ({ label, probability: 0.9 }));
   await fulfilled(page, { ...answer, decision: "answered", reason: null, message: null, labels: several }, async () => {
@@ -233,7 +233,7 @@ await fulfilled(page, { ...answer, decision: "breed a", predicted_class: "breed 
   await page.screenshot({ path: `${shots}/page-many.png` });
 });
 
-// Several models: the chosen one is named in the requests, and classifies the photos again.
+// Several models: the chosen one is named in the requests, and classifies the images again.
 const asked = [];
 await page.route(address, route => route.request().resourceType() === "fetch"
   ? route.fulfill({ json: { models: ["cats-vs-dogs", "big & small"] } }) : route.continue());
@@ -247,7 +247,7 @@ await page.waitForFunction(() => document.querySelector(".card.done") && documen
 assert.deepEqual(asked, ["?model=cats-vs-dogs", "?model=big%20%26%20small"]);
 await page.unrouteAll();
 
-// Drop and paste, two photos each.
+// Drop and paste, two images each.
 for (const kind of ["drop", "paste"]) {
   await page.reload();
   assert.equal(await page.isHidden("#model"), true);
@@ -263,7 +263,7 @@ for (const kind of ["drop", "paste"]) {
   assert.equal(await page.textContent("#summary"), `2 photos: 2 ${label}`, kind);
 }
 
-// The camera: a live picture, two photos, and tracks that end with the dialog; a camera that is refused.
+// The camera: a live view, two shots, and tracks that end with the dialog; a camera that is refused.
 await page.reload();
 await page.click("#camera");
 await page.waitForSelector("#shutter:enabled");
@@ -340,7 +340,7 @@ for (const link of await prefixed.page.locator("a[href]").evaluateAll(links => l
   assert.match(String((await fetch(link)).status), link.endsWith("metrics") ? /^(200|401)$/ : /^200$/, link);
 }
 
-// The documentation lists every operation, and sends requests: a photo, several photos, and one without a body.
+// The documentation lists every operation, and sends requests: an image, several images, and one without a body.
 const described = await (await fetch(address + "openapi.json")).json();
 const operations = Object.values(described.paths).flatMap(Object.keys).length;
 for (const colorScheme of ["light", "dark"]) for (const [width, height] of [[390, 844], [1280, 800]]) {

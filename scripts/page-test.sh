@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The page and /docs in a real browser: several photos chosen, dropped, pasted and taken with a (fake) camera, the queue, the
+# The page and /docs in a real browser: several images chosen, dropped, pasted and taken with a (fake) camera, the queue, the
 # heat map, both reasons for an unsure answer, feedback, keys, models, the keyboard, a phone's and a desktop's screen in light
-# and dark, a broken file, a prefix, and a request sent from /docs. Needs chromium and npm.
-# Usage: scripts/page-test.sh [PHOTO] [FOLDER for screenshots]
+# and dark, a broken file, a path prefix, and a request sent from /docs. Needs chromium and npm.
+# Usage: scripts/page-test.sh [IMAGE] [FOLDER for screenshots]
 # BASE=http://host:port/ tests the service that runs there, with feedback switched on and no keys, and builds nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -13,7 +13,7 @@ kind: PrometheusRule
 metadata:
   name: petnet
   labels:
-    # What kube-prometheus-stack looks for, if it was installed under its own name.
+    # Label that kube-prometheus-stack selects by, if it was installed under this name.
     release: kube-prometheus-stack
 spec:
   groups:
@@ -21,7 +21,7 @@ spec:
 
 
 def wrapped():
-    """Both files have one key, `groups`; what is indented below it moves two columns in, and stays as it is."""
+    """Both files have one key, `groups`; the lines below it are indented by two more columns."""
     text, names = HEAD, []
     for source in ("rules", "alerts"):
         groups = (ROOT / f"configs/prometheus/{source}.yml").read_text().split("\ngroups:\n", 1)[1]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The library's public items with all features of a CPU, one a line, for review: `docs/public-api.txt`. A change of it in
-# a pull request is a change of what others depend on. Types of burn's may stand below `petnet::burn` alone.
+# The library's public items with all CPU features, one a line, for review: `docs/public-api.txt`. A change of it in
+# a pull request is a change of the API that others depend on. Types of burn may occur below `petnet::burn` only.
 # Usage: scripts/public-api.sh [--check]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -15,7 +15,7 @@ work=$(mktemp -d)
 server=$!
 trap 'kill $server; rm -rf "$work"' EXIT
 for _ in $(seq 50); do curl -sf 127.0.0.1:18960/readyz >/dev/null && break; sleep 0.1; done
-# It says that it leaves out image/* bodies: application/octet-stream is the same.
+# The generator leaves out image/* bodies; application/octet-stream is accepted as well.
 PATH=$environment/bin:$PATH openapi-python-client generate --url http://127.0.0.1:18960/openapi.json --meta none \
     --output-path "$work/petnet_client" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 PYTHONPATH=$work "$environment/bin/python" scripts/python_client.py http://127.0.0.1:18960 examples/pictures/cat.jpg

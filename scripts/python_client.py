@@ -1,4 +1,4 @@
-"""What a generated client looks like in use: openapi-python-client generate --url http://HOST:8000/openapi.json"""
+"""The generated client in use: openapi-python-client generate --url http://HOST:8000/openapi.json"""
 
 import sys
 

@@ -25,16 +25,16 @@ assert.ok(await cards.count() > 0);
 await cards.nth(0).focus();
 for (const [key, said] of [["r", "1 decisions"], ["k", "2 decisions"], ["d", "3 decisions"]]) {
   await page.keyboard.press(key);
-  await page.waitForFunction(text => document.getElementById("said").textContent.startsWith(text), said);
+  await page.waitForFunction(text => document.getElementById("status").textContent.startsWith(text), said);
 }
 assert.deepEqual(rows().map(row => row.split(",").at(-1)).sort(), ["drop", "keep", "relabel"]);
 await page.screenshot({ path: `${shots}/review.png` });
 await cards.nth(1).focus();
 await page.keyboard.press("u");
-await page.waitForFunction(() => document.getElementById("said").textContent.startsWith("2 decisions"));
+await page.waitForFunction(() => document.getElementById("status").textContent.startsWith("2 decisions"));
 assert.equal(rows().length, 2);
 
-// Decisions are there after a reload, and every list has its photos.
+// Decisions are there after a reload, and every list has its images.
 await page.reload();
 await page.waitForFunction(() => document.querySelectorAll("figure.drop, figure.relabel").length === 2);
 for (const id of ["duplicates", "outliers", "blurred", "dark", "tiny"]) {

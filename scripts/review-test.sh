@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The review on photos of an archive, some of whose labels are made wrong: how many are found, and the page in a real browser,
-# by keys. Labels are exchanged three times over, by the SEEDS. Six minutes on two cores; needs chromium, npm and Python.
+# The review of labels on images of which some have a wrong label: how many are found, and the page in a real browser,
+# driven by keys. Labels are exchanged three times over, by the SEEDS. Six minutes on two cores. Needs chromium, npm and Python.
 # Usage: scripts/review-test.sh [PREPARED data, default data/processed] [NUMBER of wrong labels, default 200] [FOLDER for screenshots]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,7 +48,7 @@ work, wrong = sys.argv[1], int(sys.argv[2])
 planted, review = set(json.load(open(f"{work}/planted.json"))), json.load(open(f"{work}/review/review.json"))
 first = [suspect["path"] for suspect in review["labels"]]
 hits = len(planted.intersection(first[:wrong]))
-print(f"{review['photos']} photos; of {wrong} planted labels {hits} are among the first {wrong} suspects: precision and recall {hits / wrong:.3f}")
+print(f"{review['photos']} images; of {wrong} planted labels {hits} are among the first {wrong} suspects: precision and recall {hits / wrong:.3f}")
 print(f"{len(first)} labels doubted in all, {len(planted.intersection(first))} of the planted ones among them")
 PYTHON
 done

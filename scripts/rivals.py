@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""petnet-serve beside the services that would be built instead: one photo, one machine, one run. Run by rivals.sh.
+"""petnet-serve compared with services of the same purpose: one image, one machine, one run. Run by rivals.sh.
 
 All services stay up and take turns: in every round, at every number of clients, each is loaded while the others are
-idle. Figures are medians of the rounds. Services of the same weights must agree with petnet about the photo.
+idle. Figures are medians of the rounds. Services of the same weights must agree with petnet about the image.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def arguments():
     parser.add_argument("--seconds", default=8.0, type=float, help="seconds a cell [8]")
     parser.add_argument("--rounds", default=3, type=int, help="rounds [3]")
     parser.add_argument("--starts", default=3, type=int, help="starts of each service [3]")
-    archive = os.environ.get("PHOTOS", ROOT.parent / "shared/datasets/cats-vs-dogs.zip")
+    archive = os.environ.get("PETNET_ARCHIVE", ROOT / "data/raw/cats-vs-dogs.zip")
     parser.add_argument("--photos", default=archive, type=Path, help="archive that calibrates the int8 rivals")
     words = "JPEG to send [one of about 500 x 375 in --photos, else scikit-image's cat]"
     parser.add_argument("--photo", help=words)
@@ -305,7 +305,7 @@ def heading(options, photo, words):
 
 
 def choose(options, work):
-    """The rivals that are asked for. petnet is always among them."""
+    """The selected services. petnet is always among them."""
     models = {"float": work / "cats-vs-dogs.onnx"}
     prepare.onnx(options.built / "petnet-train", models["float"])
     if options.photos.exists():

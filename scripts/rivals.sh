@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# petnet-serve beside the services that would be built instead, in one run: FastAPI with ONNX Runtime or PyTorch,
-# LitServe, BentoML, and a hand-written axum service with ONNX Runtime. `scripts/rivals.sh --help` lists the options.
-# Usage: [VENV=/tmp/peers] [BUILT=FOLDER of ready release programs] scripts/rivals.sh [OPTIONS of rivals.py]
+# petnet-serve compared, in one run, with services of the same purpose: FastAPI with ONNX Runtime or PyTorch,
+# LitServe, BentoML, and a hand-written axum service with ONNX Runtime. `scripts/rivals.sh --help` lists the options. $PETNET_ARCHIVE
+# calibrates the int8 services; without it they are left out.
+# Usage: [PETNET_PEERS=FOLDER] [BUILT=FOLDER of ready release programs] scripts/rivals.sh [OPTIONS of rivals.py]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${VENV:-/tmp/peers}
+venv=$(scripts/peers-venv.sh)
 need() { # MODULE PACKAGE...
     "$venv/bin/python" -c "import importlib.util as i, sys; sys.exit(i.find_spec('$1') is None)" || "$venv/bin/python" -m pip install --quiet "${@:2}"
 }
-[ -x "$venv/bin/python" ] || ../shared/tools/peers-venv.sh "$venv"
-need safetensors safetensors
 need packaging packaging
 need uvloop "uvicorn[standard]"
 need skimage --no-deps scikit-image || echo "scikit-image cannot be installed: a drawing takes its photo's place" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Thousands of requests made from /openapi.json: no server error, no answer that it does not describe.
+# Thousands of requests generated from /openapi.json: no server error, no answer that the description lacks.
 # Usage: scripts/schemathesis.sh [FOLDER of a Python environment to make]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ hash=$(printf %s secret | sha256sum | cut -d' ' -f1)
 server=$!
 trap 'kill $server; rm -rf "$store"' EXIT
 sleep 1
-# Only a decoder knows if bytes are a picture: "valid" bodies may be refused. Without a model, every other path says 503.
+# Bytes that match the schema need not be an image, so "valid" bodies may be refused. Without a model, every other path gives 503.
 "$environment/bin/st" run http://127.0.0.1:18900/openapi.json -n "${EXAMPLES:-300}" --seed 1 \
     --exclude-path "/v2/repository/models/{model}/unload" \
     --exclude-checks positive_data_acceptance,negative_data_rejection \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The promises of docs/serving.md, checked with curl: several models, a shadow, keys with limits and priority, repeated images,
+# The guarantees of docs/serving.md, checked with curl: several models, a shadow, keys with limits and priority, repeated images,
 # images by URL. Needs curl and python3.
-# Usage: scripts/serving-test.sh [PHOTO]
+# Usage: scripts/serving-test.sh [IMAGE]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 photo=${1:-examples/pictures/cat.jpg}

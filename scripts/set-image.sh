@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Writes the digest of a new image into the cloud overlay, which ArgoCD watches: set-image.sh sha256:... [FILE]
-# Changes that line alone; with the digest that is already there, nothing.
+# Writes the digest of a new image into the cloud overlay, which ArgoCD watches. Changes that line only; a digest that is already
+# there changes nothing.
+# Usage: scripts/set-image.sh sha256:<64 hex digits> [FILE]
 set -euo pipefail
 file=${2:-$(dirname "$0")/../k8s/overlays/cloud/kustomization.yaml}
 line='^    digest: sha256:[0-9a-f]{64}$'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A soak of petnet-serve: good, bad and slow clients at once, a kill -9 after a third of the time, a reload a minute.
+"""A soak test of petnet-serve: valid, invalid and slow clients at once, a kill -9 after a third of the time, a reload a minute.
 
 Wrong statuses are counted; resident memory, descriptors and threads must stay flat after the kill. Run by scripts/soak.sh.
 """
@@ -55,11 +55,11 @@ def post(kind, path, body, content, right):
             status = reply.status
     except urllib.error.HTTPError as refused:
         status = refused.code
-        # A server that has just started says so for a moment.
+        # A server that has just started answers 503 for a moment.
         if status == 503 and not was_up:
             right = (*right, 503)
     except OSError:
-        # The kill takes connections with it.
+        # The kill ends open connections.
         status = "broken" if was_up and up.is_set() else "killed"
         right = (*right, "killed")
     note(kind, status, right)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Half an hour (or SECONDS) of good, bad and slow clients, with a kill -9 and reloads: no wrong status, nothing grows.
+# Half an hour (or SECONDS) of valid, invalid and slow clients, with a kill -9 and reloads: no wrong status, no growth of memory.
 # Usage: scripts/soak.sh [SECONDS]
 set -euo pipefail
 cd "$(dirname "$0")/.."

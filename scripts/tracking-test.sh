@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Tracking, registry and data versioning against the real things: MLflow, DVC and a local S3.
+# Tracking, registry and data versioning against the real programs: MLflow, DVC and a local S3.
 #
-#   scripts/tracking-test.sh [ARCHIVE.zip] [WORK FOLDER]
+#   scripts/tracking-test.sh [ARCHIVE.zip] [WORK FOLDER]      ARCHIVE.zip is $PETNET_ARCHIVE by default
 #
 # Installs pinned tools into WORK FOLDER/{mlflow,dvc,moto}, uses port 5001 (MLflow), 18000 (petnet-serve)
-# and 5555 (moto) of the loopback, and leaves screenshots in WORK FOLDER/shots.
+# and 5555 (moto) of the loopback, and writes screenshots to WORK FOLDER/shots.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
-archive=$(realpath "${1:-../shared/datasets/cats-vs-dogs.zip}")
+archive=$(scripts/archive.sh "${1:-}")
 work=$(realpath -m "${2:-/tmp/petnet-tracking}")
 mkdir -p "$work/shots"
 export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false DVC_NO_ANALYTICS=1
@@ -107,7 +107,7 @@ shot compare "file://$run/compare.html"
 say "DVC"
 export PATH=$work/dvc/bin:$PATH MLFLOW_TRACKING_URI=off CARGO_TARGET_DIR=$here/target
 rm -rf "$work/clone" && git clone -q "$here" "$work/clone" && cd "$work/clone"
-sed -i "s|archive: .*|archive: $archive|" dvc.yaml
+export PETNET_ARCHIVE=$archive
 dvc repro
 dvc repro 2>&1 | tee again && [ "$(grep -c "didn't change" again)" = 4 ]
 sed -i 's/^num_epochs: .*/num_epochs: 1/' configs/quickstart.yaml

@@ -1,4 +1,4 @@
-"""What MLflow's own client finds after petnet has written; called by tracking-test.sh."""
+"""Checks with MLflow's own client what petnet has recorded; run by tracking-test.sh."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# petnet-serve under the unmodified clients of Triton: the Open Inference Protocol v2 over HTTP and gRPC, and gRPC's own health and
+# petnet-serve with the unmodified clients of Triton: the Open Inference Protocol v2 over HTTP and gRPC, and gRPC's own health and
 # reflection clients.
 # Usage: scripts/triton-test.sh [FOLDER of a Python environment to make]
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""What a client of Triton does with petnet-serve; run by scripts/triton-test.sh."""
+"""petnet-serve under Triton's HTTP client; run by scripts/triton-test.sh."""
 
 import io
 import sys
@@ -79,4 +79,4 @@ client.unload_model(name, headers=headers)
 assert client.is_server_live() and not client.is_server_ready()
 client.load_model(name, headers=headers)
 assert client.is_server_ready()
-print("tritonclient is served: photos and tensors, binary and JSON, gzip and deflate, classes, statistics, repository")
+print("tritonclient over HTTP: images and tensors, binary and JSON, gzip and deflate, classes, statistics, repository")

@@ -1,4 +1,4 @@
-"""A client of Triton over gRPC beside the one over HTTP; run by scripts/triton-test.sh."""
+"""Triton's gRPC client compared with its HTTP client; run by scripts/triton-test.sh."""
 
 import io
 import sys
@@ -69,7 +69,7 @@ refused("UNAUTHENTICATED", lambda: client.get_model_metadata(name))
 refused("INVALID_ARGUMENT", lambda: ask(client, np.array([b"junk"], dtype=object)))
 refused("DEADLINE_EXCEEDED", lambda: ask(client, photos, client_timeout=0.0005))
 
-# Calls side by side on one connection, one of which is cancelled.
+# Concurrent calls on one connection, one of which is cancelled.
 answers = []
 calls = threading.Event()
 
@@ -107,4 +107,4 @@ assert services.FindFileContainingSymbol("inference.GRPCInferenceService").packa
 began = time.perf_counter()
 for _ in range(100):
     ask(client, photos[:1])
-print(f"gRPC: all calls as over HTTP; {(time.perf_counter() - began) * 10:.1f} ms a photo")
+print(f"gRPC: all calls as over HTTP; {(time.perf_counter() - began) * 10:.1f} ms an image")

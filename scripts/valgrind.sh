@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The engine's layers over random shapes under valgrind: no read or write outside of a buffer. (Valgrind
-# has no AVX-512, so that these are the AVX2 kernels.)
+# has no AVX-512, so these are the AVX2 kernels.)
 # Usage: scripts/valgrind.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

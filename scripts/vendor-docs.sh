@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Downloads the viewer of /docs, swagger-ui-dist, in exactly the version below, compares the package with its integrity hash
-# and writes the files in petnet-serve/assets/vendor. For a newer version, change both values. Needs npm, openssl and gzip.
+# Downloads the viewer of /docs, swagger-ui-dist, in exactly the version below, verifies its integrity hash
+# and writes the files to petnet-serve/assets/vendor. For a newer version, change both values. Needs npm, openssl and gzip.
 # Usage: scripts/vendor-docs.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

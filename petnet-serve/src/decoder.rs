@@ -10,9 +10,9 @@ use hyper::StatusCode;
 use metrics::{counter, histogram};
 use petnet::drift::ImageStatistics;
 use petnet::preprocess::{Limits, Pixels};
-use petnet::sha256;
 use tokio::sync::oneshot;
 
+use crate::disk::sha256;
 use crate::memory::Memory;
 use crate::models::Model;
 use crate::outputs::{Photo, Stage};

@@ -13,6 +13,7 @@ mod body;
 mod buffer;
 mod cache;
 mod decoder;
+mod disk;
 mod drift;
 mod feedback;
 #[cfg(fuzzing)]

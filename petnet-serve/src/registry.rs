@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use petnet::mlflow::{Failure, ModelVersion, Server};
-use petnet::sha256;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{self, sha256};
 use crate::settings::Settings;
 
 /// A registered model's file.
@@ -101,9 +101,9 @@ impl Cache {
         let known = Known { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
         let file = self.file(&known.sha256);
         if !file.is_file() {
-            petnet::write_atomically(&file, bytes)?;
+            disk::write(&file, bytes)?;
         }
-        Ok(petnet::write_atomically(&self.pointer, &serde_json::to_vec(&known)?)?)
+        disk::write(&self.pointer, &serde_json::to_vec(&known)?)
     }
 
     fn last(&self) -> Option<Registered> {

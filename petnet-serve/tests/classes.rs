@@ -9,7 +9,6 @@ use common::Server;
 use image::{Rgb, RgbImage};
 use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::augment::Augment;
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::{Calibration, Dataset, Precision, Trainer};
 use serde_json::json;
 
@@ -44,7 +43,7 @@ fn trained(folder: &Path) -> std::path::PathBuf {
     let channels = vec![8, 16];
     let trainer = Trainer {
         architecture: Architecture::new(SimpleCnnConfig { channels, hidden: 32, dropout: 0.0 }),
-        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        image_size: 32,
         epochs: 40,
         batch_size: 16,
         learning_rate: 1e-2,

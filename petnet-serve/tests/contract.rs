@@ -4,7 +4,7 @@
 mod common;
 
 use base64::Engine as _;
-use common::{Server, multipart, picture};
+use common::{Server, multipart, picture, until};
 use image::ImageFormat;
 
 #[test]
@@ -215,13 +215,9 @@ fn ids_and_traces_are_taken_up_in_the_log() {
     ];
     let reply = server.post("/predict", &headers, &picture(ImageFormat::Png));
     assert_eq!(reply.header("x-request-id"), Some("order-66"));
-    let line = loop {
-        let line = server.log().into_iter().find(|line| line["id"] == "order-66");
-        if let Some(line) = line {
-            break line;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    };
+    let find = || server.log().into_iter().find(|line| line["id"] == "order-66");
+    until("the request has a log line", || find().is_some());
+    let line = find().unwrap();
     assert_eq!(line["trace"], trace);
     assert_eq!(line["status"], 200);
     assert_eq!(line["label"], reply.json()["predicted_class"]);

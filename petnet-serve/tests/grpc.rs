@@ -31,6 +31,7 @@ use proto::{
     ModelMetadataResponse, ModelReadyRequest, RepositoryIndexRequest, RepositoryIndexResponse,
     RepositoryModelLoadRequest, ServerReadyRequest, ServerReadyResponse,
 };
+use sha2::{Digest as _, Sha256};
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 
@@ -150,7 +151,7 @@ async fn a_photo_is_classified_in_each_form_and_wrong_calls_have_their_codes() {
 
 #[tokio::test]
 async fn states_and_models_are_told_and_keys_are_asked_for() {
-    let digest = petnet::sha256(b"secret");
+    let digest = hex::encode(Sha256::digest(b"secret"));
     let server = Server::start(&["--api-keys-sha256", &digest]);
     let ready = format!("{SERVICE}ServerReady");
     let (code, state): (u32, ServerReadyResponse) =
@@ -192,7 +193,7 @@ async fn states_and_models_are_told_and_keys_are_asked_for() {
 
 #[tokio::test]
 async fn clients_that_watch_health_see_each_change_without_asking_again() {
-    let digest = petnet::sha256(b"secret");
+    let digest = hex::encode(Sha256::digest(b"secret"));
     let server =
         Server::start(&["--api-keys-sha256", &digest, "--drain-delay", "3s", "--grace", "3s"]);
     let watch = send(&server, "/grpc.health.v1.Health/Watch", &ServerReadyRequest {}, &[]).await;

@@ -5,10 +5,11 @@ mod common;
 
 use common::{Server, picture, until};
 use image::ImageFormat;
+use sha2::{Digest as _, Sha256};
 
 /// `printf %s KEY | sha256sum` of `shop`, `export` and `operator`.
 fn digest(key: &str) -> String {
-    petnet::sha256(key.as_bytes())
+    hex::encode(Sha256::digest(key.as_bytes()))
 }
 
 fn keys(limits: &str) -> String {

@@ -9,7 +9,6 @@ use common::Server;
 use image::{Rgb, RgbImage};
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::{Dataset, Trainer};
 use toy::ToyConfig;
 
@@ -31,7 +30,7 @@ fn a_network_that_no_table_knows_is_served() {
     let photos = Dataset::open(folder.path().join("photos")).unwrap();
     let trainer = Trainer {
         architecture: Architecture::new(ToyConfig { width: 8 }),
-        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        image_size: 32,
         epochs: 20,
         batch_size: 8,
         learning_rate: 1e-2,

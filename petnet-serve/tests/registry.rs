@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use common::{Server, multipart, picture, variant};
 use image::ImageFormat;
-use petnet::{Precision, sha256};
+use petnet::Precision;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tiny_http::Response;
 
 struct Registry {
@@ -41,7 +42,7 @@ impl Registry {
         let state = Arc::new(Mutex::new((1, 0)));
         let shared = Arc::clone(&state);
         let models = models();
-        let digests = models.iter().map(|model| sha256(model)).collect();
+        let digests = models.iter().map(|model| hex::encode(Sha256::digest(model))).collect();
         std::thread::spawn(move || {
             for request in listener.incoming_requests() {
                 let (champion, fetched) = &mut *shared.lock().unwrap();
@@ -49,7 +50,7 @@ impl Registry {
                 let version = json!({ "model_version": {
                     "name": "Pets",
                     "version": champion.to_string(),
-                    "tags": [{ "key": "petnet.sha256", "value": sha256(&models[*champion - 1]) }],
+                    "tags": [{ "key": "petnet.sha256", "value": hex::encode(Sha256::digest(&models[*champion - 1])) }],
                 } });
                 let (status, body) = match url.split('?').next().unwrap() {
                     "/api/2.0/mlflow/registered-models/alias"

@@ -1,4 +1,4 @@
-//! `calibrate`: honest confidence for a model, on photos like those that it will see.
+//! `calibrate`: temperature and thresholds of a model, from images like those that it will classify.
 
 use std::path::PathBuf;
 
@@ -6,31 +6,32 @@ use anyhow::Result;
 use petnet::{Calibration, ClassSet, Classifier, Device, ModelInfo, Precision, Task};
 use serde_json::json;
 
+use crate::data;
 use crate::model::ModelName;
 use crate::report::findings::Answers;
-use crate::{Output, fit, terminal};
+use crate::terminal::{self, Output};
 
-/// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold.
+/// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold
 ///
-/// `fit` ends with this; use it when the images to come differ from those of the training.
+/// `fit` does this at its end. Calibrate again when the images to classify differ from the training images.
 #[derive(clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   petnet-train calibrate --model pretrained --data shelter-photos --out shelter.safetensors")]
 pub(crate) struct Calibrate {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long)]
     model: ModelName,
-    /// Prepared folder, or a plain folder or zip per class (split 9 to 1)
+    /// Prepared folder, or a folder or zip with one folder per class, of which one tenth is validation
     #[arg(long, default_value = "data/processed")]
     data: PathBuf,
-    /// The source head's classes that contain the model's, as numbers and ranges, e.g. 151-268,281-285 for ImageNet's
-    /// dogs and cats [default: those of the model, else prototypes of the training images]
+    /// Classes of the source head that contain the model's classes, as numbers and ranges, e.g. 151-268,281-285 for the dogs
+    /// and cats of ImageNet [default: as stored in the model, else prototypes of the training images]
     #[arg(long, value_name = "CLASSES")]
     source_classes: Option<ClassSet>,
-    /// File to write
+    /// Model file to write
     #[arg(long)]
     out: PathBuf,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
 }
@@ -40,7 +41,7 @@ impl Calibrate {
         terminal::start_log(output, "info");
         let checkpoint = self.model.checkpoint()?;
         let multi_label = !checkpoint.info().task.is_single_label();
-        let (train, valid) = fit::open(&self.data, Some(multi_label))?;
+        let (train, valid) = data::open(&self.data, Some(multi_label))?;
         let labels = checkpoint.info().labels.clone();
         let (train, valid) = (train.with_labels(&labels)?, valid.with_labels(&labels)?);
         let calibration = Calibration { device: self.device, source_classes: self.source_classes };
@@ -67,15 +68,15 @@ impl Calibrate {
         } else {
             say!("temperature  {:.3}", info.temperature);
             if let Some(ood) = &info.ood {
-                say!("OOD score    {:.3} at most, by {}", ood.threshold, ood.score.name());
+                say!("OOD score    {:.3} at most, method {}", ood.threshold, ood.score.name());
             }
             match &answers {
                 Answers::SingleLabel(evaluation) => {
                     let coverage = evaluation.coverage();
                     say!("confidence   {:.3} at least", info.threshold);
                     say!("ECE          {:.2} %", evaluation.metrics().ece * 100.0);
-                    let (share, right) = (coverage.share * 100.0, coverage.accuracy * 100.0);
-                    say!("answered     {share:.2} % of images, {right:.2} % of them rightly");
+                    let (share, accuracy) = (coverage.share * 100.0, coverage.accuracy * 100.0);
+                    say!("answered     {share:.2} % of images, with accuracy {accuracy:.2} %");
                 }
                 Answers::MultiLabel(_) => {
                     print_thresholds(&info);
@@ -88,7 +89,7 @@ impl Calibrate {
     }
 }
 
-/// The threshold of each class of a multi-label model.
+/// Prints the threshold of each class of a multi-label model.
 fn print_thresholds(info: &ModelInfo) {
     if let Task::MultiLabel { thresholds } = &info.task {
         for (label, threshold) in info.labels.iter().zip(thresholds) {

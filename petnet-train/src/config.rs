@@ -1,65 +1,29 @@
-//! `configs/train.yaml`: every setting of a training as one flat struct, the reference system's
-//! keys among them.
+//! Settings of a training, as in `configs/train.yaml`. The keys include those of the Python reference implementation
+//! (SimpleCNN, PyTorch and FastAPI), so that its files can be read.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use petnet::arch::Architecture;
-use petnet::augment::Augment;
-use petnet::preprocess::{Preprocess, Resize};
-use petnet::train::{
-    Arithmetic, Distillation, Freeze, Monitor, Optimizer, Resizing, Schedule, Start,
-};
-use petnet::{ClassSet, Device, Trainer};
+use petnet::train::Monitor;
+use petnet::{Device, Trainer};
 use serde::{Deserialize, Serialize};
 
-/// A mistake in what the user asked for, as opposed to work that failed.
-#[derive(Debug)]
-pub(crate) struct ConfigError(pub(crate) String);
+use crate::error::UsageError;
 
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
+/// All settings of `fit`: those of the library's [`Trainer`], whose keys stand beside the program's own.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Config {
+    pub(crate) trainer: Trainer,
+    pub(crate) program: Program,
 }
 
-impl std::error::Error for ConfigError {}
-
-/// See `configs/train.yaml` for what each key means.
+/// The keys of the file that the program adds; `configs/train.yaml` says what each means.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Config {
+pub(crate) struct Program {
     pub(crate) data_dir: PathBuf,
-    model: Architecture,
     num_classes: Option<usize>,
     pub(crate) multi_label: Option<bool>,
-    init: Option<Start>,
-    freeze: Option<Freeze>,
-    source_classes: Option<ClassSet>,
-    image_size: u32,
-    progressive: Vec<Resizing>,
-    resize: Resize,
-    pub(crate) num_epochs: usize,
-    batch_size: usize,
-    learning_rate: f64,
-    warmup_epochs: f64,
-    scheduler: Schedule,
-    optimizer: Optimizer,
-    momentum: f64,
-    weight_decay: f64,
-    label_smoothing: f32,
-    distillation: Option<Distillation>,
-    balanced: bool,
-    grad_clip: f64,
-    precision: Arithmetic,
-    ema_decay: f64,
-    precise_bn_images: usize,
-    quantize: bool,
-    early_stopping: usize,
-    seed: u64,
-    num_workers: usize,
-    cache_mb: usize,
-    augmentation: Augment,
     pub(crate) checkpoint: CheckpointConfig,
     logging: LoggingConfig,
     pub(crate) mlflow: MlflowConfig,
@@ -88,41 +52,12 @@ pub(crate) struct MlflowConfig {
     pub(crate) tracking_uri: Option<String>,
 }
 
-impl Default for Config {
+impl Default for Program {
     fn default() -> Self {
-        let trainer = Trainer::default();
         Self {
             data_dir: "data/processed".into(),
-            model: trainer.architecture,
             num_classes: None,
             multi_label: None,
-            init: trainer.init,
-            freeze: trainer.freeze,
-            source_classes: trainer.source_classes,
-            image_size: trainer.preprocess.size,
-            progressive: trainer.progressive,
-            resize: trainer.preprocess.resize,
-            num_epochs: trainer.epochs,
-            batch_size: trainer.batch_size,
-            learning_rate: trainer.learning_rate,
-            warmup_epochs: trainer.warmup_epochs,
-            scheduler: trainer.schedule,
-            optimizer: trainer.optimizer,
-            momentum: trainer.momentum,
-            weight_decay: trainer.weight_decay,
-            label_smoothing: trainer.label_smoothing,
-            distillation: trainer.distillation,
-            balanced: trainer.balanced,
-            grad_clip: trainer.grad_clip,
-            precision: trainer.precision,
-            ema_decay: trainer.ema_decay,
-            precise_bn_images: trainer.precise_bn_images,
-            quantize: trainer.quantize,
-            early_stopping: trainer.early_stopping,
-            seed: trainer.seed,
-            num_workers: trainer.workers,
-            cache_mb: trainer.cache_mb,
-            augmentation: trainer.augment,
             checkpoint: CheckpointConfig::default(),
             logging: LoggingConfig::default(),
             mlflow: MlflowConfig::default(),
@@ -149,10 +84,10 @@ impl Default for MlflowConfig {
     }
 }
 
-/// A file's text, without a byte order mark.
+/// Reads a file as text, without a byte order mark.
 fn read(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path)
-        .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+        .map_err(|e| UsageError(format!("{}: {e}", path.display())))?;
     Ok(text.trim_start_matches('\u{feff}').into())
 }
 
@@ -160,7 +95,7 @@ impl Config {
     /// Reads a YAML file; keys that are left out keep their defaults.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let text = read(path)?;
-        Self::parse(&text).map_err(|e| ConfigError(format!("{}: {e}", path.display())).into())
+        Self::parse(&text).map_err(|e| UsageError(format!("{}: {e}", path.display())).into())
     }
 
     /// [`Config::load`], or the defaults without a file, with some keys set: `learning_rate=0.001`,
@@ -175,14 +110,14 @@ impl Config {
             None => serde_yaml::Value::Null,
         };
         for set in sets {
-            let wrong = |e: String| ConfigError(format!("--set {set}: {e}"));
+            let wrong = |e: String| UsageError(format!("--set {set}: {e}"));
             let (keys, value) = set.split_once('=').ok_or_else(|| wrong("KEY=VALUE".into()))?;
             let value = serde_yaml::from_str(value).map_err(|e| wrong(e.to_string()))?;
             put(&mut settings, keys, value).map_err(wrong)?;
             let text = serde_yaml::to_string(&settings)?;
             Self::parse(&text).map_err(wrong)?;
         }
-        Self::parse(&serde_yaml::to_string(&settings)?).map_err(|e| ConfigError(e).into())
+        Self::parse(&serde_yaml::to_string(&settings)?).map_err(|e| UsageError(e).into())
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -190,71 +125,62 @@ impl Config {
         if given.is_null() {
             return Ok(Self::default());
         }
-        let config: Self = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
-        // What serde did not take is missing from what it gives back.
-        let taken = serde_yaml::to_value(&config).map_err(|e| e.to_string())?;
-        refuse_unknown(&given, &taken, "")?;
+        let config = Self {
+            trainer: serde_yaml::from_str(text).map_err(|e| e.to_string())?,
+            program: serde_yaml::from_str(text).map_err(|e| e.to_string())?,
+        };
+        // A key that serde ignored is missing from the serialised settings.
+        let known = config.to_value().map_err(|e| e.to_string())?;
+        refuse_unknown(&given, &known, "")?;
         Ok(config)
     }
 
-    /// What a run of these settings is called.
+    /// All keys with their values, as in the file.
+    pub(crate) fn to_value(&self) -> Result<serde_yaml::Value> {
+        let mut trainer = serde_yaml::to_value(&self.trainer)?;
+        let program = serde_yaml::to_value(&self.program)?;
+        if let (Some(all), serde_yaml::Value::Mapping(program)) =
+            (trainer.as_mapping_mut(), program)
+        {
+            // The file has it below `checkpoint`.
+            all.remove("monitor");
+            all.extend(program);
+        }
+        Ok(trainer)
+    }
+
+    /// Default name of a run with these settings.
     pub(crate) fn run_name(&self) -> String {
-        format!("{}-{}px", self.model.name(), self.image_size)
+        format!("{}-{}px", self.trainer.architecture.name(), self.trainer.image_size)
     }
 
     pub(crate) fn log_level(&self) -> &str {
-        &self.logging.level
+        &self.program.logging.level
     }
 
     pub(crate) fn log_every(&self) -> usize {
-        self.logging.log_every_n_steps
+        self.program.logging.log_every_n_steps
     }
 
-    /// What the library needs to train.
+    /// The trainer with these settings, for data with this number of classes.
     pub(crate) fn trainer(&self, classes: usize, device: Device) -> Result<Trainer> {
-        if let Some(expected) = self.num_classes.filter(|n| *n != classes) {
+        if let Some(expected) = self.program.num_classes.filter(|n| *n != classes) {
             let found = format!("num_classes is {expected}, the data has {classes}");
-            return Err(ConfigError(found).into());
+            return Err(UsageError(found).into());
         }
+        let checkpoint = &self.program.checkpoint;
         Ok(Trainer {
-            architecture: self.model.clone(),
-            init: self.init.clone(),
-            freeze: self.freeze,
-            source_classes: self.source_classes.clone(),
-            preprocess: Preprocess { size: self.image_size, resize: self.resize },
-            progressive: self.progressive.clone(),
-            epochs: self.num_epochs,
-            batch_size: self.batch_size,
-            learning_rate: self.learning_rate,
-            schedule: self.scheduler,
-            warmup_epochs: self.warmup_epochs,
-            optimizer: self.optimizer,
-            momentum: self.momentum,
-            weight_decay: self.weight_decay,
-            label_smoothing: self.label_smoothing,
-            distillation: self.distillation.clone(),
-            balanced: self.balanced,
-            grad_clip: self.grad_clip,
-            precision: self.precision,
-            ema_decay: self.ema_decay,
-            precise_bn_images: self.precise_bn_images,
-            quantize: self.quantize,
-            early_stopping: self.early_stopping,
-            monitor: self.checkpoint.monitor,
-            augment: self.augmentation,
-            seed: self.seed,
-            workers: self.num_workers,
-            cache_mb: self.cache_mb,
+            monitor: checkpoint.monitor,
             device,
-            out: Some(self.checkpoint.save_dir.clone()),
-            save_best_only: self.checkpoint.save_best_only,
-            save_every: self.checkpoint.every_n_steps,
-            resume: false,
+            out: Some(checkpoint.save_dir.clone()),
+            save_best_only: checkpoint.save_best_only,
+            save_every: checkpoint.every_n_steps,
+            ..self.trainer.clone()
         })
     }
 }
 
-/// Sets the value at a dotted path; what lies on the way is made.
+/// Sets the value at a dotted path and creates the mappings on the way.
 fn put(
     settings: &mut serde_yaml::Value,
     keys: &str,
@@ -265,10 +191,10 @@ fn put(
         *settings = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
     }
     let map = settings.as_mapping_mut().ok_or_else(|| format!("`{key}` is below a plain value"))?;
-    let place = map.entry(key.into()).or_insert(serde_yaml::Value::Null);
+    let entry = map.entry(key.into()).or_insert(serde_yaml::Value::Null);
     match rest {
-        Some(rest) => put(place, rest, value)?,
-        None => *place = value,
+        Some(rest) => put(entry, rest, value)?,
+        None => *entry = value,
     }
     Ok(())
 }
@@ -306,7 +232,7 @@ mod tests {
         let text = include_str!("../../configs/train.yaml");
         assert_eq!(Config::parse(text), Ok(Config::default()));
         let given: serde_yaml::Value = serde_yaml::from_str(text).expect("valid YAML");
-        let all = serde_yaml::to_value(Config::default()).expect("serialisable");
+        let all = Config::default().to_value().expect("serialisable");
         assert_same_keys(&given, &all);
     }
 

@@ -1,16 +1,16 @@
-//! How much room a folder's disk has.
+//! Total and free space of the disk that holds a folder.
 
 use std::path::Path;
 
 use sysinfo::Disks;
 
-/// Bytes of a disk.
+/// Size of a disk in bytes.
 pub(crate) struct Space {
     pub(crate) total: u64,
     pub(crate) free: u64,
 }
 
-/// The disk that a folder lies on; nothing where the system does not say. The path must be absolute.
+/// Space of the disk that holds `folder`, an absolute path; `None` where the system does not report it.
 pub(crate) fn space(folder: &Path) -> Option<Space> {
     let disks = Disks::new_with_refreshed_list().ok()?;
     let holding = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));

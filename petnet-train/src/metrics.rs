@@ -1,4 +1,4 @@
-//! A training's figures for Prometheus, while it lasts.
+//! Metrics of a running training for Prometheus.
 
 use std::net::SocketAddr;
 
@@ -9,17 +9,18 @@ use metrics_process::Collector;
 use petnet::train::{EpochReport, StepReport};
 use tiny_http::{Header, Response, Server};
 
+/// Bucket bounds of the time that a step waits for its batch.
 const SECONDS: [f64; 9] = [0.0001, 0.001, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0];
 
-/// Counts steps and epochs.
+/// Updates the metrics after each step and epoch.
 pub(crate) struct Metrics {
     batch_size: u64,
-    /// Seconds of this epoch in which the network has waited.
+    /// Seconds of this epoch in which the network waited for batches.
     waited: f64,
 }
 
 impl Metrics {
-    /// Serves `/metrics` from a thread of its own until the process ends.
+    /// Serves `/metrics` from a separate thread until the process ends.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -32,7 +33,7 @@ impl Metrics {
         let server = Server::http(address).map_err(|e| anyhow!("--metrics-addr {address}: {e}"))?;
         tracing::info!(address = %server.server_addr(), "metrics");
         let kind = Header::from_bytes("content-type", "text/plain; version=0.0.4")
-            .map_err(|()| anyhow!("a header that is none"))?;
+            .map_err(|()| anyhow!("invalid header"))?;
         std::thread::Builder::new().name("metrics".into()).spawn(move || {
             let process = Collector::default();
             for request in server.incoming_requests() {
@@ -42,7 +43,7 @@ impl Metrics {
                 } else {
                     Response::from_string("see /metrics\n").with_status_code(404)
                 };
-                // Who has gone does not miss it.
+                // A client that has disconnected needs no answer.
                 let _ = request.respond(reply);
             }
         })?;
@@ -73,17 +74,17 @@ impl Metrics {
 fn describe() {
     Collector::default().describe();
     describe_counter!("training_steps_total", "Steps taken by this process");
-    describe_counter!("training_images_total", "Photos learned from by this process");
-    describe_histogram!("training_loader_wait_seconds", "Wait of each step for its batch");
+    describe_counter!("training_images_total", "Images trained on by this process");
+    describe_histogram!("training_loader_wait_seconds", "Seconds that a step waited for its batch");
     for (name, help) in [
         ("training_epoch", "The current epoch, from 1"),
-        ("training_epochs", "Epochs in all"),
+        ("training_epochs", "Number of epochs of the training"),
         ("training_loss", "Mean loss of the epoch so far"),
-        ("training_accuracy", "Share of right answers of the epoch so far"),
+        ("training_accuracy", "Accuracy of the epoch so far"),
         ("training_learning_rate", "Learning rate of the last step"),
-        ("training_images_per_second", "Photos a second in the last step"),
-        ("training_validation_loss", "Loss on validation photos after the last epoch"),
-        ("training_validation_accuracy", "Share of right answers on validation photos"),
+        ("training_images_per_second", "Images per second in the last step"),
+        ("training_validation_loss", "Validation loss after the last epoch"),
+        ("training_validation_accuracy", "Validation accuracy after the last epoch"),
     ] {
         describe_gauge!(name, help);
     }

@@ -1,4 +1,4 @@
-//! Models as the command line names them.
+//! Models as the command line names them: `pretrained`, or a file.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -10,7 +10,7 @@ use petnet::{Checkpoint, Classifier, Device};
 /// A model's name on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ModelName {
-    /// `pretrained`: the model that is part of the program.
+    /// `pretrained`: the model that is compiled into the program.
     Bundled,
     /// A file; its name need not be UTF-8.
     File(PathBuf),
@@ -40,12 +40,12 @@ impl ModelName {
         })
     }
 
-    /// The model on a device.
+    /// Reads the model and loads it onto a device.
     pub(crate) fn open(&self, device: Device) -> Result<Classifier> {
         Ok(Classifier::new(self.checkpoint()?, device)?)
     }
 
-    /// The model's file as it is.
+    /// The bytes of the model's file.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
         match self {
             Self::Bundled => Ok(Checkpoint::pretrained_bytes().to_vec()),

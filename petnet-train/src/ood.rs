@@ -1,4 +1,5 @@
-//! Evaluation on images of other things: the shares of the three decisions, AUROC and FPR95, and the most confident answers.
+//! Evaluation on out-of-distribution images: shares of the three decisions, AUROC and FPR95, and the most confident
+//! answers.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,52 +9,52 @@ use petnet::metrics::OodMetrics;
 use petnet::{Classifier, Decision, Prediction};
 use serde::Serialize;
 
+use crate::encode::{data_url, thumbnail};
 use crate::predict;
-use crate::report::page::{data_url, thumbnail};
 
-/// Answered images in the gallery of an input.
+/// Most answered images in the gallery of an input.
 const GALLERY: usize = 12;
 
-/// A model on the images of one input, none of which belongs to its classes.
-pub(crate) struct OtherImages {
-    pub(crate) figures: OtherFigures,
+/// Evaluation of a model on the images of one input, none of which shows one of its classes.
+pub(crate) struct OodEvaluation {
+    pub(crate) figures: OodFigures,
     /// Out-of-distribution score of each image; empty where the model has none.
     pub(crate) scores: Vec<f32>,
     /// The answered images with the highest confidence.
     pub(crate) gallery: Vec<AnsweredImage>,
 }
 
-/// Figures of [`OtherImages`]; shares are those of the readable images.
+/// Figures of [`OodEvaluation`]; shares are those of the readable images.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(crate) struct OtherFigures {
-    /// As on the command line.
+pub(crate) struct OodFigures {
+    /// The input as given on the command line.
     pub(crate) input: String,
-    /// Readable images.
+    /// Number of readable images.
     pub(crate) images: usize,
     pub(crate) unreadable: usize,
     pub(crate) answered: f64,
     pub(crate) low_confidence: f64,
     pub(crate) out_of_distribution: f64,
-    /// See [`OodMetrics`]; absent for a model without a score.
+    /// See [`OodMetrics`]; `None` for a model without an out-of-distribution score.
     pub(crate) auroc: Option<f64>,
     pub(crate) fpr95: Option<f64>,
 }
 
-/// An image of something else that the model answered.
+/// An out-of-distribution image that the model answered.
 #[derive(Serialize)]
 pub(crate) struct AnsweredImage {
     path: String,
     label: String,
     confidence: f32,
     ood_score: Option<f32>,
-    /// A small JPEG of the image.
+    /// Thumbnail as JPEG.
     #[serde(serialize_with = "data_url")]
-    picture: Vec<u8>,
+    thumbnail: Vec<u8>,
 }
 
-impl OtherImages {
-    /// Classifies the images of an input of `predict` and compares their scores with those of the model's own images.
-    /// `progress` is called after each image.
+impl OodEvaluation {
+    /// Classifies the images of an input of `predict` and compares their scores with `own_scores`, those of
+    /// in-distribution images. `progress` is called after each image.
     ///
     /// # Errors
     /// When the input has no readable image, or cannot be listed.
@@ -69,7 +70,7 @@ impl OtherImages {
             match outcome {
                 Ok(prediction) => predictions.push((path, prediction)),
                 Err(reason) => {
-                    tracing::warn!(path, reason, "an image of other things is unreadable");
+                    tracing::warn!(path, reason, "an out-of-distribution image is unreadable");
                     unreadable += 1;
                 }
             }
@@ -82,7 +83,7 @@ impl OtherImages {
             let decisions = predictions.iter().filter(|(_, p)| p.decision() == wanted);
             decisions.count() as f64 / predictions.len() as f64
         };
-        let figures = OtherFigures {
+        let figures = OodFigures {
             input: input.display().to_string(),
             images: predictions.len(),
             unreadable,
@@ -97,10 +98,10 @@ impl OtherImages {
     }
 }
 
-impl OtherFigures {
+impl OodFigures {
     pub(crate) fn print(&self) {
         let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
-        say!("other      {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
+        say!("OOD        {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
         say!(
             "           answered {}, low confidence {}, out of distribution {}",
             percent(self.answered),
@@ -129,7 +130,7 @@ impl OtherFigures {
     }
 }
 
-/// The answered images of the highest confidence; their bytes are read again.
+/// The answered images with the highest confidence. Their bytes are read again, because the first pass keeps none.
 fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<AnsweredImage>> {
     found.retain(|(_, prediction)| prediction.is_answered());
     found.sort_by(|(a, one), (b, other)| {
@@ -139,13 +140,13 @@ fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<Ans
     let wanted: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
     let bytes: HashMap<String, Vec<u8>> = predict::read(input, &wanted)?.into_iter().collect();
     let shown = found.into_iter().filter_map(|(path, prediction)| {
-        let picture = thumbnail(bytes.get(&path)?);
-        Some(picture.map(|picture| AnsweredImage {
+        let thumbnail = thumbnail(bytes.get(&path)?);
+        Some(thumbnail.map(|thumbnail| AnsweredImage {
             path,
             label: prediction.label().to_string(),
             confidence: prediction.confidence(),
             ood_score: prediction.ood_score(),
-            picture,
+            thumbnail,
         }))
     });
     shown.collect()

@@ -1,4 +1,4 @@
-//! `prepare`: raw photos to a checked, deduplicated, split data set.
+//! `prepare`: raw images to a validated, deduplicated, split data set.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,12 @@ use petnet::dataset::{
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode};
 use petnet::{Dataset, dataset::Split};
 
-use crate::config::ConfigError;
+use crate::error::UsageError;
 use crate::predict::{copy_bucket, is_bucket};
-use crate::{Output, report, terminal};
+use crate::terminal::{self, Output};
+use crate::{encode, files};
 
-/// Check, deduplicate, shrink and split a folder, zip or tar archive of photos.
+/// Validate, deduplicate, downscale and split a folder, zip or tar archive of images
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train prepare --raw cats-vs-dogs.zip --out data/processed --preview sheet.png
@@ -23,46 +24,47 @@ use crate::{Output, report, terminal};
   petnet-train prepare --raw photos --labels tags.csv --multi-label    # path,label with labels like cat|dog
   petnet-train prepare --raw photos --labels feedback.jsonl      # GET /feedback/export of the service
 
-Layouts that are found: a folder a class; folders train, val and test (or training, valid, validation, dev, testing)
-above or below those of the classes, whose splits are kept; a labels.csv or metadata.csv beside the photos.")]
+Layouts that are recognised: one folder per class; folders train, val and test (or training, valid, validation, dev,
+testing) above or below the folders of the classes, whose splits are kept; a labels.csv or metadata.csv in the folder
+of the images.")]
 pub(crate) struct Prepare {
-    /// Folder, zip or tar archive of photos, or with the feature `cloud` an address such as s3://bucket/photos
+    /// Folder, zip or tar archive of images; with the feature `cloud` also an address such as s3://bucket/photos
     #[arg(long)]
     raw: PathBuf,
-    /// Folder to write; replaced if an earlier run prepared it
+    /// Folder to write the prepared data set to; replaced if an earlier run prepared it
     #[arg(long, default_value = "data/processed")]
     out: PathBuf,
-    /// Short side of the stored photos in pixels
+    /// Short side of the stored images, in pixels
     #[arg(long, default_value_t = 160)]
     size: u32,
-    /// Decides the split
+    /// Seed of the random split
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Shares of training, validation and test
+    /// Shares of the training, validation and test split; they sum to 1
     #[arg(long, default_value = "0.8,0.1,0.1", value_delimiter = ',')]
     split: Vec<f64>,
-    /// Layout of the photos, where it should not be guessed
+    /// Layout of the images
     #[arg(long, value_enum, default_value_t, value_name = "LAYOUT")]
     layout: LayoutName,
-    /// Labels: CSV with a line of column names, or a JSON object a line. The photo stands in `path` (or `file_name`, `image`,
-    /// `id`) or, by the digest of its file, in `sha256`; the class in `label` (or `class`, `category`), and there may be a
-    /// `split`. Labels go before folders; photos in a folder `unlabelled` need them. Labels that the service took without an API
-    /// key count for such photos alone
+    /// Labels: CSV with a header, or one JSON object per line. The image is named by `path` (or `file_name`, `image`, `id`)
+    /// or by the digest of its file, `sha256`; the class by `label` (or `class`, `category`); `split` is optional. These labels
+    /// override those of folders; images in a folder `unlabelled` need them. Labels that the service accepted without an
+    /// API key apply to such images only
     #[arg(long, value_name = "LABELS.csv|.jsonl")]
     labels: Option<PathBuf>,
-    /// A photo has any number of classes: a label is `cat|dog`, or empty, or a list in JSON
+    /// Read labels as any number of classes per image: `cat|dog`, empty, or a list in JSON
     #[arg(long, conflicts_with = "label_pattern")]
     multi_label: bool,
-    /// A regular expression for files' names, whose first group is the class
+    /// Regular expression for file names; its first group is the class
     #[arg(long, value_name = "REGEX", conflicts_with = "layout")]
     label_pattern: Option<Pattern>,
-    /// Most pixels of a photo that are decoded; JPEG that is decoded at a reduced size may have four times as many
+    /// Largest image that is decoded, in pixels; a JPEG that is decoded at a reduced size may have four times as many
     #[arg(long, value_name = "PIXELS", default_value_t = Limits::default().max_pixels)]
     max_pixels: u64,
-    /// Let labels that were given without an API key go before folders too
+    /// Let labels that were given without an API key override folders, too
     #[arg(long, requires = "labels")]
     trust_open_labels: bool,
-    /// Also draw a sheet of photos beside what augmentation makes of them
+    /// Also write a PNG with four images of each class, each next to seven augmentations of it
     #[arg(long, value_name = "SHEET.png")]
     preview: Option<PathBuf>,
 }
@@ -74,7 +76,7 @@ impl Prepare {
             .split
             .as_slice()
             .try_into()
-            .map_err(|_| ConfigError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
+            .map_err(|_| UsageError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
         let multi_label = self.multi_label;
         let options = LabelOptions { trust_open: self.trust_open_labels, multi_label };
         let labels = self.labels.as_deref().map(|path| Labels::read(path, options));
@@ -82,7 +84,7 @@ impl Prepare {
         if labels.open() > 0 {
             tracing::warn!(
                 labels = labels.open(),
-                "given without an API key, they do not go before folders; --trust-open-labels lets them"
+                "given without an API key, these labels do not override folders unless --trust-open-labels is set"
             );
         }
         let limits = Limits { max_pixels: self.max_pixels, ..Limits::default() };
@@ -90,13 +92,13 @@ impl Prepare {
         let pattern = self.label_pattern;
         let reading = Reading { layout, labels, pattern, multi_label, limits };
         let settings = Settings { size: self.size, seed: self.seed, shares, reading };
-        let counter = terminal::counter("checking photos", output);
+        let counter = terminal::counter("checking images", output);
         if let Some(parent) = self.out.parent() {
             std::fs::create_dir_all(parent)?;
         }
         let download = is_bucket(&self.raw).then(|| Download::of(&self.raw, &self.out, output));
         let download = download.transpose()?;
-        let raw = download.as_ref().map_or(&self.raw, |download| &download.photos);
+        let raw = download.as_ref().map_or(&self.raw, |download| &download.images);
         let manifest = settings.run(raw, &self.out, || counter.inc(1))?;
         counter.finish_and_clear();
         if let Some(sheet) = &self.preview {
@@ -111,26 +113,26 @@ impl Prepare {
     }
 }
 
-/// Photos of a bucket in a folder beside the output, for as long as they are needed.
+/// Images copied from a bucket into a temporary folder next to the output.
 struct Download {
     folder: PathBuf,
-    /// The folder, or an archive in it.
-    photos: PathBuf,
+    /// The folder, or the archive in it.
+    images: PathBuf,
 }
 
 impl Download {
     fn of(address: &Path, out: &Path, output: Output) -> Result<Self> {
         let name = out.file_name().unwrap_or_default().to_string_lossy();
         let folder = out.with_file_name(format!(".{name}.{}.download", std::process::id()));
-        // A killed run of the same number may have left one.
+        // A killed process with the same number may have left the folder.
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
         std::fs::create_dir(&folder)?;
-        // Dropped, and so removed, where copying fails.
-        let mut download = Self { photos: folder.clone(), folder };
+        // Dropping this removes the folder if copying fails.
+        let mut download = Self { images: folder.clone(), folder };
         let counter = terminal::counter("copying objects", output);
-        download.photos = copy_bucket(address, &download.folder, &|| counter.inc(1))?;
+        download.images = copy_bucket(address, &download.folder, &|| counter.inc(1))?;
         counter.finish_and_clear();
         Ok(download)
     }
@@ -138,21 +140,21 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // Nothing depends on it: what is left only takes space.
+        // A failure only wastes disk space.
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
 enum LayoutName {
-    /// As the folders and tables show
+    /// Recognised from folders and tables
     #[default]
     Auto,
-    /// A folder a class
+    /// One folder per class
     Folders,
-    /// Folders of splits above or below those of the classes
+    /// Folders of splits above or below the folders of the classes
     Splits,
-    /// A labels.csv, labels.jsonl, metadata.csv or metadata.jsonl beside the photos
+    /// A labels.csv, labels.jsonl, metadata.csv or metadata.jsonl in the folder of the images
     Table,
 }
 
@@ -187,7 +189,7 @@ fn print_summary(manifest: &Manifest, out: &str) {
     for note in &manifest.notes {
         say!("{note}");
     }
-    say!("{} photos, {} files left out", manifest.photos.len(), manifest.left_out.total());
+    say!("{} images, {} files left out", manifest.photos.len(), manifest.left_out.total());
     for (reason, count) in manifest.left_out.iter() {
         say!("{count:>7}  {reason}");
     }
@@ -199,10 +201,12 @@ fn print_summary(manifest: &Manifest, out: &str) {
     let across: Vec<_> = manifest.duplicates.iter().filter(|d| d.across_splits).collect();
     let spans = match across.len() {
         0 => "none spans two splits".to_string(),
-        count => format!("{count} span given splits: what is learned is also tested on"),
+        count => {
+            format!("{count} span given splits: the test images are among the training images")
+        }
     };
     say!(
-        "{} duplicate groups with {members} photos ({exact} exact, {} near); {spans}",
+        "{} duplicate groups with {members} images ({exact} exact, {} near); {spans}",
         manifest.duplicates.len(),
         manifest.duplicates.len() - exact
     );
@@ -221,7 +225,7 @@ fn print_summary(manifest: &Manifest, out: &str) {
     say!("written to {out}");
 }
 
-/// Four photos a class: the photo as the network sees it, then seven augmentations of it.
+/// Writes a sheet with four images per class: each as the network sees it, then seven augmentations of it.
 fn draw_preview(prepared: &std::path::Path, sheet: &std::path::Path) -> Result<()> {
     const SIDE: u32 = 96;
     const COLUMNS: u32 = 8;
@@ -236,25 +240,24 @@ fn draw_preview(prepared: &std::path::Path, sheet: &std::path::Path) -> Result<(
     let to = Preprocess { size: SIDE, resize: Resize::Squeeze };
     let mut tiles = Vec::new();
     for index in chosen {
-        let photo = decode(&train.read(index)?, &Limits::default())?;
+        let image = decode(&train.read(index)?, &Limits::default())?;
         for column in 0..COLUMNS {
             let augment = if column == 0 { Augment::none() } else { Augment::default() };
             let key = Key { seed: 42, epoch: column as usize, index };
-            tiles.push(augment.apply(&photo, to, key)?);
+            tiles.push(augment.apply(&image, to, key)?);
         }
     }
-    report::files::write(sheet, &contact_sheet(&tiles, COLUMNS, SIDE)?)
+    files::write(sheet, &contact_sheet(&tiles, COLUMNS, SIDE)?)
 }
 
 /// Square tiles in rows, as a PNG.
 fn contact_sheet(tiles: &[Pixels], columns: u32, side: u32) -> Result<Vec<u8>> {
     let rows = (tiles.len() as u32).div_ceil(columns);
     let mut sheet = image::RgbImage::new(columns * side, rows * side);
-    for (place, tile) in (0u32..).zip(tiles) {
-        let picture =
-            image::RgbImage::from_raw(side, side, tile.data().to_vec()).unwrap_or_default();
-        let (x, y) = (place % columns * side, place / columns * side);
-        image::imageops::replace(&mut sheet, &picture, x.into(), y.into());
+    for (index, tile) in (0u32..).zip(tiles) {
+        let image = image::RgbImage::from_raw(side, side, tile.data().to_vec()).unwrap_or_default();
+        let (x, y) = (index % columns * side, index / columns * side);
+        image::imageops::replace(&mut sheet, &image, x.into(), y.into());
     }
-    report::charts::png(sheet.as_raw(), sheet.width(), sheet.height())
+    encode::png(sheet.as_raw(), sheet.width(), sheet.height())
 }

@@ -1,4 +1,4 @@
-//! `quantize`: static int8 inference for a model, with the ranges of its feature maps measured on training photos.
+//! `quantize`: static int8 inference for a model, with activation ranges measured on training images.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,15 @@ use petnet::preprocess::Pixels;
 use petnet::{Classifier, Dataset, Device, Precision};
 use serde_json::json;
 
+use crate::data;
 use crate::model::ModelName;
 use crate::report::findings::Answers;
-use crate::{Output, fit, terminal};
+use crate::terminal::{self, Output};
 
-/// Measure the ranges of a model's feature maps on training photos, for inference in bytes.
+/// Prepare a model for int8 inference: measure the ranges of its feature maps on training images
 ///
-/// Where the processor has AVX-512 VNNI, the model then computes in 8-bit integers, two to three times as fast; elsewhere
-/// the same file runs as before. Compares both on the validation photos.
+/// On processors with AVX-512 VNNI, the model then computes in 8-bit integers, two to three times as fast; on others it
+/// computes in floats as before. Prints the accuracy of both on the validation images.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,13 +25,13 @@ pub(crate) struct Quantize {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long)]
     model: ModelName,
-    /// Prepared folder, or a plain folder or zip per class (split 9 to 1)
+    /// Prepared folder, or a folder or zip with one folder per class, of which one tenth is validation
     #[arg(long, default_value = "data/processed")]
     data: PathBuf,
-    /// File to write
+    /// Model file to write
     #[arg(long)]
     out: PathBuf,
-    /// Training photos on which ranges are measured, evenly drawn
+    /// Number of training images on which the ranges are measured, taken at even distances
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     images: u32,
 }
@@ -40,11 +41,11 @@ impl Quantize {
         terminal::start_log(output, "info");
         let checkpoint = self.model.checkpoint()?;
         let multi_label = !checkpoint.info().task.is_single_label();
-        let (train, valid) = fit::open(&self.data, Some(multi_label))?;
-        // A network that others start from has other classes: its accuracy is not measured.
+        let (train, valid) = data::open(&self.data, Some(multi_label))?;
+        // A model to fine-tune from may have other classes than the data; its accuracy is then not measured.
         let valid = valid.with_labels(&checkpoint.info().labels).ok();
         let before = Classifier::new(checkpoint.clone(), Device::Cpu)?;
-        let images = drawn(&train, &before, self.images as usize)?;
+        let images = sample(&train, &before, self.images as usize)?;
         let quantized = checkpoint.quantized(&images)?;
         quantized.save(&self.out, Precision::F16)?;
         let after = Classifier::new(quantized, Device::Cpu)?;
@@ -65,7 +66,7 @@ impl Quantize {
             say!("{figures}");
             return Ok(());
         }
-        say!("measured on  {} training photos", images.len());
+        say!("measured on  {} training images", images.len());
         match before.zip(after) {
             Some((before, after)) => {
                 say!("before       {}", before.summary());
@@ -80,10 +81,10 @@ impl Quantize {
     }
 }
 
-/// Some photos as the network sees them, one in so many.
-fn drawn(photos: &Dataset, classifier: &Classifier, count: usize) -> Result<Vec<Pixels>> {
-    let step = photos.len().div_ceil(count.max(1)).max(1);
-    let places = (0..photos.len()).step_by(step);
-    let pixels = places.map(|place| Ok(classifier.preprocess(&photos.read(place)?)?));
+/// Preprocesses at most `count` images, taken at even distances.
+fn sample(images: &Dataset, classifier: &Classifier, count: usize) -> Result<Vec<Pixels>> {
+    let step = images.len().div_ceil(count.max(1)).max(1);
+    let indices = (0..images.len()).step_by(step);
+    let pixels = indices.map(|index| Ok(classifier.preprocess(&images.read(index)?)?));
     pixels.collect()
 }

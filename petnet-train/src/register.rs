@@ -1,4 +1,4 @@
-//! `register`: a model under a name on the server, where services find it.
+//! `register`: a model as a version of a registered model on an MLflow server, from which services load it.
 
 use anyhow::{Context as _, Result, bail};
 use petnet::Checkpoint;
@@ -6,48 +6,48 @@ use petnet::mlflow::{DIGEST_TAG, Failure, ModelUri, ModelVersion, Server, Which}
 use serde_json::{Value, json};
 
 use crate::model::ModelName;
+use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracking};
-use crate::{Output, terminal};
 
-/// Register a model on the MLflow server at MLFLOW_TRACKING_URI.
+/// Register a model on the MLflow server at MLFLOW_TRACKING_URI
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train register --model models/best.safetensors --alias champion --stage Production
   petnet-train register --run 019ab2 --alias challenger
 
-A model takes the champion's place only if it is as accurate on the same test photos, so
-`petnet-train evaluate` it first; --force skips the comparison.")]
+A model replaces the champion only if its accuracy on the same test images is at least as high. Run
+`petnet-train evaluate` first, which measures it. --force skips the comparison.")]
 pub(crate) struct Register {
-    /// A recorded run: its identifier or the beginning of it
+    /// Recorded run whose model is registered: its identifier or the beginning of it
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     run: Option<String>,
-    /// A model file, or `pretrained`
+    /// Model file, or `pretrained` for the bundled one
     #[arg(long)]
     model: Option<ModelName>,
     /// Name of the registered model
     #[arg(long, default_value = "CatsDogsClassifier")]
     name: String,
-    /// Alias that the version takes, e.g. champion
+    /// Alias to set on the version, e.g. champion
     #[arg(long)]
     alias: Option<String>,
-    /// Stage that the version takes; those in it before are archived
+    /// Stage to move the version to; versions in that stage are archived
     #[arg(long, value_parser = ["Staging", "Production", "Archived"])]
     stage: Option<String>,
-    /// Register even a model that is worse than the champion or was not compared with it
+    /// Register the model even if it is worse than the champion or was not compared with it
     #[arg(long)]
     force: bool,
 }
 
-/// What a model did on test photos.
+/// Accuracy of a model on the test images with this digest.
 #[derive(Debug, Clone, PartialEq)]
-struct Judged {
+struct Evaluated {
     digest: String,
     accuracy: f64,
 }
 
 const TEST_DIGEST: &str = "petnet.test_digest";
 const TEST_ACCURACY: &str = "petnet.test_accuracy";
-/// The alias of the model to beat.
+/// Alias of the model that new versions are compared with.
 const CHAMPION: &str = "champion";
 
 impl Register {
@@ -59,25 +59,25 @@ impl Register {
         let models = run.models()?;
         let model = models.last().with_context(|| format!("run {} has no model", run.id()))?;
         let digest = model.tag(DIGEST_TAG).context("the model has no digest")?;
-        let judged = judged(&run);
+        let evaluated = evaluated(&run);
         let known = self.known(server, &digest)?;
         if !self.force {
-            self.compare(server, known.as_ref(), judged.as_ref())?;
+            self.compare(server, known.as_ref(), evaluated.as_ref())?;
         }
         let version = match known {
             Some(version) => version.version,
             None => {
                 let remote = tracking::sync(&run, server)?;
                 let id = remote.models.get(&model.meta.model_id);
-                let id = id.context("the server has not got the run's model")?;
+                let id = id.context("the run's model was not sent to the server")?;
                 self.create(server, &remote.run_id, id, &digest)?
             }
         };
-        let judged = judged.map_or_else(Vec::new, |judged| {
-            let accuracy = judged.accuracy.to_string();
-            vec![(TEST_DIGEST, judged.digest), (TEST_ACCURACY, accuracy)]
+        let evaluated = evaluated.map_or_else(Vec::new, |evaluated| {
+            let accuracy = evaluated.accuracy.to_string();
+            vec![(TEST_DIGEST, evaluated.digest), (TEST_ACCURACY, accuracy)]
         });
-        for (key, value) in judged {
+        for (key, value) in evaluated {
             let tag = json!({ "name": self.name, "version": version, "key": key, "value": value });
             server.post("model-versions/set-tag", &tag)?;
         }
@@ -113,7 +113,7 @@ impl Register {
         }
     }
 
-    /// The version that this model already is.
+    /// The version with this model, if it is registered already.
     fn known(&self, server: &Server, digest: &str) -> Result<Option<ModelVersion>> {
         let filter = format!("name = '{}' AND tags.`{DIGEST_TAG}` = '{digest}'", self.name);
         let query = [("filter", filter.as_str()), ("max_results", "1")];
@@ -122,12 +122,12 @@ impl Register {
         Ok(first.map(serde_json::from_value).transpose()?)
     }
 
-    /// Refuses to put a model above a better one.
+    /// Refuses a model that is worse than the champion, or that would replace it without a comparison.
     fn compare(
         &self,
         server: &Server,
         known: Option<&ModelVersion>,
-        judged: Option<&Judged>,
+        evaluated: Option<&Evaluated>,
     ) -> Result<()> {
         let uri = ModelUri { name: self.name.clone(), which: Which::Alias(CHAMPION.into()) };
         let champion = match server.version(&uri) {
@@ -141,21 +141,21 @@ impl Register {
         let number = &champion.version;
         let digest = champion.tag(TEST_DIGEST);
         let best = champion.tag(TEST_ACCURACY).and_then(|text| text.parse::<f64>().ok());
-        match (judged, digest.zip(best)) {
+        match (evaluated, digest.zip(best)) {
             (Some(own), Some((digest, best))) if own.digest == digest => {
                 if own.accuracy < best {
                     bail!(
-                        "refused: accuracy {:.2} % is below the {:.2} % of the champion, version {number}, on the same test photos (--force registers it all the same)",
+                        "refused: accuracy {:.2} % is below the {:.2} % of the champion, version {number}, on the same test images (--force registers it anyway)",
                         own.accuracy * 100.0,
                         best * 100.0
                     );
                 }
                 Ok(())
             }
-            // A mere candidate may be registered unseen; nothing takes the champion's place so.
+            // Without a comparison, a model may be registered, but not as the champion or in a stage.
             _ if self.alias.as_deref() != Some(CHAMPION) && self.stage.is_none() => Ok(()),
             _ => bail!(
-                "refused: this model and the champion, version {number}, were not judged on the same test photos; run `petnet-train evaluate` first, or --force"
+                "refused: this model and the champion, version {number}, were not evaluated on the same test images; run `petnet-train evaluate` first, or --force"
             ),
         }
     }
@@ -196,11 +196,11 @@ impl Register {
     }
 }
 
-fn judged(run: &Run) -> Option<Judged> {
-    Some(Judged { digest: run.tag_value(TEST_DIGEST)?, accuracy: run.last("test_accuracy")? })
+fn evaluated(run: &Run) -> Option<Evaluated> {
+    Some(Evaluated { digest: run.tag_value(TEST_DIGEST)?, accuracy: run.last("test_accuracy")? })
 }
 
-/// MLflow calls an alias that nobody bears an invalid value, and a model that is not there missing.
+/// True where the model or the alias does not exist; MLflow reports a missing alias as an invalid value.
 fn is_missing(failure: &Failure) -> bool {
     failure.is("RESOURCE_DOES_NOT_EXIST") || failure.is("INVALID_PARAMETER_VALUE")
 }

@@ -1,4 +1,4 @@
-//! `runs`: what was recorded, side by side, and to a server.
+//! `runs`: recorded runs listed, shown, compared, and sent to an MLflow server.
 
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
@@ -9,20 +9,21 @@ use comfy_table::{Table, presets};
 use petnet::mlflow::Failure;
 use serde_json::{Value, json};
 
-use crate::config::ConfigError;
-use crate::report::{compare, files};
+use crate::error::UsageError;
+use crate::files;
+use crate::report::compare;
+use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracking};
-use crate::{Output, terminal};
 
-/// Figures that a list has room for, by their names and titles.
-const SHOWN: [(&str, &str); 4] = [
+/// Metrics in the table of runs, and their column titles.
+const COLUMNS: [(&str, &str); 4] = [
     ("val_accuracy", "val acc"),
     ("val_loss", "val loss"),
     ("test_accuracy", "test acc"),
     ("seconds", "seconds"),
 ];
 
-/// List, show, compare and send recorded runs.
+/// List, show, compare and send recorded runs
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train runs list
@@ -36,25 +37,33 @@ pub(crate) struct Runs {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All runs, the newest first
+    /// List all runs, the newest first
+    #[command(after_help = "Examples:\n  petnet-train runs list\n  petnet-train runs list --json")]
     List,
-    /// One run: settings, figures, files
+    /// Show one run: settings, metrics, files
+    #[command(after_help = "Examples:\n  petnet-train runs show 019ab2")]
     Show {
-        /// The identifier or its beginning
+        /// Identifier of the run or its beginning
         run: String,
     },
-    /// Settings that differ and figures, side by side
+    /// Compare runs: the settings that differ, and the metrics
+    #[command(
+        after_help = "Examples:\n  petnet-train runs compare 019ab2 019ab3 --html compare.html"
+    )]
     Compare {
-        /// Identifiers or their beginnings
+        /// Identifiers of the runs or their beginnings
         #[arg(required = true, num_args = 2..)]
         runs: Vec<String>,
-        /// Also write a page with the curves of all runs in one chart each
+        /// Also write a page with one chart per metric, which has the curves of all runs
         #[arg(long, value_name = "PAGE.html")]
         html: Option<PathBuf>,
     },
-    /// Send what the server at MLFLOW_TRACKING_URI has not got yet
+    /// Send the records that the server at MLFLOW_TRACKING_URI lacks
+    #[command(
+        after_help = "Examples:\n  MLFLOW_TRACKING_URI=http://localhost:5001 petnet-train runs sync"
+    )]
     Sync {
-        /// Identifiers or their beginnings [default: all]
+        /// Identifiers of the runs or their beginnings [default: all]
         runs: Vec<String>,
     },
 }
@@ -117,13 +126,13 @@ fn list(tracking: &Tracking, output: Output) -> Result<()> {
         return Ok(());
     }
     let mut head: Vec<String> = ["run", "name", "status", "started"].map(String::from).into();
-    head.extend(SHOWN.map(|(_, title)| title.to_string()));
+    head.extend(COLUMNS.map(|(_, title)| title.to_string()));
     let mut table = table(head);
     for run in &runs {
         let meta = run.meta();
         let status = meta.status().name().to_lowercase();
         let mut row = vec![run.id().into(), meta.run_name.clone(), status, time(meta.start_time)];
-        row.extend(SHOWN.map(|(key, _)| figure(run, key)));
+        row.extend(COLUMNS.map(|(key, _)| figure(run, key)));
         table.add_row(row);
     }
     say!("{table}");
@@ -162,7 +171,7 @@ fn show(run: &Run, output: Output) -> Result<()> {
         }
         say!("\n{table}");
     };
-    rows("figure", figures.into_iter().map(|(key, v)| (key, format!("{v:.6}"))).collect());
+    rows("metric", figures.into_iter().map(|(key, v)| (key, format!("{v:.6}"))).collect());
     rows("setting", params);
     let short = |(key, _): &(String, String)| key != "mlflow.log-model.history";
     rows("tag", tags.into_iter().filter(short).collect());
@@ -171,7 +180,7 @@ fn show(run: &Run, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// Rows of what differs: of settings those not equal in all runs, of figures all that are final.
+/// Prints the settings that differ between runs, and the last value of every metric.
 fn compare_runs(runs: &[Run], output: Output) -> Result<()> {
     let settings: Vec<Vec<(String, String)>> =
         runs.iter().map(Run::params).collect::<Result<_>>()?;
@@ -203,21 +212,21 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
         names => named(tracking, names)?,
     };
     if runs.is_empty() {
-        return Err(ConfigError(format!("no runs in {}", tracking.store.root().display())).into());
+        return Err(UsageError(format!("no runs in {}", tracking.store.root().display())).into());
     }
     let bar = terminal::bar(runs.len() as u64, "sending", output);
-    let mut places = Vec::new();
+    let mut sent = Vec::new();
     let mut first = None;
     for run in &runs {
         match tracking::sync(run, server) {
             Ok(remote) => {
-                places.push(json!({ "run_id": run.id(), "server_run_id": remote.run_id }));
+                sent.push(json!({ "run_id": run.id(), "server_run_id": remote.run_id }));
             }
-            // One run that cannot be sent keeps no other from the server.
+            // A run that cannot be sent does not keep the others from being sent.
             Err(error) => {
-                let gone = matches!(error.downcast_ref(), Some(Failure::Unreachable { .. }));
+                let unreachable = matches!(error.downcast_ref(), Some(Failure::Unreachable { .. }));
                 first.get_or_insert(error.context(format!("run {}", run.id())));
-                if gone {
+                if unreachable {
                     break;
                 }
             }
@@ -226,13 +235,12 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
     }
     bar.finish_and_clear();
     if let Some(error) = first {
-        let failed = runs.len() - places.len();
-        return Err(
-            error.context(format!("{failed} of {} runs are not complete there", runs.len()))
-        );
+        let failed = runs.len() - sent.len();
+        return Err(error
+            .context(format!("{failed} of {} runs are not complete on the server", runs.len())));
     }
     if output.json {
-        say!("{}", json!(places));
+        say!("{}", json!(sent));
     } else {
         say!("{} runs are complete on {}", runs.len(), server.uri());
     }

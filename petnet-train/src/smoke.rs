@@ -1,4 +1,4 @@
-//! `smoke`: does a service that has just been deployed do what clients rely on?
+//! `smoke`: a smoke test of a deployed service: health, one prediction, one refusal, metrics, an unknown path.
 
 use std::io::Cursor;
 use std::time::{Duration, Instant};
@@ -7,26 +7,26 @@ use anyhow::{Context as _, Result, bail, ensure};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
-/// Ask a running service what its clients ask; exits with 1 at the first answer that is not right.
+/// Test a running service: health, a prediction, a refusal, metrics; exits with 1 at the first failure
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train smoke https://petnet.example.org
   petnet-train smoke http://localhost:8000 --expect-model 1f6c5b0de5a1 --wait 2m")]
 pub(crate) struct Smoke {
-    /// Address of the service
+    /// URL of the service
     url: String,
-    /// Version of petnet-serve that should answer
+    /// Version of petnet-serve that must be running
     #[arg(long)]
     expect_version: Option<String>,
-    /// First digits of the SHA-256 of the model that should answer
+    /// First digits of the SHA-256 of the model that must be loaded
     #[arg(long)]
     expect_model: Option<String>,
-    /// Sent as `X-API-Key`
+    /// API key, sent as `X-API-Key`
     #[arg(long, env = "PETNET_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// How long to wait until it is ready, and is the version that is expected
+    /// Longest wait until the service is ready and runs the expected version and model
     #[arg(long, value_parser = humantime::parse_duration, default_value = "30s")]
     wait: Duration,
 }
@@ -50,10 +50,10 @@ impl Smoke {
         };
         let checks: [(&str, Check); 5] = [
             ("GET /health", health),
-            ("POST /predict with a picture", picture),
-            ("POST /predict with no picture", nonsense),
+            ("POST /predict with an image", image),
+            ("POST /predict with no image", no_image),
             ("GET /metrics", metrics),
-            ("GET /nowhere", nowhere),
+            ("GET /nowhere", unknown_path),
         ];
         for (name, check) in checks {
             check(&service).with_context(|| format!("{name} at {}", service.url))?;
@@ -72,7 +72,7 @@ impl Smoke {
         Ok(())
     }
 
-    /// What runs, once it is ready and the one that is expected.
+    /// Answer of `/version`, if the service is ready and runs the expected version and model.
     fn expected(&self, service: &Service) -> Result<Value> {
         let (status, _) = service.get("/readyz")?;
         ensure!(status == 200, "{} is not ready: {status}", service.url);
@@ -111,10 +111,10 @@ impl Service {
         Ok(serde_json::from_str(&body)?)
     }
 
-    fn predict(&self, photo: &[u8]) -> Result<(u16, Value)> {
+    fn predict(&self, image: &[u8]) -> Result<(u16, Value)> {
         let url = format!("{}/predict", self.url);
         let request = self.agent.post(&url).header("x-api-key", &self.key);
-        let mut reply = request.content_type("image/png").send(photo).context(url)?;
+        let mut reply = request.content_type("image/png").send(image).context(url)?;
         Ok((reply.status().as_u16(), serde_json::from_str(&reply.body_mut().read_to_string()?)?))
     }
 }
@@ -125,10 +125,10 @@ fn health(service: &Service) -> Result<()> {
     Ok(())
 }
 
-fn picture(service: &Service) -> Result<()> {
-    let drawn = RgbImage::from_fn(64, 48, |x, y| Rgb([(x * 4) as u8, (y * 5) as u8, 90]));
+fn image(service: &Service) -> Result<()> {
+    let pixels = RgbImage::from_fn(64, 48, |x, y| Rgb([(x * 4) as u8, (y * 5) as u8, 90]));
     let mut png = Cursor::new(Vec::new());
-    DynamicImage::from(drawn).write_to(&mut png, ImageFormat::Png)?;
+    DynamicImage::from(pixels).write_to(&mut png, ImageFormat::Png)?;
     let (status, answer) = service.predict(&png.into_inner())?;
     ensure!(status == 200, "{status}: {answer}");
     let Some(probabilities) = answer["probabilities"].as_object() else {
@@ -141,8 +141,8 @@ fn picture(service: &Service) -> Result<()> {
     Ok(())
 }
 
-fn nonsense(service: &Service) -> Result<()> {
-    let (status, answer) = service.predict(b"no picture")?;
+fn no_image(service: &Service) -> Result<()> {
+    let (status, answer) = service.predict(b"no image")?;
     ensure!(status == 400 && answer["detail"].is_string(), "{status}: {answer}");
     Ok(())
 }
@@ -153,7 +153,7 @@ fn metrics(service: &Service) -> Result<()> {
     Ok(())
 }
 
-fn nowhere(service: &Service) -> Result<()> {
+fn unknown_path(service: &Service) -> Result<()> {
     let (status, _) = service.get("/nowhere")?;
     ensure!(status == 404, "{status}");
     Ok(())

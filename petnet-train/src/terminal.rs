@@ -1,89 +1,100 @@
-//! What a person at a terminal sees: results, log lines, progress bars, one line for an error.
+//! Output: results, log lines, progress bars, and one line for an error.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::Output;
+use crate::error::UsageError;
 
-/// Writes a line of results to standard output. Unlike `println!`, nothing ends where it is closed or full: a training
-/// goes on, and [`exit`] says so at the end.
+/// Amount and form of the output; flags of every subcommand.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Output {
+    /// Print results only: no progress bars, no log lines below errors
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Print results as JSON on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// Writes a line of results to standard output. Unlike `println!`, it does not panic where that is closed or full: a
+/// training continues, and [`exit`] reports the error at the end.
 macro_rules! say {
     ($($text:tt)*) => { $crate::terminal::print(format_args!($($text)*)) };
 }
 
-/// Writes a line to standard error; where that is closed, nobody is there to be told.
+/// Writes a line to standard error. A failure is ignored: there is nowhere else to report it.
 macro_rules! say_error {
-    ($($text:tt)*) => { $crate::terminal::complain(format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::terminal::print_error(format_args!($($text)*)) };
 }
 
-/// Work that stopped because of [`OUTPUT`].
+/// Returned by work that stopped because standard output cannot be written to; [`OUTPUT_ERROR`] holds the reason.
 #[derive(Debug)]
-struct OutputEnded;
+struct OutputClosed;
 
-impl std::fmt::Display for OutputEnded {
+impl std::fmt::Display for OutputClosed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("standard output takes no more")
+        f.write_str("standard output cannot be written to")
     }
 }
 
-impl std::error::Error for OutputEnded {}
+impl std::error::Error for OutputClosed {}
 
-/// Why standard output took no more.
-static OUTPUT: OnceLock<io::Error> = OnceLock::new();
+/// First error of writing to standard output.
+static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();
 
-/// Exit status for bad usage or configuration.
+/// Exit status after bad usage or configuration.
 const BAD_USAGE: u8 = 2;
-/// Exit status of what Ctrl-C ended, as shells have it.
+/// Exit status after Ctrl-C: 128 and the number of SIGINT, as shells report it.
 const INTERRUPTED: u8 = 130;
 
 pub(crate) fn start_log(output: Output, level: &str) {
     let level = if output.quiet { "error" } else { level };
-    let asked = std::env::var("RUST_LOG").ok().and_then(|log| log.parse::<Targets>().ok());
-    // The levels' names are known.
-    let wanted = asked.or_else(|| level.parse().ok()).unwrap_or_default();
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let variable = std::env::var("RUST_LOG").ok().and_then(|log| log.parse::<Targets>().ok());
+    let levels = variable.or_else(|| level.parse().ok()).unwrap_or_default();
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(!plain && io::stderr().is_terminal())
+        .with_ansi(!no_color && io::stderr().is_terminal())
         .log_internal_errors(false)
         .without_time();
-    tracing_subscriber::registry().with(wanted).with(lines).init();
+    tracing_subscriber::registry().with(levels).with(lines).init();
 }
 
 pub(crate) fn print(text: Arguments) {
-    // Kept for the end.
+    // `exit` reports the error.
     let _ = print_or_stop(text);
 }
 
-/// Writes a line to standard output, for work that is of no use without it.
+/// Writes a line to standard output, for work that should stop once its results are no longer read.
 ///
 /// # Errors
-/// When standard output takes no more.
+/// When standard output cannot be written to.
 pub(crate) fn print_or_stop(text: Arguments) -> anyhow::Result<()> {
-    if OUTPUT.get().is_none()
+    if OUTPUT_ERROR.get().is_none()
         && let Err(error) = writeln!(io::stdout(), "{text}")
     {
-        let _ = OUTPUT.set(error);
+        let _ = OUTPUT_ERROR.set(error);
     }
-    OUTPUT.get().map_or(Ok(()), |_| Err(OutputEnded.into()))
+    OUTPUT_ERROR.get().map_or(Ok(()), |_| Err(OutputClosed.into()))
 }
 
-pub(crate) fn complain(text: Arguments) {
+pub(crate) fn print_error(text: Arguments) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// The exit status; an error is printed. Who closes standard output, as `head` does, has what was wanted.
+/// Prints an error, if any, and returns the exit status. A pipe that its reader has closed, as `head` does, is no error.
 pub(crate) fn exit(outcome: &anyhow::Result<()>) -> ExitCode {
     match outcome {
-        Err(error) if !error.is::<OutputEnded>() => report(error),
-        Ok(()) | Err(_) => match OUTPUT.get() {
+        Err(error) if !error.is::<OutputClosed>() => report(error),
+        Ok(()) | Err(_) => match OUTPUT_ERROR.get() {
             Some(error) if error.kind() != ErrorKind::BrokenPipe => {
                 say_error!("error: standard output: {error}");
                 ExitCode::FAILURE
@@ -95,7 +106,7 @@ pub(crate) fn exit(outcome: &anyhow::Result<()>) -> ExitCode {
 
 /// Prints an error once and chooses the exit status.
 fn report(error: &anyhow::Error) -> ExitCode {
-    // Library errors carry their cause in their own message; only what was added here is joined.
+    // Errors of the library repeat their cause in their message; only causes that the message lacks are appended.
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
@@ -107,7 +118,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(INTERRUPTED);
     }
     let usage = error.chain().any(|cause| {
-        cause.is::<crate::config::ConfigError>()
+        cause.is::<UsageError>()
             || matches!(
                 cause.downcast_ref(),
                 Some(petnet::Error::Config(_) | petnet::Error::Device(_))
@@ -116,28 +127,28 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if usage { BAD_USAGE } else { 1 })
 }
 
-/// A bar over `length` things, hidden when quiet or when standard error is no terminal.
-pub(crate) fn bar(length: u64, what: &str, output: Output) -> ProgressBar {
+/// A progress bar over `length` items, hidden with `--quiet` and where standard error is no terminal.
+pub(crate) fn bar(length: u64, title: &str, output: Output) -> ProgressBar {
     let template = "{prefix} {bar:32} {pos}/{len} {per_sec} {msg} [{eta}]";
-    progress(ProgressBar::new(length), template, what, output)
+    progress(ProgressBar::new(length), template, title, output)
 }
 
-/// A bar over bytes.
-pub(crate) fn bytes(length: u64, what: &str, output: Output) -> ProgressBar {
+/// A progress bar over bytes.
+pub(crate) fn bytes(length: u64, title: &str, output: Output) -> ProgressBar {
     let template = "{prefix} {bar:32} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]";
-    progress(ProgressBar::new(length), template, what, output)
+    progress(ProgressBar::new(length), template, title, output)
 }
 
-/// A counter for when the length is not known.
-pub(crate) fn counter(what: &str, output: Output) -> ProgressBar {
-    progress(ProgressBar::no_length(), "{prefix} {pos} {per_sec} [{elapsed}]", what, output)
+/// A counter, for work of unknown length.
+pub(crate) fn counter(title: &str, output: Output) -> ProgressBar {
+    progress(ProgressBar::no_length(), "{prefix} {pos} {per_sec} [{elapsed}]", title, output)
 }
 
-fn progress(bar: ProgressBar, template: &str, what: &str, output: Output) -> ProgressBar {
+fn progress(bar: ProgressBar, template: &str, title: &str, output: Output) -> ProgressBar {
     if output.quiet {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template(template);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        .with_prefix(what.to_string())
+        .with_prefix(title.to_string())
 }

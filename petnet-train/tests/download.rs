@@ -1,4 +1,4 @@
-//! `download` from servers that cut, stall, lie about the length and serve wrong bytes.
+//! `download` from servers that end responses early, stall, send wrong lengths and serve wrong bytes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use common::{fail, succeed};
 use tempfile::TempDir;
 
-/// 300 kB that do not repeat.
+/// 300 kB of pseudo-random bytes.
 fn content() -> Vec<u8> {
     let mut state = 1u32;
     let byte = |_| {
@@ -23,15 +23,15 @@ fn content() -> Vec<u8> {
     (0..300_000).map(byte).collect()
 }
 
-/// How a server answers its n-th request for the bytes from an offset on.
-type Manner = fn(usize, usize, &[u8], &mut TcpStream);
+/// Behaviour of a server: answers its n-th request, for the bytes from an offset on.
+type Behaviour = fn(usize, usize, &[u8], &mut TcpStream);
 
-/// A server on a free port, and the offsets that it was asked for.
-fn serve(manner: Manner) -> (String, Arc<Mutex<Vec<usize>>>) {
+/// A server on a free port, and the offsets of the requests that it received.
+fn serve(behaviour: Behaviour) -> (String, Arc<Mutex<Vec<usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/photos.zip", listener.local_addr().unwrap());
     let offsets = Arc::new(Mutex::new(Vec::new()));
-    let asked = Arc::clone(&offsets);
+    let requested = Arc::clone(&offsets);
     std::thread::spawn(move || {
         let content = content();
         for stream in listener.incoming() {
@@ -47,11 +47,11 @@ fn serve(manner: Manner) -> (String, Arc<Mutex<Vec<usize>>>) {
                 }
             }
             let number = {
-                let mut asked = asked.lock().unwrap();
-                asked.push(offset);
-                asked.len()
+                let mut requested = requested.lock().unwrap();
+                requested.push(offset);
+                requested.len()
             };
-            manner(number, offset, &content, &mut stream);
+            behaviour(number, offset, &content, &mut stream);
         }
     });
     (address, offsets)
@@ -59,7 +59,7 @@ fn serve(manner: Manner) -> (String, Arc<Mutex<Vec<usize>>>) {
 
 fn head(stream: &mut TcpStream, status: &str, length: usize) {
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\netag: \"1\"\r\n\r\n");
-    // A client that has had enough closes its end.
+    // The client may have closed the connection.
     let _ = stream.write_all(head.as_bytes());
 }
 
@@ -69,7 +69,7 @@ fn rest(offset: usize, content: &[u8], stream: &mut TcpStream) {
     let _ = stream.write_all(&content[offset..]);
 }
 
-fn honest(_: usize, offset: usize, content: &[u8], stream: &mut TcpStream) {
+fn correct(_: usize, offset: usize, content: &[u8], stream: &mut TcpStream) {
     rest(offset, content, stream);
 }
 
@@ -97,8 +97,8 @@ fn stalling(number: usize, offset: usize, content: &[u8], stream: &mut TcpStream
     });
 }
 
-/// Says that there are fewer bytes than there are, then that there are more.
-fn lying(number: usize, offset: usize, content: &[u8], stream: &mut TcpStream) {
+/// Announces fewer bytes than there are, then more.
+fn wrong_length(number: usize, offset: usize, content: &[u8], stream: &mut TcpStream) {
     if number == 1 {
         head(stream, "200 OK", 1000);
         let _ = stream.write_all(&content[..1000]);
@@ -124,7 +124,7 @@ fn missing(_: usize, _: usize, _: &[u8], stream: &mut TcpStream) {
     head(stream, "404 Not Found", 0);
 }
 
-/// A folder with a description that names `urls`.
+/// A folder with a description of a data set at `urls`.
 fn described(urls: &[&str]) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     let content = content();
@@ -143,36 +143,39 @@ fn described(urls: &[&str]) -> TempDir {
 const DOWNLOAD: [&str; 6] = ["download", "--dataset", "photos.yaml", "--stall", "1", "--quiet"];
 
 fn assert_complete(folder: &Path) {
-    assert!(fs::read(folder.join("data/raw/photos.zip")).unwrap() == content(), "other bytes");
-    assert_eq!(fs::read_dir(folder.join("data/raw")).unwrap().count(), 1, "something is left over");
+    assert!(
+        fs::read(folder.join("data/raw/photos.zip")).unwrap() == content(),
+        "the content differs"
+    );
+    assert_eq!(fs::read_dir(folder.join("data/raw")).unwrap().count(), 1, "other files are left");
 }
 
 #[test]
-fn whatever_interrupts_it_a_download_is_completed() {
-    for (manner, offsets) in [
-        (honest as Manner, &[0][..]),
+fn an_interrupted_download_is_completed() {
+    for (behaviour, offsets) in [
+        (correct as Behaviour, &[0][..]),
         (cutting, &[0, 100_000, 100_000]),
         (stalling, &[0, 50_000]),
-        (lying, &[0, 1000]),
+        (wrong_length, &[0, 1000]),
     ] {
-        let (url, asked) = serve(manner);
+        let (url, requested) = serve(behaviour);
         let root = described(&[&url]);
         succeed(root.path(), &DOWNLOAD);
         assert_complete(root.path());
-        assert_eq!(*asked.lock().unwrap(), offsets, "only what was missing is asked for");
+        assert_eq!(*requested.lock().unwrap(), offsets, "only missing bytes are requested");
         succeed(root.path(), &DOWNLOAD);
-        assert_eq!(asked.lock().unwrap().len(), offsets.len(), "what is complete is left alone");
+        assert_eq!(requested.lock().unwrap().len(), offsets.len(), "a complete file is kept");
     }
 }
 
 #[test]
-fn what_a_bad_server_sends_is_refused_and_the_next_address_is_taken() {
-    for (manner, reason) in [
-        (wrong as Manner, "wrong content"),
+fn wrong_content_is_refused_and_the_next_address_is_used() {
+    for (behaviour, reason) in [
+        (wrong as Behaviour, "wrong content"),
         (endless, "more than the expected 300000 bytes"),
         (missing, "404"),
     ] {
-        let (bad, _) = serve(manner);
+        let (bad, _) = serve(behaviour);
         let root = described(&[&bad]);
         let (status, message) = fail(root.path(), &DOWNLOAD);
         assert_eq!(status, 1);
@@ -180,7 +183,7 @@ fn what_a_bad_server_sends_is_refused_and_the_next_address_is_taken() {
         let left = fs::read_dir(root.path().join("data/raw")).unwrap();
         let left: Vec<_> = left.map(|e| e.unwrap().file_name()).collect();
         assert!(left.iter().all(|name| name.to_string_lossy().ends_with(".etag")), "{left:?}");
-        let (good, _) = serve(honest);
+        let (good, _) = serve(correct);
         let root = described(&[&bad, &good]);
         succeed(root.path(), &DOWNLOAD);
         assert_complete(root.path());
@@ -188,7 +191,7 @@ fn what_a_bad_server_sends_is_refused_and_the_next_address_is_taken() {
 }
 
 #[test]
-fn a_file_is_taken_if_it_is_the_right_one() {
+fn a_local_file_is_accepted_if_its_digest_matches() {
     let root = described(&[]);
     let (status, message) = fail(root.path(), &DOWNLOAD);
     assert_eq!(status, 2);

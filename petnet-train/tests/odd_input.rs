@@ -1,4 +1,4 @@
-//! Inputs and outputs as people have them, through the real binary.
+//! Unusual inputs and outputs, through the real binary.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -7,12 +7,12 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 
-use common::{fail, petnet, raw_pictures, run, succeed};
+use common::{fail, petnet, raw_images, run, succeed};
 use serde_json::Value;
 
 #[test]
-fn who_closes_the_output_ends_a_listing_and_no_training() {
-    let root = raw_pictures();
+fn a_closed_output_ends_a_listing_but_not_a_training() {
+    let root = raw_images();
     let folder = root.path();
     let fit = ["fit", "--config", "settings.yaml", "--data", "raw"];
     for arguments in [&["predict", "--batch-size", "1", "raw"][..], &fit] {
@@ -23,8 +23,11 @@ fn who_closes_the_output_ends_a_listing_and_no_training() {
         // As `head -1` does.
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && !said.contains("panicked"), "{arguments:?}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && !printed.contains("panicked"),
+            "{arguments:?}: {printed}"
+        );
     }
     assert!(folder.join("models/best.safetensors").is_file(), "the training went on");
 }
@@ -32,43 +35,43 @@ fn who_closes_the_output_ends_a_listing_and_no_training() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_output_is_an_error_of_the_output() {
-    let root = raw_pictures();
+    let root = raw_images();
     let prepare = ["prepare", "--raw", "raw", "--out", "data"];
     for arguments in [&prepare[..], &["predict", "raw"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut command = petnet(root.path(), arguments);
         let child = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("error: standard output:"), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.contains("error: standard output:"), "{printed}");
     }
     assert!(root.path().join("data/manifest.json").is_file());
 }
 
 #[test]
-fn predict_takes_what_content_says_and_counts_the_rest() {
-    let root = raw_pictures();
+fn predict_recognises_images_by_content_and_counts_other_files() {
+    let root = raw_images();
     let folder = root.path();
     let odd = folder.join("odd");
     fs::create_dir_all(odd.join(".hidden")).unwrap();
-    let picture = fs::read(folder.join("raw/Dog/1.png")).unwrap();
+    let image = fs::read(folder.join("raw/Dog/1.png")).unwrap();
     for name in ["a.jfif", "b", ".hidden/c.png"] {
-        fs::write(odd.join(name), &picture).unwrap();
+        fs::write(odd.join(name), &image).unwrap();
     }
     fs::write(odd.join("notes.txt"), "no image").unwrap();
     fs::write(odd.join("phone.HEIC"), b"\0\0\0\x18ftypheic\0\0\0\0").unwrap();
     let mut zip = zip::ZipWriter::new(File::create(odd.join("x.zip")).unwrap());
     for name in ["./cat/1.png", "cat\\2.png", "cat/readme"] {
         zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
-        zip.write_all(if name.ends_with("png") { &picture } else { b"text" }).unwrap();
+        zip.write_all(if name.ends_with("png") { &image } else { b"text" }).unwrap();
     }
     zip.finish().unwrap();
-    // One entry by a method that is not read: its row has the error, and the others are scored.
+    // One entry has an unsupported compression method: its row has the error, and the others are classified.
     let mut bytes = fs::read(odd.join("x.zip")).unwrap();
-    let place = bytes.windows(4).rposition(|mark| mark == b"PK\x03\x04").unwrap();
-    let place = bytes[..place].windows(4).rposition(|mark| mark == b"PK\x03\x04").unwrap();
-    bytes[place + 8] = 9;
+    let header = bytes.windows(4).rposition(|mark| mark == b"PK\x03\x04").unwrap();
+    let header = bytes[..header].windows(4).rposition(|mark| mark == b"PK\x03\x04").unwrap();
+    bytes[header + 8] = 9;
     let central = bytes.windows(4).position(|mark| mark == b"PK\x01\x02").unwrap();
     let second =
         central + 4 + bytes[central + 4..].windows(4).position(|m| m == b"PK\x01\x02").unwrap();
@@ -76,30 +79,31 @@ fn predict_takes_what_content_says_and_counts_the_rest() {
     fs::write(folder.join("x.zip"), bytes).unwrap();
     fs::remove_file(odd.join("x.zip")).unwrap();
     let output = run(folder, &["predict", "--format", "jsonl", "odd", "x.zip"]);
-    let said = String::from_utf8(output.stdout).unwrap();
-    let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<Value> =
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let paths: Vec<&str> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
     assert_eq!(
         paths,
         ["odd/a.jfif", "odd/b", "odd/phone.HEIC", "x.zip/cat/1.png", "x.zip/cat/2.png"]
     );
-    assert!(rows[2]["error"].as_str().unwrap().contains("HEIC is not read"), "{said}");
-    assert!(rows[4]["error"].as_str().unwrap().contains("not supported"), "{said}");
-    assert!(rows[3]["decision"].is_string() && rows[3]["model"].is_string(), "{said}");
+    assert!(rows[2]["error"].as_str().unwrap().contains("HEIC is not read"), "{printed}");
+    assert!(rows[4]["error"].as_str().unwrap().contains("not supported"), "{printed}");
+    assert!(rows[3]["decision"].is_string() && rows[3]["model"].is_string(), "{printed}");
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(log.contains("3 files left out: 2 no image, 1 hidden"), "{log}");
-    assert!(!log.contains('\u{1b}'), "colour codes in what is no terminal: {log}");
+    assert!(!log.contains('\u{1b}'), "colour codes where the output is no terminal: {log}");
     fs::remove_file(odd.join("phone.HEIC")).unwrap();
     fs::remove_file(odd.join("a.jfif")).unwrap();
     fs::remove_file(odd.join("b")).unwrap();
     let (status, message) = fail(folder, &["predict", "odd"]);
     assert_eq!(status, 1);
-    assert!(message.contains("no photo among 2 files"), "{message}");
+    assert!(message.contains("no image among 2 files"), "{message}");
 }
 
 #[test]
-fn labels_from_tables_and_names_and_marks_of_byte_order() {
-    let root = raw_pictures();
+fn labels_from_tables_and_file_names_and_byte_order_marks() {
+    let root = raw_images();
     let folder = root.path();
     fs::create_dir(folder.join("flat")).unwrap();
     let mut table = String::from("\u{feff}file_name,category\n");
@@ -131,11 +135,11 @@ fn labels_from_tables_and_names_and_marks_of_byte_order() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_models_name_need_not_be_utf_8() {
+fn the_name_of_a_model_file_may_be_invalid_utf_8() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
 
-    let root = raw_pictures();
+    let root = raw_images();
     let folder = root.path();
     let name = OsStr::from_bytes(b"caf\xe9.safetensors");
     fs::write(folder.join(name), petnet::Checkpoint::pretrained_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! Many photos through the real binary: from folders, globs and archives, in shards and in parts.
+//! `predict` on many images: from folders, globs and archives, in shards and in parts.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -10,13 +10,14 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{fail, petnet, raw_pictures, succeed};
+use common::{fail, petnet, raw_images, succeed};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
-/// Every photo of `raw_pictures`, the empty one too.
-const PHOTOS: usize = 61;
+/// Number of image files of `raw_images`, including the empty one.
+const IMAGES: usize = 61;
 
-/// All rows of a folder, by path; no path may come twice.
+/// All rows of a folder, by path; fails if a path occurs twice.
 fn rows(folder: &Path) -> BTreeMap<String, Value> {
     let mut rows = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -33,12 +34,12 @@ fn rows(folder: &Path) -> BTreeMap<String, Value> {
 }
 
 fn score(folder: &Path, out: &str, more: &[&str]) -> BTreeMap<String, Value> {
-    let said = succeed(folder, &[&["predict", "--quiet", "--out", out], more].concat());
-    assert!(said.contains(" photos in "), "{said}");
+    let printed = succeed(folder, &[&["predict", "--quiet", "--out", out], more].concat());
+    assert!(printed.contains(" images in "), "{printed}");
     rows(&folder.join(out))
 }
 
-/// What was said of each photo, by its name below `raw/`.
+/// The row of each image without its path, by the image's name below `raw/`.
 fn answers(rows: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let answer = |(path, row): (&String, &Value)| {
         let name = path.split_once("raw/").unwrap().1.to_string();
@@ -49,7 +50,7 @@ fn answers(rows: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     rows.iter().map(answer).collect()
 }
 
-/// The pictures of `raw` in a tar and in a zip, with a file that is no picture.
+/// Packs the images of `raw` into a tar and a zip, with a file that is no image.
 fn pack(folder: &Path) {
     let mut tar = tar::Builder::new(File::create(folder.join("part-0.tar")).unwrap());
     let mut zip = zip::ZipWriter::new(File::create(folder.join("part-0.zip")).unwrap());
@@ -70,11 +71,11 @@ fn pack(folder: &Path) {
 
 #[test]
 fn folders_globs_and_archives_give_the_same_answers() {
-    let root = raw_pictures();
+    let root = raw_images();
     let folder = root.path();
     pack(folder);
     let plain = answers(&score(folder, "plain", &["raw"]));
-    assert_eq!(plain.len(), PHOTOS);
+    assert_eq!(plain.len(), IMAGES);
     assert_eq!(plain["Cat/666.jpg"]["error"], "the file is empty");
     let row = &plain["Dog/3.png"];
     assert!(row["probabilities"]["dog"].is_number());
@@ -85,7 +86,7 @@ fn folders_globs_and_archives_give_the_same_answers() {
         "{row}"
     );
     // As the service reports the version of the same model.
-    let digest = petnet::sha256(petnet::Checkpoint::pretrained_bytes());
+    let digest = hex::encode(Sha256::digest(petnet::Checkpoint::pretrained_bytes()));
     for row in plain.values() {
         assert_eq!(row["model"], digest[..12]);
     }
@@ -95,24 +96,24 @@ fn folders_globs_and_archives_give_the_same_answers() {
     }
     let cats = score(folder, "cats", &["raw/*/1?.png", "raw/Cat/1.png"]);
     assert_eq!(cats.len(), 21);
-    // Without a folder, the same rows in the same order, and the status tells of the bad photo.
+    // Without --out, all rows are printed, and the exit status reports the unreadable image.
     let printed = petnet(folder, &["predict", "--json", "--quiet", "part-0.zip"]).output().unwrap();
     assert_eq!(printed.status.code(), Some(1));
-    assert_eq!(String::from_utf8(printed.stdout).unwrap().lines().count(), PHOTOS);
+    assert_eq!(String::from_utf8(printed.stdout).unwrap().lines().count(), IMAGES);
     let (_, message) = fail(folder, &["predict", "--quiet", "raw"]);
-    assert_eq!(message, "error: 1 of 61 photos could not be classified");
+    assert_eq!(message, "error: 1 of 61 images could not be classified");
 }
 
 #[test]
-fn shards_share_the_photos_and_leave_none_out() {
-    let root = raw_pictures();
+fn shards_cover_all_images_without_overlap() {
+    let root = raw_images();
     let folder = root.path();
     let sizes = ["0/3", "1/3", "2/3"].map(|shard| {
         let before = rows_if_there(&folder.join("out")).len();
         score(folder, "out", &["--shard", shard, "--part-size", "10", "raw"]).len() - before
     });
-    // `rows` refuses a photo that two shards took.
-    assert_eq!(sizes.iter().sum::<usize>(), PHOTOS);
+    // `rows` fails on an image that two shards classified.
+    assert_eq!(sizes.iter().sum::<usize>(), IMAGES);
     assert!(sizes.iter().all(|size| *size > 5), "{sizes:?}");
     for shard in 0..3 {
         assert!(folder.join(format!("out/_SUCCESS-0000{shard}")).is_file());
@@ -125,8 +126,8 @@ fn rows_if_there(folder: &Path) -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn killed_and_started_again_it_scores_every_photo_once() {
-    let root = raw_pictures();
+fn a_killed_run_continues_and_classifies_every_image_once() {
+    let root = raw_images();
     let folder = root.path();
     for copy in 1..8 {
         let into = folder.join(format!("raw/Copy{copy}"));
@@ -136,7 +137,7 @@ fn killed_and_started_again_it_scores_every_photo_once() {
             fs::copy(folder.join("raw/Dog").join(&name), into.join(&name)).unwrap();
         }
     }
-    let all = PHOTOS + 7 * 30;
+    let all = IMAGES + 7 * 30;
     let whole = score(folder, "whole", &["raw"]);
     assert_eq!(whole.len(), all);
     let command = ["predict", "--quiet", "--out", "torn", "--part-size", "20", "--batch-size", "4"];
@@ -152,15 +153,22 @@ fn killed_and_started_again_it_scores_every_photo_once() {
         kills += i32::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!folder.join("torn/_SUCCESS-00000").exists(), "too quick to be killed");
+        assert!(!folder.join("torn/_SUCCESS-00000").exists(), "the run ended before it was killed");
     }
     assert_eq!(kills, 3);
     let first = folder.join("torn/part-00000-00000.jsonl");
     let written = fs::metadata(&first).unwrap().modified().unwrap();
-    let said = succeed(folder, &command);
-    assert!(said.starts_with(&format!("{all} photos in 14 parts, 1 of them failed; ")), "{said}");
+    let printed = succeed(folder, &command);
+    assert!(
+        printed.starts_with(&format!("{all} images in 14 parts, 1 of them failed; ")),
+        "{printed}"
+    );
     assert!(rows(&folder.join("torn")) == whole);
-    assert_eq!(fs::metadata(&first).unwrap().modified().unwrap(), written, "not done twice");
+    assert_eq!(
+        fs::metadata(&first).unwrap().modified().unwrap(),
+        written,
+        "finished parts are not written again"
+    );
     let hidden = |entry: fs::DirEntry| entry.file_name().to_str().unwrap().starts_with('.');
     assert!(!fs::read_dir(folder.join("torn")).unwrap().any(|entry| hidden(entry.unwrap())));
     assert!(succeed(folder, &command).contains("was complete"));
@@ -168,7 +176,7 @@ fn killed_and_started_again_it_scores_every_photo_once() {
 
 #[test]
 fn a_folder_of_another_run_is_refused() {
-    let root = raw_pictures();
+    let root = raw_images();
     let folder = root.path();
     let predict = |more: &[&'static str]| -> Vec<&str> {
         [&["predict", "--quiet", "--out", "out", "--format", "csv"], more].concat()
@@ -182,8 +190,8 @@ fn a_folder_of_another_run_is_refused() {
     let fields = |line: &str| line.split(',').count();
     succeed(folder, &["predict", "--quiet", "--out", "all", "--format", "csv", "raw"]);
     let all = fs::read_to_string(folder.join("all/part-00000-00000.csv")).unwrap();
-    assert_eq!(all.lines().count(), 1 + PHOTOS);
-    assert!(all.lines().all(|line| fields(line) == 9), "the unreadable one, too: {all}");
+    assert_eq!(all.lines().count(), 1 + IMAGES);
+    assert!(all.lines().all(|line| fields(line) == 9), "including the unreadable image: {all}");
     let checkpoint = petnet::Checkpoint::pretrained().unwrap();
     checkpoint.save(folder.join("other.safetensors"), petnet::Precision::F32).unwrap();
     let cases: [(&[&str], &str); 4] = [
@@ -195,34 +203,34 @@ fn a_folder_of_another_run_is_refused() {
     for (more, part) in cases {
         let (status, message) = fail(folder, &predict(more));
         assert_eq!(status, 2, "{message}");
-        assert!(message.contains("out was begun with other settings"), "{message}");
+        assert!(message.contains("out was started with other settings"), "{message}");
         assert!(message.contains(part), "{message}");
     }
     assert!(!folder.join("out/part-00001-00000.csv").exists());
 }
 
 #[test]
-fn going_on_with_other_photos_is_refused() {
-    let root = raw_pictures();
+fn continuing_with_other_images_is_refused() {
+    let root = raw_images();
     let folder = root.path();
     let command = ["predict", "--quiet", "--out", "out", "--part-size", "10", "raw"];
     score(folder, "out", &command[4..]);
-    // As if it had been killed before its end.
+    // The state of a run that was killed before its end.
     fs::remove_file(folder.join("out/_SUCCESS-00000")).unwrap();
     succeed(folder, &command);
     fs::remove_file(folder.join("out/_SUCCESS-00000")).unwrap();
     fs::rename(folder.join("raw/Cat/1.png"), folder.join("raw/Cat/1b.png")).unwrap();
     let (_, message) = fail(folder, &command);
-    assert!(message.contains("the photos are not those of the run"), "{message}");
+    assert!(message.contains("the images are not those of the run"), "{message}");
     fs::rename(folder.join("raw/Cat/1b.png"), folder.join("raw/Cat/1.png")).unwrap();
     fs::remove_file(folder.join("out/part-00000-00002.jsonl")).unwrap();
     let (_, message) = fail(folder, &command);
-    assert!(message.contains("part-00000-00002.jsonl: this finished part is gone"), "{message}");
+    assert!(message.contains("part-00000-00002.jsonl: this finished part is missing"), "{message}");
 }
 
 #[test]
-fn what_cannot_be_done_is_said_before_the_work() {
-    let root = raw_pictures();
+fn invalid_inputs_and_flags_are_refused() {
+    let root = raw_images();
     let folder = root.path();
     fs::write(folder.join("broken.zip"), b"junk").unwrap();
     fs::create_dir(folder.join("empty")).unwrap();
@@ -236,7 +244,7 @@ fn what_cannot_be_done_is_said_before_the_work() {
     let cases: [(&[&str], i32, &str); 8] = [
         (&["--out", "out", "nowhere"], 2, "nowhere: no such file or folder"),
         (&["--out", "out", "no-*.jpg"], 1, "no-*.jpg: no file matches"),
-        (&["--out", "out", "empty"], 1, "no photo found"),
+        (&["--out", "out", "empty"], 1, "no image found"),
         (&["--out", "o2", "broken.zip"], 1, "broken.zip"),
         (&["--out", "o3", "torn.tar"], 1, "torn.tar"),
         (&["--out", "out", "--format", "text", "raw"], 2, "takes jsonl, csv or parquet"),
@@ -253,8 +261,8 @@ fn what_cannot_be_done_is_said_before_the_work() {
 
 #[cfg(not(feature = "cloud"))]
 #[test]
-fn what_needs_the_feature_cloud_names_it() {
-    let root = raw_pictures();
+fn errors_name_the_missing_feature_cloud() {
+    let root = raw_images();
     for more in [&["--format", "parquet", "raw"][..], &["s3://photos/inbox/"]] {
         let (status, message) =
             fail(root.path(), &[&["predict", "--quiet", "--out", "out"], more].concat());

@@ -1,4 +1,4 @@
-//! The real binary, as a user runs it, on drawn pictures.
+//! The real binary, as a user runs it, on drawn images.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use common::{fail, petnet, prepared, raw_pictures, succeed};
+use common::{fail, petnet, prepared, raw_images, succeed};
+use sha2::{Digest as _, Sha256};
 
 const FIT: [&str; 6] = ["fit", "--config", "settings.yaml", "--data", "data", "--quiet"];
 
@@ -19,14 +20,14 @@ fn fit(out: &str) -> Vec<&str> {
 }
 
 #[test]
-fn from_pictures_to_a_report() {
-    let root = raw_pictures();
+fn from_images_to_a_report() {
+    let root = raw_images();
     let folder = root.path();
     let prepare =
         ["prepare", "--raw", "raw", "--out", "data", "--size", "24", "--preview", "sheet.png"];
-    let said = succeed(folder, &prepare);
-    assert!(said.contains("60 photos, 1 files left out"), "{said}");
-    assert!(said.contains("Cat/666.jpg: the file is empty"), "{said}");
+    let printed = succeed(folder, &prepare);
+    assert!(printed.contains("60 images, 1 files left out"), "{printed}");
+    assert!(printed.contains("Cat/666.jpg: the file is empty"), "{printed}");
     assert!(image::open(folder.join("sheet.png")).unwrap().width() > 300);
     succeed(folder, &fit("models"));
     let curves = image::open(folder.join("models/loss_curves.png")).unwrap();
@@ -59,7 +60,7 @@ fn from_pictures_to_a_report() {
     let page = fs::read_to_string(folder.join("reports/report.html")).unwrap();
     assert!(page.matches("<svg").count() >= 5 && page.contains("Model card"));
     assert!(!page.contains("src=\"http") && !page.contains("href=\"http"), "works offline");
-    // A plain folder per class, too.
+    // A plain folder with one folder per class.
     succeed(folder, &["evaluate", "--model", model, "--data", "raw", "--quiet"]);
     let csv =
         succeed(folder, &["predict", "--model", model, "--format", "csv", "--quiet", "raw/Dog"]);
@@ -76,8 +77,8 @@ fn from_pictures_to_a_report() {
     assert!((sum - 1.0).abs() < 1e-5);
 }
 
-/// Images of other things: a plain folder without classes, with a file that is no image.
-fn other_things(folder: &Path) {
+/// Out-of-distribution images: a plain folder without classes, with a file that is no image.
+fn ood_images(folder: &Path) {
     fs::create_dir(folder.join("other")).unwrap();
     for number in 0..9u32 {
         let noise = image::RgbImage::from_fn(40, 30, |x, y| {
@@ -90,11 +91,11 @@ fn other_things(folder: &Path) {
 }
 
 #[test]
-fn images_of_other_things_are_evaluated_by_their_score() {
+fn out_of_distribution_images_are_evaluated() {
     let root = prepared();
     let folder = root.path();
     succeed(folder, &fit("models"));
-    other_things(folder);
+    ood_images(folder);
     let model = "models/best.safetensors";
     let evaluate = ["evaluate", "--model", model, "--data", "data", "--split", "train", "--quiet"];
     let ood = ["--ood", "other", "--ood", "raw/Dog/*.png"];
@@ -111,12 +112,14 @@ fn images_of_other_things_are_evaluated_by_their_score() {
         assert!((0.0..=1.0).contains(&share("auroc")) && (0.0..=1.0).contains(&share("fpr95")));
     }
     let page = fs::read_to_string(folder.join("reports/report.html")).unwrap();
-    for part in ["Images of other things", "Out-of-distribution score", "raw/Dog/*.png", "FPR95"] {
+    for part in
+        ["Out-of-distribution images", "Out-of-distribution score", "raw/Dog/*.png", "FPR95"]
+    {
         assert!(page.contains(part), "{part}");
     }
-    let said = succeed(folder, &[&evaluate[..], &ood[..2]].concat());
-    assert!(said.contains("other      other: 9 images, 1 unreadable"), "{said}");
-    assert!(said.contains("           AUROC "), "{said}");
+    let printed = succeed(folder, &[&evaluate[..], &ood[..2]].concat());
+    assert!(printed.contains("OOD        other: 9 images, 1 unreadable"), "{printed}");
+    assert!(printed.contains("           AUROC "), "{printed}");
     for (input, status, part) in
         [("nowhere", 2, "nowhere: no such file"), ("other/*.jpg", 1, "no readable image")]
     {
@@ -127,7 +130,7 @@ fn images_of_other_things_are_evaluated_by_their_score() {
 }
 
 #[test]
-fn killed_anywhere_and_resumed_it_ends_with_the_same_bytes() {
+fn a_training_killed_anywhere_and_resumed_ends_with_the_same_weights() {
     let root = prepared();
     let folder = root.path();
     succeed(folder, &fit("whole"));
@@ -144,12 +147,12 @@ fn killed_anywhere_and_resumed_it_ends_with_the_same_bytes() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert!(kills > 0, "the training was too quick to be killed");
+    assert!(kills > 0, "the training ended before it was killed");
     succeed(folder, &resume);
     assert_same_models(folder);
 }
 
-/// Weights equal to the bit; only the seconds in the description may differ.
+/// Asserts that weights are equal to the bit; only the seconds in the header may differ.
 fn assert_same_models(folder: &Path) {
     for file in ["best.safetensors", "last.safetensors"] {
         let read = |out: &str| {
@@ -162,7 +165,7 @@ fn assert_same_models(folder: &Path) {
 }
 
 #[test]
-fn the_thread_count_changes_no_weight() {
+fn the_number_of_threads_changes_no_weight() {
     let root = prepared();
     let folder = root.path();
     for (out, threads) in [("whole", "1"), ("torn", "3")] {
@@ -185,7 +188,7 @@ fn resuming_with_other_settings_is_refused() {
 
 #[test]
 fn bad_input_ends_with_one_line_and_the_right_status() {
-    let root = raw_pictures();
+    let root = raw_images();
     let folder = root.path();
     fs::create_dir_all(folder.join("one/cat")).unwrap();
     fs::copy(folder.join("raw/Cat/1.png"), folder.join("one/cat/1.png")).unwrap();
@@ -218,18 +221,18 @@ fn bad_input_ends_with_one_line_and_the_right_status() {
 }
 
 #[test]
-fn labels_that_people_gave_go_before_folders() {
-    let root = raw_pictures();
+fn labels_of_a_file_override_folders() {
+    let root = raw_images();
     let folder = root.path();
-    let digest = |path: &str| petnet::sha256(&fs::read(folder.join(path)).unwrap());
+    let digest = |path: &str| hex::encode(Sha256::digest(&fs::read(folder.join(path)).unwrap()));
     fs::create_dir(folder.join("raw/unlabelled")).unwrap();
     for number in 0..3 {
-        let picture = image::RgbImage::from_fn(40, 30, |x, y| {
+        let image = image::RgbImage::from_fn(40, 30, |x, y| {
             image::Rgb([(x * y * (number + 3) % 251) as u8, (x * 5) as u8, (y * 7) as u8])
         });
-        picture.save(folder.join(format!("raw/unlabelled/{number}.png"))).unwrap();
+        image.save(folder.join(format!("raw/unlabelled/{number}.png"))).unwrap();
     }
-    // A wrong folder, and two uploads of which one was labelled twice; the last word counts.
+    // An image in the wrong folder, and two uploads, one of them labelled twice: the last label counts.
     let given = [
         ("raw/Cat/0.png", "dog"),
         ("raw/unlabelled/0.png", "cat"),
@@ -244,16 +247,19 @@ fn labels_that_people_gave_go_before_folders() {
     });
     fs::write(folder.join("feedback.jsonl"), lines.concat()).unwrap();
     let prepare = ["prepare", "--raw", "raw", "--out", "data", "--labels", "feedback.jsonl"];
-    let said = succeed(folder, &prepare);
-    assert!(said.contains("62 photos, 2 files left out"), "{said}");
-    assert!(said.contains("1  without a label") && said.contains("1  unreadable"), "{said}");
+    let printed = succeed(folder, &prepare);
+    assert!(printed.contains("62 images, 2 files left out"), "{printed}");
+    assert!(
+        printed.contains("1  without a label") && printed.contains("1  unreadable"),
+        "{printed}"
+    );
     let manifest = fs::read_to_string(folder.join("data/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     assert_eq!(manifest["classes"], serde_json::json!(["cat", "dog"]));
-    let photos = manifest["photos"].as_array().unwrap();
+    let images = manifest["photos"].as_array().unwrap();
     let class = |path: &str| {
         let digest = digest(path);
-        photos.iter().find(|photo| photo["sha256"] == *digest).unwrap()["classes"][0].clone()
+        images.iter().find(|image| image["sha256"] == *digest).unwrap()["classes"][0].clone()
     };
     assert_eq!(class("raw/Cat/0.png"), "dog");
     assert_eq!(class("raw/Cat/1.png"), "cat");
@@ -266,7 +272,7 @@ fn labels_that_people_gave_go_before_folders() {
 }
 
 #[test]
-fn while_it_trains_its_figures_are_served() {
+fn metrics_are_served_during_a_training() {
     let root = prepared();
     let folder = root.path();
     let mut slow = fit("models");
@@ -308,7 +314,7 @@ fn while_it_trains_its_figures_are_served() {
     assert_eq!(value(&text, "training_images_total"), Some(steps * 4.0));
     assert_eq!(value(&text, "training_loader_wait_seconds_count"), Some(steps));
     assert_eq!(value(&text, "training_epochs"), Some(400.0));
-    // The table of the docs names these, and no other but those of the process.
+    // docs/metrics.md lists exactly these metrics, apart from those of the process.
     let page = include_str!("../../docs/metrics.md").split_once("## Training").unwrap().1;
     let named = |name: &str| page.contains(&format!("`{name}`"));
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
@@ -322,7 +328,7 @@ fn while_it_trains_its_figures_are_served() {
 }
 
 #[test]
-fn single_settings_go_over_the_files() {
+fn set_overrides_the_settings_file() {
     let root = prepared();
     let folder = root.path();
     let set = [
@@ -349,7 +355,7 @@ fn single_settings_go_over_the_files() {
 }
 
 #[test]
-fn nobody_there_is_told_to_the_deployer() {
+fn smoke_reports_an_unreachable_service() {
     let root = tempfile::tempdir().unwrap();
     let (status, message) = fail(root.path(), &["smoke", "http://127.0.0.1:9", "--wait", "0s"]);
     assert_eq!(status, 1);
@@ -357,7 +363,7 @@ fn nobody_there_is_told_to_the_deployer() {
 }
 
 #[test]
-fn a_checkpoint_of_pytorch_becomes_a_model_and_a_model_becomes_what_others_read() {
+fn a_pytorch_checkpoint_is_imported_and_exported() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../petnet/tests/golden");
@@ -368,14 +374,14 @@ fn a_checkpoint_of_pytorch_becomes_a_model_and_a_model_becomes_what_others_read(
     assert_eq!(about["labels"], serde_json::json!(["cat", "dog"]));
     let answers: Value =
         serde_json::from_slice(&std::fs::read(golden.join("best_model.json")).unwrap()).unwrap();
-    let photo = golden.join("waves.png");
+    let image = golden.join("waves.png");
     let predict =
-        |model| ["predict", "--model", model, photo.to_str().unwrap(), "--format", "jsonl"];
+        |model| ["predict", "--model", model, image.to_str().unwrap(), "--format", "jsonl"];
     let answer: Value =
         serde_json::from_str(&succeed(folder, &predict("mine.safetensors"))).unwrap();
-    let near = |place: &str, expected: &Value, limit: f64| {
-        let found = answer["probabilities"][place].as_f64().unwrap();
-        assert!((found - expected.as_f64().unwrap()).abs() < limit, "{place}: {found} {expected}");
+    let near = |class: &str, expected: &Value, limit: f64| {
+        let found = answer["probabilities"][class].as_f64().unwrap();
+        assert!((found - expected.as_f64().unwrap()).abs() < limit, "{class}: {found} {expected}");
     };
     near("cat", &answers["waves.png"][0], 1e-4);
     near("dog", &answers["waves.png"][1], 1e-4);
@@ -391,13 +397,13 @@ fn a_checkpoint_of_pytorch_becomes_a_model_and_a_model_becomes_what_others_read(
     near("cat", &small["probabilities"]["cat"], 0.02);
     let precise = ["export", "--model", "pretrained", "--out", "m.onnx", "--precision", "f16"];
     assert_eq!(fail(folder, &precise).0, 2);
-    // Neither an empty last line nor spaces around a name are part of it.
+    // Trailing empty lines and spaces around a name are ignored.
     std::fs::write(folder.join("labels.txt"), "\u{feff} cat\ndog \n\n").unwrap();
     for labels in [["--labels-file", "labels.txt"], ["--labels", " cat, dog"]] {
         let import = [&import[..], &labels].concat();
         let about: Value = serde_json::from_str(&succeed(folder, &import)).unwrap();
         assert_eq!(about["labels"], serde_json::json!(["cat", "dog"]), "{labels:?}");
     }
-    let (code, said) = fail(folder, &["import", given, "--labels", "a,b,c"]);
-    assert!(code == 2 && said.contains("2 classes, 3 are named"), "{code} {said}");
+    let (code, printed) = fail(folder, &["import", given, "--labels", "a,b,c"]);
+    assert!(code == 2 && printed.contains("2 classes, 3 are named"), "{code} {printed}");
 }

@@ -1,4 +1,4 @@
-//! Embeddings and look-alikes through the real binary.
+//! Embeddings and `similar` through the real binary.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -8,15 +8,15 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{fail, petnet, raw_pictures, succeed};
+use common::{fail, petnet, raw_images, succeed};
 use petnet::Classifier;
 use petnet::similar::Index;
 use serde_json::Value;
 
-/// Pictures of `raw_pictures` that can be read.
-const PHOTOS: usize = 60;
+/// Number of readable images of `raw_images`.
+const IMAGES: usize = 60;
 
-/// Standard output as JSON.
+/// Runs `similar --json` and parses its output.
 fn json(folder: &Path, arguments: &[&str]) -> Value {
     let text = succeed(
         folder,
@@ -25,20 +25,20 @@ fn json(folder: &Path, arguments: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// A picture unlike those of `raw_pictures`.
+/// Draws an image unlike those of `raw_images`.
 fn rings(to: &Path) {
-    let picture = image::RgbImage::from_fn(120, 90, |x, y| {
+    let image = image::RgbImage::from_fn(120, 90, |x, y| {
         let [x, y] = [(x, 30), (y, 40)].map(|(at, centre)| f32::from(at as u8) - centre as f32);
         let value = (120.0 + 90.0 * (x.hypot(y) / 4.0).sin()) as u8;
         image::Rgb([value, 200 - value / 2, 90])
     });
-    picture.save(to).unwrap();
+    image.save(to).unwrap();
 }
 
-/// A picture of the folder turned by 180 degrees, at another size and as a JPEG.
-fn turned(folder: &Path, from: &str, to: &str) {
-    let picture = image::open(folder.join(from)).unwrap().rotate180();
-    let larger = picture.resize_exact(48, 36, image::imageops::FilterType::Triangle);
+/// Saves a copy of an image, rotated by 180 degrees, at another size and as a JPEG.
+fn rotated_copy(folder: &Path, from: &str, to: &str) {
+    let image = image::open(folder.join(from)).unwrap().rotate180();
+    let larger = image.resize_exact(48, 36, image::imageops::FilterType::Triangle);
     larger.save(folder.join(to)).unwrap();
 }
 
@@ -48,24 +48,24 @@ fn nearest(report: &Value, query: usize) -> Vec<String> {
 }
 
 #[test]
-fn embeddings_are_written_as_npy_in_the_pass_of_the_predictions() {
-    let root = raw_pictures();
+fn embeddings_are_written_as_npy_in_the_same_pass() {
+    let root = raw_images();
     let folder = root.path();
     let classifier = Classifier::pretrained().unwrap();
     let plain = petnet(folder, &["predict", "--json", "--quiet", "raw"]).output().unwrap();
     let command = ["predict", "--json", "--quiet", "--embeddings", "out/all.npy", "raw"];
     let output = petnet(folder, &command).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "one photo is empty");
-    assert_eq!(output.stdout, plain.stdout, "the predictions stay as they are");
+    assert_eq!(output.status.code(), Some(1), "one image is empty");
+    assert_eq!(output.stdout, plain.stdout, "embeddings do not change the predictions");
     let index = Index::load_npy(folder.join("out/all.npy")).unwrap();
-    assert_eq!((index.len(), index.embedding_len()), (PHOTOS, classifier.embedding_len()));
+    assert_eq!((index.len(), index.embedding_len()), (IMAGES, classifier.embedding_len()));
     let paths = fs::read_to_string(folder.join("out/all.paths.txt")).unwrap();
-    assert_eq!(paths.lines().count(), PHOTOS);
+    assert_eq!(paths.lines().count(), IMAGES);
     for (row, path) in paths.lines().enumerate().step_by(11) {
         let expected = classifier.embed_bytes(&fs::read(folder.join(path)).unwrap()).unwrap();
         assert_eq!(index.row(row), Some(&expected[..]), "{path}");
     }
-    assert_eq!(fs::read_dir(folder.join("out")).unwrap().count(), 2, "nothing else is left");
+    assert_eq!(fs::read_dir(folder.join("out")).unwrap().count(), 2, "no other file is left");
     for (file, part) in [("all.txt", "must end in .npy or .parquet"), ("npy", "must end in .npy")] {
         let (status, message) = fail(folder, &["predict", "--embeddings", file, "raw"]);
         assert_eq!(status, 2);
@@ -74,8 +74,8 @@ fn embeddings_are_written_as_npy_in_the_pass_of_the_predictions() {
 }
 
 #[test]
-fn parts_have_embeddings_of_their_own_and_a_killed_run_goes_on_with_them() {
-    let root = raw_pictures();
+fn a_killed_run_continues_the_embeddings_of_its_parts() {
+    let root = raw_images();
     let folder = root.path();
     let command = |out: &'static str, form: &'static str| {
         ["predict", "--quiet", "--part-size", "8", "--batch-size", "4", "--out", out]
@@ -109,7 +109,7 @@ fn parts_have_embeddings_of_their_own_and_a_killed_run_goes_on_with_them() {
         let path = format!("torn/embeddings-00000-0000{part}.npy");
         Index::load_npy(folder.join(path)).unwrap().len()
     };
-    assert_eq!((0..8).map(rows).sum::<usize>(), PHOTOS);
+    assert_eq!((0..8).map(rows).sum::<usize>(), IMAGES);
 
     let (status, message) = fail(folder, &command("whole", "all.npy"));
     assert!(status == 2 && message.contains("`npy` or `parquet`"), "{message}");
@@ -121,15 +121,15 @@ fn parts_have_embeddings_of_their_own_and_a_killed_run_goes_on_with_them() {
     fs::remove_file(folder.join("whole/embeddings-00000-00002.npy")).unwrap();
     let (_, message) = fail(folder, &command("whole", "npy"));
     assert!(
-        message.contains("embeddings-00000-00002.npy: this finished part is gone"),
+        message.contains("embeddings-00000-00002.npy: this finished part is missing"),
         "{message}"
     );
 }
 
 #[cfg(not(feature = "cloud"))]
 #[test]
-fn parquet_names_the_feature_that_it_needs() {
-    let root = raw_pictures();
+fn errors_name_the_feature_that_parquet_needs() {
+    let root = raw_images();
     for more in [&["--embeddings", "a.parquet"][..], &["--out", "out", "--embeddings", "parquet"]] {
         let (status, message) = fail(root.path(), &[&["predict", "raw"], more].concat());
         assert_eq!(status, 2, "{message}");
@@ -143,7 +143,7 @@ fn embeddings_are_written_as_parquet() {
     use parquet::file::reader::{FileReader as _, SerializedFileReader};
     use parquet::record::Field;
 
-    let root = raw_pictures();
+    let root = raw_images();
     let folder = root.path();
     petnet(folder, &["predict", "--quiet", "--embeddings", "all.parquet", "raw"]).output().unwrap();
     let file = fs::File::open(folder.join("all.parquet")).unwrap();
@@ -175,12 +175,12 @@ fn embeddings_are_written_as_parquet() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!((read, failed), (PHOTOS, 1));
+    assert_eq!((read, failed), (IMAGES, 1));
 }
 
 #[test]
-fn look_alikes_are_found_and_shown_and_an_index_is_kept_up_to_date() {
-    let root = raw_pictures();
+fn similar_images_are_found_and_an_index_is_updated() {
+    let root = raw_images();
     let folder = root.path();
     rings(&folder.join("raw/Dog/rings.png"));
     let built = json(folder, &["--photos", "raw"]);
@@ -192,7 +192,7 @@ fn look_alikes_are_found_and_shown_and_an_index_is_kept_up_to_date() {
     assert!(unreadable[0]["path"].as_str().unwrap().ends_with("raw/Cat/666.jpg"), "{unreadable}");
     assert_eq!(unreadable[0]["error"], "the file is empty");
 
-    turned(folder, "raw/Dog/rings.png", "lost.jpg");
+    rotated_copy(folder, "raw/Dog/rings.png", "lost.jpg");
     let found =
         json(folder, &["-k", "3", "--html", "page/similar.html", "lost.jpg", "raw/Cat/9.png"]);
     assert!(nearest(&found, 0)[0].ends_with("raw/Dog/rings.png"), "{found}");
@@ -201,7 +201,7 @@ fn look_alikes_are_found_and_shown_and_an_index_is_kept_up_to_date() {
     assert_eq!(others.len(), 3);
     assert!(
         others.iter().all(|path| !path.ends_with("Cat/9.png")),
-        "an image is not its own look-alike"
+        "an image is not its own neighbour"
     );
     let page = fs::read_to_string(folder.join("page/similar.html")).unwrap();
     assert_eq!(page.matches("data:image/jpeg;base64,/9j/").count(), 2 + 2 * 3);
@@ -222,7 +222,7 @@ fn look_alikes_are_found_and_shown_and_an_index_is_kept_up_to_date() {
         name(0).ends_with("Dog/7.png") && name(1).ends_with("Dog/copy.png")
     });
     assert!(pair.unwrap()["cosine"].as_f64().unwrap() > 0.999_999, "{again}");
-    // Another folder is added to, not put in the place of the first.
+    // The images of another folder are added; those of the first stay.
     fs::create_dir(folder.join("new")).unwrap();
     fs::rename(folder.join("lost.jpg"), folder.join("new/lost.jpg")).unwrap();
     let more = json(folder, &["--photos", "new"]);
@@ -235,15 +235,15 @@ fn look_alikes_are_found_and_shown_and_an_index_is_kept_up_to_date() {
 }
 
 #[test]
-fn what_cannot_be_searched_is_said() {
-    let root = raw_pictures();
+fn searches_that_cannot_run_are_refused() {
+    let root = raw_images();
     let folder = root.path();
     let checkpoint = petnet::Checkpoint::pretrained().unwrap();
     checkpoint.save(folder.join("other.safetensors"), petnet::Precision::F32).unwrap();
     json(folder, &["--photos", "raw/Dog"]);
     let cases: [(&[&str], i32, &str); 7] = [
         (&["--index", "index"], 2, "nothing to do"),
-        (&["--index", "none", "raw/Cat/1.png"], 2, "none: no index there: --photos DIR builds one"),
+        (&["--index", "none", "raw/Cat/1.png"], 2, "none: no index found; --photos DIR builds one"),
         (&["--index", "none", "--photos", "nowhere"], 2, "nowhere: "),
         (&["--index", "index", "--threshold", "2", "--duplicates"], 2, ""),
         (
@@ -254,9 +254,9 @@ fn what_cannot_be_searched_is_said() {
         (
             &["--index", "index", "raw/Cat/666.jpg", "raw/Cat/1.png"],
             1,
-            "1 of 2 photos could not be read",
+            "1 of 2 images could not be read",
         ),
-        (&["--index", "index", "raw/Cat/none.jpg"], 1, "1 of 1 photos could not be read"),
+        (&["--index", "index", "raw/Cat/none.jpg"], 1, "1 of 1 images could not be read"),
     ];
     for (arguments, status, part) in cases {
         let (code, message) = fail(folder, &[&["similar", "--quiet"], arguments].concat());

@@ -1,5 +1,5 @@
-//! Runs in the store and on a server: an in-process stand-in for MLflow's endpoints that fails now
-//! and then, after it has done what it was asked.
+//! Tracked runs in the store and on a server: a stand-in for MLflow's endpoints, which can fail after it has handled a
+//! request.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -14,11 +14,11 @@ use common::{fail, petnet, prepared, succeed};
 use serde_json::{Value, json};
 use tiny_http::{Method, Request, Response};
 
-/// What a server has, as MLflow keeps it: what is sent again is not there twice.
+/// State of the server. As in MLflow, a repeated request does not add a record twice.
 #[derive(Default)]
 struct State {
     requests: usize,
-    /// Files lie where only the server itself comes: clients cannot send any.
+    /// Artifacts are in a store that clients cannot reach, so that they cannot send files.
     elsewhere: bool,
     experiments: Vec<String>,
     runs: Vec<Value>,
@@ -38,7 +38,7 @@ struct Server {
 }
 
 impl Server {
-    /// Every `lost`-th answer is an error, though the work was done.
+    /// Starts a server. Every `lost`-th response is an error, although the request was handled.
     fn start(lost: usize) -> Self {
         let listener = tiny_http::Server::http("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.server_addr());
@@ -85,7 +85,7 @@ impl State {
         (status, serde_json::to_vec(&answer).unwrap())
     }
 
-    #[expect(clippy::too_many_lines, reason = "an arm an endpoint")]
+    #[expect(clippy::too_many_lines, reason = "one arm per endpoint")]
     fn call(&mut self, path: &str, query: &str, body: &Value) -> (u16, Value) {
         let ok = |answer: Value| (200, answer);
         let refused = |status, code: &str| (status, json!({ "error_code": code, "message": "no" }));
@@ -207,7 +207,7 @@ fn done(output: &std::process::Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Every value of every metric file, as a server gets it.
+/// Every value of every metric file, as it is sent to a server.
 fn recorded(folder: &Path) -> BTreeSet<String> {
     let output = succeed(folder, &["runs", "list", "--json"]);
     let runs: Value = serde_json::from_str(&output).unwrap();
@@ -216,10 +216,10 @@ fn recorded(folder: &Path) -> BTreeSet<String> {
     let experiments = fs::read_dir(folder.join("mlruns")).unwrap().map(|e| e.unwrap().path());
     let run = experiments.map(|e| e.join(id)).find(|run| run.is_dir()).unwrap();
     let metrics = run.join("metrics");
-    let mut open = vec![metrics.clone()];
-    while let Some(path) = open.pop() {
+    let mut pending = vec![metrics.clone()];
+    while let Some(path) = pending.pop() {
         if path.is_dir() {
-            open.extend(fs::read_dir(path).unwrap().map(|e| e.unwrap().path()));
+            pending.extend(fs::read_dir(path).unwrap().map(|e| e.unwrap().path()));
             continue;
         }
         let key = path.strip_prefix(&metrics).unwrap().to_str().unwrap();
@@ -235,9 +235,9 @@ fn recorded(folder: &Path) -> BTreeSet<String> {
     values
 }
 
-fn assert_all_there(folder: &Path, server: &Server) {
+fn assert_complete(folder: &Path, server: &Server) {
     let state = server.state();
-    assert!(state.metrics == recorded(folder), "the server has other values");
+    assert!(state.metrics == recorded(folder), "the values on the server differ");
     assert_eq!((state.runs.len(), state.models.len(), state.outputs.len()), (1, 1, 1));
     assert_eq!(state.runs[0]["status"], "FINISHED");
     assert_eq!(state.inputs.len(), 2, "training and validation data");
@@ -251,20 +251,20 @@ fn assert_all_there(folder: &Path, server: &Server) {
 }
 
 #[test]
-fn a_run_recorded_without_a_server_is_sent_later_and_once() {
+fn a_run_recorded_without_a_server_is_sent_later_once() {
     let root = prepared();
     let folder = root.path();
     succeed(folder, &FIT);
     let server = Server::start(0);
     done(&run(folder, &server, &["runs", "sync", "--quiet"]));
-    assert_all_there(folder, &server);
+    assert_complete(folder, &server);
     let requests = server.state().requests;
     done(&run(folder, &server, &["runs", "sync", "--quiet"]));
-    assert_eq!(server.state().requests, requests, "nothing is left to say");
+    assert_eq!(server.state().requests, requests, "nothing is sent again");
 }
 
 #[test]
-fn a_server_that_takes_no_files_gets_the_rest_of_every_run() {
+fn a_server_that_accepts_no_files_gets_the_rest_of_every_run() {
     let root = prepared();
     let folder = root.path();
     succeed(folder, &FIT);
@@ -273,31 +273,34 @@ fn a_server_that_takes_no_files_gets_the_rest_of_every_run() {
     server.state().elsewhere = true;
     let output = run(folder, &server, &["runs", "sync", "--quiet"]);
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("2 of 2 runs") && said.contains("--artifacts-destination"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        printed.contains("2 of 2 runs") && printed.contains("--artifacts-destination"),
+        "{printed}"
+    );
     let state = server.state();
     assert_eq!(state.runs.len(), 2);
     assert!(state.runs.iter().all(|run| run["status"] == "FINISHED"), "{:?}", state.runs);
-    assert!(recorded(folder).is_subset(&state.metrics), "the latest run, of two");
+    assert!(recorded(folder).is_subset(&state.metrics), "the values of the latest run");
 }
 
 #[test]
-fn lost_answers_lose_and_double_nothing() {
+fn lost_responses_neither_lose_nor_repeat_records() {
     let root = prepared();
     let folder = root.path();
     let server = Server::start(7);
     done(&run(folder, &server, &FIT));
-    // What the sender's patience did not cover.
+    // `runs sync` sends what the training could not send in time.
     for _ in 0..9 {
         if run(folder, &server, &["runs", "sync", "--quiet"]).status.success() {
             break;
         }
     }
-    assert_all_there(folder, &server);
+    assert_complete(folder, &server);
 }
 
 #[test]
-fn a_killed_run_is_marked_and_goes_on_under_its_name() {
+fn a_killed_run_is_marked_and_continues_as_the_same_run() {
     let root = prepared();
     let folder = root.path();
     let settings = fs::read_to_string(folder.join("settings.yaml")).unwrap();
@@ -306,7 +309,7 @@ fn a_killed_run_is_marked_and_goes_on_under_its_name() {
     let mut child = petnet(folder, &FIT).spawn().unwrap();
     while !folder.join("models/last.safetensors").is_file() {
         std::thread::sleep(Duration::from_millis(10));
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        assert!(child.try_wait().unwrap().is_none(), "the training ended before it was killed");
     }
     child.kill().unwrap();
     child.wait().unwrap();
@@ -321,11 +324,11 @@ fn a_killed_run_is_marked_and_goes_on_under_its_name() {
     succeed(folder, &[&FIT[..], &["--resume"]].concat());
     assert_eq!(status(), ("FINISHED".into(), id));
     let epochs = recorded(folder).iter().filter(|v| v.contains("\"val_loss\"")).count();
-    assert_eq!(epochs, 60, "one value an epoch, before and after");
+    assert_eq!(epochs, 60, "one value per epoch");
 }
 
 #[test]
-fn only_a_model_as_good_as_the_champion_takes_its_place() {
+fn a_worse_model_does_not_replace_the_champion() {
     let root = prepared();
     let folder = root.path();
     let server = Server::start(0);
@@ -353,7 +356,7 @@ fn only_a_model_as_good_as_the_champion_takes_its_place() {
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && message.contains(reason), "{message}");
     };
-    refused("not judged on the same test photos");
+    refused("not evaluated on the same test images");
     succeed(folder, &evaluate(weak));
     refused("is below the");
     assert_eq!(server.state().aliases["champion"], "1");
@@ -364,6 +367,6 @@ fn only_a_model_as_good_as_the_champion_takes_its_place() {
     assert_eq!(
         (state.aliases["champion"].as_str(), state.versions.len()),
         ("1", 2),
-        "no version twice"
+        "no model is registered twice"
     );
 }

@@ -1,5 +1,5 @@
-//! Random changes to a training photo: pixels -> pixels, each a pure function of
-//! (seed, epoch, index), so that neither order nor thread count changes a batch.
+//! Augmentation of training images: pixels -> pixels, as a pure function of (seed, epoch, index), so that neither the
+//! order nor the number of threads changes a batch.
 
 use std::f32::consts::PI;
 
@@ -11,19 +11,19 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ImageError, Result};
 use crate::preprocess::{Pixels, Preprocess, resize, resize_with};
 
-/// What may happen to a photo, and how much of it. Zero switches a change off.
+/// Settings of augmentation: probabilities and ranges of random changes. Zero switches a change off.
 ///
 /// ```
 /// use petnet::augment::{Augment, Key};
 /// use petnet::preprocess::{Pixels, Preprocess, Resize};
 ///
-/// let photo = Pixels::new(40, 30, vec![120; 40 * 30 * 3]).expect("three bytes a pixel");
-/// let turned = Augment { rotation: 30.0, affine: 1.0, ..Augment::none() };
+/// let image = Pixels::new(40, 30, vec![120; 40 * 30 * 3]).expect("three bytes a pixel");
+/// let augment = Augment { rotation: 30.0, affine: 1.0, ..Augment::none() };
 /// let preprocess = Preprocess { size: 24, resize: Resize::Squeeze };
 /// let key = Key { seed: 1, epoch: 0, index: 7 };
-/// let picture = turned.apply(&photo, preprocess, key)?;
-/// assert_eq!((picture.width(), picture.height()), (24, 24));
-/// assert_eq!(picture, turned.apply(&photo, preprocess, key)?, "a function of its key");
+/// let rotated = augment.apply(&image, preprocess, key)?;
+/// assert_eq!((rotated.width(), rotated.height()), (24, 24));
+/// assert_eq!(rotated, augment.apply(&image, preprocess, key)?, "a function of its key");
 /// # Ok::<(), petnet::ImageError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ use crate::preprocess::{Pixels, Preprocess, resize, resize_with};
 pub struct Augment {
     /// Probability of a mirror image.
     pub horizontal_flip: f32,
-    /// Smallest share of the area that a random crop keeps, 0 to 1; 1 keeps the whole photo.
+    /// Smallest share of the area that a random crop keeps, 0 to 1; 1 keeps the whole image.
     pub crop_scale: f32,
     /// Widest aspect ratio of a random crop, at least 1 (4:3 is 1.33).
     pub crop_ratio: f32,
@@ -39,9 +39,9 @@ pub struct Augment {
     pub rotation: f32,
     /// Largest shift as a share of the side, either way.
     pub shift: f32,
-    /// Largest change of size as a share, either way.
+    /// Largest change of the scale as a share, either way.
     pub scale: f32,
-    /// Probability that rotation, shift and scale happen at all.
+    /// Probability that rotation, shift and scale are applied.
     pub affine: f32,
     /// Largest change of brightness as a share of full scale, either way.
     pub brightness: f32,
@@ -49,27 +49,27 @@ pub struct Augment {
     pub contrast: f32,
     /// Largest change of saturation as a share, either way.
     pub saturation: f32,
-    /// Largest turn of the hue in degrees, either way.
+    /// Largest rotation of the hue in degrees, either way.
     pub hue: f32,
     /// Probability of a slight blur (3 x 3 binomial).
     pub blur: f32,
     /// Probability of sensor noise.
     pub noise: f32,
-    /// Standard deviation of that noise, of 255.
+    /// Standard deviation of that noise, on the scale of 0 to 255.
     pub noise_std: f32,
-    /// Probability that a rectangle (2 % to 20 % of the area) turns to noise
+    /// Probability that a rectangle (2 % to 20 % of the area) is replaced by noise
     /// (Zhong et al., "Random erasing data augmentation", 2017).
     pub erasing: f32,
-    /// Two photos of a batch are blended, by a share drawn from Beta(mixup, mixup)
-    /// (Zhang et al., "mixup", 2017).
+    /// Parameter of mixup: two images of a batch are blended, by a share drawn from Beta(mixup, mixup)
+    /// (Zhang et al., "mixup: beyond empirical risk minimization", 2017).
     pub mixup: f32,
-    /// A rectangle of one photo of a batch is pasted over another, its area drawn from
-    /// Beta(cutmix, cutmix) (Yun et al., "CutMix", 2019); with mixup, batches take turns by chance.
+    /// Parameter of CutMix: a rectangle of one image of a batch is pasted over another, its area drawn from
+    /// Beta(cutmix, cutmix) (Yun et al., "CutMix", 2019). With both, each batch uses one of the two, drawn at random.
     pub cutmix: f32,
 }
 
 impl Default for Augment {
-    /// Random crop, mirror image, small rotations, light changes of colour, and erasing: a set for fine-tuning.
+    /// Settings for fine-tuning: random crop, mirror image, small rotations, light changes of colour, and erasing.
     fn default() -> Self {
         Self {
             horizontal_flip: 0.5,
@@ -93,14 +93,14 @@ impl Default for Augment {
     }
 }
 
-/// Which random numbers to use.
+/// Key of the random numbers for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     /// Seed of the whole training.
     pub seed: u64,
     /// Epoch, from 0.
     pub epoch: usize,
-    /// The photo's place in the data set.
+    /// Index of the image in the data set.
     pub index: usize,
 }
 
@@ -116,7 +116,7 @@ impl Key {
 }
 
 impl Augment {
-    /// No change at all: what validation sees.
+    /// No changes, for evaluation.
     pub fn none() -> Self {
         Self {
             horizontal_flip: 0.0,
@@ -171,13 +171,13 @@ impl Augment {
         Ok(())
     }
 
-    /// A changed copy at the network's input size.
+    /// An augmented copy at the network's input size.
     ///
     /// # Errors
     /// [`ImageError::Unsupported`] when the size is zero.
-    pub fn apply(&self, photo: &Pixels, to: Preprocess, key: Key) -> Result<Pixels, ImageError> {
+    pub fn apply(&self, image: &Pixels, to: Preprocess, key: Key) -> Result<Pixels, ImageError> {
         let mut rng = key.rng();
-        let mut pixels = self.crop(photo, to, &mut rng)?;
+        let mut pixels = self.crop(image, to, &mut rng)?;
         if chance(&mut rng, self.horizontal_flip) {
             flip(&mut pixels);
         }
@@ -197,8 +197,8 @@ impl Augment {
         Ok(pixels)
     }
 
-    /// Mixes each of `count` pictures with the one at the same place from the end; returns the share
-    /// that the picture itself keeps, 1 where nothing was mixed.
+    /// Mixes each of `count` images with the one at the same position from the end. Returns the share of the image itself
+    /// in the result, 1 where nothing was mixed.
     pub(crate) fn mix(&self, images: &mut [u8], (count, side): (usize, usize), key: Key) -> f32 {
         let mut rng = key.rng();
         let cut = match (self.mixup > 0.0, self.cutmix > 0.0) {
@@ -218,7 +218,7 @@ impl Augment {
         }
         let share = if cut { 0.0 } else { share };
         let (front, back) = images.split_at_mut(count / 2 * size);
-        // The middle one of an odd number has no partner but itself.
+        // The middle one of an odd number stays as it is.
         let back = &mut back[count % 2 * size..];
         for (a, b) in front.chunks_exact_mut(size).zip(back.chunks_exact_mut(size).rev()) {
             for y in rows.clone() {
@@ -233,20 +233,20 @@ impl Augment {
         kept
     }
 
-    /// A random part of the photo, resized (Szegedy et al., "Going deeper with convolutions", 2014).
+    /// Random resized crop (Szegedy et al., "Going deeper with convolutions", 2014).
     fn crop(
         &self,
-        photo: &Pixels,
+        image: &Pixels,
         to: Preprocess,
         rng: &mut ChaCha8Rng,
     ) -> Result<Pixels, ImageError> {
         if self.crop_scale >= 1.0 {
-            return resize(photo, to.size, to.resize);
+            return resize(image, to.size, to.resize);
         }
-        let (width, height) = (f64::from(photo.width()), f64::from(photo.height()));
+        let (width, height) = (f64::from(image.width()), f64::from(image.height()));
         let area = f64::from(between(rng, self.crop_scale, 1.0)).sqrt();
         let ratio = f64::from(around(rng, self.crop_ratio.ln()).exp()).sqrt();
-        // Relative to the photo's own shape, as squeezing is.
+        // The aspect ratio is relative to that of the image, as in `Resize::Squeeze`.
         let crop_width = (width * area * ratio).clamp(1.0, width);
         let crop_height = (height * area / ratio).clamp(1.0, height);
         let left = rng.random::<f64>() * (width - crop_width);
@@ -254,10 +254,10 @@ impl Augment {
         let options = fir::ResizeOptions::new()
             .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
             .crop(left, top, crop_width, crop_height);
-        resize_with(photo, to.size, to.size, &options)
+        resize_with(image, to.size, to.size, &options)
     }
 
-    /// Rotation, shift and scale about the centre; what comes from outside repeats the edge.
+    /// Rotation, shift and scale about the centre; pixels from outside repeat the edge.
     fn warp(&self, from: &Pixels, rng: &mut ChaCha8Rng) -> Pixels {
         let (sin, cos) = (around(rng, self.rotation) * PI / 180.0).sin_cos();
         let zoom = 1.0 + around(rng, self.scale);
@@ -279,7 +279,7 @@ impl Augment {
         to
     }
 
-    /// Brightness, contrast, saturation and hue as one affine map of the colour.
+    /// Changes brightness, contrast, saturation and hue by one affine map of the colour.
     fn recolour(&self, pixels: &mut Pixels, rng: &mut ChaCha8Rng) {
         let lift = around(rng, self.brightness) * 255.0;
         let gain = 1.0 + around(rng, self.contrast);
@@ -300,9 +300,9 @@ impl Augment {
     }
 }
 
-/// Turns the hue and scales the saturation while the luminance (Rec. 601) stays.
+/// The matrix that rotates the hue and scales the saturation, and keeps the luma (BT.601): in YIQ, a rotation and a scale
+/// of the (I, Q) plane.
 fn colour_matrix(saturation: f32, hue: f32) -> [[f32; 3]; 3] {
-    // In YIQ both are a rotation and a scale of the (I, Q) plane.
     const TO: [[f32; 3]; 3] =
         [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]];
     const FROM: [[f32; 3]; 3] = [[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.106, 1.703]];
@@ -336,7 +336,7 @@ fn around(rng: &mut ChaCha8Rng, most: f32) -> f32 {
     between(rng, -most, most)
 }
 
-/// A draw from Beta(alpha, alpha), alpha at most 1 (Jöhnk, 1964).
+/// A sample of Beta(alpha, alpha), for alpha of at most 1, by Jöhnk's method (1964).
 fn beta(rng: &mut ChaCha8Rng, alpha: f32) -> f32 {
     loop {
         let [x, y] = [0, 1].map(|_| rng.random::<f32>().powf(1.0 / alpha));
@@ -353,7 +353,7 @@ fn flip(pixels: &mut Pixels) {
     }
 }
 
-/// Bilinear, the edge repeated.
+/// The colour at a position, by bilinear interpolation; the edge is repeated.
 fn sample(from: &Pixels, x: f32, y: f32) -> [u8; 3] {
     let (right, bottom) = (from.width() as usize - 1, from.height() as usize - 1);
     let (x, y) = (x.clamp(0.0, right as f32), y.clamp(0.0, bottom as f32));
@@ -392,7 +392,7 @@ fn blur(from: &Pixels) -> Pixels {
 
 fn add_noise(pixels: &mut Pixels, std: f32, rng: &mut ChaCha8Rng) {
     for value in pixels.data_mut() {
-        // The sum of three uniforms is close enough to a normal for a sensor.
+        // The sum of three uniform numbers approximates a normal distribution well enough.
         let normal = (0..3).map(|_| rng.random::<f32>() - 0.5).sum::<f32>() * 2.0;
         *value = (f32::from(*value) + normal * std).round() as u8;
     }
@@ -416,7 +416,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mixing_keeps_the_share_that_it_says() {
+    fn mixing_keeps_the_share_that_it_returns() {
         let (count, side) = (6, 32);
         let pixels = side * side * 3;
         for (mixup, cutmix) in [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)] {
@@ -428,8 +428,8 @@ mod tests {
                 images.resize(count * pixels, 255);
                 let kept = augment.mix(&mut images, (count, side), key);
                 assert!((0.0..=1.0).contains(&kept) && (kept == 1.0 || mixup + cutmix > 0.0));
-                for (place, picture) in images.chunks_exact(pixels).enumerate() {
-                    let light: u64 = picture.iter().map(|value| u64::from(*value)).sum();
+                for (place, image) in images.chunks_exact(pixels).enumerate() {
+                    let light: u64 = image.iter().map(|value| u64::from(*value)).sum();
                     let white = light as f32 / (255 * pixels) as f32;
                     let own = if place < count / 2 { 1.0 - white } else { white };
                     assert!((own - kept).abs() < 0.01, "{augment:?} {place}: {own} {kept}");

@@ -11,7 +11,8 @@ pub use crate::nn::{FeatureMaps, Network};
 
 use std::path::Path;
 
-use crate::checkpoint::{Checkpoint, write_atomically};
+use crate::checkpoint::Checkpoint;
+use crate::disk::write_atomically;
 use crate::error::{Error, ModelError, Result};
 
 /// A device as burn knows it; [`Device::Cpu`](crate::Device::Cpu) is burn-flex.

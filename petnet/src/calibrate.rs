@@ -1,4 +1,4 @@
-//! After training: temperature, confidence threshold and out-of-distribution score, each chosen apart.
+//! Calibration after training: temperature, confidence threshold and out-of-distribution score.
 
 use rayon::prelude::*;
 
@@ -15,15 +15,15 @@ use crate::ood::{ClassSet, OodScore, OutOfDistribution, embedding, prototypes};
 use crate::task::{Task, UNCHOSEN};
 use crate::weights::Weight;
 
-/// Share of the answers above the confidence threshold that must be right on validation images.
+/// Accuracy on validation images at or above the confidence threshold.
 const RIGHT: f64 = 0.99;
 /// Share of validation images that are in distribution.
 const IN_DISTRIBUTION: f64 = 0.98;
-/// Training images that are enough to know where features lie.
+/// Number of training images whose features the prototypes are computed from.
 const ENOUGH: usize = 4000;
-/// Images that are enough to know the statistics of images, for drift.
+/// Number of images of the reference for drift.
 const MEASURED: usize = 2000;
-/// Images a pass.
+/// Images per pass.
 const BATCH: usize = 32;
 
 /// Settings of [`Checkpoint::calibrated`].
@@ -31,16 +31,16 @@ const BATCH: usize = 32;
 pub struct Calibration {
     /// The device that runs the network.
     pub device: Device,
-    /// The source head's classes that contain the model's, for [`OodScore::SourceClasses`]. `None` keeps those of the
-    /// model, or else takes [`OodScore::Prototypes`].
+    /// The source head's classes that contain the model's, for [`OodScore::SourceClasses`]. `None` keeps those that the
+    /// model already has; without any, [`OodScore::Prototypes`] is used.
     pub source_classes: Option<ClassSet>,
 }
 
 impl Checkpoint {
-    /// Chooses by validation images the temperature (Guo et al., "On calibration of modern neural networks", 2017), the
-    /// confidence threshold above which 99 % of answers are right (of a multi-label model, of each class the threshold of
-    /// the highest F1), and the out-of-distribution threshold below which
-    /// 98 % of them are; and measures their statistics, for [`drift`](crate::drift).
+    /// Calibrates a model on validation images. Chooses the temperature (Guo et al., "On calibration of modern neural
+    /// networks", 2017); the confidence threshold at which 99 % of the answers are right, or for a multi-label model the
+    /// threshold of the highest F1 of each class; and the out-of-distribution threshold that accepts 98 % of the images.
+    /// Stores the statistics of the images as the reference of [`drift`](crate::drift).
     ///
     /// ```no_run
     /// use petnet::{Calibration, Checkpoint, Dataset, Precision};
@@ -71,18 +71,18 @@ impl Checkpoint {
         let (score, values) = match classes {
             Some(classes) => (OodScore::SourceClasses { classes }, None),
             None => {
-                let (score, values) = learned(&classifier, train)?;
+                let (score, values) = prototype_score(&classifier, train)?;
                 (score, Some(values))
             }
         };
-        let open = OutOfDistribution { score, threshold: f32::MAX };
+        let accept_all = OutOfDistribution { score, threshold: f32::MAX };
         let model =
-            plain.with_calibration(confidence.clone(), Some(open.clone()), values.clone())?;
-        let threshold_of = model.detector()?.map_or(f32::MAX, |detector| {
+            plain.with_calibration(confidence.clone(), Some(accept_all.clone()), values.clone())?;
+        let threshold = model.detector()?.map_or(f32::MAX, |detector| {
             let scores = held_out.outputs.iter().map(|outputs| detector.score(outputs));
             quantile(scores.collect(), IN_DISTRIBUTION)
         });
-        let ood = OutOfDistribution { threshold: threshold_of, ..open };
+        let ood = OutOfDistribution { threshold, ..accept_all };
         let model = model.with_calibration(confidence, Some(ood), values)?;
         let reference = statistics(&Classifier::new(model.clone(), calibration.device)?, valid)?;
         Ok(model.with_reference(Some(reference)))
@@ -90,7 +90,7 @@ impl Checkpoint {
 }
 
 impl Checkpoint {
-    /// The source head's classes that its out-of-distribution score knows.
+    /// The source head's classes of the model's out-of-distribution score.
     fn source_classes(&self) -> Option<ClassSet> {
         match &self.info().ood.as_ref()?.score {
             OodScore::SourceClasses { classes } => Some(classes.clone()),
@@ -108,7 +108,7 @@ struct Images {
 impl Images {
     fn of(classifier: &Classifier, dataset: &Dataset) -> Result<Self> {
         if dataset.is_multi_label() && classifier.info().task.is_single_label() {
-            return Err(Error::Dataset("it is multi-label, the model is not".into()));
+            return Err(Error::Dataset("the data is multi-label, the model is not".into()));
         }
         let dataset = dataset.clone().with_labels(classifier.labels())?;
         let mut images = Self { outputs: Vec::new(), truth: Vec::new() };
@@ -119,8 +119,8 @@ impl Images {
         Ok(images)
     }
 
-    /// Of single-label images, the temperature and the threshold above which answers can be relied on; of multi-label
-    /// ones, the temperature and the thresholds that give each class its highest F1.
+    /// For single-label images, the temperature and the confidence threshold; for multi-label ones, the temperature and the
+    /// thresholds that give each class its highest F1.
     fn confidence(&self, task: &Task) -> Confidence {
         let logits: Vec<&[f32]> = self.outputs.iter().map(|o| o.logits.as_slice()).collect();
         let probabilities = |temperature| -> Vec<Vec<f32>> {
@@ -148,7 +148,7 @@ impl Images {
         }
     }
 
-    /// The class of each image, the first of several; one more than there are for an image without any.
+    /// The class of each image, the first one of several; `classes` for an image without any.
     fn first_classes(&self, classes: usize) -> Vec<usize> {
         let first = |target: &Target| target.classes().first().copied().unwrap_or(classes);
         self.truth.iter().map(first).collect()
@@ -156,7 +156,10 @@ impl Images {
 }
 
 /// A score by prototypes of training images, and the prototypes.
-fn learned(classifier: &Classifier, train: &Dataset) -> Result<(OodScore, (String, Weight))> {
+fn prototype_score(
+    classifier: &Classifier,
+    train: &Dataset,
+) -> Result<(OodScore, (String, Weight))> {
     let known = Images::of(classifier, &train.every(train.len().div_ceil(ENOUGH)))?;
     let rows: Vec<&[f32]> = known.outputs.iter().map(embedding).collect();
     let classes = classifier.labels().len();
@@ -164,14 +167,14 @@ fn learned(classifier: &Classifier, train: &Dataset) -> Result<(OodScore, (Strin
     Ok(prototypes(&rows, &known.first_classes(classes), kinds))
 }
 
-/// The value that a share of some values does not exceed.
+/// The quantile of some values: the smallest of them that a share of them does not exceed.
 fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
     values.sort_by(f32::total_cmp);
     let place = (values.len() as f64 * share).ceil() as usize;
     values.get(place.saturating_sub(1)).copied().unwrap_or(f32::MAX)
 }
 
-/// Statistics of images as they are taken in service.
+/// Statistics of images, measured as in the service.
 fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
     let images = images.every(images.len().div_ceil(MEASURED));
     let places: Vec<usize> = (0..images.len()).collect();
@@ -179,7 +182,7 @@ fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
     for batch in places.chunks(BATCH) {
         let inspected = batch.par_iter().map(|&place| {
             let (pixels, statistics) = classifier.inspect(&images.read(place)?)?;
-            // A prepared image is smaller than those that come in.
+            // Prepared images are smaller than those that the service receives: the original size is taken.
             let own = images.samples()[place].size;
             Ok((pixels, own.map_or(statistics, |size| statistics.with_size(size))))
         });

@@ -1,4 +1,4 @@
-//! The front door for those who only want an answer: bytes, a path or a batch -> [`Prediction`].
+//! The entry point for inference: bytes, a path or a batch -> [`Prediction`].
 
 use std::path::Path;
 
@@ -14,16 +14,16 @@ use crate::preprocess::{Limits, Pixels};
 use crate::runner::Runner;
 use crate::task::Task;
 
-/// A trained network with all that it needs to read photos; share it between threads freely.
+/// A trained network with its preprocessing and its decisions. It can be shared between threads.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// # let mut photo = std::io::Cursor::new(Vec::new());
-/// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut photo, image::ImageFormat::Png).unwrap();
-/// # let photo = photo.into_inner();
+/// # let mut image = std::io::Cursor::new(Vec::new());
+/// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
+/// # let image = image.into_inner();
 /// let classifier = petnet::Classifier::pretrained()?;
-/// let guess = classifier.classify_bytes(&photo)?;
-/// println!("{} {:.2}", guess.label(), guess.confidence());
+/// let prediction = classifier.classify_bytes(&image)?;
+/// println!("{} {:.2}", prediction.label(), prediction.confidence());
 /// # }
 /// # Ok::<(), petnet::Error>(())
 /// ```
@@ -41,7 +41,7 @@ impl Classifier {
     /// The cat-or-dog network that ships inside the crate, on the CPU.
     ///
     /// # Errors
-    /// None in a sound build; a damaged build answers [`Error::Checkpoint`].
+    /// None, unless the build is damaged: [`Error::Checkpoint`].
     #[cfg(feature = "pretrained")]
     pub fn pretrained() -> Result<Self> {
         Self::new(Checkpoint::pretrained()?, Device::Cpu)
@@ -55,10 +55,10 @@ impl Classifier {
         Self::new(Checkpoint::load(path)?, Device::Cpu)
     }
 
-    /// A model on a device of your choice.
+    /// A model on a device.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device cannot be had, [`Error::Checkpoint`] when the weights do
+    /// [`Error::Device`] when the device is not available, [`Error::Checkpoint`] when the weights do
     /// not fit the architecture.
     pub fn new(checkpoint: Checkpoint, device: Device) -> Result<Self> {
         let parameters = checkpoint.parameters();
@@ -67,20 +67,20 @@ impl Classifier {
         Ok(Self { info, detector, runner, limits: Limits::default(), parameters, mirrors: false })
     }
 
-    /// Replaces the bounds on what is decoded.
+    /// Sets the limits of decoding.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
     /// Test-time augmentation: with `mirrors`, each image's logits, features and scores are means over the image and
-    /// its mirror image, which takes twice the network's time. Heat maps are the image's own.
+    /// its mirror image, which takes twice the network's time. Heat maps are those of the image alone.
     #[must_use]
     pub fn with_mirrors(self, mirrors: bool) -> Self {
         Self { mirrors, ..self }
     }
 
-    /// What the model says about itself.
+    /// The model's description.
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
@@ -95,7 +95,7 @@ impl Classifier {
         &self.info.labels
     }
 
-    /// Classifies a photo on disk.
+    /// Classifies an image on disk.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::ImageFile`], both naming the path.
@@ -109,7 +109,7 @@ impl Classifier {
         self.classify_one(pixels)
     }
 
-    /// Classifies an encoded photo (JPEG, PNG, WebP, GIF or BMP).
+    /// Classifies an encoded image (JPEG, PNG, WebP, GIF or BMP).
     ///
     /// # Errors
     /// [`Error::Image`].
@@ -117,34 +117,32 @@ impl Classifier {
         self.classify_one(self.preprocess(bytes)?)
     }
 
-    /// Classifies many photos in one pass through the network; a photo that cannot be read fails
-    /// alone. Answers come in the order of the photos.
-    pub fn classify_batch<B: AsRef<[u8]>>(&self, photos: &[B]) -> Vec<Result<Prediction>> {
-        let (good, mut answers): (Vec<_>, Vec<_>) = photos
+    /// Classifies many images in one pass through the network. The results are in the order of the images; one that cannot
+    /// be decoded does not affect the others.
+    pub fn classify_batch<B: AsRef<[u8]>>(&self, images: &[B]) -> Vec<Result<Prediction>> {
+        let (decoded, mut results): (Vec<_>, Vec<_>) = images
             .iter()
-            .map(|photo| match self.preprocess(photo.as_ref()) {
+            .map(|image| match self.preprocess(image.as_ref()) {
                 Ok(pixels) => (Some(pixels), None),
                 Err(error) => (None, Some(Err(error))),
             })
             .unzip();
-        let pixels: Vec<Pixels> = good.into_iter().flatten().collect();
+        let pixels: Vec<Pixels> = decoded.into_iter().flatten().collect();
         let mut predictions = match self.classify_pixels(&pixels) {
             Ok(predictions) => predictions.into_iter(),
             Err(error) => {
                 let reason = error.to_string();
-                return photos.iter().map(|_| Err(Error::Device(reason.clone()))).collect();
+                return images.iter().map(|_| Err(Error::Device(reason.clone()))).collect();
             }
         };
-        answers
+        results
             .iter_mut()
-            .map(|answer| answer.take().or_else(|| predictions.next().map(Ok)))
-            .map(|answer| {
-                answer.unwrap_or_else(|| Err(Error::Device("an answer is missing".into())))
-            })
+            .map(|result| result.take().or_else(|| predictions.next().map(Ok)))
+            .map(|result| result.unwrap_or_else(|| Err(missing_output())))
             .collect()
     }
 
-    /// Decodes and resizes one photo to what [`Classifier::classify_pixels`] takes.
+    /// Decodes an image and resizes it to the network's input, for [`Classifier::classify_pixels`].
     ///
     /// # Errors
     /// [`Error::Image`].
@@ -162,21 +160,21 @@ impl Classifier {
         Ok((pixels, statistics))
     }
 
-    /// Classifies pictures that [`Classifier::preprocess`] made.
+    /// Classifies images that [`Classifier::preprocess`] made.
     ///
     /// # Errors
-    /// [`Error::Config`] when a picture has another size than the model's,
+    /// [`Error::Config`] when an image has another size than the model's,
     /// [`Error::Device`] when the device fails.
-    pub fn classify_pixels(&self, pictures: &[Pixels]) -> Result<Vec<Prediction>> {
-        if pictures.is_empty() {
+    pub fn classify_pixels(&self, images: &[Pixels]) -> Result<Vec<Prediction>> {
+        if images.is_empty() {
             return Ok(Vec::new());
         }
-        let bytes = self.bytes(pictures)?;
+        let bytes = self.bytes(images)?;
         let outputs = self.outputs(bytes)?;
         Ok(outputs.iter().map(|outputs| self.prediction(outputs)).collect())
     }
 
-    /// Outputs of images, `[n, size, size, 3]` bytes.
+    /// Outputs of the network for images, `[n, size, size, 3]` bytes.
     pub(crate) fn outputs(&self, images: Vec<u8>) -> Result<Vec<Outputs>> {
         if !self.mirrors {
             return self.runner.run(images);
@@ -187,19 +185,19 @@ impl Classifier {
         Ok(outputs.into_iter().zip(mirrored).map(|(own, other)| own.mean(&other)).collect())
     }
 
-    /// `[n, size, size, 3]`.
-    pub(crate) fn bytes(&self, pictures: &[Pixels]) -> Result<Vec<u8>> {
-        pictures.iter().try_for_each(|picture| self.check_size(picture))?;
-        Ok(pictures.iter().map(Pixels::data).collect::<Vec<_>>().concat())
+    /// The bytes of images, `[n, size, size, 3]`.
+    pub(crate) fn bytes(&self, images: &[Pixels]) -> Result<Vec<u8>> {
+        images.iter().try_for_each(|image| self.check_size(image))?;
+        Ok(images.iter().map(Pixels::data).collect::<Vec<_>>().concat())
     }
 
-    pub(crate) fn check_size(&self, picture: &Pixels) -> Result<()> {
-        let (size, width, height) = (self.info.preprocess.size, picture.width(), picture.height());
+    pub(crate) fn check_size(&self, image: &Pixels) -> Result<()> {
+        let (size, width, height) = (self.info.preprocess.size, image.width(), image.height());
         if (width, height) == (size, size) {
             return Ok(());
         }
         Err(Error::Config(format!(
-            "a picture is {width} x {height}, the model takes {size} x {size}"
+            "an image is {width} x {height}, the model takes {size} x {size}"
         )))
     }
 
@@ -209,7 +207,7 @@ impl Classifier {
 
     fn classify_one(&self, pixels: Pixels) -> Result<Prediction> {
         let mut one = self.classify_pixels(std::slice::from_ref(&pixels))?;
-        one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
+        one.pop().ok_or_else(missing_output)
     }
 
     pub(crate) fn prediction(&self, outputs: &Outputs) -> Prediction {
@@ -248,7 +246,12 @@ impl Classifier {
     }
 }
 
-/// Mirror images of images, `[n, size, size, 3]` bytes: left is right.
+/// The error of a device that returned fewer outputs than there were images.
+pub(crate) fn missing_output() -> Error {
+    Error::Device("an output is missing".into())
+}
+
+/// Images mirrored left to right, `[n, size, size, 3]` bytes.
 fn mirrored(images: &[u8], size: usize) -> Vec<u8> {
     let rows = images.chunks_exact(size * 3);
     rows.flat_map(|row| row.as_chunks::<3>().0.iter().rev().flatten()).copied().collect()

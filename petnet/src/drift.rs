@@ -1,5 +1,5 @@
-//! Drift: a comparison of recent images with those that a model was calibrated on, without a label, by the population
-//! stability index of a few statistics (Siddiqi, "Credit risk scorecards", 2006).
+//! Drift detection without labels: recent images are compared with those that a model was calibrated on, by the population
+//! stability index (PSI) of a few statistics (Siddiqi, "Credit risk scorecards", 2006).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::prediction::{Decision, Prediction};
 use crate::preprocess::Pixels;
 
-/// Parts of equal size that a distribution is cut into.
+/// Number of bins of about equal size.
 const PARTS: usize = 10;
-/// Every so many pixels are looked at, for speed; a prime does not fall into step with rows.
+/// Every `STRIDE`-th pixel is read, for speed; a prime number does not align with the rows.
 const STRIDE: usize = 7;
 
 /// A statistic of an image or of its prediction.
@@ -25,7 +25,7 @@ pub enum Statistic {
     PredictedClass,
     /// Out-of-distribution score, where the model has one.
     OodScore,
-    /// Answered, low confidence or out of distribution.
+    /// The decision: answered, low confidence or out of distribution.
     Decision,
     /// Mean luma, 0 to 255.
     Brightness,
@@ -38,7 +38,7 @@ pub enum Statistic {
 }
 
 impl Statistic {
-    /// All of them.
+    /// All statistics.
     pub const ALL: [Self; 8] = [
         Self::Confidence,
         Self::PredictedClass,
@@ -71,7 +71,7 @@ impl fmt::Display for Statistic {
     }
 }
 
-/// Statistics of an image's pixels and size, whatever it shows.
+/// Statistics of an image's pixels and size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ImageStatistics {
     brightness: f32,
@@ -103,7 +103,7 @@ impl ImageStatistics {
     }
 }
 
-/// The statistics of an image and of its prediction, one value a [`Statistic`].
+/// The statistics of an image and of its prediction, one value per [`Statistic`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DriftSample([Option<f32>; Statistic::ALL.len()]);
 
@@ -129,7 +129,7 @@ impl DriftSample {
     }
 }
 
-/// Place of a decision among [`Decision::ALL`].
+/// Index of a decision in [`Decision::ALL`].
 fn category(decision: Decision) -> usize {
     match decision {
         Decision::Answered => 0,
@@ -141,14 +141,14 @@ fn category(decision: Decision) -> usize {
 /// The distribution of one statistic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Distribution {
-    /// Rising; a value's bin is the number of edges below it.
+    /// Edges of the bins, rising; a value's bin is the number of edges below it.
     edges: Vec<f32>,
-    /// Values in each bin, one more than edges.
+    /// Number of values in each bin; there is one bin more than edges.
     counts: Vec<u32>,
 }
 
 impl Distribution {
-    /// A bin a decision, the rare ones too; bins of about equal size for other statistics.
+    /// One bin for each decision, even for rare ones; bins of about equal size for other statistics.
     fn of(statistic: Statistic, values: Vec<f32>) -> Option<Self> {
         match statistic {
             Statistic::Decision => Self::of_categories(&values, Decision::ALL.len()),
@@ -173,8 +173,7 @@ impl Distribution {
         (!values.is_empty()).then_some(distribution)
     }
 
-    /// Bins of about equal size, and one at each end for what was never seen; `None` where all
-    /// values are equal.
+    /// Bins of about equal size, and one at each end for values outside of the range; `None` where all values are equal.
     fn learn(mut values: Vec<f32>) -> Option<Self> {
         values.sort_by(f32::total_cmp);
         let (least, most) = (values.first()?, values.last()?);
@@ -200,7 +199,7 @@ impl Distribution {
     /// The population stability index against counts of the same bins, in nats.
     fn psi(&self, counts: &[u32]) -> f64 {
         let share = |counts: &[u32]| -> Vec<f64> {
-            // Half an image more in each bin: an empty bin would make the index infinite.
+            // Half an image is added to each bin, as an empty bin would make the index infinite.
             let total = counts.iter().sum::<u32>() as f64 + counts.len() as f64 / 2.0;
             counts.iter().map(|count| (f64::from(*count) + 0.5) / total).collect()
         };
@@ -214,9 +213,9 @@ impl Distribution {
 pub struct Reference(BTreeMap<Statistic, Distribution>);
 
 impl Reference {
-    /// Learns from images like those that the model is meant for; a thousand are enough. A statistic that the model does
-    /// not have is left out, and one in which all images are alike: images that were cut to one size say nothing of those
-    /// to come. The decision stays even so.
+    /// The reference of images like those that the model is meant for; a thousand are enough. Statistics that the model
+    /// does not have are left out, and so are those with one value for all images, such as the size of images that were
+    /// resized. The decision is always kept.
     pub fn learn(samples: &[DriftSample]) -> Self {
         let values =
             |statistic| samples.iter().filter_map(move |sample| sample.get(statistic)).collect();
@@ -229,7 +228,7 @@ impl Reference {
 
 /// A window of recent images, compared with a reference.
 ///
-/// An index of a few hundredths is chance, above 0.1 the distribution moves, above 0.25 it is another one.
+/// A PSI of a few hundredths is chance, above 0.1 it means a moderate change of the distribution, above 0.25 a large one.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
@@ -255,7 +254,7 @@ impl Reference {
 pub struct Window {
     reference: Reference,
     size: usize,
-    /// The bin of each image in each distribution, where it has one.
+    /// The bin of each image in each distribution; `None` where it lacks the statistic.
     recent: VecDeque<Vec<Option<usize>>>,
     counts: Vec<Vec<u32>>,
 }
@@ -267,7 +266,7 @@ impl Window {
         Self { reference, size: size.max(1), recent: VecDeque::new(), counts }
     }
 
-    /// Adds an image; the oldest one leaves a full window.
+    /// Adds an image; a full window drops the oldest one.
     pub fn push(&mut self, sample: DriftSample) {
         if self.recent.len() == self.size
             && let Some(old) = self.recent.pop_front()
@@ -282,7 +281,7 @@ impl Window {
         self.recent.push_back(bins);
     }
 
-    /// Images in the window.
+    /// Number of images in the window.
     pub fn len(&self) -> usize {
         self.recent.len()
     }
@@ -292,8 +291,8 @@ impl Window {
         self.recent.is_empty()
     }
 
-    /// The population stability index of each statistic, in nats, from 0. Of few images (below some
-    /// 200) it is mostly chance.
+    /// The population stability index of each statistic, in nats, from 0. With fewer than about 200 images it is mostly
+    /// chance.
     pub fn stability(&self) -> Vec<(Statistic, f64)> {
         let pairs = self.reference.0.iter().zip(&self.counts);
         pairs
@@ -314,7 +313,7 @@ fn pairs<'a>(
 mod tests {
     use super::*;
 
-    /// An image by daylight by its number: statistics and answers spread like real ones.
+    /// A synthetic image by its number, with statistics and predictions that are distributed like real ones.
     fn sample(number: u32, light: f32, dogs: u32, clear: bool) -> DriftSample {
         let spread = |salt: u32| {
             (number.wrapping_mul(2_654_435_761).rotate_left(salt) >> 8) as f32 / (1 << 24) as f32
@@ -339,15 +338,15 @@ mod tests {
     }
 
     #[test]
-    fn normal_traffic_is_still() {
-        // More than the window holds: what was there before must leave no trace.
+    fn images_like_the_reference_are_no_drift() {
+        // More images than the window holds: the first ones must have no effect.
         let night = (0..500).map(|n| sample(n, 0.2, 50, true));
         let psi = drift(night.chain((5000..5500).map(|n| sample(n, 1.0, 50, true))));
         assert!(psi.values().all(|psi| (0.0..0.1).contains(psi)), "{psi:?}");
     }
 
     #[test]
-    fn night_a_flipped_mix_and_a_broken_camera_are_seen_where_they_are() {
+    fn darkness_another_class_balance_and_a_broken_camera_show_in_their_statistics() {
         let night = drift((5000..5500).map(|n| sample(n, 0.3, 50, true)));
         let flipped = drift((5000..5500).map(|n| sample(n, 1.0, 90, true)));
         let broken = drift((5000..5500).map(|n| sample(n, 1.0, 50, false)));
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_seen_is_noticed_and_what_never_varied_is_not_watched() {
+    fn values_out_of_range_are_drift_and_constant_statistics_are_left_out() {
         let distribution =
             Distribution::learn((0..1000).map(|n| (n % 2) as f32).collect()).unwrap();
         assert_eq!([-1.0, 0.0, 0.5, 1.0, 1.5].map(|v| distribution.bin(v)), [0, 1, 2, 2, 3]);

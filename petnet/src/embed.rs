@@ -1,15 +1,15 @@
-//! Embeddings: what the network computes before its linear layers, as a vector of length 1. Images that look alike to
-//! the network have embeddings of a large cosine; [`similar`](crate::similar) finds them.
+//! Embeddings: the features before the network's linear layers, as a vector of norm 1. Similar images have embeddings with
+//! a large cosine; [`similar`](crate::similar) finds them.
 
-use crate::classifier::Classifier;
-use crate::error::{Error, Result};
+use crate::classifier::{Classifier, missing_output};
+use crate::error::Result;
 use crate::ood;
 use crate::prediction::Prediction;
 use crate::preprocess::Pixels;
 use crate::vector::normalize;
 
 impl Classifier {
-    /// Values of an embedding: the channels of the last feature map.
+    /// Number of values of an embedding: the channels of the last feature map.
     ///
     /// ```
     /// # #[cfg(feature = "pretrained")] {
@@ -24,9 +24,9 @@ impl Classifier {
     }
 
     /// The embedding of each image that [`Classifier::preprocess`] made: the mean of each channel of the last feature
-    /// map, divided by the L2 norm of all of them. Where the model has a source head, the maps are the source network's,
-    /// which no fine-tuning has narrowed to the model's classes. An embedding has [`Classifier::embedding_len`] values and the norm 1,
-    /// so that the cosine of two of them is their dot product; means that are all zero stay zero.
+    /// map, divided by the L2 norm of all of them. Where the model has a source head, the maps are the source network's:
+    /// fine-tuning narrows features to the model's classes. An embedding has [`Classifier::embedding_len`] values and the
+    /// norm 1, so that the cosine of two of them is their dot product; means that are all zero stay zero.
     ///
     /// ```
     /// # #[cfg(feature = "pretrained")] {
@@ -45,8 +45,8 @@ impl Classifier {
     ///
     /// # Errors
     /// As [`Classifier::classify_pixels`].
-    pub fn embed(&self, pictures: &[Pixels]) -> Result<Vec<Vec<f32>>> {
-        let both = self.classify_and_embed(pictures)?;
+    pub fn embed(&self, images: &[Pixels]) -> Result<Vec<Vec<f32>>> {
+        let both = self.classify_and_embed(images)?;
         Ok(both.into_iter().map(|(_, embedding)| embedding).collect())
     }
 
@@ -69,7 +69,7 @@ impl Classifier {
     pub fn embed_bytes(&self, bytes: &[u8]) -> Result<Vec<f32>> {
         let pixels = self.preprocess(bytes)?;
         let mut one = self.embed(std::slice::from_ref(&pixels))?;
-        one.pop().ok_or_else(|| Error::Device("an answer is missing".into()))
+        one.pop().ok_or_else(missing_output)
     }
 
     /// [`Classifier::classify_pixels`] and [`Classifier::embed`] in one pass through the network.
@@ -90,11 +90,11 @@ impl Classifier {
     ///
     /// # Errors
     /// As [`Classifier::classify_pixels`].
-    pub fn classify_and_embed(&self, pictures: &[Pixels]) -> Result<Vec<(Prediction, Vec<f32>)>> {
-        if pictures.is_empty() {
+    pub fn classify_and_embed(&self, images: &[Pixels]) -> Result<Vec<(Prediction, Vec<f32>)>> {
+        if images.is_empty() {
             return Ok(Vec::new());
         }
-        let outputs = self.outputs(self.bytes(pictures)?)?;
+        let outputs = self.outputs(self.bytes(images)?)?;
         let both = outputs.iter().map(|outputs| {
             let mut embedding = ood::embedding(outputs).to_vec();
             normalize(&mut embedding);

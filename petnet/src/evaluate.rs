@@ -1,4 +1,4 @@
-//! A network over a whole data set: probabilities, truth and the figures that follow.
+//! Evaluation of a classifier on a data set.
 
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ use crate::task::Task;
 
 const BATCH: usize = 64;
 
-/// What a network said about every photo of a data set.
+/// Predictions of a single-label model on every image of a data set, with the true classes.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
@@ -23,14 +23,14 @@ const BATCH: usize = 64;
 /// #     std::fs::create_dir(folder.path().join(class)).unwrap();
 /// #     for number in 0..4_u8 {
 /// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
-/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
+/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
 /// #     }
 /// # }
-/// # let photos = folder.path();
+/// # let images = folder.path();
 /// use petnet::{Classifier, Dataset};
 ///
-/// let evaluation = Classifier::pretrained()?.evaluate(&Dataset::open(photos)?, |_| ())?;
+/// let evaluation = Classifier::pretrained()?.evaluate(&Dataset::open(images)?, |_| ())?;
 /// let metrics = evaluation.metrics();
 /// println!("{:.1} % right, {:?}", metrics.accuracy * 100.0, metrics.confusion_matrix);
 /// assert_eq!(metrics.num_samples, 8);
@@ -39,92 +39,91 @@ const BATCH: usize = 64;
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
-    /// A row a photo, a column a class.
+    /// One row per image, one column per class.
     pub probabilities: Vec<Vec<f32>>,
-    /// A row a photo: what the network saw in it, the means of its last maps.
+    /// One row per image: the means of the last feature maps.
     pub features: Vec<Vec<f32>>,
-    /// True class of each photo.
+    /// True class of each image.
     pub truth: Vec<usize>,
-    /// Answered or unsure, and why, of each image.
+    /// Decision for each image.
     pub decisions: Vec<Decision>,
     /// Out-of-distribution score of each image; empty where the model has none.
     pub ood_scores: Vec<f32>,
     classes: usize,
 }
 
-/// Answers of a multi-label model on every photo of a data set.
+/// Predictions of a multi-label model on every image of a data set, with the true classes.
 ///
 /// ```no_run
 /// use petnet::{Classifier, dataset::Reading};
 ///
 /// let reading = Reading { multi_label: true, ..Reading::default() };
-/// let photos = reading.open("photos")?; // with a labels.csv: path,label with labels like cat|dog
-/// let metrics = Classifier::load("mine.safetensors")?.evaluate_labels(&photos, |_| ())?.metrics();
+/// let images = reading.open("photos")?; // with a labels.csv: path,label with labels like cat|dog
+/// let metrics = Classifier::load("mine.safetensors")?.evaluate_labels(&images, |_| ())?.metrics();
 /// println!("mean average precision {:?}", metrics.mean_average_precision);
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LabelEvaluation {
-    /// A row a photo, a column a class.
+    /// One row per image, one column per class.
     pub probabilities: Vec<Vec<f32>>,
-    /// Classes of each photo.
+    /// True classes of each image.
     pub truth: Vec<Vec<usize>>,
-    /// Answered or unsure, and why, of each photo.
+    /// Decision for each image.
     pub decisions: Vec<Decision>,
-    /// Out-of-distribution score of each photo; empty where the model has none.
+    /// Out-of-distribution score of each image; empty where the model has none.
     pub ood_scores: Vec<f32>,
     thresholds: Vec<f32>,
 }
 
 impl LabelEvaluation {
-    /// All figures, at the model's thresholds.
+    /// Metrics at the model's thresholds.
     pub fn metrics(&self) -> MultiLabelMetrics {
         MultiLabelMetrics::compute(&self.probabilities, &self.truth, &self.thresholds)
     }
 
-    /// Share of the images that are unsure because they are not like those of the training. All of them count in
-    /// [`LabelEvaluation::metrics`].
+    /// Share of the images that are out of distribution. They count in [`LabelEvaluation::metrics`] all the same.
     pub fn out_of_distribution(&self) -> f64 {
         let unsure = |decision: &&Decision| **decision == Decision::OutOfDistribution;
         self.decisions.iter().filter(unsure).count() as f64 / self.decisions.len().max(1) as f64
     }
 }
 
-/// What a model that may be unsure answers.
+/// Coverage and accuracy of a model that abstains on some images (selective classification).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Coverage {
-    /// Share of the photos that get an answer.
+    /// Share of the images that are answered.
     pub share: f64,
-    /// Share of those answers that are right.
+    /// Accuracy on these.
     pub accuracy: f64,
-    /// Share of the images that are unsure for their confidence.
+    /// Share of the images with low confidence.
     pub low_confidence: f64,
-    /// Share of the images that are unsure because they are not like those of the training.
+    /// Share of the images that are out of distribution.
     pub out_of_distribution: f64,
 }
 
 impl Evaluation {
-    /// All figures.
+    /// Metrics over all images, answered or not.
     pub fn metrics(&self) -> Metrics {
         Metrics::compute(&self.probabilities, &self.truth, self.classes)
     }
 
-    /// Figures of the answers that are not "unsure".
+    /// Coverage, and accuracy on the answered images.
     pub fn coverage(&self) -> Coverage {
         let rows = self.probabilities.iter().zip(&self.truth).zip(&self.decisions);
-        let given: Vec<bool> = rows
+        let answered: Vec<bool> = rows
             .filter(|(_, decision)| **decision == Decision::Answered)
             .map(|((row, truth), _)| argmax(row) == *truth)
             .collect();
-        let right = given.iter().filter(|right| **right).count();
+        let right = answered.iter().filter(|right| **right).count();
         let all = self.truth.len().max(1) as f64;
         let share = |wanted| {
             let decisions = self.decisions.iter().filter(|decision| **decision == wanted);
             decisions.count() as f64 / all
         };
         Coverage {
-            share: given.len() as f64 / all,
-            accuracy: right as f64 / given.len().max(1) as f64,
+            share: answered.len() as f64 / all,
+            accuracy: right as f64 / answered.len().max(1) as f64,
             low_confidence: share(Decision::LowConfidence),
             out_of_distribution: share(Decision::OutOfDistribution),
         }
@@ -132,15 +131,15 @@ impl Evaluation {
 }
 
 impl Classifier {
-    /// Classifies every photo of a data set whose classes are the model's, in the data set's
-    /// order. `progress` hears how many photos each batch had.
+    /// Evaluates a single-label model on a data set of its classes, in the data set's order. `progress` is called with 1
+    /// for each image.
     ///
     /// # Errors
-    /// [`Error::Dataset`] when a class is unknown to the model, or either is multi-label, see
-    /// [`Classifier::evaluate_labels`]; what photos and device refuse.
+    /// [`Error::Dataset`] when a class is unknown to the model, or when the model or the data is multi-label, see
+    /// [`Classifier::evaluate_labels`]; the errors of reading images and of the device.
     pub fn evaluate(&self, dataset: &Dataset, progress: impl Fn(usize)) -> Result<Evaluation> {
         if dataset.is_multi_label() || !self.info().task.is_single_label() {
-            let reason = "the model or the data is multi-label: evaluate its labels";
+            let reason = "the model or the data is multi-label: use the multi-label evaluation";
             return Err(Error::Dataset(reason.into()));
         }
         let dataset = dataset.clone().with_labels(self.labels())?;
@@ -157,19 +156,21 @@ impl Classifier {
         Ok(evaluation)
     }
 
-    /// Classifies every photo of a data set by a multi-label model whose classes are the data's, in the data set's order.
-    /// `progress` hears of each photo. Data with one class a photo are judged as if they had no other.
+    /// Evaluates a multi-label model on a data set of its classes, in the data set's order. `progress` is called with 1 for
+    /// each image. Images of a single-label data set are evaluated as having no other class.
     ///
     /// # Errors
-    /// [`Error::Dataset`] when a class is unknown to the model, or the model is a single-label one; what photos and device
-    /// refuse.
+    /// [`Error::Dataset`] when a class is unknown to the model, or the model is a single-label one; the errors of reading
+    /// images and of the device.
     pub fn evaluate_labels(
         &self,
         dataset: &Dataset,
         progress: impl Fn(usize),
     ) -> Result<LabelEvaluation> {
         let Task::MultiLabel { thresholds } = &self.info().task else {
-            return Err(Error::Dataset("the model gives one label an image: evaluate that".into()));
+            return Err(Error::Dataset(
+                "the model is a single-label one: use the single-label evaluation".into(),
+            ));
         };
         let dataset = dataset.clone().with_labels(self.labels())?;
         let thresholds = thresholds.clone();
@@ -185,8 +186,8 @@ impl Classifier {
         Ok(evaluation)
     }
 
-    /// Classifies every image of a data set whose classes may be any, in the data set's order. `progress` hears of
-    /// each image.
+    /// Classifies every image of a data set of any classes, in the data set's order. `progress` is called with 1 for each
+    /// image.
     ///
     /// # Errors
     /// [`Error::ImageFile`](crate::Error::ImageFile) for an image that cannot be read, [`Error::Device`](crate::Error::Device)
@@ -200,12 +201,12 @@ impl Classifier {
         Ok(predictions)
     }
 
-    /// Runs the network on every image of a data set, in its order; `seen` takes its outputs and its classes.
+    /// Runs the network on every image of a data set, in its order; `each` is called with the outputs and the classes.
     pub(crate) fn each_output(
         &self,
         dataset: &Dataset,
         augment: Augment,
-        mut seen: impl FnMut(Outputs, &Target),
+        mut each: impl FnMut(Outputs, &Target),
     ) -> Result<()> {
         let settings = LoaderSettings {
             batch_size: BATCH,
@@ -220,7 +221,7 @@ impl Classifier {
             let batch = batch?;
             let outputs = self.outputs(batch.images)?;
             let pairs = outputs.into_iter().zip(&batch.targets);
-            pairs.for_each(|(outputs, target)| seen(outputs, target));
+            pairs.for_each(|(outputs, target)| each(outputs, target));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! Where a network looked: a heat map over the photo (Selvaraju et al., "Grad-CAM", 2017).
+//! Heat maps of the image regions that a prediction depends on (Selvaraju et al., "Grad-CAM", 2017).
 //!
-//! All networks here end in a global average, so that the gradient that Grad-CAM needs is a
-//! product of weights; inference is enough.
+//! All networks end in a global average pool, so that the gradient that Grad-CAM needs is a product of weights: no
+//! backward pass is needed.
 
 use crate::classifier::Classifier;
 use crate::engine::Heat;
@@ -13,11 +13,11 @@ use crate::preprocess::Pixels;
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// # let mut photo = std::io::Cursor::new(Vec::new());
-/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut photo, image::ImageFormat::Png).unwrap();
-/// # let photo = photo.into_inner();
+/// # let mut image = std::io::Cursor::new(Vec::new());
+/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
+/// # let image = image.into_inner();
 /// let classifier = petnet::Classifier::pretrained()?;
-/// let explanation = classifier.explain_bytes(&photo)?;
+/// let explanation = classifier.explain_bytes(&image)?;
 /// let (columns, rows) = explanation.size();
 /// assert_eq!(explanation.heat().len(), columns * rows);
 /// println!("{}", explanation.prediction());
@@ -33,7 +33,7 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// The answer that the heat map is about.
+    /// The prediction that the heat map explains.
     pub fn prediction(&self) -> &Prediction {
         &self.prediction
     }
@@ -43,17 +43,17 @@ impl Explanation {
         (self.width, self.height)
     }
 
-    /// How much each place spoke for the answer, 0 to 1, rows from the top.
+    /// Contribution of each cell to the predicted class, 0 to 1, rows from the top.
     pub fn heat(&self) -> &[f32] {
         &self.heat
     }
 
-    /// The photo with the heat over it, at the photo's size: blue is cold, red is hot.
-    pub fn overlay(&self, photo: &Pixels) -> Pixels {
+    /// The image with the heat map over it, at the image's size: blue is 0, red is 1.
+    pub fn overlay(&self, image: &Pixels) -> Pixels {
         const OPACITY: f32 = 0.5;
-        let mut picture = photo.clone();
-        let (width, height) = (photo.width() as usize, photo.height() as usize);
-        for (place, pixel) in picture.data_mut().as_chunks_mut::<3>().0.iter_mut().enumerate() {
+        let mut overlay = image.clone();
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        for (place, pixel) in overlay.data_mut().as_chunks_mut::<3>().0.iter_mut().enumerate() {
             let (x, y) = (place % width, place / width);
             let heat = self.at(centre(x, width, self.width), centre(y, height, self.height));
             let colour = colour(heat);
@@ -61,10 +61,10 @@ impl Explanation {
                 *value = (f32::from(*value) * (1.0 - OPACITY) + tint * OPACITY).round() as u8;
             }
         }
-        picture
+        overlay
     }
 
-    /// Bilinear between cells.
+    /// The heat at a position, by bilinear interpolation between cells.
     fn at(&self, x: f32, y: f32) -> f32 {
         let (x0, y0) = (x as usize, y as usize);
         let (x1, y1) = ((x0 + 1).min(self.width - 1), (y0 + 1).min(self.height - 1));
@@ -76,13 +76,13 @@ impl Explanation {
     }
 }
 
-/// Where the middle of pixel `at` of `pixels` lies among `cells`.
+/// Position of the centre of pixel `at` of `pixels`, in units of `cells`.
 fn centre(at: usize, pixels: usize, cells: usize) -> f32 {
     let place = (at as f32 + 0.5) / pixels as f32 * cells as f32 - 0.5;
     place.clamp(0.0, (cells - 1) as f32)
 }
 
-/// Blue, cyan, yellow, red from 0 to 1.
+/// Colour of a heat from 0 to 1: blue, cyan, green, yellow, red.
 fn colour(heat: f32) -> [f32; 3] {
     const STOPS: [[f32; 3]; 5] = [
         [30.0, 40.0, 160.0],
@@ -98,7 +98,7 @@ fn colour(heat: f32) -> [f32; 3] {
 }
 
 impl Classifier {
-    /// Classifies an encoded photo and says where it looked.
+    /// Classifies an encoded image and computes the heat map of the predicted class.
     ///
     /// # Errors
     /// As [`Classifier::classify_bytes`].
@@ -106,13 +106,13 @@ impl Classifier {
         self.explain_pixels(&self.preprocess(bytes)?)
     }
 
-    /// Classifies a picture that [`Classifier::preprocess`] made and says where the network looked.
+    /// Classifies an image that [`Classifier::preprocess`] made and computes the heat map of the predicted class.
     ///
     /// # Errors
     /// As [`Classifier::classify_pixels`].
-    pub fn explain_pixels(&self, picture: &Pixels) -> Result<Explanation> {
-        self.check_size(picture)?;
-        let pixels = picture.data().to_vec();
+    pub fn explain_pixels(&self, image: &Pixels) -> Result<Explanation> {
+        self.check_size(image)?;
+        let pixels = image.data().to_vec();
         let (outputs, Heat { height, width, values: mut heat }) = self.runner().explain(pixels)?;
         let top = heat.iter().copied().fold(0.0, f32::max);
         if top > 0.0 {
@@ -132,8 +132,8 @@ mod tests {
         let prediction = Prediction::new("cat".into(), 0, vec![1.0]);
         let explanation =
             Explanation { prediction, width: 2, height: 2, heat: vec![0.0, 0.0, 0.0, 1.0] };
-        let photo = Pixels::new(8, 6, vec![128; 8 * 6 * 3]).unwrap();
-        let overlay = explanation.overlay(&photo);
+        let image = Pixels::new(8, 6, vec![128; 8 * 6 * 3]).unwrap();
+        let overlay = explanation.overlay(&image);
         let at = |x: usize, y: usize| overlay.data().as_chunks::<3>().0[y * 8 + x];
         let (cold, hot) = (at(0, 0), at(7, 5));
         assert!(cold[2] > cold[0] && hot[0] > hot[2], "{cold:?} {hot:?}");

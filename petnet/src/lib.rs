@@ -13,6 +13,7 @@ mod classifier;
 #[cfg(feature = "train")]
 pub mod dataset;
 mod device;
+mod disk;
 pub mod drift;
 mod embed;
 mod engine;
@@ -57,7 +58,7 @@ mod weights;
 
 #[cfg(feature = "train")]
 pub use calibrate::Calibration;
-pub use checkpoint::{Checkpoint, ModelInfo, Precision, sha256, write_atomically};
+pub use checkpoint::{Checkpoint, ModelInfo, Precision};
 pub use classifier::Classifier;
 #[cfg(feature = "train")]
 pub use dataset::Dataset;

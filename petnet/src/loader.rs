@@ -1,5 +1,5 @@
-//! Ordered, bounded, prefetching batches: decoding and augmentation on their own threads, a few
-//! batches ahead of the network and no more.
+//! Batches of images in a fixed order, decoded and augmented on worker threads. Bounded queues limit how far the workers
+//! run ahead of the network.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,64 +15,64 @@ use crate::preprocess::{
     Limits, Pixels, Preprocess, Resize, decode_at_least, lanczos, resize, resize_with,
 };
 
-/// Batches that wait for the network, per worker.
+/// Capacity of each worker's queue, in batches.
 const QUEUED: usize = 2;
 
-/// Photos of one step, in a fixed order.
+/// Images of one step, in a fixed order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// `[n, size, size, 3]`.
     pub images: Vec<u8>,
-    /// Classes of each photo.
+    /// Classes of each image.
     pub targets: Vec<Target>,
-    /// Share of each picture that is its own photo; the rest is of the photo at the same place
-    /// from the batch's end. 1 unless [`Augment::mixup`] or [`Augment::cutmix`] are on.
+    /// Share of the original image in each mixed one; the rest is of the image at the same position from the end of the
+    /// batch. 1 unless [`Augment::mixup`] or [`Augment::cutmix`] are on.
     pub kept: f32,
-    /// Place of each photo in the data set.
+    /// Index of each image in the data set.
     pub indices: Vec<usize>,
 }
 
-/// How batches are made.
+/// Settings of a [`Loader`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderSettings {
-    /// Photos a batch; the last of an epoch may have fewer.
+    /// Images per batch; the last of an epoch may have fewer.
     pub batch_size: usize,
-    /// Threads that decode; at least 1 is used.
+    /// Number of worker threads; at least 1 is used.
     pub workers: usize,
-    /// Most memory for decoded photos, in bytes; what does not fit is decoded again.
+    /// Size of the cache of decoded images, in bytes; others are decoded again in each epoch.
     pub cache_bytes: usize,
     /// Input of the network.
     pub preprocess: Preprocess,
-    /// Random changes; [`Augment::none`] for evaluation.
+    /// Augmentation; [`Augment::none`] for evaluation.
     pub augment: Augment,
-    /// Decides order and augmentation.
+    /// Seed of order and augmentation.
     pub seed: u64,
-    /// Whether each epoch has its own order.
+    /// True to shuffle the images of each epoch.
     pub shuffle: bool,
 }
 
 impl LoaderSettings {
-    /// What is kept of a photo between epochs: no more pixels than the network can tell apart.
-    fn shrink(&self, photo: Pixels) -> Result<Pixels, ImageError> {
+    /// Reduces a decoded image for the cache, to about the network's input size.
+    fn shrink(&self, image: Pixels) -> Result<Pixels, ImageError> {
         let Preprocess { size, resize: mode } = self.preprocess;
         if self.augment == Augment::none() {
-            return resize(&photo, size, mode);
+            return resize(&image, size, mode);
         }
-        // Crops are drawn from it: a quarter more, so that most need not be enlarged.
+        // A quarter larger, so that most random crops need not be enlarged.
         let size = size + size / 4;
-        let shorter = photo.width().min(photo.height());
+        let shorter = image.width().min(image.height());
         let (width, height) = match mode {
             Resize::Squeeze => (size, size),
             Resize::CenterCrop => {
                 let scaled =
                     |side: u32| (u64::from(side) * u64::from(size)).div_ceil(shorter.into());
-                (scaled(photo.width()) as u32, scaled(photo.height()) as u32)
+                (scaled(image.width()) as u32, scaled(image.height()) as u32)
             }
         };
-        if width >= photo.width() && height >= photo.height() {
-            return Ok(photo);
+        if width >= image.width() && height >= image.height() {
+            return Ok(image);
         }
-        resize_with(&photo, width, height, &lanczos())
+        resize_with(&image, width, height, &lanczos())
     }
 }
 
@@ -84,17 +84,17 @@ impl LoaderSettings {
 /// #     std::fs::create_dir(folder.path().join(class)).unwrap();
 /// #     for number in 0..4_u8 {
 /// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
-/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
+/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
 /// #     }
 /// # }
-/// # let photos = folder.path();
+/// # let images = folder.path();
 /// use petnet::Dataset;
 /// use petnet::augment::Augment;
 /// use petnet::loader::{Loader, LoaderSettings};
 /// use petnet::preprocess::{Preprocess, Resize};
 ///
-/// let loader = Loader::new(&Dataset::open(photos)?, LoaderSettings {
+/// let loader = Loader::new(&Dataset::open(images)?, LoaderSettings {
 ///     batch_size: 4,
 ///     workers: 2,
 ///     cache_bytes: 1 << 20,
@@ -117,7 +117,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts nothing yet; see [`Loader::epoch`].
+    /// A loader without running threads; [`Loader::epoch`] starts them.
     pub fn new(dataset: &Dataset, settings: LoaderSettings) -> Self {
         let cache = Cache::new(dataset.len(), settings.cache_bytes);
         Self {
@@ -127,7 +127,7 @@ impl Loader {
         }
     }
 
-    /// The same photos under other settings, with a cache of their own.
+    /// A loader of the same images with other settings and a new cache.
     pub(crate) fn with_settings(&self, settings: LoaderSettings) -> Self {
         let cache = Cache::new(self.dataset.len(), settings.cache_bytes);
         let dataset = Arc::clone(&self.dataset);
@@ -139,18 +139,18 @@ impl Loader {
         &self.dataset
     }
 
-    /// Number of batches an epoch.
+    /// Number of batches per epoch.
     pub fn steps(&self) -> usize {
         self.dataset.len().div_ceil(self.settings.batch_size)
     }
 
-    /// Side of the pictures in [`Batch::images`].
+    /// Side of the images in [`Batch::images`].
     pub fn size(&self) -> usize {
         self.settings.preprocess.size as usize
     }
 
-    /// The batches of one epoch (from 0), skipping the first `skip`, which a resumed training has
-    /// already seen. The same arguments give the same bytes, whatever the number of workers.
+    /// The batches of one epoch (from 0) without the first `skip`, which a resumed training has already used. The same
+    /// arguments give the same bytes for any number of workers.
     pub fn epoch(&self, epoch: usize, skip: usize) -> Batches {
         let mut order: Vec<usize> = (0..self.dataset.len()).collect();
         if self.settings.shuffle {
@@ -163,7 +163,7 @@ impl Loader {
             .map(|worker| {
                 let (sender, receiver) = sync_channel(QUEUED);
                 let (loader, order) = (self.clone(), Arc::clone(&order));
-                // Worker w makes batches w, w + workers, ...; the reader takes turns.
+                // Worker w makes batches w, w + workers, ...; the reader takes them from the queues in turn.
                 thread::spawn(move || {
                     loader.work(&order, epoch, (skip + worker, workers), &sender)
                 });
@@ -184,7 +184,7 @@ impl Loader {
         for indices in chunks {
             let batch = self.batch(indices, epoch);
             let failed = batch.is_err();
-            // A reader that stopped early dropped its end: nobody wants the rest.
+            // Sending fails where the reader has stopped early and dropped the receiver.
             if sender.send(batch).is_err() || failed {
                 return;
             }
@@ -200,20 +200,21 @@ impl Loader {
                 path: self.dataset.samples()[index].path.clone(),
                 source,
             };
-            let photo = self.cache.get(index, || {
+            let image = self.cache.get(index, || {
                 let bytes = self.dataset.read(index)?;
                 let limits = Limits::default();
                 decode_at_least(&bytes, &limits, settings.preprocess.size)
-                    .and_then(|photo| settings.shrink(photo))
+                    .and_then(|image| settings.shrink(image))
                     .map_err(refused)
             })?;
             let key = Key { seed: settings.seed, epoch, index };
             let input =
-                settings.augment.apply(&photo, settings.preprocess, key).map_err(refused)?;
+                settings.augment.apply(&image, settings.preprocess, key).map_err(refused)?;
             images.extend_from_slice(input.data());
         }
         let targets = indices.iter().map(|i| self.dataset.samples()[*i].target.clone()).collect();
-        // Every photo is first in one batch at most, and photos' own keys are below the half.
+        // Keys for mixing differ from those of images, which are below the half, and between batches, as an image is the
+        // first of one batch at most.
         let first = indices.first().copied().unwrap_or_default();
         let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };
         let kept = settings.augment.mix(&mut images, (indices.len(), side), key);
@@ -234,37 +235,38 @@ impl Iterator for Batches {
     fn next(&mut self) -> Option<Self::Item> {
         let queue = self.next % self.queues.len();
         self.next += 1;
-        // A worker that is done has dropped its end, and all later batches would be later still.
+        // Receiving fails where the worker has finished, and then no later batch exists.
         self.queues[queue].recv().ok()
     }
 }
 
-/// Decoded photos, up to a number of bytes; first come, first kept.
+/// Decoded images up to a number of bytes, without eviction.
 #[derive(Debug)]
 struct Cache {
     slots: Vec<OnceLock<Arc<Pixels>>>,
-    room: AtomicUsize,
+    /// Bytes that are still free.
+    free: AtomicUsize,
 }
 
 impl Cache {
-    fn new(photos: usize, bytes: usize) -> Self {
-        let slots = if bytes == 0 { 0 } else { photos };
-        Self { slots: (0..slots).map(|_| OnceLock::new()).collect(), room: AtomicUsize::new(bytes) }
+    fn new(images: usize, bytes: usize) -> Self {
+        let slots = if bytes == 0 { 0 } else { images };
+        Self { slots: (0..slots).map(|_| OnceLock::new()).collect(), free: AtomicUsize::new(bytes) }
     }
 
     fn get(&self, index: usize, decode: impl FnOnce() -> Result<Pixels>) -> Result<Arc<Pixels>> {
         if let Some(kept) = self.slots.get(index).and_then(OnceLock::get) {
             return Ok(Arc::clone(kept));
         }
-        let photo = Arc::new(decode()?);
-        let size = photo.data().len();
+        let image = Arc::new(decode()?);
+        let size = image.data().len();
         let taken = self
-            .room
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(size));
+            .free
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(size));
         if let (Ok(_), Some(slot)) = (taken, self.slots.get(index)) {
-            // Another worker can only have put the same pixels there.
-            let _ = slot.set(Arc::clone(&photo));
+            // If another worker was faster, it stored the same pixels.
+            let _ = slot.set(Arc::clone(&image));
         }
-        Ok(photo)
+        Ok(image)
     }
 }

@@ -1,4 +1,4 @@
-//! Figures that judge a classifier: plain numbers in, plain numbers out.
+//! Metrics of classification, computed from probabilities and true classes.
 
 mod multi_label;
 
@@ -13,69 +13,67 @@ pub use multi_label::{
 /// Bins of the reliability diagram and of [`Metrics::ece`].
 pub const CALIBRATION_BINS: usize = 15;
 
-/// Precision, recall and F1 of one class, each 0 to 1 (0 where nothing was counted).
+/// Precision, recall and F1 of one class, each 0 to 1 (0 where the denominator is 0).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ClassMetrics {
-    /// Of the photos that were called this class, the share that is.
+    /// Share of the images predicted as this class that are of it.
     pub precision: f64,
-    /// Of the photos of this class, the share that was called so.
+    /// Share of the images of this class that are predicted as it.
     pub recall: f64,
-    /// Harmonic mean of the two.
+    /// Harmonic mean of precision and recall.
     pub f1_score: f64,
-    /// Photos of this class.
+    /// Number of images of this class.
     pub support: usize,
 }
 
-/// Figures of a whole evaluation. For two classes, precision, recall and F1 are those of class 1
-/// (dog), as the reference system reports them; for more they are means over classes.
+/// Metrics of an evaluation. For two classes, precision, recall and F1 are those of class 1 (dog), as in the Python
+/// reference implementation; for more classes they are means over classes (macro averages).
 ///
 /// ```
-/// let answers = [vec![0.9, 0.1], vec![0.2, 0.8], vec![0.6, 0.4]];
-/// let metrics = petnet::metrics::Metrics::compute(&answers, &[0, 1, 1], 2);
-/// assert_eq!(metrics.confusion_matrix, [[1, 0], [1, 1]]); // a row a true class
+/// let probabilities = [vec![0.9, 0.1], vec![0.2, 0.8], vec![0.6, 0.4]];
+/// let metrics = petnet::metrics::Metrics::compute(&probabilities, &[0, 1, 1], 2);
+/// assert_eq!(metrics.confusion_matrix, [[1, 0], [1, 1]]); // one row per actual class
 /// assert_eq!((metrics.precision, metrics.recall), (1.0, 0.5));
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Share of right answers.
+    /// Share of images whose predicted class is right.
     pub accuracy: f64,
-    /// See above.
+    /// Precision of class 1 of two, otherwise its mean over classes.
     pub precision: f64,
-    /// See above.
+    /// Recall of class 1 of two, otherwise its mean over classes.
     pub recall: f64,
-    /// See above.
+    /// F1 of class 1 of two, otherwise its mean over classes.
     pub f1_score: f64,
-    /// Area under the ROC curve; for more than two classes the mean of one against the rest.
-    /// Absent where a class has no photo.
+    /// Area under the ROC curve; for more than two classes the mean over each class against the rest. Absent where a class
+    /// has no images.
     pub roc_auc: Option<f64>,
     /// Mean negative log likelihood of the right class, in nats.
     pub log_loss: f64,
-    /// Expected calibration error over [`CALIBRATION_BINS`] equal bins of confidence
+    /// Expected calibration error over [`CALIBRATION_BINS`] bins of equal width
     /// (Guo et al., "On calibration of modern neural networks", 2017).
     pub ece: f64,
-    /// Photos.
+    /// Number of images.
     pub num_samples: usize,
-    /// `[truth][answer]` counts.
+    /// Number of images by `[actual][predicted]` class.
     pub confusion_matrix: Vec<Vec<usize>>,
-    /// The same per class.
+    /// Precision, recall and F1 of each class.
     pub per_class: Vec<ClassMetrics>,
 }
 
 /// One bin of the reliability diagram.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CalibrationBin {
-    /// Mean confidence of the answers in the bin.
+    /// Mean confidence of the predictions in the bin.
     pub confidence: f64,
-    /// Share of them that is right.
+    /// Share of them that are right.
     pub accuracy: f64,
-    /// Number of answers.
+    /// Number of predictions.
     pub count: usize,
 }
 
 impl Metrics {
-    /// Judges probabilities (a row a photo) by the true classes.
-    ///
-    /// Rows and `truth` must pair up; what is left over on either side is not counted.
+    /// Metrics of probabilities (one row per image) and true classes. If their lengths differ, the excess is ignored.
     pub fn compute(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Self {
         let mut confusion = vec![vec![0; classes]; classes];
         let mut log_loss = 0.0;
@@ -106,20 +104,20 @@ impl Metrics {
     }
 }
 
-/// The lowest confidence at which the answers that reach it are right in at least `share` of all
-/// cases; `None` where no confidence is enough.
+/// The lowest confidence threshold at which at least `share` of the predictions that reach it are right; `None` where there
+/// is none.
 pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -> Option<f32> {
-    let mut answers: Vec<(f32, bool)> = probabilities
+    let mut predictions: Vec<(f32, bool)> = probabilities
         .iter()
         .zip(truth)
         .map(|(row, class)| (row[argmax(row)], argmax(row) == *class))
         .collect();
-    answers.sort_by(|a, b| b.0.total_cmp(&a.0));
+    predictions.sort_by(|a, b| b.0.total_cmp(&a.0));
     let (mut right, mut lowest) = (0, None);
-    for (rank, (confidence, is_right)) in answers.iter().enumerate() {
+    for (rank, (confidence, is_right)) in predictions.iter().enumerate() {
         right += usize::from(*is_right);
-        // Equal confidences stand or fall together.
-        let last = answers.get(rank + 1).is_none_or(|next| next.0 < *confidence);
+        // Predictions of equal confidence are accepted together.
+        let last = predictions.get(rank + 1).is_none_or(|next| next.0 < *confidence);
         if last && right as f64 >= share * (rank + 1) as f64 {
             lowest = Some(*confidence);
         }
@@ -127,14 +125,14 @@ pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -
     lowest
 }
 
-/// The temperature by which logits must be divided for the lowest log loss: above 1 where a model
-/// is too sure of itself. `probabilities` are those at temperature 1.
+/// The temperature by which logits must be divided for the lowest log loss: above 1 for an overconfident model.
+/// `probabilities` are those at temperature 1.
 ///
 /// ```
-/// // Nine of ten are right, and it says 99 % of each.
+/// // Nine of ten are right, each with a confidence of 99 %.
 /// let answers: Vec<_> = (0..10).map(|_| vec![0.99, 0.01]).collect();
 /// let truth = [0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-/// assert!(petnet::metrics::temperature_for(&answers, &truth) > 1.5);
+/// assert!(petnet::metrics::temperature_for(&probabilities, &truth) > 1.5);
 /// ```
 pub fn temperature_for(probabilities: &[Vec<f32>], truth: &[usize]) -> f32 {
     let logits: Vec<Vec<f64>> = probabilities
@@ -150,10 +148,10 @@ pub fn temperature_for(probabilities: &[Vec<f32>], truth: &[usize]) -> f32 {
     })
 }
 
-/// The temperature of the lowest loss, which is a function of one over the temperature.
+/// The temperature of the lowest loss; `loss` is a function of the inverse temperature.
 fn lowest_temperature(loss: impl Fn(f64) -> f64) -> f32 {
     let loss = |logarithm: f64| loss((-logarithm).exp());
-    // The loss has one valley: golden-section search, between 1/20 and 20.
+    // The loss has one minimum, which a golden-section search finds between 1/20 and 20.
     let golden = (5f64.sqrt() - 1.0) / 2.0;
     let (mut low, mut high) = (-3.0, 3.0);
     while high - low > 1e-4 {
@@ -163,7 +161,7 @@ fn lowest_temperature(loss: impl Fn(f64) -> f64) -> f32 {
     ((low + high) / 2.0).exp() as f32
 }
 
-/// Index of the largest value, the first of equals; 0 for an empty row.
+/// Index of the largest value, the first one of equal values; 0 for an empty row.
 pub fn argmax(row: &[f32]) -> usize {
     let best = row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (index, &value)| {
         if value > best.1 { (index, value) } else { best }
@@ -171,19 +169,19 @@ pub fn argmax(row: &[f32]) -> usize {
     best.0
 }
 
-/// Confidence against accuracy in equal bins of confidence, from 0 to 1.
+/// Confidence and accuracy in bins of equal width of confidence, from 0 to 1.
 pub fn calibration(probabilities: &[Vec<f32>], truth: &[usize]) -> Vec<CalibrationBin> {
-    let answers = probabilities.iter().zip(truth).map(|(row, class)| {
+    let predictions = probabilities.iter().zip(truth).map(|(row, class)| {
         let best = argmax(row);
         (row[best], best == *class)
     });
-    reliability(answers)
+    reliability(predictions)
 }
 
-/// [`calibration`] of answers that are known by their confidence and by whether they were right.
-pub fn reliability(answers: impl Iterator<Item = (f32, bool)>) -> Vec<CalibrationBin> {
+/// [`calibration`] of predictions given as pairs of confidence and correctness.
+pub fn reliability(predictions: impl Iterator<Item = (f32, bool)>) -> Vec<CalibrationBin> {
     let mut sums = [(0.0, 0, 0); CALIBRATION_BINS];
-    for (confidence, correct) in answers {
+    for (confidence, correct) in predictions {
         let confidence = f64::from(confidence);
         let bin =
             ((confidence * CALIBRATION_BINS as f64).ceil() as usize).clamp(1, CALIBRATION_BINS) - 1;
@@ -202,7 +200,7 @@ pub fn reliability(answers: impl Iterator<Item = (f32, bool)>) -> Vec<Calibratio
 }
 
 /// Points (false positive rate, true positive rate) from (0, 0) to (1, 1), for scores of one class
-/// against the rest. Empty where one side has no photo.
+/// against the rest. Empty where one of the two has no images.
 ///
 /// ```
 /// let curve = petnet::metrics::roc_curve(&[0.9, 0.6, 0.3], &[true, false, false]);
@@ -217,21 +215,21 @@ pub fn roc_curve(scores: &[f32], positive: &[bool]) -> Vec<(f64, f64)> {
     let mut ranked: Vec<_> = scores.iter().zip(positive).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(a.0));
     let mut points = vec![(0.0, 0.0)];
-    let (mut hits, mut alarms) = (0, 0);
-    // Photos of equal score enter together: their order says nothing.
+    let (mut true_positives, mut false_positives) = (0, 0);
+    // Images of equal score are one point, as their order is arbitrary.
     for tied in ranked.chunk_by(|a, b| a.0 == b.0) {
-        hits += tied.iter().filter(|(_, positive)| **positive).count();
-        alarms += tied.iter().filter(|(_, positive)| !**positive).count();
-        points.push((ratio(alarms, negatives), ratio(hits, positives)));
+        true_positives += tied.iter().filter(|(_, positive)| **positive).count();
+        false_positives += tied.iter().filter(|(_, positive)| !**positive).count();
+        points.push((ratio(false_positives, negatives), ratio(true_positives, positives)));
     }
     points
 }
 
-/// Area under the ROC curve; `None` where one side is empty.
+/// Area under the ROC curve by the trapezoidal rule; `None` where there are no positives or no negatives.
 fn auroc(scores: &[f32], positive: &[bool]) -> Option<f64> {
     let curve = roc_curve(scores, positive);
-    let strips = curve.windows(2).map(|w| (w[1].0 - w[0].0) * (w[1].1 + w[0].1) / 2.0);
-    (!curve.is_empty()).then(|| strips.sum::<f64>())
+    let trapezoids = curve.windows(2).map(|w| (w[1].0 - w[0].0) * (w[1].1 + w[0].1) / 2.0);
+    (!curve.is_empty()).then(|| trapezoids.sum::<f64>())
 }
 
 fn roc_auc(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Option<f64> {
@@ -249,23 +247,23 @@ fn roc_auc(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Optio
     }
 }
 
-/// Figures of an out-of-distribution score on a model's own images and on images of other things (Hendrycks and Gimpel,
+/// Metrics of an out-of-distribution score on in-distribution and out-of-distribution images (Hendrycks and Gimpel,
 /// "A baseline for detecting misclassified and out-of-distribution examples in neural networks", 2017).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct OodMetrics {
-    /// Images of other things.
+    /// Number of out-of-distribution images.
     pub images: usize,
-    /// Area under the ROC curve: the probability that an image of another thing has a higher score than one of the
-    /// model's own. 1 is a perfect score, 0.5 is chance.
+    /// Area under the ROC curve: the probability that an out-of-distribution image has a higher score than an
+    /// in-distribution one. 1 is perfect, 0.5 is chance.
     pub auroc: f64,
-    /// False positive rate at 95 % true positives: the share of the other images that are accepted at the threshold that
-    /// accepts 95 % of the model's own images.
+    /// False positive rate at 95 % true positives: the share of out-of-distribution images that are accepted at the
+    /// threshold that accepts 95 % of the in-distribution images.
     pub fpr95: f64,
 }
 
 impl OodMetrics {
-    /// From the scores of a model's own images and of others, higher for images that are further away. `None` where there
-    /// is no score of one of the two.
+    /// From the scores of in-distribution images (`known`) and of others, higher for images further from the training
+    /// images. `None` where either has no scores.
     ///
     /// ```
     /// use petnet::metrics::OodMetrics;
@@ -275,7 +273,7 @@ impl OodMetrics {
     /// assert_eq!(OodMetrics::compute(&[0.1], &[]), None);
     /// ```
     pub fn compute(known: &[f32], other: &[f32]) -> Option<Self> {
-        /// Share of the model's own images that are accepted.
+        /// Share of the in-distribution images that are accepted.
         const ACCEPTED: f64 = 0.95;
         let scores = [known, other].concat();
         let is_other: Vec<bool> = (0..scores.len()).map(|place| place >= known.len()).collect();
@@ -295,15 +293,15 @@ pub fn ece(bins: &[CalibrationBin]) -> f64 {
     bins.iter().map(|bin| ratio(bin.count, total) * (bin.confidence - bin.accuracy).abs()).sum()
 }
 
-/// Figures of one class from `[truth][answer]` counts.
+/// Metrics of one class from the counts of a confusion matrix, `[actual][predicted]`.
 pub fn class_metrics(confusion: &[Vec<usize>], class: usize) -> ClassMetrics {
-    let hits = confusion[class][class];
-    let called: usize = confusion.iter().map(|row| row[class]).sum();
+    let true_positives = confusion[class][class];
+    let predicted: usize = confusion.iter().map(|row| row[class]).sum();
     let support: usize = confusion[class].iter().sum();
     ClassMetrics {
-        precision: ratio(hits, called),
-        recall: ratio(hits, support),
-        f1_score: ratio(2 * hits, called + support),
+        precision: ratio(true_positives, predicted),
+        recall: ratio(true_positives, support),
+        f1_score: ratio(2 * true_positives, predicted + support),
         support,
     }
 }

@@ -1,4 +1,4 @@
-//! The answer for one image. Knows no network.
+//! The prediction for one image.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Probabilities that sum to 1.
 pub(crate) fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
-    // Relative to the largest, no exponential overflows.
+    // Relative to the largest logit, so that no exponential overflows.
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f32> = logits.iter().map(|z| ((z - largest) / temperature).exp()).collect();
     let sum: f32 = powers.iter().sum();
@@ -17,12 +17,12 @@ pub(crate) fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
-    /// The answer can be relied on.
+    /// The prediction is in distribution, and its confidence reaches the threshold.
     Answered,
-    /// Unsure: the image is like those of the training, but the confidence is below
+    /// Unsure: the image is in distribution, but the confidence is below
     /// [`ModelInfo::threshold`](crate::ModelInfo::threshold).
     LowConfidence,
-    /// Unsure: the image is not like those of the training, whatever the confidence.
+    /// Unsure: the image is not like those of the training. The confidence does not matter.
     OutOfDistribution,
 }
 
@@ -39,7 +39,7 @@ impl Decision {
         }
     }
 
-    /// The reason in a sentence for users of a model of these classes; `None` where there is an answer.
+    /// The reason as a sentence for end users of a model of these classes; `None` for [`Decision::Answered`].
     ///
     /// ```
     /// use petnet::Decision;
@@ -64,7 +64,7 @@ impl fmt::Display for Decision {
     }
 }
 
-/// `a cat or a dog`; of many classes, that they are known.
+/// A list of classes such as `a cat or a dog`, or their number where there are many.
 fn any_of(labels: &[String]) -> String {
     /// Most classes that a sentence can list.
     const LISTED: usize = 4;
@@ -83,14 +83,14 @@ fn any_of(labels: &[String]) -> String {
     }
 }
 
-/// The answer for one image. Displays as `dog (98 %)`, of a multi-label model as `cat (97 %), dog (91 %)` or
+/// The prediction for one image. Displays as `dog (98 %)`, for a multi-label model as `cat (97 %), dog (91 %)` or
 /// `none of the classes`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
     pub(crate) label: String,
     pub(crate) index: usize,
     pub(crate) probabilities: Vec<f32>,
-    /// Of a multi-label model, the classes that the image has, likeliest first: indices and names.
+    /// The predicted classes of a multi-label model, likeliest first: indices and names.
     pub(crate) classes: Option<(Vec<usize>, Vec<String>)>,
     pub(crate) ood_score: Option<f32>,
     pub(crate) decision: Decision,
@@ -103,23 +103,23 @@ impl Prediction {
         Self { label, index, probabilities, classes: None, ood_score: None, decision }
     }
 
-    /// Name of the likeliest class, whether or not a multi-label model says that the image has it.
+    /// Name of the likeliest class. In a multi-label model it may be below its threshold.
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// Its place among [`Classifier::labels`](crate::Classifier::labels).
+    /// Index of the likeliest class among [`Classifier::labels`](crate::Classifier::labels).
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Its probability, 0 to 1.
+    /// Probability of the likeliest class, 0 to 1.
     pub fn confidence(&self) -> f32 {
         self.probabilities[self.index]
     }
 
-    /// Distance from the images of the training, see [`OodScore`](crate::OodScore); absent where the model was not
-    /// calibrated.
+    /// Out-of-distribution score, higher for images that are less like those of the training, see
+    /// [`OodScore`](crate::OodScore); absent where the model was not calibrated.
     pub fn ood_score(&self) -> Option<f32> {
         self.ood_score
     }
@@ -129,26 +129,26 @@ impl Prediction {
         self.decision
     }
 
-    /// True where the answer can be relied on.
+    /// True for [`Decision::Answered`].
     pub fn is_answered(&self) -> bool {
         self.decision == Decision::Answered
     }
 
-    /// Of a multi-label model the classes that the image has, those whose probability reaches their threshold: names and
-    /// probabilities, likeliest first, possibly none. `None` for a single-label model. See [`Task`](crate::Task).
+    /// The predicted classes of a multi-label model, whose probabilities reach their thresholds: names and probabilities,
+    /// likeliest first, possibly none. `None` for a single-label model. See [`Task`](crate::Task).
     pub fn labels(&self) -> Option<Vec<(&str, f32)>> {
         let (indices, names) = self.classes.as_ref()?;
         let pairs = indices.iter().zip(names);
         Some(pairs.map(|(index, name)| (name.as_str(), self.probabilities[*index])).collect())
     }
 
-    /// The places of [`Prediction::labels`] among [`Classifier::labels`](crate::Classifier::labels), likeliest first.
+    /// Indices of [`Prediction::labels`] among [`Classifier::labels`](crate::Classifier::labels), likeliest first.
     pub fn indices(&self) -> Option<&[usize]> {
         self.classes.as_ref().map(|(indices, _)| indices.as_slice())
     }
 
-    /// The answer as tables of labels have it: the likeliest class, or of a multi-label model all classes that the image
-    /// has, in the model's order, as in `cat|dog`; empty without any.
+    /// The prediction in the form of tables of labels: the likeliest class, or all predicted classes of a multi-label
+    /// model, in the model's order, as in `cat|dog`; empty where there are none.
     pub fn label_text(&self) -> String {
         let Some((indices, names)) = &self.classes else { return self.label.clone() };
         let mut classes: Vec<(&usize, &String)> = indices.iter().zip(names).collect();
@@ -156,7 +156,7 @@ impl Prediction {
         classes.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join("|")
     }
 
-    /// One probability a class; they sum to 1 unless the model is a multi-label one, see [`Task`](crate::Task).
+    /// One probability per class; they sum to 1 unless the model is a multi-label one, see [`Task`](crate::Task).
     pub fn probabilities(&self) -> &[f32] {
         &self.probabilities
     }
@@ -164,7 +164,7 @@ impl Prediction {
 
 impl fmt::Display for Prediction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Rounding down keeps "100 %" for the certain.
+        // Rounded down, so that only a probability of 1 is shown as 100 %.
         let one = |(label, probability): &(&str, f32)| {
             format!("{label} ({:.0} %)", (probability * 100.0).floor())
         };

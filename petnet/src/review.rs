@@ -1,8 +1,8 @@
-//! Likely faults of a data set: labels, photos of other things, duplicates, and photos on which little is to be seen.
+//! Review of a data set for likely errors: wrong labels, outliers, duplicates, and blurred, dark or tiny images.
 //!
-//! Labels are judged by confident learning (C. Northcutt, L. Jiang and I. Chuang, "Confident learning: estimating
-//! uncertainty in dataset labels", JAIR 70, 2021): each photo's probabilities come from a logistic regression that was fitted
-//! without it, on features of a network.
+//! Wrong labels are found by confident learning (C. Northcutt, L. Jiang and I. Chuang, "Confident learning: estimating
+//! uncertainty in dataset labels", JAIR 70, 2021): each image's probabilities come from a logistic regression on features
+//! of a network that was fitted without the image.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -15,73 +15,75 @@ use crate::prediction::softmax;
 use crate::preprocess::Pixels;
 use crate::similar::Index;
 
-/// Parts that take turns at being held out.
+/// Folds of the cross-validation.
 const FOLDS: usize = 5;
 const SEED: u64 = 42;
-/// Photos that pass through the network together.
+/// Images that pass through the network together.
 const BATCH: usize = 64;
-/// Nearest photos whose mean similarity tells how common a photo is.
+/// Number of nearest images over which the similarity of an image is averaged.
 const NEIGHBOURS: usize = 5;
-/// Most photos that others are compared with, so that the time does not grow with the square of their number.
+/// Largest number of images that others are compared with, so that the time does not grow with the square of their number.
 const COMPARED: usize = 20_000;
 
-/// A photo whose label is likely wrong.
+/// An image whose label is likely wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LabelSuspect {
     /// Index into [`Dataset::samples`].
     pub photo: usize,
     /// The likelier class, an index into [`Dataset::classes`].
     pub likely: usize,
-    /// Out-of-fold probability of the given class, from 0 to 1.
+    /// Out-of-fold probability of the labelled class, from 0 to 1.
     pub given_probability: f32,
-    /// That of the likelier class.
+    /// Out-of-fold probability of the likelier class, from 0 to 1.
     pub likely_probability: f32,
-    /// Set where it passes the test of confident learning: the likelier class is at least as probable as it is on average for
-    /// photos that are labelled so.
+    /// True where the label passes the test of confident learning for a wrong one: the likelier class is at least as
+    /// probable as on average over the images with this label.
     pub confident: bool,
 }
 
-/// A photo and how far it stands out; the first ones stand out most.
+/// An image and the value that it is ranked by.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Suspect {
     /// Index into [`Dataset::samples`].
     pub photo: usize,
-    /// The value that it is ranked by, as the list says.
+    /// The value that the list is ranked by, see [`Review`].
     pub value: f32,
 }
 
-/// The findings; each list has its most suspicious photos first, and all photos.
+/// The findings. Each list is ranked, with the most suspicious images first.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Review {
-    /// By the ratio of the likelier class's probability to the given one's; photos whose given class is the likeliest are left out.
+    /// Images whose labelled class is not the likeliest, by the ratio of the likelier class's probability to that of the
+    /// labelled one.
     pub labels: Vec<LabelSuspect>,
-    /// Photos that are like no others: mean cosine of their features to the five nearest, least first.
+    /// All images by the mean cosine of their features to the five nearest others, least first.
     pub outliers: Vec<Suspect>,
-    /// Variance of the Laplacian of the grey values, from 0, least first (J. Pech-Pacheco et al., "Diatom
+    /// All images by the variance of the Laplacian of the grey values, from 0, least first (J. Pech-Pacheco et al., "Diatom
     /// autofocusing in brightfield microscopy", 2000).
     pub blurred: Vec<Suspect>,
-    /// Mean grey value, from 0 to 255, least first.
+    /// All images by their mean grey value, from 0 to 255, least first.
     pub dark: Vec<Suspect>,
-    /// Shorter side of the original in pixels, least first; photos of unknown size are left out.
+    /// Images by the shorter side of the original in pixels, least first; those of unknown size are left out.
     pub tiny: Vec<Suspect>,
-    /// Photos that show the same thing, groups of indices.
+    /// Groups of duplicates, as indices.
     pub duplicates: Vec<Vec<usize>>,
-    /// Share of out-of-fold answers that agree with the labels, from 0 to 1.
+    /// Share of out-of-fold predictions that agree with the labels, from 0 to 1.
     pub agreement: f64,
 }
 
-/// One photo as it was looked at.
-struct Looked {
+/// Features and statistics of one image.
+struct Inspected {
     features: Vec<f32>,
     sharpness: f32,
-    light: f32,
+    brightness: f32,
 }
 
 impl Review {
-    /// Looks at every photo once; `progress` is called with the number of photos that are done.
+    /// Reviews a data set. Every image passes through the network once; `progress` is called with the number of images
+    /// that are done.
     ///
     /// # Errors
-    /// [`Error::ImageFile`] for a photo that cannot be read any more, [`Error::Dataset`] for a data set without photos.
+    /// [`Error::ImageFile`] for an image that can no longer be read, [`Error::Dataset`] for multi-label data or none.
     pub fn run(
         dataset: &Dataset,
         classifier: &Classifier,
@@ -89,66 +91,67 @@ impl Review {
     ) -> Result<Self> {
         if dataset.is_multi_label() {
             return Err(Error::Dataset(
-                "it is multi-label: a review compares one label a photo".into(),
+                "the data is multi-label: a review needs one label per image".into(),
             ));
         }
         let truth: Vec<usize> =
             dataset.samples().iter().filter_map(|sample| sample.target.class()).collect();
-        let mut looked = Vec::with_capacity(dataset.len());
+        let mut inspected = Vec::with_capacity(dataset.len());
         let places: Vec<usize> = (0..dataset.len()).collect();
         for batch in places.chunks(BATCH) {
-            looked.extend(look(dataset, classifier, batch)?);
-            progress(looked.len());
+            inspected.extend(inspect(dataset, classifier, batch)?);
+            progress(inspected.len());
         }
-        let width = looked.first().map(|photo| photo.features.len());
-        let width = width.ok_or_else(|| Error::Dataset("there are no photos".into()))?;
-        let features: Vec<f32> = looked.iter().flat_map(|photo| &photo.features).copied().collect();
+        let width = inspected.first().map(|image| image.features.len());
+        let width = width.ok_or_else(|| Error::Dataset("there are no images".into()))?;
+        let features: Vec<f32> =
+            inspected.iter().flat_map(|image| &image.features).copied().collect();
         let probabilities = out_of_fold((dataset, &truth), &features, width);
         let labels = label_suspects(dataset.classes().len(), &truth, &probabilities);
-        let answers = probabilities.iter().zip(&truth);
-        let right = answers.filter(|(answer, class)| likeliest(answer) == **class);
+        let rows = probabilities.iter().zip(&truth);
+        let right = rows.filter(|(row, class)| likeliest(row) == **class);
         let ranked = |value: &dyn Fn(usize) -> Option<f32>| {
-            let photos = 0..dataset.len();
+            let images = 0..dataset.len();
             let mut list: Vec<Suspect> =
-                photos.filter_map(|photo| Some(Suspect { photo, value: value(photo)? })).collect();
+                images.filter_map(|photo| Some(Suspect { photo, value: value(photo)? })).collect();
             list.sort_by(|a, b| a.value.total_cmp(&b.value));
             list
         };
-        let common = similarity(&looked)?;
+        let similarity = similarity(&inspected)?;
         Ok(Self {
             agreement: right.count() as f64 / dataset.len() as f64,
             labels,
-            outliers: ranked(&|photo| Some(common[photo])),
-            blurred: ranked(&|photo| Some(looked[photo].sharpness)),
-            dark: ranked(&|photo| Some(looked[photo].light)),
-            tiny: ranked(&|photo| {
-                dataset.samples()[photo].size.map(|(width, height)| width.min(height) as f32)
+            outliers: ranked(&|image| Some(similarity[image])),
+            blurred: ranked(&|image| Some(inspected[image].sharpness)),
+            dark: ranked(&|image| Some(inspected[image].brightness)),
+            tiny: ranked(&|image| {
+                dataset.samples()[image].size.map(|(width, height)| width.min(height) as f32)
             }),
             duplicates: dataset.duplicate_groups(),
         })
     }
 }
 
-fn look(dataset: &Dataset, classifier: &Classifier, photos: &[usize]) -> Result<Vec<Looked>> {
-    let read = |photo: &usize| {
-        classifier.preprocess(&dataset.read(*photo)?).map_err(|error| match error {
+fn inspect(dataset: &Dataset, classifier: &Classifier, images: &[usize]) -> Result<Vec<Inspected>> {
+    let read = |image: &usize| {
+        classifier.preprocess(&dataset.read(*image)?).map_err(|error| match error {
             Error::Image(source) => {
-                Error::ImageFile { path: dataset.samples()[*photo].path.clone(), source }
+                Error::ImageFile { path: dataset.samples()[*image].path.clone(), source }
             }
             other => other,
         })
     };
-    let pixels = photos.par_iter().map(read).collect::<Result<Vec<Pixels>>>()?;
-    let answers = classifier.classify_and_embed(&pixels)?;
-    let seen = pixels.iter().zip(answers).map(|(pixels, (_, features))| {
-        let (sharpness, light) = sharpness_and_light(pixels);
-        Looked { features, sharpness, light }
+    let pixels = images.par_iter().map(read).collect::<Result<Vec<Pixels>>>()?;
+    let outputs = classifier.classify_and_embed(&pixels)?;
+    let inspected = pixels.iter().zip(outputs).map(|(pixels, (_, features))| {
+        let (sharpness, brightness) = sharpness_and_brightness(pixels);
+        Inspected { features, sharpness, brightness }
     });
-    Ok(seen.collect())
+    Ok(inspected.collect())
 }
 
 /// Variance of the Laplacian, and mean, of the grey values.
-fn sharpness_and_light(pixels: &Pixels) -> (f32, f32) {
+fn sharpness_and_brightness(pixels: &Pixels) -> (f32, f32) {
     let width = pixels.width() as usize;
     let luma = |rgb: &[u8]| {
         0.299 * f32::from(rgb[0]) + 0.587 * f32::from(rgb[1]) + 0.114 * f32::from(rgb[2])
@@ -159,18 +162,18 @@ fn sharpness_and_light(pixels: &Pixels) -> (f32, f32) {
         for column in 1..width.saturating_sub(1) {
             let at = row * width + column;
             let around = grey[at - 1] + grey[at + 1] + grey[at - width] + grey[at + width];
-            let curve = around - 4.0 * grey[at];
-            sum += f64::from(curve);
-            squares += f64::from(curve * curve);
+            let laplacian = around - 4.0 * grey[at];
+            sum += f64::from(laplacian);
+            squares += f64::from(laplacian * laplacian);
             count += 1.0;
         }
     }
     let (mean, count) = (sum / f64::from(count.max(1.0)), f64::from(count.max(1.0)));
-    let light = grey.iter().sum::<f32>() / grey.len().max(1) as f32;
-    ((squares / count - mean * mean) as f32, light)
+    let brightness = grey.iter().sum::<f32>() / grey.len().max(1) as f32;
+    ((squares / count - mean * mean) as f32, brightness)
 }
 
-/// Each photo's probabilities by a layer that was fitted without it and its duplicates.
+/// Each image's probabilities by a layer that was fitted without it and its duplicates.
 fn out_of_fold(
     (dataset, targets): (&Dataset, &[usize]),
     features: &[f32],
@@ -183,7 +186,7 @@ fn out_of_fold(
     let layers: Vec<Linear> = (0..FOLDS)
         .into_par_iter()
         .map(|held_out| {
-            // Rows of no class are left out.
+            // `Linear::fit` leaves out rows whose class is not below `classes`.
             let targets: Vec<usize> = targets
                 .iter()
                 .zip(&folds)
@@ -192,7 +195,7 @@ fn out_of_fold(
             Linear::fit(&Samples { targets: &targets, ..all }, l2, None)
         })
         .collect();
-    let answer = |(row, fold): (&[f32], &usize)| {
+    let probabilities = |(row, fold): (&[f32], &usize)| {
         let Linear { weights, bias } = &layers[*fold];
         let mut logits = bias.clone();
         for (value, weights) in row.iter().zip(weights.chunks_exact(classes)) {
@@ -200,24 +203,24 @@ fn out_of_fold(
         }
         softmax(&logits, 1.0)
     };
-    features.par_chunks_exact(width).zip(&folds).map(answer).collect()
+    features.par_chunks_exact(width).zip(&folds).map(probabilities).collect()
 }
 
-/// The fold of each photo: classes are spread evenly, duplicates stay together.
+/// The fold of each image: classes are spread evenly, duplicates stay together.
 fn folds(dataset: &Dataset, truth: &[usize]) -> Vec<usize> {
     let samples = dataset.samples();
     let mut order: Vec<usize> = (0..samples.len()).collect();
-    order.sort_by_key(|photo| (truth[*photo], &samples[*photo].sha256));
+    order.sort_by_key(|image| (truth[*image], &samples[*image].sha256));
     let groups = samples.iter().map(|sample| sample.group).max().map_or(0, |last| last + 1);
     let mut of_group = vec![None; groups];
     let mut next = 0;
     let mut folds = vec![0; samples.len()];
-    for photo in order {
-        let fold = of_group[samples[photo].group].get_or_insert_with(|| {
+    for image in order {
+        let fold = of_group[samples[image].group].get_or_insert_with(|| {
             next += 1;
             next % FOLDS
         });
-        folds[photo] = *fold;
+        folds[image] = *fold;
     }
     folds
 }
@@ -232,47 +235,47 @@ fn label_suspects(
     truth: &[usize],
     probabilities: &[Vec<f32>],
 ) -> Vec<LabelSuspect> {
-    // Mean probability of a class among the photos that are labelled so.
-    let (mut usual, mut counts) = (vec![0.0; classes], vec![0.0_f32; classes]);
-    for (class, answer) in truth.iter().zip(probabilities) {
-        usual[*class] += answer[*class];
+    // The threshold of a class is its mean probability over the images with this label.
+    let (mut thresholds, mut counts) = (vec![0.0; classes], vec![0.0_f32; classes]);
+    for (class, row) in truth.iter().zip(probabilities) {
+        thresholds[*class] += row[*class];
         counts[*class] += 1.0;
     }
-    usual.iter_mut().zip(&counts).for_each(|(sum, count)| *sum /= count.max(1.0));
+    thresholds.iter_mut().zip(&counts).for_each(|(sum, count)| *sum /= count.max(1.0));
     let mut suspects: Vec<LabelSuspect> = truth
         .iter()
         .zip(probabilities)
         .enumerate()
-        .filter_map(|(photo, (class, answer))| {
-            let likely = likeliest(answer);
+        .filter_map(|(photo, (class, row))| {
+            let likely = likeliest(row);
             (likely != *class).then(|| LabelSuspect {
                 photo,
                 likely,
-                given_probability: answer[*class],
-                likely_probability: answer[likely],
-                confident: answer[likely] >= usual[likely],
+                given_probability: row[*class],
+                likely_probability: row[likely],
+                confident: row[likely] >= thresholds[likely],
             })
         })
         .collect();
-    // Differences of sure answers would all be 1.
+    // By the ratio of probabilities: the differences of confident predictions would all be close to 1.
     let margin =
         |suspect: &LabelSuspect| suspect.likely_probability.ln() - suspect.given_probability.ln();
     suspects.sort_by(|a, b| margin(b).total_cmp(&margin(a)));
     suspects
 }
 
-/// Mean cosine of each photo's features to the nearest others.
-fn similarity(looked: &[Looked]) -> Result<Vec<f32>> {
-    let step = looked.len().div_ceil(COMPARED).max(1);
-    let compared: Vec<usize> = (0..looked.len()).step_by(step).collect();
+/// Mean cosine of each image's features to the nearest others.
+fn similarity(inspected: &[Inspected]) -> Result<Vec<f32>> {
+    let step = inspected.len().div_ceil(COMPARED).max(1);
+    let compared: Vec<usize> = (0..inspected.len()).step_by(step).collect();
     let index = Index::from_rows(
-        looked[0].features.len(),
-        compared.iter().map(|photo| &looked[*photo].features),
+        inspected[0].features.len(),
+        compared.iter().map(|image| &inspected[*image].features),
     )?;
-    let queries: Vec<&[f32]> = looked.iter().map(|photo| photo.features.as_slice()).collect();
+    let queries: Vec<&[f32]> = inspected.iter().map(|image| image.features.as_slice()).collect();
     let nearest = index.nearest_all(&queries, NEIGHBOURS + 1)?;
-    let mean = |(photo, nearest): (usize, Vec<crate::similar::Neighbour>)| {
-        let others = nearest.iter().filter(|near| compared[near.row] != photo);
+    let mean = |(image, nearest): (usize, Vec<crate::similar::Neighbour>)| {
+        let others = nearest.iter().filter(|near| compared[near.row] != image);
         let cosines: Vec<f32> = others.take(NEIGHBOURS).map(|near| near.cosine).collect();
         cosines.iter().sum::<f32>() / cosines.len().max(1) as f32
     };

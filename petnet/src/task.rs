@@ -1,29 +1,29 @@
-//! The kind of answer that a model gives: one class an image, or any number of them.
+//! The task of a model: single-label or multi-label classification.
 
 use serde::{Deserialize, Serialize};
 
 use crate::prediction::softmax;
 
-/// Least probability of a class that is answered, before thresholds are chosen.
+/// Threshold of each class before thresholds are chosen in calibration.
 #[cfg(any(test, feature = "train"))]
 pub(crate) const UNCHOSEN: f32 = 0.5;
 
-/// The kind of answer that a model gives.
+/// The task of a model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
-    /// Exactly one class an image. Probabilities are the softmax of the logits: they sum to 1.
+    /// Exactly one class per image. Probabilities are the softmax of the logits: they sum to 1.
     #[default]
     SingleLabel,
-    /// Any number of classes an image, or none. The probability of each class is the sigmoid of its logit.
+    /// Any number of classes per image, or none. The probability of each class is the sigmoid of its logit.
     MultiLabel {
-        /// Of each class the least probability, 0 to 1, at which an image is said to have it.
+        /// The least probability of each class, 0 to 1, at which it is predicted.
         thresholds: Vec<f32>,
     },
 }
 
 impl Task {
-    /// Answers of any number of classes, with thresholds that are still to be chosen.
+    /// The multi-label task before thresholds are chosen.
     #[cfg(any(test, feature = "train"))]
     pub(crate) fn multi_label(classes: usize) -> Self {
         Self::MultiLabel { thresholds: vec![UNCHOSEN; classes] }
@@ -42,7 +42,7 @@ impl Task {
         }
     }
 
-    /// The thresholds of a multi-label model, one a class.
+    /// The thresholds of a multi-label model, one per class.
     pub fn thresholds(&self) -> Option<&[f32]> {
         match self {
             Self::SingleLabel => None,
@@ -50,7 +50,7 @@ impl Task {
         }
     }
 
-    /// One probability a class; the logits are divided by the temperature first.
+    /// One probability per class; the logits are divided by the temperature first.
     pub(crate) fn probabilities(&self, logits: &[f32], temperature: f32) -> Vec<f32> {
         match self {
             Self::SingleLabel => softmax(logits, temperature),

@@ -1,6 +1,6 @@
 //! Arithmetic of feature vectors.
 
-/// Dot product, with separate sums for each lane, so that the compiler emits vector instructions.
+/// Dot product in lanes, which the compiler vectorises.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());

@@ -16,7 +16,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::draw_folder;
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::{Fitted, Freeze, Observer, Optimizer, Schedule, Start, StepReport};
 use petnet::{Checkpoint, Classifier, Dataset, Device, Error, Precision, Trainer};
 use tempfile::tempdir;
@@ -37,7 +36,7 @@ fn small() -> Vec<Architecture> {
 fn trainer(architecture: Architecture) -> Trainer {
     Trainer {
         architecture,
-        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        image_size: 32,
         epochs: 2,
         batch_size: 8,
         learning_rate: 1e-2,

@@ -157,7 +157,7 @@ fn one_class_or_an_empty_one_is_an_error_that_says_so() {
     fs::create_dir(root.path().join("dog")).unwrap();
     fs::write(root.path().join("dog/1.jpg"), b"").unwrap();
     let error = Dataset::open(root.path()).unwrap_err().to_string();
-    assert!(error.contains("class `dog` has no readable photo"), "{error}");
+    assert!(error.contains("class `dog` has no readable image"), "{error}");
     let error = Dataset::open(root.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.contains("nowhere"), "{error}");
     assert!(!root.path().join(Manifest::FILE).exists());

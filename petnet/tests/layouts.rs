@@ -12,6 +12,7 @@ use common::{draw_folder, drawn};
 use petnet::Dataset;
 use petnet::dataset::{LabelOptions, Labels, Layout, Prepare, Reading, Split};
 use petnet::files::LeftOut;
+use sha2::{Digest as _, Sha256};
 use tempfile::tempdir;
 use zip::write::SimpleFileOptions;
 
@@ -259,7 +260,7 @@ fn nothing_is_read_or_written_outside_of_its_folder() {
     let root = tempdir().unwrap();
     let photos = root.path().join("photos");
     draw_folder(&photos, &["unlabelled", "cat"], 2);
-    let sha = petnet::sha256(&fs::read(photos.join("unlabelled/0.png")).unwrap());
+    let sha = hex::encode(Sha256::digest(&fs::read(photos.join("unlabelled/0.png")).unwrap()));
     let path = root.path().join("labels.jsonl");
     fs::write(&path, format!("{{\"sha256\":\"{sha}\",\"label\":\"../../escaped\"}}\n")).unwrap();
     let error = Labels::read(&path, LabelOptions::default()).unwrap_err().to_string();
@@ -308,7 +309,7 @@ fn the_real_reason_is_said() {
     fs::write(&zip, bytes).unwrap();
     let error = Dataset::open(&zip).unwrap_err().to_string();
     assert!(
-        error.contains("class `cat` has no readable photo") && error.contains("ompression"),
+        error.contains("class `cat` has no readable image") && error.contains("ompression"),
         "{error}"
     );
     for (file, reason) in [("x.tar.gz", &b"\x1f\x8b\x08\0"[..]), ("x.rar", b"Rar!")] {

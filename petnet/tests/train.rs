@@ -11,7 +11,7 @@ use petnet::arch::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::train::{Freeze, Optimizer, Resizing, Schedule, Start};
+use petnet::train::{Freeze, Observer, Optimizer, Resizing, Schedule, Start, StepReport};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Prediction, Trainer};
 use tempfile::tempdir;
 use training::{alone, tiny};
@@ -64,6 +64,33 @@ fn every_optimiser_and_schedule_lowers_the_loss() {
         let history = trainer.fit(&dataset, &dataset).unwrap().history;
         let (first, last) = (&history[0], &history[history.len() - 1]);
         assert!(last.val_loss < first.val_loss, "{optimizer:?} {first:?} {last:?}");
+    }
+}
+
+/// The learning rate of the last step of each epoch.
+#[derive(Default)]
+struct LastRates(Vec<f64>);
+
+impl Observer for LastRates {
+    fn step(&mut self, report: &StepReport) {
+        self.0.resize(report.epoch, 0.0);
+        self.0[report.epoch - 1] = report.learning_rate;
+    }
+}
+
+#[test]
+fn the_history_has_the_learning_rate_of_each_epochs_last_step() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 16);
+    let dataset = Dataset::open(root.path()).unwrap();
+    for schedule in [Schedule::Cosine, Schedule::OneCycle] {
+        let trainer = Trainer { schedule, epochs: 3, warmup_epochs: 1.0, ..tiny() };
+        let mut rates = LastRates::default();
+        let history = trainer.fit_observed(&dataset, &dataset, &mut rates).unwrap().history;
+        let reported: Vec<f64> = history.iter().map(|epoch| epoch.learning_rate).collect();
+        assert_eq!(reported, rates.0, "{schedule:?}");
+        assert!(reported[2] > 0.0, "{reported:?}");
     }
 }
 
@@ -335,7 +362,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layer_frozen(
             hidden: 8,
             dropout: 0.0,
         }),
-        preprocess: Preprocess { size: 32, resize: Resize::Squeeze },
+        image_size: 32,
         init: Some(Start::File(init.clone())),
         ema_decay: 0.9,
         ..tiny()
@@ -363,7 +390,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layer_frozen(
     let other =
         Trainer { architecture: Architecture::named("resnet18").unwrap(), ..trainer.clone() };
     let error = other.fit(&dataset, &dataset).unwrap_err().to_string();
-    assert!(error.contains("holds a simple_cnn, the settings ask for a resnet18"), "{error}");
+    assert!(error.contains("holds a simple_cnn, the settings require a resnet18"), "{error}");
     let error = Trainer { init: None, freeze: Some(Freeze::Backbone), ..trainer }
         .fit(&dataset, &dataset)
         .unwrap_err();

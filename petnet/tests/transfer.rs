@@ -9,7 +9,6 @@ mod training;
 use common::{draw_folder, drawn};
 use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::augment::Augment;
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::{Distillation, Freeze, Start};
 use petnet::{
     Calibration, Checkpoint, Classifier, Dataset, Decision, Device, OodScore, Precision, Trainer,
@@ -21,7 +20,7 @@ use training::alone;
 fn tuning() -> Trainer {
     Trainer {
         freeze: Some(Freeze::Blocks(15)),
-        preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
+        image_size: 64,
         epochs: 1,
         batch_size: 8,
         augment: Augment::none(),
@@ -35,8 +34,7 @@ fn by_default_a_few_images_are_enough_for_classes_of_ones_own() {
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["diagonal", "horizontal", "vertical"], 16);
     let (train, valid) = Dataset::open(root.path()).unwrap().split(0.75).unwrap();
-    let preprocess = Preprocess { size: 96, resize: Resize::Squeeze };
-    let trainer = Trainer { preprocess, ..Trainer::default() };
+    let trainer = Trainer { image_size: 96, ..Trainer::default() };
     let fitted = trainer.fit(&train, &valid).unwrap();
     assert!(fitted.history[0].val_accuracy > 0.9, "{:?}", fitted.history);
     assert!(fitted.best.info().source.is_none(), "nothing needs it");
@@ -113,7 +111,7 @@ fn a_teacher_of_the_same_classes_is_listened_to() {
             hidden: 16,
             dropout: 0.0,
         }),
-        preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+        image_size: 24,
         epochs: 30,
         batch_size: 8,
         learning_rate: 5e-3,

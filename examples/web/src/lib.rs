@@ -1,22 +1,22 @@
-//! petnet compiled to WebAssembly, for a page that classifies photos without a server.
+//! petnet compiled to WebAssembly, for a page that classifies images without a server.
 //! Run with `examples/web/build.sh && python3 -m http.server --directory target/web`.
 
 use petnet::{Classifier, Error};
 use wasm_bindgen::prelude::*;
 
-/// The bundled network, ready to answer.
+/// A classifier with the bundled model.
 #[wasm_bindgen]
 pub struct Petnet(Classifier);
 
 #[wasm_bindgen]
 impl Petnet {
-    /// Reads the model that lies in the file of the program itself.
+    /// Loads the model that is embedded in the program.
     ///
     /// # Errors
-    /// None in a sound build.
+    /// None, unless the build is damaged.
     #[wasm_bindgen(constructor)]
     pub fn new() -> Result<Petnet, JsError> {
-        Classifier::pretrained().map(Self).map_err(told)
+        Classifier::pretrained().map(Self).map_err(to_js)
     }
 
     /// Class names in the order of the probabilities.
@@ -27,18 +27,18 @@ impl Petnet {
     /// Classifies the bytes of a JPEG, PNG, WebP, GIF or BMP file.
     ///
     /// # Errors
-    /// What is wrong with the photo, in words.
-    pub fn classify(&self, photo: &[u8]) -> Result<Answer, JsError> {
-        let pixels = self.0.preprocess(photo).map_err(told)?;
-        let explanation = self.0.explain_pixels(&pixels).map_err(told)?;
+    /// The reason why the image cannot be classified.
+    pub fn classify(&self, image: &[u8]) -> Result<Answer, JsError> {
+        let pixels = self.0.preprocess(image).map_err(to_js)?;
+        let explanation = self.0.explain_pixels(&pixels).map_err(to_js)?;
         let overlay = explanation.overlay(&pixels);
-        let guess = explanation.prediction();
-        let decision = guess.decision();
+        let prediction = explanation.prediction();
+        let decision = prediction.decision();
         Ok(Answer {
-            label: guess.label().into(),
+            label: prediction.label().into(),
             decision: decision.name().into(),
             message: decision.reason(self.0.labels()),
-            probabilities: guess.probabilities().to_vec(),
+            probabilities: prediction.probabilities().to_vec(),
             side: overlay.width(),
             heat: overlay
                 .data()
@@ -51,23 +51,23 @@ impl Petnet {
     }
 }
 
-/// What the network says of one photo.
+/// The prediction for one image.
 #[wasm_bindgen(getter_with_clone)]
 pub struct Answer {
     /// Name of the likeliest class.
     pub label: String,
     /// `answered`, `low_confidence` or `out_of_distribution`.
     pub decision: String,
-    /// The reason in a sentence where there is no answer.
+    /// The reason as a sentence, unless the decision is `answered`.
     pub message: Option<String>,
-    /// One for each of `labels`; they sum to 1.
+    /// One probability for each of `labels`; they sum to 1.
     pub probabilities: Vec<f32>,
-    /// Of the picture in `heat`, in pixels.
+    /// Side of the square in `heat`, in pixels.
     pub side: u32,
-    /// The photo under a map of where the network looked, four bytes a pixel.
+    /// The image with the heat map of the predicted class over it, in RGBA, four bytes per pixel.
     pub heat: Vec<u8>,
 }
 
-fn told(error: Error) -> JsError {
+fn to_js(error: Error) -> JsError {
     JsError::new(&error.to_string())
 }

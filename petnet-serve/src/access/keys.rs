@@ -185,13 +185,8 @@ impl Limit {
 }
 
 fn digest(text: &str) -> Result<[u8; 32]> {
-    let wrong = || anyhow::anyhow!("`{text}` is no SHA-256 in hex (64 digits)");
-    if text.len() != 64 || !text.is_ascii() {
-        return Err(wrong());
-    }
     let mut key = [0; 32];
-    for (byte, place) in key.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(&text[place..place + 2], 16).map_err(|_| wrong())?;
-    }
+    let decoded = hex::decode_to_slice(text, &mut key);
+    decoded.with_context(|| format!("`{text}` is no SHA-256 in hex (64 digits)"))?;
     Ok(key)
 }

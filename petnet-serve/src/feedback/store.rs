@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::table::Table;
+use crate::disk;
 
 /// Memory for blocks that were read.
 const CACHE: u64 = 4 << 20;
@@ -164,7 +165,7 @@ impl Store {
     }
 
     fn write_count(&self, count: u64) -> Result<()> {
-        Ok(petnet::write_atomically(&self.path.join(COUNT), count.to_string().as_bytes())?)
+        disk::write(&self.path.join(COUNT), count.to_string().as_bytes())
     }
 
     /// On disk, in bytes.

@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use md5::{Digest as _, Md5};
 use metrics::{counter, gauge};
 use petnet::preprocess::Pixels;
-use petnet::{Checkpoint, Classifier, sha256};
+use petnet::{Checkpoint, Classifier};
 use serde::Deserialize;
 
 use crate::address::{ModelAddress, ModelSource};
+use crate::disk::sha256;
 use crate::registry;
 use crate::settings::Settings;
 use crate::telemetry::names;
@@ -135,7 +136,7 @@ fn names(lock: &Path, bytes: &[u8]) -> Result<bool> {
     let context = || lock.display().to_string();
     let text = std::fs::read_to_string(lock).with_context(context)?;
     let lock: Lock = serde_yaml::from_str(&text).with_context(context)?;
-    let digest: String = Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(Md5::digest(bytes));
     Ok(lock
         .stages
         .values()

@@ -1,4 +1,4 @@
-//! Photos in tar and zip archives, read in place from anything that can be read and sought: nothing is unpacked to disk.
+//! Images in tar and zip archives, read in place from any seekable reader: nothing is unpacked to disk.
 
 use std::io::{self, Read, Seek};
 
@@ -7,7 +7,7 @@ use petnet::files::{LeftOut, entry_path};
 use petnet::preprocess::{HEAD, Limits};
 use zip::ZipArchive;
 
-use super::listing::{Listing, Load, Photo};
+use super::listing::{ImageBytes, Listing, Load};
 use super::source::{left_out, refuse_large};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// By the name's ending.
+    /// The kind of archive by the extension of its name.
     pub(super) fn of(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         match () {
@@ -28,7 +28,7 @@ impl Kind {
     }
 }
 
-/// Lists the photos of an archive in its own order, as `NAME/NAME INSIDE`.
+/// Lists the images of an archive in the archive's order, as `ARCHIVE/NAME INSIDE`.
 pub(super) fn walk(
     kind: Kind,
     reader: impl Read + Seek,
@@ -44,7 +44,7 @@ pub(super) fn walk(
 
 fn tar(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result<()> {
     let mut tar = tar::Archive::new(reader);
-    // Photos of other shards are sought past.
+    // Entries of other shards are skipped by seeking.
     for entry in tar.entries_with_seek()? {
         let mut entry = entry?;
         let kind = entry.header().entry_type();
@@ -103,7 +103,7 @@ fn zip(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
             let mut bytes = Vec::new();
             let read =
                 zip.by_index(index).ok().map(|e| e.take(HEAD as u64).read_to_end(&mut bytes));
-            // An entry that cannot be read is no image for all that is known.
+            // An entry that cannot be read counts as no image.
             if matches!(read, Some(Ok(_))) { bytes } else { Vec::new() }
         };
         match left_out(&path, head) {
@@ -116,26 +116,26 @@ fn zip(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
     Ok(())
 }
 
-fn unzip(zip: &mut ZipArchive<impl Read + Seek>, index: usize) -> Result<Photo> {
+fn unzip(zip: &mut ZipArchive<impl Read + Seek>, index: usize) -> Result<ImageBytes> {
     let entry = match zip.by_index(index) {
         Ok(entry) => entry,
-        Err(zip::result::ZipError::Io(error)) => return judged(error),
+        Err(zip::result::ZipError::Io(error)) => return entry_error(error),
         Err(error) => return Ok(Err(error.to_string())),
     };
     if let Err(reason) = refuse_large(entry.size()) {
         return Ok(Err(reason));
     }
     let mut bytes = Vec::with_capacity(entry.size() as usize);
-    // The size is a claim; what comes out is trusted no further than the limit.
+    // The declared size is untrusted: decompression stops at the limit.
     let read = entry.take(Limits::default().max_bytes + 1).read_to_end(&mut bytes);
     match read {
         Ok(_) => Ok(refuse_large(bytes.len() as u64).map(|()| bytes)),
-        Err(error) => judged(error),
+        Err(error) => entry_error(error),
     }
 }
 
-/// Damage within one photo is that photo's; what the disk or the network does stops the run.
-fn judged(error: io::Error) -> Result<Photo> {
+/// Damaged data is an error of one image; an I/O error of the disk or the network stops the run.
+fn entry_error(error: io::Error) -> Result<ImageBytes> {
     match error.kind() {
         io::ErrorKind::InvalidData
         | io::ErrorKind::InvalidInput
@@ -145,6 +145,6 @@ fn judged(error: io::Error) -> Result<Photo> {
     }
 }
 
-fn ready(photo: Photo) -> Load {
-    Box::new(|| Ok(photo))
+fn ready(image: ImageBytes) -> Load {
+    Box::new(|| Ok(image))
 }

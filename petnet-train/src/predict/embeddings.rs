@@ -1,5 +1,5 @@
-//! Embeddings in files: Parquet, or NumPy's format with the paths in a text file beside it. Each file is there whole or
-//! not at all.
+//! Files of embeddings: Parquet, or NumPy's `.npy` with the paths in a text file next to it. Each file is complete or
+//! absent.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -8,44 +8,44 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow};
 use petnet::similar::NpyWriter;
 
-use super::parts::beside;
+use super::parts::partial_path;
 use super::pipeline::Row;
 use super::{cloud, rows::one_line};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 
-/// The form of a file.
+/// Format of a file of embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// `[images, values]` of 32-bit floats, without those that could not be read.
+pub(super) enum EmbeddingFormat {
+    /// `[images, values]` of 32-bit floats, without unreadable images.
     Npy,
-    /// A row an image: path, list of floats, error.
+    /// One row per image: path, list of floats, error.
     Parquet,
 }
 
-impl Form {
+impl EmbeddingFormat {
     const ALL: [Self; 2] = [Self::Npy, Self::Parquet];
 
-    /// Of file names.
-    pub(super) fn ending(self) -> &'static str {
+    /// Extension of the file's name.
+    pub(super) fn extension(self) -> &'static str {
         match self {
             Self::Npy => "npy",
             Self::Parquet => "parquet",
         }
     }
 
-    /// By a file's ending.
+    /// The format by the extension of a file.
     ///
     /// # Errors
-    /// For another ending, and for a form that was not compiled in.
+    /// For another extension, and for a format that was not compiled in.
     pub(super) fn of_file(path: &Path) -> Result<Self> {
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        Self::named(ending)?.ok_or_else(|| {
+        let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
+        Self::named(extension)?.ok_or_else(|| {
             let text = format!("--embeddings {}: must end in .npy or .parquet", path.display());
-            ConfigError(text).into()
+            UsageError(text).into()
         })
     }
 
-    /// By its name alone.
+    /// The format by its name alone, for runs that write parts.
     ///
     /// # Errors
     /// As [`Form::of_file`].
@@ -53,70 +53,70 @@ impl Form {
         Self::named(name.to_str().unwrap_or_default())?.ok_or_else(|| {
             let text =
                 "with --out, --embeddings is `npy` or `parquet`: each part has a file of its own";
-            ConfigError(text.into()).into()
+            UsageError(text.into()).into()
         })
     }
 
     fn named(name: &str) -> Result<Option<Self>> {
-        let form = Self::ALL.into_iter().find(|form| form.ending().eq_ignore_ascii_case(name));
-        if form == Some(Self::Parquet) {
+        let format = Self::ALL.into_iter().find(|one| one.extension().eq_ignore_ascii_case(name));
+        if format == Some(Self::Parquet) {
             cloud::require("--embeddings in Parquet")?;
         }
-        Ok(form)
+        Ok(format)
     }
 }
 
-/// A file that embeddings are written to, row by row.
-pub(super) trait Table {
+/// Writer of one file of embeddings.
+pub(super) trait EmbeddingWriter {
     fn add(&mut self, row: &Row) -> Result<()>;
-    /// Writes what is left; the files, complete.
+    /// Writes buffered rows and returns the complete files.
     fn finish(self: Box<Self>) -> Result<Vec<File>>;
 }
 
-/// Files that are not in their places yet.
+/// A file of embeddings under a temporary name until it is complete; removed if it is dropped before.
 pub(super) struct EmbeddingFile {
-    table: Option<Box<dyn Table>>,
-    /// Path of each temporary file, and the path it is renamed to; the embeddings' come last.
+    writer: Option<Box<dyn EmbeddingWriter>>,
+    /// Path of each temporary file, and the path that it is renamed to; the file of embeddings comes last.
     files: Vec<(PathBuf, PathBuf)>,
 }
 
 impl EmbeddingFile {
     /// Begins a file for embeddings of `len` values.
-    pub(super) fn create(path: &Path, form: Form, len: usize) -> Result<Self> {
+    pub(super) fn create(path: &Path, format: EmbeddingFormat, len: usize) -> Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        let mut begun = Self { table: None, files: Vec::new() };
-        begun.table = Some(match form {
-            Form::Parquet => cloud::embeddings(begun.open(path)?)?,
-            Form::Npy => {
-                let paths = BufWriter::new(begun.open(&path.with_extension("paths.txt"))?);
-                let rows = NpyWriter::new(BufWriter::new(begun.open(path)?), len)?;
-                Box::new(Matrix { paths, rows })
+        let mut file = Self { writer: None, files: Vec::new() };
+        file.writer = Some(match format {
+            EmbeddingFormat::Parquet => cloud::embeddings(file.open(path)?)?,
+            EmbeddingFormat::Npy => {
+                let paths = BufWriter::new(file.open(&path.with_extension("paths.txt"))?);
+                let rows = NpyWriter::new(BufWriter::new(file.open(path)?), len)?;
+                Box::new(NpyFile { paths, rows })
             }
         });
-        Ok(begun)
+        Ok(file)
     }
 
     fn open(&mut self, path: &Path) -> Result<File> {
-        let partial = beside(path);
+        let partial = partial_path(path);
         let file = File::create(&partial).with_context(|| partial.display().to_string())?;
         self.files.push((partial, path.into()));
         Ok(file)
     }
 
     pub(super) fn add(&mut self, row: &Row) -> Result<()> {
-        let added = self.table.as_mut().map_or(Ok(()), |table| table.add(row));
+        let added = self.writer.as_mut().map_or(Ok(()), |writer| writer.add(row));
         added.with_context(|| match self.files.last() {
             Some((_, path)) => path.display().to_string(),
             None => String::new(),
         })
     }
 
-    /// Puts the files in their places.
+    /// Completes the files and renames them to their final names.
     pub(super) fn finish(mut self) -> Result<()> {
-        let table = self.table.take().ok_or_else(|| anyhow!("the file was not begun"))?;
-        for file in table.finish()? {
+        let writer = self.writer.take().ok_or_else(|| anyhow!("the file was not begun"))?;
+        for file in writer.finish()? {
             file.sync_all()?;
         }
         for (partial, path) in &self.files {
@@ -127,7 +127,7 @@ impl EmbeddingFile {
 }
 
 impl Drop for EmbeddingFile {
-    /// Removes what did not come into its place.
+    /// Removes the temporary files that were not renamed.
     fn drop(&mut self) {
         for (partial, _) in &self.files {
             let _ = fs::remove_file(partial);
@@ -135,13 +135,13 @@ impl Drop for EmbeddingFile {
     }
 }
 
-/// A `.npy` file, and a line a row in the file of paths.
-struct Matrix {
+/// A `.npy` file, and a text file with the path of each row on a line.
+struct NpyFile {
     paths: BufWriter<File>,
     rows: NpyWriter<BufWriter<File>>,
 }
 
-impl Table for Matrix {
+impl EmbeddingWriter for NpyFile {
     fn add(&mut self, row: &Row) -> Result<()> {
         if row.outcome.is_ok() {
             self.rows.write_row(&row.embedding)?;

@@ -1,4 +1,4 @@
-//! Which of the listed photos this run takes: its shard's, less those that an earlier run finished.
+//! Selection of the listed images that a run classifies: those of its shard that no earlier run has finished.
 
 use std::str::FromStr;
 
@@ -7,18 +7,18 @@ use petnet::files::{Counts, LeftOut};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// A photo's bytes, or why it has none.
-pub(super) type Photo = Result<Vec<u8>, String>;
-/// Reads a photo; fails where the whole run should stop.
-pub(super) type Load = Box<dyn FnOnce() -> Result<Photo> + Send>;
+/// Bytes of an image, or the reason why they cannot be read.
+pub(super) type ImageBytes = Result<Vec<u8>, String>;
+/// Reads an image; an error stops the whole run.
+pub(super) type Load = Box<dyn FnOnce() -> Result<ImageBytes> + Send>;
 
-/// A photo that is to be read.
+/// An image to read and classify.
 pub(super) struct Item {
     pub(super) path: String,
     pub(super) load: Load,
 }
 
-/// The `index`-th of `count` shares of the photos.
+/// The `index`-th of `count` shares of the images, by the SHA-256 of their paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shard {
     pub(super) index: u64,
@@ -26,7 +26,7 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    fn has(self, path: &str) -> bool {
+    fn contains(self, path: &str) -> bool {
         let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(path));
         u64::from_be_bytes([a, b, c, d, e, f, g, h]) % self.count == self.index
     }
@@ -45,36 +45,37 @@ impl FromStr for Shard {
     }
 }
 
-/// A digest of paths in their order: what was scored is recognised by it.
+/// Chained SHA-256 of paths in their order. A continued run compares it, to verify that the listing starts with the
+/// images that are done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Trail(String);
+pub(super) struct PathDigest(String);
 
-impl Trail {
-    pub(super) fn step(&mut self, path: &str) {
-        self.0 = petnet::sha256(format!("{}\n{path}", self.0).as_bytes());
+impl PathDigest {
+    pub(super) fn add(&mut self, path: &str) {
+        self.0 = crate::files::sha256(format!("{}\n{path}", self.0).as_bytes());
     }
 }
 
-/// What earlier runs of a shard finished: so many photos, with this trail.
+/// Images of a shard that earlier runs finished: their number, and the digest of their paths.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Done {
-    pub(super) photos: u64,
-    pub(super) trail: Trail,
+    pub(super) images: u64,
+    pub(super) paths: PathDigest,
 }
 
-/// Photos that were listed, of all shards, and what else there was.
+/// Number of images listed, over all shards, and of files left out.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Found {
-    pub(super) photos: u64,
+    pub(super) images: u64,
     pub(super) left_out: Counts,
 }
 
-/// Takes every photo that a source lists and passes on those that are to be scored.
+/// Receives every image that a source lists and sends those that this run classifies.
 pub(super) struct Listing<'a> {
     shard: Shard,
     done: Done,
     seen: u64,
-    trail: Trail,
+    paths: PathDigest,
     found: Found,
     send: &'a mut dyn FnMut(Item) -> Result<()>,
 }
@@ -85,47 +86,50 @@ impl<'a> Listing<'a> {
         done: Done,
         send: &'a mut dyn FnMut(Item) -> Result<()>,
     ) -> Self {
-        Self { shard, done, seen: 0, trail: Trail::default(), found: Found::default(), send }
+        Self { shard, done, seen: 0, paths: PathDigest::default(), found: Found::default(), send }
     }
 
-    /// `load` is called only for a photo that is taken; it may read at once where a source goes forward only.
+    /// Lists an image. `load` is called only if the run classifies it, and may read it immediately: a tar archive cannot be
+    /// read again later.
     pub(super) fn offer(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
-        self.found.photos += 1;
-        if !self.shard.has(path) {
+        self.found.images += 1;
+        if !self.shard.contains(path) {
             return Ok(());
         }
-        if self.seen < self.done.photos {
+        if self.seen < self.done.images {
             self.seen += 1;
-            self.trail.step(path);
-            return if self.seen == self.done.photos { self.compare() } else { Ok(()) };
+            self.paths.add(path);
+            return if self.seen == self.done.images { self.compare() } else { Ok(()) };
         }
         (self.send)(Item { path: path.into(), load: load()? })
     }
 
-    /// Counts a file that is no photo to be scored.
+    /// Counts a file that is no image.
     pub(super) fn leave_out(&mut self, reason: LeftOut) {
         self.found.left_out.add(reason);
     }
 
+    /// Ends the listing.
+    ///
     /// # Errors
-    /// When photos of an earlier run are missing.
+    /// When images that an earlier run finished are missing.
     pub(super) fn end(self) -> Result<Found> {
-        if self.seen < self.done.photos {
+        if self.seen < self.done.images {
             return Err(changed());
         }
         Ok(self.found)
     }
 
     fn compare(&self) -> Result<()> {
-        if self.trail == self.done.trail { Ok(()) } else { Err(changed()) }
+        if self.paths == self.done.paths { Ok(()) } else { Err(changed()) }
     }
 }
 
-/// Going on would leave photos out or score some twice.
+/// The error of a listing that has changed: continuing would leave images out or classify some twice.
 fn changed() -> anyhow::Error {
     anyhow!(
-        "the photos are not those of the run that is to be continued (some were added, removed or \
-         renamed): take another --out"
+        "the images are not those of the run to continue (some were added, removed or renamed): use \
+         another --out"
     )
 }
 
@@ -156,21 +160,21 @@ mod tests {
     }
 
     #[test]
-    fn shards_stay_what_they_are_from_release_to_release() {
-        let of = |path| (0..4).find(|i| Shard { index: *i, count: 4 }.has(path)).unwrap();
-        assert_eq!(["a.jpg", "b.jpg", "s3://photos/inbox/1.jpg"].map(of), [2, 2, 1]);
+    fn the_shard_of_a_path_is_the_same_in_every_release() {
+        let shard = |path| (0..4).find(|i| Shard { index: *i, count: 4 }.contains(path)).unwrap();
+        assert_eq!(["a.jpg", "b.jpg", "s3://photos/inbox/1.jpg"].map(shard), [2, 2, 1]);
     }
 
     #[test]
-    fn what_was_done_is_passed_over_only_if_it_is_still_the_same() {
-        let mut trail = Trail::default();
-        trail.step("a");
-        trail.step("b");
-        let done = Done { photos: 2, trail };
+    fn finished_images_are_skipped_only_if_the_listing_starts_with_them() {
+        let mut paths = PathDigest::default();
+        paths.add("a");
+        paths.add("b");
+        let done = Done { images: 2, paths };
         assert_eq!(taken(&["a", "b", "c"], "0/1", done.clone()).unwrap(), ["c"]);
         for other in [&["b", "a", "c"][..], &["a", "aa", "b", "c"], &["a"], &[]] {
             let error = taken(other, "0/1", done.clone()).unwrap_err();
-            assert!(error.to_string().contains("take another --out"), "{error}");
+            assert!(error.to_string().contains("use another --out"), "{error}");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! What stands in for `cloud` where it was not compiled in: the same doors, closed.
+//! Stand-in for `cloud` without the feature: the same functions, which return an error.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::embeddings::Table;
+use super::embeddings::EmbeddingWriter;
 use super::listing::Listing;
-use super::rows::{Model, Sheet};
-use crate::config::ConfigError;
+use super::rows::{Model, RowWriter};
+use crate::error::UsageError;
 
 pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
     require(address)
@@ -18,19 +18,19 @@ pub(super) fn copy(address: &str, _: &Path, _: &dyn Fn()) -> Result<PathBuf> {
     Err(missing(address))
 }
 
-pub(super) fn parquet(_: File, _: &Model) -> Result<Box<dyn Sheet>> {
+pub(super) fn parquet(_: File, _: &Model) -> Result<Box<dyn RowWriter>> {
     Err(missing("--format parquet"))
 }
 
-pub(super) fn embeddings(_: File) -> Result<Box<dyn Table>> {
+pub(super) fn embeddings(_: File) -> Result<Box<dyn EmbeddingWriter>> {
     Err(missing("--embeddings in Parquet"))
 }
 
-/// Fails: `what` needs the feature.
+/// Returns the error that `what` needs the feature.
 pub(super) fn require(what: &str) -> Result<()> {
     Err(missing(what))
 }
 
 fn missing(what: &str) -> anyhow::Error {
-    ConfigError(format!("{what} was not compiled in: build with `--features cloud`")).into()
+    UsageError(format!("{what} was not compiled in: build with `--features cloud`")).into()
 }

@@ -1,10 +1,10 @@
-//! The folder of a long run: finished parts, and what a run that was killed needs to go on.
+//! The output folder of a long run: finished parts, and the state from which a killed run continues.
 //!
 //! ```text
-//! _petnet.json               what was asked for; a run with other settings is refused
-//! _progress-00000.json       what shard 0 finished, the digest of its photos' paths included
-//! part-00000-00000.parquet   shard, part; complete as soon as it is there
-//! embeddings-00000-00000.npy its embeddings, where they are asked for; there before the part is
+//! _petnet.json               settings of the run; a run with other settings is refused
+//! _progress-00000.json       progress of shard 0, with the digest of the paths of its images
+//! part-00000-00000.parquet   shard, part; complete as soon as it exists
+//! embeddings-00000-00000.npy its embeddings, with --embeddings; exists before the part does
 //! _SUCCESS-00000             shard 0 is complete
 //! ```
 
@@ -15,72 +15,75 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::embeddings::{EmbeddingFile, Form};
-use super::listing::{Done, Shard, Trail};
+use super::embeddings::{EmbeddingFile, EmbeddingFormat};
+use super::listing::{Done, PathDigest, Shard};
 use super::pipeline::Row;
-use super::rows::{Model, Sheet, TextSheet};
+use super::rows::{Model, RowWriter, TextWriter};
 use super::{Format, cloud};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 
-/// What must stay the same from run to run, and from shard to shard.
+/// Settings that must be the same in all runs and shards of a folder; the content of `_petnet.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct Settings {
     pub(super) inputs: Vec<String>,
     pub(super) model_sha256: String,
     pub(super) format: String,
     pub(super) shards: u64,
     pub(super) part_size: u64,
-    /// The form of the files of embeddings.
+    /// Format of the files of embeddings.
     pub(super) embeddings: Option<String>,
 }
 
-/// What a shard finished.
+/// Progress of a shard after its last finished part; the content of `_progress-SHARD.json`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Progress {
     pub(super) parts: u64,
-    pub(super) photos: u64,
+    #[serde(rename = "photos")]
+    pub(super) images: u64,
     pub(super) failed: u64,
-    trail: Trail,
+    #[serde(rename = "trail")]
+    paths: PathDigest,
 }
 
 impl Progress {
     pub(super) fn done(&self) -> Done {
-        Done { photos: self.photos, trail: self.trail.clone() }
+        Done { images: self.images, paths: self.paths.clone() }
     }
 }
 
 /// The part that is being written.
-struct Open {
-    sheet: Box<dyn Sheet>,
+struct OpenPart {
+    rows: Box<dyn RowWriter>,
     embeddings: Option<EmbeddingFile>,
     partial: PathBuf,
     progress: Progress,
 }
 
+/// Writer of the parts of one shard.
 pub(super) struct Parts {
     folder: PathBuf,
     format: Format,
     shard: Shard,
     part_size: u64,
     model: Model,
-    /// The form of files of embeddings, and the values of each.
-    embeddings: Option<(Form, usize)>,
+    /// Format of the files of embeddings, and the length of an embedding.
+    embeddings: Option<(EmbeddingFormat, usize)>,
     finished: Progress,
-    open: Option<Open>,
+    open: Option<OpenPart>,
 }
 
 impl Parts {
-    /// Makes the folder or goes on in it.
+    /// Creates the folder, or continues in it.
     pub(super) fn open(
         folder: PathBuf,
-        record: &Record,
+        settings: &Settings,
         (format, shard): (Format, Shard),
         model: Model,
-        embeddings: Option<(Form, usize)>,
+        embeddings: Option<(EmbeddingFormat, usize)>,
     ) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let Record { part_size, .. } = *record;
-        agree(&folder, record)?;
+        let Settings { part_size, .. } = *settings;
+        require_same_settings(&folder, settings)?;
         let progress = folder.join(format!("_progress-{:05}.json", shard.index));
         let finished = match fs::read(&progress) {
             Ok(bytes) => {
@@ -92,11 +95,11 @@ impl Parts {
         let parts =
             Self { folder, format, shard, part_size, model, embeddings, finished, open: None };
         for number in 0..parts.finished.parts {
-            let embeddings = embeddings.map(|(form, _)| parts.embeddings(number, form));
+            let embeddings = embeddings.map(|(format, _)| parts.embeddings(number, format));
             for file in [Some(parts.part(number)), embeddings].into_iter().flatten() {
                 if !file.is_file() {
                     bail!(
-                        "{}: this finished part is gone: put it back or take another --out",
+                        "{}: this finished part is missing: restore it or use another --out",
                         file.display()
                     );
                 }
@@ -119,16 +122,16 @@ impl Parts {
             Some(open) => open,
             None => self.begin()?,
         };
-        open.progress.photos += 1;
+        open.progress.images += 1;
         open.progress.failed += u64::from(row.outcome.is_err());
-        open.progress.trail.step(&row.path);
+        open.progress.paths.add(&row.path);
         if let Some(embeddings) = &mut open.embeddings {
             embeddings.add(&row)?;
         }
-        // A sheet may hold thousands of rows, and has no place for this.
+        // A row writer may buffer thousands of rows and does not write embeddings.
         row.embedding = Vec::new();
-        open.sheet.add(row).with_context(|| open.partial.display().to_string())?;
-        if open.progress.photos - self.finished.photos == self.part_size {
+        open.rows.add(row).with_context(|| open.partial.display().to_string())?;
+        if open.progress.images - self.finished.images == self.part_size {
             return self.close(open);
         }
         self.open = Some(open);
@@ -145,28 +148,28 @@ impl Parts {
         Ok(self.finished)
     }
 
-    fn begin(&self) -> Result<Open> {
-        let partial = beside(&self.part(self.finished.parts));
+    fn begin(&self) -> Result<OpenPart> {
+        let partial = partial_path(&self.part(self.finished.parts));
         let file = File::create(&partial).with_context(|| partial.display().to_string())?;
-        let sheet: Box<dyn Sheet> = match self.format {
+        let rows: Box<dyn RowWriter> = match self.format {
             Format::Parquet => cloud::parquet(file, &self.model)?,
-            format => Box::new(TextSheet::new(file, format, &self.model)?),
+            format => Box::new(TextWriter::new(file, format, &self.model)?),
         };
-        let embeddings = self.embeddings.map(|(form, len)| {
-            EmbeddingFile::create(&self.embeddings(self.finished.parts, form), form, len)
+        let embeddings = self.embeddings.map(|(format, len)| {
+            EmbeddingFile::create(&self.embeddings(self.finished.parts, format), format, len)
         });
         let embeddings = embeddings.transpose()?;
-        Ok(Open { sheet, embeddings, partial, progress: self.finished.clone() })
+        Ok(OpenPart { rows, embeddings, partial, progress: self.finished.clone() })
     }
 
-    /// The part first, then the word that it is finished: between them, a kill has it written again.
-    fn close(&mut self, open: Open) -> Result<()> {
+    /// Renames the part first and records the progress after that: a kill in between makes the next run write the part again.
+    fn close(&mut self, open: OpenPart) -> Result<()> {
         let part = self.part(self.finished.parts);
-        let Open { sheet, embeddings, partial, mut progress } = open;
+        let OpenPart { rows, embeddings, partial, mut progress } = open;
         if let Some(embeddings) = embeddings {
             embeddings.finish()?;
         }
-        let renamed = sheet
+        let renamed = rows
             .finish()
             .and_then(|file| Ok(file.sync_all()?))
             .and_then(|()| Ok(fs::rename(&partial, &part)?));
@@ -179,27 +182,27 @@ impl Parts {
     }
 
     fn part(&self, number: u64) -> PathBuf {
-        let (shard, ending) = (self.shard.index, self.format.ending());
-        self.folder.join(format!("part-{shard:05}-{number:05}.{ending}"))
+        let (shard, extension) = (self.shard.index, self.format.extension());
+        self.folder.join(format!("part-{shard:05}-{number:05}.{extension}"))
     }
 
-    fn embeddings(&self, number: u64, form: Form) -> PathBuf {
-        let (shard, ending) = (self.shard.index, form.ending());
-        self.folder.join(format!("embeddings-{shard:05}-{number:05}.{ending}"))
+    fn embeddings(&self, number: u64, format: EmbeddingFormat) -> PathBuf {
+        let (shard, extension) = (self.shard.index, format.extension());
+        self.folder.join(format!("embeddings-{shard:05}-{number:05}.{extension}"))
     }
 
     fn success(&self) -> PathBuf {
         self.folder.join(format!("_SUCCESS-{:05}", self.shard.index))
     }
 
-    /// What a killed run of this shard left.
+    /// Removes temporary files of a killed run of this shard.
     fn remove_partials(&self) -> Result<()> {
-        let starts = [".part-", ".embeddings-", "._progress-", "._SUCCESS-"]
-            .map(|start| format!("{start}{:05}", self.shard.index));
+        let prefixes = [".part-", ".embeddings-", "._progress-", "._SUCCESS-"]
+            .map(|prefix| format!("{prefix}{:05}", self.shard.index));
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let own = starts.iter().any(|start| name.starts_with(start));
+            let own = prefixes.iter().any(|prefix| name.starts_with(prefix));
             if own && name.ends_with(".partial") {
                 fs::remove_file(entry.path()).with_context(|| name)?;
             }
@@ -208,22 +211,22 @@ impl Parts {
     }
 }
 
-/// Compares with what the folder was begun with, or writes it down.
-fn agree(folder: &Path, asked: &Record) -> Result<()> {
+/// Compares the settings with those that the folder was started with; a new folder records them.
+fn require_same_settings(folder: &Path, own: &Settings) -> Result<()> {
     let path = folder.join("_petnet.json");
     if !path.is_file() {
-        replace(&path, &serde_json::to_vec_pretty(asked)?)?;
+        replace(&path, &serde_json::to_vec_pretty(own)?)?;
     }
-    // Read back in any case: another shard may have been first.
+    // Read back even after writing: another shard may have written the file first.
     let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-    let begun: serde_json::Value =
+    let recorded: serde_json::Value =
         serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
-    let asked = serde_json::to_value(asked)?;
-    for (key, asked) in asked.as_object().into_iter().flatten() {
-        let begun = begun.get(key).unwrap_or(&serde_json::Value::Null);
-        if begun != asked {
-            return Err(ConfigError(format!(
-                "{} was begun with other settings: {key} is {begun} there, {asked} here; take \
+    let own = serde_json::to_value(own)?;
+    for (key, own) in own.as_object().into_iter().flatten() {
+        let recorded = recorded.get(key).unwrap_or(&serde_json::Value::Null);
+        if recorded != own {
+            return Err(UsageError(format!(
+                "{} was started with other settings: {key} is {recorded} there, {own} here; use \
                  another --out",
                 folder.display()
             ))
@@ -233,15 +236,15 @@ fn agree(folder: &Path, asked: &Record) -> Result<()> {
     Ok(())
 }
 
-/// A name of no other run's: process numbers repeat from container to container.
-pub(super) fn beside(path: &Path) -> PathBuf {
+/// Name of a temporary file next to `path`, unique across containers, where process numbers repeat.
+pub(super) fn partial_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.partial", uuid::Uuid::new_v4().simple()))
 }
 
-/// Writes a small file so that it is there whole or not at all.
+/// Writes a small file atomically.
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = beside(path);
+    let partial = partial_path(path);
     File::create(&partial)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&partial, path))

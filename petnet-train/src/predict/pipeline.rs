@@ -1,4 +1,8 @@
-//! From listed photos to rows, in order and in bounded memory: readers, decoders and the network work side by side.
+//! Pipeline from listed images to rows, in order and in bounded memory.
+//!
+//! The lister sends each image as a [`Slot`], which keeps the order, and as a [`Job`] to the reader threads. The decoder takes
+//! the slots in order, waits for each one's bytes and decodes batches in parallel; the calling thread runs the network on
+//! them. Channels between the stages are bounded.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +13,7 @@ use petnet::preprocess::Pixels;
 use petnet::{Classifier, Prediction};
 use rayon::prelude::*;
 
-use super::listing::{Item, Load, Photo};
+use super::listing::{ImageBytes, Item, Load};
 
 /// The outcome of one image.
 #[derive(Debug)]
@@ -17,69 +21,72 @@ pub(super) struct Row {
     pub(super) path: String,
     /// The prediction, or why there is none.
     pub(super) outcome: Result<Prediction, String>,
-    /// Empty where there is no answer.
+    /// Empty where there is no prediction.
     pub(super) embedding: Vec<f32>,
 }
 
-/// How much is done at a time.
+/// Number of images that each stage processes at a time.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lanes {
-    /// Photos that are read at once.
+pub(super) struct Concurrency {
+    /// Images that are read concurrently.
     pub(super) readers: usize,
-    /// Photos that pass through the network together.
+    /// Images in a batch of the network.
     pub(super) batch: usize,
 }
 
-/// A photo in its place in the order; its bytes follow from whichever reader got it.
+/// Place of an image in the order; its bytes come from the reader thread that takes the job.
 struct Slot {
     path: String,
-    photo: Receiver<Result<Photo>>,
+    image: Receiver<Result<ImageBytes>>,
 }
 
-type Job = (Load, SyncSender<Result<Photo>>);
+/// Reads an image, and the channel to its slot.
+type Job = (Load, SyncSender<Result<ImageBytes>>);
 type Decoded = Vec<(String, Result<Pixels, String>)>;
-type Give<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
+type SendItem<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
 
-/// Scores what `list` sends and hands each row to `take`, in the order of the listing. Returns what `list` returned.
+/// Classifies the images that `list` sends and passes each row to `take`, in the order of the listing. Returns the result of
+/// `list`.
 pub(super) fn run<T: Send>(
-    lanes: Lanes,
+    concurrency: Concurrency,
     classifier: &Classifier,
-    list: impl FnOnce(Give) -> Result<T> + Send,
+    list: impl FnOnce(SendItem) -> Result<T> + Send,
     mut take: impl FnMut(Row) -> Result<()>,
 ) -> Result<T> {
-    let (jobs, waiting) = sync_channel::<Job>(lanes.readers);
-    let (slots, in_order) = sync_channel::<Slot>(lanes.readers);
+    let (jobs, waiting) = sync_channel::<Job>(concurrency.readers);
+    let (slots, in_order) = sync_channel::<Slot>(concurrency.readers);
     let (decoded, batches) = sync_channel::<Decoded>(1);
     let waiting = Mutex::new(waiting);
     std::thread::scope(|scope| {
-        for _ in 0..lanes.readers {
+        for _ in 0..concurrency.readers {
             scope.spawn(|| read(&waiting));
         }
-        let lister = scope.spawn(move || list(&mut |item| pass_on(item, &slots, &jobs)));
-        let decoder = scope.spawn(move || decode(&in_order, lanes.batch, classifier, &decoded));
+        let lister = scope.spawn(move || list(&mut |item| submit(item, &slots, &jobs)));
+        let decoder =
+            scope.spawn(move || decode(&in_order, concurrency.batch, classifier, &decoded));
         let scored = score(batches, classifier, &mut take);
-        let (decoded, listed) = (joined(decoder), joined(lister));
-        // Later stages first: an earlier one that was hung up on only knows that it was.
+        let (decoded, listed) = (join(decoder), join(lister));
+        // The error of a later stage comes first: it is the cause, the earlier stages only saw their channel close.
         scored.and(decoded).and(listed)
     })
 }
 
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn pass_on(item: Item, slots: &SyncSender<Slot>, jobs: &SyncSender<Job>) -> Result<()> {
-    let (answer, photo) = sync_channel(1);
-    let hung_up = |_| anyhow!("the run stopped");
-    slots.send(Slot { path: item.path, photo }).map_err(|_| anyhow!("the run stopped"))?;
-    jobs.send((item.load, answer)).map_err(hung_up)
+fn submit(item: Item, slots: &SyncSender<Slot>, jobs: &SyncSender<Job>) -> Result<()> {
+    let (answer, image) = sync_channel(1);
+    let stopped = || anyhow!("the run stopped");
+    slots.send(Slot { path: item.path, image }).map_err(|_| stopped())?;
+    jobs.send((item.load, answer)).map_err(|_| stopped())
 }
 
 fn read(waiting: &Mutex<Receiver<Job>>) {
     loop {
         let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((load, answer)) = job else { return };
-        // Nobody waits for the answer where the run stopped.
+        // The slot is gone if the run stopped.
         let _ = answer.send(load());
     }
 }
@@ -91,19 +98,19 @@ fn decode(
     decoded: &SyncSender<Decoded>,
 ) -> Result<()> {
     loop {
-        let mut photos = Vec::with_capacity(batch);
-        for Slot { path, photo } in in_order.iter().take(batch) {
-            photos.push((path, photo.recv().map_err(|_| anyhow!("a reader ended early"))??));
+        let mut images = Vec::with_capacity(batch);
+        for Slot { path, image } in in_order.iter().take(batch) {
+            images.push((path, image.recv().map_err(|_| anyhow!("a reader ended early"))??));
         }
-        if photos.is_empty() {
+        if images.is_empty() {
             return Ok(());
         }
-        let one = |(path, photo): (String, Photo)| {
+        let one = |(path, image): (String, ImageBytes)| {
             let pixels =
-                photo.and_then(|bytes| classifier.preprocess(&bytes).map_err(|e| e.to_string()));
+                image.and_then(|bytes| classifier.preprocess(&bytes).map_err(|e| e.to_string()));
             (path, pixels)
         };
-        if decoded.send(photos.into_par_iter().map(one).collect()).is_err() {
+        if decoded.send(images.into_par_iter().map(one).collect()).is_err() {
             return Ok(());
         }
     }
@@ -115,17 +122,19 @@ fn score(
     take: &mut dyn FnMut(Row) -> Result<()>,
 ) -> Result<()> {
     for batch in batches {
-        let mut pictures = Vec::with_capacity(batch.len());
+        let mut images = Vec::with_capacity(batch.len());
         let mut rows = Vec::with_capacity(batch.len());
         for (path, pixels) in batch {
-            rows.push((path, pixels.map(|pixels| pictures.push(pixels))));
+            rows.push((path, pixels.map(|pixels| images.push(pixels))));
         }
-        let mut answers = classifier.classify_and_embed(&pictures)?.into_iter();
+        let mut predictions = classifier.classify_and_embed(&images)?.into_iter();
         for (path, outcome) in rows {
             let (outcome, embedding) = match outcome {
                 Ok(()) => {
-                    let answer = answers.next().ok_or_else(|| anyhow!("an answer is missing"))?;
-                    (Ok(answer.0), answer.1)
+                    let next = predictions.next();
+                    let (prediction, embedding) =
+                        next.ok_or_else(|| anyhow!("a prediction is missing"))?;
+                    (Ok(prediction), embedding)
                 }
                 Err(reason) => (Err(reason), Vec::new()),
             };

@@ -1,4 +1,4 @@
-//! Rows as text: lines for people, JSON lines, CSV.
+//! Rows as text: readable lines, JSON lines, CSV.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -10,18 +10,18 @@ use super::Format;
 use super::pipeline::Row;
 use crate::terminal;
 
-/// A file that rows are written to.
-pub(super) trait Sheet {
+/// Writer of one file of rows.
+pub(super) trait RowWriter {
     fn add(&mut self, row: Row) -> Result<()>;
-    /// Writes what is left.
+    /// Writes buffered rows and returns the complete file.
     fn finish(self: Box<Self>) -> Result<File>;
 }
 
-/// The model in each row.
+/// The model as rows name it.
 #[derive(Debug, Clone)]
 pub(super) struct Model {
     pub(super) labels: Vec<String>,
-    /// As the service reports it: the first 12 digits of the SHA-256 of the model's file.
+    /// The first 12 digits of the SHA-256 of the model's file, as the service reports it.
     pub(super) version: String,
 }
 
@@ -31,14 +31,14 @@ impl Model {
     }
 }
 
-/// JSON lines or CSV.
-pub(super) struct TextSheet {
+/// Writer of JSON lines or CSV.
+pub(super) struct TextWriter {
     file: BufWriter<File>,
     format: Format,
     model: Model,
 }
 
-impl TextSheet {
+impl TextWriter {
     pub(super) fn new(file: File, format: Format, model: &Model) -> Result<Self> {
         let mut file = BufWriter::new(file);
         if format == Format::Csv {
@@ -48,7 +48,7 @@ impl TextSheet {
     }
 }
 
-impl Sheet for TextSheet {
+impl RowWriter for TextWriter {
     fn add(&mut self, row: Row) -> Result<()> {
         Ok(writeln!(self.file, "{}", line(&row, &self.model, self.format))?)
     }
@@ -58,9 +58,9 @@ impl Sheet for TextSheet {
     }
 }
 
-/// Prints one row, a bad photo's text to standard error.
+/// Prints one row; as text, the error of an unreadable image goes to standard error.
 pub(super) fn print(row: Row, model: &Model, format: Format) -> Result<()> {
-    // Here an error names its photo, so that it stands alone among lines of a terminal.
+    // On a terminal, an error names its image.
     let Row { path, outcome, embedding } = row;
     let outcome = outcome.map_err(|reason| format!("{path}: {reason}"));
     if let (Format::Text, Err(error)) = (format, &outcome) {
@@ -88,11 +88,11 @@ fn line(row: &Row, model: &Model, format: Format) -> String {
 fn text_line(row: &Row, model: &Model) -> String {
     let path = &row.path;
     match &row.outcome {
-        Ok(guess) => match guess.decision().reason(&model.labels) {
-            None => format!("{path}: {guess}"),
+        Ok(prediction) => match prediction.decision().reason(&model.labels) {
+            None => format!("{path}: {prediction}"),
             Some(reason) => {
-                let percent = (guess.confidence() * 100.0).floor();
-                format!("{path}: unsure ({} {percent} %): {reason}", guess.label())
+                let percent = (prediction.confidence() * 100.0).floor();
+                format!("{path}: unsure ({} {percent} %): {reason}", prediction.label())
             }
         },
         Err(error) => format!("{path}: {error}"),
@@ -102,20 +102,20 @@ fn text_line(row: &Row, model: &Model) -> String {
 fn json_line(row: &Row, model: &Model) -> String {
     let version = &model.version;
     let value = match &row.outcome {
-        Ok(guess) => {
-            let pairs = model.labels.iter().cloned().zip(guess.probabilities());
+        Ok(prediction) => {
+            let pairs = model.labels.iter().cloned().zip(prediction.probabilities());
             let probabilities: serde_json::Map<_, _> =
                 pairs.map(|(label, p)| (label, (*p).into())).collect();
             let mut value = serde_json::json!({
                 "path": row.path,
-                "label": guess.label_text(),
-                "confidence": guess.confidence(),
-                "decision": guess.decision(),
-                "ood_score": guess.ood_score(),
+                "label": prediction.label_text(),
+                "confidence": prediction.confidence(),
+                "decision": prediction.decision(),
+                "ood_score": prediction.ood_score(),
                 "probabilities": probabilities,
                 "model": version,
             });
-            if let Some(labels) = guess.labels() {
+            if let Some(labels) = prediction.labels() {
                 let names: Vec<&str> = labels.into_iter().map(|(name, _)| name).collect();
                 value["labels"] = names.into();
             }
@@ -129,12 +129,14 @@ fn json_line(row: &Row, model: &Model) -> String {
 fn csv_line(row: &Row, model: &Model) -> String {
     let (path, version) = (quoted(&row.path), &model.version);
     match &row.outcome {
-        Ok(guess) => {
-            let all: Vec<String> = guess.probabilities().iter().map(f32::to_string).collect();
-            let (label, all) = (quoted(&guess.label_text()), all.join(","));
-            let (confidence, decision) = (guess.confidence(), guess.decision());
-            let score = guess.ood_score().map_or(String::new(), |score| score.to_string());
-            format!("{path},{label},{confidence},{decision},{score},{all},{version},")
+        Ok(prediction) => {
+            let probabilities: Vec<String> =
+                prediction.probabilities().iter().map(f32::to_string).collect();
+            let (label, probabilities) =
+                (quoted(&prediction.label_text()), probabilities.join(","));
+            let (confidence, decision) = (prediction.confidence(), prediction.decision());
+            let score = prediction.ood_score().map_or(String::new(), |score| score.to_string());
+            format!("{path},{label},{confidence},{decision},{score},{probabilities},{version},")
         }
         Err(error) => {
             let probabilities = ",".repeat(model.labels.len());
@@ -143,7 +145,7 @@ fn csv_line(row: &Row, model: &Model) -> String {
     }
 }
 
-/// A path as a line of its own.
+/// A path on one line: backslashes and line breaks are escaped.
 pub(super) fn one_line(path: &str) -> String {
     path.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
 }

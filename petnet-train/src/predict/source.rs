@@ -1,4 +1,4 @@
-//! Where photos lie on disk: files, folders, globs, archives. It lists and says how to read; buckets are next door.
+//! Inputs on disk: files, folders, globs and archives, listed with a function that reads each image. Buckets are in `cloud`.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read as _};
@@ -9,19 +9,19 @@ use petnet::ImageError;
 use petnet::files::{Counts, Entry, LeftOut, Name, judge, walk as walk_folder};
 use petnet::preprocess::{FileKind, HEAD, Limits, recognise};
 
-use super::listing::{Listing, Load, Photo};
+use super::listing::{ImageBytes, Listing, Load};
 use super::{archive, cloud};
-use crate::config::ConfigError;
+use crate::error::UsageError;
 
 /// Schemes of the addresses of buckets.
 const SCHEMES: [&str; 3] = ["s3://", "gs://", "az://"];
 
-/// Lists the photos behind one argument of the command line, always in the same order.
+/// Lists the images of one input of the command line, always in the same order.
 pub(super) fn walk(input: &Path, listing: &mut Listing) -> Result<()> {
     match address(input) {
         Some(address) => cloud::walk(address, listing),
         None if input.is_dir() => folder(input, &mut |found| match found {
-            Ok(path) => photo(path, listing),
+            Ok(path) => image(path, listing),
             Err(reason) => {
                 listing.leave_out(reason);
                 Ok(())
@@ -32,7 +32,7 @@ pub(super) fn walk(input: &Path, listing: &mut Listing) -> Result<()> {
     }
 }
 
-/// All image files below a folder, and what else there is.
+/// All image files below a folder, and the number of files left out.
 pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, Counts)> {
     let (mut images, mut left_out) = (Vec::new(), Counts::default());
     folder(path, &mut |found| {
@@ -45,27 +45,27 @@ pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, Counts)> {
     Ok((images, left_out))
 }
 
-/// True for the address of a bucket.
+/// True for the address of a bucket, such as `s3://photos`.
 pub(crate) fn is_bucket(input: &Path) -> bool {
     address(input).is_some()
 }
 
-/// Copies the objects below a bucket's address into an empty folder, or one archive; `each` is called for each
-/// object. Returns the folder, or the archive in it.
+/// Copies the objects below a bucket's address, or one archive, into an empty folder; `each` is called for each object.
+/// Returns the folder, or the archive in it.
 pub(crate) fn copy_bucket(input: &Path, to: &Path, each: &dyn Fn()) -> Result<PathBuf> {
     let address = address(input).unwrap_or_default();
     cloud::copy(address, to, each)
 }
 
-/// Refuses what is certainly not there, before the work begins.
+/// Refuses a path that does not exist, before the model is loaded.
 pub(super) fn require(input: &Path) -> Result<()> {
     if address(input).is_none() && !is_pattern(input) && !input.exists() {
-        return Err(ConfigError(format!("{}: no such file or folder", input.display())).into());
+        return Err(UsageError(format!("{}: no such file or folder", input.display())).into());
     }
     Ok(())
 }
 
-/// Why a file is left out, if it is: by its name, or where that says nothing by its first bytes.
+/// Reason to leave a file out, by its name, or by its first bytes where the name has no known extension.
 pub(super) fn left_out(name: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> {
     match judge(name) {
         Name::Image => None,
@@ -77,19 +77,19 @@ pub(super) fn left_out(name: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<Le
     }
 }
 
-/// True for a name with signs that stand for others.
+/// True for a name with wildcards.
 pub(super) fn has_wildcard(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// `*` stops at a `/`, as in a shell.
+/// As in a shell, `*` does not match `/`.
 pub(super) const MATCH: glob::MatchOptions = glob::MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
     require_literal_leading_dot: false,
 };
 
-/// Why a file of this size is not read, if it is too large.
+/// Refuses a file that is larger than the limit.
 pub(super) fn refuse_large(bytes: u64) -> Result<(), String> {
     let limit = Limits::default().max_bytes;
     if bytes > limit {
@@ -103,11 +103,11 @@ fn address(input: &Path) -> Option<&str> {
 }
 
 fn is_pattern(input: &Path) -> bool {
-    // A photo may be called `holiday[1].jpg`.
+    // An existing file may be called `holiday[1].jpg`.
     input.to_str().is_some_and(has_wildcard) && !input.exists()
 }
 
-/// Passes on each image below a folder, or the reason why a file is left out.
+/// Calls `each` with every image below a folder, and with the reason for every file that is left out.
 fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()>) -> Result<()> {
     walk_folder(root, &mut |entry| match entry {
         Entry::Folder(_) => Ok(()),
@@ -119,7 +119,7 @@ fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()
     })
 }
 
-/// The first bytes of a file; none of one that cannot be read.
+/// The first bytes of a file; empty where it cannot be read.
 fn head(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut bytes));
@@ -128,7 +128,7 @@ fn head(path: &Path) -> Vec<u8> {
 
 fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
     let text = pattern.to_string_lossy();
-    let matches = glob::glob_with(&text, MATCH).map_err(|e| ConfigError(format!("{text}: {e}")))?;
+    let matches = glob::glob_with(&text, MATCH).map_err(|e| UsageError(format!("{text}: {e}")))?;
     let mut found = false;
     for path in matches {
         let path = path.with_context(|| text.to_string())?;
@@ -156,11 +156,11 @@ fn file(path: &Path, listing: &mut Listing) -> Result<()> {
             let file = File::open(path).with_context(|| name.clone())?;
             archive::walk(kind, BufReader::new(file), &name, listing)
         }
-        None => photo(path, listing),
+        None => image(path, listing),
     }
 }
 
-fn photo(path: &Path, listing: &mut Listing) -> Result<()> {
+fn image(path: &Path, listing: &mut Listing) -> Result<()> {
     listing.offer(&path.display().to_string(), || Ok(load(path.into())))
 }
 
@@ -168,7 +168,7 @@ fn load(path: PathBuf) -> Load {
     Box::new(move || Ok(read(&path)))
 }
 
-fn read(path: &Path) -> Photo {
+fn read(path: &Path) -> ImageBytes {
     let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
     refuse_large(size)?;
     fs::read(path).map_err(|e| e.to_string())

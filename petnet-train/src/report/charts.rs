@@ -1,10 +1,12 @@
-//! Charts: SVG for the page, PNG where tools expect one.
+//! Line charts, as SVG for the HTML page and as PNG files.
 
 use anyhow::{Result, anyhow};
 use petnet::metrics::CalibrationBin;
 use petnet::train::{EpochReport, RateCurve};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+
+use crate::encode::png;
 
 const SIZE: (u32, u32) = (480, 340);
 const BLUE: RGBColor = RGBColor(37, 99, 170);
@@ -14,14 +16,14 @@ const GREY: RGBColor = RGBColor(150, 150, 150);
 
 type Area<B> = DrawingArea<B, Shift>;
 
-/// A named line.
+/// One series of a chart.
 struct Line<'a> {
     name: &'a str,
     colour: RGBColor,
     points: Vec<(f64, f64)>,
 }
 
-/// Titles and ranges of a chart.
+/// Title of a chart, and name and range of its axes.
 struct Frame<'a> {
     title: &'a str,
     x: (&'a str, std::ops::Range<f64>),
@@ -38,7 +40,7 @@ pub(crate) fn accuracy_curves(history: &[EpochReport]) -> Result<String> {
     curves(history, "Accuracy", |e| (e.train_accuracy, e.val_accuracy))
 }
 
-/// Mean average precision on validation photos by epoch.
+/// Mean average precision on validation images by epoch.
 pub(crate) fn precision_curve(history: &[EpochReport]) -> Result<String> {
     let points = history.iter().filter_map(|e| Some((e.epoch as f64, e.val_map?))).collect();
     let lines = [Line { name: "validation", colour: ORANGE, points }];
@@ -46,7 +48,7 @@ pub(crate) fn precision_curve(history: &[EpochReport]) -> Result<String> {
     svg(|area| draw(area, &frame, &lines))
 }
 
-/// Precision over recall, a curve a class.
+/// Precision over recall, one curve per class.
 pub(crate) fn precision_recall(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
     let lines: Vec<_> = curves
         .iter()
@@ -54,7 +56,7 @@ pub(crate) fn precision_recall(curves: &[(String, Vec<(f64, f64)>)]) -> Result<S
         .map(|((name, points), colour)| Line { name, colour: *colour, points: points.clone() })
         .collect();
     let (x, y) = (("recall", 0.0..1.0), ("precision", 0.0..1.02));
-    let frame = Frame { title: "Precision and recall", x, y };
+    let frame = Frame { title: "Precision-recall curve", x, y };
     svg(|area| draw(area, &frame, &lines))
 }
 
@@ -87,7 +89,7 @@ pub(crate) fn loss_curves_png(history: &[EpochReport]) -> Result<Vec<u8>> {
     png(&pixels, width, height)
 }
 
-/// Loss over the learning rate of a range test as a PNG, the suggestion marked.
+/// Loss over the learning rate of a range test as a PNG, with the suggestion marked.
 pub(crate) fn rate_curve_png(curve: &RateCurve, suggestion: Option<f64>) -> Result<Vec<u8>> {
     register_font()?;
     let points: Vec<_> = curve.points.iter().map(|p| (p.rate.log10(), p.loss)).collect();
@@ -117,7 +119,7 @@ pub(crate) fn rate_curve_png(curve: &RateCurve, suggestion: Option<f64>) -> Resu
     png(&pixels, SIZE.0, SIZE.1)
 }
 
-/// True positive rate over false positive rate, a curve a class (for two classes, of the second).
+/// True positive rate over false positive rate, one curve per class.
 pub(crate) fn roc(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
     let mut lines =
         vec![Line { name: "chance", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] }];
@@ -127,18 +129,18 @@ pub(crate) fn roc(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
         points: points.clone(),
     }));
     let frame = Frame {
-        title: "ROC",
+        title: "ROC curve",
         x: ("false positive rate", 0.0..1.0),
         y: ("true positive rate", 0.0..1.0),
     };
     svg(|area| draw(area, &frame, &lines))
 }
 
-/// Accuracy over confidence: on the diagonal, confidence is calibrated.
+/// Accuracy over confidence in bins; on the diagonal, confidence is calibrated.
 pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
     let points = bins.iter().filter(|b| b.count > 0).map(|b| (b.confidence, b.accuracy)).collect();
     let lines = [
-        Line { name: "perfect", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
+        Line { name: "calibrated", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
         Line { name: "model", colour: BLUE, points },
     ];
     let frame = Frame {
@@ -149,7 +151,7 @@ pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
     svg(|area| draw(area, &frame, &lines))
 }
 
-/// Histograms of out-of-distribution scores as shares of each group's images, and the threshold.
+/// Histograms of out-of-distribution scores, as shares of each group's images, and the threshold.
 pub(crate) fn ood_scores(groups: &[(&str, &[f32])], threshold: f32) -> Result<String> {
     let values = groups.iter().flat_map(|(_, scores)| *scores).copied();
     let (low, high) =
@@ -186,15 +188,15 @@ fn outline(scores: &[f32], range: std::ops::Range<f64>) -> Vec<(f64, f64)> {
         counts[bin.min(BINS - 1)] += 1;
     }
     let edge = |bin: usize| range.start + width * bin as f64;
-    let all = scores.len().max(1) as f64;
+    let total = scores.len().max(1) as f64;
     let steps = counts.iter().enumerate().flat_map(|(bin, count)| {
-        let share = *count as f64 / all;
+        let share = *count as f64 / total;
         [(edge(bin), share), (edge(bin + 1), share)]
     });
     [(range.start, 0.0)].into_iter().chain(steps).chain([(range.end, 0.0)]).collect()
 }
 
-/// A figure by epoch, a line a run.
+/// A metric by epoch, one line per run.
 pub(crate) fn overlaid(title: &str, runs: &[(&str, Vec<(f64, f64)>)]) -> Result<String> {
     let lines: Vec<_> = runs
         .iter()
@@ -237,7 +239,7 @@ fn curves(
     svg(|area| draw(area, &frame, &lines))
 }
 
-/// Gives plotters its one font, by which text is measured in SVG too.
+/// Registers the bundled font with plotters, which measures text with it for SVG, too.
 fn register_font() -> Result<()> {
     const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans-ascii.ttf");
     plotters::style::register_font("sans-serif", FontStyle::Normal, FONT)
@@ -294,25 +296,12 @@ fn draw<B: DrawingBackend>(area: &Area<B>, frame: &Frame<'_>, lines: &[Line<'_>]
         .map_err(failed)
 }
 
-/// RGB bytes as a PNG file.
-pub(crate) fn png(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
-    use image::ImageEncoder as _;
-    let mut bytes = Vec::new();
-    image::codecs::png::PngEncoder::new(&mut bytes).write_image(
-        pixels,
-        width,
-        height,
-        image::ExtendedColorType::Rgb8,
-    )?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::outline;
 
     #[test]
-    fn a_histogram_counts_every_score_once_and_the_ends_lie_inside() {
+    fn a_histogram_counts_every_score_once_including_both_ends() {
         let scores = [0.0, 0.01, 0.5, 1.0, 1.0];
         let points = outline(&scores, 0.0..1.0);
         let sum: f64 = points[1..81].iter().step_by(2).map(|point| point.1).sum();

@@ -1,4 +1,4 @@
-//! Runs side by side: what differs, and one page with their curves in one chart each.
+//! Comparison of runs: settings that differ, last values of metrics, and a page with their curves.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::charts;
 use crate::tracking::Run;
 
 const TEMPLATE: &str = include_str!("compare.html");
-/// Figures by epoch that are drawn, where the runs have them.
+/// Metrics by epoch that get a chart where a run has them, and the titles of the charts.
 const CURVES: [(&str, &str); 5] = [
     ("val_accuracy", "Validation accuracy"),
     ("val_loss", "Validation loss"),
@@ -20,18 +20,18 @@ const CURVES: [(&str, &str); 5] = [
     ("learning_rate", "Learning rate"),
 ];
 
-/// Name and the beginning of the identifier.
+/// Name of a run and the beginning of its identifier.
 pub(crate) fn title(run: &Run) -> String {
     let id: String = run.id().chars().take(6).collect();
     format!("{} {id}", run.meta().run_name)
 }
 
-/// Settings that are not the same in all runs, a value a run.
+/// Settings whose value differs between runs, with one value per run.
 pub(crate) fn differing(runs: &[Vec<(String, String)>]) -> Vec<(String, Vec<String>)> {
     let mut by_key: BTreeMap<&str, Vec<Option<&str>>> = BTreeMap::new();
-    for (place, settings) in runs.iter().enumerate() {
+    for (index, settings) in runs.iter().enumerate() {
         for (key, value) in settings {
-            by_key.entry(key).or_insert_with(|| vec![None; runs.len()])[place] = Some(value);
+            by_key.entry(key).or_insert_with(|| vec![None; runs.len()])[index] = Some(value);
         }
     }
     by_key
@@ -44,8 +44,8 @@ pub(crate) fn differing(runs: &[Vec<(String, String)>]) -> Vec<(String, Vec<Stri
         .collect()
 }
 
-/// The newest value of each figure, a value a run; what is measured by step or by the machine is
-/// left to the charts.
+/// The last value of each metric, with one value per run. Metrics by step and of the system, whose names contain `/`, are
+/// left out.
 pub(crate) fn final_figures(runs: &[Run]) -> Result<Vec<(String, Vec<String>)>> {
     let mut keys = std::collections::BTreeSet::new();
     for run in runs {
@@ -62,10 +62,10 @@ pub(crate) fn final_figures(runs: &[Run]) -> Result<Vec<(String, Vec<String>)>> 
         .collect())
 }
 
-/// The page.
+/// The HTML page.
 pub(crate) fn html(runs: &[Run]) -> Result<String> {
     let titles: Vec<String> = runs.iter().map(title).collect();
-    let mut drawn = Vec::new();
+    let mut curves = Vec::new();
     for (key, name) in CURVES {
         let lines: Vec<(&str, Vec<(f64, f64)>)> = runs
             .iter()
@@ -76,13 +76,13 @@ pub(crate) fn html(runs: &[Run]) -> Result<String> {
             })
             .collect();
         if lines.iter().any(|(_, points)| points.len() > 1) {
-            drawn.push(charts::overlaid(name, &lines)?);
+            curves.push(charts::overlaid(name, &lines)?);
         }
     }
     let settings: Vec<_> = runs.iter().map(Run::params).collect::<Result<_>>()?;
     let values = json!({
         "titles": titles,
-        "curves": drawn,
+        "curves": curves,
         "settings": differing(&settings),
         "figures": final_figures(runs)?,
     });

@@ -1,16 +1,20 @@
-//! All that is reported of a model on a data set, whether it answers one class an image or any number.
+//! Evaluation of a model on a data set, single-label or multi-label: metrics, text, HTML page.
 
 use anyhow::Result;
 use petnet::metrics::{Metrics, MultiLabelMetrics};
 use petnet::{Classifier, Coverage, Dataset, Evaluation, LabelEvaluation};
 use serde_json::{Value, json};
 
-use super::files;
 use super::labels::LabelReport;
 use super::page::{Mistake, Report};
-use crate::ood::OtherImages;
+use crate::files;
+use crate::ood::OodEvaluation;
+use crate::tracking::Run;
 
-/// Answers on every photo of a data set.
+/// Most mistakes whose thumbnails are kept with a run.
+const TRACKED_MISTAKES: usize = 8;
+
+/// Predictions on every image of a data set.
 pub(crate) enum Answers {
     SingleLabel(Evaluation),
     MultiLabel(LabelEvaluation),
@@ -28,7 +32,7 @@ impl Answers {
         })
     }
 
-    /// Out-of-distribution scores; none where the model has no such score.
+    /// Out-of-distribution score of each image; empty where the model has none.
     pub(crate) fn ood_scores(&self) -> &[f32] {
         match self {
             Self::SingleLabel(evaluation) => &evaluation.ood_scores,
@@ -36,17 +40,17 @@ impl Answers {
         }
     }
 
-    /// The figures as `metrics.json` has them.
+    /// The metrics as in `metrics.json`.
     pub(crate) fn figures(&self) -> Result<Value> {
         Ok(match self {
             Self::SingleLabel(evaluation) => serde_json::to_value(evaluation.metrics())?,
             Self::MultiLabel(evaluation) => {
-                with_refused(&evaluation.metrics(), evaluation.out_of_distribution())?
+                label_figures(&evaluation.metrics(), evaluation.out_of_distribution())?
             }
         })
     }
 
-    /// The main figures in a line.
+    /// The main metrics in one line.
     pub(crate) fn summary(&self) -> String {
         match self {
             Self::SingleLabel(evaluation) => {
@@ -67,24 +71,24 @@ impl Answers {
 pub(crate) struct Subject<'a> {
     pub(crate) classifier: &'a Classifier,
     pub(crate) dataset: &'a Dataset,
-    /// The data set as people name it.
+    /// Name of the data set in the report.
     pub(crate) source: String,
-    /// Evaluations on images of other things.
-    pub(crate) others: &'a [OtherImages],
+    /// Evaluations on out-of-distribution images.
+    pub(crate) ood_inputs: &'a [OodEvaluation],
 }
 
-/// Figures, page and photos of an evaluation.
+/// Results of an evaluation.
 pub(crate) struct Findings {
-    /// As `metrics.json` has them.
+    /// The metrics as in `metrics.json`.
     pub(crate) figures: Value,
     /// The HTML page.
     pub(crate) page: String,
     pub(crate) mistakes: Vec<Mistake>,
-    /// Figures of a run by name.
+    /// Metrics for a tracked run, by name.
     pub(crate) tracked: Vec<(String, f64)>,
-    /// Figures for people.
+    /// Metrics as lines of text.
     pub(crate) lines: Vec<String>,
-    /// Counts by class and answer as NumPy's file; absent where an image has several classes.
+    /// Confusion matrix as a `.npy` file, rows actual, columns predicted; `None` for a multi-label model.
     pub(crate) confusion_matrix: Option<Vec<u8>>,
 }
 
@@ -98,7 +102,7 @@ impl Findings {
 
     fn of_classes(subject: Subject<'_>, evaluation: &Evaluation) -> Result<Self> {
         let (metrics, coverage) = (evaluation.metrics(), evaluation.coverage());
-        let Subject { classifier, dataset, source, others } = subject;
+        let Subject { classifier, dataset, source, ood_inputs } = subject;
         let report = Report {
             info: classifier.info(),
             parameters: classifier.parameters(),
@@ -106,7 +110,7 @@ impl Findings {
             metrics: &metrics,
             dataset,
             source,
-            others,
+            ood_inputs,
         };
         let mistakes = report.worst_mistakes()?;
         let mut figures = serde_json::to_value(&metrics)?;
@@ -125,17 +129,28 @@ impl Findings {
         let metrics = evaluation.metrics();
         let report = LabelReport { subject, evaluation, metrics: &metrics };
         let mistakes = report.worst_mistakes()?;
-        let unsure = evaluation.out_of_distribution();
+        let out_of_distribution = evaluation.out_of_distribution();
         let labels = report.subject.classifier.labels();
         Ok(Self {
             page: report.html(&mistakes)?,
             mistakes,
-            figures: with_refused(&metrics, unsure)?,
-            tracked: labels_tracked(&metrics, unsure),
-            lines: labels_lines(&metrics, unsure, labels),
+            figures: label_figures(&metrics, out_of_distribution)?,
+            tracked: labels_tracked(&metrics, out_of_distribution),
+            lines: labels_lines(&metrics, out_of_distribution, labels),
             confusion_matrix: None,
         })
     }
+}
+
+/// Keeps thumbnails of the worst mistakes with a run, in `folder` of its artifacts, named by the actual and the
+/// predicted class.
+pub(crate) fn track_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Result<()> {
+    for (rank, mistake) in mistakes.iter().take(TRACKED_MISTAKES).enumerate() {
+        let Mistake { actual, predicted, confidence, thumbnail, .. } = mistake;
+        let name = format!("{folder}/{:02}-{actual}-as-{predicted}-{confidence:.3}.jpg", rank + 1);
+        run.artifact(&name, thumbnail)?;
+    }
+    Ok(())
 }
 
 fn percent(figure: f64) -> String {
@@ -143,7 +158,7 @@ fn percent(figure: f64) -> String {
 }
 
 fn lines(metrics: &Metrics, coverage: Coverage) -> Vec<String> {
-    let area = metrics.roc_auc.map(|area| format!("ROC AUC    {area:.4}"));
+    let roc_auc = metrics.roc_auc.map(|area| format!("ROC AUC    {area:.4}"));
     let first = [
         format!("images     {}", metrics.num_samples),
         format!("accuracy   {}", percent(metrics.accuracy)),
@@ -151,15 +166,15 @@ fn lines(metrics: &Metrics, coverage: Coverage) -> Vec<String> {
         format!("recall     {}", percent(metrics.recall)),
         format!("F1         {}", percent(metrics.f1_score)),
     ];
-    let (answered, right) = (percent(coverage.share), percent(coverage.accuracy));
+    let (answered, accuracy) = (percent(coverage.share), percent(coverage.accuracy));
     let (low, out) = (percent(coverage.low_confidence), percent(coverage.out_of_distribution));
     let last = [
         format!("log loss   {:.4}", metrics.log_loss),
         format!("ECE        {}", percent(metrics.ece)),
-        format!("answered   {answered}, rightly {right}"),
+        format!("answered   {answered}, with accuracy {accuracy}"),
         format!("unsure     {low} low confidence, {out} out of distribution"),
     ];
-    first.into_iter().chain(area).chain(last).collect()
+    first.into_iter().chain(roc_auc).chain(last).collect()
 }
 
 fn tracked(metrics: &Metrics, coverage: Coverage) -> Vec<(String, f64)> {
@@ -180,52 +195,56 @@ fn tracked(metrics: &Metrics, coverage: Coverage) -> Vec<(String, f64)> {
     values.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect()
 }
 
-/// Longest list of classes in a terminal.
+/// Most classes that are listed in the terminal.
 const LISTED: usize = 40;
 
-fn labels_lines(metrics: &MultiLabelMetrics, unsure: f64, labels: &[String]) -> Vec<String> {
-    let area = |area: Option<f64>| area.map_or("-".into(), percent);
+fn labels_lines(
+    metrics: &MultiLabelMetrics,
+    out_of_distribution: f64,
+    labels: &[String],
+) -> Vec<String> {
+    let optional = |metric: Option<f64>| metric.map_or("-".into(), percent);
     let mut lines = vec![
         format!("images     {}", metrics.num_samples),
-        format!("mAP        {}", area(metrics.mean_average_precision)),
+        format!("mAP        {}", optional(metrics.mean_average_precision)),
         format!("micro F1   {}", percent(metrics.micro_f1)),
         format!("macro F1   {}", percent(metrics.macro_f1)),
-        format!("all right  {} of the images", percent(metrics.exact_match)),
+        format!("exact      {} of the images have all labels right", percent(metrics.exact_match)),
         format!("log loss   {:.4}", metrics.log_loss),
-        format!("unsure     {} out of distribution", percent(unsure)),
+        format!("unsure     {} out of distribution", percent(out_of_distribution)),
     ];
     let width = labels.iter().map(String::len).max().unwrap_or(0);
     let own = metrics.per_class.iter().zip(labels).take(LISTED);
     lines.extend(own.map(|(own, label)| {
         format!(
-            "{label:width$}  AP {}  F1 {} from {:.3} on  ({} images)",
-            area(own.average_precision),
+            "{label:width$}  AP {}  F1 {} at threshold {:.3}  ({} images)",
+            optional(own.average_precision),
             percent(own.f1_score),
             own.threshold,
             own.support
         )
     }));
     if labels.len() > LISTED {
-        lines.push(format!("and {} classes more in metrics.json", labels.len() - LISTED));
+        lines.push(format!("{} more classes are in metrics.json", labels.len() - LISTED));
     }
     lines
 }
 
-fn labels_tracked(metrics: &MultiLabelMetrics, unsure: f64) -> Vec<(String, f64)> {
+fn labels_tracked(metrics: &MultiLabelMetrics, out_of_distribution: f64) -> Vec<(String, f64)> {
     let values = [
         ("mean_average_precision", metrics.mean_average_precision),
         ("micro_f1", Some(metrics.micro_f1)),
         ("macro_f1", Some(metrics.macro_f1)),
         ("exact_match", Some(metrics.exact_match)),
         ("log_loss", Some(metrics.log_loss)),
-        ("out_of_distribution", Some(unsure)),
+        ("out_of_distribution", Some(out_of_distribution)),
         ("photos", Some(metrics.num_samples as f64)),
     ];
     values.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect()
 }
 
-fn with_refused(metrics: &MultiLabelMetrics, unsure: f64) -> Result<Value> {
+fn label_figures(metrics: &MultiLabelMetrics, out_of_distribution: f64) -> Result<Value> {
     let mut figures = serde_json::to_value(metrics)?;
-    figures["out_of_distribution"] = json!(unsure);
+    figures["out_of_distribution"] = json!(out_of_distribution);
     Ok(figures)
 }

@@ -1,4 +1,4 @@
-//! `report.html` of a multi-label model.
+//! `report.html` of a multi-label model, as one self-contained page.
 
 use anyhow::Result;
 use minijinja::value::Serde;
@@ -10,13 +10,14 @@ use serde_json::json;
 
 use super::charts;
 use super::findings::Subject;
-use super::page::{GALLERY, Mistake, STYLE, thumbnail};
+use super::page::{GALLERY, Mistake, STYLE};
+use crate::encode::thumbnail;
 
 const TEMPLATE: &str = include_str!("labels.html");
-/// Most curves of a chart.
+/// Most curves in a chart.
 const CURVES: usize = 8;
 
-/// All that the page shows.
+/// Contents of the page.
 pub(super) struct LabelReport<'a> {
     pub(super) subject: Subject<'a>,
     pub(super) evaluation: &'a LabelEvaluation,
@@ -40,7 +41,8 @@ impl LabelReport<'_> {
         let mut environment = Environment::new();
         environment.add_filter("percent", |value: f64| format!("{:.2} %", value * 100.0));
         environment.add_template("labels.html", TEMPLATE)?;
-        let others: Vec<_> = self.subject.others.iter().map(|other| &other.figures).collect();
+        let ood_inputs: Vec<_> =
+            self.subject.ood_inputs.iter().map(|input| &input.figures).collect();
         let values = json!({
             "style": STYLE,
             "info": info,
@@ -48,17 +50,17 @@ impl LabelReport<'_> {
             "parameters": self.subject.classifier.parameters(),
             "source": self.subject.source,
             "metrics": self.metrics,
-            "unsure": self.evaluation.out_of_distribution(),
+            "out_of_distribution": self.evaluation.out_of_distribution(),
             "drawn": CURVES.min(info.labels.len()),
             "training": training,
             "precision_recall": charts::precision_recall(&self.curves())?,
-            "others": others,
+            "ood_inputs": ood_inputs,
             "mistakes": mistakes,
         });
         Ok(environment.get_template("labels.html")?.render(Value::from(Serde(values)))?)
     }
 
-    /// Precision over recall of the first classes.
+    /// Precision-recall curves of the first classes.
     fn curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {
         let LabelEvaluation { probabilities, truth, .. } = self.evaluation;
         let labels = self.subject.classifier.labels().iter().enumerate().take(CURVES);
@@ -70,32 +72,32 @@ impl LabelReport<'_> {
         labels.map(curve).collect()
     }
 
-    /// The photos with the most certain wrong answer on one class.
+    /// The images with the most confident wrong prediction of one label.
     pub(super) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
         let LabelEvaluation { probabilities, truth, .. } = self.evaluation;
         let own = &self.metrics.per_class;
-        // Of each photo the wrong class of the most certain answer.
-        let worst = |(photo, row): (usize, &Vec<f32>)| {
+        // Of each image, the wrong label with the highest confidence.
+        let worst = |(image, row): (usize, &Vec<f32>)| {
             let wrong = row.iter().enumerate().filter_map(|(class, probability)| {
-                let (has, said) =
-                    (truth[photo].contains(&class), *probability >= own[class].threshold);
-                let far = if has { 1.0 - probability } else { *probability };
-                (has != said).then_some((photo, class, far))
+                let actual = truth[image].contains(&class);
+                let predicted = *probability >= own[class].threshold;
+                let confidence = if actual { 1.0 - probability } else { *probability };
+                (actual != predicted).then_some((image, class, confidence))
             });
             wrong.max_by(|a, b| a.2.total_cmp(&b.2))
         };
         let mut wrong: Vec<_> = probabilities.iter().enumerate().filter_map(worst).collect();
         wrong.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
-        let mistake = |(photo, class, _): (usize, usize, f32)| {
-            let row = &probabilities[photo];
-            let said = (0..row.len()).filter(|class| row[*class] >= own[*class].threshold);
+        let mistake = |(image, class, _): (usize, usize, f32)| {
+            let row = &probabilities[image];
+            let predicted = (0..row.len()).filter(|class| row[*class] >= own[*class].threshold);
             let dataset = self.subject.dataset;
             Ok(Mistake {
-                path: dataset.samples()[photo].path.display().to_string(),
-                truth: self.names(truth[photo].iter().copied()),
-                answer: self.names(said),
+                path: dataset.samples()[image].path.display().to_string(),
+                actual: self.names(truth[image].iter().copied()),
+                predicted: self.names(predicted),
                 confidence: row[class],
-                picture: thumbnail(&dataset.read(photo)?)?,
+                thumbnail: thumbnail(&dataset.read(image)?)?,
             })
         };
         wrong.into_iter().take(GALLERY).map(mistake).collect()

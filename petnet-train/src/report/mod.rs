@@ -1,8 +1,7 @@
-//! What an evaluation leaves behind: figures, charts, one page.
+//! Results of an evaluation: metrics, charts, an HTML page.
 
 pub(crate) mod charts;
 pub(crate) mod compare;
-pub(crate) mod files;
 pub(crate) mod findings;
 mod labels;
 pub(crate) mod page;

@@ -1,4 +1,4 @@
-//! `report.html`: one self-contained page.
+//! `report.html` of a single-label model, as one self-contained page.
 
 use anyhow::Result;
 use minijinja::value::Serde;
@@ -6,24 +6,25 @@ use minijinja::{Environment, Value};
 use petnet::metrics::{self, Metrics};
 use petnet::train::EpochReport;
 use petnet::{Dataset, Evaluation, ModelInfo};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::json;
 
 use super::charts;
-use crate::ood::{AnsweredImage, OtherFigures, OtherImages};
+use crate::encode::{data_url, thumbnail};
+use crate::ood::{AnsweredImage, OodEvaluation, OodFigures};
 
 const TEMPLATE: &str = include_str!("page.html");
-/// The style of reports.
+/// Style sheet of the reports.
 pub(super) const STYLE: &str = include_str!("style.css");
-/// Photos in the gallery of mistakes.
+/// Most images in the gallery of mistakes.
 pub(super) const GALLERY: usize = 24;
-/// With more classes than these, the page lists the weakest and what is most often confused; whole,
-/// the matrix of a thousand would take 50 MB.
+/// With more classes, the page lists those with the lowest F1 and the pairs most often confused: a full confusion matrix
+/// of a thousand classes would take 50 MB.
 const SHOWN: usize = 20;
-/// Lower edges of the table by confidence.
+/// Lower bounds of the rows of "Accuracy by confidence".
 const CONFIDENCE_STEPS: [f32; 6] = [0.99, 0.95, 0.9, 0.8, 0.65, 0.0];
 
-/// All that the page shows.
+/// Contents of the page.
 pub(super) struct Report<'a> {
     pub(super) info: &'a ModelInfo,
     pub(super) parameters: usize,
@@ -31,35 +32,35 @@ pub(super) struct Report<'a> {
     pub(super) metrics: &'a Metrics,
     pub(super) dataset: &'a Dataset,
     pub(super) source: String,
-    /// Evaluations on images of other things, which the page shows where there are any.
-    pub(super) others: &'a [OtherImages],
+    /// Evaluations on out-of-distribution images; may be empty.
+    pub(super) ood_inputs: &'a [OodEvaluation],
 }
 
-/// A wrong answer.
+/// A wrong prediction.
 #[derive(Serialize)]
 pub(crate) struct Mistake {
     pub(crate) path: String,
-    pub(crate) truth: String,
-    pub(crate) answer: String,
+    pub(crate) actual: String,
+    pub(crate) predicted: String,
     pub(crate) confidence: f32,
-    /// A small JPEG of the photo.
+    /// Thumbnail as JPEG.
     #[serde(serialize_with = "data_url")]
-    pub(crate) picture: Vec<u8>,
+    pub(crate) thumbnail: Vec<u8>,
 }
 
-/// Photos of one class that were taken for another.
+/// Number of images of one class that were predicted as another.
 #[derive(Serialize)]
 struct Confused<'a> {
-    truth: &'a str,
-    answer: &'a str,
+    actual: &'a str,
+    predicted: &'a str,
     count: usize,
 }
 
-/// One of [`OtherImages`] on the page.
+/// One of [`OodEvaluation`] on the page.
 #[derive(Serialize)]
-struct Other<'a> {
+struct OodInput<'a> {
     #[serde(flatten)]
-    figures: &'a OtherFigures,
+    figures: &'a OodFigures,
     gallery: &'a [AnsweredImage],
 }
 
@@ -105,7 +106,7 @@ impl Report<'_> {
             "reliability": charts::reliability(&bins)?,
             "confidence": self.by_confidence(),
             "coverage": self.evaluation.coverage(),
-            "others": self.others(),
+            "ood_inputs": self.ood_inputs(),
             "scores": self.score_chart()?,
             "mistakes": mistakes,
             "seconds": history.last().map(|e| e.seconds),
@@ -114,42 +115,48 @@ impl Report<'_> {
         Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
     }
 
-    fn others(&self) -> Vec<Other<'_>> {
-        let others = self.others.iter();
-        others.map(|OtherImages { figures, gallery, .. }| Other { figures, gallery }).collect()
+    fn ood_inputs(&self) -> Vec<OodInput<'_>> {
+        let ood_inputs = self.ood_inputs.iter();
+        ood_inputs
+            .map(|OodEvaluation { figures, gallery, .. }| OodInput { figures, gallery })
+            .collect()
     }
 
-    /// Histograms of the scores; `None` without images of other things, or without a score.
+    /// Histograms of the scores; `None` without out-of-distribution images, or without a score.
     fn score_chart(&self) -> Result<Option<String>> {
-        let Some(ood) = self.info.ood.as_ref().filter(|_| !self.others.is_empty()) else {
+        let Some(ood) = self.info.ood.as_ref().filter(|_| !self.ood_inputs.is_empty()) else {
             return Ok(None);
         };
-        let own = [("own images", self.evaluation.ood_scores.as_slice())];
-        let others =
-            self.others.iter().map(|other| (ending(&other.figures.input), other.scores.as_slice()));
-        let groups: Vec<_> = own.into_iter().chain(others).collect();
+        let own = [("in distribution", self.evaluation.ood_scores.as_slice())];
+        let ood_inputs = self
+            .ood_inputs
+            .iter()
+            .map(|input| (ending(&input.figures.input), input.scores.as_slice()));
+        let groups: Vec<_> = own.into_iter().chain(ood_inputs).collect();
         charts::ood_scores(&groups, ood.threshold).map(Some)
     }
 
     fn most_confused(&self) -> Vec<Confused<'_>> {
         let labels = &self.info.labels;
         let rows = self.metrics.confusion_matrix.iter().enumerate();
-        let cells = rows.flat_map(|(truth, row)| {
-            row.iter().enumerate().map(move |(answer, count)| (truth, answer, *count))
+        let cells = rows.flat_map(|(actual, row)| {
+            row.iter().enumerate().map(move |(predicted, count)| (actual, predicted, *count))
         });
-        let mut wrong: Vec<_> = cells.filter(|(t, a, count)| t != a && *count > 0).collect();
-        wrong.sort_by_key(|(truth, answer, count)| (std::cmp::Reverse(*count), *truth, *answer));
+        let mut wrong: Vec<_> = cells.filter(|(a, p, count)| a != p && *count > 0).collect();
+        wrong.sort_by_key(|(actual, predicted, count)| {
+            (std::cmp::Reverse(*count), *actual, *predicted)
+        });
         let shown = wrong.into_iter().take(SHOWN);
         shown
-            .map(|(truth, answer, count)| Confused {
-                truth: &labels[truth],
-                answer: &labels[answer],
+            .map(|(actual, predicted, count)| Confused {
+                actual: &labels[actual],
+                predicted: &labels[predicted],
                 count,
             })
             .collect()
     }
 
-    /// Numbers of the classes of the lowest F1, of those that had photos.
+    /// Indices of the classes with the lowest F1, among those with images.
     fn weakest(&self) -> Vec<usize> {
         let own = &self.metrics.per_class;
         let mut classes: Vec<usize> =
@@ -161,7 +168,7 @@ impl Report<'_> {
 
     fn roc_curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {
         let labels = &self.info.labels;
-        // With two classes the second curve would be the first one turned round.
+        // With two classes, the curve of the first is that of the second, rotated by 180 degrees.
         let shown = if labels.len() == 2 { 1..2 } else { 0..labels.len().min(8) };
         shown
             .map(|class| {
@@ -176,7 +183,7 @@ impl Report<'_> {
 
     fn by_confidence(&self) -> Vec<ConfidenceRow> {
         let Evaluation { probabilities, truth, .. } = self.evaluation;
-        let answers: Vec<(f32, bool)> = probabilities
+        let predictions: Vec<(f32, bool)> = probabilities
             .iter()
             .zip(truth)
             .map(|(row, truth)| (row[metrics::argmax(row)], metrics::argmax(row) == *truth))
@@ -186,20 +193,21 @@ impl Report<'_> {
             .iter()
             .map(|&from| {
                 let inside = |confidence: f32| confidence >= from && confidence < above;
-                let rows: Vec<bool> = answers.iter().filter(|a| inside(a.0)).map(|a| a.1).collect();
+                let rows: Vec<bool> =
+                    predictions.iter().filter(|p| inside(p.0)).map(|p| p.1).collect();
                 above = from;
-                let right = rows.iter().filter(|right| **right).count();
+                let correct = rows.iter().filter(|correct| **correct).count();
                 ConfidenceRow {
                     from,
                     count: rows.len(),
-                    share: rows.len() as f64 / answers.len().max(1) as f64,
-                    accuracy: right as f64 / rows.len().max(1) as f64,
+                    share: rows.len() as f64 / predictions.len().max(1) as f64,
+                    accuracy: correct as f64 / rows.len().max(1) as f64,
                 }
             })
             .collect()
     }
 
-    /// The most confident wrong answers, with their photos.
+    /// The most confident wrong predictions, with thumbnails.
     pub(super) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
         let Evaluation { probabilities, truth, .. } = self.evaluation;
         let mut wrong: Vec<(usize, usize, f32)> = probabilities
@@ -207,48 +215,28 @@ impl Report<'_> {
             .zip(truth)
             .enumerate()
             .map(|(index, (row, _))| (index, metrics::argmax(row), row[metrics::argmax(row)]))
-            .filter(|(index, answer, _)| truth[*index] != *answer)
+            .filter(|(index, predicted, _)| truth[*index] != *predicted)
             .collect();
         wrong.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
         wrong
             .into_iter()
             .take(GALLERY)
-            .map(|(index, answer, confidence)| {
+            .map(|(index, predicted, confidence)| {
                 Ok(Mistake {
                     path: self.dataset.samples()[index].path.display().to_string(),
-                    truth: self.info.labels[truth[index]].clone(),
-                    answer: self.info.labels[answer].clone(),
+                    actual: self.info.labels[truth[index]].clone(),
+                    predicted: self.info.labels[predicted].clone(),
                     confidence,
-                    picture: thumbnail(&self.dataset.read(index)?)?,
+                    thumbnail: thumbnail(&self.dataset.read(index)?)?,
                 })
             })
             .collect()
     }
 }
 
-/// The last characters of an input's name, as many as a chart's legend has room for.
+/// The last characters of an input's name, as many as fit into the legend of a chart.
 fn ending(input: &str) -> &str {
     const SHOWN: usize = 24;
     let skipped = input.chars().count().saturating_sub(SHOWN);
     input.char_indices().nth(skipped).map_or(input, |(start, _)| &input[start..])
-}
-
-/// Serializes a JPEG file as a data URL.
-pub(crate) fn data_url<S: Serializer>(jpeg: &[u8], to: S) -> Result<S::Ok, S::Error> {
-    use base64::Engine as _;
-    let encoded = base64::engine::general_purpose::STANDARD.encode(jpeg);
-    to.serialize_str(&format!("data:image/jpeg;base64,{encoded}"))
-}
-
-/// A small JPEG, the aspect kept.
-pub(crate) fn thumbnail(bytes: &[u8]) -> Result<Vec<u8>> {
-    let limits = petnet::preprocess::Limits::default();
-    let pixels = petnet::preprocess::decode_at_least(bytes, &limits, 160)?;
-    let picture = image::RgbImage::from_raw(pixels.width(), pixels.height(), pixels.into_data())
-        .map(image::DynamicImage::ImageRgb8)
-        .unwrap_or_default()
-        .thumbnail(160, 160);
-    let mut jpeg = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut jpeg, image::ImageFormat::Jpeg)?;
-    Ok(jpeg.into_inner())
 }

@@ -1,4 +1,4 @@
-//! Decisions as a table that `prepare --labels` reads.
+//! Decisions of a review as a CSV file that `prepare --labels` reads.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// A decision on a photo.
+/// Decision on an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Correction {
-    /// SHA-256 of its file.
+    /// SHA-256 of the image's file.
     pub(super) sha256: String,
     pub(super) path: String,
-    /// The class that it shall have.
+    /// The corrected class.
     pub(super) label: String,
     pub(super) action: Action,
 }
@@ -22,9 +22,9 @@ pub(super) struct Correction {
 pub(super) enum Action {
     /// The label is right.
     Keep,
-    /// The label is another.
+    /// The label is replaced.
     Relabel,
-    /// The photo is not to be used.
+    /// The image is not used.
     Drop,
 }
 
@@ -52,17 +52,17 @@ impl Corrections {
         self.by_digest.values()
     }
 
-    /// Takes a decision in, or back without one; the file has it when this returns.
+    /// Sets or, with `None`, removes the decision on an image, and writes the file.
     pub(super) fn decide(&mut self, sha256: &str, decision: Option<Correction>) -> Result<()> {
         match decision {
             Some(correction) => drop(self.by_digest.insert(sha256.into(), correction)),
             None => drop(self.by_digest.remove(sha256)),
         }
-        // The header is written even when no decision is left.
+        // The header is written explicitly, because the writer omits it without rows.
         let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
         writer.write_record(["sha256", "path", "label", "action"])?;
         self.by_digest.values().try_for_each(|row| writer.serialize(row))?;
         let text = writer.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?;
-        Ok(petnet::write_atomically(&self.file, &text)?)
+        crate::files::write(&self.file, &text)
     }
 }

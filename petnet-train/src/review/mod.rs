@@ -1,4 +1,4 @@
-//! `review`: what may be wrong with labelled photos, on a page where it is put right.
+//! `review`: likely label errors, outliers, bad images and duplicates of a data set, and a page to correct them.
 
 mod corrections;
 mod page;
@@ -12,36 +12,38 @@ use petnet::review::{LabelSuspect, Review as Findings, Suspect};
 use petnet::{Classifier, Dataset, Device};
 use serde_json::json;
 
+use crate::files;
 use crate::model::ModelName;
-use crate::{Output, report, terminal};
+use crate::terminal::{self, Output};
 use corrections::Corrections;
 use page::{Card, List, Page};
 
-/// Find wrong labels, odd photos and duplicates, and put them right on a page.
+/// Find label errors, outliers and duplicates, and correct them on a page
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   petnet-train review data/processed                    # writes review/index.html and review/review.json
-  petnet-train review photos --serve                    # http://127.0.0.1:8123: keep, relabel or drop by keys
+  petnet-train review photos --serve                    # http://127.0.0.1:8123: keep, relabel or drop by key
   petnet-train prepare --raw photos --labels review/corrections.csv
 
-Labels are judged by confident learning: a layer on the model's features is fitted to four fifths of the photos and asked
-about the last fifth, five times. Every decision on the served page is in corrections.csv at once.")]
+Label errors are found by confident learning (Northcutt et al., 2021): a linear layer on the model's features is fitted
+to four fifths of the images and predicts the last fifth, five times. The served page writes every decision to
+corrections.csv immediately.")]
 pub(crate) struct Review {
-    /// Photos: whatever `prepare` reads, or what it wrote
+    /// Labelled images: any input of `prepare`, or a prepared folder
     data: PathBuf,
-    /// Model whose features photos are compared by, or `pretrained` for the bundled one
+    /// Model file whose features compare the images, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
     model: ModelName,
-    /// Folder to write
+    /// Folder to write review.json, the page and corrections.csv to
     #[arg(long, default_value = "review")]
     out: PathBuf,
-    /// Serve the page here until Ctrl-C, and take decisions
+    /// Serve the page on this address until Ctrl-C, and save decisions
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:8123")]
     serve: Option<SocketAddr>,
-    /// Photos of each kind on the page
+    /// Most images in each list of the page
     #[arg(long, value_name = "N", default_value_t = 200)]
     most: usize,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
 }
@@ -50,7 +52,7 @@ impl Review {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
         let classifier = self.model.open(self.device)?.with_mirrors(true);
-        let counter = terminal::counter("reading photos", output);
+        let counter = terminal::counter("reading images", output);
         let dataset = Dataset::open(&self.data)?;
         counter.finish_and_clear();
         for note in dataset.notes() {
@@ -59,21 +61,21 @@ impl Review {
         if dataset.left_out().total() > 0 {
             tracing::info!("{} files left out: {}", dataset.left_out().total(), dataset.left_out());
         }
-        let findings = look(&dataset, &classifier, output)?;
+        let findings = analyse(&dataset, &classifier, output)?;
         std::fs::create_dir_all(&self.out)?;
         let file = self.out.join("review.json");
-        report::files::write_json(&file, &summary(&dataset, &findings, self.most))?;
+        files::write_json(&file, &summary(&dataset, &findings, self.most))?;
         let lists = lists(&dataset, &findings, self.most);
         let page =
             Page { dataset: &dataset, data: &self.data, lists, agreement: findings.agreement };
         let index = self.out.join("index.html");
         if self.serve.is_none() {
-            report::files::write(&index, page.html(true)?.as_bytes())?;
+            files::write(&index, page.html(true)?.as_bytes())?;
         }
         if output.json {
             say!("{}", summary(&dataset, &findings, self.most));
         } else {
-            say_findings(&dataset, &findings);
+            print_findings(&dataset, &findings);
             say!("written to {}", if self.serve.is_some() { file } else { index }.display());
         }
         match self.serve {
@@ -86,20 +88,20 @@ impl Review {
     }
 }
 
-fn look(dataset: &Dataset, classifier: &Classifier, output: Output) -> Result<Findings> {
-    let bar = terminal::bar(dataset.len() as u64, "looking", output);
+fn analyse(dataset: &Dataset, classifier: &Classifier, output: Output) -> Result<Findings> {
+    let bar = terminal::bar(dataset.len() as u64, "analysing", output);
     let findings = Findings::run(dataset, classifier, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(findings)
 }
 
-/// The class that a photo is labelled with.
-fn given(dataset: &Dataset, photo: usize) -> String {
-    dataset.class_names(&dataset.samples()[photo]).join("|")
+/// The label of an image.
+fn given(dataset: &Dataset, image: usize) -> String {
+    dataset.class_names(&dataset.samples()[image]).join("|")
 }
 
 fn summary(dataset: &Dataset, findings: &Findings, most: usize) -> serde_json::Value {
-    let path = |photo: usize| dataset.samples()[photo].path.display().to_string();
+    let path = |image: usize| dataset.samples()[image].path.display().to_string();
     let class = |number: usize| &dataset.classes()[number];
     let label = |suspect: &LabelSuspect| {
         json!({
@@ -123,21 +125,25 @@ fn summary(dataset: &Dataset, findings: &Findings, most: usize) -> serde_json::V
         "dark": others(&findings.dark),
         "tiny": others(&findings.tiny),
         "duplicates": groups
-            .map(|group| group.iter().map(|photo| path(*photo)).collect::<Vec<_>>())
+            .map(|group| group.iter().map(|image| path(*image)).collect::<Vec<_>>())
             .collect::<Vec<_>>(),
     })
 }
 
-fn say_findings(dataset: &Dataset, findings: &Findings) {
+fn print_findings(dataset: &Dataset, findings: &Findings) {
     let confident = findings.labels.iter().filter(|suspect| suspect.confident).count();
     let across = dataset.conflicts().len();
-    say!("{} photos, {:.2} % agree with their labels", dataset.len(), findings.agreement * 100.0);
-    say!("{} labels are doubted, {confident} of them with confidence", findings.labels.len());
+    say!(
+        "{} images; the labels of {:.2} % agree with the prediction",
+        dataset.len(),
+        findings.agreement * 100.0
+    );
+    say!("{} likely label errors, {confident} of them confident", findings.labels.len());
     say!("{} groups of duplicates, {across} with different labels", findings.duplicates.len());
     for suspect in findings.labels.iter().take(5) {
         let sample = &dataset.samples()[suspect.photo];
         say!(
-            "  {}: {}, likelier {} ({:.0} %)",
+            "  {}: labelled {}, predicted {} ({:.0} %)",
             sample.path.display(),
             given(dataset, suspect.photo),
             dataset.classes()[suspect.likely],
@@ -146,10 +152,10 @@ fn say_findings(dataset: &Dataset, findings: &Findings) {
     }
 }
 
-/// The lists of the page; what stands out too little to be of interest stays away.
+/// The lists of the page. Lists of outliers and of bad images are limited to a tenth of the data set, but at least 12.
 fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
     let labels = findings.labels.iter().take(most).map(|suspect| Card {
-        photo: suspect.photo,
+        image: suspect.photo,
         likely: Some(suspect.likely),
         note: format!(
             "{:.0} % {}, {:.0} % as labelled",
@@ -161,29 +167,29 @@ fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
     let few = most.min((dataset.len() / 10).max(12));
     let cards = |list: &[Suspect], note: &dyn Fn(f32) -> String| -> Vec<Card> {
         let first = list.iter().take(few);
-        first.map(|s| Card { photo: s.photo, likely: None, note: note(s.value) }).collect()
+        first.map(|s| Card { image: s.photo, likely: None, note: note(s.value) }).collect()
     };
     let mut groups: Vec<&Vec<usize>> = findings.duplicates.iter().collect();
-    let classes = |group: &Vec<usize>| {
+    let same_label = |group: &Vec<usize>| {
         let first = &dataset.samples()[group[0]].target;
-        group.iter().all(|photo| dataset.samples()[*photo].target == *first)
+        group.iter().all(|image| dataset.samples()[*image].target == *first)
     };
-    // Groups with different labels first: at least one of each is wrong.
-    groups.sort_by_key(|group| classes(group));
+    // Groups with different labels come first: at least one label of each is wrong.
+    groups.sort_by_key(|group| same_label(group));
     let duplicates = groups.iter().enumerate().flat_map(|(number, group)| {
-        let differ = if classes(group) { "" } else { ", with different labels" };
-        group.iter().map(move |photo| Card {
-            photo: *photo,
+        let differ = if same_label(group) { "" } else { ", with different labels" };
+        group.iter().map(move |image| Card {
+            image: *image,
             likely: None,
             note: format!("group {}{differ}", number + 1),
         })
     });
     vec![
-        List::new("labels", "Doubtful labels", labels.collect()),
+        List::new("labels", "Likely label errors", labels.collect()),
         List::new("duplicates", "Duplicates", duplicates.take(most).collect()),
         List::new(
             "outliers",
-            "Unlike all others",
+            "Outliers",
             cards(&findings.outliers, &|value| format!("similarity {value:.2}")),
         ),
         List::new(
@@ -194,7 +200,7 @@ fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
         List::new(
             "dark",
             "Dark",
-            cards(&findings.dark, &|value| format!("light {value:.0} of 255")),
+            cards(&findings.dark, &|value| format!("brightness {value:.0} of 255")),
         ),
         List::new("tiny", "Tiny", cards(&findings.tiny, &|value| format!("{value:.0} pixels"))),
     ]

@@ -1,4 +1,4 @@
-//! The page: lists of photos, each with what is doubted.
+//! The HTML page: lists of images, each with the reason why it is listed.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use petnet::Dataset;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::report::page::{data_url, thumbnail};
+use crate::encode::{data_url, thumbnail};
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// A photo in a list.
+/// An image in a list.
 pub(super) struct Card {
-    pub(super) photo: usize,
-    /// The likelier class.
+    pub(super) image: usize,
+    /// The predicted class, where it differs from the label.
     pub(super) likely: Option<usize>,
     pub(super) note: String,
 }
@@ -39,28 +39,28 @@ pub(super) struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// `whole` puts the photos into the page, which then needs no server; decisions are downloaded from it.
+    /// With `whole`, the page contains the images and needs no server; decisions are downloaded from it.
     pub(super) fn html(&self, whole: bool) -> Result<String> {
         let text = serde_json::to_string(&self.content(whole))?;
-        // Names of files may end the script.
+        // File names must not end the script element.
         Ok(TEMPLATE.replace("\"CONTENT\"", &text.replace('<', "\\u003c")))
     }
 
     fn content(&self, whole: bool) -> Value {
         let classes = self.dataset.classes();
         let card = |card: &Card| {
-            let sample = &self.dataset.samples()[card.photo];
-            let picture = match whole {
+            let sample = &self.dataset.samples()[card.image];
+            let image = match whole {
                 true => self
-                    .picture(card.photo)
+                    .thumbnail(card.image)
                     .ok()
                     .and_then(|jpeg| data_url(&jpeg, serde_json::value::Serializer).ok()),
-                false => Some(format!("photo/{}", card.photo).into()),
+                false => Some(format!("image/{}", card.image).into()),
             };
             json!({
                 "path": sample.path.display().to_string(), "sha256": sample.sha256,
                 "given": self.dataset.class_names(sample).join("|"), "likely": card.likely.map(|class| &classes[class]),
-                "note": card.note, "picture": picture,
+                "note": card.note, "image": image,
             })
         };
         let lists = self.lists.iter().map(|list| {
@@ -68,13 +68,13 @@ impl Page<'_> {
             json!({ "id": list.id, "title": list.title, "cards": cards })
         });
         json!({
-            "data": self.data.display().to_string(), "photos": self.dataset.len(), "classes": classes,
+            "data": self.data.display().to_string(), "images": self.dataset.len(), "classes": classes,
             "agreement": self.agreement, "served": !whole, "lists": lists.collect::<Vec<_>>(),
         })
     }
 
-    /// A small JPEG of a photo.
-    pub(super) fn picture(&self, photo: usize) -> Result<Vec<u8>> {
-        thumbnail(&self.dataset.read(photo)?)
+    /// Thumbnail of an image as JPEG.
+    pub(super) fn thumbnail(&self, image: usize) -> Result<Vec<u8>> {
+        thumbnail(&self.dataset.read(image)?)
     }
 }

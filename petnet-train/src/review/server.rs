@@ -1,4 +1,4 @@
-//! The page on this machine, which takes decisions.
+//! Local HTTP server for the page, which saves decisions.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -22,15 +22,15 @@ use tokio::net::TcpListener;
 use super::corrections::{Action, Correction, Corrections};
 use super::page::Page;
 
-/// Most bytes of a decision.
-const MOST: usize = 4096;
-/// Pause after a connection that could not be taken: it may be the limit of open files.
+/// Largest body of a decision, in bytes.
+const MAX_BODY: usize = 4096;
+/// Pause after a failed accept, which may be due to the limit of open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Deserialize)]
 struct Decision {
     sha256: String,
-    /// Nothing takes a decision back.
+    /// `None` removes the decision.
     action: Option<Action>,
     label: Option<String>,
 }
@@ -45,7 +45,7 @@ pub(super) fn serve(address: SocketAddr, page: &Page, corrections: Corrections) 
     runtime.block_on(site.run(address))
 }
 
-/// All that is served. One thread serves it: a photo takes milliseconds.
+/// State of the server. One thread is enough: an image takes milliseconds.
 struct Site<'a> {
     page: &'a Page<'a>,
     html: Bytes,
@@ -67,11 +67,11 @@ impl Site<'_> {
                         connections.push(http1::Builder::new().serve_connection(stream, service));
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a connection was not taken");
+                        tracing::warn!(%error, "accepting a connection failed");
                         tokio::time::sleep(PAUSE).await;
                     }
                 },
-                // A browser that has gone needs no answer.
+                // Errors of a connection concern only its browser.
                 Some(_) = connections.next(), if !connections.is_empty() => {}
             }
         }
@@ -85,10 +85,10 @@ impl Site<'_> {
     }
 
     async fn reply(&self, request: Request<Incoming>) -> Result<Reply> {
-        // Another site's page must not decide: browsers name where a request comes from.
+        // Refuses requests from pages of other sites, which browsers mark with this header.
         let site = request.headers().get("sec-fetch-site");
         if site.is_some_and(|site| site != "same-origin" && site != "none") {
-            return Err(anyhow!("only this page may ask"));
+            return Err(anyhow!("requests from other sites are refused"));
         }
         let path = request.uri().path().to_string();
         match (request.method(), path.as_str()) {
@@ -99,17 +99,17 @@ impl Site<'_> {
                 Ok(typed("application/json", serde_json::to_vec(&all)?.into()))
             }
             (&Method::POST, "/decide") => {
-                let body = Limited::new(request.into_body(), MOST).collect().await;
+                let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
                 let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
                 let decision: Decision = serde_json::from_slice(&body)?;
                 let correction = correction(self.page, &decision)?;
                 self.corrections.borrow_mut().decide(&decision.sha256, correction)?;
                 Ok(typed("application/json", Bytes::from_static(b"{}")))
             }
-            (&Method::GET, photo) => {
-                let number = photo.strip_prefix("/photo/").and_then(|number| number.parse().ok());
+            (&Method::GET, path) => {
+                let number = path.strip_prefix("/image/").and_then(|number| number.parse().ok());
                 match number.filter(|number: &usize| *number < self.page.dataset.len()) {
-                    Some(number) => Ok(typed("image/jpeg", self.page.picture(number)?.into())),
+                    Some(number) => Ok(typed("image/jpeg", self.page.thumbnail(number)?.into())),
                     None => Ok(plain(StatusCode::NOT_FOUND, "no such page\n".into())),
                 }
             }
@@ -118,17 +118,17 @@ impl Site<'_> {
     }
 }
 
-/// The row of a decision; nothing where it is taken back.
+/// The row of a decision; `None` where it is removed.
 fn correction(page: &Page, decision: &Decision) -> Result<Option<Correction>> {
     let Decision { sha256, action, label } = decision;
     let Some(action) = *action else { return Ok(None) };
     let sample = page.dataset.samples().iter().find(|sample| sample.sha256 == *sha256);
-    let sample = sample.ok_or_else(|| anyhow!("no photo has this digest"))?;
+    let sample = sample.ok_or_else(|| anyhow!("no image has this digest"))?;
     let classes = page.dataset.classes();
     let label = match (action, label) {
         (Action::Keep | Action::Drop, _) => page.dataset.class_names(sample).join("|"),
         (Action::Relabel, Some(label)) if classes.contains(label) => label.clone(),
-        (Action::Relabel, _) => return Err(anyhow!("the label is none of the classes")),
+        (Action::Relabel, _) => return Err(anyhow!("the label is not one of the classes")),
     };
     let path = sample.path.display().to_string();
     Ok(Some(Correction { sha256: sha256.clone(), path, label, action }))

@@ -1,8 +1,8 @@
-//! `similar`: images that look alike, by their embeddings. This file parses, searches and prints; `update` synchronises
-//! the index with folders, `page` renders the HTML.
+//! `similar`: nearest neighbours of images by their embeddings. This file has the subcommand, searches and prints; `update`
+//! synchronises the index with folders, `page` renders the HTML page.
 
+mod orientations;
 mod page;
-mod turned;
 mod update;
 
 use std::collections::HashSet;
@@ -16,30 +16,30 @@ use serde_json::{Value, json};
 
 use self::page::{Page, Shown};
 use self::update::Updated;
-use crate::config::ConfigError;
+use crate::error::UsageError;
+use crate::files;
 use crate::model::ModelName;
-use crate::report::files;
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
-/// Pairs of duplicates that are listed; the nearest ones.
+/// Most pairs of duplicates that are listed, the nearest first.
 const MOST_PAIRS: usize = 1_000;
 
-/// Find images that look alike: lost pets, duplicates.
+/// Find similar images and duplicates by their embeddings
 ///
-/// An index holds the embedding of each image; the search compares all of them and misses none.
+/// An index holds the embedding of each image. The search is exact: it compares the query with all of them.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  petnet-train similar --index shelter --photos shelter-photos/            # build it, or take up what changed
-  petnet-train similar --index shelter --html similar.html lost.jpg        # the 8 nearest, and a page with them
+  petnet-train similar --index shelter --photos shelter-photos/            # build the index, or update it
+  petnet-train similar --index shelter --html similar.html lost.jpg        # the 8 nearest, also as a page
   petnet-train similar --index shelter --photos new-arrivals/ -k 3 lost-1.jpg lost-2.jpg
-  petnet-train similar --index shelter --turned stolen.jpg                 # mirrored and turned copies, too
+  petnet-train similar --index shelter --turned stolen.jpg                 # also mirrored and rotated copies
   petnet-train similar --index shelter --duplicates --html duplicates.html
 
-Images below a folder of --photos are synchronised with the index: new and changed ones are embedded, those that are
-gone are removed, and images of other folders stay. An index belongs to the model that made it.
-For 1,280 values an image takes 5 KB of memory and disk; a million images are searched in about a second, while
---duplicates compares each with each: minutes for 100,000, hours for a million.")]
+--photos synchronises the index with a folder: new and changed images are embedded, deleted ones are removed, and
+images of other folders stay. An index can only be used with the model that made it. With embeddings of 1,280 values,
+an image takes 5 KB of memory and disk, and a million images are searched in about a second. --duplicates compares
+every pair of images: minutes for 100,000 images, hours for a million.")]
 pub(crate) struct Similar {
     /// Folder of the index
     #[arg(long, value_name = "DIR")]
@@ -50,27 +50,27 @@ pub(crate) struct Similar {
     /// Model file, or `pretrained` for the bundled one
     #[arg(long, default_value = "pretrained")]
     model: ModelName,
-    /// auto, cpu, ndarray, wgpu or wgpu:N
+    /// Device to compute on: auto, cpu, ndarray, wgpu or wgpu:N (discrete GPU N, from 0)
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Images to find for each PHOTO
+    /// Number of images to find for each IMAGE
     #[arg(long, short = 'k', value_name = "K", default_value_t = 8)]
     count: usize,
-    /// Look for mirrored and turned copies of PHOTO, too
+    /// Also find mirrored and rotated copies of IMAGE
     #[arg(long)]
     turned: bool,
-    /// List the pairs of images in the index that look the same
+    /// List pairs of images in the index that are duplicates
     #[arg(long)]
     duplicates: bool,
-    /// Cosine from which on two images count as duplicates: with the bundled model, copies that were compressed, resized or
-    /// mirrored have 0.88 and more, different photos up to 0.85
+    /// Cosine similarity from which two images count as duplicates, from -1 to 1. With the bundled model, copies that were
+    /// compressed, resized or mirrored have 0.88 and more, different images up to 0.85
     #[arg(long, value_name = "COSINE", default_value_t = 0.87, value_parser = cosine)]
     threshold: f32,
-    /// Write a page with the images, in one file
+    /// Also write a self-contained HTML page with the images
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Images to find look-alikes of
-    #[arg(value_name = "PHOTO")]
+    /// Images to search for
+    #[arg(value_name = "IMAGE")]
     queries: Vec<PathBuf>,
 }
 
@@ -79,19 +79,19 @@ fn cosine(text: &str) -> Result<f32, String> {
     if (-1.0..=1.0).contains(&value) { Ok(value) } else { Err("must be from -1 to 1".into()) }
 }
 
-/// An image that was asked about, and what was found, or why it cannot be read.
+/// A query image with its neighbours, or the reason why it cannot be read.
 struct Query {
     path: PathBuf,
     found: Result<Vec<Near>, String>,
 }
 
-/// An image of the index.
+/// An image of the index, and its similarity to the query.
 struct Near {
     path: String,
     cosine: f32,
 }
 
-/// Two images of the index that look the same.
+/// Two images of the index that count as duplicates.
 struct Duplicate {
     paths: [String; 2],
     cosine: f32,
@@ -101,10 +101,10 @@ impl Similar {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
         if self.photos.is_empty() && self.queries.is_empty() && !self.duplicates {
-            let text = "nothing to do: name a PHOTO, or --photos DIR, or --duplicates";
-            return Err(ConfigError(text.into()).into());
+            let text = "nothing to do: give an IMAGE, --photos DIR or --duplicates";
+            return Err(UsageError(text.into()).into());
         }
-        let model_sha256 = petnet::sha256(&self.model.bytes()?);
+        let model_sha256 = crate::files::sha256(&self.model.bytes()?);
         let classifier = self.model.open(self.device)?;
         let mut images = self.open(&classifier, &model_sha256)?;
         let updated = match self.photos.as_slice() {
@@ -124,19 +124,19 @@ impl Similar {
         }
         let failed = queries.iter().filter(|query| query.found.is_err()).count();
         if failed > 0 {
-            bail!("{failed} of {} photos could not be read", queries.len());
+            bail!("{failed} of {} images could not be read", queries.len());
         }
         Ok(())
     }
 
-    /// The index that is there, or an empty one where images are to be added.
+    /// Opens the index, or creates an empty one if images are to be added.
     fn open(&self, classifier: &Classifier, model_sha256: &str) -> Result<ImageIndex> {
         if ImageIndex::is_at(&self.index) {
             return Ok(ImageIndex::open(&self.index, model_sha256)?);
         }
         if self.photos.is_empty() {
-            let text = format!("{}: no index there: --photos DIR builds one", self.index.display());
-            return Err(ConfigError(text).into());
+            let text = format!("{}: no index found; --photos DIR builds one", self.index.display());
+            return Err(UsageError(text).into());
         }
         Ok(ImageIndex::new(model_sha256, classifier))
     }
@@ -145,12 +145,12 @@ impl Similar {
         let embedded: Vec<_> =
             self.queries.iter().map(|path| self.embed(path, classifier)).collect();
         let readable: Vec<&Vec<f32>> = embedded.iter().flatten().flatten().collect();
-        // One more: a query that is in the index finds itself.
+        // One more than requested: a query that is in the index finds itself.
         let found = images.index().nearest_all(&readable, self.count.saturating_add(1))?;
         let mut found = found.into_iter();
         let answers = self.queries.iter().zip(embedded).map(|(path, embedded)| {
-            let found = embedded.map(|ways| {
-                let near = found.by_ref().take(ways.len()).flatten().collect();
+            let found = embedded.map(|orientations| {
+                let near = found.by_ref().take(orientations.len()).flatten().collect();
                 self.others(images, path, near)
             });
             Query { path: path.clone(), found }
@@ -158,15 +158,15 @@ impl Similar {
         Ok(answers.collect())
     }
 
-    /// The embedding of an image; with `--turned` one of each way that it may lie.
+    /// The embedding of an image; with `--turned`, one for each of its eight orientations.
     fn embed(&self, path: &Path, classifier: &Classifier) -> Result<Vec<Vec<f32>>, String> {
         let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
         let pixels = classifier.preprocess(&bytes).map_err(|e| e.to_string())?;
-        let ways = if self.turned { turned::all(pixels) } else { vec![pixels] };
-        classifier.embed(&ways).map_err(|e| e.to_string())
+        let orientations = if self.turned { orientations::all(pixels) } else { vec![pixels] };
+        classifier.embed(&orientations).map_err(|e| e.to_string())
     }
 
-    /// The images found in any orientation, each once and without the query itself.
+    /// The images found in any orientation, each once, without the query itself.
     fn others(&self, images: &ImageIndex, own: &Path, mut found: Vec<Neighbour>) -> Vec<Near> {
         found.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.row.cmp(&b.row)));
         let own = own.canonicalize().ok();
@@ -204,7 +204,7 @@ impl Similar {
     }
 }
 
-/// A path as people wrote it: below the current folder without that folder's name.
+/// A path for display: relative to the current folder, if it lies below it.
 fn shown(path: &str) -> String {
     let here = std::env::current_dir().and_then(|here| here.canonicalize()).unwrap_or_default();
     let path = Path::new(path);
@@ -261,6 +261,10 @@ fn print(
     for Duplicate { paths: [a, b], cosine } in pairs {
         writeln!(out, "{cosine:.4}  {}  {}", shown(a), shown(b))?;
     }
-    let most = if pairs.len() == MOST_PAIRS { ", the nearest ones: raise --threshold" } else { "" };
+    let most = if pairs.len() == MOST_PAIRS {
+        ", only the nearest are listed: raise --threshold"
+    } else {
+        ""
+    };
     Ok(writeln!(out, "{} pairs of duplicates{most}", pairs.len())?)
 }

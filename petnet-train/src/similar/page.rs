@@ -1,4 +1,4 @@
-//! One self-contained page: each query beside its look-alikes, and pairs of duplicates.
+//! A self-contained HTML page: each query with its neighbours, and pairs of duplicates.
 
 use anyhow::Result;
 use minijinja::value::Serde;
@@ -7,24 +7,24 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Duplicate, Query, shown};
-use crate::report::page::{data_url, thumbnail};
+use crate::encode::{data_url, thumbnail};
 
 const TEMPLATE: &str = include_str!("page.html");
-/// Pairs on the page; their images make up its size.
+/// Most pairs on the page; their thumbnails determine its size.
 const MOST_PAIRS: usize = 200;
 
-/// All that the page shows.
+/// Contents of the page.
 #[derive(Serialize)]
 pub(super) struct Page {
     pub(super) images: usize,
     pub(super) model: String,
     pub(super) threshold: f32,
     pub(super) queries: Vec<Shown>,
-    /// Absent where they were not asked for.
+    /// `None` without `--duplicates`.
     pub(super) duplicates: Option<Pairs>,
 }
 
-/// A query with what was found.
+/// A query with its neighbours.
 #[derive(Serialize)]
 pub(super) struct Shown {
     image: Image,
@@ -32,7 +32,7 @@ pub(super) struct Shown {
     found: Vec<Image>,
 }
 
-/// Pairs of duplicates, the first ones of so many.
+/// The first of `count` pairs of duplicates.
 #[derive(Serialize)]
 pub(super) struct Pairs {
     count: usize,
@@ -45,9 +45,9 @@ struct Image {
     name: String,
     cosine: Option<f32>,
     duplicate: bool,
-    /// A small JPEG of the image; empty where the file is gone.
+    /// Thumbnail as JPEG; empty where the file cannot be read.
     #[serde(serialize_with = "data_url")]
-    picture: Vec<u8>,
+    thumbnail: Vec<u8>,
 }
 
 impl Image {
@@ -56,7 +56,7 @@ impl Image {
         let shown = shown(path);
         let (folder, name) = shown.rsplit_once('/').unwrap_or(("", &shown));
         let (folder, name) = (folder.to_string(), name.to_string());
-        Self { folder, name, cosine, duplicate: false, picture: jpeg.unwrap_or_default() }
+        Self { folder, name, cosine, duplicate: false, thumbnail: jpeg.unwrap_or_default() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The index brought up to date with folders of images.
+//! Synchronisation of the index with folders of images.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use petnet::similar::{ImageIndex, Unreadable};
 use serde_json::{Value, json};
 
 use super::shown;
-use crate::config::ConfigError;
+use crate::error::UsageError;
 use crate::predict::images_below;
-use crate::{Output, terminal};
+use crate::terminal::{self, Output};
 
-/// Images after which the bar moves.
+/// Images that are embedded between two updates of the progress bar.
 const STEP: usize = 256;
-/// Fewest images that are worth writing the whole index before the end.
-const WORTH: usize = 10_000;
+/// Fewest new images after which the index is saved before the end.
+const SAVE_AFTER: usize = 10_000;
 
-/// Counts of the changes.
+/// Numbers of changes to the index.
 #[derive(Default)]
 pub(super) struct Updated {
     embedded: usize,
@@ -41,7 +41,7 @@ impl Updated {
         })
     }
 
-    /// A line for people; unreadable files are named on standard error.
+    /// The numbers as a line of text; unreadable files are named on standard error.
     pub(super) fn summary(&self, images: usize) -> String {
         for Unreadable { path, reason } in &self.unreadable {
             say_error!("{}: {reason}", shown(&path.to_string_lossy()));
@@ -55,7 +55,7 @@ impl Updated {
     }
 }
 
-/// Synchronises the index with what lies below `folders` and saves it in `dir`.
+/// Synchronises the index with the images below `folders` and saves it in `dir`.
 pub(super) fn run(
     images: &mut ImageIndex,
     classifier: &Classifier,
@@ -66,7 +66,7 @@ pub(super) fn run(
     let (mut updated, before) = (Updated::default(), images.images().len());
     let mut paths = Vec::new();
     for folder in folders {
-        let refuse = |e| ConfigError(format!("{}: {e}", folder.display()));
+        let refuse = |e| UsageError(format!("{}: {e}", folder.display()));
         let root = folder.canonicalize().map_err(refuse)?;
         let (below, left_out) = images_below(&root)?;
         if left_out.total() > 0 {
@@ -87,16 +87,16 @@ pub(super) fn run(
         updated.unchanged += added.unchanged;
         updated.unreadable.extend(added.unreadable);
         unsaved += added.embedded;
-        // Saving writes all rows. Done whenever they have grown by half, it costs a share of the work that does not
-        // grow, and so does a kill.
-        if unsaved >= WORTH.max(images.images().len() / 3) {
+        // Saving writes all rows. Saving each time that they have grown by half keeps the cost of saving, and the work that
+        // a kill loses, in proportion to the work done.
+        if unsaved >= SAVE_AFTER.max(images.images().len() / 3) {
             images.save(dir)?;
             unsaved = 0;
         }
         bar.inc(step.len() as u64);
     }
     bar.finish_and_clear();
-    // A file that has become unreadable changes the number alone.
+    // A file that has become unreadable changes only the number of images.
     let changed = updated.removed > 0 || images.images().len() != before;
     if unsaved > 0 || changed || !ImageIndex::is_at(dir) {
         images.save(dir)?;

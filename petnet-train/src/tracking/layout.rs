@@ -1,4 +1,4 @@
-//! How the store's folders and small files are written and read.
+//! File access of the store: paths, times, YAML files, folders, in MLflow's file layout.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::report::files;
+use crate::files;
 
-/// The file that describes a folder.
+/// Name of the file that describes a folder.
 pub(super) const META: &str = "meta.yaml";
 
-/// Milliseconds since 1970, as MLflow has times.
+/// The current time in milliseconds since 1970, MLflow's unit.
 pub(super) fn now() -> i64 {
     millis(SystemTime::now())
 }
@@ -24,7 +24,7 @@ pub(super) fn millis(time: SystemTime) -> i64 {
 }
 
 pub(super) fn short_hash(text: &str) -> String {
-    petnet::sha256(text.as_bytes()).chars().take(32).collect()
+    crate::files::sha256(text.as_bytes()).chars().take(32).collect()
 }
 
 pub(super) fn address(path: &Path) -> String {
@@ -45,7 +45,7 @@ pub(super) fn read_yaml<T: DeserializeOwned>(folder: &Path) -> Result<T> {
     serde_yaml::from_str(&text).with_context(|| file.display().to_string())
 }
 
-/// Sub-folders, sorted; none where there is no folder.
+/// Sub-folders, sorted; empty where the folder does not exist.
 pub(super) fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> =
         entries(path)?.into_iter().filter(|entry| entry.is_dir()).collect();
@@ -61,13 +61,13 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// All files below a folder by their path with slashes, sorted; files being written are left out.
+/// All files below a folder with their relative paths, separated by slashes, sorted. Temporary files are left out.
 pub(super) fn tree(root: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let (mut found, mut open) = (Vec::new(), vec![root.to_path_buf()]);
-    while let Some(folder) = open.pop() {
+    let (mut found, mut pending) = (Vec::new(), vec![root.to_path_buf()]);
+    while let Some(folder) = pending.pop() {
         for entry in entries(&folder)? {
             if entry.is_dir() {
-                open.push(entry);
+                pending.push(entry);
             } else if !file_name(&entry).starts_with('.') {
                 let key = entry.strip_prefix(root).unwrap_or(&entry);
                 let parts: Vec<_> = key.iter().map(|part| part.to_string_lossy()).collect();

@@ -1,5 +1,5 @@
-//! Experiments under version: every training and evaluation is a run in an embedded store, and on
-//! an MLflow server where one is named. Neither a full disk nor the network ever ends a training.
+//! Experiment tracking: every training and evaluation is a run in an embedded store in MLflow's file layout, and on an
+//! MLflow server if one is configured. Neither a full disk nor a network failure stops a training.
 
 mod layout;
 mod run;
@@ -15,26 +15,25 @@ use std::process::Command;
 use anyhow::Result;
 use petnet::mlflow::{DIGEST_TAG, Server};
 use petnet::train::{EpochReport, StepReport};
-use petnet::{Dataset, ModelInfo, sha256};
+use petnet::{Dataset, ModelInfo};
 use serde_json::{Value, json};
 
 pub(crate) use run::{Input, Run, Status};
 pub(crate) use store::Store;
 pub(crate) use sync::sync;
 
-use crate::config::{ConfigError, MlflowConfig};
-use crate::report::page::Mistake;
+use crate::config::MlflowConfig;
+use crate::error::UsageError;
+use crate::files::sha256;
 use sender::Sender;
-use system::Watch;
+use system::Monitor;
 
-/// The folder of the store where nothing else is said.
+/// Default folder of the store.
 const STORE: &str = "mlruns";
-/// Of this many steps one is recorded; all of an epoch are in its own figures.
-const STEPS: usize = 10;
-/// Photos of wrong answers that a run keeps.
-const MISTAKES: usize = 8;
+/// Steps between two recorded ones; the metrics of an epoch include all of its steps.
+const STEP_INTERVAL: usize = 10;
 
-/// Where runs are recorded.
+/// Store and, optionally, server that runs are recorded in.
 #[derive(Debug)]
 pub(crate) struct Tracking {
     pub(crate) store: Store,
@@ -42,19 +41,19 @@ pub(crate) struct Tracking {
     experiment: String,
 }
 
-/// The store or server that a tracking address stands for.
+/// Parsed tracking address: a server or the folder of a store.
 #[derive(Debug, PartialEq)]
-enum Place<'a> {
+enum Address<'a> {
     Server(&'a str),
     Folder(&'a str),
 }
 
-impl<'a> Place<'a> {
-    /// Nothing for `off`.
-    fn of(uri: &'a str) -> Result<Option<Self>> {
+impl<'a> Address<'a> {
+    /// Parses an address; `None` for `off`.
+    fn parse(uri: &'a str) -> Result<Option<Self>> {
         let refused = || {
             let known = "http(s)://HOST, a folder, file:FOLDER, or `off`";
-            Err(ConfigError(format!("tracking address {uri}: must be {known}")).into())
+            Err(UsageError(format!("tracking address {uri}: must be {known}")).into())
         };
         match uri.split_once(':') {
             None if matches!(uri, "databricks" | "databricks-uc" | "uc") => refused(),
@@ -65,7 +64,7 @@ impl<'a> Place<'a> {
                     path.strip_prefix("//localhost").or(path.strip_prefix("//")).unwrap_or(path);
                 if path.is_empty() { refused() } else { Ok(Some(Self::Folder(path))) }
             }
-            // A drive of Windows.
+            // A drive letter of Windows.
             Some((drive, _)) if drive.len() == 1 => Ok(Some(Self::Folder(uri))),
             Some(_) => refused(),
         }
@@ -73,15 +72,15 @@ impl<'a> Place<'a> {
 }
 
 impl Tracking {
-    /// `MLFLOW_TRACKING_URI`, else the configuration, else the folder `mlruns`. Nothing where the
-    /// address is `off`.
+    /// Opens the store at `MLFLOW_TRACKING_URI`, else at the address in the settings, else in the folder `mlruns`. `None` where
+    /// the address is `off`.
     pub(crate) fn open(config: &MlflowConfig) -> Result<Option<Self>> {
         let uri = variable("MLFLOW_TRACKING_URI").or_else(|| config.tracking_uri.clone());
         let uri = uri.unwrap_or_else(|| STORE.into());
-        let Some(place) = Place::of(uri.trim())? else { return Ok(None) };
-        let (folder, server) = match place {
-            Place::Server(uri) => (STORE, Some(Server::from_variables(uri, variable)?)),
-            Place::Folder(folder) => (folder, None),
+        let Some(address) = Address::parse(uri.trim())? else { return Ok(None) };
+        let (folder, server) = match address {
+            Address::Server(uri) => (STORE, Some(Server::from_variables(uri, variable)?)),
+            Address::Folder(folder) => (folder, None),
         };
         let experiment = variable("MLFLOW_EXPERIMENT_NAME");
         Ok(Some(Self {
@@ -91,21 +90,21 @@ impl Tracking {
         }))
     }
 
-    /// The same, for commands that make no sense without.
+    /// [`Tracking::open`] for commands that need it; `off` is an error.
     pub(crate) fn required() -> Result<Self> {
         Self::open(&MlflowConfig::default())?
-            .ok_or_else(|| ConfigError("tracking is `off`".into()).into())
+            .ok_or_else(|| UsageError("tracking is `off`".into()).into())
     }
 
-    /// The server, for commands that make no sense without.
+    /// The server, for commands that need one.
     pub(crate) fn server(&self) -> Result<&Server> {
         let missing = "no tracking server: set MLFLOW_TRACKING_URI, e.g. http://localhost:5001";
-        self.server.as_ref().ok_or_else(|| ConfigError(missing.into()).into())
+        self.server.as_ref().ok_or_else(|| UsageError(missing.into()).into())
     }
 
-    /// Begins a run and says where it came from.
+    /// Starts a run, tagged with user, command line, version and git commit.
     pub(crate) fn start(&self, name: &str) -> Result<Run> {
-        let user = variable("USER").or_else(|| ask("id", &["-un"])).unwrap_or_default();
+        let user = variable("USER").or_else(|| output_of("id", &["-un"])).unwrap_or_default();
         let run = self.store.start(&self.experiment, name, &user)?;
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         run.tag("mlflow.user", &user)?;
@@ -117,15 +116,15 @@ impl Tracking {
             ("mlflow.source.git.branch", &["rev-parse", "--abbrev-ref", "HEAD"]),
             ("mlflow.source.git.repoURL", &["config", "--get", "remote.origin.url"]),
         ];
-        for (tag, question) in git {
-            if let Some(answer) = ask("git", question) {
-                run.tag(tag, &answer)?;
+        for (tag, arguments) in git {
+            if let Some(value) = output_of("git", arguments) {
+                run.tag(tag, &value)?;
             }
         }
         Ok(run)
     }
 
-    /// The run that made a model, or a new one that holds it.
+    /// The run that trained a model, or a new run with that model.
     pub(crate) fn run_with_model(&self, bytes: &[u8], info: &ModelInfo, name: &str) -> Result<Run> {
         if let Some(run) = self.store.run_of_model(&sha256(bytes))? {
             return Ok(run);
@@ -141,14 +140,14 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// What a program of the system says, where there is one.
-fn ask(program: &str, question: &[&str]) -> Option<String> {
-    let answer = Command::new(program).args(question).output().ok()?;
-    let text = String::from_utf8(answer.stdout).ok().filter(|_| answer.status.success())?;
+/// Trimmed standard output of a program; `None` where it fails, is missing or prints nothing.
+fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
     Some(text.trim().to_string()).filter(|text| !text.is_empty())
 }
 
-/// A model file as a logged model: with an `MLmodel` file and the digest by which it is found.
+/// Records a model file as a logged model, with an `MLmodel` file and the digest by which it is found again.
 pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()> {
     const FILE: &str = "model.safetensors";
     let digest = sha256(bytes);
@@ -177,17 +176,7 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
     run.tag("mlflow.log-model.history", &serde_json::to_string(&[about])?)
 }
 
-/// The worst wrong answers as small pictures, named by what they are and were taken for.
-pub(crate) fn log_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Result<()> {
-    for (rank, mistake) in mistakes.iter().take(MISTAKES).enumerate() {
-        let Mistake { truth, answer, confidence, picture, .. } = mistake;
-        let name = format!("{folder}/{:02}-{truth}-as-{answer}-{confidence:.3}.jpg", rank + 1);
-        run.artifact(&name, picture)?;
-    }
-    Ok(())
-}
-
-/// A data set as MLflow describes one.
+/// Description of a data set in MLflow's terms.
 pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
     let classes: serde_json::Map<String, Value> = dataset
         .classes()
@@ -195,26 +184,26 @@ pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
         .cloned()
         .zip(dataset.counts().into_iter().map(Value::from))
         .collect();
-    let place = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     Input {
         name: name.into(),
         digest: dataset.digest().chars().take(36).collect(),
         source_type: "local".into(),
-        source: json!({ "uri": place.display().to_string() }).to_string(),
+        source: json!({ "uri": absolute.display().to_string() }).to_string(),
         schema: json!({ "photo": "image", "class": dataset.classes() }).to_string(),
         profile: json!({ "num_rows": dataset.len(), "classes": classes }).to_string(),
     }
 }
 
-/// `{"a": {"b": 1}}` as `a.b` = `1`.
+/// Flattens nested objects: `{"a": {"b": 1}}` becomes `a.b` = `1`.
 pub(crate) fn flatten(value: &Value) -> Vec<(String, String)> {
     let mut flat = Vec::new();
-    let mut open = vec![(String::new(), value)];
-    while let Some((key, value)) = open.pop() {
+    let mut pending = vec![(String::new(), value)];
+    while let Some((key, value)) = pending.pop() {
         match value {
             Value::Object(map) => {
                 let prefix = if key.is_empty() { key } else { format!("{key}.") };
-                open.extend(map.iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
+                pending.extend(map.iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
             }
             Value::String(text) => flat.push((key, text.clone())),
             Value::Null => flat.push((key, "none".into())),
@@ -225,23 +214,23 @@ pub(crate) fn flatten(value: &Value) -> Vec<(String, String)> {
     flat
 }
 
-/// Which run a folder of models belongs to, so that `--resume` goes on with it.
+/// File with the identifier of the run that trains into a folder, so that `--resume` continues that run.
 fn run_file(out: &Path) -> PathBuf {
     out.join("run_id")
 }
 
-/// A run under way.
+/// Records a run in progress.
 pub(crate) struct Tracker {
     run: Run,
     sender: Option<Sender>,
-    watch: Option<Watch>,
-    /// The newest step of each metric: a resumed training repeats some.
+    monitor: Option<Monitor>,
+    /// Last recorded step of each metric: a resumed training repeats some steps.
     steps: HashMap<&'static str, i64>,
     failed: bool,
 }
 
 impl Tracker {
-    /// Begins the run of a training into `out`, or goes on with the one that was begun there.
+    /// Starts the run of a training into `out`; with `resume`, continues the run that was started there.
     pub(crate) fn begin(tracking: &Tracking, name: &str, out: &Path, resume: bool) -> Result<Self> {
         let known = std::fs::read_to_string(run_file(out)).ok().filter(|_| resume);
         let known = known.and_then(|id| tracking.store.run(id.trim()).ok());
@@ -252,28 +241,28 @@ impl Tracker {
             }
             None => tracking.start(name)?,
         };
-        crate::report::files::write(&run_file(out), run.id().as_bytes())?;
+        crate::files::write(&run_file(out), run.id().as_bytes())?;
         Self::over(run, tracking.server.clone(), true)
     }
 
-    /// Writes on to a run that has ended, without opening it again.
+    /// Adds records to a run that has ended, without changing its status.
     pub(crate) fn append(run: Run, server: Option<Server>) -> Result<Self> {
         Self::over(run, server, false)
     }
 
-    fn over(run: Run, server: Option<Server>, watch: bool) -> Result<Self> {
+    fn over(run: Run, server: Option<Server>, monitor: bool) -> Result<Self> {
         let sender = server.map(|server| Sender::start(&run, server)).transpose()?;
-        let watch = watch.then(|| Watch::start(&run)).transpose()?;
-        Ok(Self { run, sender, watch, steps: HashMap::new(), failed: false })
+        let monitor = monitor.then(|| Monitor::start(&run)).transpose()?;
+        Ok(Self { run, sender, monitor, steps: HashMap::new(), failed: false })
     }
 
     pub(crate) fn run_id(&self) -> &str {
         self.run.id()
     }
 
-    /// Records, and says once when the disk refuses.
-    pub(crate) fn record(&mut self, what: impl FnOnce(&Run) -> Result<()>) {
-        if let Err(error) = what(&self.run)
+    /// Records, and logs the first failure; a training does not stop for it.
+    pub(crate) fn record(&mut self, write: impl FnOnce(&Run) -> Result<()>) {
+        if let Err(error) = write(&self.run)
             && !std::mem::replace(&mut self.failed, true)
         {
             tracing::warn!(error = format!("{error:#}"), "tracking: the run is incomplete");
@@ -281,18 +270,18 @@ impl Tracker {
     }
 
     fn metric(&mut self, key: &'static str, value: f64, step: i64) {
-        let newest = self.steps.entry(key).or_insert_with(|| {
+        let last = self.steps.entry(key).or_insert_with(|| {
             self.run.points(key).iter().map(|point| point.step).max().unwrap_or(i64::MIN)
         });
-        if step > *newest {
-            *newest = step;
+        if step > *last {
+            *last = step;
             self.record(|run| run.metric(key, value, step));
         }
     }
 
     pub(crate) fn step(&mut self, report: &StepReport) {
         let step = (report.epoch - 1) * report.steps + report.step;
-        if step.is_multiple_of(STEPS) {
+        if step.is_multiple_of(STEP_INTERVAL) {
             let step = step as i64;
             self.metric("step/loss", report.loss, step);
             self.metric("step/accuracy", report.accuracy, step);
@@ -315,21 +304,26 @@ impl Tracker {
         self.metric("loader_wait_seconds", report.waited, step);
     }
 
-    /// Ends the run of a training and waits a moment for what is still to be sent.
+    /// Ends the run of a training, then [`Tracker::close`].
     pub(crate) fn finish(mut self, status: Status) {
-        if let Some(watch) = self.watch.take() {
-            watch.finish();
+        if let Some(monitor) = self.monitor.take() {
+            monitor.finish();
         }
         if let Err(error) = self.run.finish(status) {
-            tracing::warn!(error = format!("{error:#}"), "tracking: the run's end is not written");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "tracking: the end of the run could not be recorded"
+            );
         }
         self.close();
     }
 
-    /// Waits a moment for what is still to be sent.
+    /// Waits for a limited time until everything is sent to the server.
     pub(crate) fn close(mut self) {
         if self.sender.take().is_some_and(|sender| !sender.finish()) {
-            tracing::warn!("tracking: not all was sent; `petnet-train runs sync` sends the rest");
+            tracing::warn!(
+                "tracking: the run is not complete on the server; `petnet-train runs sync` sends the rest"
+            );
         }
     }
 }
@@ -339,19 +333,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_understood_or_refused() {
-        for (uri, place) in [
+    fn addresses_are_parsed_or_refused() {
+        for (uri, expected) in [
             ("off", None),
-            ("runs", Some(Place::Folder("runs"))),
-            ("file:./runs", Some(Place::Folder("./runs"))),
-            ("file:///var/runs", Some(Place::Folder("/var/runs"))),
-            ("file://localhost/var/runs", Some(Place::Folder("/var/runs"))),
-            ("https://a@b:1", Some(Place::Server("https://a@b:1"))),
+            ("runs", Some(Address::Folder("runs"))),
+            ("file:./runs", Some(Address::Folder("./runs"))),
+            ("file:///var/runs", Some(Address::Folder("/var/runs"))),
+            ("file://localhost/var/runs", Some(Address::Folder("/var/runs"))),
+            ("https://a@b:1", Some(Address::Server("https://a@b:1"))),
         ] {
-            assert_eq!(Place::of(uri).unwrap(), place, "{uri}");
+            assert_eq!(Address::parse(uri).unwrap(), expected, "{uri}");
         }
         for uri in ["databricks", "databricks://profile", "sqlite:///x.db", "s3://b/c", "file:"] {
-            assert!(Place::of(uri).is_err(), "{uri}");
+            assert!(Address::parse(uri).is_err(), "{uri}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A run in the store: its settings, figures, files, data sets and models.
+//! A run in the store: parameters, metrics, tags, artifacts, data sets and models.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::layout::{
     address, file_name, folders, millis, now, read_yaml, short_hash, texts, tree, write_yaml,
 };
-use crate::report::files;
+use crate::files;
 
-/// Held by the process that writes a run; the system lets go of it when that process ends.
+/// File that the process that writes a run keeps locked; the operating system releases the lock when the process ends.
 const LOCK: &str = "active.lock";
 
-/// How a run stands; the numbers are those of MLflow's files.
+/// Status of a run, with the numbers of MLflow's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     Running = 1,
@@ -56,7 +56,7 @@ pub(super) struct ExperimentMeta {
     pub(super) name: String,
 }
 
-/// A run's own file.
+/// Metadata of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RunMeta {
     artifact_uri: String,
@@ -81,11 +81,11 @@ impl RunMeta {
     }
 }
 
-/// A data set that went into a run.
+/// A data set that a run used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Input {
     pub(crate) name: String,
-    /// At most 36 characters, which is what MLflow's database takes.
+    /// At most 36 characters, the limit of MLflow's database.
     pub(crate) digest: String,
     pub(crate) source_type: String,
     /// JSON.
@@ -96,7 +96,7 @@ pub(crate) struct Input {
     pub(crate) profile: String,
 }
 
-/// A model that came out of a run.
+/// Metadata of a model that a run made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ModelMeta {
     artifact_location: String,
@@ -146,11 +146,12 @@ impl Point {
 pub(crate) struct Run {
     folder: PathBuf,
     meta: RunMeta,
-    held: Option<File>,
+    /// Locked while this process writes the run.
+    lock: Option<File>,
 }
 
 impl Run {
-    /// Begins a run in an experiment's folder and holds it.
+    /// Creates a run in an experiment's folder and locks it.
     pub(super) fn create(experiment: &Path, name: &str, user: &str) -> Result<Self> {
         let id = Uuid::new_v4().simple().to_string();
         let folder = experiment.join(&id);
@@ -173,17 +174,17 @@ impl Run {
         for part in ["artifacts", "metrics", "params", "tags"] {
             fs::create_dir_all(folder.join(part))?;
         }
-        let held = hold(&folder)?.context("another process writes this run")?;
+        let lock = lock(&folder)?.context("another process writes this run")?;
         write_yaml(&folder, &meta)?;
-        let run = Self { folder, meta, held: Some(held) };
+        let run = Self { folder, meta, lock: Some(lock) };
         run.tag("mlflow.runName", name)?;
         Ok(run)
     }
 
-    /// Reads a run; one whose process is gone is marked as killed.
+    /// Reads a run; a running one whose process has ended is marked as killed.
     pub(super) fn open(folder: PathBuf) -> Result<Self> {
-        let mut run = Self { meta: read_yaml(&folder)?, folder, held: None };
-        run.bury()?;
+        let mut run = Self { meta: read_yaml(&folder)?, folder, lock: None };
+        run.mark_if_dead()?;
         Ok(run)
     }
 
@@ -200,27 +201,27 @@ impl Run {
     }
 
     pub(crate) fn experiment(&self) -> Result<String> {
-        Ok(read_yaml::<ExperimentMeta>(self.home())?.name)
+        Ok(read_yaml::<ExperimentMeta>(self.experiment_folder())?.name)
     }
 
-    /// The experiment's folder, in which runs share data sets and models.
-    fn home(&self) -> &Path {
+    /// Folder of the experiment, in which runs share data sets and models.
+    fn experiment_folder(&self) -> &Path {
         self.folder.parent().unwrap_or(&self.folder)
     }
 
-    /// The same run as another thread may read and write it.
+    /// A handle of the same run for another thread.
     pub(crate) fn share(&self) -> Self {
-        Self { folder: self.folder.clone(), meta: self.meta.clone(), held: None }
+        Self { folder: self.folder.clone(), meta: self.meta.clone(), lock: None }
     }
 
-    /// The same run as its file says it stands now.
+    /// A handle with the metadata read again from the file.
     pub(crate) fn fresh(&self) -> Result<Self> {
-        Ok(Self { folder: self.folder.clone(), meta: read_yaml(&self.folder)?, held: None })
+        Ok(Self { folder: self.folder.clone(), meta: read_yaml(&self.folder)?, lock: None })
     }
 
-    /// Opens an ended run again; a metric's half line, if any, is cut off.
+    /// Opens an ended run again; incomplete last lines of metrics are cut off.
     pub(crate) fn reopen(&mut self) -> Result<()> {
-        self.held = Some(hold(&self.folder)?.context("another process writes this run")?);
+        self.lock = Some(lock(&self.folder)?.context("another process writes this run")?);
         for (_, file) in self.metric_files()? {
             let text = fs::read(&file)?;
             let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -233,7 +234,7 @@ impl Run {
 
     pub(crate) fn finish(&mut self, status: Status) -> Result<()> {
         self.mark(status, Some(now()))?;
-        self.held = None;
+        self.lock = None;
         Ok(())
     }
 
@@ -243,9 +244,9 @@ impl Run {
         write_yaml(&self.folder, &self.meta)
     }
 
-    /// Marks a run as killed that says it runs while nobody holds it.
-    fn bury(&mut self) -> Result<()> {
-        if self.meta.status() != Status::Running || hold(&self.folder)?.is_none() {
+    /// Marks a run as killed if its status is running but no process has it locked.
+    fn mark_if_dead(&mut self) -> Result<()> {
+        if self.meta.status() != Status::Running || lock(&self.folder)?.is_none() {
             return Ok(());
         }
         let mut last = self.meta.start_time;
@@ -268,7 +269,7 @@ impl Run {
         texts(&self.folder.join("tags"))
     }
 
-    /// A setting; what was said first stays.
+    /// Records a parameter; the first value stays.
     pub(crate) fn param(&self, key: &str, value: &str) -> Result<()> {
         let file = self.folder.join("params").join(key);
         if file.is_file() {
@@ -277,12 +278,12 @@ impl Run {
         files::write(&file, value.as_bytes())
     }
 
-    /// All settings, sorted.
+    /// All parameters, sorted.
     pub(crate) fn params(&self) -> Result<Vec<(String, String)>> {
         texts(&self.folder.join("params"))
     }
 
-    /// Appends a value. Values that are no number have no place on a chart and are left out.
+    /// Appends a value of a metric. Values that are not finite are left out.
     pub(crate) fn metric(&self, key: &str, value: f64, step: i64) -> Result<()> {
         if !value.is_finite() {
             return Ok(());
@@ -301,18 +302,18 @@ impl Run {
         tree(&self.folder.join("metrics"))
     }
 
-    /// A metric's values in the order of their writing.
+    /// Values of a metric in the order in which they were recorded.
     pub(crate) fn points(&self, key: &str) -> Vec<Point> {
         let text = fs::read_to_string(self.folder.join("metrics").join(key)).unwrap_or_default();
         text.lines().filter_map(Point::read).collect()
     }
 
-    /// A metric's newest value.
+    /// Last value of a metric.
     pub(crate) fn last(&self, key: &str) -> Option<f64> {
         self.points(key).last().map(|point| point.value)
     }
 
-    /// Keeps a file under `artifacts/`.
+    /// Writes a file below `artifacts/`.
     pub(crate) fn artifact(&self, path: &str, bytes: &[u8]) -> Result<()> {
         files::write(&self.folder.join("artifacts").join(path), bytes)
     }
@@ -322,10 +323,10 @@ impl Run {
         tree(&self.folder.join("artifacts"))
     }
 
-    /// Records a data set and what it was for: training, validation or testing.
+    /// Records a data set and its use: training, validation or testing.
     pub(crate) fn input(&self, input: &Input, context: &str) -> Result<()> {
         let id = short_hash(&format!("{}{}{}", input.name, input.digest, input.source));
-        write_yaml(&self.home().join("datasets").join(&id), input)?;
+        write_yaml(&self.experiment_folder().join("datasets").join(&id), input)?;
         let link = Link {
             destination_id: id.clone(),
             destination_type: "RUN".into(),
@@ -338,20 +339,21 @@ impl Run {
         write_yaml(&folder, &link)
     }
 
-    /// Each data set with its link's name and what it was for.
+    /// Each data set with the identifier of its link and its use.
     pub(crate) fn inputs(&self) -> Result<Vec<(String, String, Input)>> {
         folders(&self.folder.join("inputs"))?
             .into_iter()
             .map(|folder| {
                 let link: Link = read_yaml(&folder)?;
-                let input = read_yaml(&self.home().join("datasets").join(&link.source_id))?;
+                let input =
+                    read_yaml(&self.experiment_folder().join("datasets").join(&link.source_id))?;
                 let context = link.tags.get("mlflow.data.context").cloned().unwrap_or_default();
                 Ok((file_name(&folder), context, input))
             })
             .collect()
     }
 
-    /// Keeps a model with its files and tags.
+    /// Records a model with its files, parameters and tags.
     pub(crate) fn model(
         &self,
         files: &[(&str, Vec<u8>)],
@@ -359,7 +361,7 @@ impl Run {
         tags: &[(&str, &str)],
     ) -> Result<()> {
         let id = format!("m-{}", Uuid::new_v4().simple());
-        let folder = self.home().join("models").join(&id);
+        let folder = self.experiment_folder().join("models").join(&id);
         for (path, bytes) in files {
             files::write(&folder.join("artifacts").join(path), bytes)?;
         }
@@ -392,12 +394,12 @@ impl Run {
         write_yaml(&self.folder.join("outputs").join(&id), &link)
     }
 
-    /// The models that came out of this run.
+    /// The models that this run made.
     pub(crate) fn models(&self) -> Result<Vec<Model>> {
         folders(&self.folder.join("outputs"))?
             .iter()
             .map(|link| {
-                let folder = self.home().join("models").join(file_name(link));
+                let folder = self.experiment_folder().join("models").join(file_name(link));
                 Ok(Model { meta: read_yaml(&folder)?, folder })
             })
             .collect()
@@ -429,8 +431,8 @@ impl Model {
     }
 }
 
-/// The lock of a run's writer, or nothing while another process has it.
-fn hold(folder: &Path) -> Result<Option<File>> {
+/// Locks a run for writing; `None` while another process has the lock.
+fn lock(folder: &Path) -> Result<Option<File>> {
     let file = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

@@ -1,4 +1,4 @@
-//! Sends a run to its server while it is written, and never keeps it waiting.
+//! Sends a run to its server from a separate thread while it is recorded, without delaying the training.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
@@ -9,17 +9,17 @@ use petnet::mlflow::{Failure, Server};
 use super::run::Run;
 use super::sync::sync;
 
-/// Longest time between two looks at what is new.
-const LOOK: Duration = Duration::from_secs(5);
-/// Waits between tries that fail, doubled up to the second.
+/// Time between two transfers while all goes well.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Shortest and longest wait after a failure; it doubles with each one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How long a finished run tries to send its rest.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time in which the rest of a finished run is sent.
+const FINAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The thread that sends.
+/// Handle of the sending thread.
 pub(super) struct Sender {
-    /// Dropped to say that the run has ended.
+    /// Dropped to signal that the run has ended.
     alive: SyncSender<()>,
     thread: JoinHandle<bool>,
 }
@@ -34,35 +34,35 @@ impl Sender {
         Ok(Self { alive, thread })
     }
 
-    /// Lets the thread send the rest; whether all was sent.
+    /// Waits for the thread to send the rest; true if everything was sent.
     pub(super) fn finish(self) -> bool {
         drop(self.alive);
         self.thread.join().unwrap_or(false)
     }
 }
 
-/// Sends until the run has ended and all is sent, or nothing more can be done.
+/// Sends until the run has ended and everything is sent; false after a failure that is permanent or lasts too long.
 fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
     let mut wait = Duration::ZERO;
     let mut failing = false;
     let mut end: Option<Instant> = None;
     loop {
         if end.is_none() {
-            // Nothing is ever sent on the channel: it tells time, and when the other end is gone.
-            let pause = if wait.is_zero() { LOOK } else { wait };
+            // Nothing is sent over the channel: it serves as a timer that ends early when the run ends.
+            let pause = if wait.is_zero() { INTERVAL } else { wait };
             if ended.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
-                end = Some(Instant::now() + PATIENCE);
+                end = Some(Instant::now() + FINAL_TIMEOUT);
             }
         } else {
             std::thread::sleep(wait.min(Duration::from_secs(2)));
         }
-        // The writer's own copy of the description is the newest.
+        // The status is read from the file, which the thread that records the run updates.
         let now = run.fresh().unwrap_or_else(|_| run.share());
         match sync(&now, server) {
             Ok(_) if end.is_some() => return true,
             Ok(_) => {
                 if std::mem::take(&mut failing) {
-                    tracing::info!(server = server.uri(), "the tracking server is back");
+                    tracing::info!(server = server.uri(), "the tracking server is reachable again");
                 }
                 wait = Duration::ZERO;
             }
@@ -71,7 +71,7 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(
                         error = format!("{error:#}"),
-                        "tracking: the run is kept here, to be sent later"
+                        "tracking: the server is unreachable; the run is recorded locally and sent later"
                     );
                 }
                 if !transient || end.is_some_and(|end| Instant::now() > end) {

@@ -1,8 +1,8 @@
 //! The embedded store: MLflow's file layout (`mlruns/`), which `mlflow migrate-filestore` turns
-//! into a database and `mlflow ui` opens. It knows files, not trainings and not servers.
+//! into a database and `mlflow ui` opens.
 //!
-//! Every record is written before anything is sent anywhere, small files beside their place and
-//! renamed, metrics as appended lines; a line that a crash cut short is dropped.
+//! Every record is written to disk before it is sent: small files atomically, metrics as appended lines. A line that a
+//! crash cut short is dropped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::layout::{META, address, file_name, folders, now, read_yaml, write_yaml};
 use super::run::{ExperimentMeta, Run};
 
-/// Folders of an experiment that are no runs.
+/// Folders in an experiment's folder that are not runs.
 const NO_RUNS: [&str; 4] = ["datasets", "models", "tags", "traces"];
 
 /// A folder of experiments.
@@ -72,19 +72,19 @@ impl Store {
         match found {
             Some((folder, _)) => Ok(folder),
             None => {
-                // A 64-bit number, as MLflow's own file store draws them.
+                // A random 64-bit number, as in MLflow's file store.
                 let id = (Uuid::new_v4().as_u128() >> 65) as i64 & (i64::MAX >> 1);
                 self.write_experiment(&id.to_string(), name)
             }
         }
     }
 
-    /// Begins a run and holds it.
+    /// Creates a run and locks it.
     pub(crate) fn start(&self, experiment: &str, name: &str, user: &str) -> Result<Run> {
         Run::create(&self.experiment(experiment)?, name, user)
     }
 
-    /// Every run, the newest first. Those whose process is gone are marked as killed.
+    /// All runs, the newest first. Running ones whose process has ended are marked as killed.
     pub(crate) fn runs(&self) -> Result<Vec<Run>> {
         let mut runs = Vec::new();
         for (experiment, _) in self.experiments()? {
@@ -109,7 +109,7 @@ impl Store {
         }
     }
 
-    /// The run that made the model of this digest.
+    /// The run that made the model with this digest.
     pub(crate) fn run_of_model(&self, sha256: &str) -> Result<Option<Run>> {
         let runs = self.runs()?;
         Ok(runs.into_iter().find(|run| {

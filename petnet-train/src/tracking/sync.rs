@@ -1,7 +1,7 @@
-//! A run in the store to a tracking server: what the server has not got yet, and nothing twice.
+//! Transfer of a run from the store to a tracking server: only what the server lacks, and nothing twice.
 //!
-//! What was sent is written down beside the run after every answer. A request whose answer was lost
-//! is sent again; each is one that changes nothing the second time, or is looked up first.
+//! After every response, `sync.json` in the run's folder records what was sent. A request whose response was lost is sent
+//! again: it is idempotent, or its result is searched for first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -14,19 +14,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::run::{Model, Point, Run};
-use crate::report::files;
+use crate::files;
 
 const FILE: &str = "sync.json";
 const LOCK: &str = "sync.lock";
-/// The tag by which a run or model is found again on a server.
+/// Tag with the local identifier, by which a run or model is found again on a server.
 const ORIGIN: &str = "petnet.id";
-/// Most metrics, and most settings or tags, in a request to MLflow.
+/// Most metrics, and most parameters or tags, in a request to MLflow.
 const MAX_METRICS: usize = 1000;
 const MAX_PARAMS: usize = 100;
-/// Most characters of a setting and of a tag.
+/// Most characters of a parameter or tag.
 const MAX_VALUE: usize = 6000;
 
-/// What a server has got of a run.
+/// The parts of a run that a server has, recorded in `sync.json`.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Sent {
@@ -36,9 +36,9 @@ struct Sent {
     status: String,
     params: BTreeSet<String>,
     tags: BTreeMap<String, String>,
-    /// Bytes of each metric's file.
+    /// Number of bytes of each metric's file that were sent.
     metrics: BTreeMap<String, u64>,
-    /// Size and time of each file.
+    /// Size and modification time of each file that was sent.
     artifacts: BTreeMap<String, String>,
     inputs: BTreeSet<String>,
     /// Models by their local identifiers.
@@ -52,15 +52,15 @@ struct SentModel {
     complete: bool,
 }
 
-/// Where a run is on a server.
+/// Identifiers of a run on a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
     pub(crate) run_id: String,
-    /// Identifiers of its models there by those in the store.
+    /// Identifiers of its models on the server, by their identifiers in the store.
     pub(crate) models: BTreeMap<String, String>,
 }
 
-/// A transfer under way.
+/// A transfer in progress.
 struct Transfer<'a> {
     run: &'a Run,
     server: &'a Server,
@@ -68,11 +68,10 @@ struct Transfer<'a> {
     _lock: File,
 }
 
-/// Sends what `server` has not got of `run`.
+/// Sends the parts of `run` that `server` lacks.
 ///
 /// # Errors
-/// A [`petnet::mlflow::Failure`] of the server, or what the disk refuses. What was sent until then
-/// stays sent.
+/// A [`petnet::mlflow::Failure`] of the server, or an error of the disk. A later call continues from there.
 pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
     let lock = File::create(run.folder().join(LOCK))?;
     lock.lock()?;
@@ -95,16 +94,16 @@ impl Transfer<'_> {
             self.begin()?;
         }
         self.inputs()?;
-        self.settings()?;
+        self.params_and_tags()?;
         self.metrics()?;
-        let place = self.sent.artifacts_at.clone();
-        // A server that takes no files still learns how the run ended.
-        let files = self.artifacts(&place).and_then(|()| self.models());
+        let uri = self.sent.artifacts_at.clone();
+        // The status is sent even if the server accepts no files.
+        let files = self.artifacts(&uri).and_then(|()| self.models());
         self.status()?;
         files
     }
 
-    fn keep(&self) -> Result<()> {
+    fn save(&self) -> Result<()> {
         let folder = self.run.folder();
         let mut all = read(folder);
         all.insert(self.server.uri().into(), self.sent.clone());
@@ -128,10 +127,11 @@ impl Transfer<'_> {
             }
         };
         let text = |name: &str| run["info"][name].as_str().map(str::to_string);
-        self.sent.run_id = text("run_id").context("the server began a run without a name")?;
+        self.sent.run_id =
+            text("run_id").context("the server created a run without an identifier")?;
         self.sent.artifacts_at = text("artifact_uri").unwrap_or_default();
         self.sent.experiment_id = experiment;
-        self.keep()
+        self.save()
     }
 
     fn experiment(&self) -> Result<String> {
@@ -151,7 +151,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// The run that an earlier request made whose answer never came.
+    /// The run on the server that an earlier request created but whose response was lost.
     fn find_run(&self, experiment: &str) -> Result<Option<Value>> {
         let body = json!({
             "experiment_ids": [experiment],
@@ -176,13 +176,13 @@ impl Transfer<'_> {
             });
             self.server.post("runs/log-inputs", &body)?;
             self.sent.inputs.insert(id);
-            self.keep()?;
+            self.save()?;
         }
         Ok(())
     }
 
-    /// Settings and tags.
-    fn settings(&mut self) -> Result<()> {
+    /// Sends parameters and tags.
+    fn params_and_tags(&mut self) -> Result<()> {
         let params: Vec<_> = self
             .run
             .params()?
@@ -199,13 +199,13 @@ impl Transfer<'_> {
             let body = json!({ "run_id": self.sent.run_id, "params": pairs(some) });
             self.server.post("runs/log-batch", &body)?;
             self.sent.params.extend(some.iter().map(|(key, _)| key.clone()));
-            self.keep()?;
+            self.save()?;
         }
         for some in tags.chunks(MAX_PARAMS) {
             let body = json!({ "run_id": self.sent.run_id, "tags": pairs(some) });
             self.server.post("runs/log-batch", &body)?;
             self.sent.tags.extend(some.iter().cloned());
-            self.keep()?;
+            self.save()?;
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl Transfer<'_> {
             let mut file = BufReader::new(File::open(&path)?);
             file.seek(SeekFrom::Start(at))?;
             let mut line = String::new();
-            // A line without an end is still being written.
+            // A line without a line feed is still being written.
             while file.read_line(&mut line)? > 0 && line.ends_with('\n') {
                 at += line.len() as u64;
                 if let Some(Point { time, value, step }) = Point::read(line.trim_end()) {
@@ -247,21 +247,21 @@ impl Transfer<'_> {
         let body = json!({ "run_id": self.sent.run_id, "metrics": std::mem::take(batch) });
         self.server.post("runs/log-batch", &body)?;
         self.sent.metrics.append(ends);
-        self.keep()
+        self.save()
     }
 
-    fn artifacts(&mut self, place: &str) -> Result<()> {
+    fn artifacts(&mut self, uri: &str) -> Result<()> {
         let files = self.run.artifacts()?;
         if files.is_empty() {
             return Ok(());
         }
-        let folder = self.server.place(place)?;
+        let folder = self.server.place(uri)?;
         for (path, file) in files {
             let stamp = stamp(&file)?;
             if self.sent.artifacts.get(&path) != Some(&stamp) {
                 self.server.upload(&format!("{folder}/{path}"), &file)?;
                 self.sent.artifacts.insert(path, stamp);
-                self.keep()?;
+                self.save()?;
             }
         }
         Ok(())
@@ -277,9 +277,9 @@ impl Transfer<'_> {
             let there = self.begin_model(&model)?;
             let id = there["info"]["model_id"].as_str().unwrap_or_default().to_string();
             self.sent.models.insert(local.clone(), SentModel { id: id.clone(), complete: false });
-            self.keep()?;
-            let place = there["info"]["artifact_uri"].as_str().unwrap_or_default();
-            let folder = self.server.place(place)?;
+            self.save()?;
+            let uri = there["info"]["artifact_uri"].as_str().unwrap_or_default();
+            let folder = self.server.place(uri)?;
             for (path, file) in model.artifacts()? {
                 self.server.upload(&format!("{folder}/{path}"), &file)?;
             }
@@ -287,12 +287,12 @@ impl Transfer<'_> {
             self.server.patch(&format!("logged-models/{id}"), &ready)?;
             self.link_model(&id)?;
             self.sent.models.insert(local, SentModel { id, complete: true });
-            self.keep()?;
+            self.save()?;
         }
         Ok(())
     }
 
-    /// The logged model on the server, as an earlier request made it or new.
+    /// The logged model on the server: the one that an earlier request created, or a new one.
     fn begin_model(&self, model: &Model) -> Result<Value> {
         let origin = &model.meta.model_id;
         let query = json!({
@@ -317,7 +317,7 @@ impl Transfer<'_> {
         Ok(self.server.post("logged-models", &body)?["model"].clone())
     }
 
-    /// Says on the server that the model came out of the run, unless it says so already.
+    /// Links the model to the run as an output, unless the link exists.
     fn link_model(&self, id: &str) -> Result<()> {
         let query = [("run_id", self.sent.run_id.as_str())];
         let there: Value = self.server.get("runs/get", &query)?;
@@ -341,7 +341,7 @@ impl Transfer<'_> {
         }
         self.server.post("runs/update", &body)?;
         self.sent.status = status.name().into();
-        self.keep()
+        self.save()
     }
 }
 

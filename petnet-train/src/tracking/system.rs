@@ -1,4 +1,4 @@
-//! What the machine does while a run goes on, by the names of MLflow's system metrics.
+//! System metrics during a run, under MLflow's names: CPU, memory, disk, network.
 
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
@@ -9,49 +9,50 @@ use sysinfo::{Networks, System};
 use super::run::Run;
 use crate::disk::{self, Space};
 
-/// Time between two looks, as in MLflow.
-const EVERY: Duration = Duration::from_secs(10);
+/// Sampling interval, as in MLflow.
+const INTERVAL: Duration = Duration::from_secs(10);
 const MEGABYTE: f64 = 1e6;
 
-/// The thread that looks.
-pub(super) struct Watch {
+/// Handle of the sampling thread.
+pub(super) struct Monitor {
     alive: SyncSender<()>,
     thread: JoinHandle<()>,
 }
 
-impl Watch {
+impl Monitor {
     pub(super) fn start(run: &Run) -> std::io::Result<Self> {
         let run = run.share();
         let (alive, ended) = mpsc::sync_channel::<()>(0);
         let name = "system metrics".to_string();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let Ok(mut look) = Look::new(&run) else { return };
-            while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-                look.log(&run);
+            let Ok(mut sampler) = Sampler::new(&run) else { return };
+            while ended.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                sampler.log(&run);
             }
-            // A short run has one look at least.
-            look.log(&run);
+            // A run shorter than the interval gets one sample, too.
+            sampler.log(&run);
         })?;
         Ok(Self { alive, thread })
     }
 
     pub(super) fn finish(self) {
         drop(self.alive);
-        // A panic over there must not end a training here.
+        // A panic of the sampling thread must not stop a training.
         let _ = self.thread.join();
     }
 }
 
-struct Look {
+/// State between two samples.
+struct Sampler {
     system: System,
     networks: Networks,
     step: i64,
 }
 
-impl Look {
+impl Sampler {
     fn new(run: &Run) -> Result<Self, sysinfo::Error> {
         let mut system = System::new()?;
-        // The share of CPU time is that since the look before.
+        // CPU usage is measured since the previous refresh.
         system.refresh_cpu_usage();
         let last = run.points("system/cpu_utilization_percentage").last().map(|p| p.step + 1);
         Ok(Self {
@@ -84,7 +85,7 @@ impl Look {
         figures.push(("network_receive_megabytes", received as f64 / MEGABYTE));
         figures.push(("network_transmit_megabytes", sent as f64 / MEGABYTE));
         for (name, value) in figures {
-            // The run's own metrics say it when the disk is full.
+            // A full disk is reported by the metrics of the training.
             let _ = run.metric(&format!("system/{name}"), value, self.step);
         }
         self.step += 1;

@@ -1,5 +1,5 @@
-//! The real binary in a folder of drawn pictures.
-#![allow(dead_code, reason = "each test file takes what it needs")]
+//! The real binary in a folder of drawn images.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ checkpoint: {every_n_steps: 3}
 pub(crate) fn petnet(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_petnet-train"));
     command.current_dir(folder).args(arguments);
-    // What the machine at hand is set to must not matter.
+    // Variables of the environment must not affect the tests.
     command.env_remove("MLFLOW_TRACKING_URI").env_remove("MLFLOW_EXPERIMENT_NAME");
     command
 }
@@ -39,7 +39,7 @@ pub(crate) fn succeed(folder: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs what must fail; returns the exit status and the last line of the message.
+/// Runs a command that must fail; returns the exit status and the last line of standard error.
 pub(crate) fn fail(folder: &Path, arguments: &[&str]) -> (i32, String) {
     let output = run(folder, arguments);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -48,19 +48,19 @@ pub(crate) fn fail(folder: &Path, arguments: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), errors.lines().last().unwrap_or_default().to_string())
 }
 
-/// Thirty pictures a class: stripes along or across, no two alike.
-pub(crate) fn raw_pictures() -> TempDir {
+/// A folder `raw` with thirty different images per class, of vertical or horizontal stripes, and an empty file.
+pub(crate) fn raw_images() -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for (class, along) in [("Cat", true), ("Dog", false)] {
         let folder = root.path().join("raw").join(class);
         fs::create_dir_all(&folder).unwrap();
         for number in 0..30u32 {
-            let picture = RgbImage::from_fn(40, 30, |x, y| {
+            let image = RgbImage::from_fn(40, 30, |x, y| {
                 let stripe = (if along { x } else { y } + number % 5) / 4 % 2;
                 let value = (stripe * 100 + number * 5 + x * y % 17) as u8;
                 Rgb([value, value / 2 + number as u8, 255 - value])
             });
-            picture.save(folder.join(format!("{number}.png"))).unwrap();
+            image.save(folder.join(format!("{number}.png"))).unwrap();
         }
     }
     fs::write(root.path().join("raw/Cat/666.jpg"), b"").unwrap();
@@ -69,7 +69,7 @@ pub(crate) fn raw_pictures() -> TempDir {
 }
 
 pub(crate) fn prepared() -> TempDir {
-    let root = raw_pictures();
+    let root = raw_images();
     succeed(root.path(), &["prepare", "--raw", "raw", "--out", "data", "--size", "24", "--quiet"]);
     root
 }

@@ -3,15 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::arch::Normalization;
+use crate::disk::write_atomically;
 use crate::drift::Reference;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead};
@@ -413,49 +412,7 @@ fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) ->
         hash.update((data.len() as u64).to_le_bytes());
         hash.update(data);
     }
-    hex(&hash.finalize())
-}
-
-/// SHA-256 in hex: of a model file, the digest by which registries know it.
-///
-/// ```
-/// assert!(petnet::sha256(b"").starts_with("e3b0c44298fc1c14"));
-/// ```
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Writes a file beside `path`, syncs it and renames it over `path`, so that a crash leaves the
-/// old content or the new one.
-///
-/// ```
-/// let path = std::env::temp_dir().join(format!("petnet-doc-{}", std::process::id()));
-/// petnet::write_atomically(&path, b"whole")?;
-/// assert_eq!(std::fs::read(&path).unwrap(), b"whole");
-/// # std::fs::remove_file(&path).unwrap();
-/// # Ok::<(), petnet::Error>(())
-/// ```
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Unique to this call: two threads that write one file must not share what is renamed.
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    let (process, call) = (std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed));
-    let partial = path.with_file_name(format!(".{name}.{process}-{call}.partial"));
-    let written = fs::File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        // Best effort: the reason to report is the first failure, not this one.
-        let _ = fs::remove_file(&partial);
-    }
-    written.map_err(Error::io(path))
+    hex::encode(hash.finalize())
 }
 
 #[cfg(test)]

@@ -35,10 +35,21 @@ fn what_is_saved_is_loaded() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
 }
 
+/// Bytes of the weights in a model file, which follow a header of a length that the first eight bytes give.
+fn weight_bytes(file: &[u8]) -> usize {
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap());
+    file.len() - 8 - header as usize
+}
+
 #[test]
 fn half_precision_is_half_the_size_and_close() {
     let saved = checkpoint();
     let bytes = saved.to_bytes(Precision::F16).unwrap();
+    let sizes = saved.weights.values().map(|weight| match weight.shape.len() {
+        1 => 4 * weight.values.len(),
+        _ => 2 * weight.values.len(),
+    });
+    assert_eq!(weight_bytes(&bytes), sizes.sum::<usize>());
     let loaded = Checkpoint::from_bytes(&bytes).unwrap();
     for (name, weight) in &saved.weights {
         for (a, b) in weight.values.iter().zip(&loaded.weights[name].values) {
@@ -51,6 +62,15 @@ fn half_precision_is_half_the_size_and_close() {
 fn bytes_are_a_quarter_of_the_size_and_within_half_a_step() {
     let saved = checkpoint();
     let bytes = saved.to_bytes(Precision::Int8).unwrap();
+    let sizes = saved.weights.values().map(|weight| match weight.shape.len() {
+        1 => 2 * weight.values.len(),
+        // A byte a value, and a scale of four bytes for each channel.
+        _ => {
+            let last = crate::storage::channels(&weight.shape).of(weight.values.len() - 1);
+            weight.values.len() + 4 * (last + 1)
+        }
+    });
+    assert_eq!(weight_bytes(&bytes), sizes.sum::<usize>());
     let loaded = Checkpoint::from_bytes(&bytes).unwrap();
     assert!(loaded.weights.keys().eq(saved.weights.keys()));
     for (name, weight) in &saved.weights {
@@ -107,10 +127,10 @@ fn a_description_that_cannot_be_built_is_refused() {
     refused(&|info| info.labels[0] = "x".repeat(257), "of at most 256 bytes");
     refused(&|info| info.labels.truncate(1), "has 2 classes, 1 are named");
     refused(&|info| info.labels.push("fish".into()), "has 2 classes, 3 are named");
-    refused(&|info| info.task = Task::multi_label(1), "thresholds must be one a class");
+    refused(&|info| info.task = Task::multi_label(1), "thresholds must be one per class");
     let beyond = vec![0.5, 1.5];
     let beyond = Task::MultiLabel { thresholds: beyond };
-    refused(&|info| info.task = beyond.clone(), "thresholds must be one a class");
+    refused(&|info| info.task = beyond.clone(), "thresholds must be one per class");
     refused(&|info| info.temperature = 0.0, "temperature is 0");
     refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
     refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");

@@ -1,8 +1,8 @@
-//! Photos that show the same thing: equal files, and near twins by perceptual hash.
+//! Duplicates: equal files, and near-duplicates by perceptual hash.
 //!
-//! Twins are found by a 64-bit difference hash (N. Krawetz, "Kind of like that", 2013) within
-//! three bits, looked up by four bands of 16 bits (of three flipped bits at least one band stays
-//! whole), and confirmed on an 8 x 8 colour thumbnail, so that plain backgrounds do not chain.
+//! Near-duplicates have 64-bit difference hashes (N. Krawetz, "Kind of like that", 2013) that differ in at most three
+//! bits. Candidates share one of four bands of 16 bits, as three different bits leave at least one band equal. They are
+//! confirmed by an 8 x 8 colour thumbnail, so that images with plain backgrounds do not form chains.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ const MAX_THUMBNAIL_DIFFERENCE: u32 = 6;
 const HASHED_SIDE: u32 = 32;
 const THUMBNAIL_SIDE: u32 = 8;
 
-/// What is kept of a photo to compare it with others: 200 bytes.
+/// Hash and thumbnail of an image, to compare it with others: 200 bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Fingerprint {
     hash: u64,
@@ -27,15 +27,15 @@ impl Fingerprint {
     pub(crate) fn of(pixels: &Pixels) -> Result<Self, ImageError> {
         let small = resize(pixels, HASHED_SIDE, Resize::Squeeze)?;
         let thumbnail = resize(&small, THUMBNAIL_SIDE, Resize::Squeeze)?.into_data();
-        let picture = image::RgbImage::from_raw(HASHED_SIDE, HASHED_SIDE, small.into_data())
+        let image = image::RgbImage::from_raw(HASHED_SIDE, HASHED_SIDE, small.into_data())
             .ok_or(ImageError::TooMuchMemory)?;
         let hasher: Hasher<[u8; 8]> =
             HasherConfig::with_bytes_type().hash_alg(HashAlg::Gradient).hash_size(8, 8).to_hasher();
-        let hash: ImageHash<[u8; 8]> = hasher.hash_image(&picture);
+        let hash: ImageHash<[u8; 8]> = hasher.hash_image(&image);
         Ok(Self { hash: u64::from_le_bytes(hash.into_inner()), thumbnail })
     }
 
-    fn resembles(&self, other: &Self) -> bool {
+    fn is_near_duplicate(&self, other: &Self) -> bool {
         let bits = (self.hash ^ other.hash).count_ones();
         let pairs = self.thumbnail.iter().zip(&other.thumbnail);
         bits <= MAX_HASH_DISTANCE
@@ -44,20 +44,20 @@ impl Fingerprint {
     }
 }
 
-/// Group number of each photo, counted from 0 in the order of first members.
-pub(crate) fn group(photos: &[(String, Fingerprint)]) -> Vec<usize> {
-    let mut sets = Sets::new(photos.len());
+/// Group number of each image, counted from 0 in the order of first members.
+pub(crate) fn group(images: &[(String, Fingerprint)]) -> Vec<usize> {
+    let mut sets = Sets::new(images.len());
     let mut by_digest: HashMap<&str, usize> = HashMap::new();
-    for (index, (digest, _)) in photos.iter().enumerate() {
+    for (index, (digest, _)) in images.iter().enumerate() {
         let first = *by_digest.entry(digest).or_insert(index);
         sets.join(first, index);
     }
     for band in 0..4 {
         let mut buckets: HashMap<u16, Vec<usize>> = HashMap::new();
-        for (index, (_, print)) in photos.iter().enumerate() {
+        for (index, (_, print)) in images.iter().enumerate() {
             let bucket = buckets.entry((print.hash >> (16 * band)) as u16).or_default();
             for &other in bucket.iter() {
-                if print.resembles(&photos[other].1) {
+                if print.is_near_duplicate(&images[other].1) {
                     sets.join(other, index);
                 }
             }
@@ -67,7 +67,7 @@ pub(crate) fn group(photos: &[(String, Fingerprint)]) -> Vec<usize> {
     sets.numbers()
 }
 
-/// Disjoint sets with path halving.
+/// Disjoint-set forest (union-find) with path halving.
 struct Sets(Vec<usize>);
 
 impl Sets {

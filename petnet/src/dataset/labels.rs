@@ -1,4 +1,4 @@
-//! Labels in a table: CSV, or a JSON object a line; by path, by file name, or by digest.
+//! Tables of labels in CSV or JSON lines, by path, by file name or by digest.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -9,41 +9,41 @@ use serde_json::{Map, Value};
 use super::Split;
 use crate::error::{Error, Result};
 
-/// Names of the column or key that tells the photo: a path, a file's name with or without its ending.
-const PHOTO: [&str; 9] =
+/// Names of the column or key of the image: a path, or a file name with or without its extension.
+const IMAGE: [&str; 9] =
     ["path", "file_name", "filename", "file", "image_path", "image", "name", "image_id", "id"];
 /// Names of the column or key of the class.
 const CLASS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
-/// More of them for several classes an image.
+/// Further names for several classes per image.
 const CLASSES: [&str; 3] = ["labels", "classes", "tags"];
 /// Names of the column or key of the split.
 const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
-/// Stands between the classes of one image.
+/// Separator of the classes of one image.
 const BETWEEN: char = '|';
-/// Longest name of a class in bytes.
+/// Largest length of a class name in bytes.
 const LONGEST: usize = 256;
 
-/// A label that was given to a photo.
+/// The label of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
-    /// The classes' names: one, or any number where [`LabelOptions::multi_label`] is set.
+    /// Class names: one, or any number where [`LabelOptions::multi_label`] is true.
     pub classes: Vec<String>,
     /// The split, where the table has one.
     pub split: Option<Split>,
-    /// Set for a label that goes before the name of the photo's folder.
+    /// True where the label overrides the name of the image's folder.
     pub before_folder: bool,
 }
 
-/// Settings of reading labels.
+/// Options for reading labels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LabelOptions {
-    /// Set for labels that were given to the service without an API key to go before folders as well.
+    /// True where labels that the service received without an API key override folders too.
     pub trust_open: bool,
-    /// Set where a label names any number of classes: `cat|dog`, or nothing.
+    /// True where a label may name any number of classes: `cat|dog`, or nothing.
     pub multi_label: bool,
 }
 
-/// Labels of photos, from a table.
+/// Labels of images, from a table.
 ///
 /// ```
 /// # let folder = tempfile::tempdir().unwrap();
@@ -56,25 +56,25 @@ pub struct LabelOptions {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Labels {
     by_digest: HashMap<String, Label>,
-    /// Digests of photos that are not to be used.
+    /// Digests of images that are not to be used.
     dropped: HashSet<String>,
     by_path: HashMap<String, Label>,
-    /// By the name without folders, and without its ending; `None` where several rows have it.
+    /// By file name, with and without the extension; `None` where several rows have it.
     by_name: HashMap<String, Option<Label>>,
 }
 
-/// One row: the keys in lower case.
+/// One row, by keys in lower case.
 type Row = HashMap<String, String>;
 
 impl Labels {
-    /// Reads a `.csv` file with a line of column names, or JSON lines. The photo is told by a column `path` (or
-    /// `file_name`, `image`, `id`, ...) or by `sha256` of its file, the class by `label` (or `class`, `category`, ...), and
-    /// there may be a `split`. With [`LabelOptions::multi_label`] a label is `cat|dog`, or a list in JSON. Of two rows for one photo the later one counts. Rows with `authenticated: false`, as the
-    /// service exports them, do not go before folders unless [`LabelOptions::trust_open`] is set; those with `action: drop`, as a review writes
-    /// them, leave the photo out.
+    /// Reads a `.csv` file with a line of column names, or JSON lines. A column `path` (or `file_name`, `image`, `id`, ...)
+    /// or the `sha256` of the file identifies the image, `label` (or `class`, `category`, ...) is its class, and `split` is
+    /// optional. With [`LabelOptions::multi_label`] a label is `cat|dog`, or a list in JSON. The last row of an image
+    /// counts. Rows with `authenticated: false`, as the service exports them, do not override folders unless
+    /// [`LabelOptions::trust_open`] is true. Rows with `action: drop`, as a review writes them, leave the image out.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] with the line of what is wrong.
+    /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] with the line of an invalid row.
     pub fn read(path: &Path, options: LabelOptions) -> Result<Self> {
         let bytes = fs::read(path).map_err(Error::io(path))?;
         Self::parse(path, &bytes, options)
@@ -99,29 +99,29 @@ impl Labels {
         self.by_digest.len() + self.by_path.len() + self.dropped.len()
     }
 
-    /// True without any label.
+    /// True where there are no labels.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Number of labels that do not go before folders.
+    /// Number of labels that do not override folders.
     pub fn open(&self) -> usize {
         let all = self.by_digest.values().chain(self.by_path.values());
         all.filter(|label| !label.before_folder).count()
     }
 
-    /// True when photos are told by path.
+    /// True where labels are by path or file name.
     pub(crate) fn has_paths(&self) -> bool {
         !self.by_path.is_empty()
     }
 
-    /// True where a label names not exactly one class.
+    /// True where some label does not name exactly one class.
     pub(crate) fn has_several(&self) -> bool {
         let mut all = self.by_digest.values().chain(self.by_path.values());
         all.any(|label| label.classes.len() != 1)
     }
 
-    /// True for a photo that is not to be used.
+    /// True for an image that is not to be used.
     pub(crate) fn drops(&self, sha256: &str) -> bool {
         self.dropped.contains(sha256)
     }
@@ -130,7 +130,7 @@ impl Labels {
         self.by_digest.get(sha256)
     }
 
-    /// The label of a path, with `/` between parts: the whole path, else its name where only one row has it.
+    /// The label of a path with `/` between its parts: by the whole path, or by the file name where only one row has it.
     pub(crate) fn of_path(&self, path: &str) -> Option<&Label> {
         let name = path.rsplit('/').next().unwrap_or(path);
         let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
@@ -145,7 +145,7 @@ impl Labels {
             names.sort_unstable();
             names.join(", ")
         };
-        // A list of classes goes before the one that may stand beside it.
+        // A column of several classes takes precedence over one of a single class.
         let several = find(&CLASSES).filter(|_| options.multi_label);
         let text = several
             .or_else(|| find(&CLASS))
@@ -171,7 +171,7 @@ impl Labels {
             }
             return Ok(());
         }
-        let path = find(&PHOTO).ok_or_else(|| {
+        let path = find(&IMAGE).ok_or_else(|| {
             format!("no column `path`, `file_name` or `sha256` among: {}", columns())
         })?;
         let path = path.replace('\\', "/");
@@ -195,7 +195,9 @@ fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
     let mut classes: Vec<String> = match multi_label {
         true => text.split(BETWEEN).map(|name| name.trim().to_string()).collect(),
         false if text.contains(BETWEEN) => {
-            return Err(format!("label `{text}` names several classes: allow them by multi-label"));
+            return Err(format!(
+                "label `{text}` names several classes: allow them with `multi_label`"
+            ));
         }
         false => vec![text.into()],
     };
@@ -206,7 +208,7 @@ fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
     Ok(classes)
 }
 
-/// A label is a name, never a path: folders are called by it.
+/// Checks that a class name can be the name of a folder.
 pub(crate) fn check_class(name: &str) -> Result<(), String> {
     let reason = match name {
         "" => "the label is empty",
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_line() {
+    fn errors_name_the_line() {
         for (name, text, reason) in [
             ("l.csv", "path,label\n1.jpg,cat\n2.jpg,../dog\n", "line 3: label `../dog` is no name"),
             (

@@ -1,4 +1,4 @@
-//! Class and split of a photo by its place.
+//! Class and split of an image by its path.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,37 +8,37 @@ use super::Split;
 use super::labels::Labels;
 use crate::error::{Error, Result};
 
-/// Layout of photos.
+/// Layout of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
-    /// Whatever the folders and tables show, where that is unambiguous.
+    /// Detected from folders and tables; an error where it is ambiguous.
     #[default]
     Auto,
-    /// A folder a class.
+    /// One folder per class.
     Folders,
-    /// Folders `train`, `val` and `test` (or `training`, `valid`, `validation`, `dev`, `testing`) above or below those of the
-    /// classes.
+    /// Folders `train`, `val` and `test` (or `training`, `valid`, `validation`, `dev`, `testing`) above or below those of
+    /// the classes.
     Splits,
-    /// A table `labels.csv`, `labels.jsonl`, `metadata.csv` or `metadata.jsonl` beside the photos.
+    /// A table `labels.csv`, `labels.jsonl`, `metadata.csv` or `metadata.jsonl` next to the images.
     Table,
 }
 
 /// The layout that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// A folder a class.
+    /// One folder per class.
     Folders,
     /// Folders of splits with folders of classes inside.
     SplitsAbove,
     /// Folders of classes with folders of splits inside.
     SplitsBelow,
-    /// Tables beside the photos.
+    /// Tables next to the images.
     Tables(Vec<PathBuf>),
-    /// A given table of labels and no folders.
+    /// A separate table of labels, without folders of classes.
     Labels,
-    /// Names that a pattern reads.
+    /// File names from which a pattern extracts the class.
     Pattern,
-    /// A folder that an earlier `prepare` wrote.
+    /// A prepared folder.
     Prepared,
 }
 
@@ -60,11 +60,11 @@ impl fmt::Display for Found {
     }
 }
 
-/// Classes and split by a photo's place; nothing outside of all classes.
+/// Classes and split by an image's path; `None` for an image without a class.
 pub(super) type Place = Option<(Vec<String>, Option<Split>)>;
 
 impl Split {
-    /// The split that a folder is called after.
+    /// The split that a folder's name stands for.
     pub(super) fn of_folder(name: &str) -> Option<Self> {
         match name.trim().to_lowercase().as_str() {
             "train" | "training" => Some(Self::Train),
@@ -75,14 +75,14 @@ impl Split {
     }
 }
 
-/// Folder of photos whose class only a label can tell.
+/// Folder of images that get their class from a table of labels.
 pub(super) const UNLABELLED: &str = "unlabelled";
-/// Names of tables of labels that may lie beside photos.
+/// File names of tables of labels.
 const TABLES: [&str; 4] = ["labels.csv", "labels.jsonl", "metadata.csv", "metadata.jsonl"];
 
-/// Tables among the files: at the root of the photos, or in folders of splits.
-pub(super) fn tables(files: &[PathBuf], photos: &[PathBuf]) -> Vec<PathBuf> {
-    let parts = Parts::of(photos);
+/// Tables among the files: at the root of the images, or in folders of splits.
+pub(super) fn tables(files: &[PathBuf], images: &[PathBuf]) -> Vec<PathBuf> {
+    let parts = Parts::of(images);
     let is_table = |file: &&PathBuf| {
         let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let folder: Vec<String> = strings(file.parent().unwrap_or(Path::new("")));
@@ -94,10 +94,10 @@ pub(super) fn tables(files: &[PathBuf], photos: &[PathBuf]) -> Vec<PathBuf> {
     files.iter().filter(is_table).cloned().collect()
 }
 
-/// The folders above each photo, without those that all share.
+/// The folders above each image, without the common ones.
 pub(super) struct Parts {
     folders: Vec<Vec<String>>,
-    /// Number of folders that all share above those of the classes.
+    /// Number of folders that are common to all images.
     pub(super) root: usize,
 }
 
@@ -106,9 +106,9 @@ fn strings(path: &Path) -> Vec<String> {
 }
 
 impl Parts {
-    pub(super) fn of(photos: &[PathBuf]) -> Self {
+    pub(super) fn of(images: &[PathBuf]) -> Self {
         let mut folders: Vec<Vec<String>> =
-            photos.iter().map(|path| strings(path.parent().unwrap_or(Path::new("")))).collect();
+            images.iter().map(|path| strings(path.parent().unwrap_or(Path::new("")))).collect();
         let mut root = 0;
         while let Some(first) = folders.first().and_then(|folders| folders.get(root)).cloned() {
             let shared = folders.iter().all(|f| f.get(root) == Some(&first) && f.len() > root + 1);
@@ -130,7 +130,7 @@ impl Parts {
         !names.is_empty() && names.iter().all(|name| Split::of_folder(name).is_some())
     }
 
-    /// The layout that the folders show, if they show one.
+    /// The layout of the folders, if there are any.
     ///
     /// # Errors
     /// [`Error::Dataset`] for folders of splits without folders of classes.
@@ -143,8 +143,8 @@ impl Parts {
             if second.is_empty() {
                 let names = first.into_iter().collect::<Vec<_>>().join(", ");
                 return Err(Error::Dataset(format!(
-                    "{}: {names} are splits, and there are no folders of classes in them: name the classes by a \
-                     table (--labels) or by the files' names (--label-pattern)",
+                    "{}: {names} are splits, and there are no folders of classes in them: name the classes in a \
+                     table of labels, or give a label pattern for the file names",
                     path.display()
                 )));
             }
@@ -154,16 +154,16 @@ impl Parts {
         Ok(Some(if below { Found::SplitsBelow } else { Found::Folders }))
     }
 
-    /// The layout, as it is asked for or found; `None` for photos without folders.
+    /// The requested or detected layout; `None` for images without folders.
     ///
     /// # Errors
-    /// [`Error::Dataset`] for folders that say nothing, or another thing than was asked for.
-    pub(super) fn layout(&self, asked: Layout, path: &Path) -> Result<Option<Found>> {
-        match asked {
+    /// [`Error::Dataset`] where the folders do not show the classes, or not in the requested layout.
+    pub(super) fn layout(&self, requested: Layout, path: &Path) -> Result<Option<Found>> {
+        match requested {
             Layout::Auto => self.found(path),
             Layout::Table => Ok(None),
             Layout::Folders if self.level(0).is_empty() => {
-                Err(Error::Dataset(format!("{}: no folder has photos", path.display())))
+                Err(Error::Dataset(format!("{}: no folder has images", path.display())))
             }
             Layout::Folders => Ok(Some(Found::Folders)),
             Layout::Splits if self.all_splits(0) => Ok(Some(Found::SplitsAbove)),
@@ -175,7 +175,7 @@ impl Parts {
         }
     }
 
-    /// Class and split of each photo by its folders.
+    /// Class and split of each image by its folders.
     pub(super) fn places(&self, found: &Found) -> Vec<Place> {
         let class = |name: Option<&String>| name.map(|name| vec![name.clone()]);
         let split = |name: Option<&String>| name.and_then(|name| Split::of_folder(name));
@@ -185,7 +185,7 @@ impl Parts {
             Found::SplitsAbove => Some((class(folders.get(1))?, split(folders.first()))),
             Found::SplitsBelow => Some((class(folders.first())?, split(folders.get(1)))),
             Found::Folders => Some((class(folders.first())?, None)),
-            // Folders may still tell the split; one alone says nothing.
+            // Folders may still be splits, if there are several.
             Found::Labels => {
                 let split = split_of(folders).filter(|_| several);
                 Some((vec![UNLABELLED.into()], split))
@@ -195,9 +195,9 @@ impl Parts {
         self.folders.iter().map(place).collect()
     }
 
-    /// The split whose folder a photo lies in, at any level.
-    pub(super) fn split(&self, photo: usize) -> Option<Split> {
-        split_of(&self.folders[photo])
+    /// The split by an image's folders, at any level.
+    pub(super) fn split(&self, image: usize) -> Option<Split> {
+        split_of(&self.folders[image])
     }
 }
 
@@ -205,14 +205,14 @@ fn split_of(folders: &[String]) -> Option<Split> {
     folders.iter().find_map(|name| Split::of_folder(name))
 }
 
-/// A path with `/` between parts, as tables have it.
+/// A path with `/` between its parts, as in tables.
 pub(super) fn slashed(path: &Path) -> String {
     strings(path).join("/")
 }
 
-/// A photo's label in a table that lies in `folder`.
-pub(super) fn labelled(labels: &Labels, folder: &Path, photo: &Path) -> Place {
-    let path = photo.strip_prefix(folder).ok()?;
+/// An image's label in a table in `folder`.
+pub(super) fn labelled(labels: &Labels, folder: &Path, image: &Path) -> Place {
+    let path = image.strip_prefix(folder).ok()?;
     let label = labels.of_path(&slashed(path))?;
     Some((label.classes.clone(), label.split))
 }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_are_told_from_classes() {
+    fn splits_are_distinguished_from_classes() {
         assert_eq!(found(&["cat/1.jpg", "dog/1.jpg"]), Some(Found::Folders));
         assert_eq!(found(&["x/cat/1.jpg", "x/dog/a/1.jpg"]), Some(Found::Folders));
         let above = ["x/Train/cat/1.jpg", "x/validation/cat/1.jpg", "x/test/dog/1.jpg"];
@@ -241,18 +241,18 @@ mod tests {
         assert_eq!(found(&below), Some(Found::SplitsBelow));
         // One split alone is a folder like any other above the classes.
         assert_eq!(found(&["train/cat/1.jpg", "train/dog/1.jpg"]), Some(Found::Folders));
-        // A class may be called like a split.
+        // A class may have the name of a split.
         assert_eq!(found(&["train/1.jpg", "bus/1.jpg"]), Some(Found::Folders));
         assert_eq!(found(&["1.jpg", "2.jpg"]), None);
         let error = parts(&["train/1.jpg", "test/1.jpg"]).found(Path::new("d")).unwrap_err();
-        assert!(error.to_string().contains("--label-pattern"), "{error}");
+        assert!(error.to_string().contains("label pattern"), "{error}");
     }
 
     #[test]
     fn tables_are_found_at_the_root_and_in_splits() {
-        let photos = ["d/train/1.jpg", "d/test/2.jpg"].map(PathBuf::from);
+        let images = ["d/train/1.jpg", "d/test/2.jpg"].map(PathBuf::from);
         let files = ["d/labels.csv", "d/train/metadata.csv", "d/other/labels.csv", "d/x.csv"];
-        let found = tables(&files.map(PathBuf::from), &photos);
+        let found = tables(&files.map(PathBuf::from), &images);
         assert_eq!(found, ["d/labels.csv", "d/train/metadata.csv"].map(PathBuf::from));
     }
 }

@@ -1,5 +1,5 @@
-//! Labelled photos: folders and archives as people have them, checked, grouped by duplicates, and split so that no group
-//! stands on two sides.
+//! Data sets of labelled images from folders and archives of common layouts: images are decoded once to validate them,
+//! duplicates are grouped, and splits keep each group together.
 
 mod duplicates;
 mod labels;
@@ -23,23 +23,24 @@ pub use prepare::{Duplicates, Manifest, Photo, Prepare};
 pub use read::{Pattern, Reading};
 pub use target::Target;
 
-use crate::checkpoint::sha256;
+use crate::disk::sha256;
 use crate::error::{Error, Result};
 use crate::files::{Counts, Source, key};
 use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
-/// Most classes of a model that an error message lists.
+/// Largest number of a model's classes that an error message lists.
 const NAMED: usize = 20;
+
 /// One of the three parts of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// What the weights learn from.
+    /// Images to train on.
     Train,
-    /// What decides between models and settings.
+    /// Images to choose models and settings by.
     Val,
-    /// What is looked at once.
+    /// Images for the final evaluation.
     Test,
 }
 
@@ -57,7 +58,7 @@ impl Split {
     }
 }
 
-/// One readable photo.
+/// One readable image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Path relative to the data set's root.
@@ -66,24 +67,24 @@ pub struct Sample {
     pub target: Target,
     /// SHA-256 of the original file, in hexadecimal.
     pub sha256: String,
-    /// Photos with the same number are duplicates of each other.
+    /// Images with the same number are duplicates of each other.
     pub group: usize,
     /// Width and height of the original in pixels, where they are known.
     pub size: Option<(u32, u32)>,
-    /// The split of a prepared data set, or the split that it came with.
+    /// The split that `prepare` assigned, or that the raw data has.
     pub split: Option<Split>,
 }
 
-/// A file that was left out, and why.
+/// A file that was left out, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reject {
     /// Name relative to the data set's root.
     pub path: String,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 
-/// Labelled photos that were found readable. Cloning is cheap but for the list of samples.
+/// Labelled images that can be decoded. A clone copies the list of samples and shares everything else.
 ///
 /// ```
 /// # let folder = tempfile::tempdir().unwrap();
@@ -91,12 +92,12 @@ pub struct Reject {
 /// #     std::fs::create_dir(folder.path().join(class)).unwrap();
 /// #     for number in 0..4_u8 {
 /// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
-/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
+/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
 /// #     }
 /// # }
-/// # let photos = folder.path();
-/// let dataset = petnet::Dataset::open(photos)?; // photos/cat/0.png, photos/dog/0.png, ...
+/// # let images = folder.path();
+/// let dataset = petnet::Dataset::open(images)?; // photos/cat/0.png, photos/dog/0.png, ...
 /// assert_eq!(dataset.classes(), ["cat", "dog"]);
 /// assert_eq!(dataset.counts(), [4, 4]);
 /// assert!(dataset.rejects().is_empty(), "all were readable");
@@ -114,8 +115,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens a prepared folder (it has a `manifest.json`), or any folder, zip or tar archive of photos as [`Reading`]
-    /// does, every photo of which is then decoded once.
+    /// Opens a prepared folder (it has a `manifest.json`). Any other folder, and a zip or tar archive, is opened as by
+    /// [`Reading`], which decodes every image once.
     ///
     /// # Errors
     /// As [`Reading::open`].
@@ -132,22 +133,22 @@ impl Dataset {
         &self.classes
     }
 
-    /// The photos, sorted by path unless a split shuffled them.
+    /// The images, sorted by path unless a split shuffled them.
     pub fn samples(&self) -> &[Sample] {
         &self.samples
     }
 
-    /// Number of photos.
+    /// Number of images.
     pub fn len(&self) -> usize {
         self.samples.len()
     }
 
-    /// True without any photo.
+    /// True where there are no images.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }
 
-    /// Pictures that were left out.
+    /// Images that were left out.
     pub fn rejects(&self) -> &[Reject] {
         &self.rejects
     }
@@ -172,7 +173,7 @@ impl Dataset {
         sample.target.classes().iter().map(|class| self.classes[*class].as_str()).collect()
     }
 
-    /// Photos per class.
+    /// Images per class.
     pub fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes.len()];
         for class in self.samples.iter().flat_map(|sample| sample.target.classes()) {
@@ -190,7 +191,7 @@ impl Dataset {
         groups.into_values().filter(|members| members.len() > 1).collect()
     }
 
-    /// Duplicates that carry different labels: at least one of each group is wrong.
+    /// Groups of duplicates with different labels: at least one label of each group is wrong.
     pub fn conflicts(&self) -> Vec<Vec<usize>> {
         let target = |index: &usize| &self.samples[*index].target;
         let mut groups = self.duplicate_groups();
@@ -198,7 +199,7 @@ impl Dataset {
         groups
     }
 
-    /// Two parts, the first with `share` of each class (0 to 1), no duplicate on both sides.
+    /// Two parts, the first with `share` of each class (0 to 1). Duplicates are in the same part.
     ///
     /// # Errors
     /// [`Error::Config`] when `share` is not between 0 and 1.
@@ -207,9 +208,9 @@ impl Dataset {
         Ok((train, val))
     }
 
-    /// Training, validation and test parts with these shares of each class; of multi-label data, with about these shares of
-    /// the images and of each class that is not too rare. The outcome depends
-    /// on the files' contents and the seed, not on their order, names or the machine.
+    /// Training, validation and test parts with these shares of each class; for multi-label data, with about these shares
+    /// of the images and of each class that is not too rare. The result depends on the files' contents and the seed, not
+    /// on their order, their names or the machine.
     ///
     /// # Errors
     /// [`Error::Config`] when the shares are negative or do not sum to 1.
@@ -230,8 +231,9 @@ impl Dataset {
         }))
     }
 
-    /// Training, validation and test parts: those that the data came with, else as [`Dataset::split_three`]. Where it
-    /// came without validation photos, these are taken from the training photos; a test part is never made of nothing.
+    /// Training, validation and test parts: the splits of the raw data, or those of [`Dataset::split_three`] where it has
+    /// none. Raw data with splits but without validation images gets these from its training images; without test images
+    /// the test part is empty.
     ///
     /// # Errors
     /// As [`Dataset::split_three`].
@@ -268,13 +270,13 @@ impl Dataset {
         Ok(part)
     }
 
-    /// Every `step`-th photo.
+    /// Every `step`-th image.
     pub(crate) fn every(&self, step: usize) -> Self {
         let samples = self.samples.iter().step_by(step.max(1)).cloned();
         Self { samples: samples.collect(), ..self.clone() }
     }
 
-    /// Some images as a network sees them: `count` or fewer, evenly drawn.
+    /// At most `count` images, evenly spaced, preprocessed to a network's input.
     pub(crate) fn drawn(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
         let step = self.samples.len().div_ceil(count.max(1)).max(1);
         let places: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
@@ -302,40 +304,42 @@ impl Dataset {
             })
             .collect();
         shuffled.sort();
-        // Room left in validation and test, by class, images without a class last; what does not fit goes to training.
+        // Images that validation and test can still take, by class, those without a class last. A group that does not fit
+        // goes to training.
         let mut counts = self.counts();
         let none = counts.len();
         let is_none = |sample: &&Sample| sample.target.classes().is_empty();
         counts.push(self.samples.iter().filter(is_none).count());
         let of = |count: usize, share: f64| (count as f64 * share).round() as usize;
-        let mut room = [Split::Test, Split::Val].map(|split| {
+        let mut free = [Split::Test, Split::Val].map(|split| {
             let share = shares[split as usize];
-            // Several classes of an image must not fail for one that is too rare to be divided: the images are counted, too.
-            let rare = |room: usize| if self.multi_label && room == 0 { usize::MAX } else { room };
+            // A class too rare to be divided must not keep its images out. The number of images is limited instead.
+            let rare = |free: usize| if self.multi_label && free == 0 { usize::MAX } else { free };
             let classes = counts.iter().map(|count| rare(of(*count, share)));
             let images = if self.multi_label { of(self.samples.len(), share) } else { usize::MAX };
             (split, classes.chain([images]).collect::<Vec<_>>())
         });
         let mut assigned = vec![Split::Train; self.samples.len()];
         for (_, members) in shuffled {
-            let mut wanted = vec![0; counts.len() + 1];
-            wanted[counts.len()] = members.len();
+            let mut needed = vec![0; counts.len() + 1];
+            needed[counts.len()] = members.len();
             for member in &members {
                 match self.samples[*member].target.classes() {
-                    [] => wanted[none] += 1,
-                    classes => classes.iter().for_each(|class| wanted[*class] += 1),
+                    [] => needed[none] += 1,
+                    classes => classes.iter().for_each(|class| needed[*class] += 1),
                 }
             }
-            let fits = |room: &[usize]| room.iter().zip(&wanted).all(|(room, want)| room >= want);
-            if let Some((split, room)) = room.iter_mut().find(|(_, room)| fits(room)) {
-                room.iter_mut().zip(&wanted).for_each(|(room, want)| *room -= want);
+            let fits =
+                |free: &[usize]| free.iter().zip(&needed).all(|(free, needed)| free >= needed);
+            if let Some((split, free)) = free.iter_mut().find(|(_, free)| fits(free)) {
+                free.iter_mut().zip(&needed).for_each(|(free, needed)| *free -= needed);
                 members.iter().for_each(|member| assigned[*member] = *split);
             }
         }
         assigned
     }
 
-    /// SHA-256 over every member's content and class: equal digests mean equal data.
+    /// SHA-256 over the content and class of all images: equal digests mean equal data.
     pub fn digest(&self) -> String {
         let mut lines: Vec<String> = self
             .samples
@@ -346,16 +350,16 @@ impl Dataset {
         sha256(lines.concat().as_bytes())
     }
 
-    /// When the data last changed on disk, in seconds since 1970: its manifest, archive or folder.
+    /// Time of the last change of the manifest, archive or folder, in seconds since 1970.
     pub fn modified(&self) -> Option<u64> {
         let since = self.source.modified()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         Some(since.as_secs())
     }
 
-    /// A photo's encoded bytes.
+    /// An image's encoded bytes.
     ///
     /// # Errors
-    /// [`Error::ImageFile`] when the file has gone or grown since it was checked.
+    /// [`Error::ImageFile`] when the file was removed or has grown beyond the limit.
     pub fn read(&self, index: usize) -> Result<Vec<u8>> {
         let path = &self.samples[index].path;
         self.source

@@ -1,4 +1,4 @@
-//! A prepared data set on disk: small photos in `train/`, `val/` and `test/`, and a manifest.
+//! A prepared data set on disk: small images in `train/`, `val/` and `test/`, and a manifest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 use super::labels::check_class;
 use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target};
-use crate::checkpoint::{sha256, write_atomically};
+use crate::disk::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, Source, contained};
 use crate::preprocess::{Pixels, resize_with};
 
-/// Layout of manifests.
+/// Version of the layout of manifests.
 const FORMAT: u32 = 3;
 const JPEG_QUALITY: u8 = 95;
 
-/// How to prepare a data set.
+/// Settings for preparing a data set.
 ///
 /// ```
 /// # let folder = tempfile::tempdir().unwrap();
@@ -28,29 +28,29 @@ const JPEG_QUALITY: u8 = 95;
 /// #     std::fs::create_dir(folder.path().join(class)).unwrap();
 /// #     for number in 0..4_u8 {
 /// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
-/// #         photo.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
+/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
+/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
 /// #     }
 /// # }
-/// # let photos = folder.path();
+/// # let images = folder.path();
 /// use petnet::dataset::{Dataset, Prepare, Split};
 ///
-/// let out = photos.join("prepared");
+/// let out = images.join("prepared");
 /// let prepare = Prepare { size: 64, shares: [0.5, 0.25, 0.25], ..Prepare::default() };
-/// let manifest = prepare.run(photos, &out, || ())?;
+/// let manifest = prepare.run(images, &out, || ())?;
 /// assert_eq!(manifest.photos.len(), 8);
 /// assert!(Dataset::open(&out)?.part(Split::Test)?.len() < 8);
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepare {
-    /// Short side of the stored photos in pixels; smaller photos keep their size.
+    /// Short side of the stored images in pixels; smaller images keep their size.
     pub size: u32,
-    /// Decides the split.
+    /// Seed of the split.
     pub seed: u64,
-    /// Shares of training, validation and test, summing to 1.
+    /// Shares of training, validation and test, which sum to 1.
     pub shares: [f64; 3],
-    /// Reading of the raw photos; photos in a folder `unlabelled` need a label of [`Reading::labels`].
+    /// Settings for reading the raw images; those in a folder `unlabelled` need a label in [`Reading::labels`].
     pub reading: Reading,
 }
 
@@ -60,63 +60,63 @@ impl Default for Prepare {
     }
 }
 
-/// What a prepared folder says about itself (`manifest.json`).
+/// The description of a prepared folder (`manifest.json`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this layout.
     pub format: u32,
-    /// Decided the split.
+    /// Seed of the split.
     pub seed: u64,
     /// Shares of training, validation and test.
     pub shares: [f64; 3],
-    /// Short side of the stored photos in pixels.
+    /// Short side of the stored images in pixels.
     pub size: u32,
     /// Class names in the order of their numbers.
     pub classes: Vec<String>,
-    /// True where a photo may have any number of classes.
+    /// True where an image may have any number of classes.
     #[serde(default)]
     pub multi_label: bool,
-    /// Photos by split and class.
+    /// Images by split and class.
     pub counts: BTreeMap<String, BTreeMap<String, usize>>,
     /// [`Dataset::digest`] by split.
     pub digests: BTreeMap<String, String>,
     /// Number of files that were left out, by reason.
     pub left_out: Counts,
-    /// [`Dataset::notes`], and what became of the splits that the data came with.
+    /// [`Dataset::notes`], and notes on the splits of the raw data.
     pub notes: Vec<String>,
-    /// Pictures that were left out, and why.
+    /// Images that were left out, and the reasons.
     pub rejects: Vec<Reject>,
-    /// Photos that show the same thing; each group lies in one split, unless the data came with splits.
+    /// Groups of duplicates; each is in one split, unless the raw data has splits.
     pub duplicates: Vec<Duplicates>,
-    /// The photos, sorted by original name.
+    /// The images, sorted by original name.
     pub photos: Vec<Photo>,
 }
 
-/// A group of photos that show the same thing.
+/// A group of duplicates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Duplicates {
-    /// True when all files are equal to the byte.
+    /// True where all files are identical.
     pub exact: bool,
-    /// True when the members carry different labels: at least one is wrong.
+    /// True where the labels differ: at least one is wrong.
     pub conflict: bool,
-    /// True when the members lie in several splits, as the data came: what is learned is then tested on.
+    /// True where the members are in several splits of the raw data, so that training images are evaluated on.
     pub across_splits: bool,
-    /// Original names.
+    /// Names in the raw data.
     pub members: Vec<String>,
 }
 
-/// One photo of a prepared data set.
+/// One image of a prepared data set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Photo {
-    /// Where the small photo lies, relative to the manifest.
+    /// Path of the small image, relative to the manifest.
     pub path: String,
     /// Its name in the raw data.
     pub original: String,
     /// Class names: one, unless the data set is a multi-label one.
     pub classes: Vec<String>,
-    /// Part it belongs to.
+    /// Split of the image.
     pub split: Split,
-    /// Number of its duplicate group.
+    /// Number of its group of duplicates.
     pub group: usize,
     /// SHA-256 of the original file.
     pub sha256: String,
@@ -131,13 +131,13 @@ impl Manifest {
 }
 
 impl Prepare {
-    /// Reads a folder or zip once, checks every photo, and writes the prepared folder `out`.
-    /// `progress` is called for every picture, from many threads. Photos are first written beside
-    /// `out` and renamed at the end; an `out` that an earlier run prepared is replaced.
+    /// Reads a folder or archive once, decodes every image, and writes the prepared folder `out`. `progress` is called for
+    /// every image, from many threads. The files are written to a temporary folder next to `out`, which is renamed at the
+    /// end; it replaces an `out` of an earlier run.
     ///
     /// # Errors
-    /// [`Error::Dataset`] when `raw` is no data set or `out` is a folder of something else;
-    /// [`Error::Io`] when the disk refuses; [`Error::Config`] for a bad `size` or split.
+    /// [`Error::Dataset`] when `raw` is no data set or `out` has other files; [`Error::Io`] when `out` cannot be written;
+    /// [`Error::Config`] for an invalid `size` or split.
     pub fn run(&self, raw: &Path, out: &Path, progress: impl Fn() + Sync) -> Result<Manifest> {
         if !(16..=4096).contains(&self.size) {
             return Err(Error::Config(format!("size {} must lie between 16 and 4096", self.size)));
@@ -147,9 +147,7 @@ impl Prepare {
             && fs::read_dir(out).map_err(Error::io(out))?.next().is_some();
         if foreign {
             let out = out.display();
-            return Err(Error::Dataset(format!(
-                "{out} holds something else: give an empty folder"
-            )));
+            return Err(Error::Dataset(format!("{out} has other files: choose an empty folder")));
         }
         let [train, val, test] = self.shares;
         let sensible = train > 0.0 && val >= 0.0 && test >= 0.0;
@@ -167,14 +165,14 @@ impl Prepare {
             let path = staging.0.join(staged_name(name));
             fs::write(&path, jpeg).map_err(|e| {
                 let reason = ImageError::Broken(e.to_string());
-                // A disk that refuses one photo is no fault of the photo: the run must fail.
+                // An error of the disk must fail the run instead of rejecting the image.
                 if let Ok(mut failed) = failed.lock() {
                     failed.get_or_insert(Error::Io { path, source: e });
                 }
                 reason
             })
         });
-        // Before what it leads to: photos that are missing.
+        // This error comes first, as it may cause others.
         if let Some(error) = failed.into_inner().unwrap_or(None) {
             return Err(error);
         }
@@ -182,13 +180,13 @@ impl Prepare {
         let parts = dataset.parts(self.shares, self.seed)?;
         if parts[0].is_empty() {
             let raw = raw.display();
-            return Err(Error::Dataset(format!("{raw}: no photo is left for training")));
+            return Err(Error::Dataset(format!("{raw}: no image is left for training")));
         }
         let manifest = self.manifest(&dataset, &parts);
-        for photo in &manifest.photos {
+        for image in &manifest.photos {
             let (from, to) = (
-                staging.0.join(photo.path.rsplit('/').next().unwrap_or_default()),
-                staging.0.join(&photo.path),
+                staging.0.join(image.path.rsplit('/').next().unwrap_or_default()),
+                staging.0.join(&image.path),
             );
             let folder = to.parent().unwrap_or(&staging.0);
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -222,12 +220,12 @@ impl Prepare {
 
     fn manifest(&self, dataset: &Dataset, parts: &[Dataset; 3]) -> Manifest {
         let names = |sample: &Sample| dataset.class_names(sample).into_iter().map(String::from);
-        // A folder a class, where each photo has one.
+        // One folder per class, for single-label data.
         let folder = |sample: &Sample, split: Split| match sample.target.class() {
             Some(class) => format!("{}/{}", split.name(), dataset.classes[class]),
             None => split.name().to_string(),
         };
-        let mut photos: Vec<Photo> = parts
+        let mut images: Vec<Photo> = parts
             .iter()
             .zip(Split::ALL)
             .flat_map(|(part, split)| part.samples.iter().map(move |sample| (sample, split)))
@@ -241,7 +239,7 @@ impl Prepare {
                 size: sample.size,
             })
             .collect();
-        photos.sort_by(|a, b| a.original.cmp(&b.original));
+        images.sort_by(|a, b| a.original.cmp(&b.original));
         let conflicts = dataset.conflicts();
         let splits = |members: &[usize]| {
             let splits = members.iter().filter_map(|member| dataset.samples[*member].split);
@@ -272,12 +270,12 @@ impl Prepare {
             notes: dataset.notes.iter().cloned().chain(notes_of_splits(dataset, parts)).collect(),
             rejects: dataset.rejects.to_vec(),
             duplicates: duplicates.collect(),
-            photos,
+            photos: images,
         }
     }
 }
 
-/// Notes on the splits that the data came with.
+/// Notes on the splits of the raw data.
 fn notes_of_splits(dataset: &Dataset, parts: &[Dataset; 3]) -> Vec<String> {
     let count = |split| dataset.samples.iter().filter(|s| s.split == split).count();
     let [none, val] = [None, Some(Split::Val)].map(count);
@@ -287,14 +285,14 @@ fn notes_of_splits(dataset: &Dataset, parts: &[Dataset; 3]) -> Vec<String> {
     }
     notes.push("the splits are those that the data came with".into());
     if none > 0 {
-        notes.push(format!("{none} photos came without a split and are for training"));
+        notes.push(format!("{none} images came without a split and are for training"));
     }
     if val == 0 {
         let made = parts[1].len();
-        notes.push(format!("it came without validation photos: {made} are taken from training"));
+        notes.push(format!("it came without validation images: {made} are taken from training"));
     }
     if parts[2].is_empty() {
-        notes.push("it came without test photos, and none are made".into());
+        notes.push("it came without test images, and none are made".into());
     }
     notes
 }
@@ -303,7 +301,7 @@ fn notes_of_splits(dataset: &Dataset, parts: &[Dataset; 3]) -> Vec<String> {
 pub(super) fn open(folder: &Path) -> Result<Dataset> {
     let path = folder.join(Manifest::FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    /// Read first: another layout need not have the same fields.
+    /// Read first, as another version may have other fields.
     #[derive(Deserialize)]
     struct Version {
         format: u32,
@@ -316,8 +314,8 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     }
     let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
     let number = |class: &str| manifest.classes.iter().position(|known| known == class);
-    let samples = manifest.photos.iter().map(|photo| {
-        let names = photo.classes.iter();
+    let samples = manifest.photos.iter().map(|image| {
+        let names = image.classes.iter();
         let classes: Option<Vec<usize>> = names.clone().map(|class| number(class)).collect();
         let target = match (classes, manifest.multi_label) {
             (Some(classes), true) => {
@@ -328,19 +326,19 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
             (Some(_), false) | (None, _) => None,
         };
         let target = target.ok_or_else(|| {
-            let (path, photo) = (path.display(), &photo.path);
+            let (path, image) = (path.display(), &image.path);
             Error::Dataset(format!(
-                "{path}: the classes of `{photo}` are not those of the data set"
+                "{path}: the classes of `{image}` are not those of the data set"
             ))
         })?;
-        // A manifest may come from anywhere; a path that leads out of its folder is not followed.
-        let inside = contained(&photo.path)
+        // Manifests are untrusted: a path outside of the folder is refused.
+        let inside = contained(&image.path)
             .filter(|_| names.clone().all(|class| check_class(class).is_ok()));
         let inside = inside.ok_or_else(|| {
-            Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), photo.path))
+            Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), image.path))
         })?;
-        let (sha256, split) = (photo.sha256.clone(), Some(photo.split));
-        let Photo { group, size, .. } = *photo;
+        let (sha256, split) = (image.sha256.clone(), Some(image.split));
+        let Photo { group, size, .. } = *image;
         Ok(Sample { path: inside.into(), target, sha256, group, size, split })
     });
     Ok(Dataset {
@@ -354,19 +352,19 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     })
 }
 
-/// A flat, unique and harmless file name for a photo of any origin.
+/// A unique file name of safe characters, without folders, for an image of any path.
 fn staged_name(path: &Path) -> String {
     let original = slashed(path);
     let safe = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' };
     let stem = original.rsplit_once('.').map_or(original.as_str(), |(stem, _)| stem);
     let start = stem.char_indices().nth_back(59).map_or(0, |(at, _)| at);
     let name: String = stem[start..].chars().map(safe).collect();
-    // Of the name as it is: two that are not UTF-8 may look alike.
+    // Of the raw bytes of the path: different paths that are not UTF-8 may have the same text.
     let digest = sha256(path.as_os_str().as_encoded_bytes());
     format!("{name}-{}.jpg", &digest[..8])
 }
 
-/// A folder beside `out` that is removed unless it is published.
+/// A temporary folder next to `out`, removed unless it is published.
 struct Staging(PathBuf);
 
 impl Staging {
@@ -383,7 +381,7 @@ impl Staging {
             fs::rename(out, &old).map_err(Error::io(out))?;
         }
         fs::rename(&self.0, out).map_err(Error::io(out))?;
-        // The new data set stands; what is left of the old one only takes space.
+        // The new data set is in place; remains of the old one only take space.
         let _ = fs::remove_dir_all(&old);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Unprepared photos to a data set: what is a photo, its class and split, and what is left out.
+//! Reading of raw images to a data set: finds the images, their classes and their splits, and counts the files that are
+//! left out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,21 +13,21 @@ use super::duplicates::{self, Fingerprint};
 use super::labels::{LabelOptions, Labels, check_class};
 use super::layout::{Found, Layout, Parts, Place, UNLABELLED, labelled, slashed, tables};
 use super::{Dataset, Reject, Sample, Split, Target};
-use crate::checkpoint::sha256;
+use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, LeftOut, Listing, Name, Source, judge, key};
 use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};
 
-/// Images are decoded at a reduced size as long as both sides keep twice so many pixels.
+/// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
 const SIDE: u32 = 160;
-/// Classes, folders or files that a note names.
+/// Largest number of classes, folders or files that a note names.
 const NAMED: usize = 5;
 
-/// A regular expression that finds the class in a file's name.
+/// A regular expression whose first group is the class in a file name.
 #[derive(Debug, Clone)]
 pub struct Pattern(Regex);
 
-/// By the text of it.
+/// Patterns are equal where their texts are.
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
         self.0.as_str() == other.0.as_str()
@@ -37,11 +38,11 @@ impl FromStr for Pattern {
     type Err = String;
 
     /// # Errors
-    /// Why it is no regular expression with a group.
+    /// The reason why it is not a regular expression with a group.
     fn from_str(text: &str) -> Result<Self, String> {
         let pattern = Regex::new(text).map_err(|error| error.to_string())?;
         if pattern.captures_len() < 2 {
-            return Err(r"the class must stand in a group, as in `(cat|dog)\.\d+`".into());
+            return Err(r"the class must be in a group, as in `(cat|dog)\.\d+`".into());
         }
         Ok(Self(pattern))
     }
@@ -54,46 +55,46 @@ impl Pattern {
     }
 }
 
-/// Reading of unprepared photos: from a folder, or a zip or tar archive.
+/// Settings for reading raw images from a folder, or a zip or tar archive.
 ///
 /// ```
 /// # let folder = tempfile::tempdir().unwrap();
 /// # for class in ["cat", "dog"] {
 /// #     for number in 0..2_u8 {
 /// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let photo = image::RgbImage::from_pixel(16, 16, colour);
-/// #         photo.save(folder.path().join(format!("{class}.{number}.jpg"))).unwrap();
+/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
+/// #         image.save(folder.path().join(format!("{class}.{number}.jpg"))).unwrap();
 /// #     }
 /// # }
-/// # let photos = folder.path();
+/// # let images = folder.path();
 /// use petnet::dataset::Reading;
 ///
 /// // cat.0.jpg, cat.1.jpg, dog.0.jpg, ... in one folder, as Kaggle's archive has them
 /// let reading = Reading { pattern: Some(r"(cat|dog)\.\d+".parse()?), ..Reading::default() };
-/// assert_eq!(reading.open(photos)?.classes(), ["cat", "dog"]);
+/// assert_eq!(reading.open(images)?.classes(), ["cat", "dog"]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reading {
-    /// Layout of the photos.
+    /// Layout of the data.
     pub layout: Layout,
-    /// Labels from a table elsewhere; they go before folders unless they say otherwise.
+    /// Labels from a separate table; they override folders, see [`Label::before_folder`](super::Label::before_folder).
     pub labels: Labels,
-    /// Finds the class in a file's name; folders then say nothing but the split.
+    /// Pattern that finds the class in a file name; folders are then used for splits alone.
     pub pattern: Option<Pattern>,
-    /// Set where an image may have any number of classes, as the tables of labels name them.
+    /// True where an image may have any number of classes, which tables of labels name.
     pub multi_label: bool,
-    /// Limits beyond which a photo is refused.
+    /// Limits of decoding.
     pub limits: Limits,
 }
 
-/// A file that is an image by its name or its first bytes, before it was decoded.
+/// Files that are images by their names or first bytes, before they are decoded.
 struct Candidates {
     images: Vec<PathBuf>,
     listing: Listing,
 }
 
-/// A photo as it was decoded.
+/// A decoded image.
 struct Inspected {
     sha256: String,
     classes: Vec<String>,
@@ -102,7 +103,7 @@ struct Inspected {
     size: (u32, u32),
 }
 
-/// Photos, what duplicates are found by, and images that were refused.
+/// Images with their fingerprints for duplicates, and images that were refused.
 #[derive(Default)]
 struct Sorted {
     samples: Vec<Sample>,
@@ -139,19 +140,19 @@ impl Sorted {
 }
 
 impl Reading {
-    /// Decodes every photo once. `Cat`, `cat` and `cats` are one class. What a file is, its bytes decide; what was left
-    /// out and why, [`Dataset::left_out`], [`Dataset::rejects`] and [`Dataset::notes`] say.
+    /// Reads the data set and decodes every image once. `Cat`, `cat` and `cats` are one class. Files are images by their
+    /// bytes, not by their names. [`Dataset::left_out`] and [`Dataset::rejects`] have the files that were left out,
+    /// [`Dataset::notes`] remarks on the data.
     ///
     /// # Errors
-    /// [`Error::Io`] when the path cannot be read; [`Error::Dataset`] when it holds fewer than two classes (one, of
-    /// multi-label data), a class
-    /// without a readable photo, or folders that can be taken in two ways.
+    /// [`Error::Io`] when the path cannot be read; [`Error::Dataset`] when it has fewer than two classes (fewer than one
+    /// for multi-label data), a class without a readable image, or an ambiguous layout.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Dataset> {
         self.scan(path.as_ref(), SIDE, |_, _| Ok(()))
     }
 
-    /// [`Reading::open`]; `each` sees every photo's path and pixels, at a size of at least twice `side` where the image
-    /// has it, from many threads in no certain order, and may refuse it.
+    /// [`Reading::open`] with a function that is called with every image's path and pixels and may refuse it. The pixels
+    /// may be at a reduced size of at least twice `side`. It is called from many threads, in any order.
     pub(crate) fn scan(
         &self,
         path: &Path,
@@ -167,7 +168,7 @@ impl Reading {
         let Candidates { images, listing } = candidates(&mut source)?;
         let (found, places) = self.places(path, &source, &listing, &images)?;
         if self.labels.is_empty() {
-            // Before hours are spent on decoding.
+            // Before all images are decoded, which may take hours.
             self.refuse_few_classes(path, &places, &listing.left_out)?;
         }
         let mut notes = Notes::default();
@@ -189,8 +190,8 @@ impl Reading {
         let inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>> =
             images.par_iter().zip(places.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
-        let photos = inspected.iter().flatten().flatten();
-        let found_classes = photos.flat_map(|photo| &photo.classes).map(String::as_str);
+        let readable = inspected.iter().flatten().flatten();
+        let found_classes = readable.flat_map(|image| &image.classes).map(String::as_str);
         let of_folders =
             places.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
         let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
@@ -204,7 +205,7 @@ impl Reading {
         if self.multi_label {
             let is_none = |sample: &&Sample| sample.target.classes().is_empty();
             let none = samples.iter().filter(is_none).count();
-            notes.0.push(format!("any number of classes an image: {none} images have none"));
+            notes.0.push(format!("any number of classes per image: {none} images have none"));
         }
         let dataset = Dataset {
             classes: classes.into(),
@@ -229,8 +230,8 @@ impl Reading {
     ) -> Result<(Found, Vec<Place>)> {
         let parts = Parts::of(images);
         if let Some(pattern) = &self.pattern {
-            let place = |(photo, path): (usize, &PathBuf)| {
-                Some((vec![pattern.class(path)?], parts.split(photo)))
+            let place = |(image, path): (usize, &PathBuf)| {
+                Some((vec![pattern.class(path)?], parts.split(image)))
             };
             return Ok((Found::Pattern, images.iter().enumerate().map(place).collect()));
         }
@@ -244,7 +245,7 @@ impl Reading {
                 let path = path.display();
                 return Err(Error::Dataset(format!("{path}: found no labels.csv or metadata.csv")));
             }
-            // Splits without classes, or one folder of photos, are no fault where labels come by path.
+            // Splits without classes, and one folder of images, are valid where a table has labels by path.
             let found = match parts.layout(self.layout, path) {
                 Err(_) if self.labels.has_paths() => None,
                 found => found?,
@@ -261,7 +262,7 @@ impl Reading {
         if self.layout == Layout::Auto && classes > 1 {
             let (path, table) = (path.display(), tables[0].display());
             return Err(Error::Dataset(format!(
-                "{path}: both folders and {table} may name the classes: say which by --layout folders or --layout table"
+                "{path}: both folders and {table} may name the classes: set the layout to `folders` or `table`"
             )));
         }
         let read: Vec<(PathBuf, Labels)> = tables
@@ -275,9 +276,9 @@ impl Reading {
                 Ok((folder, Labels::parse(table, &bytes, options)?))
             })
             .collect::<Result<_>>()?;
-        let place = |(photo, path): (usize, &PathBuf)| {
+        let place = |(image, path): (usize, &PathBuf)| {
             let place = read.iter().find_map(|(folder, labels)| labelled(labels, folder, path));
-            place.map(|(classes, split)| (classes, split.or_else(|| parts.split(photo))))
+            place.map(|(classes, split)| (classes, split.or_else(|| parts.split(image))))
         };
         let places = images.iter().enumerate().map(place).collect();
         Ok((Found::Tables(tables), places))
@@ -294,11 +295,11 @@ impl Reading {
         };
         let path = path.display();
         Err(Error::Dataset(format!(
-            "{path}: found {classes} class(es) with photos, at least {least} are needed{left_out}"
+            "{path}: found {classes} class(es) with images, at least {least} are needed{left_out}"
         )))
     }
 
-    /// Why an image without a class is left out.
+    /// The reason for which an image without a class is left out.
     fn unclassed(&self, found: &Found) -> LeftOut {
         match found {
             Found::Folders | Found::SplitsAbove | Found::SplitsBelow if self.labels.is_empty() => {
@@ -319,7 +320,7 @@ impl Reading {
         }
     }
 
-    /// Classes and split of an image: by a given label, or by its place.
+    /// Classes and split of an image, from its label or its path.
     fn classes(&self, path: &Path, sha256: &str, place: Place) -> Place {
         let folder_split = place.as_ref().and_then(|(_, split)| *split);
         let place = place.filter(|(classes, _)| *classes != [UNLABELLED]);
@@ -333,7 +334,7 @@ impl Reading {
     }
 }
 
-/// Least number of classes that there is something to tell apart.
+/// Smallest number of classes to train on.
 fn least_classes(multi_label: bool) -> usize {
     if multi_label { 1 } else { 2 }
 }
@@ -343,24 +344,24 @@ fn number_of_classes(places: &[Place]) -> usize {
     names.filter(|name| *name != UNLABELLED).map(|name| key(name)).collect::<BTreeSet<_>>().len()
 }
 
-/// Images are known by their bytes; a name that ends like an image's is believed until then.
+/// Files whose names have an image's extension, and others whose first bytes are an image's.
 fn candidates(source: &mut Source) -> Result<Candidates> {
     let mut listing = source.list()?;
     let source = &*source;
-    let judged: Vec<bool> = listing
+    let is_image: Vec<bool> = listing
         .files
         .par_iter()
         .map(|file| match judge(file) {
             Name::Image => true,
             Name::LeftOut(_) => false,
-            // A file that cannot be read is no image for all that is known.
+            // A file that cannot be read counts as no image.
             Name::Open => source
                 .head(file, HEAD as u64)
                 .is_ok_and(|head| recognise(&head) != FileKind::NoImage),
         })
         .collect();
     let (images, others): (Vec<_>, Vec<_>) =
-        listing.files.iter().cloned().zip(judged).partition(|(_, is_image)| *is_image);
+        listing.files.iter().cloned().zip(is_image).partition(|(_, is_image)| *is_image);
     others.iter().for_each(|_| listing.left_out.add(LeftOut::NoImage));
     Ok(Candidates { images: images.into_iter().map(|(path, _)| path).collect(), listing })
 }
@@ -382,12 +383,12 @@ fn reason(error: &ImageError) -> LeftOut {
     }
 }
 
-/// Notes for users, a sentence each.
+/// Notes for users, one sentence each.
 #[derive(Default)]
 struct Notes(Vec<String>);
 
 impl Notes {
-    /// Names of folders where classes stand that hold no image of any kind.
+    /// Notes the folders at the level of the classes that have no images.
     fn folders_without_images(&mut self, found: &Found, images: &[PathBuf], listing: &Listing) {
         let level = match found {
             Found::Folders | Found::SplitsBelow => 0,
@@ -408,8 +409,8 @@ impl Notes {
         }
     }
 
-    /// Class names (of each class the shortest spelling, in lower case), sorted, and their index by [`key`]. Spellings
-    /// that become one class are noted.
+    /// Sorted class names (the shortest spelling of each, in lower case), and their index by [`key`]. Notes the spellings
+    /// that become one class.
     fn classes<'a>(
         &mut self,
         spellings: impl Iterator<Item = &'a str>,
@@ -440,7 +441,7 @@ fn some_of(names: &[String]) -> String {
 }
 
 impl Dataset {
-    /// Classes enough to tell apart, and a photo in each.
+    /// Requires enough classes, and an image of each.
     fn refuse_missing_classes(&self, path: &Path) -> Result<()> {
         let because = || {
             let first = self.rejects.first();
@@ -463,12 +464,12 @@ impl Dataset {
             let first = self.rejects.iter().find(inside);
             let first = first.map(|reject| format!("; {}: {}", reject.path, reject.reason));
             let first = first.unwrap_or_else(because);
-            return Err(Error::Dataset(format!("class `{class}` has no readable photo{first}")));
+            return Err(Error::Dataset(format!("class `{class}` has no readable image{first}")));
         }
         let (number, least) = (classes.len(), least_classes(self.multi_label));
         if number < least {
             return Err(Error::Dataset(format!(
-                "{path}: found {number} class(es) with photos, at least {least} are needed{}",
+                "{path}: found {number} class(es) with images, at least {least} are needed{}",
                 because()
             )));
         }

@@ -3,9 +3,9 @@
 /// The classes of an image, by their index among [`Dataset::classes`](super::Dataset::classes).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
-    /// One of several classes that exclude each other.
+    /// The one class of an image of a single-label data set.
     Class(usize),
-    /// Any number of classes, none among them, in rising order: a multi-label data set.
+    /// Any number of classes, or none, in rising order: an image of a multi-label data set.
     Classes(Vec<usize>),
 }
 
@@ -34,7 +34,7 @@ impl Target {
         }
     }
 
-    /// The same classes by other numbers.
+    /// The classes under new numbers.
     pub(super) fn renumbered(&self, numbers: &[usize]) -> Self {
         match self {
             Self::Class(class) => Self::Class(numbers[*class]),

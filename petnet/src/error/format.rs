@@ -1,15 +1,15 @@
-//! Image formats that are recognised but not decoded.
+//! Image formats that are recognised but not supported.
 
 use std::fmt;
 
-/// Formats of images that are known and not read.
+/// Image formats that are recognised but not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ForeignFormat {
     /// High Efficiency Image File, the default of iPhones.
     Heic,
     /// AV1 Image File.
     Avif,
-    /// Tagged Image File, which most cameras' raw formats are, too.
+    /// Tagged Image File, the container of most cameras' raw formats too.
     Tiff,
     /// JPEG XL.
     JpegXl,
@@ -36,7 +36,7 @@ impl fmt::Display for ForeignFormat {
 }
 
 impl ForeignFormat {
-    /// Advice to who has such a file, as a sentence.
+    /// Advice on converting such a file, as a sentence.
     pub fn advice(self) -> &'static str {
         match self {
             Self::Heic => {

@@ -1,10 +1,10 @@
-//! Why an index, or what is asked of it, was refused.
+//! Errors of indices of embeddings.
 
-/// Why an index of embeddings was refused, or a row or query for it.
+/// The reason why an index of embeddings, or a row or query for it, was refused.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IndexError {
-    /// An embedding has another length than those of the index, or none.
+    /// An embedding is empty, or has another length than those of the index.
     #[error("an embedding has {found} values, those of the index have {expected}")]
     Length {
         /// Values that it has.
@@ -12,28 +12,30 @@ pub enum IndexError {
         /// Values that the index takes.
         expected: usize,
     },
-    /// An embedding holds an infinity or no number.
+    /// An embedding has values that are infinite or NaN.
     #[error("an embedding has values that are not finite")]
     NotFinite,
     /// The file is cut short, or of another kind.
     #[error("not a complete .npy file of 32-bit floats in two dimensions ({0})")]
     Npy(String),
-    /// A row of a file is no embedding.
+    /// A row of a file is not an embedding.
     #[error("row {0} is neither of norm 1 nor zero")]
     Norm(usize),
-    /// The embeddings were altered after they were written.
+    /// The embeddings were changed after they were written.
     #[error("the content does not match its checksum in the list of images: the file was altered")]
     Checksum,
-    /// The list of images cannot be read.
-    #[error("line {line} is not what an index of images has there: {reason}")]
+    /// A line of the list of images cannot be parsed.
+    #[error("line {line} of the list of images is invalid: {reason}")]
     Line {
-        /// Counted from 1.
+        /// Number of the line, from 1.
         line: usize,
-        /// The reader's message.
+        /// The parser's message.
         reason: String,
     },
-    /// Another version's layout.
-    #[error("written in layout {found}, this petnet reads layout {expected}; build the index anew")]
+    /// The layout of the index is another version's.
+    #[error(
+        "written in layout {found}, this petnet reads layout {expected}; build the index again"
+    )]
     Format {
         /// The file's layout.
         found: u32,
@@ -42,20 +44,20 @@ pub enum IndexError {
     },
     /// The embeddings are those of another model and cannot be compared with this model's.
     #[error(
-        "the index was made by the model with SHA-256 {found}, not by this one ({expected}): use that model or build the index anew"
+        "the index was made by the model with SHA-256 {found}, not by this one ({expected}): use that model or build the index again"
     )]
     OtherModel {
-        /// The index's.
+        /// SHA-256 of the index's model.
         found: String,
-        /// The one asked for.
+        /// SHA-256 of this model.
         expected: String,
     },
-    /// There are more or fewer embeddings than images.
+    /// The number of embeddings is not that of images.
     #[error("it lists {images} images, there are {embeddings} embeddings")]
     Rows {
-        /// Images in the list.
+        /// Number of images in the list.
         images: usize,
-        /// Rows of the embeddings.
+        /// Number of embeddings.
         embeddings: usize,
     },
 }

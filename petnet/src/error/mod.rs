@@ -1,4 +1,4 @@
-//! What can go wrong, grouped by who must act. Messages name the path or the key.
+//! Errors of the library. Messages name the path, setting or key that is wrong.
 
 mod format;
 mod index;
@@ -13,19 +13,19 @@ pub use index::IndexError;
 /// The result of every fallible call of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that petnet refuses or fails at.
+/// An error of petnet.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The picture cannot be used; whoever sent it must act.
+    /// An image cannot be decoded or is beyond the limits.
     #[error("{0}")]
     Image(#[from] ImageError),
-    /// The same, for a picture that has a path.
+    /// An image file cannot be decoded or is beyond the limits.
     #[error("{path}: {source}")]
     ImageFile {
-        /// Where the picture lies.
+        /// Path of the image.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: ImageError,
     },
     /// A data set is missing, empty or inconsistent.
@@ -36,7 +36,7 @@ pub enum Error {
     Checkpoint {
         /// The file, or `<bytes>` when it came from memory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: ModelError,
     },
     /// An embedding does not fit an index, or a query.
@@ -47,16 +47,16 @@ pub enum Error {
     IndexFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: IndexError,
     },
     /// A setting is out of range or contradicts another.
     #[error("configuration: {0}")]
     Config(String),
-    /// The computing device does not exist or was not compiled in.
+    /// The computing device does not exist, was not compiled in, or failed.
     #[error("device: {0}")]
     Device(String),
-    /// Training produced a loss that is not a number.
+    /// Training produced a loss that is not finite.
     #[error(
         "loss is {loss} at epoch {epoch}, step {step}: lower `learning_rate` or set `grad_clip`; the last good checkpoint is kept"
     )]
@@ -68,15 +68,15 @@ pub enum Error {
         /// The loss itself.
         loss: f32,
     },
-    /// Someone asked to stop; the state was saved and `resume` goes on from there.
-    #[error("interrupted; the state is saved, continue with `--resume`")]
+    /// The observer stopped the training; the state was saved and a run with `resume` continues from it.
+    #[error("interrupted; the state is saved, set `resume` to continue")]
     Interrupted,
-    /// The file system refused.
+    /// A file or folder could not be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -105,28 +105,28 @@ pub enum ModelError {
     /// The file is cut short, or of another kind.
     #[error("not a complete {format} file ({reason})")]
     Damaged {
-        /// Which kind of file it should be.
+        /// The expected kind of file.
         format: &'static str,
-        /// What its reader said.
+        /// The parser's message.
         reason: String,
     },
     /// A safetensors file that petnet did not write.
-    #[error("no model of petnet's: its metadata has no `{0}`")]
+    #[error("not a petnet model: its metadata has no `{0}`")]
     Foreign(&'static str),
-    /// The content was altered after it was written.
+    /// The content was changed after it was written.
     #[error("the content does not match its checksum: the file was altered")]
     Checksum,
-    /// The description is no valid JSON of a model.
+    /// The description in the metadata is not the JSON of a model.
     #[error("unreadable description: {0}")]
     Description(String),
-    /// Another version's layout.
+    /// The layout of the file is another version's.
     #[error("written by petnet {version} in layout {format}, this petnet reads layout {expected}")]
     Format {
-        /// The petnet that wrote it.
+        /// The version of petnet that wrote it.
         version: String,
-        /// Its layout.
+        /// Version of its layout.
         format: u32,
-        /// The layout that is read.
+        /// Version of the layout that is read.
         expected: u32,
     },
     /// The network itself is not valid.
@@ -135,7 +135,7 @@ pub enum ModelError {
     /// A layer's weight is not in the file.
     #[error("weight `{0}` is missing")]
     MissingWeight(String),
-    /// A weight is no layer's.
+    /// A weight that belongs to no layer.
     #[error("weight `{0}` belongs to no layer")]
     UnusedWeight(String),
     /// A weight has another shape than its layer.
@@ -145,13 +145,13 @@ pub enum ModelError {
         name: String,
         /// Its shape.
         found: Vec<usize>,
-        /// The layer's.
+        /// The shape that the layer needs.
         expected: Vec<usize>,
     },
-    /// A weight has values that are infinite or no numbers, as of a training that diverged.
+    /// A weight has values that are infinite or NaN, as after a training that diverged.
     #[error("weight `{0}` holds values that are not finite")]
     WeightValue(String),
-    /// A weight is of a type that is not read.
+    /// A weight is of a type that is not supported.
     #[error("weight `{name}` is of type {dtype}, which is not supported")]
     WeightType {
         /// The weight's name.
@@ -159,8 +159,8 @@ pub enum ModelError {
         /// Its type.
         dtype: String,
     },
-    /// A multi-label model's thresholds are not one a class, each 0 to 1.
-    #[error("thresholds must be one a class, each between 0 and 1")]
+    /// A multi-label model does not have one threshold per class, each from 0 to 1.
+    #[error("thresholds must be one per class, each between 0 and 1")]
     Thresholds,
     /// The image size is out of range.
     #[error("image_size is {size}, must be between {least} and {most}")]
@@ -173,7 +173,7 @@ pub enum ModelError {
         most: u32,
     },
     /// Class names are empty, longer than 256 bytes, or not unique.
-    #[error("its classes need names, each its own, of at most 256 bytes")]
+    #[error("its class names must be unique, not empty, and of at most 256 bytes")]
     Labels,
     /// There are more or fewer class names than logits.
     #[error("its network has {logits} classes, {labels} are named")]
@@ -186,10 +186,8 @@ pub enum ModelError {
     /// The temperature is out of range.
     #[error("temperature is {0}, must be above 0")]
     Temperature(f32),
-    /// The classes for an out-of-distribution score are not some of a source head's.
-    #[error(
-        "out-of-distribution classes must be some of the source head's {0} classes, and not all"
-    )]
+    /// The classes of an out-of-distribution score are not a proper subset of the source head's.
+    #[error("out-of-distribution classes must be a proper subset of the source head's {0} classes")]
     OodClasses(usize),
     /// The out-of-distribution threshold is not a number.
     #[error("out-of-distribution threshold is {0}, must be a number")]
@@ -207,23 +205,23 @@ pub enum ModelError {
         /// The side of the network's input, in pixels.
         size: u32,
     },
-    /// A quantised model lacks the range of a feature map.
+    /// A quantised model has no range for a feature map.
     #[error("quantization has no range for feature map `{0}`")]
     MissingRange(String),
-    /// The range of a feature map holds no values, or is not finite.
+    /// The range of a feature map is empty or not finite.
     #[error(
         "quantization: the range of feature map `{name}` is {range:?}, must be finite and not empty"
     )]
     Range {
-        /// The node that gives the feature map.
+        /// Name of the node that computes the feature map.
         name: String,
         /// Its smallest and its largest value.
         range: [f32; 2],
     },
-    /// The file holds nothing.
+    /// The file has no weights.
     #[error("it holds no weights")]
     Empty,
-    /// The file holds more than any network here.
+    /// The file has more values than any supported network.
     #[error("it holds {values} values, more than the limit of {limit}")]
     TooManyValues {
         /// Values of all its tensors.
@@ -231,35 +229,33 @@ pub enum ModelError {
         /// The limit.
         limit: usize,
     },
-    /// A PyTorch file of a network that petnet does not have.
-    #[error(
-        "its weights are of no network that petnet knows ({known}); it holds {keys} tensors: {first}"
-    )]
+    /// A PyTorch file of a network that petnet does not support.
+    #[error("its weights are of no supported network ({known}); it holds {keys} tensors: {first}")]
     UnknownNetwork {
-        /// The names that petnet knows.
+        /// Names of the supported networks.
         known: String,
         /// Number of tensors.
         keys: usize,
         /// The names of the first few.
         first: String,
     },
-    /// The network of a file is not the one that was asked for.
-    #[error("it holds a {found}, the settings ask for a {expected}")]
+    /// The network of a file is not that of the settings.
+    #[error("it holds a {found}, the settings require a {expected}")]
     OtherNetwork {
-        /// The file's.
+        /// Name of the file's network.
         found: String,
-        /// The one asked for.
+        /// Name of the network in the settings.
         expected: String,
     },
-    /// `class_names` of a PyTorch file's `config` is no list of texts.
-    #[error("`class_names` is no list of texts: {0}")]
+    /// `class_names` of a PyTorch file's `config` is not a list of strings.
+    #[error("`class_names` is not a list of strings: {0}")]
     ClassNames(String),
-    /// A model could not be written in its form.
+    /// A model could not be encoded.
     #[error("cannot be written: {0}")]
     Encode(String),
 }
 
-/// Why a picture was refused.
+/// Why an image was refused.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
@@ -275,7 +271,7 @@ pub enum ImageError {
         limit: u64,
     },
     /// More pixels than [`Limits::max_pixels`](crate::preprocess::Limits).
-    #[error("the picture is {width} x {height}, more than the limit of {limit} pixels")]
+    #[error("the image is {width} x {height}, more than the limit of {limit} pixels")]
     TooManyPixels {
         /// Width in pixels.
         width: u32,
@@ -286,7 +282,7 @@ pub enum ImageError {
     },
     /// A side longer than [`Limits::max_side`](crate::preprocess::Limits).
     #[error(
-        "the picture is {width} x {height}, with a side of more than the limit of {limit} pixels"
+        "the image is {width} x {height}, with a side of more than the limit of {limit} pixels"
     )]
     TooLong {
         /// Width in pixels.
@@ -305,24 +301,24 @@ pub enum ImageError {
         limit: u64,
     },
     /// The bytes are none of JPEG, PNG, WebP, GIF or BMP.
-    #[error("not a JPEG, PNG, WebP, GIF or BMP picture")]
+    #[error("not a JPEG, PNG, WebP, GIF or BMP image")]
     UnknownFormat,
-    /// An image in a format that is known and not read.
+    /// An image in a format that is recognised but not supported.
     #[error("{0} is not read: {advice}", advice = .0.advice())]
     ForeignFormat(ForeignFormat),
-    /// Bytes compressed by gzip, with whatever inside.
+    /// The bytes are compressed by gzip.
     #[error("gzip, not an image: expand it first")]
     Compressed,
     /// A known format in a variant that cannot be decoded.
-    #[error("unsupported picture: {0}")]
+    #[error("unsupported image: {0}")]
     Unsupported(String),
     /// The bytes contradict their format, or end too early.
-    #[error("broken picture: {0}")]
+    #[error("broken image: {0}")]
     Broken(String),
     /// Decoding would need more memory than [`Limits::max_alloc`](crate::preprocess::Limits).
     #[error("decoding needs more memory than the limit")]
     TooMuchMemory,
     /// The decoder panicked on these bytes; the panic was contained.
-    #[error("the decoder failed on this picture")]
+    #[error("the decoder failed on this image")]
     DecoderPanicked,
 }

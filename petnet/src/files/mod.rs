@@ -1,4 +1,4 @@
-//! Which files are photos, and what is left out for which reason: one answer for folders, archives and buckets.
+//! Selection of image files in folders, archives and buckets, and the reasons for which other files are left out.
 
 #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "data sets take the rest"))]
 mod names;
@@ -17,7 +17,7 @@ pub use source::{Entry, walk};
 #[cfg(feature = "train")]
 pub(crate) use source::{Listing, Source};
 
-/// A door for fuzzing: lists an archive and reads its first files.
+/// Entry point for fuzzing: lists an archive and reads its first files.
 #[cfg(fuzzing)]
 pub fn read_archive(path: &std::path::Path) {
     let Ok(mut source) = source::Source::open(path) else { return };
@@ -28,23 +28,23 @@ pub fn read_archive(path: &std::path::Path) {
     }
 }
 
-/// Why a file is not among the photos.
+/// The reason why a file is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeftOut {
-    /// Its bytes are no image, and its name says nothing else.
+    /// Neither its name nor its bytes are those of an image.
     NoImage,
     /// Its name, or that of a folder above it, begins with a dot.
     Hidden,
-    /// It is of an operating system or a storage device: `@eaDir`, `#recycle`, `lost+found`, `Thumbs.db` and their like.
+    /// It belongs to an operating system or a storage device, such as `@eaDir`, `#recycle`, `lost+found` and `Thumbs.db`.
     System,
     /// It was written by an earlier `prepare`.
     EarlierOutput,
-    /// A link that leads to a folder above it.
+    /// A symbolic link to a folder above it, which would be a loop.
     Ring,
-    /// A link that leads nowhere.
+    /// A symbolic link to a path that does not exist.
     BrokenLink,
-    /// A name in an archive that leads out of it.
+    /// An entry of an archive with a path outside of the archive.
     OutsidePath,
     /// A second entry of the same name in an archive.
     SameName,
@@ -54,9 +54,9 @@ pub enum LeftOut {
     NoClass,
     /// An image that has no label.
     NoLabel,
-    /// A correction says that it is not to be used.
+    /// A correction of labels drops it.
     Dropped,
-    /// An image in a format that is not read, such as HEIC.
+    /// An image in a format that is not supported, such as HEIC.
     ForeignFormat,
     /// A file that cannot be read or decoded.
     Unreadable,
@@ -92,12 +92,12 @@ impl fmt::Display for LeftOut {
 pub struct Counts(BTreeMap<LeftOut, u64>);
 
 impl Counts {
-    /// Counts one more.
+    /// Counts one more file.
     pub fn add(&mut self, reason: LeftOut) {
         *self.0.entry(reason).or_default() += 1;
     }
 
-    /// All of them.
+    /// Number of files for all reasons.
     pub fn total(&self) -> u64 {
         self.0.values().sum()
     }
@@ -113,7 +113,7 @@ impl Counts {
     }
 }
 
-/// Such as `3 hidden, 1 no image`; nothing for none.
+/// Counts and reasons, such as `3 hidden, 1 no image`; empty where there are none.
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, (reason, count)) in self.iter().enumerate() {

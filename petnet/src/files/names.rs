@@ -1,4 +1,4 @@
-//! Names of files and of what they are kept in.
+//! Classification of file and folder names.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -6,8 +6,8 @@ use unicode_normalization::UnicodeNormalization as _;
 
 use super::LeftOut;
 
-/// Endings of images: most are read, for the others there is advice.
-const ENDINGS: [&str; 19] = [
+/// Extensions of image files, those of unsupported formats too: for these an error has advice on converting them.
+const EXTENSIONS: [&str; 19] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "heic", "heif", "avif", "tif",
     "tiff", "jxl", "jp2", "psd", "cr2", "cr3", "dng",
 ];
@@ -25,18 +25,18 @@ const SYSTEM: [&str; 9] = [
     "desktop.ini",
 ];
 
-/// Judgement of a file's name.
+/// Kind of a file by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name {
-    /// It ends like an image's.
+    /// It has the extension of an image.
     Image,
-    /// It says nothing: the first bytes must tell ([`recognise`](crate::preprocess::recognise)).
+    /// Unknown: the first bytes decide, see [`recognise`](crate::preprocess::recognise).
     Open,
     /// The file is left out.
     LeftOut(LeftOut),
 }
 
-/// Judges a path relative to what was asked for: each of its parts may leave it out.
+/// Kind of a file by its path, relative to the folder or archive that is read. Any part of the path may leave it out.
 ///
 /// ```
 /// use std::path::Path;
@@ -52,14 +52,14 @@ pub fn judge(path: &Path) -> Name {
             return Name::LeftOut(reason);
         }
     }
-    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-    match ending {
-        Some(ending) if ENDINGS.contains(&ending.as_str()) => Name::Image,
+    let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
+    match extension {
+        Some(extension) if EXTENSIONS.contains(&extension.as_str()) => Name::Image,
         _ => Name::Open,
     }
 }
 
-/// Why a file or folder of this name is left out.
+/// The reason why a file or folder of this name is left out, if it is.
 pub(super) fn part_left_out(name: &str) -> Option<LeftOut> {
     match name {
         "." | ".." => None,
@@ -69,8 +69,8 @@ pub(super) fn part_left_out(name: &str) -> Option<LeftOut> {
     }
 }
 
-/// The path that an archive's entry stands for: `./` and roots are taken off, and a backslash parts names, as Windows'
-/// programs write them. `None` for one that leads out of the archive, or is empty.
+/// The path of an archive's entry, without `./` and roots. A backslash separates names too, as some programs on Windows
+/// write it. `None` for a path that is empty or outside of the archive.
 ///
 /// ```
 /// use std::path::Path;
@@ -83,7 +83,7 @@ pub fn entry_path(name: &str) -> Option<PathBuf> {
     let name = name.replace('\\', "/");
     let mut path = PathBuf::new();
     for part in name.split('/').filter(|part| !part.is_empty() && *part != ".") {
-        // A drive's letter, as in `C:`, leads elsewhere on Windows.
+        // A drive letter, as in `C:`, is an absolute path on Windows.
         if part == ".." || part.contains('\0') || matches!(part.as_bytes(), [_, b':']) {
             return None;
         }
@@ -92,14 +92,14 @@ pub fn entry_path(name: &str) -> Option<PathBuf> {
     (path.components().next().is_some()).then_some(path)
 }
 
-/// The path, if it stays within its folder whatever links do: relative, and never up.
+/// The path, if it is relative and without `..`, so that it stays within its folder.
 pub(crate) fn contained(path: &str) -> Option<&Path> {
     let path = Path::new(path);
     let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
     (inside && path.components().next().is_some()).then_some(path)
 }
 
-/// The part that spellings of a class's name have in common, without case, the singular, and the form of Unicode (NFC).
+/// Normal form of a class name: lower case, singular, and composed Unicode (NFC). Spellings with the same key are one class.
 pub(crate) fn key(name: &str) -> String {
     let name: String = name.trim().nfc().collect::<String>().to_lowercase();
     let plural = name.len() > 3 && name.ends_with('s') && !name.ends_with("ss");
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_part_of_a_path_is_judged() {
+    fn any_part_of_a_path_may_leave_it_out() {
         let judged = |path: &str| judge(Path::new(path));
         assert_eq!(judged("a/b.jpeg"), Name::Image);
         assert_eq!(judged("a/b.HEIC"), Name::Image);

@@ -1,4 +1,4 @@
-//! The places of photos: a folder, or a zip or tar archive that is read in place.
+//! Sources of images: a folder, or a zip or tar archive that is read without unpacking it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
@@ -16,20 +16,20 @@ use crate::error::{Error, ImageError, Result};
 
 type Zip = ZipArchive<BufReader<File>>;
 
-/// The file that tells an earlier output.
+/// The file by which a prepared folder is recognised.
 const MANIFEST: &str = "manifest.json";
 
-/// Reads files by the paths that [`Source::list`] gave; many threads may.
+/// Reads files by their paths of [`Source::list`], from any number of threads.
 #[derive(Debug)]
 pub(crate) enum Source {
     Folder(PathBuf),
-    /// One open archive a reading thread: a zip reader has a position.
+    /// A zip archive, opened once per reading thread, as a reader has a position.
     Zip {
         path: PathBuf,
         entries: HashMap<PathBuf, usize>,
         idle: Mutex<Vec<Zip>>,
     },
-    /// Offset and length of each file.
+    /// A tar archive, with offset and length of each file.
     Tar {
         path: PathBuf,
         entries: HashMap<PathBuf, (u64, u64)>,
@@ -40,13 +40,13 @@ pub(crate) enum Source {
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     pub(crate) files: Vec<PathBuf>,
-    /// Folders, those that only hold others too.
+    /// All folders, those without files too.
     pub(crate) folders: BTreeSet<PathBuf>,
     pub(crate) left_out: Counts,
 }
 
 impl Source {
-    /// Opens a folder or an archive, known by its bytes.
+    /// Opens a folder, or an archive recognised by its first bytes.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] for any other file.
@@ -65,13 +65,13 @@ impl Source {
             return Ok(Self::Tar { path, entries: HashMap::new() });
         }
         let why = match head[..] {
-            [0x1f, 0x8b, ..] => "gzip: expand it first, photos hardly become smaller",
+            [0x1f, 0x8b, ..] => "gzip: decompress it first",
             _ => "neither a folder nor a zip or tar archive",
         };
         Err(Error::Dataset(format!("{}: {why}", path.display())))
     }
 
-    /// Lists all files; what is left out by its name or kind is counted.
+    /// Lists all files, and counts those that are left out by name or kind.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Dataset`] when the folder or archive cannot be read.
@@ -91,7 +91,7 @@ impl Source {
         Ok(listing)
     }
 
-    /// Time of the last change: of a prepared folder, its manifest's.
+    /// Time of the last change; for a prepared folder, that of its manifest.
     pub(crate) fn modified(&self) -> Option<SystemTime> {
         let path = match self {
             Self::Folder(root) => {
@@ -117,13 +117,13 @@ impl Source {
         self.with(name, |reader, size| read_limited(reader, size, limit))
     }
 
-    /// Opens a file; its size is what is claimed.
+    /// Calls `read` with a file's reader and its claimed size.
     fn with<T>(
         &self,
         name: &Path,
         read: impl FnOnce(&mut dyn Read, u64) -> Result<T, ImageError>,
     ) -> Result<T, ImageError> {
-        let gone = || ImageError::Broken("it is not in the archive any more".into());
+        let gone = || ImageError::Broken("it is no longer in the archive".into());
         match self {
             Self::Folder(root) => {
                 let mut file = File::open(root.join(name)).map_err(|e| broken(&e))?;
@@ -159,7 +159,7 @@ fn broken(error: &dyn std::fmt::Display) -> ImageError {
     ImageError::Broken(error.to_string())
 }
 
-/// `size` is what the file claims; the reader is trusted no further than `limit`.
+/// Reads a file of a claimed `size`, but never more than `limit` bytes.
 fn read_limited(reader: impl Read, size: u64, limit: u64) -> Result<Vec<u8>, ImageError> {
     if size > limit {
         return Err(ImageError::TooLarge { bytes: size, limit });
@@ -187,7 +187,8 @@ pub enum Entry<'a> {
     LeftOut(LeftOut),
 }
 
-/// Passes on all entries below a folder, in the order of their names. Links are followed, rings are left out. No list of them is held.
+/// Calls `each` with all entries below a folder, in the order of their names. Symbolic links are followed, those to a
+/// folder above are left out.
 ///
 /// # Errors
 /// [`Error::Io`] when a folder cannot be read, and the errors of `each`.
@@ -286,7 +287,7 @@ fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Li
         if let Some(path) = listing.take(name, kind.is_dir())
             && places.insert(path, (offset, size)).is_some()
         {
-            // The later one counts, as when it is unpacked.
+            // The later one counts, as in unpacking.
             listing.repeated();
         }
     }
@@ -294,7 +295,7 @@ fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Li
 }
 
 impl Listing {
-    /// Takes an archive's entry in; the path of a file that is not left out.
+    /// Adds an archive's entry; returns the path of a file that is not left out.
     fn take(&mut self, path: Option<PathBuf>, is_folder: bool) -> Option<PathBuf> {
         let Some(path) = path else {
             self.left_out.add(LeftOut::OutsidePath);
@@ -314,19 +315,19 @@ impl Listing {
         Some(path)
     }
 
-    /// The file that was taken last has the name of an earlier one.
+    /// Removes the file that was added last, as an earlier one has its name.
     fn repeated(&mut self) {
         self.files.pop();
         self.left_out.add(LeftOut::SameName);
     }
 
-    /// Drops what `prepare` wrote below the photos: it would be read again, as classes `train`, `val` and `test`.
+    /// Leaves out prepared folders below the raw images, which would be read as classes `train`, `val` and `test`.
     fn leave_out_earlier_outputs(&mut self) {
         let manifests = self.files.iter().filter(|file| file.ends_with(MANIFEST));
         let outputs: HashSet<PathBuf> = manifests
             .filter_map(|file| file.parent())
             .filter(|folder| self.folders.contains(&folder.join("train")))
-            // A prepared folder that is all there is was asked for.
+            // Not where all files are in the prepared folder: it is then the folder to read.
             .filter(|folder| !self.files.iter().all(|file| file.starts_with(folder)))
             .map(Path::to_path_buf)
             .collect();

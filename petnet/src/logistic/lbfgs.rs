@@ -3,14 +3,13 @@
 
 use std::collections::VecDeque;
 
-/// Corrections that L-BFGS keeps.
+/// Number of corrections that L-BFGS keeps.
 const HISTORY: usize = 10;
 const MAX_ITERATIONS: usize = 100;
 const MAX_HALVINGS: i32 = 20;
-/// Share of the fall that the slope promises which a step has to reach.
+/// Share of the decrease predicted by the directional derivative that a step has to reach (Armijo condition).
 const SUFFICIENT_DECREASE: f64 = 1e-4;
-/// The search also ends where `STALL_ITERATIONS` iterations lowered the loss by less than this
-/// fraction of it.
+/// The search also ends where `STALL_ITERATIONS` iterations lowered the loss by less than this fraction of it.
 const LOSS_TOLERANCE: f64 = 1e-5;
 const STALL_ITERATIONS: usize = 5;
 
@@ -24,11 +23,11 @@ pub(super) struct Point {
 /// Step, change of the gradient along it and their product.
 type Correction = (Vec<f32>, Vec<f32>, f64);
 
-/// Parameters at which the norm of the gradient is at most `tolerance`, or those at which the loss
-/// hardly falls any more or `MAX_ITERATIONS` are over.
+/// Parameters at which the norm of the gradient is at most `tolerance`, the loss hardly falls any more, or
+/// `MAX_ITERATIONS` are over.
 ///
-/// A step is halved until the loss falls enough (Armijo). The other of Wolfe's conditions need
-/// not be tested: along a step on a convex function, the slope does not decrease.
+/// A step is halved until it meets the Armijo condition. The curvature condition of Wolfe need not be tested: the
+/// directional derivative of a convex function does not decrease along a step.
 pub(super) fn minimise(
     evaluate: impl Fn(Vec<f32>) -> Point,
     start: Vec<f32>,
@@ -42,10 +41,10 @@ pub(super) fn minimise(
             break;
         }
         let direction = descent_direction(&point.gradient, &history);
-        let slope = dot(&point.gradient, &direction);
+        let derivative = dot(&point.gradient, &direction);
         let next = (0..MAX_HALVINGS).map(|halvings| 0.5f32.powi(halvings)).find_map(|length| {
             let next = evaluate(sum(&point.parameters, length, &direction));
-            let enough = point.loss + SUFFICIENT_DECREASE * f64::from(length) * slope;
+            let enough = point.loss + SUFFICIENT_DECREASE * f64::from(length) * derivative;
             (next.loss <= enough).then_some(next)
         });
         let Some(next) = next else { break };
@@ -67,7 +66,7 @@ pub(super) fn minimise(
     point.parameters
 }
 
-/// The two loops of L-BFGS over corrections, the newest first.
+/// The two-loop recursion of L-BFGS over corrections, the newest first.
 pub(super) fn descent_direction(gradient: &[f32], history: &VecDeque<Correction>) -> Vec<f32> {
     let mut direction: Vec<f32> = gradient.iter().map(|x| -x).collect();
     let mut factors = Vec::new();

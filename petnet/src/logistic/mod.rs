@@ -1,7 +1,7 @@
 //! Multinomial logistic regression with an L2 penalty, to fit a linear layer to features of images.
 //!
-//! Rows are summed in chunks whose size depends on the number of rows alone, and the sums of the
-//! chunks are added in order: a layer has the same bits whatever the number of threads.
+//! Rows are summed in chunks whose size depends on the number of rows alone, and the sums of the chunks are added in
+//! order: the result has the same bits for any number of threads.
 
 use rayon::prelude::*;
 
@@ -11,25 +11,25 @@ mod tests;
 
 use lbfgs::{Point, add_scaled, dot, minimise, norm};
 
-/// Rows and features that the innermost loops take at once.
+/// Rows and features per iteration of the innermost loops.
 const TILE_ROWS: usize = 4;
 const LANES: usize = 8;
-/// Rows that stay in the cache while the classes are gone through.
+/// Rows per block, which stay in the cache in the loop over classes.
 const BLOCK_ROWS: usize = 16;
-/// Each chunk of rows has a gradient of its own, so their number bounds the memory.
+/// Each chunk of rows has its own gradient, so that their number bounds the memory.
 const MAX_CHUNKS: usize = 16;
 const MIN_CHUNK_ROWS: usize = 64;
-/// Fitting ends at this fraction of the gradient's norm at zero parameters.
+/// Fitting ends at this fraction of the norm of the gradient at zero parameters.
 const GRADIENT_TOLERANCE: f64 = 1e-3;
 const FOLDS: usize = 5;
-/// More samples than these hardly change the choice of the penalty and only take time.
+/// Largest number of samples for the choice of the penalty, which more samples hardly change.
 const MAX_VALIDATED: usize = 6_000;
 /// Penalties to choose from, strongest first.
 const PENALTIES: [f32; 8] = [25.0, 5.0, 1.0, 0.2, 0.04, 0.008, 0.0016, 0.0003];
 /// Smallest scale of a feature, as a fraction of the root mean square of all centred features.
 const SCALE_FLOOR: f64 = 0.1;
 
-/// Features of images and their classes, to fit to.
+/// Features of images and their classes.
 pub(crate) struct Samples<'a> {
     /// `[n, width]`, row by row.
     pub(crate) features: &'a [f32],
@@ -39,14 +39,14 @@ pub(crate) struct Samples<'a> {
     pub(crate) targets: &'a [usize],
     /// Number of classes.
     pub(crate) classes: usize,
-    /// Weight of each class's loss, in a mean divided by the rows' total weight; 1 where None.
+    /// Weight of each class in the weighted mean of losses; `None` weighs all classes 1.
     pub(crate) class_weights: Option<&'a [f32]>,
 }
 
 /// A linear layer: weights `[width, classes]`, row by row (input-major), and bias `[classes]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Linear {
-    /// Weights of raw features.
+    /// Weights of the features as they are, not standardised.
     pub(crate) weights: Vec<f32>,
     /// Bias of each class.
     pub(crate) bias: Vec<f32>,
@@ -63,8 +63,8 @@ pub(crate) struct Choice {
 }
 
 impl Linear {
-    /// Minimises mean cross entropy + l2/2 * |weights|^2 from `start` (zeros where None). The bias
-    /// is not penalised, and the penalised weights are those of standardised features.
+    /// Minimises mean cross entropy + l2 / 2 * |weights|^2 from `start` (zeros where `None`). The bias is not penalised,
+    /// and the penalised weights are those of standardised features.
     pub(crate) fn fit(samples: &Samples, l2: f32, start: Option<&Linear>) -> Linear {
         let data = Data::new(samples, usize::MAX);
         let problem = Problem::new(&data, |_| true);
@@ -72,8 +72,8 @@ impl Linear {
         data.raw(&problem.minimise(l2, start))
     }
 
-    /// Chooses `l2` by the log loss of five-fold cross-validation, with each class spread evenly over the folds. At most
-    /// 6,000 samples take part.
+    /// Chooses `l2` by the log loss of five-fold cross-validation, with each class spread evenly over the folds, on at most
+    /// 6,000 samples.
     pub(crate) fn choose_penalty(samples: &Samples, seed: u64) -> Choice {
         let choice = choose_penalty(samples, seed);
         let l2 = choice.map_or(PENALTIES[PENALTIES.len() / 2], |(l2, ..)| l2);
@@ -99,7 +99,7 @@ struct Data<'a> {
 }
 
 impl<'a> Data<'a> {
-    /// Takes every k-th of the samples sorted by class, where there are more than `limit`.
+    /// The samples, sorted by class; where there are more than `limit`, every k-th of them.
     fn new(samples: &'a Samples, limit: usize) -> Data<'a> {
         let rows = samples.features.chunks_exact(samples.width.max(1)).zip(samples.targets);
         let mut rows: Vec<_> = rows.filter(|&(_, &class)| class < samples.classes).collect();
@@ -116,7 +116,7 @@ impl<'a> Data<'a> {
         }
         let variances = moments.iter().map(|[mean, square]| (square - mean * mean).max(0.0));
         let root = (samples.width as f64).sqrt();
-        // The absolute floor is for features that are all constant up to rounding.
+        // The absolute floor applies where all features are constant up to rounding.
         let floor = (SCALE_FLOOR * variances.clone().sum::<f64>().sqrt() / root).max(1e-6);
         let scale = variances.map(|variance| (variance.sqrt().max(floor) * root) as f32).collect();
         let mut data = Data {
@@ -137,7 +137,7 @@ impl<'a> Data<'a> {
         data
     }
 
-    /// Parameters are the weights of standardised features, `[classes, width]`, and then the bias.
+    /// Parameters of zero: the weights of standardised features, `[classes, width]`, and then the bias.
     fn zeros(&self) -> Vec<f32> {
         vec![0.0; self.samples.classes * (self.width + 1)]
     }
@@ -201,9 +201,10 @@ impl<'a> Problem<'a> {
         Problem { data, rows }
     }
 
-    /// Parameters near the minimum of the objective, which is sought from `start`.
+    /// Parameters near the minimum of the objective, found from `start`.
     fn minimise(&self, l2: f32, start: Vec<f32>) -> Vec<f32> {
-        // A fraction of the gradient at a fitted start would be below the rounding of f32.
+        // The tolerance is relative to the gradient at zero: relative to that at a fitted start, it would be below the
+        // rounding of f32.
         let reference = norm(&self.evaluate(self.data.zeros(), l2).gradient);
         minimise(|parameters| self.evaluate(parameters, l2), start, GRADIENT_TOLERANCE * reference)
     }
@@ -279,7 +280,7 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// Puts the gradient of a row's loss in place of its scores and returns the loss.
+/// Replaces a row's scores by the gradient of its loss and returns the loss.
 fn residuals(scores: &mut [f32], row: &Row) -> f64 {
     let largest = scores.iter().copied().fold(f32::MIN, f32::max);
     let own = scores[row.target] - largest;
@@ -290,8 +291,8 @@ fn residuals(scores: &mut [f32], row: &Row) -> f64 {
     f64::from(row.weight) * (f64::from(sum).ln() - f64::from(own))
 }
 
-/// Adds the products of four rows with weights. The sums are returned by reference and in a
-/// function of its own because the compiler does not vectorise the loop together with their sum.
+/// Adds the products of four rows with weights to sums in lanes. It is a separate function because the compiler does not
+/// vectorise the loop together with the sum over lanes.
 #[inline(never)]
 fn add_products(sums: &mut [[f32; LANES]; TILE_ROWS], tile: &[Row], weights: &[f32]) {
     let [a, b, c, d] = tile else { return };
@@ -308,7 +309,7 @@ fn add_products(sums: &mut [[f32; LANES]; TILE_ROWS], tile: &[Row], weights: &[f
     *sums = lanes;
 }
 
-/// Adds the products of four rows with a factor each.
+/// Adds four rows, each times a factor.
 fn add_rows(sums: &mut [f32], tile: &[Row], factors: [f32; TILE_ROWS]) {
     let [a, b, c, d] = tile else { return };
     let rows = a.features.iter().zip(b.features).zip(c.features).zip(d.features);
@@ -317,8 +318,8 @@ fn add_rows(sums: &mut [f32], tile: &[Row], factors: [f32; TILE_ROWS]) {
     }
 }
 
-/// Penalty, log loss and accuracy of the lowest log loss; None with too few samples to hold out.
-/// The standardisation is common to the folds, as it does not depend on the classes.
+/// Penalty, log loss and accuracy of the lowest log loss; `None` with too few samples to hold out. The standardisation is
+/// common to the folds, as it does not depend on the classes.
 fn choose_penalty(samples: &Samples, seed: u64) -> Option<(f32, f64, f64)> {
     let data = Data::new(samples, MAX_VALIDATED);
     let present = data.targets.chunk_by(|left, right| left == right).count();
@@ -347,7 +348,7 @@ fn choose_penalty(samples: &Samples, seed: u64) -> Option<(f32, f64, f64)> {
             best = Some((l2, log_loss, accuracy));
             worse = 0;
         }
-        // The log loss has one minimum in practice, and the weakest penalties take most time.
+        // In practice the log loss has one minimum, and the weakest penalties take most of the time.
         if worse == 2 {
             break;
         }
@@ -355,8 +356,8 @@ fn choose_penalty(samples: &Samples, seed: u64) -> Option<(f32, f64, f64)> {
     best
 }
 
-/// The fold that holds each row out. The only sample of a class is held out by none (`FOLDS`), as
-/// nothing could then be learnt of its class.
+/// The fold in which each row is held out. The only sample of a class is never held out (`FOLDS`), as training would then
+/// lack its class.
 fn folds(targets: &[usize], seed: u64) -> Vec<usize> {
     let mut order: Vec<_> = (0..targets.len()).collect();
     order.sort_by_key(|&row| (targets[row], random(seed, row)));

@@ -1,90 +1,90 @@
-//! Figures of models that answer any number of classes an image.
+//! Metrics of multi-label classification.
 
 use serde::{Deserialize, Serialize};
 
 use super::ratio;
 
-/// Precision, recall and F1 of one class at its threshold, each 0 to 1 (0 where nothing was counted).
+/// Precision, recall and F1 of one class at its threshold, each 0 to 1 (0 where the denominator is 0).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LabelMetrics {
     /// Area under the precision-recall curve, see [`average_precision`]; absent where no image has the class.
     pub average_precision: Option<f64>,
-    /// Least probability at which an image is said to have the class.
+    /// Least probability at which the class is predicted.
     pub threshold: f32,
-    /// Of the images that were said to have the class, the share that has it.
+    /// Share of the images for which the class is predicted that have it.
     pub precision: f64,
-    /// Of the images that have the class, the share that was said to have it.
+    /// Share of the images with the class for which it is predicted.
     pub recall: f64,
-    /// Harmonic mean of the two.
+    /// Harmonic mean of precision and recall.
     pub f1_score: f64,
-    /// Images that have the class.
+    /// Number of images with the class.
     pub support: usize,
 }
 
-/// Figures of an evaluation where an image has any number of classes.
+/// Metrics of an evaluation on multi-label data.
 ///
 /// ```
 /// use petnet::metrics::MultiLabelMetrics;
 ///
-/// let answers = [vec![0.9, 0.8], vec![0.7, 0.1], vec![0.2, 0.6]];
+/// let probabilities = [vec![0.9, 0.8], vec![0.7, 0.1], vec![0.2, 0.6]];
 /// let truth = [vec![0, 1], vec![0], vec![]];
-/// let metrics = MultiLabelMetrics::compute(&answers, &truth, &[0.5, 0.5]);
-/// assert_eq!(metrics.mean_average_precision, Some(1.0), "all that have a class come before the others");
-/// assert_eq!(metrics.exact_match, 2.0 / 3.0, "the last image has no class, and was said to have one");
+/// let metrics = MultiLabelMetrics::compute(&probabilities, &truth, &[0.5, 0.5]);
+/// assert_eq!(metrics.mean_average_precision, Some(1.0), "images with a class rank above the others");
+/// assert_eq!(metrics.exact_match, 2.0 / 3.0, "the last image has no class, but one is predicted");
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MultiLabelMetrics {
-    /// Mean of [`LabelMetrics::average_precision`] over the classes that have one; no threshold enters.
+    /// Mean of [`LabelMetrics::average_precision`] over the classes that have one. It does not depend on thresholds.
     pub mean_average_precision: Option<f64>,
-    /// F1 of all pairs of image and class together.
+    /// F1 over all pairs of image and class.
     pub micro_f1: f64,
     /// Mean of the classes' F1.
     pub macro_f1: f64,
-    /// Share of the images whose classes were answered without a fault (subset accuracy).
+    /// Share of the images whose predicted classes are exactly the true ones (subset accuracy).
     pub exact_match: f64,
     /// Mean binary cross entropy over images and classes, in nats.
     pub log_loss: f64,
-    /// Images.
+    /// Number of images.
     pub num_samples: usize,
-    /// Figures of each class.
+    /// Metrics of each class.
     pub per_class: Vec<LabelMetrics>,
 }
 
 /// Counts of one class.
 #[derive(Default, Clone, Copy)]
 struct Counts {
-    hits: usize,
-    called: usize,
+    true_positives: usize,
+    predicted: usize,
     support: usize,
 }
 
 impl Counts {
     fn f1_score(self) -> f64 {
-        ratio(2 * self.hits, self.called + self.support)
+        ratio(2 * self.true_positives, self.predicted + self.support)
     }
 }
 
 impl MultiLabelMetrics {
-    /// Judges probabilities (a row an image, a column a class) by the classes that each image has, at a threshold a class.
+    /// Metrics of probabilities (one row per image, one column per class) and true classes, at one threshold per class.
     ///
-    /// Rows and `truth` must pair up; what is left over on either side is not counted. Rows have as many columns as there are
+    /// If the numbers of rows and of `truth` differ, the excess is ignored. Rows have as many columns as there are
     /// thresholds.
     pub fn compute(probabilities: &[Vec<f32>], truth: &[Vec<usize>], thresholds: &[f32]) -> Self {
         let classes = thresholds.len();
         let mut counts = vec![Counts::default(); classes];
         let (mut exact, mut log_loss) = (0, 0.0);
         for (row, truth) in probabilities.iter().zip(truth) {
-            let mut faultless = true;
+            let mut all_right = true;
             for (class, (probability, threshold)) in row.iter().zip(thresholds).enumerate() {
-                let (has, said) = (truth.contains(&class), probability >= threshold);
-                counts[class].hits += usize::from(has && said);
-                counts[class].called += usize::from(said);
-                counts[class].support += usize::from(has);
-                faultless &= has == said;
-                let right = f64::from(if has { *probability } else { 1.0 - probability });
+                let (actual, predicted) = (truth.contains(&class), probability >= threshold);
+                counts[class].true_positives += usize::from(actual && predicted);
+                counts[class].predicted += usize::from(predicted);
+                counts[class].support += usize::from(actual);
+                all_right &= actual == predicted;
+                let right = f64::from(if actual { *probability } else { 1.0 - probability });
                 log_loss -= right.max(f64::EPSILON).ln();
             }
-            exact += usize::from(faultless);
+            exact += usize::from(all_right);
         }
         let images = probabilities.len().min(truth.len());
         let figures = |(class, own): (usize, &Counts)| {
@@ -92,16 +92,16 @@ impl MultiLabelMetrics {
             LabelMetrics {
                 average_precision: average_precision(&scores, &positive),
                 threshold: thresholds[class],
-                precision: ratio(own.hits, own.called),
-                recall: ratio(own.hits, own.support),
+                precision: ratio(own.true_positives, own.predicted),
+                recall: ratio(own.true_positives, own.support),
                 f1_score: own.f1_score(),
                 support: own.support,
             }
         };
         let per_class: Vec<LabelMetrics> = counts.iter().enumerate().map(figures).collect();
         let all = counts.iter().fold(Counts::default(), |sum, own| Counts {
-            hits: sum.hits + own.hits,
-            called: sum.called + own.called,
+            true_positives: sum.true_positives + own.true_positives,
+            predicted: sum.predicted + own.predicted,
             support: sum.support + own.support,
         });
         let areas: Vec<f64> = per_class.iter().filter_map(|own| own.average_precision).collect();
@@ -119,7 +119,7 @@ impl MultiLabelMetrics {
     }
 }
 
-/// Probabilities of one class, and which images have it.
+/// Probabilities of one class, and true for each image that has it.
 fn column(probabilities: &[Vec<f32>], truth: &[Vec<usize>], class: usize) -> (Vec<f32>, Vec<bool>) {
     let rows = probabilities.iter().zip(truth);
     let cell = |row: &Vec<f32>| row.get(class).copied().unwrap_or(0.0);
@@ -134,19 +134,19 @@ pub fn precision_recall_curve(scores: &[f32], positive: &[bool]) -> Vec<(f64, f6
     }
     let mut ranked: Vec<_> = scores.iter().zip(positive).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(a.0));
-    let (mut hits, mut called) = (0, 0);
-    // Images of equal score enter together: their order says nothing.
+    let (mut true_positives, mut predicted) = (0, 0);
+    // Images of equal score are one point, as their order is arbitrary.
     let tied = ranked.chunk_by(|a, b| a.0 == b.0);
     let points = tied.map(|tied| {
-        hits += tied.iter().filter(|(_, positive)| **positive).count();
-        called += tied.len();
-        (ratio(hits, support), ratio(hits, called))
+        true_positives += tied.iter().filter(|(_, positive)| **positive).count();
+        predicted += tied.len();
+        (ratio(true_positives, support), ratio(true_positives, predicted))
     });
     points.collect()
 }
 
-/// Sum of the precisions at each threshold, weighted by the recall that is gained there, as scikit-learn computes it;
-/// `None` where no image has the class.
+/// Average precision: the sum of the precisions at each threshold, weighted by the increase of recall, as scikit-learn
+/// computes it; `None` where no image has the class.
 ///
 /// ```
 /// use petnet::metrics::average_precision;
@@ -165,8 +165,8 @@ pub fn average_precision(scores: &[f32], positive: &[bool]) -> Option<f64> {
     (!gained.is_empty()).then(|| gained.iter().sum())
 }
 
-/// The threshold of each class that gives the highest F1 on these images: between the last probability that is taken and the
-/// next one. `unchosen` for a class that no image has.
+/// The threshold of each class with the highest F1 on these images, midway between two probabilities; `unchosen` for a
+/// class that no image has.
 pub fn thresholds_for(
     probabilities: &[Vec<f32>],
     truth: &[Vec<usize>],
@@ -178,12 +178,12 @@ pub fn thresholds_for(
         let mut ranked: Vec<(f32, bool)> = scores.into_iter().zip(positive).collect();
         ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
         let support = ranked.iter().filter(|(_, positive)| *positive).count();
-        let (mut hits, mut best) = (0, (0.0, unchosen));
+        let (mut true_positives, mut best) = (0, (0.0, unchosen));
         for (place, (score, positive)) in ranked.iter().enumerate() {
-            hits += usize::from(*positive);
+            true_positives += usize::from(*positive);
             let next = ranked.get(place + 1).map_or(0.0, |next| next.0);
-            let f1_score = ratio(2 * hits, place + 1 + support);
-            // Equal scores stand or fall together.
+            let f1_score = ratio(2 * true_positives, place + 1 + support);
+            // Images of equal score are accepted together.
             if next < *score && f1_score > best.0 {
                 best = (f1_score, f32::midpoint(*score, next));
             }
@@ -193,7 +193,7 @@ pub fn thresholds_for(
     (0..classes).map(threshold).collect()
 }
 
-/// [`temperature_for`](super::temperature_for) of sigmoids: the temperature by which logits must be divided for the
+/// [`temperature_for`](super::temperature_for) for sigmoids: the temperature by which logits must be divided for the
 /// lowest mean binary cross entropy.
 #[cfg(any(test, feature = "train"))]
 pub(crate) fn temperature_of_sigmoids(logits: &[&[f32]], truth: &[Vec<usize>]) -> f32 {
@@ -201,7 +201,7 @@ pub(crate) fn temperature_of_sigmoids(logits: &[&[f32]], truth: &[Vec<usize>]) -
         let of = |(row, truth): (&&[f32], &Vec<usize>)| -> f64 {
             let one = |(class, logit): (usize, &f32)| {
                 let sign = if truth.contains(&class) { -1.0 } else { 1.0 };
-                // ln(1 + exp(x)), which does not overflow.
+                // ln(1 + exp(x)), in a form that does not overflow.
                 let x = sign * f64::from(*logit) * scale;
                 x.max(0.0) + (-x.abs()).exp().ln_1p()
             };
@@ -219,7 +219,7 @@ mod tests {
     fn thresholds_take_the_highest_f1_and_equal_scores_together() {
         let rows = [[0.9], [0.4], [0.4], [0.1]].map(|row| row.to_vec());
         let truth = [vec![0], vec![0], vec![], vec![]];
-        // One of one is F1 2/3, two of three 4/5; the two of 0.4 cannot be told apart.
+        // Accepting the first image gives an F1 of 2/3, the first three 4/5; the two of 0.4 are accepted together.
         assert_eq!(thresholds_for(&rows, &truth, 1, 0.5), [0.25]);
         assert_eq!(thresholds_for(&rows, &[vec![], vec![], vec![], vec![]], 1, 0.5), [0.5]);
         let all = MultiLabelMetrics::compute(&rows, &truth, &[0.25]);

@@ -1,7 +1,7 @@
-//! What a trainer and a service need of an [MLflow](https://mlflow.org) tracking server: requests
-//! that fail with a reason, and the registry's models. It knows neither training nor networks.
+//! Client of an [MLflow](https://mlflow.org) tracking server, for a trainer and a service: requests, artifacts, and the
+//! models of the registry.
 //!
-//! Paths and payloads are those of MLflow's REST API, tried against MLflow 3.17.
+//! Paths and payloads are those of MLflow's REST API, tested with MLflow 3.17.
 
 mod registry;
 
@@ -27,40 +27,40 @@ const ARTIFACTS: &str = "api/2.0/mlflow-artifacts/artifacts";
 /// Longest wait for a connection, and for the next bytes on one.
 const CONNECT: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_secs(60);
-/// Most bytes of a JSON answer.
-const MAX_ANSWER: u64 = 16 << 20;
+/// Largest JSON response in bytes.
+const MAX_RESPONSE: u64 = 16 << 20;
 
-/// Why a server did not do what it was asked.
+/// Error of a request to a server.
 #[non_exhaustive]
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure {
-    /// No answer: another try may succeed.
+    /// No response; a retry may succeed.
     #[error("{server} cannot be reached: {reason}")]
     Unreachable {
-        /// Its address.
+        /// Address of the server.
         server: String,
-        /// What the network said.
+        /// The error of the connection.
         reason: String,
     },
-    /// An answer that says no.
+    /// A response with an error status.
     #[error("{server} refused ({status} {code}): {message}")]
     Refused {
-        /// Its address.
+        /// Address of the server.
         server: String,
         /// HTTP status.
         status: u16,
         /// MLflow's error code, e.g. `RESOURCE_DOES_NOT_EXIST`; empty where there is none.
         code: String,
-        /// MLflow's message, or the beginning of the answer.
+        /// MLflow's message, or the beginning of the response.
         message: String,
     },
-    /// An answer that makes no sense, or a file that cannot be read.
+    /// An invalid response, or a file that cannot be read.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl Failure {
-    /// Whether the same request may succeed later.
+    /// True where the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
@@ -69,13 +69,13 @@ impl Failure {
         }
     }
 
-    /// Whether the server answered with this error code.
-    pub fn is(&self, wanted: &str) -> bool {
-        matches!(self, Self::Refused { code, .. } if code == wanted)
+    /// True where the response has this error code.
+    pub fn is(&self, expected: &str) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == expected)
     }
 }
 
-/// A tracking server and the right to use it.
+/// A tracking server with credentials.
 ///
 /// ```no_run
 /// use petnet::mlflow::{ModelUri, Server};
@@ -96,16 +96,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server by address, with credentials as MLflow's own clients take them: in the address
-    /// (`https://user:password@host`) or from `MLFLOW_TRACKING_USERNAME` and `_PASSWORD`,
-    /// `MLFLOW_TRACKING_TOKEN`, `MLFLOW_TRACKING_SERVER_CERT_PATH` and
-    /// `MLFLOW_TRACKING_INSECURE_TLS`, which `variable` looks up.
+    /// A server by address, with credentials as for MLflow's own clients: in the address (`https://user:password@host`), or
+    /// in the variables `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`.
+    /// `MLFLOW_TRACKING_SERVER_CERT_PATH` and `MLFLOW_TRACKING_INSECURE_TLS` set the verification of TLS certificates. The
+    /// function `variable` reads a variable.
     ///
     /// # Errors
     /// [`Error::Config`] for an address that is not http or https or a certificate that cannot be
     /// read.
     pub fn from_variables(uri: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        // Files and secrets often end with a line end.
+        // Values from files and secrets often end with a line break.
         let lookup = |name: &str| {
             let value = variable(name).map(|value| value.trim().to_string());
             value.filter(|value| !value.is_empty())
@@ -151,12 +151,12 @@ impl Server {
         Ok(Self { agent, uri, authorization })
     }
 
-    /// Its address, without credentials.
+    /// Address of the server, without credentials.
     pub fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// GET below `/api/2.0/mlflow/`, e.g. `runs/get`.
+    /// Sends a GET request to a path below `/api/2.0/mlflow/`, e.g. `runs/get`.
     ///
     /// # Errors
     /// [`Failure`].
@@ -168,34 +168,33 @@ impl Server {
         self.read(&format!("{API}/{path}"), query)
     }
 
-    /// POST of JSON below `/api/2.0/mlflow/`.
+    /// Sends a POST request with JSON to a path below `/api/2.0/mlflow/`.
     ///
     /// # Errors
     /// [`Failure`].
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.post(self.url(&format!("{API}/{path}")));
-        self.answer(self.signed(request).send_json(body))
+        self.response(self.signed(request).send_json(body))
     }
 
-    /// PATCH of JSON below `/api/2.0/mlflow/`.
+    /// Sends a PATCH request with JSON to a path below `/api/2.0/mlflow/`.
     ///
     /// # Errors
     /// [`Failure`].
     pub fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.patch(self.url(&format!("{API}/{path}")));
-        self.answer(self.signed(request).send_json(body))
+        self.response(self.signed(request).send_json(body))
     }
 
-    /// What follows `mlflow-artifacts:/` in an artifact's address: where [`Server::upload`],
-    /// [`Server::list`] and [`Server::download`] find it.
+    /// The part of an artifact's address after `mlflow-artifacts:/`: its path for [`Server::upload`], [`Server::list`] and
+    /// [`Server::download`].
     ///
     /// # Errors
-    /// [`Failure::Invalid`] for an address elsewhere, whose content the server neither takes nor
-    /// hands out.
+    /// [`Failure::Invalid`] for another address, whose content the server does not proxy.
     pub fn place<'a>(&self, address: &'a str) -> Result<&'a str, Failure> {
         let place = address.strip_prefix("mlflow-artifacts:/").ok_or_else(|| {
             Failure::Invalid(format!(
-                "{} keeps files at {address} and passes none on: start it with --artifacts-destination",
+                "{} keeps artifacts at {address} and does not proxy them: start it with --artifacts-destination",
                 self.uri
             ))
         })?;
@@ -211,7 +210,7 @@ impl Server {
         let content = File::open(file).map_err(unreadable)?;
         let request = self.agent.put(self.url(&format!("{ARTIFACTS}/{}", encoded(place))));
         let request = self.signed(request).header("content-type", "application/octet-stream");
-        self.answer(request.send(content)).map(|_| ())
+        self.response(request.send(content)).map(|_| ())
     }
 
     /// Names of the files in a folder of the artifact store.
@@ -234,15 +233,15 @@ impl Server {
     /// [`Failure`].
     pub fn download(&self, place: &str, limit: u64) -> Result<Vec<u8>, Failure> {
         let request = self.agent.get(self.url(&format!("{ARTIFACTS}/{}", encoded(place))));
-        let mut response = self.sound(self.signed(request).call())?;
+        let mut response = self.successful(self.signed(request).call())?;
         let body = response.body_mut().with_config().limit(limit);
         body.read_to_vec().map_err(|e| self.unreachable(&e))
     }
 
     fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, Failure> {
         let request = self.agent.get(self.url(path)).query_pairs(query.iter().copied());
-        let answer = self.answer(self.signed(request).call())?;
-        serde_json::from_value(answer).map_err(|e| self.nonsense(&e))
+        let response = self.response(self.signed(request).call())?;
+        serde_json::from_value(response).map_err(|e| self.invalid(&e))
     }
 
     fn url(&self, path: &str) -> String {
@@ -260,21 +259,24 @@ impl Server {
         Failure::Unreachable { server: self.uri.clone(), reason: reason.to_string() }
     }
 
-    fn nonsense(&self, reason: &dyn std::fmt::Display) -> Failure {
-        Failure::Invalid(format!("{} gave an answer that MLflow does not give: {reason}", self.uri))
+    fn invalid(&self, reason: &dyn std::fmt::Display) -> Failure {
+        Failure::Invalid(format!("{} sent a response that is not MLflow's: {reason}", self.uri))
     }
 
-    /// The response, if its status says success.
-    fn sound(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failure> {
+    /// The response, if its status is one of success.
+    fn successful(
+        &self,
+        sent: Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, Failure> {
         let mut response = sent.map_err(|e| self.unreachable(&e))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
         let text = text.unwrap_or_default();
-        let said: Value = serde_json::from_str(&text).unwrap_or_default();
-        let message = match said["message"].as_str() {
+        let body: Value = serde_json::from_str(&text).unwrap_or_default();
+        let message = match body["message"].as_str() {
             Some(message) => message.to_string(),
             None if status == StatusCode::UNAUTHORIZED => {
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -285,19 +287,19 @@ impl Server {
         Err(Failure::Refused {
             server: self.uri.clone(),
             status: status.as_u16(),
-            code: said["error_code"].as_str().unwrap_or_default().to_string(),
+            code: body["error_code"].as_str().unwrap_or_default().to_string(),
             message,
         })
     }
 
-    fn answer(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
-        let mut response = self.sound(sent)?;
-        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+    fn response(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
+        let mut response = self.successful(sent)?;
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
         let text = text.map_err(|e| self.unreachable(&e))?;
         if text.trim().is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&text).map_err(|e| self.nonsense(&e))
+        serde_json::from_str(&text).map_err(|e| self.invalid(&e))
     }
 }
 
@@ -310,12 +312,15 @@ fn certificates(path: &Path) -> Result<RootCerts> {
         })
         .collect();
     if found.is_empty() {
-        return Err(Error::Config(format!("{}: no certificate in PEM", path.display())));
+        return Err(Error::Config(format!(
+            "{}: it has no certificate in PEM format",
+            path.display()
+        )));
     }
     Ok(RootCerts::new_with_certs(&found))
 }
 
-/// A path with what URLs reserve written as `%XX`; slashes stay.
+/// A path in percent-encoding, with its slashes.
 fn encoded(path: &str) -> impl std::fmt::Display {
     const RESERVED: &AsciiSet =
         &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -332,7 +337,7 @@ mod tests {
         let server = Server::from_variables("https://ann:pw@host:5/x.mlflow/", none).unwrap();
         assert_eq!(server.uri(), "https://host:5/x.mlflow");
         assert_eq!(server.authorization.as_deref(), Some("Basic YW5uOnB3"));
-        // Signs that an address cannot have are written as `%40`; files end with a line end.
+        // Reserved characters are percent-encoded, and a file ends with a line break.
         let server = Server::from_variables("https://a%40b:p%2Fw@host\n", none).unwrap();
         assert_eq!(server.uri(), "https://host");
         assert_eq!(server.authorization, Some(format!("Basic {}", STANDARD.encode("a@b:p/w"))));

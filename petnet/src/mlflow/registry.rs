@@ -1,4 +1,4 @@
-//! Models by name in a registry.
+//! Registered models.
 
 use std::str::FromStr;
 
@@ -8,30 +8,31 @@ use serde_json::{Value, json};
 use super::{Failure, Server};
 use crate::error::Error;
 
-/// Most bytes of a model file.
+/// Largest model file in bytes.
 const MAX_MODEL: u64 = 1 << 30;
-/// The tag of a version or a logged model that holds the SHA-256 of its model file, in hex.
+/// Tag of a version or a logged model with the SHA-256 of its model file, in hex.
 pub const DIGEST_TAG: &str = "petnet.sha256";
 
-/// `models:/NAME@ALIAS`, `models:/NAME/STAGE`, `models:/NAME/VERSION` or `models:/NAME/latest`.
+/// Address of a registered model: `models:/NAME@ALIAS`, `models:/NAME/STAGE`, `models:/NAME/VERSION` or
+/// `models:/NAME/latest`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelUri {
     /// Name of the registered model.
     pub name: String,
-    /// Which of its versions.
+    /// The version.
     pub which: Which,
 }
 
-/// One of a registered model's versions.
+/// Reference to a version of a registered model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
-    /// The one that bears the alias.
+    /// The version with an alias.
     Alias(String),
-    /// The newest one in the stage, e.g. `Production`.
+    /// The newest version in a stage, e.g. `Production`.
     Stage(String),
-    /// By number.
+    /// The version with a number.
     Version(u64),
-    /// The newest one.
+    /// The newest version.
     Latest,
 }
 
@@ -70,9 +71,9 @@ impl FromStr for ModelUri {
 pub struct ModelVersion {
     /// Name of the registered model.
     pub name: String,
-    /// Its number.
+    /// Number of the version.
     pub version: String,
-    /// The run that made it; empty where none is known.
+    /// Run that made the version; empty where it is unknown.
     #[serde(default)]
     pub run_id: String,
     #[serde(default)]
@@ -110,7 +111,7 @@ struct Many {
 }
 
 impl Server {
-    /// The version that a name stands for at this moment.
+    /// The version that an address refers to now.
     ///
     /// # Errors
     /// [`Failure`]; code `RESOURCE_DOES_NOT_EXIST` when there is no such model, alias or stage.
@@ -130,41 +131,43 @@ impl Server {
         }
     }
 
-    fn newest(&self, wanted: &Value) -> Result<ModelVersion, Failure> {
-        let answer = self.post("registered-models/get-latest-versions", wanted)?;
+    fn newest(&self, query: &Value) -> Result<ModelVersion, Failure> {
+        let response = self.post("registered-models/get-latest-versions", query)?;
         let Many { model_versions } =
-            serde_json::from_value(answer).map_err(|e| self.nonsense(&e))?;
+            serde_json::from_value(response).map_err(|e| self.invalid(&e))?;
         let number = |version: &ModelVersion| version.version.parse::<u64>().unwrap_or_default();
         model_versions.into_iter().max_by_key(number).ok_or_else(|| Failure::Refused {
             server: self.uri().into(),
             status: 404,
             code: "RESOURCE_DOES_NOT_EXIST".into(),
-            message: format!("no version for {wanted}"),
+            message: format!("no version for {query}"),
         })
     }
 
-    /// Downloads a version's model file and holds it against its digest.
+    /// Downloads a version's model file and verifies its digest.
     ///
     /// # Errors
-    /// [`Failure`]; [`Failure::Invalid`] when the version holds no single `.safetensors` file, the
-    /// server does not hand out its artifacts, or the digest differs.
+    /// [`Failure`]; [`Failure::Invalid`] when the version does not have exactly one `.safetensors` file, the server does
+    /// not proxy its artifacts, or the digest differs.
     pub fn weights(&self, version: &ModelVersion) -> Result<Vec<u8>, Failure> {
         let ModelVersion { name, version: number, .. } = version;
         let query = [("name", name.as_str()), ("version", number.as_str())];
-        let answer: Value = self.get("model-versions/get-download-uri", &query)?;
-        let folder = self.place(answer["artifact_uri"].as_str().unwrap_or_default())?;
+        let response: Value = self.get("model-versions/get-download-uri", &query)?;
+        let folder = self.place(response["artifact_uri"].as_str().unwrap_or_default())?;
         let files = self.list(folder)?;
         let mut models = files.iter().filter(|file| file.ends_with(".safetensors"));
         let (Some(file), None) = (models.next(), models.next()) else {
             return Err(Failure::Invalid(format!(
-                "{name} version {number} is no model of petnet's: its files are {files:?}"
+                "{name} version {number} is not a petnet model: its files are {files:?}"
             )));
         };
         let bytes = self.download(&format!("{folder}/{file}"), MAX_MODEL)?;
         match version.sha256() {
-            Some(wanted) if crate::sha256(&bytes) != wanted => Err(Failure::Invalid(format!(
-                "{name} version {number}: the file that came is not the one that was registered"
-            ))),
+            Some(expected) if crate::disk::sha256(&bytes) != expected => {
+                Err(Failure::Invalid(format!(
+                    "{name} version {number}: the downloaded file is not the one that was registered"
+                )))
+            }
             _ => Ok(bytes),
         }
     }

@@ -10,10 +10,13 @@
 
 mod proto;
 
+use std::path::Path;
+
 use prost::Message as _;
 use serde_json::json;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
+use crate::disk::write_atomically;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{self, Activation, Op, Window};
 use crate::passes;
@@ -26,12 +29,22 @@ use proto::{Attribute, Entry, Graph, Model, Node, OperatorSet, Tensor, ValueInfo
 const IR_VERSION: i64 = 8;
 const OPERATORS: i64 = 13;
 
+impl Checkpoint {
+    /// Writes the model as an ONNX file, atomically.
+    ///
+    /// # Errors
+    /// Those of [`encode`]; [`Error::Io`] when the file cannot be written.
+    pub fn save_onnx(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_atomically(path.as_ref(), &encode(self)?)
+    }
+}
+
 /// A model as the bytes of an ONNX file.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
 /// let bytes = petnet::onnx::encode(&petnet::Checkpoint::pretrained()?)?;
-/// petnet::write_atomically(&std::env::temp_dir().join("cats-vs-dogs.onnx"), &bytes)?;
+/// println!("{} bytes", bytes.len());
 /// # }
 /// # Ok::<(), petnet::Error>(())
 /// ```

@@ -1,4 +1,4 @@
-//! A set of classes by their numbers, written as ranges.
+//! A set of class indices, written as ranges.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Classes of a source head by their numbers, written as ranges between commas.
+/// Classes of a source head by their indices, written as ranges separated by commas.
 ///
 /// ```
 /// use petnet::ClassSet;
@@ -27,7 +27,7 @@ pub struct ClassSet {
 }
 
 impl ClassSet {
-    /// True for a class of the set.
+    /// True where a class is in the set.
     pub fn contains(&self, class: usize) -> bool {
         self.ranges.iter().any(|range| range.contains(&class))
     }
@@ -38,7 +38,7 @@ impl ClassSet {
         self.ranges.iter().map(|range| range.end() - range.start() + 1).sum()
     }
 
-    /// The highest number.
+    /// The highest index.
     pub fn last(&self) -> Option<usize> {
         self.ranges.last().map(|range| *range.end())
     }
@@ -49,7 +49,7 @@ impl FromStr for ClassSet {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = || {
-            let expected = "must be numbers and ranges between commas, e.g. 151-268, 281-285";
+            let expected = "must be numbers and ranges separated by commas, e.g. 151-268, 281-285";
             Error::Config(format!("classes `{text}` {expected}"))
         };
         let range = |part: &str| {

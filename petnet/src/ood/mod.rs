@@ -1,8 +1,7 @@
-//! Out-of-distribution detection: a score that tells images of other things from images like those of the training.
-//! Knows logits, features and weights; no networks and no images.
+//! Out-of-distribution detection: a score that separates images of other things from images like those of the training,
+//! as confidence alone does not: a classifier is often confident on both.
 //!
-//! Confidence does not tell them apart: a good classifier is confident of everything. There are two scores, both from
-//! what the network computes anyway:
+//! There are two scores, both computed from the outputs of one pass through the network:
 //! - with a [source head](crate::graph::SourceHead) whose classes are known to contain the model's, the log-odds of all
 //!   its other classes against them;
 //! - for any classes, the cosine distance to the nearest of some prototypes, the centres of the training images'
@@ -27,7 +26,7 @@ use crate::weights::{Weight, Weights};
 /// Name of the prototypes among a model's weights, `[count, features]`.
 const PROTOTYPES: &str = "ood.prototypes";
 
-/// Score and threshold by which a model tells images of other things.
+/// Score and threshold by which a model detects out-of-distribution images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutOfDistribution {
     /// The score; higher is further from the training images.
@@ -54,7 +53,7 @@ pub enum OodScore {
 }
 
 impl OodScore {
-    /// Its name, as in model files.
+    /// Its name in model files.
     pub fn name(&self) -> &'static str {
         match self {
             Self::SourceClasses { .. } => "source_classes",
@@ -62,7 +61,7 @@ impl OodScore {
         }
     }
 
-    /// Name and shape of the values that a model file holds for it.
+    /// Name and shape of the values that a model file stores for it.
     pub(crate) fn parameters(&self, graph: &Graph) -> Option<(String, Vec<usize>)> {
         match self {
             Self::SourceClasses { .. } => None,
@@ -79,7 +78,7 @@ impl OodScore {
             Self::Prototypes { .. } => Ok(()),
             Self::SourceClasses { classes } => {
                 let known = source.map_or(0, Graph::classes);
-                // All of them would leave no other things.
+                // With all of them there would be no other classes.
                 let fits = classes.last().is_some_and(|last| last < known) && classes.len() < known;
                 if fits { Ok(()) } else { Err(ModelError::OodClasses(known)) }
             }
@@ -131,7 +130,7 @@ impl Detector {
                 let Weight { shape, values } = weights.get(PROTOTYPES).ok_or_else(missing)?;
                 let width = shape.last().copied().unwrap_or(1).max(1);
                 let mut values = values.clone();
-                // Bytes round, so that lengths are not exactly one.
+                // Values of fewer bits are rounded, so that their norms are not exactly 1.
                 values.chunks_exact_mut(width).for_each(normalize);
                 Method::Prototypes { values, width }
             }
@@ -150,19 +149,19 @@ impl Detector {
         }
     }
 
-    /// True for a score of images like those of the training.
+    /// True where a score is in distribution.
     pub(crate) fn accepts(&self, score: f32) -> bool {
         score <= self.threshold
     }
 }
 
-/// The features that distances are measured in: those of the source head, which no fine-tuning has narrowed to the
-/// model's own classes, where there is one.
+/// The features for distances: those of the source head where there is one, as fine-tuning narrows features to the model's
+/// own classes.
 pub(crate) fn embedding(outputs: &Outputs) -> &[f32] {
     outputs.source.as_ref().map_or(&outputs.features, |source| &source.features)
 }
 
-/// Log-sum-exp of other classes' logits minus that of the known ones'.
+/// Log-sum-exp of the other classes' logits minus that of the known classes' logits.
 fn log_odds(logits: &[f32], known: &[bool]) -> f32 {
     let side = |wanted: bool| {
         let side = logits.iter().zip(known).filter(move |(_, known)| **known == wanted);
@@ -173,7 +172,7 @@ fn log_odds(logits: &[f32], known: &[bool]) -> f32 {
     side(false) - side(true)
 }
 
-/// One minus the largest cosine: 0 for the direction of a prototype, 1 for features that have nothing in common with any.
+/// Cosine distance to the nearest prototype: 0 for the direction of a prototype, 1 for features orthogonal to all.
 fn distance(features: &[f32], prototypes: &[f32], width: usize) -> f32 {
     let length = dot(features, features).sqrt().max(f32::MIN_POSITIVE);
     let products = prototypes.chunks_exact(width).map(|prototype| dot(features, prototype));

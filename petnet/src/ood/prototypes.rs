@@ -6,13 +6,13 @@ use super::{OodScore, PROTOTYPES};
 use crate::vector::{dot, normalize};
 use crate::weights::Weight;
 
-/// Most prototypes of a model.
+/// Largest number of prototypes of a model.
 const MOST: usize = 256;
-/// Passes of k-means; centres hardly move after them.
+/// Iterations of k-means, after which centres hardly move.
 const PASSES: usize = 8;
 
 /// Spherical k-means (Dhillon and Modha, "Concept decompositions for large sparse text data using clustering", 2001)
-/// over the features of each class, a row an image: the score, and the prototypes as a weight with its name.
+/// over the features of each class, one row per image: the score, and the prototypes as a weight with its name.
 pub(crate) fn prototypes(
     rows: &[&[f32]],
     truth: &[usize],
@@ -35,7 +35,7 @@ pub(crate) fn prototypes(
     (OodScore::Prototypes { count }, (PROTOTYPES.to_string(), weight))
 }
 
-/// At most `count` unit vectors in the middle of clusters of unit vectors.
+/// At most `count` unit vectors, the centres of clusters of unit vectors.
 fn centres(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
     let step = rows.len().div_ceil(count).max(1);
     let mut centres: Vec<Vec<f32>> = rows.iter().step_by(step).cloned().collect();

@@ -1,4 +1,4 @@
-//! Decoding of untrusted bytes. An image's header says what its pixels will take; all limits are checked against that
+//! Decoding of untrusted bytes. The memory for an image's pixels is computed from its header, and all limits are checked,
 //! before a pixel is decoded.
 
 use std::io::Cursor;
@@ -13,44 +13,45 @@ use super::jpeg::Outline;
 use super::{Limits, Pixels, REDUCED, exif, format, webp};
 use crate::error::ImageError;
 
-/// Most bytes that a PNG's metadata may expand to: profiles, texts, and the rows that the reader keeps.
+/// Largest size in bytes of a PNG's expanded metadata: profiles, texts, and the rows that the reader keeps.
 const PNG_METADATA: u64 = 1 << 20;
-/// Images of [`Limits::max_pixels`] may have so many scans; encoders write about ten. Smaller ones may have more.
+/// Largest number of scans of an image with [`Limits::max_pixels`]; smaller images may have more. Encoders write about ten.
 const SCANS_OF_LARGEST: u64 = 16;
-/// Memory that one byte of lossless WebP can ask for: tables of prefix codes, 4096 bytes for eleven.
+/// Memory in bytes per byte of lossless WebP: eleven bytes can define tables of prefix codes of 4096 bytes.
 const WEBP_TABLES: u64 = 512;
-/// Coefficients, in bytes, that a JPEG's entropy decoder is ahead of its inverse DCT at most.
+/// Largest size in bytes of the coefficients by which a JPEG's entropy decoder is ahead of its inverse DCT.
 const JPEG_QUEUE: u64 = 8 << 20;
-/// Rows, tables and other small buffers of a decoder.
+/// Size in bytes of rows, tables and other small buffers of a decoder.
 const SMALL: u64 = 1 << 20;
 
-/// An image, perhaps at a reduced size, and the width and height that it has.
+/// An image, perhaps decoded at a reduced size, and its own width and height.
 pub(super) type Measured = (Pixels, (u32, u32));
 
-/// The way in which an image will be decoded; no pixel of it has been.
+/// The method by which an image will be decoded, and the memory for it, from its header.
 pub(super) struct Plan<'a> {
     bytes: &'a [u8],
-    way: Way<'a>,
+    method: Method<'a>,
     /// Width and height in pixels, as stored.
     size: (u32, u32),
-    /// Width and height in pixels that will be decoded.
+    /// Width and height in pixels as it will be decoded.
     pub(super) decoded: (u32, u32),
-    /// Turns and flips that make the image upright.
+    /// The rotation and mirroring that make the image upright.
     orientation: Orientation,
-    /// Most bytes that decoding takes at a time, those of the result among them.
+    /// Upper bound of the memory in bytes that decoding takes, with the result.
     pub(super) memory: u64,
 }
 
-enum Way<'a> {
+enum Method<'a> {
     /// Any format but JPEG.
     Other(Box<dyn ImageDecoder + 'a>),
     Jpeg,
-    /// A JPEG at an eighth or a quarter of its size, by a smaller inverse DCT.
+    /// JPEG at an eighth or a quarter of its size, by a smaller inverse DCT.
     ReducedJpeg,
 }
 
 impl<'a> Plan<'a> {
-    /// Reads the header. Reduced images keep at least twice `side` pixels on both sides, where one is given.
+    /// Reads the header. Where a `side` is given, a JPEG may be decoded at a reduced size of at least twice `side` pixels on
+    /// both sides.
     pub(super) fn new(
         bytes: &'a [u8],
         limits: &Limits,
@@ -75,10 +76,10 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// Reads the markers alone: a decoder's tables take as long as decoding a small image.
+    /// The plan of a JPEG, from its markers alone: making a decoder takes as long as decoding a small image.
     fn jpeg(bytes: &'a [u8], limits: &Limits, side: Option<u32>) -> Result<Self, ImageError> {
         let outline = Outline::of(bytes);
-        // Decoders fill what is missing with grey and say nothing.
+        // Decoders fill missing pixels with grey and report no error.
         let length = outline.length.ok_or_else(|| broken("the JPEG data ends too early"))?;
         if outline.arithmetic {
             return Err(ImageError::Unsupported("JPEG with arithmetic coding".into()));
@@ -86,7 +87,7 @@ impl<'a> Plan<'a> {
         let (bytes, size, orientation) = (&bytes[..length], outline.size, outline.orientation);
         check_scans(&outline, limits)?;
         let pixels = u64::from(size.0) * u64::from(size.1) * 3;
-        let turned = u64::from(is_turned(orientation));
+        let rotated = u64::from(swaps_sides(orientation));
         let shorter = size.0.min(size.1);
         let enough = |factor: &u32| {
             let side = side.map(|side| side.saturating_mul(2));
@@ -96,25 +97,27 @@ impl<'a> Plan<'a> {
         let times = if factor.is_some() { REDUCED } else { 1 };
         check_size(size, limits.max_side, limits.max_pixels.saturating_mul(times))?;
         let Some(factor) = factor else {
-            // The decoder copies the file. A turn needs the image twice.
+            // The decoder copies the file. A rotation needs the image twice.
             let decoding = pixels + outline.kept() + 2 * length as u64;
-            let memory = decoding.max((1 + turned) * pixels) + SMALL;
-            return Ok(Self { bytes, way: Way::Jpeg, size, decoded: size, orientation, memory });
+            let memory = decoding.max((1 + rotated) * pixels) + SMALL;
+            let method = Method::Jpeg;
+            return Ok(Self { bytes, method, size, decoded: size, orientation, memory });
         };
-        // Planes of the components, and the pixels that are put together from them. The decoder hands coefficients to
-        // threads of its own through a queue without a limit: all of them at once where they were kept, else as many as
-        // are read while such a thread waits for a core.
+        // Memory for the planes of the components, and for the pixels that are put together from them. The decoder passes
+        // coefficients to its own threads through an unbounded queue: all of them at once where they were kept, otherwise
+        // as many as are read while such a thread waits for a core.
         let decoded = (size.0.div_ceil(factor), size.1.div_ceil(factor));
         let reduced = u64::from(decoded.0) * u64::from(decoded.1) * 3;
         let queued = outline.kept().max(outline.coefficients.min(JPEG_QUEUE));
-        let memory = outline.kept() + queued + (2 + turned) * reduced + SMALL;
-        Ok(Self { bytes, way: Way::ReducedJpeg, size, decoded, orientation, memory })
+        let memory = outline.kept() + queued + (2 + rotated) * reduced + SMALL;
+        Ok(Self { bytes, method: Method::ReducedJpeg, size, decoded, orientation, memory })
     }
 
+    /// The plan of any format but JPEG.
     fn other(bytes: &'a [u8], format: ImageFormat, limits: &Limits) -> Result<Self, ImageError> {
         let mut bounds = image::Limits::no_limits();
         let mut decoder: Box<dyn ImageDecoder + 'a> = if format == ImageFormat::Png {
-            // Its metadata is expanded, and its rows are measured, before the decoder is there to be asked.
+            // Making the decoder already expands metadata and allocates a row: the size is read from the header here.
             let side = |at: usize| bytes.get(at..).and_then(|side| side.first_chunk());
             if let (Some(width), Some(height)) = (side(16), side(20)) {
                 let size = (u32::from_be_bytes(*width), u32::from_be_bytes(*height));
@@ -133,32 +136,33 @@ impl<'a> Plan<'a> {
         let exif = decoder.exif_metadata().ok().flatten();
         let orientation = exif.and_then(|exif| exif::orientation(&exif));
         let orientation = orientation.unwrap_or(Orientation::NoTransforms);
-        // A turn needs the image twice.
+        // A rotation needs the image twice.
         let pixels = u64::from(size.0) * u64::from(size.1);
-        let turn = if is_turned(orientation) { 2 * pixels * 3 } else { 0 };
-        let memory = memory(&*decoder, format, bytes)?.max(turn) + SMALL;
+        let rotation = if swaps_sides(orientation) { 2 * pixels * 3 } else { 0 };
+        let memory = memory(&*decoder, format, bytes)?.max(rotation) + SMALL;
         bounds.max_alloc = Some(limits.max_alloc);
         decoder.set_limits(bounds).map_err(from_image)?;
-        Ok(Self { bytes, way: Way::Other(decoder), size, decoded: size, orientation, memory })
+        let method = Method::Other(decoder);
+        Ok(Self { bytes, method, size, decoded: size, orientation, memory })
     }
 
-    /// Decodes the pixels, upright, over white where they are transparent.
+    /// Decodes the pixels, makes the image upright, and blends transparent pixels over white.
     pub(super) fn run(self, limits: &Limits) -> Result<Measured, ImageError> {
-        let Self { bytes, way, size, decoded, orientation, .. } = self;
-        let own = if is_turned(orientation) { (size.1, size.0) } else { size };
-        let picture = match way {
-            Way::Other(decoder) => {
-                let picture = DynamicImage::from_decoder(decoder).map_err(from_image)?;
-                if bytes.starts_with(b"BM") { opaque_if_blank(picture) } else { picture }
+        let Self { bytes, method, size, decoded, orientation, .. } = self;
+        let own = if swaps_sides(orientation) { (size.1, size.0) } else { size };
+        let image = match method {
+            Method::Other(decoder) => {
+                let image = DynamicImage::from_decoder(decoder).map_err(from_image)?;
+                if bytes.starts_with(b"BM") { opaque_if_blank(image) } else { image }
             }
-            Way::Jpeg => whole_jpeg(bytes, size, limits)?,
-            Way::ReducedJpeg => match reduced_jpeg(bytes, size, decoded) {
-                Some(picture) => picture,
-                // The other decoder takes some files that this one does not.
+            Method::Jpeg => whole_jpeg(bytes, size, limits)?,
+            Method::ReducedJpeg => match reduced_jpeg(bytes, size, decoded) {
+                Some(image) => image,
+                // The other decoder supports some files that this one does not.
                 None => return Self::new(bytes, limits, None)?.run(limits),
             },
         };
-        Ok((upright(picture, orientation), own))
+        Ok((upright(image, orientation), own))
     }
 }
 
@@ -173,7 +177,7 @@ fn whole_jpeg(bytes: &[u8], size: (u32, u32), limits: &Limits) -> Result<Dynamic
     DynamicImage::from_decoder(decoder).map_err(from_image)
 }
 
-/// `None` for a JPEG that this decoder does not take.
+/// Decodes at a reduced size; `None` for a JPEG that this decoder does not support.
 fn reduced_jpeg(bytes: &[u8], size: (u32, u32), decoded: (u32, u32)) -> Option<DynamicImage> {
     let mut decoder = jpeg_decoder::Decoder::new(bytes);
     decoder.read_info().ok()?;
@@ -198,7 +202,8 @@ fn reduced_jpeg(bytes: &[u8], size: (u32, u32), decoded: (u32, u32)) -> Option<D
     }
 }
 
-fn is_turned(orientation: Orientation) -> bool {
+/// True for an orientation that exchanges width and height.
+fn swaps_sides(orientation: Orientation) -> bool {
     match orientation {
         Orientation::Rotate90
         | Orientation::Rotate270
@@ -211,7 +216,7 @@ fn is_turned(orientation: Orientation) -> bool {
     }
 }
 
-/// Most bytes that decoding the whole image to RGB takes at a time.
+/// Upper bound of the memory in bytes that decoding the whole image to RGB takes.
 fn memory(
     decoder: &dyn ImageDecoder,
     format: ImageFormat,
@@ -227,17 +232,17 @@ fn memory(
         _ => pixels * 3,
     };
     let decoding = match format {
-        // A frame of another size than the canvas is kept beside it, and its color numbers.
+        // A frame of another size than the canvas is kept in addition to it, with its colour indices.
         ImageFormat::Gif => pixels * 5,
         ImageFormat::WebP => {
             let (largest, lossless) = webp::frames(bytes);
             if largest > pixels {
                 return Err(broken("a frame is larger than the canvas"));
             }
-            // Planes at half again a byte a pixel, or four bytes a pixel, a frame beside a canvas.
+            // A canvas and a frame, each of four bytes per pixel at most; the planes of a lossy frame take less.
             pixels * 8 + lossless * WEBP_TABLES
         }
-        // Metadata is expanded into a buffer that grows, beside the one that it outgrows.
+        // Metadata is expanded into a growing buffer, which is copied when it is full.
         ImageFormat::Png => 2 * PNG_METADATA,
         _ => 0,
     };
@@ -261,7 +266,7 @@ fn check_size(
     Ok(())
 }
 
-/// Each scan passes over all of the image, however few bytes it has.
+/// Limits the number of scans: decoding a scan takes time for all pixels of the image, even if the scan is empty.
 fn check_scans(outline: &Outline, limits: &Limits) -> Result<(), ImageError> {
     let pixels = u64::from(outline.size.0) * u64::from(outline.size.1);
     let most = limits.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels.max(1);
@@ -272,21 +277,18 @@ fn check_scans(outline: &Outline, limits: &Limits) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn upright(picture: DynamicImage, orientation: Orientation) -> Pixels {
-    let rgb = if picture.color().has_alpha() {
-        over_white(picture.into_rgba8())
-    } else {
-        picture.into_rgb8()
-    };
-    let mut picture = DynamicImage::ImageRgb8(rgb);
-    picture.apply_orientation(orientation);
-    let rgb = picture.into_rgb8();
+fn upright(image: DynamicImage, orientation: Orientation) -> Pixels {
+    let rgb =
+        if image.color().has_alpha() { over_white(image.into_rgba8()) } else { image.into_rgb8() };
+    let mut image = DynamicImage::ImageRgb8(rgb);
+    image.apply_orientation(orientation);
+    let rgb = image.into_rgb8();
     Pixels { width: rgb.width(), height: rgb.height(), data: rgb.into_raw() }
 }
 
-/// Programs that know no transparency leave the fourth byte of a BMP's pixels zero.
-fn opaque_if_blank(picture: DynamicImage) -> DynamicImage {
-    match picture {
+/// Sets alpha to opaque where it is zero for all pixels: programs without transparency write BMP files so.
+fn opaque_if_blank(image: DynamicImage) -> DynamicImage {
+    match image {
         DynamicImage::ImageRgba8(mut rgba) if rgba.pixels().all(|pixel| pixel[3] == 0) => {
             rgba.pixels_mut().for_each(|pixel| pixel[3] = 255);
             DynamicImage::ImageRgba8(rgba)
@@ -295,7 +297,7 @@ fn opaque_if_blank(picture: DynamicImage) -> DynamicImage {
     }
 }
 
-/// Blends in place: three bytes of each four stay.
+/// Blends over white in place: of four bytes per pixel three are kept.
 fn over_white(rgba: image::RgbaImage) -> image::RgbImage {
     let (width, height) = rgba.dimensions();
     let mut data = rgba.into_raw();
@@ -311,7 +313,7 @@ fn over_white(rgba: image::RgbaImage) -> image::RgbImage {
     image::RgbImage::from_raw(width, height, data).unwrap_or_default()
 }
 
-/// Runs a decoder; its panic becomes an error.
+/// Runs a decoder and converts its panic to an error.
 pub(super) fn contain<T>(work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(ImageError::DecoderPanicked))
 }

@@ -4,8 +4,8 @@ use image::metadata::Orientation;
 
 const ORIENTATION: u16 = 0x0112;
 
-/// Turns and flips that make an image upright. Some programs write the number as a byte or in four bytes, not in the two
-/// of the standard.
+/// The rotation and mirroring that make an image upright. Some programs write the value as a byte or in four bytes, not in
+/// the two bytes of the standard.
 pub(super) fn orientation(exif: &[u8]) -> Option<Orientation> {
     let big = match exif.get(..4)? {
         b"MM\0*" => true,
@@ -58,7 +58,7 @@ mod tests {
         assert_eq!(orientation(&tiff(false, 1, &[6, 0, 0, 0])), turned);
         let whole = tiff(false, 4, &[6, 0, 0, 0]);
         for length in 0..whole.len() - 4 {
-            // Whatever is cut off, nothing is read beyond the end.
+            // Nothing is read beyond the end.
             let found = orientation(&whole[..length]);
             assert!(found.is_none() || found == turned, "{length}");
         }

@@ -1,24 +1,24 @@
-//! The kind of a file by its first bytes: its name and its declared type may be wrong.
+//! Recognition of a file's format by its first bytes, as its name and its declared type may be wrong.
 
 use image::ImageFormat;
 
 use crate::error::{ForeignFormat, ImageError};
 
-/// Bytes of a file's beginning that tell its format.
+/// Number of first bytes by which a file's format is recognised.
 pub const HEAD: usize = 32;
 
-/// Kind of a file.
+/// Kind of a file by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
-    /// An image in a format that is read: JPEG, PNG, WebP, GIF or BMP.
+    /// An image in a supported format: JPEG, PNG, WebP, GIF or BMP.
     Image,
-    /// An image in a format that is not read.
+    /// An image in a format that is not supported.
     Foreign(ForeignFormat),
     /// Anything else.
     NoImage,
 }
 
-/// Kind of a file by its first [`HEAD`] bytes; a shorter beginning may tell less.
+/// Kind of a file by its first [`HEAD`] bytes; with fewer bytes fewer formats are recognised.
 ///
 /// ```
 /// use petnet::preprocess::{FileKind, ForeignFormat, recognise};
@@ -34,7 +34,10 @@ pub fn recognise(head: &[u8]) -> FileKind {
     }
 }
 
-/// The format that a decoder is there for.
+/// The format of an image.
+///
+/// # Errors
+/// The reason why there is no decoder for it.
 pub(super) fn format(bytes: &[u8]) -> Result<ImageFormat, ImageError> {
     let refused = || match foreign(bytes) {
         Some(format) => ImageError::ForeignFormat(format),
@@ -50,7 +53,7 @@ fn read_format(bytes: &[u8]) -> Option<ImageFormat> {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(ImageFormat::Png),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(ImageFormat::Gif),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(ImageFormat::WebP),
-        // Two letters begin texts, too: the length of the header behind them is one of a few.
+        // A text may also begin with these two letters, but not have one of the known lengths of the header.
         [b'B', b'M', rest @ ..] if matches!(rest.get(12..16), Some([12..=124, 0, 0, 0])) => {
             Some(ImageFormat::Bmp)
         }

@@ -1,5 +1,5 @@
-//! The outline of a JPEG file, read from its markers without decoding anything: how many scans it has, where it ends,
-//! and what its frame needs of memory. Source: ITU-T T.81, annex B.
+//! The outline of a JPEG file, read from its markers without decoding anything: its number of scans, its end, and the
+//! memory that its frame needs. Source: ITU-T T.81, annex B.
 
 use image::metadata::Orientation;
 
@@ -10,7 +10,7 @@ const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
 const APP1: u8 = 0xe1;
 
-/// Markers of a JPEG file, up to its end marker.
+/// Summary of the markers of a JPEG file, up to its end marker.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Outline {
     /// Width and height in pixels, the largest of all frames; zeros without one.
@@ -19,21 +19,21 @@ pub(super) struct Outline {
     pub(super) components: u8,
     /// Number of scans.
     pub(super) scans: u64,
-    /// Length of the image in bytes, up to its end marker; `None` when that is missing. A phone's Motion Photo goes on
-    /// behind it.
+    /// Length of the image in bytes, up to its end marker; `None` when that is missing. In a phone's Motion Photo, a video
+    /// follows the end marker.
     pub(super) length: Option<usize>,
-    /// Bytes of all coefficients, two each.
+    /// Size of all coefficients in bytes, two bytes each.
     pub(super) coefficients: u64,
-    /// Set where a decoder must keep them all: the image is progressive, or its components come in scans of their own.
+    /// True where a decoder must keep all coefficients: the image is progressive, or has a scan per component.
     pub(super) keeps_coefficients: bool,
-    /// Set for a frame with arithmetic coding, which hardly any decoder reads.
+    /// True for a frame with arithmetic coding, which hardly any decoder supports.
     pub(super) arithmetic: bool,
-    /// Turns and flips that make the image upright.
+    /// The rotation and mirroring that make the image upright.
     pub(super) orientation: Orientation,
 }
 
 impl Outline {
-    /// Walks the markers of a file that begins with the start marker.
+    /// Reads the markers of a file that begins with the start marker.
     pub(super) fn of(bytes: &[u8]) -> Self {
         let mut outline = Self {
             size: (0, 0),
@@ -53,14 +53,14 @@ impl Outline {
                     outline.length = Some(start);
                     break;
                 }
-                // Markers that stand alone: TEM, restarts inside a scan, a start within the image.
+                // Markers without a segment: TEM, restart markers in a scan, another start of image.
                 0x01 | 0xd0..=0xd7 | SOI => continue,
                 _ => (),
             }
             let Some(segment) = segment(bytes, start) else { break };
             match marker {
                 SOS => outline.scans += 1,
-                // Frames; 0xc4, 0xc8 and 0xcc are tables.
+                // Start of frame; 0xc4 and 0xcc define tables, 0xc8 is reserved.
                 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
                     outline.frame(segment);
                     outline.keeps_coefficients |= matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
@@ -80,7 +80,7 @@ impl Outline {
         outline
     }
 
-    /// Notes a frame's size. A second frame is against the rules; decoders take one or the other.
+    /// Records a frame's size. The standard forbids a second frame, of which decoders take one or the other.
     fn frame(&mut self, frame: &[u8]) {
         let [_precision, high, low, wide, narrow, count, components @ ..] = frame else { return };
         let side = |high: &u8, low: &u8| u32::from(u16::from_be_bytes([*high, *low]));
@@ -92,13 +92,13 @@ impl Outline {
         self.coefficients = self.coefficients.max(coefficients.unwrap_or(0));
     }
 
-    /// Bytes of the coefficients that a decoder keeps.
+    /// Size in bytes of the coefficients that a decoder keeps.
     pub(super) fn kept(&self) -> u64 {
         if self.keeps_coefficients { self.coefficients } else { 0 }
     }
 }
 
-/// The next marker from a place on, and the place behind it. In a scan's data 0xFF is followed by a zero.
+/// The next marker at or after an offset, and the offset behind it. In a scan's data, 0xFF is followed by a zero.
 fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
     let rest = bytes.get(from..)?;
     memchr::memchr_iter(0xff, rest).find_map(|at| match rest.get(at + 1) {
@@ -107,14 +107,14 @@ fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
     })
 }
 
-/// A segment's content, behind its two bytes of length, which count themselves.
+/// A segment's content, behind the two bytes of its length, which include themselves.
 fn segment(bytes: &[u8], start: usize) -> Option<&[u8]> {
     let length = u16::from_be_bytes(*bytes.get(start..)?.first_chunk()?);
     bytes.get(start + 2..start + usize::from(length.max(2)))
 }
 
-/// Two bytes for each coefficient of a frame's components, whose sampling factors are four bits each, padded to whole
-/// units of the frame; `None` without a component.
+/// Size in bytes of a frame's coefficients, two bytes each. Components have sampling factors of four bits each, and are
+/// padded to whole MCUs; `None` without a component.
 fn coefficient_bytes(
     width: u64,
     height: u64,
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn scans_are_counted_and_what_comes_behind_the_end_is_not() {
+    fn scans_are_counted_up_to_the_end_marker() {
         let mut jpeg = vec![0xff, SOI];
         // A thumbnail within a segment has markers of its own.
         with_segment(&mut jpeg, 0xe0, &[0xff, SOI, 0xff, SOS, 0xff, EOI]);

@@ -1,6 +1,5 @@
-//! Untrusted bytes to pixels: decode within limits, turn upright, resize.
-//!
-//! The one path that training, evaluation and serving share. It knows no tensors and no labels.
+//! Preprocessing of untrusted bytes to pixels: decode within limits, apply the EXIF orientation, resize. Training,
+//! evaluation and serving share this path.
 
 mod decode;
 mod exif;
@@ -22,19 +21,20 @@ use crate::error::ImageError;
 /// Largest side of a network's input, in pixels.
 pub(crate) const MAX_SIZE: u32 = 1024;
 
-/// Bounds that are checked before any pixel is decoded.
+/// Limits that are checked before any pixel is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Largest file in bytes (32 MiB).
     pub max_bytes: u64,
     /// Largest width and largest height in pixels (65,535).
     pub max_side: u32,
-    /// Largest width x height in pixels that are decoded (50 million). A JPEG that is decoded at a quarter or an eighth of
-    /// its size for a smaller network may have [`REDUCED`] times as many: photos of phones with 108 and 200 million.
+    /// Largest width x height in pixels (50 million). A JPEG that is decoded at a quarter or an eighth of its size may have
+    /// [`REDUCED`] times as many, for phones with 108 and 200 million pixels.
     pub max_pixels: u64,
-    /// Most scans of a JPEG (100); of one with more than a sixth of [`Limits::max_pixels`] fewer, down to 16.
+    /// Largest number of scans of a JPEG (100); for one of more than a sixth of [`Limits::max_pixels`] it is lower, down
+    /// to 16.
     pub max_scans: u64,
-    /// Most memory that decoding may take, in bytes (1 GiB).
+    /// Largest memory that decoding may take, in bytes (1 GiB).
     pub max_alloc: u64,
 }
 
@@ -50,14 +50,14 @@ impl Default for Limits {
     }
 }
 
-/// Pixels of a JPEG that is decoded at a quarter or an eighth of its size, relative to [`Limits::max_pixels`]: the time of
-/// its entropy decoder grows with them, its memory does not.
+/// Factor on [`Limits::max_pixels`] for a JPEG that is decoded at a quarter or an eighth of its size: its entropy decoder
+/// takes time for all pixels, but not memory.
 pub const REDUCED: u64 = 4;
 
-/// Ratio of width to height from which on the rows are resized before the columns.
+/// Ratio of width to height above which images are resized along the width first.
 const RIBBON: u32 = 8;
 
-/// An RGB picture, eight bits a channel, rows from the top, no padding.
+/// An RGB image, eight bits a channel, rows from the top, no padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pixels {
     width: u32,
@@ -91,45 +91,45 @@ impl Pixels {
         &mut self.data
     }
 
-    /// Gives the bytes away, `[height, width, 3]`.
+    /// The bytes, `[height, width, 3]`, without a copy.
     pub fn into_data(self) -> Vec<u8> {
         self.data
     }
 }
 
-/// How a picture of any shape becomes a square.
+/// Method of resizing an image of any shape to a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Resize {
-    /// Both sides to the target, the aspect ratio is lost (what the reference system does).
+    /// Resizes both sides to the target; the aspect ratio is lost. The Python reference implementation does this.
     #[default]
     Squeeze,
-    /// The short side to the target, then the middle square.
+    /// Resizes the short side to the target and takes the middle square.
     CenterCrop,
 }
 
-/// The way from a photo's bytes to the square that a network sees; stored with every model.
+/// Preprocessing from an image's bytes to the square that a network takes; stored with every model.
 ///
 /// ```
-/// # let mut photo = std::io::Cursor::new(Vec::new());
-/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut photo, image::ImageFormat::Png).unwrap();
-/// # let photo = photo.into_inner();
+/// # let mut image = std::io::Cursor::new(Vec::new());
+/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
+/// # let image = image.into_inner();
 /// use petnet::ImageError;
 /// use petnet::preprocess::{Limits, Preprocess, Resize};
 ///
 /// let preprocess = Preprocess { size: 4, resize: Resize::CenterCrop };
-/// let picture = preprocess.run(&photo, &Limits::default())?;
-/// assert_eq!((picture.width(), picture.height()), (4, 4));
+/// let pixels = preprocess.run(&image, &Limits::default())?;
+/// assert_eq!((pixels.width(), pixels.height()), (4, 4));
 /// let limits = Limits { max_pixels: 10, ..Limits::default() };
-/// assert!(preprocess.run(&photo, &limits).is_err(), "48 pixels are more than 10");
+/// assert!(preprocess.run(&image, &limits).is_err(), "48 pixels are more than 10");
 /// # Ok::<(), ImageError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preprocess {
     /// Side of the square in pixels.
     pub size: u32,
-    /// What happens to the aspect ratio.
+    /// Method of resizing.
     pub resize: Resize,
 }
 
@@ -137,12 +137,12 @@ impl Preprocess {
     /// Decodes and resizes; the result is `size` x `size`.
     ///
     /// # Errors
-    /// Any [`ImageError`]: the bytes decide which.
+    /// Any [`ImageError`].
     pub fn run(&self, bytes: &[u8], limits: &Limits) -> Result<Pixels, ImageError> {
         self.run_measured(bytes, limits).map(|(pixels, _)| pixels)
     }
 
-    /// Like [`Preprocess::run`], with the photo's own width and height in pixels, upright.
+    /// Like [`Preprocess::run`], and returns the image's own width and height in pixels, upright.
     ///
     /// # Errors
     /// As [`Preprocess::run`].
@@ -155,37 +155,36 @@ impl Preprocess {
         Ok((resize(&pixels, self.size, self.resize)?, own))
     }
 
-    /// Most bytes of memory that [`Preprocess::run`] takes at a time for this image, by its header: nothing is decoded
-    /// yet. For servers, which share their memory out before they work.
+    /// Upper bound of the memory in bytes that [`Preprocess::run`] takes for this image, from its header alone. Servers
+    /// use it to admit images within a budget of memory.
     ///
     /// # Errors
-    /// Those of [`Preprocess::run`] that the header tells.
+    /// Those of [`Preprocess::run`] that the header shows.
     pub fn memory(&self, bytes: &[u8], limits: &Limits) -> Result<u64, ImageError> {
         let plan = contain(|| Plan::new(bytes, limits, Some(self.size)))?;
         let size = u64::from(self.size);
-        // Between the two passes of a resize, one side has its new length.
+        // The image between the two passes of a resize has one side of the new length and one of the old.
         let (width, height) = plan.decoded;
         let kept = width.max(height).min(width.min(height).saturating_mul(RIBBON));
-        // The filters' weights: six times the longer side of them, as numbers of 8 and of 2 bytes.
+        // The filter's weights are six times the longer side, as numbers of 8 and of 2 bytes.
         let between = u64::from(kept) * size * 3 + u64::from(width.max(height)) * 64;
         Ok(plan.memory + between + size * size * 3)
     }
 }
 
-/// Decodes a whole picture, upright (EXIF orientation applied), over white where it is transparent.
+/// Decodes a whole image, with its EXIF orientation applied, and blends transparent pixels over white.
 ///
-/// JPEG (grey, YCbCr, CMYK, YCCK), PNG, WebP, GIF (first frame) and BMP, of any bit depth.
+/// Supported are JPEG (grey, YCbCr, CMYK, YCCK), PNG, WebP, GIF (first frame) and BMP, of any bit depth.
 ///
 /// # Errors
-/// Any [`ImageError`]; limits are checked before pixels are decoded, and a decoder's panic is
-/// contained.
+/// Any [`ImageError`]. Limits are checked before pixels are decoded, and a decoder's panic becomes an error.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels, ImageError> {
     contain(|| Plan::new(bytes, limits, None)?.run(limits)).map(|(pixels, _)| pixels)
 }
 
-/// Like [`decode`], but a large JPEG may come back at 1/4 or 1/8 of its size, as long as both
-/// sides keep at least twice `side` pixels: the inverse DCT is then much cheaper. (At 1/2 the
-/// decoder that can scale is slower than the one that cannot: `benches/preprocess.rs`.)
+/// Like [`decode`], but decodes a large JPEG at 1/4 or 1/8 of its size, as long as both sides keep at least twice `side`
+/// pixels: the inverse DCT is then much cheaper. A scale of 1/2 is not used, as the decoder that supports scaling is then
+/// slower than the other one at full size (`benches/preprocess.rs`).
 ///
 /// # Errors
 /// As [`decode`].
@@ -193,7 +192,7 @@ pub fn decode_at_least(bytes: &[u8], limits: &Limits, side: u32) -> Result<Pixel
     decode_measured(bytes, limits, side).map(|(pixels, _)| pixels)
 }
 
-/// Like [`decode_at_least`], with the image's own width and height in pixels, upright.
+/// Like [`decode_at_least`], and returns the image's own width and height in pixels, upright.
 pub(crate) fn decode_measured(
     bytes: &[u8],
     limits: &Limits,
@@ -206,7 +205,7 @@ fn decode_reduced(bytes: &[u8], limits: &Limits, side: u32) -> Result<Measured, 
     Plan::new(bytes, limits, Some(side))?.run(limits)
 }
 
-/// Resizes to a square of `size` with a Lanczos filter of three lobes, antialiased as Pillow does.
+/// Resizes to a square of `size` with an antialiased Lanczos filter of three lobes, as Pillow does.
 ///
 /// # Errors
 /// [`ImageError::Unsupported`] when `size` is zero.
@@ -215,7 +214,8 @@ pub fn resize(pixels: &Pixels, size: u32, how: Resize) -> Result<Pixels, ImageEr
         Resize::Squeeze => lanczos(),
         Resize::CenterCrop => lanczos().fit_into_destination(Some((0.5, 0.5))),
     };
-    // Columns go first, and leave rows of the full width: of a ribbon they would be larger than the image.
+    // The resizer reduces the height first and keeps the full width. For a very wide and low image, whose height may even
+    // grow, the result between the passes could be larger than the image itself.
     let ribbon = pixels.width / RIBBON > pixels.height && how == Resize::Squeeze;
     if ribbon {
         let narrow = resize_with(pixels, size, pixels.height, &options)?;
@@ -236,12 +236,12 @@ pub(crate) fn resize_with(
 ) -> Result<Pixels, ImageError> {
     let unsupported = |e: &dyn std::fmt::Display| ImageError::Unsupported(e.to_string());
     let mut data = vec![0; width as usize * height as usize * 3];
-    // Typed images keep the code for all other kinds of pixels, megabytes of it, out of the program.
+    // Typed images keep the code for other pixel types, megabytes of it, out of the program.
     let from = TypedImageRef::<U8x3>::from_buffer(pixels.width, pixels.height, &pixels.data)
         .map_err(|e| unsupported(&e))?;
     let mut to =
         TypedImage::<U8x3>::from_buffer(width, height, &mut data).map_err(|e| unsupported(&e))?;
     fir::Resizer::new().resize_typed(&from, &mut to, options).map_err(|e| unsupported(&e))?;
     Pixels::new(width, height, data)
-        .ok_or_else(|| ImageError::Unsupported("resize to an empty picture".into()))
+        .ok_or_else(|| ImageError::Unsupported("resize to an empty image".into()))
 }

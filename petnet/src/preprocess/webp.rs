@@ -1,13 +1,13 @@
-//! Sizes inside a WebP file. The decoder compares a frame's size with the canvas only after decoding it. Source: the
+//! Frame sizes in a WebP file, as the decoder compares a frame's size with the canvas only after decoding it. Source: the
 //! WebP container specification and RFC 6386, section 9.1.
 
-/// Largest number of pixels of a lossy frame anywhere in the file, and the bytes of lossless data.
+/// Largest number of pixels of a lossy frame in the file, and the size of all lossless data in bytes.
 pub(super) fn frames(bytes: &[u8]) -> (u64, u64) {
     let (mut pixels, mut lossless) = (0, 0);
     let mut rest = bytes.get(12..).unwrap_or_default();
     while let Some((name, content, behind)) = next_chunk(rest) {
         rest = match name {
-            // A frame of an animation: 16 bytes, then chunks.
+            // A frame of an animation has a header of 16 bytes and then chunks.
             b"ANMF" => rest.get(8 + 16..).unwrap_or_default(),
             _ => behind,
         };
@@ -20,7 +20,7 @@ pub(super) fn frames(bytes: &[u8]) -> (u64, u64) {
     (pixels, lossless)
 }
 
-/// The chunk at the front: its name, as much of its content as there is, and what comes behind it.
+/// The first chunk: its name, as much of its content as there is, and the bytes behind it.
 fn next_chunk(bytes: &[u8]) -> Option<(&[u8; 4], &[u8], &[u8])> {
     let length = u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?) as usize;
     let content = &bytes[8..bytes.len().min(8 + length)];

@@ -1,19 +1,19 @@
-//! The best of many, by an order without ties.
+//! Selection of the best items by a total order.
 
 use std::cmp::Ordering;
 
-/// Items with an order in which the better ones come first.
+/// Items with a total order, the better ones first.
 pub(super) trait Ranked: Copy {
-    /// Never equal for two different ones.
+    /// The order; never `Equal` for two different items.
     fn rank(&self, other: &Self) -> Ordering;
 }
 
-/// Keeps the `most` best of what it is offered, in memory for twice as many.
+/// The best `most` of the offered items, in memory for twice as many.
 #[derive(Debug, Clone)]
 pub(super) struct Best<T> {
     most: usize,
     found: Vec<T>,
-    /// The worst that is kept, once there are enough.
+    /// The worst of the best items, once there are `most` of them.
     limit: Option<T>,
 }
 
@@ -37,7 +37,7 @@ impl<T: Ranked> Best<T> {
         self
     }
 
-    /// The best, in their order.
+    /// The best items, in their order.
     pub(super) fn sorted(mut self) -> Vec<T> {
         self.found.sort_unstable_by(T::rank);
         self.found.truncate(self.most);

@@ -1,9 +1,9 @@
 //! An index with the files that its rows came from, in a folder:
 //!
 //! ```text
-//! images.jsonl                     layout, model and checksum; then a line an image, in the order of the rows
+//! images.jsonl                     layout, model and checksum; then one line per image, in the order of the rows
 //! embeddings-0123456789abcdef.npy  the rows, named by their checksum
-//! lock                             held by whoever writes
+//! lock                             held while the index is written
 //! ```
 //!
 //! The rows are written under a new name before the list that refers to them is renamed over the old one, so that a crash
@@ -19,14 +19,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Index, IndexError};
-use crate::checkpoint::write_atomically;
 use crate::classifier::Classifier;
+use crate::disk::write_atomically;
 use crate::error::{Error, Result};
 use crate::preprocess::Pixels;
 
 const LIST: &str = "images.jsonl";
 const FORMAT: u32 = 1;
-/// Images that are decoded and pass through the network together.
+/// Images per pass through the network.
 const BATCH: usize = 64;
 
 /// The first line of the list.
@@ -38,56 +38,56 @@ struct Header {
     embeddings_sha256: String,
 }
 
-/// A file whose embedding is in an index. It counts as changed when its size or time is another one.
+/// A file whose embedding is in an index. It counts as changed when its size or modification time differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexedImage {
-    /// Its path, as it was given.
+    /// Path as passed to [`ImageIndex::add`].
     pub path: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Time of its last modification, in nanoseconds since 1970.
+    /// Time of the last modification, in nanoseconds since 1970.
     pub modified: u64,
 }
 
 /// A file that could not be embedded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its path.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Reason for which it could not be read.
+    /// The reason.
     pub reason: String,
 }
 
-/// Counts of what [`ImageIndex::add`] did.
+/// Result of [`ImageIndex::add`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Added {
-    /// Images that were in the index already, with the same size and time.
+    /// Number of images that were already in the index, with the same size and time.
     pub unchanged: usize,
-    /// Images that were new or had changed.
+    /// Number of images that were new or had changed.
     pub embedded: usize,
-    /// Files that are not in the index now.
+    /// Files that could not be read, and are not in the index.
     pub unreadable: Vec<Unreadable>,
 }
 
-/// Embeddings of images by one model, and where each image lies.
+/// Embeddings of images by one model, and the images' paths.
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
 /// # let folder = tempfile::tempdir().unwrap();
-/// # let photo = folder.path().join("rex.png");
-/// # image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 60])).save(&photo).unwrap();
+/// # let image = folder.path().join("rex.png");
+/// # image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 60])).save(&image).unwrap();
 /// # let dir = folder.path().join("index");
 /// use petnet::similar::ImageIndex;
-/// use petnet::{Checkpoint, Classifier, sha256};
+/// use petnet::Classifier;
 ///
 /// let classifier = Classifier::pretrained()?;
-/// let model = sha256(Checkpoint::pretrained_bytes());
-/// let mut images = ImageIndex::new(&model, &classifier);
-/// images.add(&classifier, &[&photo])?;
+/// let model = "e4fd3a88a517"; // a digest of the model's file
+/// let mut images = ImageIndex::new(model, &classifier);
+/// images.add(&classifier, &[&image])?;
 /// images.save(&dir)?;
 ///
-/// let images = ImageIndex::open(&dir, &model)?;
-/// let query = classifier.embed_bytes(&std::fs::read(&photo).unwrap())?;
+/// let images = ImageIndex::open(&dir, model)?;
+/// let query = classifier.embed_bytes(&std::fs::read(&image).unwrap())?;
 /// let nearest = images.index().nearest(&query, 1)?[0];
 /// println!("{} {:.3}", images.images()[nearest.row].path, nearest.cosine);
 /// # assert!(nearest.cosine > 0.999);
@@ -103,7 +103,7 @@ pub struct ImageIndex {
 }
 
 impl ImageIndex {
-    /// No images yet. `model_sha256` is the digest of the classifier's file: only with that model will the index be read.
+    /// An empty index. `model_sha256` is the digest of the classifier's file, and is required to open the index again.
     pub fn new(model_sha256: &str, classifier: &Classifier) -> Self {
         let index = Index::new(classifier.embedding_len());
         let (images, rows) = (Vec::new(), HashMap::new());
@@ -115,11 +115,11 @@ impl ImageIndex {
         dir.as_ref().join(LIST).is_file()
     }
 
-    /// Reads what [`ImageIndex::save`] wrote.
+    /// Reads an index that [`ImageIndex::save`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be read, [`Error::IndexFile`] when one is cut short or altered, or the index was
-    /// made by another model.
+    /// [`Error::Io`] when a file cannot be read, [`Error::IndexFile`] when one is cut short or was changed, or the index
+    /// was made by another model.
     pub fn open(dir: impl AsRef<Path>, model_sha256: &str) -> Result<Self> {
         let path = dir.as_ref().join(LIST);
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
@@ -146,7 +146,7 @@ impl ImageIndex {
         Ok(Self { model_sha256: header.model_sha256, index, images, rows })
     }
 
-    /// Writes the index into a folder, in place of the one that is there.
+    /// Writes the index to a folder and replaces the one that is there.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -155,7 +155,7 @@ impl ImageIndex {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let lock = dir.join("lock");
         let held = File::create(&lock).map_err(Error::io(&lock))?;
-        // Released with the file.
+        // Released when the file is dropped.
         held.lock().map_err(Error::io(&lock))?;
         let partial = dir.join(".embeddings.partial");
         let embeddings_sha256 = self.write(&partial).map_err(Error::io(&partial))?;
@@ -184,11 +184,11 @@ impl ImageIndex {
         &self.images
     }
 
-    /// Adds images, or embeds them again where size or time have changed. A file that cannot be read is left out and
-    /// listed; if it was in the index, it is no longer.
+    /// Adds images, and embeds them again where their size or time has changed. A file that cannot be read is listed in the
+    /// result and removed from the index.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device fails, [`Error::Index`] where the classifier is another one than the index's.
+    /// [`Error::Device`] when the device fails, [`Error::Index`] where the classifier's embeddings have another length.
     pub fn add<P: AsRef<Path> + Sync>(
         &mut self,
         classifier: &Classifier,
@@ -196,13 +196,13 @@ impl ImageIndex {
     ) -> Result<Added> {
         let mut added = Added::default();
         for batch in paths.chunks(BATCH) {
-            let found = batch.par_iter().map(|path| self.look(classifier, path.as_ref()));
-            let (mut pictures, mut images) = (Vec::new(), Vec::new());
+            let found = batch.par_iter().map(|path| self.read_changed(classifier, path.as_ref()));
+            let (mut inputs, mut images) = (Vec::new(), Vec::new());
             for (path, found) in batch.iter().zip(found.collect::<Vec<_>>()) {
                 match found {
                     Ok(Some((image, pixels))) => {
                         images.push(image);
-                        pictures.push(pixels);
+                        inputs.push(pixels);
                     }
                     Ok(None) => added.unchanged += 1,
                     Err(reason) => {
@@ -210,7 +210,7 @@ impl ImageIndex {
                     }
                 }
             }
-            let embeddings = classifier.embed(&pictures)?;
+            let embeddings = classifier.embed(&inputs)?;
             added.embedded += images.len();
             let mut pairs = images.into_iter().zip(embeddings);
             pairs.try_for_each(|(image, embedding)| self.put(image, &embedding))?;
@@ -236,18 +236,19 @@ impl ImageIndex {
         before - self.images.len()
     }
 
-    /// A file as the network takes it; nothing where its embedding is here already.
-    fn look(
+    /// Reads a file to the network's input; `None` where the index has its embedding and it has not changed.
+    fn read_changed(
         &self,
         classifier: &Classifier,
         path: &Path,
     ) -> Result<Option<(IndexedImage, Pixels)>, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let name = path.to_str().ok_or("its path is not UTF-8")?;
-        let about = fs::metadata(path).map_err(|e| text(&e))?;
-        let modified = about.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let metadata = fs::metadata(path).map_err(|e| text(&e))?;
+        let modified =
+            metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let modified = modified.map_or(0, |time| time.as_nanos() as u64);
-        let image = IndexedImage { path: name.into(), bytes: about.len(), modified };
+        let image = IndexedImage { path: name.into(), bytes: metadata.len(), modified };
         if self.rows.get(name).is_some_and(|row| self.images[*row] == image) {
             return Ok(None);
         }
@@ -280,9 +281,9 @@ impl ImageIndex {
     }
 }
 
-/// File of the embeddings with this checksum.
+/// Name of the file of the embeddings with this checksum.
 fn name(sha256: &str) -> String {
-    // A checksum that another program wrote must not lead out of the folder.
+    // The checksum may come from an untrusted list: it must not contain a path.
     let digits = sha256.chars().filter(char::is_ascii_hexdigit).take(16);
     format!("embeddings-{}.npy", digits.collect::<String>())
 }
@@ -311,7 +312,7 @@ fn read_list(text: &str) -> Result<(Header, Vec<IndexedImage>), IndexError> {
     };
     let mut lines = text.lines().enumerate();
     let first = lines.next().unwrap_or_default().1;
-    // Another layout need not have the same fields.
+    // Another layout may have other fields.
     let Layout { format } = serde_json::from_str(first).map_err(|e| wrong(0, e))?;
     if format != FORMAT {
         return Err(IndexError::Format { found: format, expected: FORMAT });

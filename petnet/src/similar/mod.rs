@@ -1,11 +1,10 @@
-//! Exact nearest-neighbour search over embeddings, by cosine: look-alikes and duplicates among images.
+//! Exact nearest-neighbour search over embeddings by cosine, for similar images and duplicates.
 //!
-//! [`Index`] is rows of one length in memory and knows no images; its rows are compared with every query, so that no
-//! neighbour is missed. [`ImageIndex`] is an index with the files that its rows came from, in a folder.
+//! [`Index`] holds rows of one length in memory. Every query is compared with all rows, so that no neighbour is missed.
+//! [`ImageIndex`] is an index together with the files of its rows, stored in a folder.
 //!
-//! A search reads all rows once for each block of 32 queries. One query alone is bound by the memory's bandwidth, a block
-//! of them by arithmetic; `benches/similar.rs` measures both. Where millions of rows make that too slow, an approximate
-//! index is what is needed, which this is not.
+//! A search reads all rows once for each block of 32 queries. A single query is bound by memory bandwidth, a block of
+//! queries by arithmetic; `benches/similar.rs` measures both. Millions of rows may need an approximate index instead.
 //!
 //! ```
 //! use petnet::similar::Index;
@@ -34,15 +33,15 @@ use best::{Best, Ranked};
 pub use images::{Added, ImageIndex, IndexedImage, Unreadable};
 pub use npy::NpyWriter;
 
-/// Queries for which rows are read once from memory.
+/// Queries per block, for which rows are read once from memory.
 const QUERIES: usize = 32;
-/// Values of a block of rows, 256 KiB: they are read again from the cache for each few queries.
+/// Values per block of rows, 256 KiB, which stay in the cache while the queries of a block are compared with them.
 const BLOCK: usize = 1 << 16;
 
 /// A row near a query.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Neighbour {
-    /// Its place in the index, from 0.
+    /// Number of the row in the index, from 0.
     pub row: usize,
     /// Cosine of the angle between row and query, at most 1.
     pub cosine: f32,
@@ -69,7 +68,7 @@ impl Ranked for Pair {
     }
 }
 
-/// Vectors of one length, each of norm 1, in memory: 4 bytes a value. What a row stands for is the caller's to know.
+/// Vectors of one length, each of norm 1 or zero, in memory at 4 bytes per value. The caller maps rows to images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Index {
     embedding_len: usize,
@@ -78,12 +77,12 @@ pub struct Index {
 }
 
 impl Index {
-    /// No rows yet.
+    /// An empty index.
     pub fn new(embedding_len: usize) -> Self {
         Self { embedding_len, values: Vec::new() }
     }
 
-    /// As [`Index::push`] for each row.
+    /// An index of some rows, each added by [`Index::push`].
     ///
     /// # Errors
     /// As [`Index::push`].
@@ -96,7 +95,7 @@ impl Index {
         Ok(index)
     }
 
-    /// Adds a row, divided by its norm.
+    /// Adds a row, normalised to norm 1.
     ///
     /// # Errors
     /// [`Error::Index`](crate::Error::Index) for another length, or values that are not finite.
@@ -111,24 +110,24 @@ impl Index {
         self.values.len().checked_div(self.embedding_len).unwrap_or_default()
     }
 
-    /// True without any row.
+    /// True where there are no rows.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// Values of each row.
+    /// Number of values per row.
     pub fn embedding_len(&self) -> usize {
         self.embedding_len
     }
 
-    /// A row as it is kept.
+    /// A row, normalised; `None` beyond the last one.
     pub fn row(&self, row: usize) -> Option<&[f32]> {
         let end = row.checked_add(1)?.checked_mul(self.embedding_len)?;
         self.values.get(end - self.embedding_len..end)
     }
 
-    /// The `count` rows of the largest cosine, the nearest first; of equal cosines the lower row comes first. A query of
-    /// zeros has the cosine 0 to every row.
+    /// The `count` rows of the largest cosine, the nearest first; of equal cosines, the lower row first. A query of zeros
+    /// has the cosine 0 to every row.
     ///
     /// # Errors
     /// [`Error::Index`](crate::Error::Index) for a query of another length, or values that are not finite.
@@ -159,8 +158,8 @@ impl Index {
         Ok(units.chunks(QUERIES).flat_map(|block| self.search(block, count)).collect())
     }
 
-    /// The `most` pairs of different rows with the largest cosines of at least `cosine`, the nearest pair first. Every
-    /// row is compared with every other one: the time grows with the square of the rows.
+    /// The `most` pairs of different rows with the largest cosines of at least `cosine`, the nearest pair first. All pairs
+    /// are compared: the time grows with the square of the number of rows.
     ///
     /// ```
     /// use petnet::similar::Index;
@@ -191,17 +190,17 @@ impl Index {
         best.reduce(|| Best::new(most), Best::merge).sorted()
     }
 
-    /// Pairs of each of the rows `queries`, which begin at row `first`, with each later row.
+    /// Calls `found` with all pairs of a row of `queries`, which begin at row `first`, and a later row.
     fn pairs_with(&self, queries: &[f32], first: usize, mut found: impl FnMut(Pair)) {
         let len = self.embedding_len;
         let step = self.block_rows();
         let later = &self.values[first * len..];
         let mut cosines = Vec::new();
         for (block, rows) in later.chunks(step * len).enumerate() {
-            let asked = queries.len() / len;
-            cosines.resize(rows.len() / len * asked, 0.0);
+            let count = queries.len() / len;
+            cosines.resize(rows.len() / len * count, 0.0);
             products::products(rows, queries, len, &mut cosines);
-            for (row, cosines) in cosines.chunks_exact(asked).enumerate() {
+            for (row, cosines) in cosines.chunks_exact(count).enumerate() {
                 let row = first + block * step + row;
                 for (query, cosine) in cosines.iter().enumerate() {
                     if first + query < row {
@@ -213,19 +212,19 @@ impl Index {
     }
 
     fn search(&self, queries: &[Vec<f32>], count: usize) -> Vec<Vec<Neighbour>> {
-        let asked = queries.len();
+        let query_count = queries.len();
         if self.is_empty() {
-            return vec![Vec::new(); asked];
+            return vec![Vec::new(); query_count];
         }
         let (len, step) = (self.embedding_len, self.block_rows());
         let flat = queries.concat();
-        let none = || vec![Best::new(count.min(self.len())); asked];
-        // The best do not depend on which thread takes which blocks: no two rows rank equal.
+        let none = || vec![Best::new(count.min(self.len())); query_count];
+        // The result does not depend on the threads, as no two rows rank equal.
         let blocks = self.values.par_chunks(step * len).enumerate();
         let best = blocks.fold(none, |mut best, (block, rows)| {
-            let mut cosines = vec![0.0; rows.len() / len * asked];
+            let mut cosines = vec![0.0; rows.len() / len * query_count];
             products::products(rows, &flat, len, &mut cosines);
-            for (row, cosines) in cosines.chunks_exact(asked).enumerate() {
+            for (row, cosines) in cosines.chunks_exact(query_count).enumerate() {
                 for (best, cosine) in best.iter_mut().zip(cosines) {
                     best.offer(Neighbour { row: block * step + row, cosine: cosine.min(1.0) });
                 }
@@ -237,11 +236,11 @@ impl Index {
     }
 
     fn block_rows(&self) -> usize {
-        // A multiple of the rows of every tile.
+        // A multiple of the rows per tile, for both sizes of tiles.
         (BLOCK / self.embedding_len.max(1)).next_multiple_of(6).max(6)
     }
 
-    /// A vector of the index's length, divided by its norm.
+    /// Validates a vector and normalises it.
     fn unit(&self, values: &[f32]) -> Result<Vec<f32>> {
         let (found, expected) = (values.len(), self.embedding_len);
         if found != expected || found == 0 {
@@ -279,7 +278,7 @@ fn merge_two((a, b): (Best<Neighbour>, Best<Neighbour>)) -> Best<Neighbour> {
     a.merge(b)
 }
 
-/// True for the norm 1, but for what rounding to floats costs, and for zeros.
+/// True for vectors of norm 1, up to rounding, and for zeros.
 fn is_unit(row: &[f32]) -> bool {
     let norm = norm(row);
     norm == 0.0 || (norm - 1.0).abs() < 1e-3

@@ -7,14 +7,13 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::{Index, IndexError, is_unit};
-use crate::checkpoint::hex;
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
-/// Bytes before the values: magic, length and a description that is padded to this.
+/// Bytes before the values: magic, length, and a description that is padded to fill them.
 const HEADER: usize = 128;
 
-/// Magic, length and description together fill [`HEADER`] bytes.
+/// The first [`HEADER`] bytes of a file.
 fn header(rows: usize, columns: usize) -> Vec<u8> {
     let text =
         format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
@@ -23,7 +22,7 @@ fn header(rows: usize, columns: usize) -> Vec<u8> {
     [&MAGIC[..], &(length as u16).to_le_bytes(), padded.as_bytes()].concat()
 }
 
-/// Writes a matrix row by row to a file that NumPy reads; the number of rows need not be known before.
+/// Writes a matrix row by row to a file that NumPy reads; the number of rows need not be known in advance.
 ///
 /// ```
 /// use petnet::similar::NpyWriter;
@@ -42,7 +41,7 @@ pub struct NpyWriter<W> {
 }
 
 impl<W: Write + Seek> NpyWriter<W> {
-    /// Begins a matrix of so many columns, at the beginning of `to`.
+    /// Starts a matrix with a number of columns, at the beginning of `to`.
     ///
     /// # Errors
     /// Errors of writing to `to`.
@@ -64,7 +63,7 @@ impl<W: Write + Seek> NpyWriter<W> {
         self.to.write_all(&bytes(row))
     }
 
-    /// Writes the number of rows and returns what was written to, flushed.
+    /// Writes the number of rows, flushes, and returns the writer.
     ///
     /// # Errors
     /// Errors of writing and seeking.
@@ -82,7 +81,7 @@ fn bytes(row: &[f32]) -> Vec<u8> {
 }
 
 impl Index {
-    /// Writes all rows, `[rows, embedding_len]`; returns the SHA-256 of what was written, in hex.
+    /// Writes all rows, `[rows, embedding_len]`; returns the SHA-256 of the written bytes, in hex.
     pub(super) fn write_npy(&self, to: &mut impl Write) -> io::Result<String> {
         let mut hash = Sha256::new();
         let mut write = |bytes: &[u8]| {
@@ -90,17 +89,16 @@ impl Index {
             to.write_all(bytes)
         };
         write(&header(self.len(), self.embedding_len))?;
-        // An index of no length has no rows.
-        let some_rows = self.values.chunks(1 << 18);
-        some_rows.map(bytes).try_for_each(|values| write(&values))?;
-        Ok(hex(&hash.finalize()))
+        let chunks = self.values.chunks(1 << 18);
+        chunks.map(bytes).try_for_each(|values| write(&values))?;
+        Ok(hex::encode(hash.finalize()))
     }
 
     /// Reads a matrix as NumPy writes it: one embedding a row, each of norm 1 or all zeros, little-endian 32-bit floats.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::IndexFile`] when it is cut short, has another layout, or a row
-    /// is no embedding.
+    /// that is not an embedding.
     pub fn load_npy(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Ok(Self::read_npy(path)?.0)
@@ -143,7 +141,7 @@ fn parse(from: &mut impl Read, size: u64) -> Result<(Index, String), Problem> {
     from.read_exact(&mut start)?;
     let [magic @ .., low, high] = start;
     if magic != *MAGIC {
-        return Err(damaged("it does not begin as one of version 1.0"));
+        return Err(damaged("it does not begin like a file of version 1.0"));
     }
     let mut text = vec![0; usize::from(u16::from_le_bytes([low, high]))];
     from.read_exact(&mut text)?;
@@ -152,7 +150,7 @@ fn parse(from: &mut impl Read, size: u64) -> Result<(Index, String), Problem> {
     let [rows, embedding_len] = shape(&String::from_utf8_lossy(&text))?;
     let held = size.saturating_sub((start.len() + text.len()) as u64);
     let values = rows.checked_mul(embedding_len).filter(|values| *values as u64 == held / 4);
-    // The size is known to be true: memory is taken only for what is there.
+    // The header's shape is checked against the file's size before memory is allocated for it.
     let Some(values) = values.filter(|_| held.is_multiple_of(4)) else {
         return Err(damaged(format!("{rows} x {embedding_len} values are not {held} bytes")));
     };
@@ -167,17 +165,17 @@ fn parse(from: &mut impl Read, size: u64) -> Result<(Index, String), Problem> {
             return Err(Problem::Content(IndexError::Norm(number)));
         }
     }
-    Ok((index, hex(&hash.finalize())))
+    Ok((index, hex::encode(hash.finalize())))
 }
 
-/// Rows and columns that a description gives.
+/// Rows and columns in a description.
 fn shape(text: &str) -> Result<[usize; 2], Problem> {
     let after = |key: &str| text.split_once(key).map(|(_, rest)| rest.trim_start());
     if !after("'descr':").is_some_and(|rest| rest.starts_with("'<f4'")) {
         return Err(damaged("its values are not '<f4'"));
     }
     if !after("'fortran_order':").is_some_and(|rest| rest.starts_with("False")) {
-        return Err(damaged("it lies column by column"));
+        return Err(damaged("it is stored column by column"));
     }
     let inside = after("'shape':")
         .and_then(|rest| rest.strip_prefix('('))

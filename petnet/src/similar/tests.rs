@@ -4,8 +4,8 @@ use std::path::Path;
 use super::*;
 use crate::error::Error;
 
-/// Rows of no pattern.
-fn drawn(rows: usize, len: usize) -> Vec<Vec<f32>> {
+/// Pseudo-random rows.
+fn random(rows: usize, len: usize) -> Vec<Vec<f32>> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut value = || {
         state =
@@ -15,7 +15,7 @@ fn drawn(rows: usize, len: usize) -> Vec<Vec<f32>> {
     (0..rows).map(|_| (0..len).map(|_| value()).collect()).collect()
 }
 
-/// The definition, in doubles.
+/// Cosine by its definition, in f64.
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -33,7 +33,7 @@ fn reason(error: Error) -> IndexError {
 #[test]
 fn neighbours_are_those_of_a_plain_loop_alone_and_in_blocks() {
     for (rows, len, count) in [(1, 1, 1), (700, 37, 9), (2_000, 128, 3), (50, 1_280, 50)] {
-        let (all, queries) = (drawn(rows, len), drawn(70, len));
+        let (all, queries) = (random(rows, len), random(70, len));
         let index = Index::from_rows(len, &all).unwrap();
         let found = index.nearest_all(&queries, count).unwrap();
         for (query, found) in queries.iter().zip(&found) {
@@ -51,8 +51,8 @@ fn neighbours_are_those_of_a_plain_loop_alone_and_in_blocks() {
 }
 
 #[test]
-fn of_equal_rows_the_lower_comes_first_and_all_may_be_asked_for() {
-    let mut rows = drawn(3_000, 24);
+fn of_equal_rows_the_lower_comes_first_and_all_may_be_requested() {
+    let mut rows = random(3_000, 24);
     for row in [5, 1_500, 2_999] {
         rows[row] = rows[77].iter().map(|value| value * 4.0).collect();
     }
@@ -72,7 +72,7 @@ fn of_equal_rows_the_lower_comes_first_and_all_may_be_asked_for() {
 
 #[test]
 fn pairs_are_those_of_a_plain_loop() {
-    let rows = drawn(400, 12);
+    let rows = random(400, 12);
     let index = Index::from_rows(12, &rows).unwrap();
     let pairs = index.pairs(0.8, usize::MAX);
     let mut plain = Vec::new();
@@ -88,7 +88,7 @@ fn pairs_are_those_of_a_plain_loop() {
 }
 
 #[test]
-fn what_is_no_embedding_of_the_index_is_refused() {
+fn embeddings_that_do_not_fit_the_index_are_refused() {
     let mut index = Index::new(3);
     assert!(index.nearest(&[1.0, 0.0, 0.0], 5).unwrap().is_empty());
     assert!(index.pairs(0.0, 5).is_empty());
@@ -122,7 +122,7 @@ fn load(folder: &Path, bytes: &[u8]) -> Result<Index> {
 #[test]
 fn rows_come_back_and_every_truncated_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let rows = drawn(3, 5);
+    let rows = random(3, 5);
     let whole = npy(&rows);
     assert_eq!(whole.len(), 128 + 3 * 5 * 4);
     let index = load(folder.path(), &whole).unwrap();
@@ -141,9 +141,9 @@ fn rows_come_back_and_every_truncated_file_is_refused() {
 }
 
 #[test]
-fn files_that_claim_something_else_are_refused() {
+fn files_of_another_layout_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let whole = npy(&drawn(3, 5));
+    let whole = npy(&random(3, 5));
     let with = |from: &str, to: &str| {
         let head = String::from_utf8_lossy(&whole[10..128]).replace(from, to);
         [&whole[..10], &format!("{head:<118}").as_bytes()[..118], &whole[128..]].concat()
@@ -172,7 +172,7 @@ fn files_that_claim_something_else_are_refused() {
 
 #[test]
 fn rows_can_be_replaced_and_removed() {
-    let rows = drawn(5, 4);
+    let rows = random(5, 4);
     let mut index = Index::from_rows(4, &rows).unwrap();
     index.set(1, &rows[4]).unwrap();
     index.retain(&[true, true, false, false, true]);

@@ -1,5 +1,5 @@
-//! Gradient clipping by the norm over all parameters together, as PyTorch's `clip_grad_norm_`. The norm stays on the device:
-//! reading it would have a GPU wait.
+//! Gradient clipping by the norm over all parameters together, as PyTorch's `clip_grad_norm_`. The norm stays on the
+//! device: reading it would stall a GPU.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;

@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 
 use crate::nn::Network;
 
-/// Moves `average` towards `model`; both on a plain device. The first updates weigh more, so that
-/// the random start is soon forgotten.
+/// Moves `average` towards `model`, both on a plain device. The decay is smaller in the first updates, so that the initial
+/// weights soon lose their influence.
 pub(super) fn update(average: Network, model: &Network, decay: f64, updates: usize) -> Network {
     let warm = (1.0 + updates as f64) / (10.0 + updates as f64);
     let mut reader = Reader::default();
@@ -55,7 +55,7 @@ impl ModuleMapper for Mixer {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(current) = self.current.remove(&self.path.join(".")) else { return param };
         let shape = param.shape();
-        // What does not move stays, bit for bit.
+        // In this form, a value that is equal to its average stays the same, bit for bit.
         let rate = 1.0 - self.decay;
         param.map(|old| old.clone() + (current.reshape(shape) - old) * rate)
     }

@@ -1,4 +1,4 @@
-//! The loop itself.
+//! The training loop.
 
 use std::time::{Instant, SystemTime};
 
@@ -7,16 +7,16 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use serde_json::json;
 
-use super::figures::Figures;
 use super::loss::{Loss, Outcome};
 use super::precise_bn::precise_bn;
 use super::precision::LossScale;
 use super::setup::{EVALUATION_BATCH, describe, identity, optimizer, settings};
-use super::start::{Beginning, Given, begin};
+use super::start::{InitialNetwork, InitialWeights, initial_network};
 use super::state::{Progress, State};
 use super::tally::{Tally, explained};
 use super::teacher::Teacher;
 use super::trunk::Trunk;
+use super::validation::ValidationMetrics;
 use super::{EpochReport, Fitted, Observer, StepReport, Trainer, clip, ema};
 use crate::augment::Key;
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
@@ -28,7 +28,7 @@ use crate::nn::run::{rows, to_tensor};
 use crate::nn::{Network, weights};
 use crate::weights::Weights;
 
-/// A training under way.
+/// A training in progress.
 pub(super) struct Fit<'a> {
     trainer: &'a Trainer,
     info: ModelInfo,
@@ -36,12 +36,12 @@ pub(super) struct Fit<'a> {
     train: Loader,
     valid: Loader,
     loss: Loss,
-    /// In mixed precision.
+    /// Present in mixed precision.
     loss_scale: Option<LossScale>,
     tally: Tally,
-    /// Photos a second at the last read of the tally, and the time of it.
+    /// Images per second at the last read of the tally, and its time.
     pace: (f64, Instant),
-    /// Of the last step that was read.
+    /// Loss of the last step that was read.
     last_loss: f32,
     state: State,
     best: Option<Checkpoint>,
@@ -55,17 +55,17 @@ pub(super) struct Fit<'a> {
 impl<'a> Fit<'a> {
     pub(super) fn start(
         trainer: &'a Trainer,
-        given: Option<Given>,
+        initial: Option<InitialWeights>,
         (train, valid): (&Dataset, &Dataset),
     ) -> Result<Self> {
         let plain = trainer.device.open()?;
         let device = plain.clone().autodiff();
         let loss_scale = trainer.precision.loss_scale(&plain)?;
         let mut info = describe(trainer, train)?;
-        // Weights are drawn on the plain device and lifted, so that inference and training agree.
+        // The initial weights depend on the seed alone.
         device.seed(trainer.seed);
-        let Beginning { mut model, trunk, source } =
-            begin(trainer, given, &mut info, (train, &device))?;
+        let InitialNetwork { mut model, trunk, source } =
+            initial_network(trainer, initial, &mut info, (train, &device))?;
         model.set_mixed_precision(loss_scale.is_some());
         let teacher = trainer.distillation.as_ref();
         let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
@@ -77,7 +77,7 @@ impl<'a> Fit<'a> {
             trainer,
             info,
             train: Loader::new(train, settings(trainer, true, trainer.size_in(0))),
-            valid: Loader::new(valid, settings(trainer, false, trainer.judged_in(0))),
+            valid: Loader::new(valid, settings(trainer, false, trainer.evaluation_size_in(0))),
             loss: Loss::new(trainer, train, &device),
             loss_scale,
             tally: Tally::new(&plain),
@@ -107,7 +107,7 @@ impl<'a> Fit<'a> {
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Fitted> {
         self.warm_up(observer)?;
-        while self.state.progress.epoch < self.trainer.epochs && !self.stalled() {
+        while self.state.progress.epoch < self.trainer.epochs && !self.stops_early() {
             self.resize()?;
             self.train_epoch(observer)?;
             let report = self.finish_epoch()?;
@@ -118,18 +118,18 @@ impl<'a> Fit<'a> {
         }
         let last = match self.trainer.precise_bn_images {
             0 => self.checkpoint(serde_json::Value::Null)?,
-            photos => self.with_precise_bn(photos)?,
+            images => self.with_precise_bn(images)?,
         };
         let best = self.best.take().unwrap_or_else(|| last.clone());
         let [best, last] = [best, last].map(|model| match self.trainer.quantize {
-            true => model.quantized_on(self.train.dataset(), self.trainer.preprocess),
+            true => model.quantized_on(self.train.dataset(), self.trainer.preprocess()),
             false => Ok(model),
         });
         Ok(Fitted { best: best?, last: last?, history: self.state.progress.history })
     }
 
-    /// On a GPU, runs a step and a validation of the first and of the last batch, which may be smaller, without keeping what they
-    /// give, so that kernels are compiled and chosen before the clock starts.
+    /// On a GPU, runs a step and a validation of the first and of the last batch, which may be smaller, and discards the
+    /// results, so that kernels are compiled and tuned before the clock starts.
     fn warm_up(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let Progress { epoch, step, .. } = self.state.progress;
         if is_on_host(&self.device) || epoch >= self.trainer.epochs {
@@ -138,7 +138,7 @@ impl<'a> Fit<'a> {
         let began = Instant::now();
         self.resize()?;
         observer.warm_up();
-        // A step moves the running statistics of batch norms, and the loss scale.
+        // A step changes the running statistics of batch norms, and the loss scale.
         let (weights, loss_scale) = (weights::read(&self.state.model), self.loss_scale.clone());
         let mut optimizer = self.state.optimizer.clone();
         for place in [step, self.train.steps().saturating_sub(1)] {
@@ -161,34 +161,35 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    /// The last weights with batch-norm statistics of whole photos; the best, if they are.
-    fn with_precise_bn(&mut self, photos: usize) -> Result<Checkpoint> {
-        let size = self.trainer.preprocess.size;
+    /// The last weights with batch-norm statistics re-estimated on whole images. They become the best model where their
+    /// metric is the best.
+    fn with_precise_bn(&mut self, images: usize) -> Result<Checkpoint> {
+        let size = self.trainer.image_size;
         let plain = settings(self.trainer, false, size);
         self.valid = self.valid.with_settings(plain.clone());
         let whole = self.train.with_settings(LoaderSettings { shuffle: true, ..plain });
-        let batches = photos.div_ceil(EVALUATION_BATCH);
+        let batches = images.div_ceil(EVALUATION_BATCH);
         let model = self.state.model.clone();
         self.state.model = precise_bn(model, &whole, batches, &self.device)?;
         let metrics = self.validate()?;
         let score = metrics.score(self.trainer.monitor);
         let epoch = self.state.progress.epoch;
-        let last = self.judged(epoch, &metrics)?;
+        let last = self.checkpoint(metrics.record(epoch)?)?;
         let best = self.state.progress.best_score.is_none_or(|best| score > best);
         tracing::info!(
             accuracy = metrics.accuracy(),
             log_loss = metrics.log_loss(),
             "batch-norm statistics re-estimated"
         );
-        self.keep(&last, best)?;
+        self.save(&last, best)?;
         if best {
             self.best = Some(last.clone());
         }
         Ok(last)
     }
 
-    /// Writes the files that a model belongs in.
-    fn keep(&self, model: &Checkpoint, best: bool) -> Result<()> {
+    /// Writes a model to the last file, and to the best one where it is the best.
+    fn save(&self, model: &Checkpoint, best: bool) -> Result<()> {
         let Some(out) = &self.trainer.out else { return Ok(()) };
         if best {
             model.save(out.join(Trainer::BEST), Precision::F32)?;
@@ -199,24 +200,20 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    /// The network as it is, with its figures.
-    fn judged(&self, epoch: usize, figures: &Figures) -> Result<Checkpoint> {
-        self.checkpoint(figures.record(epoch)?)
-    }
-
-    /// Loaders of this epoch's size, for which photos are decoded anew where it changes. What was
-    /// best at another size is not comparable, and forgotten.
+    /// Makes loaders of this epoch's sizes, which decode images anew where these change. Metrics at another size are not
+    /// comparable: the best model starts over.
     fn resize(&mut self) -> Result<()> {
         let Progress { epoch, step, .. } = self.state.progress;
-        let (size, judged) = (self.trainer.size_in(epoch), self.trainer.judged_in(epoch));
+        let size = self.trainer.size_in(epoch);
+        let evaluation_size = self.trainer.evaluation_size_in(epoch);
         if size as usize != self.train.size() {
             self.train = self.train.with_settings(settings(self.trainer, true, size));
         }
-        if judged as usize != self.valid.size() {
-            self.valid = self.valid.with_settings(settings(self.trainer, false, judged));
+        if evaluation_size as usize != self.valid.size() {
+            self.valid = self.valid.with_settings(settings(self.trainer, false, evaluation_size));
         }
         self.trunk.prepare(size as usize)?;
-        self.trunk.prepare(judged as usize)?;
+        self.trunk.prepare(evaluation_size as usize)?;
         if epoch > 0 && step == 0 && size != self.trainer.size_in(epoch - 1) {
             self.best = None;
             (self.state.progress.best_score, self.state.progress.epochs_since_best) = (None, 0);
@@ -224,7 +221,8 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    fn stalled(&self) -> bool {
+    /// True where early stopping applies.
+    fn stops_early(&self) -> bool {
         let patience = self.trainer.early_stopping;
         patience > 0 && self.state.progress.epochs_since_best >= patience
     }
@@ -237,9 +235,9 @@ impl<'a> Fit<'a> {
             let began = Instant::now();
             let Some(batch) = batches.next() else { return Ok(()) };
             self.state.progress.waited += began.elapsed().as_secs_f64();
-            let rate = self.learning_rate();
+            let rate = self.learning_rate(self.state.progress.updates);
             let batch = batch?;
-            // One way into the pool, not one for each of a step's operations: threads are slow to wake.
+            // Entering the thread pool once per step, not once per operation, saves waking its threads each time.
             rayon::scope(|_| self.step(batch, rate))?;
             observer.step(&self.report(rate));
             let step = self.state.progress.step;
@@ -254,7 +252,7 @@ impl<'a> Fit<'a> {
         }
     }
 
-    /// Steps at given rates; `seen` hears each one's loss and says whether to go on.
+    /// Runs steps at the given learning rates, until they end or `seen`, which gets each step's loss, returns false.
     pub(super) fn steps_at(
         &mut self,
         mut rates: impl Iterator<Item = f64>,
@@ -288,10 +286,9 @@ impl<'a> Fit<'a> {
         }
     }
 
-    /// One step.
     fn step(&mut self, batch: Batch, rate: f64) -> Result<()> {
         let Progress { epoch, step, updates, .. } = self.state.progress;
-        // Dropout draws from the device's generator: seeded by place, it needs no saved state.
+        // Dropout draws from the device's generator, which is seeded in each step: no generator state need be saved.
         let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
         self.device.seed(rand::Rng::next_u64(&mut place.rng()));
         let gradients = self.gradients(batch)?;
@@ -312,10 +309,10 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    /// Gradients of a batch, clipped; its figures are added to the tally.
+    /// Gradients of a batch, clipped; its loss and accuracy are added to the tally.
     fn gradients(&mut self, batch: Batch) -> Result<GradientsParams> {
         let Progress { epoch, step, .. } = self.state.progress;
-        let (photos, size) = (batch.targets.len(), self.train.size());
+        let (images, size) = (batch.targets.len(), self.train.size());
         let plain = self.device.clone().inner();
         let teacher = self.teacher.as_ref();
         let taught =
@@ -327,7 +324,7 @@ impl<'a> Fit<'a> {
         if let Some((teacher, taught)) = teacher.zip(taught) {
             loss = teacher.loss(loss, [logits, features], taught.map(Tensor::from_inner));
         }
-        self.tally.add((epoch, step), photos, [loss.clone().inner(), right]);
+        self.tally.add((epoch, step), images, [loss.clone().inner(), right]);
         let gradients = match &mut self.loss_scale {
             Some(scale) => {
                 let gradients = scale.scaled(loss).backward();
@@ -342,25 +339,25 @@ impl<'a> Fit<'a> {
         })
     }
 
-    /// Adds the figures of all steps since the last read.
+    /// Reads the metrics of all steps since the last read.
     fn read(&mut self) -> Result<()> {
         let steps =
             self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
         let progress = &mut self.state.progress;
-        for figures in &steps {
-            progress.loss_sum += f64::from(figures.loss) * figures.photos as f64;
-            progress.right += figures.right;
-            progress.seen += figures.photos;
+        for metrics in &steps {
+            progress.loss_sum += f64::from(metrics.loss) * metrics.images as f64;
+            progress.right += metrics.right;
+            progress.seen += metrics.images;
         }
         let Some(last) = steps.last() else { return Ok(()) };
-        let photos: usize = steps.iter().map(|figures| figures.photos).sum();
-        self.pace = (photos as f64 / self.pace.1.elapsed().as_secs_f64(), Instant::now());
+        let images: usize = steps.iter().map(|metrics| metrics.images).sum();
+        self.pace = (images as f64 / self.pace.1.elapsed().as_secs_f64(), Instant::now());
         self.last_loss = last.loss;
         Ok(())
     }
 
-    /// `[n, size, size, 3]` bytes -> the means of the last feature maps, `[n, width]`. Frozen layers are run as in
-    /// inference, and no gradient leads into them.
+    /// `[n, size, size, 3]` bytes -> the means of the last feature maps, `[n, width]`. Frozen layers run as in
+    /// inference, without gradients.
     fn features(&self, images: Vec<u8>, size: usize) -> Tensor<2> {
         let (model, blocks) = (&self.state.model, self.trunk.blocks());
         if blocks == 0 {
@@ -371,8 +368,9 @@ impl<'a> Fit<'a> {
         model.features_after(maps, blocks) // [n, width]
     }
 
-    fn learning_rate(&self) -> f64 {
-        let Progress { updates, plateau, .. } = self.state.progress;
+    /// Learning rate of the step that follows a number of completed ones.
+    fn learning_rate(&self, updates: usize) -> f64 {
+        let plateau = self.state.progress.plateau;
         let steps = self.train.steps();
         let warmup = (self.trainer.warmup_epochs * steps as f64).round() as usize;
         let total = (self.trainer.epochs * steps).saturating_sub(warmup);
@@ -387,7 +385,8 @@ impl<'a> Fit<'a> {
     fn finish_epoch(&mut self) -> Result<EpochReport> {
         self.read()?;
         let metrics = self.validate()?;
-        let learning_rate = self.learning_rate();
+        // The epoch's last step is already counted.
+        let learning_rate = self.learning_rate(self.state.progress.updates.saturating_sub(1));
         let score = metrics.score(self.trainer.monitor);
         let seconds = self.seconds();
         let progress = &mut self.state.progress;
@@ -414,9 +413,9 @@ impl<'a> Fit<'a> {
         progress.epoch += 1;
         (progress.step, progress.loss_sum, progress.right, progress.seen) = (0, 0.0, 0, 0);
         progress.waited = 0.0;
-        let checkpoint = self.judged(report.epoch, &metrics)?;
-        self.keep(&checkpoint, best)?;
-        // The state comes last: killed before this line, a resumed run repeats the epoch's end.
+        let checkpoint = self.checkpoint(metrics.record(report.epoch)?)?;
+        self.save(&checkpoint, best)?;
+        // The state is saved last: a run that is killed before this repeats the end of the epoch when it resumes.
         self.save_state()?;
         if best {
             self.best = Some(checkpoint);
@@ -424,12 +423,12 @@ impl<'a> Fit<'a> {
         Ok(report)
     }
 
-    /// The network that is evaluated and kept: the averaged one where there is one.
+    /// The network that is evaluated and saved: the averaged one where there is one.
     fn evaluated(&self) -> Network {
         self.state.average.clone().unwrap_or_else(|| self.state.model.valid())
     }
 
-    /// `[n, size, size, 3]` bytes of validation -> logits of each image.
+    /// `[n, size, size, 3]` bytes of validation images -> logits of each image.
     fn logits(&self, network: &Network, images: Vec<u8>) -> Result<Vec<Vec<f32>>> {
         let device = self.device.clone().inner();
         let (size, blocks) = (self.valid.size(), self.trunk.blocks());
@@ -443,7 +442,7 @@ impl<'a> Fit<'a> {
         rows(network.classify(features)).map_err(|error| explained(error, self.trainer, size))
     }
 
-    fn validate(&self) -> Result<Figures> {
+    fn validate(&self) -> Result<ValidationMetrics> {
         let network = self.evaluated();
         let (mut probabilities, mut truth) = (Vec::new(), Vec::new());
         for batch in self.valid.epoch(0, 0) {
@@ -453,7 +452,7 @@ impl<'a> Fit<'a> {
             probabilities.extend(logits.iter().map(|logits| task.probabilities(logits, 1.0)));
             truth.extend(batch.targets);
         }
-        Ok(Figures::compute(&self.info.task, &probabilities, &truth))
+        Ok(ValidationMetrics::compute(&self.info.task, &probabilities, &truth))
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {
@@ -476,7 +475,7 @@ impl<'a> Fit<'a> {
     }
 
     fn save_state(&mut self) -> Result<()> {
-        // A state must not be kept whose loss was no number.
+        // Fails where a loss was not finite: such a state must not be saved.
         self.read()?;
         self.state.progress.seconds = self.seconds();
         self.clock = Instant::now();

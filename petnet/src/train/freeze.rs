@@ -1,14 +1,14 @@
-//! Which layers are not trained.
+//! The layers that are not trained.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Which layers stay as they were, and are run as in inference; written `0`, a number of blocks, or `backbone`.
+/// The layers that are not trained, and run as in inference; written `0`, a number of blocks, or `backbone`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Freeze {
-    /// Everything is trained.
+    /// None: all layers are trained.
     Nothing,
-    /// The first so many blocks, and what comes before them.
+    /// The first blocks, by their number, and the layers before them.
     Blocks(usize),
     /// All but the last layer.
     Backbone,
@@ -24,7 +24,7 @@ impl std::fmt::Display for Freeze {
     }
 }
 
-/// As it is written: a number, or a word.
+/// The form in settings: a number, or a word.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum FreezeText {

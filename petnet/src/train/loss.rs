@@ -1,4 +1,4 @@
-//! The loss, and which answers are right: for one class an image, or any number of them.
+//! Loss and number of correct predictions, for single-label and multi-label data.
 
 use burn::nn::loss::{
     BinaryCrossEntropyLoss, BinaryCrossEntropyLossConfig, CrossEntropyLoss, CrossEntropyLossConfig,
@@ -9,21 +9,22 @@ use super::Trainer;
 use super::setup::class_weights;
 use crate::dataset::{Dataset, Target};
 
-/// Cross entropy over classes that exclude each other, or binary cross entropy of each class.
+/// Cross entropy for single-label data, binary cross entropy of each class for multi-label data.
 pub(super) enum Loss {
     SingleLabel(CrossEntropyLoss),
-    /// Every target is moved towards one half by half of the smoothing.
+    /// With smoothing s, a target t becomes t (1 - s) + s / 2.
     MultiLabel {
         loss: BinaryCrossEntropyLoss,
         smoothing: f32,
     },
 }
 
-/// Loss and right answers of a batch, on the device: `[1]` each.
+/// Loss and number of correct predictions of a batch, on the device: `[1]` each.
 pub(super) struct Outcome {
-    /// Mean loss of an image.
+    /// Mean loss over images.
     pub(super) loss: Tensor<1>,
-    /// Number of images whose logits name the class, or exactly the classes: those whose sigmoid is at least one half.
+    /// Number of images whose predicted class is right; for multi-label data, of images whose predicted classes, those
+    /// with a sigmoid of at least one half, are exactly the true ones.
     pub(super) right: Tensor<1>,
 }
 
@@ -40,8 +41,8 @@ impl Loss {
         Self::SingleLabel(loss.with_smoothing(smoothing).init(device))
     }
 
-    /// Judges logits `[n, classes]`. Of mixed pictures, each photo's loss counts by its share, see
-    /// [`Batch::kept`](crate::loader::Batch::kept), and the answer is right that names the larger one's classes.
+    /// Loss and correct predictions of logits `[n, classes]`. For mixed images the loss is the mean over both targets,
+    /// weighted by their shares, see [`Batch::kept`](crate::loader::Batch::kept); the image's own target counts as right.
     pub(super) fn forward(&self, logits: Tensor<2>, targets: &[Target], kept: f32) -> Outcome {
         let (device, [count, classes]) = (logits.device(), logits.dims());
         match self {
@@ -51,8 +52,8 @@ impl Loss {
                 let targets = Tensor::<1, Int>::from_ints(targets.as_slice(), &device); // [n]
                 let of = |targets| loss.forward(logits.clone(), targets);
                 let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
-                let said = logits.clone().inner().argmax(1).squeeze_dim::<1>(1); // [n]
-                Outcome { loss: mean, right: count_of(said.equal(targets.inner())) }
+                let predicted = logits.clone().inner().argmax(1).squeeze_dim::<1>(1); // [n]
+                Outcome { loss: mean, right: count_of(predicted.equal(targets.inner())) }
             }
             Self::MultiLabel { loss, smoothing } => {
                 let mut values = vec![0_i32; count * classes];
@@ -63,8 +64,8 @@ impl Loss {
                 let targets = Tensor::<2, Int>::from_data(targets, &device); // [n, classes]
                 let of = |targets: Tensor<2, Int>| smoothed(loss, &logits, targets, *smoothing);
                 let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
-                let said = logits.clone().inner().greater_equal_elem(0.0).int(); // [n, classes]
-                let wrong = said.not_equal(targets.inner()).int().sum_dim(1); // [n, 1]
+                let predicted = logits.clone().inner().greater_equal_elem(0.0).int(); // [n, classes]
+                let wrong = predicted.not_equal(targets.inner()).int().sum_dim(1); // [n, 1]
                 let right = wrong.squeeze_dim::<1>(1).equal_elem(0); // [n]
                 Outcome { loss: mean, right: count_of(right) }
             }
@@ -72,7 +73,8 @@ impl Loss {
     }
 }
 
-/// Binary cross entropy of targets that are moved towards one half: it is linear in the target.
+/// Binary cross entropy of smoothed targets. It is linear in the target, and therefore a weighted sum of the losses of
+/// hard targets.
 fn smoothed(
     loss: &BinaryCrossEntropyLoss,
     logits: &Tensor<2>,
@@ -87,7 +89,7 @@ fn smoothed(
     of(targets) * (1.0 - smoothing) + ends * (smoothing / 2.0)
 }
 
-/// The losses of both photos of mixed pictures, by their shares.
+/// The losses on both targets of mixed images, weighted by their shares.
 fn mixed(own: Tensor<1>, kept: f32, other: impl FnOnce() -> Tensor<1>) -> Tensor<1> {
     if kept >= 1.0 { own } else { own * kept + other() * (1.0 - kept) }
 }
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn smoothed_targets_go_towards_one_half_and_exact_answers_are_counted() {
+    fn smoothed_targets_move_towards_one_half_and_exact_matches_are_counted() {
         let device = Device::flex();
         let loss = BinaryCrossEntropyLossConfig::new().with_logits(true).init(&device);
         let loss = Loss::MultiLabel { loss, smoothing: 0.2 };
@@ -110,7 +112,7 @@ mod tests {
             Tensor::<2>::from_floats([[3.0, -3.0], [3.0, 3.0]], &device.clone().autodiff());
         let targets = [Target::Classes(vec![0]), Target::Classes(vec![0])];
         let Outcome { loss: mean, right } = loss.forward(logits, &targets, 1.0);
-        // A target of 0.9 or 0.1 where a class is or is not.
+        // The smoothed targets are 0.9 and 0.1.
         let cost = |logit: f32, target: f32| {
             let p = 1.0 / (1.0 + (-logit).exp());
             -target * p.ln() - (1.0 - target) * (1.0 - p).ln()
@@ -122,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn mixed_pictures_cost_their_shares() {
+    fn losses_of_mixed_images_are_weighted_by_their_shares() {
         let device = Device::flex();
         let loss = Loss::SingleLabel(CrossEntropyLossConfig::new().init(&device));
         let logits = Tensor::<2>::from_floats([[2.0, 0.0], [2.0, 0.0]], &device.autodiff());
         let targets = [Target::Class(0), Target::Class(1)];
         let Outcome { loss: own, right } = loss.forward(logits.clone(), &targets, 1.0);
         let Outcome { loss: mixed, .. } = loss.forward(logits, &targets, 0.7);
-        // The other photo of each has the other class, and the mean over both is the same.
+        // Each image is mixed with one of the other class: the mean over both is the same.
         assert!((own.into_scalar::<f32>() - mixed.into_scalar::<f32>()).abs() < 1e-6);
         assert_eq!(right.into_scalar::<f32>(), 1.0);
     }

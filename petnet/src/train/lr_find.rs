@@ -1,15 +1,15 @@
-//! The learning-rate range test (Smith, "Cyclical learning rates", 2015): a short training whose
-//! rate rises from far too low to far too high.
+//! The learning-rate range test (Smith, "Cyclical learning rates for training neural networks", 2015): a short training
+//! whose learning rate rises from far too low to far too high.
 
 use super::fit::Fit;
 use super::{Observer, StepReport, Trainer};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 
-/// Weight of what came before in the smoothed loss.
+/// Weight of earlier steps in the smoothed loss.
 const SMOOTHING: f64 = 0.95;
-/// A loss this many times the lowest one ends the test.
-const LOST: f64 = 3.0;
+/// A loss of this many times the lowest one ends the test.
+const DIVERGED: f64 = 3.0;
 
 /// One step of the test.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,16 +20,16 @@ pub struct RatePoint {
     pub loss: f64,
 }
 
-/// What the test found.
+/// The result of the test.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RateCurve {
-    /// One point a step, rates rising.
+    /// One point per step, at rising rates.
     pub points: Vec<RatePoint>,
 }
 
 impl RateCurve {
-    /// Half the rate at which the loss was lowest: near the highest one that still trains, and so
-    /// a peak for a schedule that warms up and decays. `None` where the loss never fell.
+    /// Half the rate at which the loss was lowest. It is close to the highest rate that still trains, and therefore suits
+    /// as the peak of a schedule with warm-up and decay. `None` where the loss never fell.
     pub fn suggestion(&self) -> Option<f64> {
         let lowest = self.points.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))?;
         let first = self.points.first()?;
@@ -38,12 +38,11 @@ impl RateCurve {
 }
 
 impl Trainer {
-    /// Trains `steps` steps at rates that rise evenly in the logarithm, or until the loss is lost.
-    /// Nothing is saved.
+    /// Trains for `steps` steps at rates that rise by a constant factor, or until the loss diverges. Nothing is saved.
     ///
     /// ```no_run
-    /// let photos = petnet::Dataset::open("photos")?;
-    /// let curve = petnet::Trainer::default().find_rate(&photos, 1e-5..1.0, 100, &mut ())?;
+    /// let images = petnet::Dataset::open("photos")?;
+    /// let curve = petnet::Trainer::default().find_rate(&images, 1e-5..1.0, 100, &mut ())?;
     /// println!("{:?}", curve.suggestion());
     /// # Ok::<(), petnet::Error>(())
     /// ```
@@ -63,11 +62,11 @@ impl Trainer {
                 "a rate test needs 0 < lowest < highest and at least 20 steps".into(),
             ));
         }
-        self.refuse_for_several(train)?;
+        self.validate_task(train)?;
         let trainer = Self { out: None, ..self.clone() };
         let graph = trainer.architecture.graph(train.classes().len())?;
-        let given = trainer.given(&graph, train.classes())?;
-        let mut fit = Fit::start(&trainer, given, (train, train))?;
+        let initial = trainer.initial_weights(&graph, train.classes())?;
+        let mut fit = Fit::start(&trainer, initial, (train, train))?;
         let growth = (range.end / range.start).powf(1.0 / (steps - 1) as f64);
         let rates = (0..steps).map(|step| range.start * growth.powi(step as i32));
         let (mut points, mut average, mut weight) = (Vec::new(), 0.0, 0.0);
@@ -81,10 +80,10 @@ impl Trainer {
             let report = StepReport { step: points.len(), steps, loss, ..*report };
             observer.step(&report);
             interrupted = observer.stop();
-            !interrupted && loss <= lowest * LOST
+            !interrupted && loss <= lowest * DIVERGED
         });
         match outcome {
-            // A loss that is no number is where the rates end, not a failure.
+            // A loss that is not finite ends the test and is no failure.
             Ok(()) | Err(Error::Diverged { .. }) if !interrupted => {}
             Ok(()) => return Err(Error::Interrupted),
             Err(error) => return Err(error),

@@ -1,12 +1,11 @@
-//! Training: settings with one verb, [`Trainer::fit`].
+//! Training: [`Trainer`] holds the settings, [`Trainer::fit`] runs it.
 //!
-//! Every random number is a function of (seed, epoch, step), and all state is written to one file
-//! now and then, so that a training that was killed goes on to the same weights, bit for bit on
-//! one CPU device, as one that was not.
+//! Every random number is a function of (seed, epoch, step), and the whole state is saved to one file at intervals. A
+//! training that was killed and resumed therefore ends with the same weights, bit for bit on one CPU device, as one that
+//! was not interrupted.
 
 mod clip;
 mod ema;
-mod figures;
 mod fit;
 mod freeze;
 mod loss;
@@ -21,6 +20,7 @@ mod state;
 mod tally;
 mod teacher;
 mod trunk;
+mod validation;
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub use freeze::Freeze;
 pub use lr_find::{RateCurve, RatePoint};
 pub use precision::Arithmetic;
 pub use schedule::Schedule;
-use start::Given;
+use start::InitialWeights;
 pub use start::Start;
 pub use teacher::Distillation;
 
@@ -44,7 +44,7 @@ use crate::graph::Graph;
 use crate::ood::ClassSet;
 use crate::preprocess::{MAX_SIZE, Preprocess, Resize};
 
-/// How gradients become steps.
+/// The optimiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -57,18 +57,18 @@ pub enum Optimizer {
     Sgd,
 }
 
-/// Which validation figure decides what is best.
+/// The validation metric by which the best model is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Monitor {
-    /// Higher is better. Of multi-label data, the mean average precision takes its place: no threshold decides it.
+    /// Accuracy, higher is better; for multi-label data the mean average precision, which needs no threshold.
     ValAccuracy,
-    /// Lower is better.
+    /// Loss, lower is better.
     ValLoss,
 }
 
-/// Epochs at a smaller input, see [`Trainer::progressive`].
+/// Epochs at a smaller input size, see [`Trainer::progressive`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resizing {
@@ -78,7 +78,7 @@ pub struct Resizing {
     pub share: f64,
 }
 
-/// Settings of a training, and the verb.
+/// The settings of a training.
 ///
 /// ```no_run
 /// use petnet::{Dataset, Trainer};
@@ -89,88 +89,96 @@ pub struct Resizing {
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Trainer {
     /// The network.
+    #[serde(rename = "model")]
     pub architecture: Architecture,
-    /// The weights that training starts from; a last layer for other classes is left out. `None` takes the bundled
-    /// model's where the network is the same, else random numbers.
+    /// The initial weights; a last layer for other classes is left out. `None` takes the bundled model's where the
+    /// network is the same, else random numbers.
     pub init: Option<Start>,
-    /// The layers that stay as they were in [`Trainer::init`]. With [`Freeze::Backbone`] the last layer is fitted by
-    /// logistic regression, and the settings of epochs, steps and augmentation have no effect. `None` trains everything
-    /// from random numbers; from given weights, the last layer of a few thousand images, the last block and what
-    /// follows of more.
+    /// The layers of [`Trainer::init`] that are not trained. With [`Freeze::Backbone`] the last layer is fitted by
+    /// logistic regression, and the settings of epochs, steps and augmentation have no effect. `None` trains all layers
+    /// of a random network. Of a network with initial weights it trains the last layer on up to 5,000 images, and the
+    /// last block and the layers after it on more.
     pub freeze: Option<Freeze>,
-    /// Classes of the network in [`Trainer::init`] that contain the data's: its head is kept as a source head, and tells
-    /// images of other things, see [`OodScore::SourceClasses`](crate::OodScore::SourceClasses).
+    /// Classes of the network in [`Trainer::init`] that contain the data's. Its head is kept as a source head, to detect
+    /// out-of-distribution images, see [`OodScore::SourceClasses`](crate::OodScore::SourceClasses).
     pub source_classes: Option<ClassSet>,
-    /// Its input.
-    pub preprocess: Preprocess,
-    /// Smaller inputs to begin with, in order; [`Trainer::preprocess`] comes last
-    /// (Touvron et al., "Fixing the train-test resolution discrepancy", 2019). Shares that add to 1
-    /// leave it for validation alone: crops show what they show enlarged, so a network wants a
-    /// larger input afterwards. Epochs are counted, so the rounded shares decide where one ends.
+    /// Side of the network's input in pixels.
+    pub image_size: u32,
+    /// How images are resized to the network's input.
+    pub resize: Resize,
+    /// Smaller input sizes for the first epochs, in order; [`Trainer::image_size`] comes last. Shares that
+    /// add to 1 leave that size for validation alone: random crops show objects enlarged, so that a network evaluates
+    /// better at a larger input than it was trained at (Touvron et al., "Fixing the train-test resolution discrepancy",
+    /// 2019). Each stage ends at a whole epoch, by its rounded share.
     pub progressive: Vec<Resizing>,
-    /// Passes over the training photos.
+    /// Passes over the training images.
+    #[serde(rename = "num_epochs")]
     pub epochs: usize,
-    /// Photos a step.
+    /// Images per step.
     pub batch_size: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// How it moves.
+    /// Learning-rate schedule.
+    #[serde(rename = "scheduler")]
     pub schedule: Schedule,
-    /// Epochs over which it first rises from zero, in parts of epochs; 0 for none.
+    /// Length of the linear warm-up of the learning rate, in epochs and fractions of them; 0 for none.
     pub warmup_epochs: f64,
-    /// Which optimiser.
+    /// The optimiser.
     pub optimizer: Optimizer,
     /// Momentum of [`Optimizer::Sgd`].
     pub momentum: f64,
-    /// Pull of the weights towards zero; norms and biases are left alone.
+    /// Weight decay; not applied to batch norms and biases.
     pub weight_decay: f64,
-    /// Share of the target that is spread over all classes, 0 to 1; of multi-label data, the share by which each target is
-    /// moved towards one half.
+    /// Share of the target that is spread over all classes, 0 to 1; for multi-label data, the share by which each target
+    /// is moved towards one half.
     pub label_smoothing: f32,
-    /// A teacher to learn from; `None` for labels alone.
+    /// Knowledge distillation from a teacher; `None` trains on labels alone.
     pub distillation: Option<Distillation>,
-    /// Whether rare classes weigh as much as frequent ones: each photo's loss is divided by its
-    /// class's share of the training photos.
+    /// True to give rare classes the weight of frequent ones: each image's loss is divided by its class's share of the
+    /// training images.
     pub balanced: bool,
     /// Largest L2 norm of all gradients together; 0 for no limit.
     pub grad_clip: f64,
-    /// Floats of the convolutions. Without effect where only the last layer is trained.
+    /// Floating-point type of the convolutions. Without effect where only the last layer is trained.
     pub precision: Arithmetic,
-    /// Decay a step of the averaged weights that are evaluated and saved; 0 for no average.
+    /// Decay per step of the exponential moving average of the weights, which is then evaluated and saved; 0 for none.
     pub ema_decay: f64,
-    /// Whole training photos at the end, over which batch norms take their final statistics at the
-    /// model's own size; 0 keeps those of the last batches. Not with averaged weights.
+    /// Number of training images, uncropped and at the model's own size, on which the batch-norm statistics are
+    /// re-estimated at the end; 0 keeps the running statistics. Not with averaged weights.
     pub precise_bn_images: usize,
-    /// True to measure the ranges of feature maps on training images, so that inference runs in bytes where the CPU
-    /// can, see [`Quantization`](crate::Quantization); frozen blocks on the CPU then run in bytes in training as well.
+    /// True to measure the ranges of feature maps on training images, so that inference runs in int8 where the CPU
+    /// supports it, see [`Quantization`](crate::Quantization); frozen blocks on the CPU then run in int8 in training too.
     pub quantize: bool,
     /// Epochs without a better model before training stops; 0 for never.
     pub early_stopping: usize,
-    /// What "better" means.
+    /// The metric by which models are compared.
     pub monitor: Monitor,
-    /// Random changes to training photos.
+    /// Augmentation of training images.
+    #[serde(rename = "augmentation")]
     pub augment: Augment,
-    /// Decides weights, order and augmentation.
+    /// Seed of initial weights, order and augmentation.
     pub seed: u64,
-    /// Threads that decode photos.
+    /// Threads that decode images.
+    #[serde(rename = "num_workers")]
     pub workers: usize,
-    /// Most memory for decoded photos, in MiB.
+    /// Most memory for decoded images, in MiB.
     pub cache_mb: usize,
-    /// Where to compute.
+    /// The device that computes.
     #[serde(skip)]
     pub device: Device,
-    /// Folder for `best.safetensors`, `last.safetensors` and the state; `None` keeps all in memory.
+    /// Folder for `best.safetensors`, `last.safetensors` and the state; `None` writes no files.
     #[serde(skip)]
     pub out: Option<PathBuf>,
-    /// Whether `last.safetensors` is left out.
+    /// True to write no `last.safetensors`.
     #[serde(skip)]
     pub save_best_only: bool,
     /// Steps between saved states within an epoch; 0 saves at the end of epochs only.
     #[serde(skip)]
     pub save_every: usize,
-    /// Whether to go on from the state in `out`, where there is one.
+    /// True to resume from the state in `out`, where there is one.
     #[serde(skip)]
     pub resume: bool,
 }
@@ -182,7 +190,8 @@ impl Default for Trainer {
             init: None,
             freeze: None,
             source_classes: None,
-            preprocess: Preprocess { size: 224, resize: Resize::Squeeze },
+            image_size: 224,
+            resize: Resize::Squeeze,
             progressive: Vec::new(),
             epochs: 8,
             batch_size: 128,
@@ -215,35 +224,35 @@ impl Default for Trainer {
     }
 }
 
-/// Figures of one epoch.
+/// Metrics of one epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochReport {
     /// From 1.
     pub epoch: usize,
     /// Learning rate of its last step.
     pub learning_rate: f64,
-    /// Mean over its steps, with augmentation and smoothing.
+    /// Mean loss over its steps, with augmentation and label smoothing.
     pub train_loss: f64,
-    /// Share of right answers over its steps; of multi-label data, of the images whose classes were all right.
+    /// Accuracy over its steps; for multi-label data, the share of images whose classes were all right.
     pub train_accuracy: f64,
-    /// Mean cross entropy on the validation photos; of multi-label data, binary and over classes.
+    /// Mean cross entropy on the validation images; for multi-label data, mean binary cross entropy over images and classes.
     pub val_loss: f64,
-    /// Share of right answers on the validation photos; of multi-label data, of the images whose classes were all right at a
+    /// Accuracy on the validation images; for multi-label data, the share of images whose classes were all right at a
     /// threshold of one half.
     pub val_accuracy: f64,
-    /// Mean average precision on the validation photos, of multi-label data.
+    /// Mean average precision on the validation images, for multi-label data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_map: Option<f64>,
     /// Seconds since training began, interruptions left out.
     pub seconds: f64,
-    /// Seconds of this epoch in which the network waited for a batch.
+    /// Seconds of this epoch in which training waited for a batch.
     #[serde(default)]
     pub waited: f64,
-    /// Whether this is the best epoch so far.
+    /// True for the best epoch so far.
     pub best: bool,
 }
 
-/// Figures of one step.
+/// Metrics of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// From 1.
@@ -254,17 +263,17 @@ pub struct StepReport {
     pub steps: usize,
     /// Mean loss of the epoch so far; on a GPU it is read every 16 steps.
     pub loss: f64,
-    /// Share of right answers of the epoch so far, as the loss.
+    /// Accuracy of the epoch so far; on a GPU it is read every 16 steps.
     pub accuracy: f64,
     /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Photos a second, the wait for the batch included; on a GPU those of the last 16 steps.
+    /// Images per second, the wait for the batch included; on a GPU those of the last 16 steps.
     pub images_per_second: f64,
-    /// Seconds of the epoch so far in which the network waited for a batch.
+    /// Seconds of the epoch so far in which training waited for a batch.
     pub waited: f64,
 }
 
-/// Someone who watches a training and may end it.
+/// Callbacks that report the progress of a training and may stop it.
 ///
 /// ```no_run
 /// use petnet::train::{EpochReport, Observer};
@@ -283,17 +292,17 @@ pub struct StepReport {
 /// # Ok::<(), petnet::Error>(())
 /// ```
 pub trait Observer {
-    /// Before the first step on a GPU, whose kernels are compiled and chosen first.
+    /// Called before kernels are compiled and tuned on a GPU, which precedes the first step.
     fn warm_up(&mut self) {}
-    /// After that, with the seconds that it took.
+    /// Called after that, with the seconds that it took.
     fn warmed_up(&mut self, _seconds: f64) {}
-    /// After every step.
+    /// Called after every step.
     fn step(&mut self, _report: &StepReport) {}
-    /// Before the first step, and again and again: features of so many images of all are computed.
+    /// Called for every image whose features are computed, where only the last layer is trained.
     fn features(&mut self, _done: usize, _all: usize) {}
-    /// After every epoch and its validation.
+    /// Called after every epoch and its validation.
     fn epoch(&mut self, _report: &EpochReport) {}
-    /// Asked after every step; `true` saves the state and ends with [`Error::Interrupted`].
+    /// Called after every step; `true` saves the state and ends with [`Error::Interrupted`].
     fn stop(&self) -> bool {
         false
     }
@@ -302,14 +311,14 @@ pub trait Observer {
 /// An [`Observer`] that does nothing.
 impl Observer for () {}
 
-/// What a training leaves behind.
+/// The result of a training.
 #[derive(Debug, Clone)]
 pub struct Fitted {
-    /// The model with the best [`Monitor`] figure.
+    /// The model with the best [`Monitor`] metric.
     pub best: Checkpoint,
     /// The model at the end.
     pub last: Checkpoint,
-    /// One report an epoch.
+    /// One report per epoch.
     pub history: Vec<EpochReport>,
 }
 
@@ -324,27 +333,32 @@ impl Fitted {
 }
 
 impl Trainer {
-    /// File names in [`Trainer::out`].
+    /// The size of the network's input and the way in which images are resized to it.
+    pub fn preprocess(&self) -> Preprocess {
+        Preprocess { size: self.image_size, resize: self.resize }
+    }
+
+    /// File in [`Trainer::out`] of the best model.
     pub const BEST: &str = "best.safetensors";
-    /// The model after the last completed epoch.
+    /// File in [`Trainer::out`] of the model after the last completed epoch.
     pub const LAST: &str = "last.safetensors";
-    /// What [`Trainer::resume`] reads.
+    /// File in [`Trainer::out`] of the state that [`Trainer::resume`] reads.
     pub const STATE: &str = "state.safetensors";
 
-    /// Trains on one data set and judges each epoch on the other.
+    /// Trains on one data set and evaluates each epoch on the other.
     ///
     /// # Errors
-    /// [`Error::Config`] for settings out of range, [`Error::Dataset`] when the two sets do not
-    /// fit each other, [`Error::Diverged`] when the loss is no longer a number (the best model so
-    /// far is kept in [`Trainer::out`]), and whatever photos, device and disk refuse.
+    /// [`Error::Config`] for settings out of range, [`Error::Dataset`] when the classes of the two sets differ or one is
+    /// empty, [`Error::Diverged`] when the loss is no longer finite (the best model so far is kept in [`Trainer::out`]),
+    /// and the errors of reading images, of the device and of the disk.
     pub fn fit(&self, train: &Dataset, valid: &Dataset) -> Result<Fitted> {
         self.fit_observed(train, valid, &mut ())
     }
 
-    /// [`Trainer::fit`] under someone's eyes.
+    /// [`Trainer::fit`] with an [`Observer`].
     ///
     /// # Errors
-    /// As [`Trainer::fit`], and [`Error::Interrupted`] when the observer says stop.
+    /// As [`Trainer::fit`], and [`Error::Interrupted`] when the observer stops the training.
     pub fn fit_observed(
         &self,
         train: &Dataset,
@@ -356,31 +370,33 @@ impl Trainer {
             return Err(Error::Dataset("training and validation have different classes".into()));
         }
         if train.is_empty() || valid.is_empty() {
-            return Err(Error::Dataset("training and validation need photos".into()));
+            return Err(Error::Dataset("training and validation need images".into()));
         }
         if train.is_multi_label() != valid.is_multi_label() {
             let reason = "one of training and validation is multi-label";
             return Err(Error::Dataset(reason.into()));
         }
-        self.refuse_for_several(train)?;
+        self.validate_task(train)?;
         let graph = self.architecture.graph(train.classes().len())?;
-        let given = self.given(&graph, train.classes())?;
+        let initial = self.initial_weights(&graph, train.classes())?;
         self.precision.loss_scale(&self.device.open()?)?;
-        match given.map(|given| (self.frozen(&graph, train.len()), given)) {
-            Some((Freeze::Backbone, given)) => probe::fit(self, &given, (train, valid), observer),
-            Some((Freeze::Nothing | Freeze::Blocks(_), given)) => {
-                fit::Fit::start(self, Some(given), (train, valid))?.run(observer)
+        match initial.map(|initial| (self.frozen(&graph, train.len()), initial)) {
+            Some((Freeze::Backbone, initial)) => {
+                probe::fit(self, &initial, (train, valid), observer)
+            }
+            Some((Freeze::Nothing | Freeze::Blocks(_), initial)) => {
+                fit::Fit::start(self, Some(initial), (train, valid))?.run(observer)
             }
             None => fit::Fit::start(self, None, (train, valid))?.run(observer),
         }
     }
 
-    /// The weights to start from; `None` for random numbers.
-    fn given(&self, graph: &Graph, classes: &[String]) -> Result<Option<Given>> {
-        let given = Given::read(self.init.as_ref(), graph, classes)?;
+    /// The initial weights; `None` for random numbers.
+    fn initial_weights(&self, graph: &Graph, classes: &[String]) -> Result<Option<InitialWeights>> {
+        let initial = InitialWeights::read(self.init.as_ref(), graph, classes)?;
         match self.freeze.unwrap_or(Freeze::Nothing) {
-            Freeze::Nothing => Ok(given),
-            Freeze::Blocks(_) | Freeze::Backbone if given.is_some() => Ok(given),
+            Freeze::Nothing => Ok(initial),
+            Freeze::Blocks(_) | Freeze::Backbone if initial.is_some() => Ok(initial),
             freeze @ (Freeze::Blocks(_) | Freeze::Backbone) => {
                 let range = "must be 0 without init: random layers would stay random";
                 Err(Error::Config(format!("freeze is {freeze}, {range}")))
@@ -388,7 +404,7 @@ impl Trainer {
         }
     }
 
-    /// The layers of given weights to freeze for so many images.
+    /// The layers of initial weights that are frozen for a number of training images.
     fn frozen(&self, graph: &Graph, images: usize) -> Freeze {
         /// Images up to which the last layer alone is trained by default.
         const FEW: usize = 5000;
@@ -398,29 +414,28 @@ impl Trainer {
         })
     }
 
-    /// Side of the network's input in an epoch, from 0.
+    /// Side of the network's input in training, in an epoch counted from 0.
     fn size_in(&self, epoch: usize) -> u32 {
         let mut ends = 0.0;
         let stage = self.progressive.iter().find(|stage| {
             ends += stage.share;
             epoch < (ends * self.epochs as f64).round() as usize
         });
-        stage.map_or(self.preprocess.size, |stage| stage.size)
+        stage.map_or(self.image_size, |stage| stage.size)
     }
 
-    /// Side of the input that an epoch is judged at: the last size's epochs at the model's own.
-    fn judged_in(&self, epoch: usize) -> u32 {
+    /// Side of the network's input in the evaluation of an epoch: the model's own for epochs of the last training size.
+    fn evaluation_size_in(&self, epoch: usize) -> u32 {
         let size = self.size_in(epoch);
         let last = size == self.size_in(self.epochs.saturating_sub(1));
-        if last { self.preprocess.size } else { size }
+        if last { self.image_size } else { size }
     }
 
-    /// Settings that are for one class an image alone.
-    fn refuse_for_several(&self, train: &Dataset) -> Result<()> {
+    /// Refuses settings that do not apply to multi-label data.
+    fn validate_task(&self, train: &Dataset) -> Result<()> {
         let refused = |what| Err(Error::Config(format!("{what} is not for multi-label data")));
         match train.is_multi_label() {
             true if self.distillation.is_some() => refused("distillation"),
-            // Each class has a loss of its own already.
             true if self.balanced => refused("balanced"),
             true | false => Ok(()),
         }
@@ -430,7 +445,7 @@ impl Trainer {
         let bad = |key: &str, value: &dyn std::fmt::Display, range: &str| {
             Err(Error::Config(format!("{key} is {value}, must be {range}")))
         };
-        // Whatever the classes, settings that make no network are refused.
+        // The number of classes does not matter here.
         let graph = self.architecture.graph(1)?;
         if self.epochs == 0 {
             return bad("num_epochs", &0, "at least 1");
@@ -440,7 +455,7 @@ impl Trainer {
         }
         let sizes = self.progressive.iter().map(|stage| stage.size);
         let smallest = (graph.min_side() as u32).max(8);
-        let mut sizes = sizes.chain([self.preprocess.size]);
+        let mut sizes = sizes.chain([self.image_size]);
         if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
             return bad("image_size", &size, &format!("between {smallest} and {MAX_SIZE}"));
         }

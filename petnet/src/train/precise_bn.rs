@@ -1,5 +1,5 @@
-//! Re-estimated batch-norm statistics at the end (Wu and Johnson, "Rethinking batch in batch norm", 2021): those of
-//! the last few batches, drawn from crops at a smaller size, are not those of whole photos.
+//! Re-estimated batch-norm statistics (Wu and Johnson, "Rethinking 'batch' in BatchNorm", 2021). The running statistics
+//! come from the last few batches of random crops, often at a smaller size; inference sees whole images.
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -9,17 +9,17 @@ use crate::loader::Loader;
 use crate::nn::Network;
 use crate::nn::run::to_tensor;
 
-/// The network with each norm at the mean of its statistics over some batches. It lives on `device`,
-/// which could follow gradients, and is trained no more.
+/// The network with the statistics of each batch norm set to their mean over some batches. It is on `device`, an autodiff
+/// device, and is not trained any more.
 pub(super) fn precise_bn(
     network: Network,
     loader: &Loader,
     batches: usize,
     device: &Device,
 ) -> Result<Network> {
-    // Passes that no gradient ends would stay in memory, each whole.
+    // Without this, the autodiff graph of every pass would stay in memory, as no backward pass frees it.
     let mut network = network.no_grad();
-    // Inference, whose statistics these are, has 32 bits.
+    // Inference runs in 32 bits.
     network.set_mixed_precision(false);
     for (seen, batch) in loader.epoch(0, 0).take(batches).enumerate() {
         network.set_momentum(1.0 / (seen + 1) as f64);

@@ -1,5 +1,5 @@
-//! Mixed precision (Micikevicius et al., 2018): convolutions of a training in 16-bit floats, which GPUs have faster units for;
-//! parameters, norms, loss and optimiser in 32 bits.
+//! Mixed precision (Micikevicius et al., "Mixed precision training", 2018): convolutions in 16-bit floats, for which GPUs
+//! have faster units; parameters, batch norms, loss and optimiser in 32 bits.
 
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
@@ -10,14 +10,14 @@ use crate::device::is_on_host;
 use crate::error::{Error, Result};
 use crate::nn::Network;
 
-/// The loss is multiplied by this at first.
+/// Initial loss scale.
 const FIRST: f32 = 65_536.0;
-/// The largest factor.
+/// Largest loss scale.
 const MOST: f32 = 16_777_216.0;
-/// The factor doubles in 2,000 steps without overflow.
+/// Growth per step without overflow: the scale doubles in 2,000 steps.
 const GROWTH: f64 = 1.000_346_6;
 
-/// Floats that the convolutions of a training compute in.
+/// Floating-point type of the convolutions in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -25,7 +25,7 @@ pub enum Arithmetic {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits, with a scaled loss. On GPUs that have them.
+    /// 16 bits, with a scaled loss; on GPUs that support them.
     F16,
 }
 
@@ -38,7 +38,7 @@ impl Arithmetic {
         match self {
             Self::F32 => Ok(None),
             Self::F16 if is_on_host(device) => Err(Error::Device(
-                "`precision: f16` is for GPUs: use f32 on a CPU, or `--device wgpu`".into(),
+                "`precision: f16` is for GPUs: use f32 on a CPU, or the device `wgpu`".into(),
             )),
             Self::F16 if !device.supports_dtype(DType::F16) => Err(Error::Device(
                 "this GPU or its driver has no 16-bit floats: use `precision: f32`".into(),
@@ -48,9 +48,9 @@ impl Arithmetic {
     }
 }
 
-/// A factor of the loss that keeps gradients in the range of 16-bit floats. It halves when a gradient overflows, and such a step
-/// counts as one whose gradients are zero; else it grows slowly. All of it stays on the device: to read whether a gradient
-/// overflowed would have the GPU wait in every step.
+/// Dynamic loss scaling, which keeps gradients in the range of 16-bit floats. The scale halves when a gradient overflows,
+/// and the gradients of that step are set to zero; otherwise it grows slowly. Everything stays on the device: reading the
+/// overflow flag would stall the GPU in every step.
 #[derive(Clone)]
 pub(super) struct LossScale {
     /// `[1]`
@@ -62,7 +62,7 @@ impl LossScale {
         Self { factor: Tensor::from_floats([FIRST], device) }
     }
 
-    /// The loss `[1]` that gradients are taken of.
+    /// The scaled loss `[1]`, to compute gradients of.
     pub(super) fn scaled(&self, loss: Tensor<1>) -> Tensor<1> {
         loss * Tensor::from_inner(self.factor.clone())
     }

@@ -1,14 +1,14 @@
-//! Training of the last layer alone: the features of frozen layers are computed once, and the layer is fitted to them
-//! by logistic regression. The model is a good start for fine-tuning (Kumar et al., "Fine-tuning can distort pretrained
-//! features and underperform out-of-distribution", 2022).
+//! Linear probing: training of the last layer alone. The features of the frozen layers are computed once, and the layer is
+//! fitted to them by logistic regression. The model is also a good initialisation for fine-tuning (Kumar et al.,
+//! "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022).
 
 use std::time::{Instant, SystemTime};
 
 use serde_json::json;
 
-use super::figures::Figures;
 use super::setup::{class_weights, describe};
-use super::start::Given;
+use super::start::InitialWeights;
+use super::validation::ValidationMetrics;
 use super::{EpochReport, Fitted, Observer, Trainer};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, Precision};
@@ -19,9 +19,9 @@ use crate::error::{Error, Result};
 use crate::logistic::{Choice, Linear, Samples};
 use crate::weights::Weight;
 
-/// Images whose mirror images are fitted to as well; with more, they hardly change the layer.
+/// Largest number of images for which their mirror images are used too; for more they hardly change the layer.
 const MIRRORED: usize = 5000;
-/// Images that are enough to know the training loss.
+/// Number of images on which the training loss is measured.
 const ENOUGH: usize = 6000;
 
 /// Features of images and their classes.
@@ -65,8 +65,8 @@ impl Features {
 }
 
 impl Features {
-    /// A layer for classes that exclude each other; the penalty is chosen on the first `images`, without their mirror
-    /// images: an image and its mirror image in different folds would favour a weak one.
+    /// A layer for single-label data. The penalty is chosen on the first `images`, without their mirror images: an image
+    /// and its mirror image in different folds would favour a penalty that is too weak.
     fn one_layer(
         &self,
         (width, classes): (usize, usize),
@@ -87,9 +87,14 @@ impl Features {
         Linear::fit(&samples(targets.len()), l2, None)
     }
 
-    /// A layer whose columns were fitted one by one, each to tell images of its class from all others. The penalty is
-    /// chosen for the class that nearest half of the first `images` have.
-    fn layer_a_class(&self, (width, classes): (usize, usize), images: usize, seed: u64) -> Linear {
+    /// A layer for multi-label data, with one binary classifier per class in its columns. The penalty is chosen for the
+    /// class whose share of the first `images` is closest to one half.
+    fn one_column_per_class(
+        &self,
+        (width, classes): (usize, usize),
+        images: usize,
+        seed: u64,
+    ) -> Linear {
         let has = |class: usize| {
             let targets = self.targets.iter();
             targets.map(|target| usize::from(target.classes().contains(&class))).collect::<Vec<_>>()
@@ -115,21 +120,21 @@ impl Features {
         layer
     }
 
-    /// The first images, which have a class (1) or do not have it (0).
+    /// The first images as samples of two classes: those that have a class (1) and those that do not (0).
     fn binary<'a>(&'a self, width: usize, targets: &'a [usize]) -> Samples<'a> {
         let features = &self.values[..targets.len() * width];
         Samples { width, features, targets, classes: 2, class_weights: None }
     }
 }
 
-/// A model whose last layer is fitted by logistic regression to the features of the others, and its figures on training
-/// images, from the same features.
+/// A model whose last layer is fitted by logistic regression to the features of the layers before it, and its metrics on
+/// training images, from the same features.
 fn with_last_layer(
     model: Checkpoint,
     train: &Dataset,
     trainer: &Trainer,
     observer: &mut dyn Observer,
-) -> Result<(Checkpoint, Figures)> {
+) -> Result<(Checkpoint, ValidationMetrics)> {
     let features = Features::of(&model, train, trainer, observer)?;
     let classes = train.classes().len();
     let class_weights = trainer.balanced.then(|| class_weights(train));
@@ -137,7 +142,7 @@ fn with_last_layer(
     let weights = class_weights.as_deref();
     let Linear { weights, bias } = match train.is_multi_label() {
         false => features.one_layer((width, classes), train.len(), trainer.seed, weights),
-        true => features.layer_a_class((width, classes), train.len(), trainer.seed),
+        true => features.one_column_per_class((width, classes), train.len(), trainer.seed),
     };
     let shape = [width, classes];
     let model = model.with_last_layer(
@@ -148,55 +153,55 @@ fn with_last_layer(
     let rows = features.values.chunks_exact(width).zip(&features.targets).take(train.len());
     let rows = rows.step_by(train.len().div_ceil(ENOUGH));
     let task = &model.info().task;
-    let answer = |row: &[f32]| task.probabilities(&head.last_logits(row), 1.0);
+    let probabilities_of = |row: &[f32]| task.probabilities(&head.last_logits(row), 1.0);
     let (probabilities, truth): (Vec<_>, Vec<Target>) =
-        rows.map(|(row, target)| (answer(row), target.clone())).unzip();
-    let figures = Figures::compute(task, &probabilities, &truth);
-    Ok((model, figures))
+        rows.map(|(row, target)| (probabilities_of(row), target.clone())).unzip();
+    let metrics = ValidationMetrics::compute(task, &probabilities, &truth);
+    Ok((model, metrics))
 }
 
-/// The layers of a model behind its global average pool.
+/// The layers of a model after its global average pool.
 fn head(model: &Checkpoint) -> Result<Head> {
     Head::new(&model.info().graph, model.weights())
         .map_err(|reason| Error::checkpoint("<model>", reason))
 }
 
-/// The model that training starts from, with a last layer of zeros for the data's classes.
-fn prepared(given: &Given, train: &Dataset, trainer: &Trainer) -> Result<Checkpoint> {
-    let model = given.model(describe(trainer, train)?)?;
-    if trainer.quantize { model.quantized_on(train, trainer.preprocess) } else { Ok(model) }
+/// The model with the initial weights, and with a last layer of zeros for the data's classes.
+fn prepared(initial: &InitialWeights, train: &Dataset, trainer: &Trainer) -> Result<Checkpoint> {
+    let model = initial.model(describe(trainer, train)?)?;
+    if trainer.quantize { model.quantized_on(train, trainer.preprocess()) } else { Ok(model) }
 }
 
 /// Trains the last layer alone.
 pub(super) fn fit(
     trainer: &Trainer,
-    given: &Given,
+    initial: &InitialWeights,
     (train, valid): (&Dataset, &Dataset),
     observer: &mut dyn Observer,
 ) -> Result<Fitted> {
     let began = Instant::now();
-    let model = prepared(given, train, trainer)?;
-    let source = given.kept_head(trainer, model.info().graph.pool() + 1)?;
+    let model = prepared(initial, train, trainer)?;
+    let source = initial.required_source_head(trainer, model.info().graph.pool() + 1)?;
     let (model, seen) = with_last_layer(model, train, trainer, observer)?;
     let classifier = Classifier::new(model.clone(), trainer.device)?;
-    let figures = match valid.is_multi_label() {
-        false => Figures::SingleLabel(classifier.evaluate(valid, |_| ())?.metrics()),
-        true => Figures::MultiLabel(classifier.evaluate_labels(valid, |_| ())?.metrics()),
+    let metrics = match valid.is_multi_label() {
+        false => ValidationMetrics::SingleLabel(classifier.evaluate(valid, |_| ())?.metrics()),
+        true => ValidationMetrics::MultiLabel(classifier.evaluate_labels(valid, |_| ())?.metrics()),
     };
     let report = EpochReport {
         epoch: 1,
         learning_rate: 0.0,
         train_loss: seen.log_loss(),
         train_accuracy: seen.accuracy(),
-        val_loss: figures.log_loss(),
-        val_accuracy: figures.accuracy(),
-        val_map: figures.mean_average_precision(),
+        val_loss: metrics.log_loss(),
+        val_accuracy: metrics.accuracy(),
+        val_map: metrics.mean_average_precision(),
         seconds: began.elapsed().as_secs_f64(),
         waited: 0.0,
         best: true,
     };
     observer.epoch(&report);
-    let record = figures.record(1)?;
+    let record = metrics.record(1)?;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok();
     let mut model = model.with_record(|info| {
         info.history = json!([report]);
@@ -206,8 +211,8 @@ pub(super) fn fit(
     if let Some((head, weights)) = source {
         model = model.with_source(head, weights)?;
         if trainer.quantize {
-            // Feature maps that only the source head has need ranges, too.
-            model = model.quantized_on(train, trainer.preprocess)?;
+            // The feature maps of the source head need ranges too.
+            model = model.quantized_on(train, trainer.preprocess())?;
         }
     }
     if let Some(out) = &trainer.out {

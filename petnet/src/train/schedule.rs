@@ -1,20 +1,20 @@
-//! The learning rate over time.
+//! Learning-rate schedules.
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate moves after the warm-up.
+/// Schedule of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Schedule {
-    /// Stays.
+    /// Constant at the peak.
     Constant,
     /// Multiplied by `factor` when the validation loss has not fallen for more than `patience`
     /// epochs (PyTorch's `ReduceLROnPlateau`, relative threshold 1e-4).
     ReduceLrOnPlateau {
-        /// 0 to 1.
+        /// Factor, 0 to 1.
         factor: f64,
-        /// Epochs.
+        /// Number of epochs.
         patience: usize,
     },
     /// Half a cosine from the peak to zero over all steps
@@ -32,18 +32,19 @@ impl Schedule {
         let done = step as f64 / total.max(1) as f64;
         match self {
             Self::Constant | Self::ReduceLrOnPlateau { .. } => 1.0,
-            Self::Cosine => fall(1.0, 0.0, done),
-            Self::OneCycle if done < 0.3 => fall(1.0 / 25.0, 1.0, done / 0.3),
-            Self::OneCycle => fall(1.0, 1.0 / 250_000.0, (done - 0.3) / 0.7),
+            Self::Cosine => cosine(1.0, 0.0, done),
+            Self::OneCycle if done < 0.3 => cosine(1.0 / 25.0, 1.0, done / 0.3),
+            Self::OneCycle => cosine(1.0, 1.0 / 250_000.0, (done - 0.3) / 0.7),
         }
     }
 }
 
-fn fall(from: f64, to: f64, done: f64) -> f64 {
+/// Half a cosine from one value to another; `done` is the share of the way, 0 to 1.
+fn cosine(from: f64, to: f64, done: f64) -> f64 {
     to + (from - to) * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()) / 2.0
 }
 
-/// What [`Schedule::ReduceLrOnPlateau`] remembers.
+/// State of [`Schedule::ReduceLrOnPlateau`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Plateau {
     pub(super) factor: f64,

@@ -17,14 +17,14 @@ use crate::nn::Network;
 use crate::preprocess::Preprocess;
 use crate::task::Task;
 
-/// Images a pass when no gradients are kept.
+/// Images per pass in evaluation.
 pub(super) const EVALUATION_BATCH: usize = 64;
 
-/// The description of a model that is still to be trained.
+/// The description of a model before it is trained.
 pub(super) fn describe(trainer: &Trainer, train: &Dataset) -> Result<ModelInfo> {
     let classes = train.classes().to_vec();
     let graph = trainer.architecture.graph(classes.len())?;
-    let mut info = ModelInfo::new(graph, classes, trainer.preprocess);
+    let mut info = ModelInfo::new(graph, classes, trainer.preprocess());
     if train.is_multi_label() {
         info.task = Task::multi_label(train.classes().len());
     }
@@ -35,21 +35,22 @@ pub(super) fn describe(trainer: &Trainer, train: &Dataset) -> Result<ModelInfo> 
     Ok(info)
 }
 
-/// One over each class's share, so that all classes weigh the same and a mean photo weighs 1.
-pub(super) fn class_weights(photos: &Dataset) -> Vec<f32> {
-    let counts = photos.counts();
-    let mean = photos.len() as f32 / counts.len() as f32;
+/// Class weights: the inverse of each class's share of the images, so that all classes weigh the same and the mean weight
+/// of an image is 1.
+pub(super) fn class_weights(images: &Dataset) -> Vec<f32> {
+    let counts = images.counts();
+    let mean = images.len() as f32 / counts.len() as f32;
     counts.iter().map(|count| mean / (*count).max(1) as f32).collect()
 }
 
 pub(super) fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSettings {
-    // Validation photos are read as often as training photos, and are some tenth of them.
+    // Validation images are read as often as training images and are about a tenth of all: they get a tenth of the cache.
     let cache = trainer.cache_mb << 20;
     LoaderSettings {
         batch_size: if training { trainer.batch_size } else { EVALUATION_BATCH },
         workers: trainer.workers,
         cache_bytes: if training { cache / 10 * 9 } else { cache / 10 },
-        preprocess: Preprocess { size, ..trainer.preprocess },
+        preprocess: Preprocess { size, ..trainer.preprocess() },
         augment: if training { trainer.augment } else { Augment::none() },
         seed: trainer.seed,
         shuffle: training,
@@ -57,7 +58,6 @@ pub(super) fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSe
 }
 
 pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
-    // Decay of norms and biases would only fight what they are for.
     let plain = ParamGroup::from_paths(model.undecayed());
     let penalty = trainer.weight_decay as f32;
     let decay = (penalty > 0.0).then(|| WeightDecayConfig::new(penalty));
@@ -88,10 +88,10 @@ pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
 pub(super) fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
     let mut identity = info.settings.clone();
     if let Some(map) = identity.as_object_mut() {
-        // Threads and cache change no result.
+        // Threads and cache do not change the result.
         map.remove("workers");
         map.remove("cache_mb");
-        // Batch-norm statistics are re-estimated after the last epoch and change none.
+        // Batch-norm statistics are re-estimated after the last epoch.
         map.remove("precise_bn_images");
         map.insert("multi label".into(), json!(valid.is_multi_label()));
         map.insert("training data".into(), json!(info.data_digest));

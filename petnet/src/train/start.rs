@@ -1,4 +1,4 @@
-//! The weights that a training starts from: petnet's or PyTorch's, of another number of classes or not.
+//! The initial weights of a training, from files of petnet's or PyTorch's, with the same classes or others.
 
 use std::path::{Path, PathBuf};
 
@@ -16,15 +16,15 @@ use crate::passes;
 use crate::pytorch;
 use crate::weights::{Weight, Weights};
 
-/// The weights that a training starts from; written `none`, `pretrained` or as a path.
+/// The initial weights of a training; written `none`, `pretrained` or as a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum Start {
     /// Random numbers.
     Random,
-    /// The bundled model's, or for other classes those of ImageNet that it holds beside its own.
+    /// The bundled model's; for other classes, the ImageNet weights that it also contains.
     Pretrained,
-    /// A model file of petnet's, or PyTorch's as [`pytorch`](crate::pytorch) knows them.
+    /// A model file of petnet's, or one of PyTorch's that [`pytorch`](crate::pytorch) reads.
     File(PathBuf),
 }
 
@@ -48,20 +48,20 @@ impl From<Start> for String {
     }
 }
 
-/// Weights to start from.
+/// Initial weights.
 #[derive(Debug, Clone)]
-pub(super) struct Given {
-    /// The model whose network is trained on, without a source head.
+pub(super) struct InitialWeights {
+    /// The model whose network is trained further, without a source head.
     pub(super) model: Checkpoint,
-    /// A network on the same trunk for a source head, and the number of nodes that they share at least; the model
-    /// itself where its classes are others than those of the training.
+    /// A network for a source head on the same trunk, and the least number of nodes that they share. It is the model
+    /// itself where the training has other classes.
     source: Option<(Checkpoint, usize)>,
     path: PathBuf,
 }
 
-impl Given {
-    /// Reads the weights for a training of a network on some classes; `None` for random numbers. A training that names no
-    /// start takes the bundled model's weights where the network is the same.
+impl InitialWeights {
+    /// Reads the initial weights of a network for some classes; `None` for random numbers. Without a setting, the bundled
+    /// model's weights are taken where the network is the same.
     pub(super) fn read(
         start: Option<&Start>,
         graph: &Graph,
@@ -91,7 +91,7 @@ impl Given {
         Ok(Self { model, source, path })
     }
 
-    /// The weights for a network's layers. A last layer for other classes, and a head of other layers, are left out.
+    /// The weights for a network's layers, without those of a last layer for other classes or of other layers in the head.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] where the network is another one.
@@ -102,22 +102,22 @@ impl Given {
             let reason = ModelError::OtherNetwork { found, expected };
             return Err(Error::checkpoint(&self.path, reason));
         }
-        let mut given = Weights::new();
+        let mut initial = Weights::new();
         let known = self.model.info().labels == classes;
         for (place, node) in ours.nodes().iter().enumerate() {
             for (name, shape) in passes::parameters(node) {
                 let weight = self.model.weights().get(&name).filter(|w| w.shape == shape);
                 // The last layer's outputs are classes, whose names must be the same.
                 match weight.filter(|_| known || place + 1 < ours.nodes().len()) {
-                    Some(weight) => drop(given.insert(name, weight.clone())),
-                    None => tracing::info!(layer = name, "drawn anew: the file has other classes"),
+                    Some(weight) => drop(initial.insert(name, weight.clone())),
+                    None => tracing::info!(layer = name, "initialised: the file has other classes"),
                 }
             }
         }
-        Ok(given)
+        Ok(initial)
     }
 
-    /// Gives a network the weights; layers that are left out stay as they were drawn.
+    /// Sets the weights of a network; layers that are left out keep their random numbers.
     pub(super) fn fill(&self, network: Network, classes: &[String]) -> Result<Network> {
         let mut all = weights::read(&network);
         all.extend(self.weights(network.graph(), classes)?);
@@ -126,21 +126,21 @@ impl Given {
 
     /// A model of a network with these weights; those of layers that are left out are zero.
     pub(super) fn model(&self, mut info: ModelInfo) -> Result<Checkpoint> {
-        let mut given = self.weights(&info.graph, &info.labels)?;
+        let mut initial = self.weights(&info.graph, &info.labels)?;
         for (name, shape) in info.graph.nodes().iter().flat_map(passes::parameters) {
             let zeros =
                 || Weight { values: vec![0.0; shape.iter().product()], shape: shape.clone() };
-            given.entry(name).or_insert_with(zeros);
+            initial.entry(name).or_insert_with(zeros);
         }
         info.normalization = self.model.info().normalization;
-        Checkpoint::new(info, given).map_err(|reason| Error::checkpoint(&self.path, reason))
+        Checkpoint::new(info, initial).map_err(|reason| Error::checkpoint(&self.path, reason))
     }
 
-    /// The source head that the settings ask for, and its weights.
+    /// The source head that the settings require, if they do, and its weights.
     ///
     /// # Errors
-    /// [`Error::Config`] where they ask for one and none is left, as its trunk is trained.
-    pub(super) fn kept_head(
+    /// [`Error::Config`] where they require one and there is none, as its trunk is trained.
+    pub(super) fn required_source_head(
         &self,
         trainer: &Trainer,
         shared: usize,
@@ -158,8 +158,7 @@ impl Given {
         }
     }
 
-    /// The head of the network that training starts from and its weights, where training leaves its trunk as it was:
-    /// the first `shared` nodes.
+    /// The head of the initial network and its weights, where its trunk, the first `shared` nodes, is frozen.
     fn source_head(&self, shared: usize) -> Result<Option<(SourceHead, Weights)>> {
         let Some((source, least)) = &self.source else { return Ok(None) };
         if shared == 0 || shared < *least {
@@ -201,41 +200,47 @@ fn read(path: &Path) -> Result<Checkpoint> {
     }
 }
 
-/// The network as it is before the first step.
-pub(super) struct Beginning {
+/// The network before the first step.
+pub(super) struct InitialNetwork {
     pub(super) model: Network,
     pub(super) trunk: Trunk,
     /// Weights of the source head.
     pub(super) source: Weights,
 }
 
-/// A network of random numbers, or of given weights with its frozen blocks and its source head.
-pub(super) fn begin(
+/// A network of random numbers, or of initial weights with its frozen blocks and its source head.
+pub(super) fn initial_network(
     trainer: &Trainer,
-    given: Option<Given>,
+    initial: Option<InitialWeights>,
     info: &mut ModelInfo,
     (train, device): (&Dataset, &Device),
-) -> Result<Beginning> {
-    let drawn = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
-    let Some(given) = given else {
-        return Ok(Beginning { model: drawn(info), trunk: Trunk::Empty, source: Weights::new() });
+) -> Result<InitialNetwork> {
+    let random = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
+    let Some(initial) = initial else {
+        return Ok(InitialNetwork {
+            model: random(info),
+            trunk: Trunk::Empty,
+            source: Weights::new(),
+        });
     };
     let blocks = match trainer.frozen(&info.graph, train.len()) {
         Freeze::Nothing => 0,
         Freeze::Blocks(blocks) => blocks,
         Freeze::Backbone => info.graph.blocks().len(),
     };
-    info.normalization = given.model.info().normalization;
-    let model = given.fill(drawn(info), &info.labels)?;
+    info.normalization = initial.model.info().normalization;
+    let model = initial.fill(random(info), &info.labels)?;
     let shared = blocks.checked_sub(1).and_then(|last| info.graph.blocks().get(last));
     let mut source = Weights::new();
-    if let Some((head, weights)) = given.kept_head(trainer, shared.copied().unwrap_or(0))? {
+    if let Some((head, weights)) =
+        initial.required_source_head(trainer, shared.copied().unwrap_or(0))?
+    {
         (info.source, source) = (Some(head), weights);
     }
     let on_cpu = trainer.device == crate::Device::Cpu;
     let start = match trainer.quantize && on_cpu && blocks > 0 {
-        true => given.model.quantized_on(train, trainer.preprocess)?,
-        false => given.model,
+        true => initial.model.quantized_on(train, trainer.preprocess())?,
+        false => initial.model,
     };
-    Ok(Beginning { model, trunk: Trunk::new(blocks, start, on_cpu), source })
+    Ok(InitialNetwork { model, trunk: Trunk::new(blocks, start, on_cpu), source })
 }

@@ -1,5 +1,6 @@
-//! All that a training needs to go on as if it had never stopped, in one file; but for the loss scale of mixed precision,
-//! which begins anew.
+//! The saved state of a training: a safetensors file with the records of model, optimiser and averaged weights as bytes,
+//! and progress and checksum in its metadata. A resumed training continues exactly, but for the loss scale of mixed
+//! precision, which starts over.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,14 +15,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::EpochReport;
 use super::schedule::Plateau;
-use crate::checkpoint::{hex, write_atomically};
+use crate::disk::write_atomically;
 use crate::error::{Error, ModelError, Result};
 use crate::nn::Network;
 
 const PROGRESS_KEY: &str = "progress";
 const DIGEST_KEY: &str = "sha256";
 
-/// Counters and sums; together with weights and optimiser the whole state.
+/// Counters, sums and history. Together with weights and optimiser they are the whole state.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Progress {
     /// Epochs completed.
@@ -37,15 +38,15 @@ pub(super) struct Progress {
     pub(super) best_score: Option<f64>,
     pub(super) epochs_since_best: usize,
     pub(super) seconds: f64,
-    /// Seconds of this epoch in which no batch was ready.
+    /// Seconds of this epoch in which training waited for a batch.
     #[serde(default)]
     pub(super) waited: f64,
     pub(super) history: Vec<EpochReport>,
-    /// What must be equal for a resumed training to make sense.
+    /// Settings and digests of data that a resumed training must share.
     pub(super) identity: serde_json::Value,
 }
 
-/// What changes from step to step. `model` lives on the autodiff device, `average` on the plain.
+/// The state that steps change. `model` is on the autodiff device, `average` on the plain one.
 pub(super) struct State {
     pub(super) model: Network,
     pub(super) average: Option<Network>,
@@ -79,7 +80,7 @@ impl State {
         write_atomically(path, &bytes)
     }
 
-    /// Fills `self`, freshly built from the same settings, with what was saved.
+    /// Loads a saved state into `self`, which was built from the same settings.
     pub(super) fn load(self, path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let failed = |e: &dyn std::fmt::Display| damaged(path, e);
@@ -133,10 +134,10 @@ fn digest<'a>(progress: &str, parts: impl Iterator<Item = (&'a str, &'a [u8])>) 
         hash.update(name);
         hash.update(bytes);
     }
-    hex(&hash.finalize())
+    hex::encode(hash.finalize())
 }
 
-/// First key whose values differ.
+/// First key for which the values differ.
 fn difference(a: &serde_json::Value, b: &serde_json::Value) -> Option<String> {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else {
         return (a != b).then(|| "settings".to_string());

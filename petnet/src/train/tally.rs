@@ -1,5 +1,5 @@
-//! Losses and right answers of the last steps. On a GPU they stay there until those of several steps are read together: a
-//! read waits for all work that was queued before it, and the GPU has nothing to do until more is queued.
+//! Losses and numbers of correct predictions of the last steps. On a GPU those of several steps are read together: a read
+//! waits for all work that was queued before it, and leaves the GPU idle until more is queued.
 
 use burn::tensor::{Device, Tensor};
 
@@ -7,27 +7,27 @@ use super::Trainer;
 use crate::device::is_on_host;
 use crate::error::{Error, Result};
 
-/// Steps whose figures are read together on a GPU.
+/// Steps whose values are read together on a GPU.
 const TOGETHER: usize = 16;
 
-/// Figures of one step.
+/// Metrics of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct StepFigures {
-    /// Both from 0.
+pub(super) struct StepMetrics {
+    /// Counted from 0, as is the step.
     pub(super) epoch: usize,
     pub(super) step: usize,
-    pub(super) photos: usize,
+    pub(super) images: usize,
     pub(super) loss: f32,
-    /// Photos that were answered without a fault.
+    /// Number of images that were classified correctly.
     pub(super) right: usize,
 }
 
-/// Figures that were not read yet.
+/// Metrics that were not read yet.
 pub(super) struct Tally {
     together: usize,
-    /// Loss is zero until it is read, and so are right answers.
-    steps: Vec<StepFigures>,
-    /// `[2]` a step: loss and right answers.
+    /// Loss and correct predictions are zero until they are read.
+    steps: Vec<StepMetrics>,
+    /// `[2]` per step: loss and number of correct predictions.
     values: Vec<Tensor<1>>,
 }
 
@@ -37,27 +37,27 @@ impl Tally {
         Self { together, steps: Vec::new(), values: Vec::new() }
     }
 
-    /// Takes the loss `[1]` and the number of right answers `[1]` of a step, on a device that follows no gradients.
+    /// Adds the loss `[1]` and the number of correct predictions `[1]` of a step, on a device without autodiff.
     pub(super) fn add(
         &mut self,
         (epoch, step): (usize, usize),
-        photos: usize,
+        images: usize,
         [loss, right]: [Tensor<1>; 2],
     ) {
-        self.steps.push(StepFigures { epoch, step, photos, loss: 0.0, right: 0 });
+        self.steps.push(StepMetrics { epoch, step, images, loss: 0.0, right: 0 });
         self.values.push(Tensor::cat(vec![loss, right], 0));
     }
 
-    /// True when so many steps were taken that they should be read.
+    /// True when enough steps were added for a read.
     pub(super) fn is_full(&self) -> bool {
         self.steps.len() >= self.together
     }
 
-    /// The figures of all steps since the last read.
+    /// The metrics of all steps since the last read.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device fails, [`Error::Diverged`] for the first loss that is no number.
-    pub(super) fn read(&mut self) -> Result<Vec<StepFigures>> {
+    /// [`Error::Device`] when the device fails, [`Error::Diverged`] for the first loss that is not finite.
+    pub(super) fn read(&mut self) -> Result<Vec<StepMetrics>> {
         let mut steps = std::mem::take(&mut self.steps);
         if steps.is_empty() {
             return Ok(steps);
@@ -66,11 +66,11 @@ impl Tally {
         let values = values.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
         let values =
             values.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))?;
-        for (figures, pair) in steps.iter_mut().zip(values.as_chunks::<2>().0) {
-            (figures.loss, figures.right) = (pair[0], pair[1] as usize);
+        for (metrics, pair) in steps.iter_mut().zip(values.as_chunks::<2>().0) {
+            (metrics.loss, metrics.right) = (pair[0], pair[1] as usize);
         }
-        match steps.iter().find(|figures| !figures.loss.is_finite()) {
-            Some(StepFigures { epoch, step, loss, .. }) => {
+        match steps.iter().find(|metrics| !metrics.loss.is_finite()) {
+            Some(StepMetrics { epoch, step, loss, .. }) => {
                 Err(Error::Diverged { epoch: epoch + 1, step: step + 1, loss: *loss })
             }
             None => Ok(steps),
@@ -78,7 +78,7 @@ impl Tally {
     }
 }
 
-/// A device's error with what can be done about it, for images of `size` pixels a side.
+/// A device's error with a remedy, for images of `size` pixels a side.
 pub(super) fn explained(error: Error, trainer: &Trainer, size: usize) -> Error {
     let Error::Device(reason) = error else { return error };
     let batch = trainer.batch_size;
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_read_in_order_and_a_loss_that_is_no_number_names_its_step() {
+    fn metrics_are_read_in_order_and_a_loss_that_is_not_finite_names_its_step() {
         let device = Device::flex();
         let one = |value: f32| Tensor::<1>::from_floats([value], &device);
         let mut tally = Tally { together: 3, ..Tally::new(&device) };
@@ -106,7 +106,7 @@ mod tests {
         }
         assert!(tally.is_full());
         let read = tally.read().unwrap();
-        assert_eq!(read[2], StepFigures { epoch: 1, step: 2, photos: 8, loss: 2.5, right: 2 });
+        assert_eq!(read[2], StepMetrics { epoch: 1, step: 2, images: 8, loss: 2.5, right: 2 });
         tally.add((1, 3), 8, [one(1.0), one(0.0)]);
         tally.add((1, 4), 8, [one(f32::NAN), one(0.0)]);
         let error = tally.read().unwrap_err();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_device_says_what_may_help() {
+    fn an_error_of_the_device_names_a_remedy() {
         let trainer = Trainer { batch_size: 64, ..Trainer::default() };
         let error = explained(Error::Device("lost".into()), &trainer, 160).to_string();
         assert!(

@@ -1,7 +1,7 @@
-//! Knowledge distillation: a trained model of the same classes whose outputs the student learns to give (Hinton et al.,
-//! "Distilling the knowledge in a neural network", 2015). Both see the same augmented image (Beyer et al., "Knowledge
-//! distillation: a good teacher is patient and consistent", 2022), the teacher at the size that it was trained for: a
-//! teacher of 224 px that is shown 64 pixels teaches its own mistakes. It runs on the inference engine, on the CPU.
+//! Knowledge distillation: the student is trained to reproduce the outputs of a teacher, a trained model of the same
+//! classes (Hinton et al., "Distilling the knowledge in a neural network", 2015). Both get the same augmented image (Beyer
+//! et al., "Knowledge distillation: a good teacher is patient and consistent", 2022). The teacher gets it at the size that
+//! it was trained for, as it is wrong more often at another one. It runs on the inference engine, on the CPU.
 
 use std::path::PathBuf;
 
@@ -22,10 +22,10 @@ use crate::quantization::Quantization;
 pub struct Distillation {
     /// Model file of the teacher, whose classes are the student's.
     pub teacher: PathBuf,
-    /// Both models' logits are divided by it.
+    /// Temperature by which the logits of both models are divided.
     #[serde(default = "temperature")]
     pub temperature: f64,
-    /// Share of the loss that compares with the teacher, 0 to 1; the rest compares with the labels.
+    /// Weight of the teacher in the loss, 0 to 1; the rest is the loss on the labels.
     #[serde(default = "weight")]
     pub weight: f64,
     /// Weight of feature matching (Tung and Mori, "Similarity-preserving knowledge distillation", 2019); 0 for none.
@@ -93,7 +93,7 @@ impl Teacher {
         Ok(Self { settings: settings.clone(), engine, side })
     }
 
-    /// `[n, side, side, 3]` bytes -> logits `[n, classes]` and features `[n, width]`, which no gradient leads into.
+    /// `[n, side, side, 3]` bytes -> logits `[n, classes]` and features `[n, width]`, without gradients.
     ///
     /// # Errors
     /// None for images of at least one pixel.
@@ -122,7 +122,7 @@ impl Teacher {
         Ok([rows(|outputs| &outputs.logits), rows(|outputs| &outputs.features)])
     }
 
-    /// The loss with the labels' share of it, `[1]`. Logits are `[n, classes]`, features `[n, width]` of any width.
+    /// The total loss `[1]`, from the loss on the labels. Logits are `[n, classes]`, features `[n, width]` of any width.
     pub(super) fn loss(
         &self,
         labels: Tensor<1>,
@@ -139,8 +139,8 @@ impl Teacher {
     }
 }
 
-/// Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, both at a temperature, times its
-/// square, which keeps gradients of one size: `[1]`.
+/// Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, both at a temperature, times the
+/// square of the temperature, which keeps the magnitude of gradients independent of it: `[1]`.
 fn divergence(student: Tensor<2>, teacher: Tensor<2>, temperature: f64) -> Tensor<1> {
     let count = student.dims()[0].max(1) as f64;
     let target = softmax(teacher.clone() / temperature, 1); // [n, classes]
@@ -148,9 +148,9 @@ fn divergence(student: Tensor<2>, teacher: Tensor<2>, temperature: f64) -> Tenso
     (target * difference).sum() * (temperature * temperature / count) // [1]
 }
 
-/// Feature matching that needs no common width: the cosines between all images of a batch should be the teacher's (Tung
-/// and Mori, "Similarity-preserving knowledge distillation", 2019): the mean over images of the squared distance of
-/// their rows, `[1]`.
+/// Similarity-preserving feature matching, which needs no common width (Tung and Mori, 2019). The matrix of dot products
+/// between all images of a batch, each row divided by its norm, should be the teacher's: the mean over images of the
+/// squared distance of their rows, `[1]`.
 fn similarity_loss(student: Tensor<2>, teacher: Tensor<2>) -> Tensor<1> {
     let count = student.dims()[0].max(1) as f64;
     let similarities = |features: Tensor<2>| {
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_outputs_cost_nothing_and_others_what_the_formula_says() {
+    fn equal_outputs_have_no_loss_and_others_that_of_the_formula() {
         let device = Device::flex();
         let rows = |rows: [[f32; 2]; 2]| Tensor::<2>::from_floats(rows, &device);
         let same = rows([[2.0, -1.0], [0.5, 0.5]]);

@@ -1,5 +1,5 @@
-//! Frozen layers in training. On the CPU they run on the inference engine, in bytes where the weights that training
-//! starts from have ranges for it; on other devices on burn. No gradient leads into them.
+//! The frozen layers (trunk) in training. On the CPU they run on the inference engine, in int8 where the initial weights
+//! are quantised; on other devices they run on burn. They have no gradients.
 
 use burn::tensor::Device;
 
@@ -12,11 +12,11 @@ use crate::quantization::Quantization;
 
 /// The layers before those that are trained.
 pub(super) enum Trunk {
-    /// None: everything is trained.
+    /// No frozen layers.
     Empty,
-    /// Blocks on burn, of the network that is trained.
+    /// Blocks of the network in training, on burn.
     Burn { blocks: usize },
-    /// Blocks on the engine, compiled for each size of images that the training has, by its side in pixels.
+    /// Blocks on the engine, compiled for each image size of the training, by its side in pixels.
     Engine { blocks: usize, start: Box<Checkpoint>, engines: Vec<(usize, Engine)> },
 }
 
@@ -30,7 +30,7 @@ impl Trunk {
         }
     }
 
-    /// Compiles for images of `side` pixels, unless that was done.
+    /// Compiles an engine for images of `side` pixels, unless there is one.
     pub(super) fn prepare(&mut self, side: usize) -> Result<()> {
         let Self::Engine { blocks, start, engines } = self else { return Ok(()) };
         if at(engines, side).is_some() {
@@ -54,8 +54,8 @@ impl Trunk {
         }
     }
 
-    /// `[n, side, side, 3]` bytes -> the last maps of the frozen blocks, on a device that follows no gradients. Blocks
-    /// on burn are those of `network`.
+    /// `[n, side, side, 3]` bytes -> the last feature maps of the frozen blocks, on a device without autodiff. Blocks on
+    /// burn are those of `network`.
     pub(super) fn maps(
         &self,
         network: &Network,

@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use petnet::Trainer;
 use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::augment::Augment;
-use petnet::preprocess::{Preprocess, Resize};
 use petnet::train::{Optimizer, Schedule};
 
 /// burn-flex draws weights from one generator for the whole process: trainings take turns.
@@ -23,7 +22,7 @@ pub(crate) fn tiny() -> Trainer {
             hidden: 16,
             dropout: 0.0,
         }),
-        preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+        image_size: 24,
         epochs: 12,
         batch_size: 8,
         learning_rate: 5e-3,

@@ -1,4 +1,4 @@
-//! Photos in S3, Google Cloud Storage and Azure Blob Storage, listed page by page in the order of their keys.
+//! Images in S3, Google Cloud Storage and Azure Blob Storage, listed page by page in the order of their keys.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
@@ -13,24 +13,25 @@ use petnet::files::{LeftOut, Name, entry_path, judge};
 use tokio::runtime::Runtime;
 use url::Url;
 
-use crate::config::ConfigError;
+use crate::error::UsageError;
 use crate::predict::archive::{self, Kind};
-use crate::predict::listing::{Listing, Load, Photo};
+use crate::predict::listing::{ImageBytes, Listing, Load};
 use crate::predict::source::{MATCH, has_wildcard, refuse_large};
 
-/// Of an archive's bytes, so many are fetched at a time.
+/// Bytes of an archive that are fetched in one request.
 const BLOCK: u64 = 8 << 20;
-/// What variables of the clouds' own tools start with.
+/// Prefixes of the environment variables that the clouds' own tools read.
 const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
-/// Lists the photos below a prefix, of one key, or of the keys that match; archives only where they are asked for.
+/// Lists the images below a prefix, at one key, or at the keys that match a pattern. Archives are read only if a key or a
+/// pattern names them.
 pub(in crate::predict) fn walk(address: &str, listing: &mut Listing) -> Result<()> {
     let (bucket, key) = Bucket::open(address)?;
     Arc::new(bucket).walk(key, listing).with_context(|| address.to_string())
 }
 
-/// Copies the objects below a prefix into a folder, names kept; or one archive. Objects whose names lead out of the folder
-/// stay away.
+/// Copies the objects below a prefix into a folder, under the same names, or one archive. Objects whose names lead out of
+/// the folder are left out.
 pub(in crate::predict) fn copy(
     address: &str,
     to: &std::path::Path,
@@ -47,7 +48,7 @@ struct Bucket {
     name: String,
 }
 
-/// Why an object is left out, by its name: a request for each one's first bytes would cost too much.
+/// Reason to leave an object out, by its name only: requests for the first bytes of each object would cost too much.
 fn named_as(key: &str) -> Option<LeftOut> {
     match judge(std::path::Path::new(key)) {
         Name::Image => None,
@@ -57,9 +58,9 @@ fn named_as(key: &str) -> Option<LeftOut> {
 }
 
 impl Bucket {
-    /// The bucket of an address, and the rest of the address.
+    /// Opens the bucket of an address; also returns the rest of the address, the key.
     fn open(address: &str) -> Result<(Self, &str)> {
-        let wrong = |e: &dyn std::fmt::Display| ConfigError(format!("{address}: {e}"));
+        let wrong = |e: &dyn std::fmt::Display| UsageError(format!("{address}: {e}"));
         let after_scheme = address.find("://").map_or(0, |at| at + 3);
         let end = address[after_scheme..].find('/').map_or(address.len(), |at| after_scheme + at);
         let (name, key) = address.split_at(end);
@@ -68,7 +69,7 @@ impl Bucket {
             let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
             VARIABLES.iter().any(|start| name.starts_with(start)).then_some((name, value))
         });
-        // One provider of cryptography for the whole program; an error says that there is one already.
+        // rustls needs one default provider per process; an error means that it is set already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (store, _) = object_store::parse_url_opts(&url, variables).map_err(|e| wrong(&e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -87,7 +88,7 @@ impl Bucket {
         if archive || named_as(key).is_none() {
             match self.runtime.block_on(self.store.head(&Path::parse(key)?)) {
                 Ok(meta) => return self.object(meta, listing),
-                // A folder's name may have a dot, too.
+                // The name of a folder may end like a file's.
                 Err(Error::NotFound { .. }) if !archive => {}
                 Err(e) => return Err(e.into()),
             }
@@ -102,7 +103,7 @@ impl Bucket {
     }
 
     fn matching(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
-        let pattern = glob::Pattern::new(key).map_err(|e| ConfigError(e.to_string()))?;
+        let pattern = glob::Pattern::new(key).map_err(|e| UsageError(e.to_string()))?;
         let plain = key.find(['*', '?', '[']).unwrap_or(key.len());
         let folder = key[..plain].rfind('/').map_or("", |at| &key[..at]);
         let mut found = false;
@@ -116,7 +117,7 @@ impl Bucket {
             Ok(())
         })?;
         if !found {
-            bail!("no photo or archive matches");
+            bail!("no image or archive matches");
         }
         Ok(())
     }
@@ -169,7 +170,7 @@ impl Bucket {
             let file = to.join(path);
             fs::create_dir_all(file.parent().unwrap_or(to))?;
             if !self.runtime.block_on(self.fetch(&meta.location, &file))? {
-                tracing::warn!(key = %meta.location, "left out: it was deleted after it was listed");
+                tracing::warn!(key = %meta.location, "left out: deleted after it was listed");
             }
             each();
             Ok(())
@@ -199,9 +200,9 @@ impl Bucket {
         Box::new(move || bucket.runtime.block_on(bucket.read(&meta)))
     }
 
-    /// Only a photo that is gone is a bad photo. What the store refuses otherwise, after retries, it would refuse for
-    /// many: the run stops and can go on later.
-    async fn read(&self, meta: &ObjectMeta) -> Result<Photo> {
+    /// Only a deleted object is an error of that image. Any other failure, after the client's retries, would affect many
+    /// images, so that the run stops and can be continued later.
+    async fn read(&self, meta: &ObjectMeta) -> Result<ImageBytes> {
         if let Err(reason) = refuse_large(meta.size) {
             return Ok(Err(reason));
         }
@@ -217,13 +218,13 @@ impl Bucket {
     }
 }
 
-/// An object that is read like a file, block by block.
+/// An object as a seekable file, which is fetched in blocks of [`BLOCK`] bytes.
 struct ObjectFile {
     bucket: Arc<Bucket>,
     meta: ObjectMeta,
     position: u64,
     block: Vec<u8>,
-    /// Where the block lies in the object.
+    /// Offset of the block in the object.
     start: u64,
 }
 
@@ -235,7 +236,7 @@ impl ObjectFile {
     fn fetch(&mut self) -> io::Result<()> {
         let start = self.position / BLOCK * BLOCK;
         let range = start..(start + BLOCK).min(self.meta.size);
-        // An archive that is replaced meanwhile must not be read half old, half new.
+        // Blocks of an archive that is replaced meanwhile must not be mixed.
         let options = GetOptions {
             range: Some(range.into()),
             if_match: self.meta.e_tag.clone(),
@@ -246,9 +247,9 @@ impl ObjectFile {
             let found = store.get_opts(&self.meta.location, options).await?;
             found
                 .into_stream()
-                .try_fold(Vec::new(), async |mut all: Vec<u8>, bytes| {
-                    all.extend_from_slice(&bytes);
-                    Ok(all)
+                .try_fold(Vec::new(), async |mut block: Vec<u8>, bytes| {
+                    block.extend_from_slice(&bytes);
+                    Ok(block)
                 })
                 .await
         };

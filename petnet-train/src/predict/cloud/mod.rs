@@ -1,26 +1,26 @@
-//! Feature `cloud`: photos in buckets, rows as Parquet.
+//! The feature `cloud`: images in buckets, rows and embeddings as Parquet.
 
 mod bucket;
-mod columns;
-mod lists;
+mod parquet_embeddings;
+mod parquet_rows;
 
 use std::fs::File;
 
 use anyhow::Result;
 
 pub(super) use self::bucket::{copy, walk};
-use super::embeddings::Table;
-use super::rows::{Model, Sheet};
+use super::embeddings::EmbeddingWriter;
+use super::rows::{Model, RowWriter};
 
-pub(super) fn parquet(file: File, model: &Model) -> Result<Box<dyn Sheet>> {
-    Ok(Box::new(columns::ParquetSheet::new(file, model)?))
+pub(super) fn parquet(file: File, model: &Model) -> Result<Box<dyn RowWriter>> {
+    Ok(Box::new(parquet_rows::ParquetWriter::new(file, model)?))
 }
 
-pub(super) fn embeddings(file: File) -> Result<Box<dyn Table>> {
-    Ok(Box::new(lists::ListTable::new(file)?))
+pub(super) fn embeddings(file: File) -> Result<Box<dyn EmbeddingWriter>> {
+    Ok(Box::new(parquet_embeddings::ParquetEmbeddings::new(file)?))
 }
 
-/// Without the feature, this fails.
+/// Fails without the feature.
 #[expect(clippy::unnecessary_wraps, reason = "as in no_cloud.rs")]
 pub(super) fn require(_: &str) -> Result<()> {
     Ok(())

@@ -12,20 +12,20 @@ use parquet::schema::types::Type;
 use petnet::Prediction;
 
 use crate::predict::pipeline::Row;
-use crate::predict::rows::{Model, Sheet};
+use crate::predict::rows::{Model, RowWriter};
 
-/// Rows that are held until they are written together.
+/// Rows per row group, which are buffered until it is written.
 const GROUP: usize = 10_000;
 
-pub(super) struct ParquetSheet {
+pub(super) struct ParquetWriter {
     file: SerializedFileWriter<File>,
     classes: usize,
-    /// Of the model.
+    /// Version of the model.
     version: String,
     rows: Vec<Row>,
 }
 
-impl ParquetSheet {
+impl ParquetWriter {
     pub(super) fn new(file: File, model: &Model) -> Result<Self> {
         let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
         let file = SerializedFileWriter::new(file, schema(&model.labels)?, Arc::new(properties))?;
@@ -38,14 +38,17 @@ impl ParquetSheet {
         let mut group = self.file.next_row_group()?;
         required_text(&mut group, rows.iter().map(|row| row.path.as_str()))?;
         let labels: Vec<Option<String>> =
-            rows.iter().map(|row| guess(row).map(Prediction::label_text)).collect();
+            rows.iter().map(|row| prediction(row).map(Prediction::label_text)).collect();
         text(&mut group, labels.iter().map(Option::as_deref))?;
-        floats(&mut group, rows.iter().map(|row| guess(row).map(Prediction::confidence)))?;
-        text(&mut group, rows.iter().map(|row| guess(row).map(|guess| guess.decision().name())))?;
-        floats(&mut group, rows.iter().map(|row| guess(row).and_then(Prediction::ood_score)))?;
+        floats(&mut group, rows.iter().map(|row| prediction(row).map(Prediction::confidence)))?;
+        text(
+            &mut group,
+            rows.iter().map(|row| prediction(row).map(|prediction| prediction.decision().name())),
+        )?;
+        floats(&mut group, rows.iter().map(|row| prediction(row).and_then(Prediction::ood_score)))?;
         for class in 0..self.classes {
-            let one = |guess: &Prediction| guess.probabilities().get(class).copied();
-            floats(&mut group, rows.iter().map(|row| guess(row).and_then(one)))?;
+            let one = |prediction: &Prediction| prediction.probabilities().get(class).copied();
+            floats(&mut group, rows.iter().map(|row| prediction(row).and_then(one)))?;
         }
         required_text(&mut group, rows.iter().map(|_| self.version.as_str()))?;
         text(&mut group, rows.iter().map(|row| row.outcome.as_ref().err().map(String::as_str)))?;
@@ -54,7 +57,7 @@ impl ParquetSheet {
     }
 }
 
-impl Sheet for ParquetSheet {
+impl RowWriter for ParquetWriter {
     fn add(&mut self, row: Row) -> Result<()> {
         self.rows.push(row);
         if self.rows.len() == GROUP { self.write_group() } else { Ok(()) }
@@ -96,7 +99,7 @@ fn schema(labels: &[String]) -> Result<Arc<Type>> {
     Ok(Arc::new(Type::group_type_builder("prediction").with_fields(fields).build()?))
 }
 
-fn guess(row: &Row) -> Option<&Prediction> {
+fn prediction(row: &Row) -> Option<&Prediction> {
     row.outcome.as_ref().ok()
 }
 
@@ -129,13 +132,13 @@ fn floats(group: &mut Group, values: impl Iterator<Item = Option<f32>>) -> Resul
     Ok(column.close()?)
 }
 
-/// Parquet stores which rows have a value, and the values alone.
+/// Definition levels and values of an optional column: Parquet stores which rows have a value, and those values only.
 fn present<T>(values: impl Iterator<Item = Option<T>>) -> (Vec<i16>, Vec<T>) {
-    let mut there = Vec::new();
+    let mut present = Vec::new();
     let levels = values.map(|value| {
         let level = i16::from(value.is_some());
-        there.extend(value);
+        present.extend(value);
         level
     });
-    (levels.collect(), there)
+    (levels.collect(), present)
 }

@@ -10,31 +10,31 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::{ColumnPath, Type};
 
-use super::columns::{Group, required_text, text};
-use crate::predict::embeddings::Table;
+use super::parquet_rows::{Group, required_text, text};
+use crate::predict::embeddings::EmbeddingWriter;
 use crate::predict::pipeline::Row;
 
-/// Rows that are held until they are written together: some megabytes.
+/// Rows per row group, which are buffered until it is written: some megabytes.
 const GROUP: usize = 1_000;
-/// Definition levels of the list's column: no list, and a value in a list.
+/// Definition levels of the list column: no list, and a value in a list.
 const NO_LIST: i16 = 0;
 const VALUE: i16 = 2;
 
-pub(super) struct ListTable {
+pub(super) struct ParquetEmbeddings {
     file: SerializedFileWriter<File>,
-    rows: Vec<Held>,
+    rows: Vec<BufferedRow>,
 }
 
-/// What is kept of a row: its embedding, or what is wrong.
-struct Held {
+/// A row until its row group is written: the embedding, or the error.
+struct BufferedRow {
     path: String,
     outcome: Result<Vec<f32>, String>,
 }
 
-impl ListTable {
+impl ParquetEmbeddings {
     pub(super) fn new(file: File) -> Result<Self> {
         let values = ["embedding", "list", "element"].map(String::from).to_vec();
-        // Floats of an embedding hardly ever repeat: a dictionary would hold all of them.
+        // The floats hardly ever repeat, so that a dictionary would hold nearly all of them.
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             .set_column_dictionary_enabled(ColumnPath::new(values), false)
@@ -54,13 +54,13 @@ impl ListTable {
     }
 }
 
-impl Table for ListTable {
+impl EmbeddingWriter for ParquetEmbeddings {
     fn add(&mut self, row: &Row) -> Result<()> {
         let outcome = match &row.outcome {
             Ok(_) => Ok(row.embedding.clone()),
             Err(reason) => Err(reason.clone()),
         };
-        self.rows.push(Held { path: row.path.clone(), outcome });
+        self.rows.push(BufferedRow { path: row.path.clone(), outcome });
         if self.rows.len() == GROUP { self.write_group() } else { Ok(()) }
     }
 
@@ -72,7 +72,7 @@ impl Table for ListTable {
     }
 }
 
-/// The list has the three levels that the format's specification asks for.
+/// The list column has the three levels that Parquet's specification requires: group, repeated group, element.
 fn schema() -> Result<Arc<Type>> {
     let text = |name: &str, repetition| {
         Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
@@ -98,16 +98,16 @@ fn schema() -> Result<Arc<Type>> {
     Ok(Arc::new(Type::group_type_builder("embeddings").with_fields(fields).build()?))
 }
 
-/// Lists that are never empty. A repetition level of 0 begins a row.
+/// Writes a column of lists, which are absent or not empty. A repetition level of 0 begins a row, 1 continues its list.
 fn lists<'a>(group: &mut Group, rows: impl Iterator<Item = Option<&'a [f32]>>) -> Result<()> {
     let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
         let row = row.unwrap_or_default();
         definitions.push(if row.is_empty() { NO_LIST } else { VALUE });
         repetitions.push(0);
-        let others = row.len().saturating_sub(1);
-        definitions.extend(std::iter::repeat_n(VALUE, others));
-        repetitions.extend(std::iter::repeat_n(1, others));
+        let rest = row.len().saturating_sub(1);
+        definitions.extend(std::iter::repeat_n(VALUE, rest));
+        repetitions.extend(std::iter::repeat_n(1, rest));
         values.extend_from_slice(row);
     }
     let mut column = group.next_column()?.ok_or_else(|| anyhow!("a column too many"))?;

@@ -1,4 +1,4 @@
-//! Validation figures, of either kind of data set.
+//! Validation metrics of single-label and multi-label data.
 
 use super::Monitor;
 use crate::dataset::Target;
@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::metrics::{Metrics, MultiLabelMetrics};
 use crate::task::Task;
 
-/// Validation figures.
-pub(super) enum Figures {
+/// Validation metrics.
+pub(super) enum ValidationMetrics {
     SingleLabel(Metrics),
     MultiLabel(MultiLabelMetrics),
 }
 
-impl Figures {
-    /// Judges probabilities, a row an image, by the images' classes.
+impl ValidationMetrics {
+    /// Compares probabilities, one row per image, with the images' classes.
     pub(super) fn compute(task: &Task, probabilities: &[Vec<f32>], truth: &[Target]) -> Self {
         match task {
             Task::SingleLabel => {
@@ -29,7 +29,7 @@ impl Figures {
         }
     }
 
-    /// Share of the images that were answered without a fault.
+    /// Accuracy; for multi-label data the share of images whose classes are all right.
     pub(super) fn accuracy(&self) -> f64 {
         match self {
             Self::SingleLabel(metrics) => metrics.accuracy,
@@ -37,7 +37,7 @@ impl Figures {
         }
     }
 
-    /// Mean average precision of multi-label data.
+    /// Mean average precision; `None` for single-label data.
     pub(super) fn mean_average_precision(&self) -> Option<f64> {
         match self {
             Self::SingleLabel(_) => None,
@@ -52,7 +52,7 @@ impl Figures {
         }
     }
 
-    /// The figure that decides which model is best, higher for better ones.
+    /// The value by which models are compared, higher for better ones.
     pub(super) fn score(&self, monitor: Monitor) -> f64 {
         match (monitor, self.mean_average_precision()) {
             (Monitor::ValLoss, _) => -self.log_loss(),
@@ -61,13 +61,13 @@ impl Figures {
         }
     }
 
-    /// As a model's record of the epoch, see [`ModelInfo::metrics`](crate::ModelInfo::metrics).
+    /// The record of an epoch in a model file, see [`ModelInfo::metrics`](crate::ModelInfo::metrics).
     pub(super) fn record(&self, epoch: usize) -> Result<serde_json::Value> {
-        let figures = match self {
+        let value = match self {
             Self::SingleLabel(metrics) => serde_json::to_value(metrics),
             Self::MultiLabel(metrics) => serde_json::to_value(metrics),
         };
-        let figures = figures.map_err(|e| Error::Config(e.to_string()))?;
-        Ok(serde_json::json!({ "epoch": epoch, "validation": figures }))
+        let value = value.map_err(|e| Error::Config(e.to_string()))?;
+        Ok(serde_json::json!({ "epoch": epoch, "validation": value }))
     }
 }

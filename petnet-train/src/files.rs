@@ -1,30 +1,46 @@
-//! Result files, each whole or not there.
+//! Result files, written atomically: each is complete or absent.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
-/// Writes beside `path` and renames; makes the folder.
+/// Writes a temporary file next to `path` and renames it; creates the folder.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    Ok(petnet::write_atomically(path, bytes)?)
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".partial");
+    // As for any new file: the process's umask applies.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// SHA-256 in hexadecimal digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write(path, &json(value)?)
 }
 
-/// Indented, with a line feed at the end.
+/// Indented JSON with a line feed at the end.
 pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
     Ok(text.into_bytes())
 }
 
-/// A matrix of counts as NumPy's format, version 1.0, `int64`.
+/// A matrix of counts in NumPy's `.npy` format, version 1.0, `int64`, row by row.
 pub(crate) fn npy(matrix: &[Vec<usize>]) -> Vec<u8> {
     const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
     let columns = matrix.first().map_or(0, Vec::len);
@@ -32,7 +48,7 @@ pub(crate) fn npy(matrix: &[Vec<usize>]) -> Vec<u8> {
         "{{'descr': '<i8', 'fortran_order': False, 'shape': ({}, {columns}), }}",
         matrix.len()
     );
-    // Magic, length and header together fill a multiple of 64 bytes and end in a line feed.
+    // The format pads magic, length and header together to a multiple of 64 bytes that ends in a line feed.
     let filled = (MAGIC.len() + 2 + header.len() + 1).next_multiple_of(64);
     header.push_str(&" ".repeat(filled - MAGIC.len() - 2 - header.len() - 1));
     header.push('\n');
