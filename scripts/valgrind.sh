@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=$(cargo test --release --no-run 2>&1 | sed -n 's|.*unittests src/lib.rs (\(.*/petnet-[0-9a-f]*\))|\1|p' | head -n 1)
-valgrind --error-exitcode=1 --quiet "$tests" --test-threads 1 a_layer_does_what_its_definition_says
+valgrind --error-exitcode=1 --quiet "$tests" --test-threads 1 a_convolution_equals_its_definition

@@ -1,4 +1,4 @@
-//! Where a pass through a network spends its time.
+//! Profiling: the time of each step of a network.
 
 use std::time::Duration;
 
@@ -6,21 +6,20 @@ use crate::classifier::Classifier;
 use crate::error::Result;
 use crate::preprocess::Pixels;
 
-/// One convolution of a pass, with all that is done on its output.
+/// Time of one step: a convolution with the operations that are fused into it, or another operation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerTime {
-    /// As its weights are called.
+    /// Name of its layer, as in the names of weights.
     pub name: String,
-    /// Floating-point operations by the definition of a convolution, two for each multiply-add; it
-    /// may be computed with fewer.
+    /// Floating-point operations of a convolution by its definition, two for each multiply-add. Winograd's algorithm
+    /// needs fewer.
     pub flops: u64,
-    /// Of this one pass.
+    /// Time in this pass.
     pub time: Duration,
 }
 
 impl Classifier {
-    /// The time of each convolution when a picture goes through the network, once. Empty on devices
-    /// other than `cpu`.
+    /// Runs one image once and returns the time of each step. Empty on devices other than `cpu`.
     ///
     /// ```
     /// # #[cfg(feature = "pretrained")] {
@@ -29,8 +28,8 @@ impl Classifier {
     /// let classifier = petnet::Classifier::pretrained()?;
     /// let side = classifier.info().preprocess.size;
     /// let grey = vec![127; (side * side * 3) as usize];
-    /// let picture = Pixels::new(side, side, grey).expect("three bytes a pixel");
-    /// for layer in classifier.profile(&picture)? {
+    /// let image = Pixels::new(side, side, grey).expect("three bytes a pixel");
+    /// for layer in classifier.profile(&image)? {
     ///     println!("{:30} {:?}", layer.name, layer.time);
     /// }
     /// # }
@@ -39,9 +38,9 @@ impl Classifier {
     ///
     /// # Errors
     /// As [`Classifier::classify_pixels`].
-    pub fn profile(&self, picture: &Pixels) -> Result<Vec<LayerTime>> {
-        self.check_size(picture)?;
-        let steps = self.runner().profile(picture.data()).into_iter();
+    pub fn profile(&self, image: &Pixels) -> Result<Vec<LayerTime>> {
+        self.check_size(image)?;
+        let steps = self.runner().profile(image.data()).into_iter();
         Ok(steps.map(|(name, flops, time)| LayerTime { name: name.into(), flops, time }).collect())
     }
 }

@@ -10,19 +10,20 @@ use crate::passes;
 
 /// The ranges of a network's feature maps, for static 8-bit quantisation.
 ///
-/// A CPU with AVX-512 VNNI then computes feature maps as unsigned bytes, with one scale and zero point for each map,
-/// and weights as signed bytes, with one scale for each output channel. Features and logits are floats. The stored
-/// weights are the same with and without ranges: on other CPUs and devices the model runs in floats, and so it does
-/// where the graph has a norm, sum or activation that follows no convolution, or where anything but a dense
-/// convolution reads the image.
+/// CPUs with AVX-512 VNNI then run the network in int8: feature maps are unsigned bytes with one scale and zero point for
+/// each map, weights signed bytes with one scale for each output channel. Features and logits are f32. The stored weights
+/// are the same with and without ranges. The model runs in f32 on other CPUs and devices, and where the graph has a norm,
+/// sum or activation that follows no convolution, or a step other than a dense convolution that reads the image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quantization {
-    /// The smallest and the largest value of each feature map that is written to memory, by the name of the node that
-    /// gives it. Values outside are clipped.
+    /// The smallest and the largest value of each feature map that is written to memory, by the name of its node. Values
+    /// outside are clipped.
     pub ranges: BTreeMap<String, [f32; 2]>,
 }
 
 impl Quantization {
+    /// Validates that there is a finite range for each step's output of some graphs.
+    ///
     /// # Errors
     /// [`ModelError::MissingRange`] and [`ModelError::Range`].
     pub(crate) fn validate<'a>(

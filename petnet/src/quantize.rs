@@ -1,4 +1,4 @@
-//! Measures the ranges of a network's feature maps on images.
+//! Measurement of the ranges of a network's feature maps on images, for int8 inference.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +9,20 @@ use crate::passes::Program;
 use crate::preprocess::Pixels;
 use crate::quantization::Quantization;
 
-/// Bins of a histogram, half of them for negative values.
+/// Bins of a histogram, half of which are for negative values.
 const BINS: usize = 4096;
-/// Training images on which ranges are measured.
+/// Number of training images on which ranges are measured.
 #[cfg(feature = "train")]
 const MEASURED: usize = 256;
-/// Shares of the largest value that are tried as the end of a range, in percent.
+/// Candidates for the end of a range, in percent of the largest value.
 const SHARES: std::ops::RangeInclusive<usize> = 30..=100;
 
 impl Checkpoint {
-    /// The same model with the ranges of its feature maps on some images, for inference in bytes; see
-    /// [`Quantization`]. A hundred images like those in service are enough.
+    /// The same model with the ranges of its feature maps on some images, for int8 inference; see [`Quantization`]. A
+    /// hundred images like those in service are enough.
     ///
-    /// The range of a map is the one with the smallest mean squared error: a narrower range rounds all values more
-    /// finely, but clips those outside.
+    /// The range of a map is the one with the smallest mean squared error: a narrower range has smaller rounding errors,
+    /// but clips the values outside.
     ///
     /// ```
     /// # #[cfg(feature = "pretrained")] {
@@ -40,14 +40,13 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for no images, images of another size than the model's, and weights that lead to values
-    /// that are not finite.
+    /// [`Error::Checkpoint`] for no images, images of another size than the model's, and values that are not finite.
     pub fn quantized(self, images: &[Pixels]) -> Result<Self> {
         let ranges = self.ranges(images).map_err(|reason| Error::checkpoint("<model>", reason))?;
         self.with_quantization(Some(Quantization { ranges }))
     }
 
-    /// [`Checkpoint::quantized`] on images drawn from a data set, at another size than the model's if need be.
+    /// [`Checkpoint::quantized`] on images drawn from a data set, for a preprocessing that replaces the model's.
     #[cfg(feature = "train")]
     pub(crate) fn quantized_on(
         self,
@@ -85,7 +84,7 @@ impl Checkpoint {
     }
 }
 
-/// How often values of a map occur. It widens as larger values come, so that its memory is bounded.
+/// Histogram of a map's values. Its range doubles as larger values are added, so that its memory is constant.
 #[derive(Debug, Clone)]
 struct Histogram {
     /// The bins divide the values from `-reach` to `reach` evenly.
@@ -104,12 +103,12 @@ impl Default for Histogram {
 impl Histogram {
     fn add(&mut self, values: &[f32]) {
         for &value in values {
-            // Zero has a level of its own, so that it is exact in any range.
+            // Zero is represented exactly in any range.
             if value == 0.0 {
                 continue;
             }
             (self.low, self.high) = (self.low.min(value), self.high.max(value));
-            // The range of a value that is not finite is refused later.
+            // A range that is not finite is refused when it is validated.
             while value.abs() > self.reach && value.is_finite() {
                 self.widen();
             }
@@ -118,7 +117,7 @@ impl Histogram {
         }
     }
 
-    /// Doubles the reach: pairs of bins become one.
+    /// Doubles the range: pairs of bins become one.
     fn widen(&mut self) {
         let pairs: Vec<u64> = self.bins.as_chunks::<2>().0.iter().map(|[a, b]| a + b).collect();
         self.bins.fill(0);
@@ -126,7 +125,7 @@ impl Histogram {
         self.reach *= 2.0;
     }
 
-    /// The range with the smallest squared error: each end is chosen in turn, twice.
+    /// The range with the smallest squared error, by coordinate descent: each end is chosen twice, the other one fixed.
     fn range(&self) -> [f32; 2] {
         let mut range = [self.low, self.high];
         for end in [1, 0, 1, 0] {
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_measured_is_refused() {
+    fn images_and_ranges_are_validated() {
         let reason = |result: Result<Checkpoint>| match result.unwrap_err() {
             Error::Checkpoint { reason, .. } => reason,
             other => panic!("{other}"),
@@ -228,41 +227,41 @@ mod tests {
     }
 
     #[test]
-    fn a_range_keeps_all_of_even_values_and_leaves_out_one_that_is_far() {
+    fn a_range_has_all_of_uniform_values_and_clips_an_outlier() {
         let mut histogram = Histogram::default();
-        let even: Vec<f32> = (0..10_000).map(|i| i as f32 / 2500.0 - 1.0).collect();
-        histogram.add(&even);
+        let uniform: Vec<f32> = (0..10_000).map(|i| i as f32 / 2500.0 - 1.0).collect();
+        histogram.add(&uniform);
         let [low, high] = histogram.range();
         assert!((low + 1.0).abs() < 0.05 && (high - 3.0).abs() < 0.05, "{low} {high}");
         histogram.add(&[5.0]);
         assert!(
             histogram.range()[1] > 4.5,
-            "clipping it costs more than coarser levels: {:?}",
+            "clipping it costs more than larger rounding errors: {:?}",
             histogram.range()
         );
-        (0..99).for_each(|_| histogram.add(&even));
+        (0..99).for_each(|_| histogram.add(&uniform));
         assert!(histogram.range()[1] < 4.0, "{:?}", histogram.range());
         assert_eq!(histogram.bins.iter().sum::<u64>(), 999_901, "all but the zeros");
     }
 
-    /// The bundled model in bytes beside floats, on JPEG files of a folder whose names begin with their class:
+    /// The bundled model in int8 compared with f32, on JPEG files of a folder whose names begin with their class:
     /// `PETNET_IMAGES=FOLDER cargo test --release -p petnet --lib real_images -- --ignored --nocapture`.
     #[test]
     #[cfg(feature = "pretrained")]
     #[ignore = "needs images"]
-    fn bytes_agree_with_floats_on_real_images() {
+    fn int8_agrees_with_f32_on_real_images() {
         use crate::{Classifier, Device};
         let folder = std::env::var("PETNET_IMAGES").unwrap();
         let model = Checkpoint::pretrained().unwrap();
-        let floats = Classifier::new(model.clone(), Device::Cpu).unwrap();
+        let f32_model = Classifier::new(model.clone(), Device::Cpu).unwrap();
         let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap());
         let read = |file: std::fs::DirEntry| {
-            let pixels = floats.preprocess(&std::fs::read(file.path()).unwrap()).ok()?;
+            let pixels = f32_model.preprocess(&std::fs::read(file.path()).unwrap()).ok()?;
             Some((file.file_name().into_string().unwrap(), pixels))
         };
         let (names, images): (Vec<_>, Vec<_>) = files.filter_map(read).unzip();
         let (measured, tested) = images.split_at(100);
-        let expected = floats.classify_pixels(tested).unwrap();
+        let expected = f32_model.classify_pixels(tested).unwrap();
         let least = model.clone().quantized(measured).unwrap();
         let info = model.info();
         let (graph, normalization, side) =
@@ -281,21 +280,21 @@ mod tests {
         }
         let whole = model.clone().with_quantization(Some(Quantization { ranges })).unwrap();
         for (name, model) in [("least error", least), ("smallest and largest", whole)] {
-            let ours =
+            let actual =
                 Classifier::new(model, Device::Cpu).unwrap().classify_pixels(tested).unwrap();
-            let pairs = || ours.iter().zip(&expected);
-            let agree = pairs().filter(|(ours, theirs)| ours.index == theirs.index).count();
-            let right = |all: &[crate::Prediction]| {
+            let pairs = || actual.iter().zip(&expected);
+            let agree = pairs().filter(|(actual, expected)| actual.index == expected.index).count();
+            let correct = |all: &[crate::Prediction]| {
                 let named = all.iter().zip(&names[100..]);
                 named.filter(|(guess, name)| name.starts_with(&guess.label)).count()
             };
-            let far = pairs().map(|(ours, theirs)| {
-                f64::from((ours.probabilities[0] - theirs.probabilities[0]).abs())
+            let difference = pairs().map(|(actual, expected)| {
+                f64::from((actual.probabilities[0] - expected.probabilities[0]).abs())
             });
-            let far = far.sum::<f64>() / ours.len() as f64;
-            let (ours, theirs) = (right(&ours), right(&expected));
+            let difference = difference.sum::<f64>() / actual.len() as f64;
+            let (actual, by_f32) = (correct(&actual), correct(&expected));
             println!(
-                "{name}: {agree} of {} agree, {ours} right, {theirs} in floats; probabilities differ by {far:.5}",
+                "{name}: {agree} of {} agree, {actual} correct, {by_f32} in f32; probabilities differ by {difference:.5}",
                 expected.len()
             );
         }

@@ -1,4 +1,4 @@
-//! What runs a classifier's network: the CPU's engine, or burn on any device.
+//! A classifier's network behind one interface: the engine on CPUs, or burn on any device.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
 use crate::nn::run::{self, Networks};
 
-/// A network in a form that can be run.
+/// A network that is ready to run.
 #[derive(Debug)]
 pub(crate) enum Runner {
     Engine(Engine),
@@ -17,7 +17,7 @@ pub(crate) enum Runner {
     Burn {
         networks: Box<Networks>,
         device: burn::tensor::Device,
-        /// Of the input, in pixels.
+        /// Height and width of images, in pixels.
         side: usize,
     },
 }
@@ -77,7 +77,7 @@ impl Runner {
         }
     }
 
-    /// Name, operations and time of each step of the engine; none of burn's.
+    /// Name, floating-point operations and time of each step of the engine; empty for burn.
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         match self {
             Self::Engine(engine) => engine.profile(pixels),
@@ -86,7 +86,7 @@ impl Runner {
         }
     }
 
-    /// One image, and where the network looked.
+    /// Outputs and Grad-CAM heat map of one image.
     pub(crate) fn explain(&self, pixels: Vec<u8>) -> Result<(Outputs, Heat)> {
         match self {
             Self::Engine(engine) => Ok(engine.explain(&pixels)),

@@ -1,4 +1,4 @@
-//! A weight as the tensors of a file, at four, two or one byte a value, and back.
+//! Conversion of weights to tensors of a model file and back, at 32, 16, 8 or 4 bits for each value.
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
@@ -8,27 +8,26 @@ use serde::{Deserialize, Serialize};
 use crate::error::ModelError;
 use crate::weights::Weight;
 
-/// How many bytes a stored weight takes.
+/// Precision of weights in a model file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Precision {
-    /// Four bytes: exact.
+    /// Four bytes for each value: exact.
     #[default]
     F32,
-    /// Two bytes: half the file; batch-norm statistics stay exact.
+    /// Two bytes: half the file size. Biases and batch norms stay exact.
     F16,
     /// One byte, and a scale for each output channel (Krishnamoorthi, "Quantizing deep convolutional
-    /// networks", 2018): a quarter of the file. Biases and norms take two bytes, the large
-    /// layers of a source head half a byte. It is a smaller file, not a faster network: weights
-    /// are floats again once they are read. For inference in bytes, see
-    /// [`Checkpoint::quantized`](crate::Checkpoint::quantized).
+    /// networks", 2018): a quarter of the file size. Biases and batch norms take two bytes, the large
+    /// layers of a source head half a byte. Only the file is smaller: weights are converted to f32
+    /// when it is read. For int8 inference, see [`Checkpoint::quantized`](crate::Checkpoint::quantized).
     Int8,
 }
 
-/// Before the names of a source head's weights.
+/// Prefix of the names of a source head's weights.
 const SOURCE: &str = crate::graph::SOURCE_PREFIX;
-/// After the name of a weight of bytes.
+/// Suffix of the tensor with the scales of a quantised weight.
 pub(crate) const SCALE: &str = ".scale";
 
 /// A weight as the tensors of a file: name, shape, type, bytes.
@@ -56,12 +55,12 @@ pub(crate) fn store(
         (Precision::Int8, 2..) => {
             let channel = channels(shape);
             let mut scales = vec![0.0_f32; channel.count];
-            for (place, value) in values.iter().enumerate() {
-                let scale = &mut scales[channel.of(place)];
+            for (index, value) in values.iter().enumerate() {
+                let scale = &mut scales[channel.of(index)];
                 *scale = scale.max(value.abs() / 127.0);
             }
-            let steps = values.iter().enumerate().map(|(place, value)| {
-                let scale = scales[channel.of(place)];
+            let steps = values.iter().enumerate().map(|(index, value)| {
+                let scale = scales[channel.of(index)];
                 if scale > 0.0 { (value / scale).round() as i8 } else { 0 }
             });
             let mut tensors = tensor(Dtype::I8, steps.flat_map(i8::to_le_bytes).collect());
@@ -77,25 +76,25 @@ pub(crate) fn store(
     }
 }
 
-/// True for weights of a source head that are stored at four bits a value: only two sums over its many classes are
-/// used. Depthwise kernels, of few values each, are not worth it.
+/// True for weights that are stored at four bits: those of a source head, since only two sums over its many classes are
+/// used, but for depthwise kernels, whose few values would save little.
 fn is_coarse(name: &str, shape: &[usize]) -> bool {
-    /// Fewest values of a channel.
-    const MANY: usize = 64;
+    /// Minimum number of values of a channel.
+    const MIN_VALUES: usize = 64;
     let channel = shape.iter().product::<usize>() / channels(shape).count;
-    name.starts_with(SOURCE) && channel >= MANY
+    name.starts_with(SOURCE) && channel >= MIN_VALUES
 }
 
-/// Values at four bits, two to a byte, the first in its lower half, and a scale for each channel. They are -7 to 7
-/// scales, stored with 8 added. Of some scales, a channel takes the one with the smallest squared error: clipping the
-/// largest values makes all others finer.
+/// Values at four bits, two in a byte with the first in its lower half, and a scale for each channel. They are -7 to 7
+/// times the scale, stored with 8 added. The scale is that with the smallest squared error of several: clipping the
+/// largest values reduces the rounding error of all others.
 fn nibbles(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
     let step = |value: f32, scale: f32| (value / scale).round().clamp(-7.0, 7.0);
     let mut of_channel = vec![Vec::new(); channels.count];
     values
         .iter()
         .enumerate()
-        .for_each(|(place, value)| of_channel[channels.of(place)].push(*value));
+        .for_each(|(index, value)| of_channel[channels.of(index)].push(*value));
     let scale = |values: &Vec<f32>| {
         let largest = values.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
         let error = |scale: f32| -> f32 {
@@ -107,13 +106,13 @@ fn nibbles(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
     };
     let scales: Vec<f32> = of_channel.iter().map(scale).collect();
     let nibble =
-        |(place, value): (usize, &f32)| (step(*value, scales[channels.of(place)]) + 8.0) as u8;
+        |(index, value): (usize, &f32)| (step(*value, scales[channels.of(index)]) + 8.0) as u8;
     let nibbles: Vec<u8> = values.iter().enumerate().map(nibble).collect();
     let pairs = nibbles.chunks(2);
     (pairs.map(|pair| pair[0] | pair.get(1).copied().unwrap_or(8) << 4).collect(), scales)
 }
 
-/// Values at four bits as a weight of a shape.
+/// A weight of a given shape from values at four bits.
 ///
 /// # Errors
 /// [`ModelError::WeightShape`] for more or fewer values.
@@ -129,33 +128,36 @@ pub(crate) fn unpack_nibbles(
         return Err(ModelError::WeightShape { name, found, expected: shape.to_vec() });
     }
     let nibbles = view.data().iter().flat_map(|byte| [byte & 15, byte >> 4]).take(count);
-    let value = |(place, nibble)| (f32::from(nibble) - 8.0) * scales[channel.of(place)];
+    let value = |(index, nibble)| (f32::from(nibble) - 8.0) * scales[channel.of(index)];
     Ok(Weight { shape: shape.to_vec(), values: nibbles.enumerate().map(value).collect() })
 }
 
+/// A weight from values at eight bits.
 pub(crate) fn unpack(view: &TensorView<'_>, scales: &[f32]) -> Weight {
     let channel = channels(view.shape());
     let steps = view.data().iter().map(|byte| f32::from(i8::from_le_bytes([*byte])));
-    // A file may say what it likes of its scales.
-    let scale = |place| scales.get(channel.of(place)).copied().unwrap_or_default();
-    let values = steps.enumerate().map(|(place, step)| step * scale(place)).collect();
+    // The number of scales is untrusted input.
+    let scale = |index| scales.get(channel.of(index)).copied().unwrap_or_default();
+    let values = steps.enumerate().map(|(index, step)| step * scale(index)).collect();
     Weight { shape: view.shape().to_vec(), values }
 }
 
-/// Where a weight's output channels lie.
+/// Layout of the output channels of a weight.
 pub(crate) struct Channels {
     pub(crate) count: usize,
-    /// Values of one channel that lie side by side.
+    /// Number of contiguous values of one channel.
     stride: usize,
 }
 
 impl Channels {
-    pub(crate) fn of(&self, place: usize) -> usize {
-        place / self.stride % self.count
+    /// The channel of the value at an index.
+    pub(crate) fn of(&self, index: usize) -> usize {
+        index / self.stride % self.count
     }
 }
 
-/// First of a convolution's `[outputs, inputs, k, k]`, last of a dense layer's `[inputs, outputs]`.
+/// The output channels: the first axis of a convolution's `[outputs, inputs, k, k]`, the last of a linear layer's
+/// `[inputs, outputs]`.
 pub(crate) fn channels(shape: &[usize]) -> Channels {
     let (count, stride) = match shape {
         [outputs, rest @ ..] if shape.len() > 2 => (*outputs, rest.iter().product()),
@@ -164,6 +166,10 @@ pub(crate) fn channels(shape: &[usize]) -> Channels {
     Channels { count: count.max(1), stride: stride.max(1) }
 }
 
+/// A weight from a tensor of floats of any width.
+///
+/// # Errors
+/// [`ModelError::WeightType`] for other types.
 pub(crate) fn read_weight(name: &str, view: &TensorView<'_>) -> Result<Weight, ModelError> {
     let values = match view.dtype() {
         Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -189,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_bytes_keep_shape_and_size_of_values_and_refuse_others() {
+    fn four_bit_values_keep_their_shape_and_scale_and_other_shapes_are_refused() {
         let values: Vec<f32> = (0..3 * 65).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         let weight = Weight { shape: vec![65, 3], values };
         let stored = store("source.classes.weight", &weight, Precision::Int8);

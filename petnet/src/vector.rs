@@ -21,6 +21,7 @@ pub(crate) fn normalize(values: &mut [f32]) {
     }
 }
 
+/// L2 norm.
 pub(crate) fn norm(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
 }

@@ -1,4 +1,4 @@
-//! A network's parameters as named, flat numbers: `NODE.weight`, `NODE.bias`, and of batch norms also
+//! The parameters of a network by name, as flat values: `NODE.weight`, `NODE.bias`, and of batch norms also
 //! `NODE.running_mean` and `NODE.running_var`.
 
 use std::collections::BTreeMap;

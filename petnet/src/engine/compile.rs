@@ -1,17 +1,18 @@
-//! A graph and its weights to a plan.
+//! Compiles a program and its weights to a plan of f32 maps; shapes, memory and folding are shared with `int8/compile.rs`.
 
-use super::conv::{Conv, Form};
+use super::dense::{ConvSpec, DenseConv};
+use super::depthwise::DepthwiseConv;
 use super::head::Head;
-use super::plan::{End, Float, Kernel, Map, Plan, Step};
+use super::plan::{End, F32, Kernel, Map, Plan, Step};
 use super::shape::Shape;
-use super::simple::{Depthwise, Elementwise, MaxPool};
+use super::simple::{Elementwise, MaxPool};
 use crate::arch::Normalization;
 use crate::error::ModelError;
 use crate::graph::{Conv2d, Node, Op, Window};
 use crate::passes::{self, Main, Program};
 use crate::weights::Weights;
 
-/// A program and the weights of all its layers.
+/// The plan of a program.
 ///
 /// # Errors
 /// [`ModelError::MissingWeight`].
@@ -24,13 +25,13 @@ pub(super) fn compile(
     let mut maps = maps(program);
     add_borders(program, &mut maps);
     assign_slots(program, &mut maps);
-    let folds = folds(program);
+    let folds = folds_normalization(program);
     let folded = folds.then_some(normalization);
-    let compiler = Compiler { nodes: &program.nodes, weights, folds: folded, maps: &maps };
+    let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
     let kernels = program.steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
-    let numbers =
-        if folds { Float::bytes(normalization) } else { Float::normalized(normalization) };
-    Ok(Plan::new(numbers, maps, kernels, ends(program, heads)))
+    let arithmetic =
+        if folds { F32::folded(normalization) } else { F32::normalized(normalization) };
+    Ok(Plan::new(arithmetic, maps, kernels, ends(program, heads)))
 }
 
 /// Each head with the node whose feature map it reads.
@@ -39,9 +40,9 @@ pub(super) fn ends(program: &Program, heads: Vec<Head>) -> Vec<End> {
     ends.map(|(node, head)| End { node: *node, head }).collect()
 }
 
-/// True where dense convolutions alone read the image: within a border of what becomes zero, they take in its
-/// normalisation.
-pub(super) fn folds(program: &Program) -> bool {
+/// True where only dense convolutions read the image, so that its normalisation can be folded into their weights. The
+/// border of the image then holds the values that represent zero.
+pub(super) fn folds_normalization(program: &Program) -> bool {
     program.steps.iter().all(|step| {
         let reads = step.input == 0 || step.epilogue.residual == Some(0);
         !reads || (dense(&program.nodes, step).is_some() && step.epilogue.residual != Some(0))
@@ -57,7 +58,7 @@ fn dense(nodes: &[Node], step: &passes::Step) -> Option<Conv2d> {
     }
 }
 
-/// Shape of each step's output without a border, by its node; `None` for what no step gives.
+/// Shape of each step's output, without a border, by node; `None` for nodes that are no step's output.
 pub(super) fn maps(program: &Program) -> Vec<Option<Map>> {
     let mut maps: Vec<Option<Map>> = vec![None; program.nodes.len()];
     let channels = channels(&program.nodes);
@@ -69,7 +70,7 @@ pub(super) fn maps(program: &Program) -> Vec<Option<Map>> {
     maps
 }
 
-/// Widens maps by the borders that dense convolutions of floats read.
+/// Adds the borders of zeros that dense f32 convolutions read.
 fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>]) {
     let widen = |maps: &mut [Option<Map>], node: usize, border: usize| {
         if let Some(map) = &mut maps[node] {
@@ -79,12 +80,13 @@ fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>])
     for step in steps {
         if let Some(conv) = dense(nodes, step) {
             let border = maps[step.input].map_or(0, |Map { shape, .. }| {
-                reach(conv.window, shape.height).max(reach(conv.window, shape.width))
+                border_width(conv.window, shape.height).max(border_width(conv.window, shape.width))
             });
             widen(maps, step.input, border);
         }
     }
-    // A sum's maps lie alike. From the last step back, a border reaches all that it is added to.
+    // A residual has the layout of the output. In reverse order, borders propagate along chains of sums; the second round
+    // is for maps that are part of several.
     for _ in 0..2 {
         for step in steps.iter().rev() {
             let Some(residual) = step.epilogue.residual else { continue };
@@ -96,22 +98,22 @@ fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>])
     }
 }
 
-/// Pixels beyond the edges of a side of `len` pixels that a window reads.
-pub(super) fn reach(window: Window, len: usize) -> usize {
+/// Number of pixels beyond the ends of an axis of `len` pixels that a window reads.
+pub(super) fn border_width(window: Window, len: usize) -> usize {
     let [before, _] = window.padding(len);
     let last = window.output(len).unwrap_or(1).saturating_sub(1) * window.stride + window.kernel;
     before.max(last.saturating_sub(before + len))
 }
 
-/// Gives maps memory, and memory to later maps once nothing reads the first any more. Borders stay zero: only maps of
-/// one shape share memory with a border, and the image, whose border is not zero, shares with none. Maps that heads
-/// read are kept to the end.
+/// Assigns a slot of memory to each map; a slot is reused after the last step that reads its map. Borders must stay zero:
+/// a slot with a border is reused for maps of the same shape only, and the image's slot, whose border is not zero, never.
+/// Maps that heads read are kept to the end.
 pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Option<Map>]) {
     let reads =
         |step: &passes::Step, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
     let mut free: Vec<usize> = Vec::new();
-    for (place, step) in steps.iter().enumerate() {
+    for (index, step) in steps.iter().enumerate() {
         let Some(shape) = maps[step.output].map(|map| map.shape) else { continue };
         let fits = |slot: &Shape| *slot == shape || (slot.border == 0 && shape.border == 0);
         let found = free.iter().rposition(|slot| fits(&slots[*slot]));
@@ -127,7 +129,7 @@ pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Op
         }
         for node in [Some(step.input), step.epilogue.residual].into_iter().flatten() {
             let last =
-                !ends.contains(&node) && !steps[place + 1..].iter().any(|later| reads(later, node));
+                !ends.contains(&node) && !steps[index + 1..].iter().any(|later| reads(later, node));
             if let Some(map) = maps[node]
                 && last
                 && map.slot != 0
@@ -139,7 +141,7 @@ pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Op
     }
 }
 
-/// Of each node's output.
+/// Number of channels of each node's output.
 fn channels(nodes: &[Node]) -> Vec<usize> {
     let mut channels: Vec<usize> = Vec::with_capacity(nodes.len());
     for node in nodes {
@@ -153,11 +155,12 @@ fn channels(nodes: &[Node]) -> Vec<usize> {
     channels
 }
 
+/// Inputs of the compilation of single steps.
 pub(super) struct Compiler<'a> {
     pub(super) nodes: &'a [Node],
     pub(super) weights: &'a Weights,
-    /// The normalisation that the image's convolutions take in, if they do.
-    pub(super) folds: Option<Normalization>,
+    /// The normalisation to fold into the convolutions that read the image.
+    pub(super) normalization: Option<Normalization>,
     pub(super) maps: &'a [Option<Map>],
 }
 
@@ -174,10 +177,15 @@ impl Compiler<'_> {
                 let pixels = conv.window.output(shapes[0].height).unwrap_or_default()
                     * conv.window.output(shapes[0].width).unwrap_or_default();
                 let kernel = if conv.is_depthwise() {
-                    let form = (conv.window, activation);
-                    Kernel::Depthwise(Depthwise::new(form, &weights, bias, shapes))
+                    let spec = (conv.window, activation);
+                    Kernel::Depthwise(DepthwiseConv::new(spec, &weights, bias, shapes))
                 } else {
-                    Kernel::Conv(Conv::new(Form { conv, activation, pool }, &weights, bias, shapes))
+                    Kernel::Dense(DenseConv::new(
+                        ConvSpec { conv, activation, pool },
+                        &weights,
+                        bias,
+                        shapes,
+                    ))
                 };
                 (kernel, passes::conv_flops(&conv, pixels))
             }
@@ -229,7 +237,8 @@ impl Compiler<'_> {
         Ok([scale, shift])
     }
 
-    /// A convolution's weights and bias that have taken in its norm, and of the image also its normalisation.
+    /// Weights and bias of a convolution with its batch norm folded in (Jacob et al., 2018), and for one that
+    /// reads the image also the normalisation.
     pub(super) fn folded(
         &self,
         node: usize,
@@ -250,15 +259,15 @@ impl Compiler<'_> {
                 bias[output] = bias[output] * scale[output] + shift[output];
             }
         }
-        if let Some(normalization) = self.folds.filter(|_| image) {
-            take_in_bytes(normalization, &mut weights, &mut bias);
+        if let Some(normalization) = self.normalization.filter(|_| image) {
+            fold_normalization(normalization, &mut weights, &mut bias);
         }
         Ok((weights, bias))
     }
 }
 
-/// A convolution of normalised channels, as one of bytes.
-fn take_in_bytes(
+/// Turns a convolution of a normalised image into one of its bytes.
+fn fold_normalization(
     Normalization { mean, std }: Normalization,
     weights: &mut [f32],
     bias: &mut [f32],

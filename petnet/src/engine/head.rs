@@ -1,10 +1,10 @@
-//! The head, after the global average pool: features to logits, and the gradient of a logit by the features.
+//! The head, after the global average pool: features to logits, and the gradient of a logit by the features for Grad-CAM.
 
 use crate::error::ModelError;
 use crate::graph::{Activation, Graph, Op};
 use crate::weights::Weights;
 
-/// A chain of layers.
+/// A sequence of linear layers and activations.
 #[derive(Debug)]
 pub(crate) struct Head {
     layers: Vec<Layer>,
@@ -36,7 +36,7 @@ impl Head {
                     bias: get(format!("{}.bias", node.name))?,
                 }),
                 Op::Activation { function } => layers.push(Layer::Activation(function)),
-                // Nothing is dropped in inference, and a valid head has no other operation.
+                // Dropout does nothing in inference, and a valid head has no other operation.
                 _ => {}
             }
         }
@@ -91,21 +91,21 @@ impl Layer {
     }
 }
 
+/// Backpropagation through `layers`, whose input is `x`.
 fn gradient(layers: &[Layer], x: &[f32], class: usize) -> Vec<f32> {
     let Some((layer, later)) = layers.split_first() else {
-        return (0..x.len()).map(|place| f32::from(u8::from(place == class))).collect();
+        return (0..x.len()).map(|output| f32::from(u8::from(output == class))).collect();
     };
-    let after = gradient(later, &layer.run(x), class);
+    let output = gradient(later, &layer.run(x), class);
     match layer {
         Layer::Linear { weights, .. } => {
-            let rows = weights.chunks_exact(after.len());
-            rows.map(|row| row.iter().zip(&after).map(|(weight, g)| weight * g).sum()).collect()
+            let rows = weights.chunks_exact(output.len());
+            rows.map(|row| row.iter().zip(&output).map(|(weight, g)| weight * g).sum()).collect()
         }
-        // Its slope is 1 between its bounds, else 0.
         Layer::Activation(activation) => {
             let [floor, ceiling] = activation.bounds();
             let passes = |value: f32| value > floor && value < ceiling;
-            x.iter().zip(after).map(|(x, g)| if passes(*x) { g } else { 0.0 }).collect()
+            x.iter().zip(output).map(|(x, g)| if passes(*x) { g } else { 0.0 }).collect()
         }
     }
 }

@@ -1,13 +1,25 @@
-//! Runs a trained network on a CPU: a fixed plan over plain memory. Knows graphs, weights and shapes;
-//! nothing of architectures, training, tensors or files.
+//! Inference on CPUs: a graph and its weights are compiled to a plan, which runs over preallocated memory. Independent of
+//! architectures, training, tensors and files.
 //!
-//! When a plan is made, batch norm is folded into the convolutions and weights are packed in the order in which they
-//! are read; 3x3 convolutions of stride 1 on large maps use Winograd's algorithm. Maps lie as NHWC, within a border of
-//! zeros as wide as the dense kernels that read them need; depthwise and 1x1 convolutions need none. A map's memory is
-//! used again once nothing reads it any more, so that most maps stay in the cache. Each image has a pass of its own: a
-//! lone one on all cores, many on one core each, which measured no slower than passes that share weights.
+//! Compilation folds batch norm into the convolutions and packs the weights. Maps are NHWC, within a border of zeros as
+//! wide as the dense convolutions that read them need; depthwise and 1x1 convolutions need none. The memory of a map is
+//! reused after its last reader, so that most maps stay in the cache. Each image has a pass of its own: a single image
+//! uses all cores, several use one core each, which measured no slower than passes that share weights. Where the ranges
+//! of all maps are known and the CPU has AVX-512 VNNI, maps are int8 instead of f32.
 //!
-//! Where the ranges of all maps are known and the CPU has AVX-512 VNNI, maps are bytes instead of floats.
+//! The step of a convolution is one of these; the arithmetic is that of [`crate::kernel`], whose documentation has the
+//! table of functions for inference and training:
+//!
+//! | type | convolutions | kernel |
+//! |---|---|---|
+//! | `dense::DenseConv` | dense, f32 | `kernel::Product` (tile products), directly, after im2col, or within `winograd::Winograd` |
+//! | `depthwise::DepthwiseConv` | depthwise, f32 | `kernel::Depthwise` |
+//! | `int8::conv::Int8DenseConv` | dense, int8 | `kernel::int8::Product` |
+//! | `int8::conv::Int8DepthwiseConv` | depthwise, int8 | `kernel::int8::Depthwise` |
+//!
+//! Training and inference on other devices run graphs by `nn` instead. Training shares the tile products and
+//! `kernel::Depthwise` with the engine, but not its plans, Winograd or int8; only frozen blocks and a frozen teacher run on
+//! the engine in training as well (`train::trunk`, `train::teacher`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +31,8 @@ use crate::passes::Program;
 use crate::weights::Weights;
 
 mod compile;
-mod conv;
+mod dense;
+mod depthwise;
 mod head;
 #[cfg(target_arch = "x86_64")]
 mod int8;
@@ -37,34 +50,32 @@ pub(crate) use plan::{Heat, Outputs};
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-/// The smallest and the largest value of each feature map, by the name of the node that gives it.
+/// The smallest and the largest value of each feature map, by the name of its node.
 pub(crate) type Ranges = BTreeMap<String, [f32; 2]>;
 
-/// All that a plan is compiled from.
+/// Inputs of compilation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Network<'a> {
     pub(crate) graph: &'a Graph,
     pub(crate) source: Option<&'a SourceHead>,
     pub(crate) normalization: Normalization,
-    /// Of the image, in pixels.
+    /// Height and width of images, in pixels.
     pub(crate) side: usize,
     pub(crate) weights: &'a Weights,
 }
 
-/// A compiled network; share it between threads freely.
+/// A compiled network.
 #[derive(Debug)]
 pub(crate) struct Engine(Plans);
 
 #[derive(Debug)]
 enum Plans {
-    /// Maps of 32-bit floats.
     F32(Plan),
-    /// Maps of bytes.
     #[cfg(target_arch = "x86_64")]
     Int8(Plan<int8::Int8>),
 }
 
-/// The same call of either plan.
+/// Calls the same method of either plan.
 macro_rules! either {
     ($engine:expr, $plan:ident => $call:expr) => {
         match &$engine.0 {
@@ -87,7 +98,7 @@ impl<'a> Network<'a> {
 }
 
 impl Engine {
-    /// In floats.
+    /// Compiles to f32.
     ///
     /// # Errors
     /// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
@@ -95,7 +106,7 @@ impl Engine {
         Self::compile(&network.program()?, network, network.heads()?, None)
     }
 
-    /// In bytes where this CPU and the network allow it, else in floats.
+    /// Compiles to int8 where this CPU and the network support it, otherwise to f32.
     ///
     /// # Errors
     /// As [`Engine::new`]; [`ModelError::MissingRange`] for a map without a range.
@@ -103,7 +114,7 @@ impl Engine {
         Self::compile(&network.program()?, network, network.heads()?, Some(ranges))
     }
 
-    /// The first `blocks` blocks alone, for [`Engine::maps`]; in bytes with ranges, where that is possible.
+    /// Compiles only the first `blocks` blocks, for [`Engine::maps`]; with ranges to int8, where that is supported.
     ///
     /// # Errors
     /// As [`Engine::quantized`].
@@ -126,40 +137,40 @@ impl Engine {
         let Network { normalization, weights, .. } = network;
         #[cfg(target_arch = "x86_64")]
         if let Some(ranges) = ranges
-            && let Some((numbers, maps, steps)) =
+            && let Some((arithmetic, maps, steps)) =
                 int8::compile(program, normalization, weights, ranges)?
         {
             let ends = compile::ends(program, heads);
-            return Ok(Self(Plans::Int8(Plan::new(numbers, maps, steps, ends))));
+            return Ok(Self(Plans::Int8(Plan::new(arithmetic, maps, steps, ends))));
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ranges;
         Ok(Self(Plans::F32(compile::compile(program, normalization, weights, heads)?)))
     }
 
-    /// `pixels` are `[count, side, side, 3]`. Many images run side by side, one on all cores.
+    /// `pixels` are `[count, side, side, 3]`. Several images run in parallel, a single one on all cores.
     pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
         either!(self, plan => plan.run(pixels))
     }
 
-    /// The last feature maps of some images, `[height, width, count, channels]`, and their first two sides.
+    /// Height and width of the last feature maps, and their values `[height, width, count, channels]`.
     #[cfg(feature = "train")]
     pub(crate) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
         either!(self, plan => plan.maps(pixels))
     }
 
-    /// One image's outputs and heat map.
+    /// Outputs and Grad-CAM heat map of one image.
     pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
         either!(self, plan => plan.explain(pixels))
     }
 
-    /// Each convolution's name, operations (two for a multiply-add) and time, of one image's pass.
+    /// Name, floating-point operations and time of each step, for one image.
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         either!(self, plan => plan.profile(pixels))
     }
 
-    /// Calls `seen` with the node and the values of each pixel of each step's output, for one image. Only plans of
-    /// floats are observed: bytes have lost what lies outside of their ranges.
+    /// Runs one image and calls `seen` with the node and the values of each pixel of each step's output. Int8 plans are
+    /// not observed, since their values are clipped to their ranges.
     pub(crate) fn observe(&self, pixels: &[u8], seen: impl FnMut(usize, &[f32]) + Send) {
         match &self.0 {
             Plans::F32(plan) => plan.observe(pixels, seen),

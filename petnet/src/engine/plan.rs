@@ -1,4 +1,4 @@
-//! Which steps run in which order over which memory.
+//! A compiled network: steps in the order in which they run, and the memory of their feature maps.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,26 +6,27 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::conv::Conv;
+use super::dense::DenseConv;
+use super::depthwise::DepthwiseConv;
 use super::head::Head;
 use super::shape::{Input, Shape};
-use super::simple::{Depthwise, Elementwise, MaxPool};
+use super::simple::{Elementwise, MaxPool};
 use crate::arch::Normalization;
 
-/// The numbers that feature maps consist of, and the kernels that compute them.
-pub(super) trait Numbers: std::fmt::Debug + Send + Sync {
-    /// One number of a map.
+/// The number format of feature maps, and the kernels for it: f32 or int8.
+pub(super) trait Arithmetic: std::fmt::Debug + Send + Sync {
+    /// A value of a map.
     type Value: std::fmt::Debug + Default + Copy + Send + Sync;
     /// A step between two maps.
     type Kernel: std::fmt::Debug + Send + Sync;
-    /// Numbers behind a map that kernels may read, whatever they are.
+    /// Values after a map that kernels may read, without effect.
     const SLACK: usize;
 
-    /// What the border of the image's map holds.
+    /// A pixel of the border of the image's map.
     fn border(&self) -> [Self::Value; 3];
     /// Writes an image's bytes into its map.
     fn load(&self, pixels: &[u8], shape: Shape, map: &mut [Self::Value]);
-    /// Fills the inside of `out`; the residual lies as `out` does.
+    /// Runs a kernel, which writes the inside of `out`; the residual has the layout of `out`.
     fn run(
         kernel: &Self::Kernel,
         input: Input<'_, Self::Value>,
@@ -34,22 +35,23 @@ pub(super) trait Numbers: std::fmt::Debug + Send + Sync {
     );
     /// The mean of each channel of the map that head number `end` reads.
     fn means(&self, end: usize, shape: Shape, map: &[Self::Value]) -> Vec<f32>;
-    /// A number of the map that head number `end` reads, as a float.
-    fn float(&self, end: usize, value: Self::Value) -> f32;
+    /// A value of the map that head number `end` reads, as f32.
+    fn dequantize(&self, end: usize, value: Self::Value) -> f32;
 }
 
-/// A network ready to run; share it between threads freely.
+/// A network that is ready to run.
 #[derive(Debug)]
-pub(super) struct Plan<N: Numbers = Float> {
-    numbers: N,
-    /// The feature map that each node gives; `None` for what stays in registers, and for features.
+pub(super) struct Plan<A: Arithmetic = F32> {
+    arithmetic: A,
+    /// The feature map of each node; `None` where the output is not written to memory, or has no map (features).
     maps: Vec<Option<Map>>,
-    steps: Vec<Step<N::Kernel>>,
+    steps: Vec<Step<A::Kernel>>,
     /// The network's own head, then the source head if there is one.
     ends: Vec<End>,
-    /// Values of each piece of memory.
+    /// Length of each slot, in values. Maps with disjoint lifetimes share a slot.
     slots: Vec<usize>,
-    arenas: Mutex<Vec<Arena<N::Value>>>,
+    /// Memory for the next passes.
+    arenas: Mutex<Vec<Arena<A::Value>>>,
 }
 
 /// A head, and the node whose feature map it reads.
@@ -59,30 +61,30 @@ pub(super) struct End {
     pub(super) head: Head,
 }
 
-/// Maps of 32-bit floats, and how an image's bytes become the first of them.
+/// Feature maps of f32, and the affine map from an image's bytes to the first of them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Float {
+pub(super) struct F32 {
     pub(super) scale: [f32; 3],
     pub(super) shift: [f32; 3],
-    /// What its border holds: what becomes zero.
+    /// A pixel of its border: the value that represents zero.
     pub(super) border: [f32; 3],
 }
 
-impl Float {
-    /// As they are, for convolutions that have taken in the normalisation.
-    pub(super) fn bytes(normalization: Normalization) -> Self {
+impl F32 {
+    /// Bytes as they are, for convolutions into which the normalisation is folded.
+    pub(super) fn folded(normalization: Normalization) -> Self {
         let border = normalization.mean.map(|mean| mean * 255.0);
         Self { scale: [1.0; 3], shift: [0.0; 3], border }
     }
 
-    /// Normalised, for anything else.
+    /// Normalised values, for all other steps.
     pub(super) fn normalized(Normalization { mean, std }: Normalization) -> Self {
         let shift = [0, 1, 2].map(|c| -mean[c] / std[c]);
         Self { scale: std.map(|std| 1.0 / (255.0 * std)), shift, border: [0.0; 3] }
     }
 }
 
-impl Numbers for Float {
+impl Arithmetic for F32 {
     type Value = f32;
     type Kernel = Kernel;
     const SLACK: usize = 0;
@@ -104,7 +106,7 @@ impl Numbers for Float {
 
     fn run(kernel: &Kernel, input: Input<'_>, residual: Option<&[f32]>, out: &mut [f32]) {
         match kernel {
-            Kernel::Conv(conv) => conv.run(input, residual, out),
+            Kernel::Dense(conv) => conv.run(input, residual, out),
             Kernel::Depthwise(conv) => conv.run(input, residual, out),
             Kernel::MaxPool(pool) => pool.run(input, f32::NEG_INFINITY, out),
             Kernel::Elementwise(step) => step.run(input, residual, out),
@@ -116,24 +118,24 @@ impl Numbers for Float {
         for pixel in shape.pixels(map) {
             means.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
         }
-        let places = (shape.height * shape.width) as f32;
-        means.iter_mut().for_each(|sum| *sum /= places);
+        let pixels = (shape.height * shape.width) as f32;
+        means.iter_mut().for_each(|sum| *sum /= pixels);
         means
     }
 
-    fn float(&self, _: usize, value: f32) -> f32 {
+    fn dequantize(&self, _: usize, value: f32) -> f32 {
         value
     }
 }
 
-/// A feature map: how it lies, and in which memory.
+/// A feature map: its layout and its memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Map {
     pub(super) shape: Shape,
     pub(super) slot: usize,
 }
 
-/// A kernel between two maps; both are known by their nodes.
+/// A kernel with the nodes whose maps it reads and writes.
 #[derive(Debug)]
 pub(super) struct Step<K = Kernel> {
     pub(super) name: String,
@@ -141,19 +143,20 @@ pub(super) struct Step<K = Kernel> {
     pub(super) input: usize,
     pub(super) residual: Option<usize>,
     pub(super) output: usize,
-    /// Two for each multiply-add.
+    /// Floating-point operations, two for each multiply-add.
     pub(super) flops: u64,
 }
 
 #[derive(Debug)]
 pub(super) enum Kernel {
-    Conv(Conv),
-    Depthwise(Depthwise),
+    Dense(DenseConv),
+    Depthwise(DepthwiseConv),
     MaxPool(MaxPool),
     Elementwise(Elementwise),
 }
 
-/// The memory of one pass. Borders are zero, in images what becomes zero.
+/// The memory of one pass: its slots. Borders are written once, when it is allocated: zeros, and
+/// [`Arithmetic::border`] in the image's map, which has slot 0.
 type Arena<T> = Vec<Vec<T>>;
 
 /// Logits and features of one image.
@@ -162,7 +165,7 @@ pub(crate) struct Outputs {
     pub(crate) logits: Vec<f32>,
     /// The means of the last feature maps.
     pub(crate) features: Vec<f32>,
-    /// Those of the source head, if there is one.
+    /// Those of the source head.
     pub(crate) source: Option<SourceOutputs>,
 }
 
@@ -189,7 +192,7 @@ pub(crate) struct SourceOutputs {
     pub(crate) features: Vec<f32>,
 }
 
-/// Contribution of each place of the last feature maps to the likeliest class: 0 or more.
+/// Grad-CAM heat map: contribution of each pixel of the last feature maps to the predicted class, 0 or more.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Heat {
     pub(crate) height: usize,
@@ -198,27 +201,27 @@ pub(crate) struct Heat {
     pub(crate) values: Vec<f32>,
 }
 
-impl<N: Numbers> Plan<N> {
+impl<A: Arithmetic> Plan<A> {
     pub(super) fn new(
-        numbers: N,
+        arithmetic: A,
         maps: Vec<Option<Map>>,
-        steps: Vec<Step<N::Kernel>>,
+        steps: Vec<Step<A::Kernel>>,
         ends: Vec<End>,
     ) -> Self {
         let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
         let mut slots = vec![0; count];
         for map in maps.iter().flatten() {
-            slots[map.slot] = (map.shape.len() + N::SLACK).max(slots[map.slot]);
+            slots[map.slot] = (map.shape.len() + A::SLACK).max(slots[map.slot]);
         }
-        Self { numbers, maps, steps, ends, slots, arenas: Mutex::default() }
+        Self { arithmetic, maps, steps, ends, slots, arenas: Mutex::default() }
     }
 
-    /// `pixels` are `[count, side, side, 3]`. Many images run side by side, one on all cores.
+    /// `pixels` are `[count, side, side, 3]`. Several images run in parallel, a single one on all cores.
     pub(super) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
         let image = self.map(0).shape;
         let size = image.height * image.width * image.channels;
         if pixels.len() == size {
-            return vec![self.alone(pixels, |_| (), |arena| self.outputs(arena))];
+            return vec![self.run_single(pixels, |_| (), |arena| self.outputs(arena))];
         }
         let images = pixels.par_chunks_exact(size);
         let one = |pixels| self.pass((pixels, false), |_| (), |arena| self.outputs(arena));
@@ -227,32 +230,32 @@ impl<N: Numbers> Plan<N> {
 
     /// One image's outputs and heat map (Selvaraju et al., "Grad-CAM", 2017).
     pub(super) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
-        let read = |arena: &Arena<N::Value>| {
+        let read = |arena: &Arena<A::Value>| {
             let outputs = self.outputs(arena);
             let class = crate::metrics::argmax(&outputs.logits);
             let end = &self.ends[0];
             let gradient = end.head.gradient(&outputs.features, class);
             let (shape, map) = self.values(end, arena);
-            let dot = |pixel: &[N::Value]| {
-                let values = pixel.iter().map(|value| self.numbers.float(0, *value));
+            let dot = |pixel: &[A::Value]| {
+                let values = pixel.iter().map(|value| self.arithmetic.dequantize(0, *value));
                 values.zip(&gradient).map(|(x, g)| x * g).sum::<f32>()
             };
             let values = shape.pixels(map).map(|pixel| dot(pixel).max(0.0)).collect();
             (outputs, Heat { height: shape.height, width: shape.width, values })
         };
-        self.alone(pixels, |_| (), read)
+        self.run_single(pixels, |_| (), read)
     }
 
-    /// The last feature maps of some images, `[height, width, count, channels]`, and their first two sides.
+    /// Height and width of the last feature maps, and their values `[height, width, count, channels]`.
     #[cfg(feature = "train")]
     pub(super) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
         let image = self.map(0).shape;
         let size = image.height * image.width * image.channels;
         let end = &self.ends[0];
-        let read = |arena: &Arena<N::Value>| {
+        let read = |arena: &Arena<A::Value>| {
             let (shape, map) = self.values(end, arena);
             let pixels = shape.pixels(map).flatten();
-            pixels.map(|value| self.numbers.float(0, *value)).collect::<Vec<f32>>()
+            pixels.map(|value| self.arithmetic.dequantize(0, *value)).collect::<Vec<f32>>()
         };
         let images = pixels.par_chunks_exact(size);
         let maps: Vec<Vec<f32>> =
@@ -260,69 +263,69 @@ impl<N: Numbers> Plan<N> {
         let Shape { height, width, channels, .. } = self.map(end.node).shape;
         let mut values = vec![0.0; height * width * maps.len() * channels];
         let rows = values.par_chunks_exact_mut((maps.len() * channels).max(1)).enumerate();
-        rows.for_each(|(place, row)| {
+        rows.for_each(|(pixel, row)| {
             for (to, map) in row.chunks_exact_mut(channels).zip(&maps) {
-                to.copy_from_slice(&map[place * channels..][..channels]);
+                to.copy_from_slice(&map[pixel * channels..][..channels]);
             }
         });
         ([height, width], values)
     }
 
-    /// Each convolution's name, operations (two for a multiply-add) and time, of one image's pass.
+    /// Name, floating-point operations and time of each step, for one image.
     pub(super) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         let mut instants = Vec::new();
-        self.alone(pixels, |_| instants.push(Instant::now()), |_| ());
+        self.run_single(pixels, |_| instants.push(Instant::now()), |_| ());
         let times = instants.array_windows().map(|[began, over]| *over - *began);
         let steps = self.steps.iter().zip(times);
         steps.map(|(step, time)| (step.name.as_str(), step.flops, time)).collect()
     }
 
-    /// One image through the network; `seen` is called with each step's output and its node.
-    pub(super) fn observe(&self, pixels: &[u8], mut seen: impl FnMut(usize, &[N::Value]) + Send) {
-        let given = |output: Option<Given<'_, N::Value>>| {
-            if let Some(Given { node, shape, map }) = output {
+    /// Runs one image and calls `seen` with the node and the values of each pixel of each step's output.
+    pub(super) fn observe(&self, pixels: &[u8], mut seen: impl FnMut(usize, &[A::Value]) + Send) {
+        let on_step = |output: Option<StepOutput<'_, A::Value>>| {
+            if let Some(StepOutput { node, shape, map }) = output {
                 shape.pixels(map).for_each(|pixel| seen(node, pixel));
             }
         };
-        self.alone(pixels, given, |_| ());
+        self.run_single(pixels, on_step, |_| ());
     }
 
     /// [`Plan::pass`] on all cores.
-    fn alone<T: Send>(
+    fn run_single<T: Send>(
         &self,
         pixels: &[u8],
-        between: impl FnMut(Option<Given<'_, N::Value>>) + Send,
-        read: impl FnOnce(&Arena<N::Value>) -> T + Send,
+        on_step: impl FnMut(Option<StepOutput<'_, A::Value>>) + Send,
+        read: impl FnOnce(&Arena<A::Value>) -> T + Send,
     ) -> T {
-        // One way into the pool, not one for each step: threads are slow to wake.
+        // The pool is entered once and not for each step, since waking threads takes long.
         rayon::scope(|_| {
-            let _awake = Awake::keep();
-            self.pass((pixels, true), between, read)
+            let _workers = SpinningWorkers::start();
+            self.pass((pixels, true), on_step, read)
         })
     }
 
-    /// One image through the network, each step on all cores where it is `shared`. `between` is called
-    /// before the first step, and after each with its output; then `read` sees the last feature map.
+    /// Runs one image, with each step on all cores where `shared`. `on_step` is called before the first step, and after
+    /// each step with its output; `read` is called at the end.
     fn pass<T>(
         &self,
         (pixels, shared): (&[u8], bool),
-        mut between: impl FnMut(Option<Given<'_, N::Value>>),
-        read: impl FnOnce(&Arena<N::Value>) -> T,
+        mut on_step: impl FnMut(Option<StepOutput<'_, A::Value>>),
+        read: impl FnOnce(&Arena<A::Value>) -> T,
     ) -> T {
         let mut arena = self.arena();
-        self.numbers.load(pixels, self.map(0).shape, &mut arena[0]);
-        between(None);
+        self.arithmetic.load(pixels, self.map(0).shape, &mut arena[0]);
+        on_step(None);
         for step in &self.steps {
             let output = self.map(step.output);
-            // An output's memory is nobody's who is still read.
+            // The output's slot differs from those of the inputs.
             let mut out = std::mem::take(&mut arena[output.slot]);
             let input = self.map(step.input);
-            let values = &arena[input.slot][..input.shape.len() + N::SLACK];
+            let values = &arena[input.slot][..input.shape.len() + A::SLACK];
             let residual = step.residual.map(|node| self.map(node));
             let residual = residual.map(|map| &arena[map.slot][..map.shape.len()]);
             let input = Input { values, shape: input.shape, shared };
-            N::run(&step.kernel, input, residual, &mut out[..output.shape.len()]);
-            between(Some(Given { node: step.output, shape: output.shape, map: &out }));
+            A::run(&step.kernel, input, residual, &mut out[..output.shape.len()]);
+            on_step(Some(StepOutput { node: step.output, shape: output.shape, map: &out }));
             arena[output.slot] = out;
         }
         let value = read(&arena);
@@ -330,41 +333,41 @@ impl<N: Numbers> Plan<N> {
         value
     }
 
-    /// The feature map of a node that a step reads or gives.
+    /// The feature map of a node that a step reads or writes.
     fn map(&self, node: usize) -> Map {
-        self.maps[node].expect("a plan's steps read and give maps alone")
+        self.maps[node].expect("a plan's steps read and write maps only")
     }
 
-    fn outputs(&self, arena: &Arena<N::Value>) -> Outputs {
-        let mut answers = self.ends.iter().enumerate().map(|(place, end)| {
+    fn outputs(&self, arena: &Arena<A::Value>) -> Outputs {
+        let mut heads = self.ends.iter().enumerate().map(|(number, end)| {
             let (shape, map) = self.values(end, arena);
-            let features = self.numbers.means(place, shape, map);
+            let features = self.arithmetic.means(number, shape, map);
             (end.head.run(&features), features)
         });
-        let (logits, features) = answers.next().unwrap_or_default();
-        let source = answers.next().map(|(logits, features)| SourceOutputs { logits, features });
+        let (logits, features) = heads.next().unwrap_or_default();
+        let source = heads.next().map(|(logits, features)| SourceOutputs { logits, features });
         Outputs { logits, features, source }
     }
 
     /// The feature map that a head reads.
-    fn values<'a>(&self, end: &End, arena: &'a Arena<N::Value>) -> (Shape, &'a [N::Value]) {
+    fn values<'a>(&self, end: &End, arena: &'a Arena<A::Value>) -> (Shape, &'a [A::Value]) {
         let Map { shape, slot } = self.map(end.node);
         (shape, &arena[slot])
     }
 
-    fn arena(&self) -> Arena<N::Value> {
+    fn arena(&self) -> Arena<A::Value> {
         let kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.unwrap_or_else(|| {
-            let zeros = |len: &usize| vec![N::Value::default(); *len];
-            let mut arena: Arena<N::Value> = self.slots.iter().map(zeros).collect();
+            let zeros = |len: &usize| vec![A::Value::default(); *len];
+            let mut arena: Arena<A::Value> = self.slots.iter().map(zeros).collect();
             let pixels = arena[0].as_chunks_mut::<3>().0.iter_mut();
-            pixels.for_each(|pixel| *pixel = self.numbers.border());
+            pixels.for_each(|pixel| *pixel = self.arithmetic.border());
             arena
         })
     }
 
-    /// For the next pass; no more than there are threads.
-    fn keep(&self, arena: Arena<N::Value>) {
+    /// Keeps memory for a later pass, at most as many arenas as threads.
+    fn keep(&self, arena: Arena<A::Value>) {
         let mut kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < rayon::current_num_threads() {
             kept.push(arena);
@@ -372,19 +375,19 @@ impl<N: Numbers> Plan<N> {
     }
 }
 
-/// A step's output: its node, how it lies, and its memory, which later steps use again.
-struct Given<'a, T> {
+/// Output of a step: its node, layout and values.
+struct StepOutput<'a, T> {
     node: usize,
     shape: Shape,
     map: &'a [T],
 }
 
-/// While it lives, no thread of the pool sleeps: between the layers of a lone photo there is no
-/// time to wake one.
-struct Awake(Arc<AtomicBool>);
+/// While it lives, the threads of the pool spin instead of sleeping: waking one takes longer than many steps of a single
+/// image.
+struct SpinningWorkers(Arc<AtomicBool>);
 
-impl Awake {
-    fn keep() -> Self {
+impl SpinningWorkers {
+    fn start() -> Self {
         let over = Arc::new(AtomicBool::new(false));
         for _ in 1..rayon::current_num_threads() {
             let over = Arc::clone(&over);
@@ -400,7 +403,7 @@ impl Awake {
     }
 }
 
-impl Drop for Awake {
+impl Drop for SpinningWorkers {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

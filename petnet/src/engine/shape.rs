@@ -2,23 +2,23 @@
 
 use std::ops::Range;
 
-/// A map's sides without its border, and its channels.
+/// Size of a map without its border, and the width of the border.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) height: usize,
     pub(super) width: usize,
     pub(super) channels: usize,
-    /// Zeros around it, in pixels: as many as the widest kernel that reads it reaches over its edge.
+    /// Width of the border in pixels: the number of pixels beyond its edges that its readers read.
     pub(super) border: usize,
 }
 
 impl Shape {
-    /// Values with the border.
+    /// Number of values, border included.
     pub(super) fn len(self) -> usize {
         (self.height + 2 * self.border) * self.row()
     }
 
-    /// Values of a row with its border.
+    /// Row stride: number of values of a row, border included.
     pub(super) fn row(self) -> usize {
         (self.width + 2 * self.border) * self.channels
     }
@@ -33,29 +33,29 @@ impl Shape {
         self.border * self.channels..(self.border + self.width) * self.channels
     }
 
-    /// The pixels of a map, its border left out.
+    /// The pixels of a map, without its border.
     pub(super) fn pixels<T>(self, values: &[T]) -> impl Iterator<Item = &[T]> {
         let rows = values[self.rows()].chunks_exact(self.row());
         rows.flat_map(move |row| row[self.inside()].chunks_exact(self.channels))
     }
 }
 
-/// A map to read, its border included.
+/// The input map of a step, border included.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Input<'a, T = f32> {
     pub(super) values: &'a [T],
     pub(super) shape: Shape,
-    /// Whether all threads share the work on it.
+    /// True where the step runs on all threads, false where on this one only.
     pub(super) shared: bool,
 }
 
 impl<T> Input<'_, T> {
-    /// Fewest parts of the work that are worth a thread of their own.
+    /// Minimum number of parts of the work for each task of rayon.
     pub(super) fn grain(&self) -> usize {
         if self.shared { 1 } else { usize::MAX }
     }
 
-    /// Threads that work on it.
+    /// Number of threads of the step.
     pub(super) fn threads(&self) -> usize {
         if self.shared { rayon::current_num_threads() } else { 1 }
     }

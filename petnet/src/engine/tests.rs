@@ -4,10 +4,10 @@ use burn::tensor::Device;
 use proptest::prelude::*;
 
 use super::Engine;
-use super::compile::reach;
-use super::conv::{Conv, Form};
+use super::compile::border_width;
+use super::dense::{ConvSpec, DenseConv};
+use super::depthwise::DepthwiseConv;
 use super::shape::{Input, Shape};
-use super::simple::Depthwise;
 use crate::arch::tests::small;
 use crate::arch::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
 use crate::error::ModelError;
@@ -15,7 +15,7 @@ use crate::graph::{Activation, Builder, Conv2d, Graph, Padding, Window};
 use crate::nn::{Network, run, weights};
 use crate::weights::Weights;
 
-/// Weights of a network whose norms have seen something.
+/// Weights of a network whose batch norms have statistics other than the initial ones.
 fn weights(graph: &Graph, device: &Device) -> Weights {
     let network = Network::new(graph, Normalization::default(), device);
     let mut weights = weights::read(&network);
@@ -27,8 +27,8 @@ fn weights(graph: &Graph, device: &Device) -> Weights {
             -0.4
         };
         if norm || name.ends_with("bias") {
-            for (place, value) in weight.values.iter_mut().enumerate() {
-                *value = (place * 37 % 11) as f32 / 11.0 + shift;
+            for (index, value) in weight.values.iter_mut().enumerate() {
+                *value = (index * 37 % 11) as f32 / 11.0 + shift;
             }
         }
     }
@@ -40,10 +40,10 @@ fn compiled(graph: &Graph, side: usize, weights: &Weights) -> Result<Engine, Mod
     Engine::new(super::Network { graph, source: None, normalization, side, weights })
 }
 
-/// What no architecture of the table has: steps that begin with no convolution, a depthwise convolution of the
-/// image, a map added to itself, maps with borders of their own, pools of all kinds.
-fn odd() -> Graph {
-    let mut net = Builder::new("odd");
+/// A network with operations that no architecture of the table has: steps that begin with no convolution, a depthwise
+/// convolution of the image, a map added to itself, residuals with borders, pools of all kinds.
+fn unusual() -> Graph {
+    let mut net = Builder::new("unusual");
     let image = net.depthwise("image.conv", Builder::IMAGE, Window::same(5, 1));
     let image = net.activation(image, Activation::Relu6);
     let pooled = net.max_pool(Builder::IMAGE, Window::centred(3, 1));
@@ -67,7 +67,7 @@ fn odd() -> Graph {
 }
 
 #[test]
-fn the_engine_says_what_burn_says() {
+fn the_engine_agrees_with_burn() {
     let device = Device::flex();
     let simple = |channels: &[usize], hidden| {
         let channels = channels.to_vec();
@@ -96,8 +96,8 @@ fn the_engine_says_what_burn_says() {
     let sides =
         [33, 48, 64].into_iter().flat_map(|side| small().into_iter().map(move |a| (a, side)));
     let graphs = cases.into_iter().chain(sides).map(|(a, side)| (a.graph(3).unwrap(), side));
-    let odd = [15, 32].map(|side| (odd(), side));
-    for (number, (graph, side)) in graphs.chain(odd).enumerate() {
+    let unusual = [15, 32].map(|side| (unusual(), side));
+    for (number, (graph, side)) in graphs.chain(unusual).enumerate() {
         device.seed(number as u64);
         let weights = weights(&graph, &device);
         let network = Network::new(&graph, Normalization::default(), &device);
@@ -108,31 +108,31 @@ fn the_engine_says_what_burn_says() {
                 .map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8)
                 .collect();
             let images = run::to_tensor(pixels.clone(), side, &device);
-            let theirs = run::outputs(&network, images).unwrap();
-            // Twice: the second pass finds memory that was used.
+            let expected = run::outputs(&network, images).unwrap();
+            // Twice: the second pass reuses the memory of the first.
             for _ in 0..2 {
-                let ours = plan.run(&pixels);
-                assert_eq!(ours.len(), count);
-                for (ours, theirs) in ours.iter().zip(&theirs) {
-                    close(&ours.logits, &theirs.logits, graph.name());
-                    close(&ours.features, &theirs.features, graph.name());
+                let actual = plan.run(&pixels);
+                assert_eq!(actual.len(), count);
+                for (actual, expected) in actual.iter().zip(&expected) {
+                    close(&actual.logits, &expected.logits, graph.name());
+                    close(&actual.features, &expected.features, graph.name());
                 }
             }
         }
         let pixels: Vec<u8> = (0..side * side * 3).map(|i| (i * 31 % 251) as u8).collect();
         let image = run::to_tensor(pixels.clone(), side, &device);
-        let (_, theirs) = run::explain(&run::Networks::alone(network), image).unwrap();
-        let (_, ours) = plan.explain(&pixels);
-        assert_eq!([ours.height, ours.width], [theirs.height, theirs.width]);
-        close(&ours.values, &theirs.values, graph.name());
+        let (_, expected) = run::explain(&run::Networks::alone(network), image).unwrap();
+        let (_, actual) = plan.explain(&pixels);
+        assert_eq!([actual.height, actual.width], [expected.height, expected.width]);
+        close(&actual.values, &expected.values, graph.name());
     }
 }
 
-fn close(ours: &[f32], theirs: &[f32], name: &str) {
-    let scale = theirs.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
-    assert_eq!(ours.len(), theirs.len());
-    for (ours, theirs) in ours.iter().zip(theirs) {
-        assert!((ours - theirs).abs() < 2e-5 * scale, "{name}: {ours} is not {theirs}");
+fn close(actual: &[f32], expected: &[f32], name: &str) {
+    let scale = expected.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
+    assert_eq!(actual.len(), expected.len());
+    for (actual, expected) in actual.iter().zip(expected) {
+        assert!((actual - expected).abs() < 2e-5 * scale, "{name}: {actual} is not {expected}");
     }
 }
 
@@ -146,7 +146,7 @@ fn a_missing_weight_is_named() {
     assert_eq!(error, ModelError::MissingWeight(name.into()));
 }
 
-/// Values between -1 and 1 without a pattern that layers could share.
+/// Pseudorandom values between -1 and 1.
 fn values(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
@@ -156,9 +156,9 @@ fn values(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// What a convolution should do, as its definition says it.
-struct Twin<'a> {
-    form: Form,
+/// A convolution by its definition.
+struct Definition<'a> {
+    spec: ConvSpec,
     input: Shape,
     /// `[row, column, channel]`, without a border.
     x: &'a [f32],
@@ -166,9 +166,9 @@ struct Twin<'a> {
     bias: &'a [f32],
 }
 
-impl Twin<'_> {
+impl Definition<'_> {
     fn at(&self, y: usize, x: usize, output: usize) -> f64 {
-        let Conv2d { inputs, window, groups, .. } = self.form.conv;
+        let Conv2d { inputs, window, groups, .. } = self.spec.conv;
         let Window { kernel, stride, .. } = window;
         let Shape { height, width, .. } = self.input;
         let [above, left] = [height, width].map(|len| window.padding(len)[0]);
@@ -188,23 +188,23 @@ impl Twin<'_> {
         sum
     }
 
-    /// With the largest of two by two, the residual and the activation.
-    fn finished(&self, [y, x, output]: [usize; 3], residual: f32) -> f64 {
-        let sum = if self.form.pool {
-            let places = [(0, 0), (0, 1), (1, 0), (1, 1)];
-            let pooled = places.map(|(dy, dx)| self.at(2 * y + dy, 2 * x + dx, output));
+    /// A value of the output, with max pool, residual and activation.
+    fn with_epilogue(&self, [y, x, output]: [usize; 3], residual: f32) -> f64 {
+        let sum = if self.spec.pool {
+            let pixels = [(0, 0), (0, 1), (1, 0), (1, 1)];
+            let pooled = pixels.map(|(dy, dx)| self.at(2 * y + dy, 2 * x + dx, output));
             pooled.into_iter().fold(f64::NEG_INFINITY, f64::max)
         } else {
             self.at(y, x, output) + f64::from(residual)
         };
         let bounds =
-            self.form.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
+            self.spec.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
         sum.clamp(f64::from(bounds[0]), f64::from(bounds[1]))
     }
 }
 
-/// Where a value of a bordered map lies.
-fn place(shape: Shape, [y, x, channel]: [usize; 3]) -> usize {
+/// Offset of a value of a map with a border.
+fn offset(shape: Shape, [y, x, channel]: [usize; 3]) -> usize {
     (y + shape.border) * shape.row() + shape.inside().start + x * shape.channels + channel
 }
 
@@ -215,8 +215,8 @@ fn indices(Shape { height, width, channels, .. }: Shape) -> impl Iterator<Item =
     })
 }
 
-/// A convolution, its maps, and whether threads share the work.
-fn forms() -> impl Strategy<Value = (Form, [Shape; 2], bool, u32)> {
+/// A convolution, the shapes of its maps, whether it runs on all threads, and a seed.
+fn specs() -> impl Strategy<Value = (ConvSpec, [Shape; 2], bool, u32)> {
     let sides = (2..28_usize, 2..28_usize, 1..40_usize, 1..50_usize);
     let kinds = (1..8_usize, 1..4_usize, 0..3_usize, any::<bool>(), any::<bool>(), any::<bool>());
     (sides, kinds, 0..3_usize, any::<bool>(), any::<u32>()).prop_filter_map(
@@ -232,12 +232,12 @@ fn forms() -> impl Strategy<Value = (Form, [Shape; 2], bool, u32)> {
             let activation = [None, Some(Activation::Relu), Some(Activation::Relu6)][activation];
             let divisor = if pool { 2 } else { 1 };
             let size = [window.output(height)? / divisor, window.output(width)? / divisor];
-            let needs = reach(window, height).max(reach(window, width));
+            let needs = border_width(window, height).max(border_width(window, width));
             let own = if groups == 1 { needs } else { 0 };
             let input = Shape { height, width, channels: inputs, border: own + border / 2 };
             let output = Shape { height: size[0], width: size[1], channels: outputs, border };
-            let form = Form { conv, activation, pool };
-            (size[0] * size[1] > 0).then_some((form, [input, output], shared, seed))
+            let spec = ConvSpec { conv, activation, pool };
+            (size[0] * size[1] > 0).then_some((spec, [input, output], shared, seed))
         },
     )
 }
@@ -246,40 +246,40 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_convolution_does_what_its_definition_says((form, shapes, shared, seed) in forms()) {
-        let Conv2d { inputs, outputs, window, groups, .. } = form.conv;
+    fn a_convolution_equals_its_definition((spec, shapes, shared, seed) in specs()) {
+        let Conv2d { inputs, outputs, window, groups, .. } = spec.conv;
         let [input, shape] = shapes;
         let group = inputs / groups;
         let x = values(input.height * input.width * inputs, seed);
         let weights = values(outputs * group * window.kernel * window.kernel, seed ^ 1);
         let bias = values(outputs, seed ^ 2);
         let mut map = vec![0.0; input.len()];
-        indices(input).zip(&x).for_each(|(at, value)| map[place(input, at)] = *value);
-        let residual = (!form.pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
-        // Whatever is not the inside must stay as it is.
+        indices(input).zip(&x).for_each(|(at, value)| map[offset(input, at)] = *value);
+        let residual = (!spec.pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
+        // The border must not be written.
         let mut out = vec![7.0; shape.len()];
         let read = Input { values: &map, shape: input, shared };
-        if groups == 1 && !form.conv.is_depthwise() {
-            let conv = Conv::new(form, &weights, bias.clone(), shapes);
+        if groups == 1 && !spec.conv.is_depthwise() {
+            let conv = DenseConv::new(spec, &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);
         } else {
-            let conv = Depthwise::new((window, form.activation), &weights, bias.clone(), shapes);
+            let conv = DepthwiseConv::new((window, spec.activation), &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);
         }
-        let twin = Twin { form, input, x: &x, weights: &weights, bias: &bias };
+        let definition = Definition { spec, input, x: &x, weights: &weights, bias: &bias };
         let scale = 1.0 + (group * window.kernel * window.kernel) as f64;
         for at in indices(shape) {
-            let place = place(shape, at);
-            let added = residual.as_ref().map_or(0.0, |map| map[place]);
-            let (ours, theirs) = (f64::from(out[place]), twin.finished(at, added));
-            prop_assert!((ours - theirs).abs() < 1e-6 * scale, "{ours} is not {theirs} at {at:?}");
-            out[place] = 7.0;
+            let index = offset(shape, at);
+            let added = residual.as_ref().map_or(0.0, |map| map[index]);
+            let (actual, expected) = (f64::from(out[index]), definition.with_epilogue(at, added));
+            prop_assert!((actual - expected).abs() < 1e-6 * scale, "{actual} is not {expected} at {at:?}");
+            out[index] = 7.0;
         }
         prop_assert!(out.iter().all(|value| *value == 7.0), "the border was written to");
     }
 }
 
-/// The same tests over again, in processes that take narrower vectors than the machine has.
+/// Repeats the tests in processes that use narrower vectors than the machine has.
 #[test]
 fn narrower_vectors_do_the_same() {
     if std::env::var_os("PETNET_TEST_VECTORS").is_some() {
@@ -293,6 +293,6 @@ fn narrower_vectors_do_the_same() {
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{vectors}: {text}");
-        assert!(text.contains("definition_says ... ok"), "{vectors}: {text}");
+        assert!(text.contains("its_definition ... ok"), "{vectors}: {text}");
     }
 }

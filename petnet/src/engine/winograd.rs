@@ -1,6 +1,17 @@
-//! 3x3 convolutions of stride 1 with a quarter to a half of the multiplications (Lavin and Gray,
-//! "Fast algorithms for convolutional neural networks", 2016): tiles of the input and the weights
-//! are transformed, multiplied place by place, and the sums transformed back.
+//! Winograd convolution F(2x2, 3x3) and F(4x4, 3x3), for dense 3x3 kernels of stride 1 (Lavin and Gray, "Fast algorithms
+//! for convolutional neural networks", 2016), with 4/9 and 1/4 of the multiplications of the direct form.
+//!
+//! For an output tile of `m`x`m` pixels it is `Y = A' [sum over inputs of (G g G') * (B' d B)] A`, where `g` is a 3x3
+//! kernel, `d` an input tile of `t`x`t` pixels with `t = m + 2`, `*` is elementwise, and `'` transposes. The elementwise
+//! products and the sum over inputs are one matrix product for each of the `t * t` places of a tile:
+//!
+//! - Weights `G g G'` are computed when the plan is compiled, and packed with one tap for each place.
+//! - [`InputTransform`] writes `B' d B` as `[place, tile, input]`.
+//! - [`Winograd::multiply`] computes `[tiles, inputs] x [inputs, outputs]` for each place, block by block of output
+//!   channels: `[place, tile, channel]` for each block.
+//! - [`OutputTransform`] computes `A' .. A`, pools 2x2 where the step does, and applies the epilogue.
+//!
+//! Some rows of tiles are processed at a time, so that the transformed input stays in the L2 cache.
 
 #![allow(
     clippy::needless_range_loop,
@@ -14,29 +25,29 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::shape::{Input, Shape};
-use crate::kernel::{Epilogue, Packed, Product, Run, Term, View, arch, load, store};
+use crate::kernel::{Epilogue, Packed, PackedView, Product, Run, Term, arch, load, store};
 
-/// Most values of transformed input at a time, so that they stay in the second cache.
+/// Maximum number of values of transformed input at a time, so that they stay in the L2 cache.
 const CHUNK: usize = 1 << 16;
-/// With fewer tiles, reading the transformed weights, which are more, costs what is saved.
-const FEWEST_TILES: usize = 16;
+/// With fewer tiles, reading the transformed weights, which are larger, costs as much as the products save.
+const MIN_TILES: usize = 16;
 
 thread_local! {
-    /// Transformed input and sums.
+    /// Transformed input, and sums.
     static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// A 3x3 convolution of stride 1, its weights transformed.
+/// A 3x3 convolution of stride 1 with transformed weights.
 #[derive(Debug)]
 pub(super) struct Winograd {
-    /// Pixels of a tile's side in the output, 2 or 4.
+    /// Height and width of an output tile, 2 or 4.
     side: usize,
     inputs: usize,
-    /// One tap for each place of a tile of the input.
+    /// One tap for each place of an input tile.
     weights: Packed,
 }
 
-/// Tiles of some rows of the output.
+/// Some rows of tiles.
 struct Tiles {
     /// Number of the first row of tiles.
     first: usize,
@@ -49,7 +60,7 @@ impl Tiles {
         self.rows * self.columns
     }
 
-    /// Row and column of one.
+    /// Row and column of a tile.
     #[inline(always)]
     fn place(&self, tile: usize) -> [usize; 2] {
         [self.first + tile / self.columns, tile % self.columns]
@@ -57,18 +68,18 @@ impl Tiles {
 }
 
 impl Winograd {
-    /// The tile's side that is best for a map, if any is worth it.
+    /// The size of output tiles for a map; `None` where the direct form is faster.
     pub(super) fn side_for(height: usize, width: usize) -> Option<usize> {
         let tiles = |side: usize| height.div_ceil(side) * width.div_ceil(side);
         let products = |side: usize| tiles(side) * (side + 2) * (side + 2);
-        // Small tiles round less, and their weights are fewer.
+        // Smaller tiles have smaller rounding errors and fewer weights, so that larger ones must save a quarter.
         let side = if products(4) * 4 < products(2) * 3 { 4 } else { 2 };
-        (tiles(side) >= FEWEST_TILES).then_some(side)
+        (tiles(side) >= MIN_TILES).then_some(side)
     }
 
     /// `weights` are `[outputs, inputs, 3, 3]`.
     pub(super) fn new(side: usize, inputs: usize, weights: &[f32]) -> Self {
-        let rows: &[[f32; 3]] = if side == 4 { &WEIGHTS_4 } else { &WEIGHTS_2 };
+        let rows: &[[f32; 3]] = if side == 4 { &G_4 } else { &G_2 };
         let (tile, outputs) = (rows.len(), weights.len() / (inputs * 9));
         let packed = Packed::new([tile * tile, inputs, outputs], |place, input, output| {
             let weights = &weights[(output * inputs + input) * 9..][..9];
@@ -78,8 +89,8 @@ impl Winograd {
         Self { side, inputs, weights: packed }
     }
 
-    /// Fills the inside of `out`, whose shape is given, `pool` times smaller than the convolution. The input has a
-    /// border of at least one pixel; a residual lies as `out` does, its border included.
+    /// Computes the inside of `out` of a given shape, which is `pool` times smaller than the convolution's. The input has
+    /// a border of at least one pixel; a residual has the layout of `out`, border included.
     pub(super) fn run(
         &self,
         input: Input<'_>,
@@ -90,25 +101,26 @@ impl Winograd {
         let columns = (shape.width * pool).div_ceil(self.side);
         let rows = (shape.height * pool).div_ceil(self.side);
         let row_of_tiles = (self.side + 2).pow(2) * self.inputs * columns;
-        // A chunk for each thread, but no larger than the cache.
+        // A chunk of rows of tiles for each thread, but no larger than the cache.
         let share = if input.shared { rows.div_ceil(rayon::current_num_threads()) } else { rows };
         let fitting = (CHUNK / row_of_tiles).max(1);
-        let few = input.shared && rows * columns < 2 * FEWEST_TILES;
-        let together = if few { rows } else { fitting.min(share) };
-        let height = together * self.side / pool;
+        // Few tiles are one chunk, whose output channels are divided among threads.
+        let by_channels = input.shared && rows * columns < 2 * MIN_TILES;
+        let chunk_rows = if by_channels { rows } else { fitting.min(share) };
+        let height = chunk_rows * self.side / pool;
         let inside = &mut out[shape.rows()];
         let chunks = inside.par_chunks_mut(height * shape.row()).enumerate();
         chunks.with_min_len(input.grain()).for_each(|(chunk, out)| {
-            let first = chunk * together;
-            let rows = together.min(rows - first);
+            let first = chunk * chunk_rows;
+            let rows = chunk_rows.min(rows - first);
             let tiles = Tiles { first, rows, columns };
             let [mut x, mut sums] = SCRATCH.take();
             x.resize((self.side + 2).pow(2) * tiles.count() * self.inputs, 0.0);
             let (arch, side, weights) = (arch(), self.side, self.weights.view());
-            arch.dispatch(Transform { input, tiles: &tiles, side, to: &mut x });
-            self.multiply(&x, tiles.count(), few, &mut sums);
+            arch.dispatch(InputTransform { input, tiles: &tiles, side, to: &mut x });
+            self.multiply(&x, tiles.count(), by_channels, &mut sums);
             let (tiles, first) = (&tiles, first * side / pool);
-            arch.dispatch(Restore {
+            arch.dispatch(OutputTransform {
                 sums: &sums,
                 tiles,
                 side,
@@ -123,17 +135,17 @@ impl Winograd {
         });
     }
 
-    /// `[place, tile, input]` to blocks of output channels, each `[place, tile, channel]`.
-    fn multiply(&self, x: &[f32], tiles: usize, share: bool, sums: &mut Vec<f32>) {
+    /// The products of all places: `[place, tile, input]` to blocks of output channels, each `[place, tile, channel]`.
+    fn multiply(&self, x: &[f32], tiles: usize, by_channels: bool, sums: &mut Vec<f32>) {
         let places = (self.side + 2).pow(2);
         let runs = (0..places).map(|place| {
             let terms = vec![Term { start: place * tiles * self.inputs, tap: place }];
             Run { first: place * tiles, rows: tiles, terms }
         });
         let runs: Vec<Run> = runs.collect();
-        let one = |weights: View<'_>, out: &mut [f32]| {
-            let (step, epilogue) = (self.inputs, Epilogue::default());
-            Product { x, weights, step, runs: &runs, epilogue, out }.run();
+        let one = |weights: PackedView<'_>, out: &mut [f32]| {
+            let (row_stride, epilogue) = (self.inputs, Epilogue::default());
+            Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
         };
         sums.resize(places * tiles * self.weights.view().outputs(), 0.0);
         let mut rest = sums.as_mut_slice();
@@ -143,46 +155,45 @@ impl Winograd {
             rest = after;
             (block, sums)
         });
-        // Where a chunk is the whole map, threads share its channels.
-        match share {
+        match by_channels {
             true => blocks.collect::<Vec<_>>().into_par_iter().for_each(|(b, sums)| one(b, sums)),
             false => blocks.for_each(|(block, sums)| one(block, sums)),
         }
     }
 }
 
-/// Tiles of the input to `[place, tile, input]`.
-struct Transform<'a> {
+/// `B' d B`: tiles of the input to `[place, tile, input]`.
+struct InputTransform<'a> {
     input: Input<'a>,
     tiles: &'a Tiles,
     side: usize,
     to: &'a mut [f32],
 }
 
-impl WithSimd for Transform<'_> {
+impl WithSimd for InputTransform<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.side {
-            4 => self.each::<S, Four, 6, 4>(simd),
-            _ => self.each::<S, Two, 4, 2>(simd),
+            4 => self.each::<S, F4x4, 6, 4>(simd),
+            _ => self.each::<S, F2x2, 4, 2>(simd),
         }
     }
 }
 
-impl Transform<'_> {
+impl InputTransform<'_> {
     #[inline(always)]
-    fn each<S: Simd, K: Kind<T, M>, const T: usize, const M: usize>(self, simd: S) {
+    fn each<S: Simd, K: TileTransform<T, M>, const T: usize, const M: usize>(self, simd: S) {
         let Self { input: Input { values, shape, .. }, tiles, to, .. } = self;
         let (height, width) = (shape.height + 2, shape.width + 2);
-        let plane = tiles.count() * shape.channels;
-        // The kernel reaches over the edge by one pixel, the border may be wider.
+        let place_stride = tiles.count() * shape.channels;
+        // The kernel reads one pixel beyond the edge; the border may be wider.
         let values = &values[(shape.border - 1) * (shape.row() + shape.channels)..];
         for tile in 0..tiles.count() {
             let [down, right] = tiles.place(tile);
             let start = down * M * shape.row() + right * M * shape.channels;
-            // Where the map ends, so do the last tiles: the rest counts as zeros.
+            // Pixels of a tile beyond the end of the map are zeros.
             let (rows, columns) = (T.min(height - down * M), T.min(width - right * M));
             for channel in (0..shape.channels).step_by(S::F32_LANES) {
                 let count = S::F32_LANES.min(shape.channels - channel);
@@ -202,7 +213,7 @@ impl Transform<'_> {
                     }
                     let column = K::input(simd, column);
                     for y in 0..T {
-                        let at = (y * T + x) * plane + tile * shape.channels + channel;
+                        let at = (y * T + x) * place_stride + tile * shape.channels + channel;
                         store(simd, &mut to[at..at + count], &[column[y]]);
                     }
                 }
@@ -211,23 +222,23 @@ impl Transform<'_> {
     }
 }
 
-/// Blocks of `[place, tile, channel]` to pixels.
-struct Restore<'a> {
+/// `A' .. A`, pool and epilogue: blocks of `[place, tile, channel]` to pixels.
+struct OutputTransform<'a> {
     sums: &'a [f32],
     tiles: &'a Tiles,
     side: usize,
-    weights: View<'a>,
-    /// From the first row of `out` on.
+    weights: PackedView<'a>,
+    /// Of the output from the first row of `out` on.
     epilogue: Epilogue<'a>,
-    /// Of the whole output, which is `pool` times smaller than the convolution's.
+    /// Shape of the whole output, which is `pool` times smaller than the convolution's.
     shape: Shape,
     pool: usize,
-    /// Number of the first row of `out`, and that and later ones.
+    /// Number of the first row of `out`.
     first: usize,
     out: &'a mut [f32],
 }
 
-impl WithSimd for Restore<'_> {
+impl WithSimd for OutputTransform<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -235,22 +246,22 @@ impl WithSimd for Restore<'_> {
         for (first, block) in self.weights.blocks() {
             let channels = first..first + block.outputs();
             match self.side {
-                4 => self.block::<S, Four, 6, 4>(simd, channels),
-                _ => self.block::<S, Two, 4, 2>(simd, channels),
+                4 => self.block::<S, F4x4, 6, 4>(simd, channels),
+                _ => self.block::<S, F2x2, 4, 2>(simd, channels),
             }
         }
     }
 }
 
-impl Restore<'_> {
+impl OutputTransform<'_> {
     #[inline(always)]
-    fn block<S: Simd, K: Kind<T, M>, const T: usize, const M: usize>(
+    fn block<S: Simd, K: TileTransform<T, M>, const T: usize, const M: usize>(
         &mut self,
         simd: S,
         channels: Range<usize>,
     ) {
-        let plane = self.tiles.count() * channels.len();
-        let (sums, rest) = self.sums.split_at(T * T * plane);
+        let place_stride = self.tiles.count() * channels.len();
+        let (sums, rest) = self.sums.split_at(T * T * place_stride);
         self.sums = rest;
         for tile in 0..self.tiles.count() {
             for first in channels.clone().step_by(S::F32_LANES) {
@@ -260,7 +271,7 @@ impl Restore<'_> {
                 for y in 0..T {
                     let mut row = [simd.splat_f32s(0.0); T];
                     for x in 0..T {
-                        let at = start + (y * T + x) * plane;
+                        let at = start + (y * T + x) * place_stride;
                         row[x] = load::<S, 1>(simd, &sums[at..at + some.len()])[0];
                     }
                     half[y] = K::output(simd, row);
@@ -308,15 +319,15 @@ impl Restore<'_> {
     }
 }
 
-/// Tiles of one size: transforms along one side.
-trait Kind<const T: usize, const M: usize> {
+/// One-dimensional transforms of a tile: `B'` from `T` values to `T`, and `A'` from `T` values to `M`.
+trait TileTransform<const T: usize, const M: usize> {
     fn input<S: Simd>(simd: S, x: [S::f32s; T]) -> [S::f32s; T];
     fn output<S: Simd>(simd: S, x: [S::f32s; T]) -> [S::f32s; M];
 }
 
-struct Two;
+struct F2x2;
 
-impl Kind<4, 2> for Two {
+impl TileTransform<4, 2> for F2x2 {
     #[inline(always)]
     fn input<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 4] {
         [simd.sub_f32s(a, c), simd.add_f32s(b, c), simd.sub_f32s(c, b), simd.sub_f32s(b, d)]
@@ -329,9 +340,9 @@ impl Kind<4, 2> for Two {
     }
 }
 
-struct Four;
+struct F4x4;
 
-impl Kind<6, 4> for Four {
+impl TileTransform<6, 4> for F4x4 {
     #[inline(always)]
     fn input<S: Simd>(simd: S, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 6] {
         let (two, four) = (simd.splat_f32s(2.0), simd.splat_f32s(4.0));
@@ -364,12 +375,11 @@ impl Kind<6, 4> for Four {
     }
 }
 
-/// What weights become along one side, for tiles of two.
-const WEIGHTS_2: [[f32; 3]; 4] =
-    [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+/// `G` of F(2x2, 3x3).
+const G_2: [[f32; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
 
-/// For tiles of four.
-const WEIGHTS_4: [[f32; 3]; 6] = [
+/// `G` of F(4x4, 3x3).
+const G_4: [[f32; 3]; 6] = [
     [1.0 / 4.0, 0.0, 0.0],
     [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
     [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],

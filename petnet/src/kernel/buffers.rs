@@ -1,19 +1,19 @@
-//! Buffers that are used again: fresh ones of tens of megabytes cost more in page faults than the
-//! arithmetic that fills them.
+//! A pool of buffers for the outputs of training's operations: the page faults of new buffers of tens of megabytes
+//! take longer than the arithmetic that fills them.
 
 use std::sync::{Mutex, PoisonError};
 
-/// Most bytes that wait for their next use.
+/// Maximum number of bytes in the pool.
 #[cfg(feature = "train")]
 const LIMIT: usize = 1 << 30;
 
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// A buffer of `len` values, whatever they are; the caller writes all of them.
+/// A buffer of `len` values with unspecified contents; the caller writes all of them.
 pub(crate) fn take(len: usize) -> Vec<f32> {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     match free.iter().rposition(|buffer| buffer.len() == len) {
-        Some(place) => free.swap_remove(place),
+        Some(index) => free.swap_remove(index),
         None => {
             drop(free);
             vec![0.0; len]
@@ -21,7 +21,7 @@ pub(crate) fn take(len: usize) -> Vec<f32> {
     }
 }
 
-/// Hands a buffer back; the oldest give way when too many wait.
+/// Returns a buffer to the pool; above [`LIMIT`] the oldest ones are freed.
 #[cfg(feature = "train")]
 pub(crate) fn give(buffer: Vec<f32>) {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,9 @@
-//! Convolutions over a batch: which pixels meet which weights. The products are done in
-//! [`super::tiles`].
+//! Dense convolutions of a batch for training: the shapes, and for each output pixel the terms of its sum. The arithmetic
+//! is that of [`super::tiles`].
+//!
+//! Other convolutions: [`crate::graph::Conv2d`] is the operation of a graph; `engine::dense` runs one image with bias,
+//! residual and activation fused and never computes gradients; [`super::depthwise`] is for depthwise convolutions, which
+//! both use; `nn::maps::Conv` is the layer of burn's module, which calls this one on CPUs.
 
 #[cfg(feature = "train")]
 use std::ops::Range;
@@ -8,9 +12,10 @@ use rayon::prelude::*;
 
 #[cfg(feature = "train")]
 use super::tiles::Packed;
-use super::tiles::{Epilogue, Product, Run, Term, View};
+use super::tiles::{Epilogue, PackedView, Product, Run, Term};
 
-/// A square convolution over a batch.
+/// Shapes of a dense convolution with a square kernel, from `[height, width, batch, inputs]` to
+/// `[out_height, out_width, batch, outputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Conv {
     pub(crate) height: usize,
@@ -26,22 +31,22 @@ pub(crate) struct Conv {
     pub(crate) out_width: usize,
 }
 
-/// One side of a convolution, of output place `out` and kernel place `tap`.
+/// A convolution along one axis: the relation of input index, output index and kernel tap.
 #[derive(Clone, Copy)]
-pub(super) struct Side {
+pub(super) struct Axis {
     len: usize,
     out: usize,
     stride: usize,
     padding: usize,
 }
 
-impl Side {
-    /// Where the tap reads.
+impl Axis {
+    /// The input that a tap reads for an output; `None` in the padding.
     pub(super) fn source(self, out: usize, tap: usize) -> Option<usize> {
         (out * self.stride + tap).checked_sub(self.padding).filter(|at| *at < self.len)
     }
 
-    /// Whose tap reads `at`.
+    /// The output for which a tap reads input `at`.
     #[cfg(feature = "train")]
     fn target(self, at: usize, tap: usize) -> Option<usize> {
         let scaled = (at + self.padding).checked_sub(tap)?;
@@ -49,9 +54,9 @@ impl Side {
         (scaled.is_multiple_of(self.stride) && out < self.out).then_some(out)
     }
 
-    /// The outputs whose tap reads something.
+    /// The outputs for which a tap reads an input and not padding.
     #[cfg(feature = "train")]
-    pub(super) fn reading(self, tap: usize) -> Range<usize> {
+    pub(super) fn outputs(self, tap: usize) -> Range<usize> {
         let first = self.padding.saturating_sub(tap).div_ceil(self.stride);
         let end = (self.len + self.padding).saturating_sub(tap).div_ceil(self.stride);
         first..end.min(self.out).max(first)
@@ -73,25 +78,25 @@ impl Conv {
         self.height * self.width * self.batch * self.inputs
     }
 
-    pub(super) fn rows(&self) -> Side {
-        self.side(self.height, self.out_height, self.padding[0])
+    pub(super) fn rows(&self) -> Axis {
+        self.axis(self.height, self.out_height, self.padding[0])
     }
 
-    pub(super) fn columns(&self) -> Side {
-        self.side(self.width, self.out_width, self.padding[1])
+    pub(super) fn columns(&self) -> Axis {
+        self.axis(self.width, self.out_width, self.padding[1])
     }
 
-    fn side(&self, len: usize, out: usize, padding: usize) -> Side {
-        Side { len, out, stride: self.stride, padding }
+    fn axis(&self, len: usize, out: usize, padding: usize) -> Axis {
+        Axis { len, out, stride: self.stride, padding }
     }
 
-    /// `[out_height, out_width, batch, outputs]` from `[height, width, batch, inputs]`.
-    pub(crate) fn forward(&self, x: &[f32], weights: View<'_>, out: &mut [f32]) {
+    /// The sums, without bias.
+    pub(crate) fn forward(&self, x: &[f32], weights: PackedView<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
         let (rows, columns) = (self.rows(), self.columns());
-        // Rows of neighbouring pixels lie at one distance, and are one run, in these two cases.
+        // In these two cases the product's rows have one stride over neighbouring pixels, which then form one run.
         let joined = self.stride == 1 || self.batch == 1;
-        let step = self.inputs * if self.batch == 1 { self.stride } else { 1 };
+        let row_stride = self.inputs * if self.batch == 1 { self.stride } else { 1 };
         let (row, epilogue) = (columns.out * self.batch * self.outputs, Epilogue::default());
         out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
             let terms = |x: usize| {
@@ -99,12 +104,11 @@ impl Conv {
                 self.terms(source_y, source_x, (self.width, self.inputs))
             };
             let runs = self.runs(columns.out, joined, terms);
-            Product { x, weights, step, runs: &runs, epilogue, out }.run();
+            Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
         });
     }
 
-    /// The gradient of the input from that of the output; `weights` have inputs and outputs
-    /// exchanged.
+    /// The gradient of the input from that of the output. `weights` are packed with inputs and outputs exchanged.
     #[cfg(feature = "train")]
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
@@ -116,12 +120,12 @@ impl Conv {
                 self.terms(target_y, target_x, (columns.out, self.outputs))
             };
             let runs = self.runs(self.width, self.stride == 1, terms);
-            let (step, weights) = (self.outputs, weights.view());
-            Product { x: dy, weights, step, runs: &runs, epilogue, out: dx }.run();
+            let (row_stride, weights) = (self.outputs, weights.view());
+            Product { x: dy, weights, row_stride, runs: &runs, epilogue, out: dx }.run();
         });
     }
 
-    /// The products that make up one pixel; `source` is width and channels of what they read.
+    /// The terms of one pixel's sum; `source` is width and channels of the map that they read.
     fn terms(
         &self,
         y: impl Fn(usize) -> Option<usize>,
@@ -136,7 +140,7 @@ impl Conv {
         .collect()
     }
 
-    /// Joins neighbours that sum the same taps.
+    /// The terms of a row of pixels, with neighbours of the same taps merged into one run where `joined`.
     fn runs(&self, width: usize, joined: bool, terms: impl Fn(usize) -> Vec<Term>) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
         for x in 0..width {
@@ -154,25 +158,25 @@ impl Conv {
         runs
     }
 
-    /// im2col: each output pixel's window of the input, `[out_height, out_width, batch, taps * inputs]`:
-    /// where inputs are few, one product over im2col's columns beats one over taps.
-    pub(crate) fn im2col(&self, x: &[f32], patches: &mut [f32]) {
+    /// im2col: copies each output pixel's window of the input, `[out_height, out_width, batch, taps * inputs]`. Where
+    /// input channels are few, one product of these columns is faster than one for each tap.
+    pub(crate) fn im2col(&self, x: &[f32], out: &mut [f32]) {
         let (rows, columns) = (self.rows(), self.columns());
-        let (pixel, patch) = (self.batch * self.inputs, self.taps() * self.inputs);
-        let row = columns.out * self.batch * patch;
-        patches.par_chunks_mut(row).enumerate().for_each(|(y, patches)| {
-            for (place, patches) in patches.chunks_exact_mut(self.batch * patch).enumerate() {
+        let (pixel, window) = (self.batch * self.inputs, self.taps() * self.inputs);
+        let row = columns.out * self.batch * window;
+        out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
+            for (out_x, windows) in out.chunks_exact_mut(self.batch * window).enumerate() {
                 for tap in 0..self.taps() {
                     let (ky, kx) = (tap / self.kernel, tap % self.kernel);
-                    let source = rows.source(y, ky).zip(columns.source(place, kx));
+                    let source = rows.source(y, ky).zip(columns.source(out_x, kx));
                     let source = source.map(|(y, x)| (y * self.width + x) * pixel);
-                    let photos =
-                        patches.chunks_exact_mut(patch).map(|p| &mut p[tap * self.inputs..]);
-                    for (photo, to) in photos.enumerate() {
+                    let images =
+                        windows.chunks_exact_mut(window).map(|w| &mut w[tap * self.inputs..]);
+                    for (image, to) in images.enumerate() {
                         let to = &mut to[..self.inputs];
                         match source {
                             Some(at) => {
-                                to.copy_from_slice(&x[at + photo * self.inputs..][..self.inputs])
+                                to.copy_from_slice(&x[at + image * self.inputs..][..self.inputs])
                             }
                             None => to.fill(0.0),
                         }
@@ -182,7 +186,7 @@ impl Conv {
         });
     }
 
-    /// The product over columns that [`Conv::im2col`] leaves to do.
+    /// The 1x1 convolution over the columns of [`Conv::im2col`].
     pub(crate) fn over_columns(&self) -> Self {
         Self {
             height: self.out_height,

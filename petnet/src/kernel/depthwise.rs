@@ -1,11 +1,19 @@
-//! Depthwise convolutions: each channel is convolved alone, with vectors across channels.
+//! Depthwise convolutions in f32, shared by the engine and training: each channel is convolved with its own kernel.
+//! Vectors hold neighbouring channels, which HWNC (and NHWC) keeps contiguous.
+//!
+//! Away from the edges, a tile is four neighbouring outputs of one vector of channels. For each kernel row it loads the
+//! columns that the four windows cover once, and each of them serves all windows that overlap it. At the edges, outputs
+//! are computed one by one with the taps inside of the map.
+//!
+//! Other depthwise convolutions: `engine::depthwise` compiles this one with its epilogue; [`super::int8`] has that of
+//! int8 maps; `depthwise_gradient.rs` adds the gradients.
 #![allow(
     unsafe_code,
     reason = "bounds checks in the innermost loop halve the speed; tests compare with the definition"
 )]
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::ops::Range;
@@ -15,15 +23,15 @@ use pulp::{Simd, WithSimd};
 use super::arch;
 use super::tiles::{Epilogue, load, store};
 
-/// Vectors of channels that are summed together where a window crosses an edge.
+/// Vectors of channels that are summed at the same time where a window crosses an edge.
 const VECTORS: usize = 4;
-/// Pixels of the output that are summed together elsewhere.
-const PIXELS: usize = 4;
-/// Vectors of channels whose weights stay in the first cache while a row is computed, in multiples of [`VECTORS`].
+/// Neighbouring outputs that are summed at the same time elsewhere.
+const TILE: usize = 4;
+/// Multiples of [`VECTORS`] vectors of channels whose weights stay in the L1 cache while rows are computed.
 const CHUNK: usize = 2;
 
-/// A depthwise convolution over a batch, `[height, width, batch, channels]`. What is read and written begins with the
-/// first pixel inside of a map's border; rows are as long as the maps' own.
+/// Shapes of a depthwise convolution of `[height, width, batch, channels]`. The slices that it reads and writes begin
+/// with the first pixel inside of a map's border, and the row strides include the borders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Depthwise {
     pub(crate) height: usize,
@@ -36,14 +44,15 @@ pub(crate) struct Depthwise {
     pub(crate) padding: [usize; 2],
     pub(crate) out_height: usize,
     pub(crate) out_width: usize,
-    /// Values from one row of the input to the next.
+    /// Row stride of the input, in values.
     pub(crate) row: usize,
-    /// Values from one row of the output to the next.
+    /// Row stride of the output, in values.
     pub(crate) out_row: usize,
 }
 
 impl Depthwise {
-    /// Some rows of the output; `out` begins with the first of them. `weights` are `[kernel * kernel, channels]`.
+    /// Computes some rows of the output; `out` begins with the first of them. `weights` are
+    /// `[kernel * kernel, channels]`.
     pub(crate) fn rows(
         &self,
         (x, weights): (&[f32], &[f32]),
@@ -55,14 +64,14 @@ impl Depthwise {
         arch().dispatch(Rows { conv: *self, x, weights, rows, epilogue, out });
     }
 
-    /// The taps along one side that lie inside of the map, for output `out`.
+    /// The taps along one axis that lie inside of the map, for output `out`.
     #[inline(always)]
     fn taps(&self, out: usize, len: usize, padding: usize) -> Range<usize> {
         let start = out * self.stride;
         padding.saturating_sub(start)..self.kernel.min((len + padding).saturating_sub(start))
     }
 
-    /// The outputs of a row all of whose taps lie inside of the map.
+    /// The outputs of a row whose windows lie inside of the map, without regard to rows.
     fn inside(&self) -> Range<usize> {
         let [_, padding] = self.padding;
         let first = padding.div_ceil(self.stride).min(self.out_width);
@@ -81,13 +90,13 @@ struct Rows<'a> {
     out: &'a mut [f32],
 }
 
-/// Channels of one photo in one row of the output.
+/// Some channels of one image in one row of the output.
 #[derive(Clone, Copy)]
-struct Part {
+struct Strip {
     y: usize,
-    photo: usize,
+    image: usize,
     channel: usize,
-    /// End of the channels that are computed together.
+    /// End of the channels.
     end: usize,
 }
 
@@ -97,19 +106,18 @@ impl WithSimd for Rows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Depthwise { channels, batch, kernel, stride, .. } = self.conv;
-        // A few channels at a time, whose weights stay in the first cache.
         let chunk = CHUNK * VECTORS * S::F32_LANES;
         for channel in (0..channels).step_by(chunk) {
             let end = channels.min(channel + chunk);
             for y in self.rows.clone() {
-                for photo in 0..batch {
-                    let part = Part { y, photo, channel, end };
+                for image in 0..batch {
+                    let strip = Strip { y, image, channel, end };
                     match (kernel, stride) {
-                        (3, 1) => self.row::<S, 3, 1, 6>(simd, part),
-                        (3, 2) => self.row::<S, 3, 2, 9>(simd, part),
-                        (5, 1) => self.row::<S, 5, 1, 8>(simd, part),
-                        (5, 2) => self.row::<S, 5, 2, 11>(simd, part),
-                        _ => self.edge(simd, part, 0..self.conv.out_width),
+                        (3, 1) => self.row::<S, 3, 1, 6>(simd, strip),
+                        (3, 2) => self.row::<S, 3, 2, 9>(simd, strip),
+                        (5, 1) => self.row::<S, 5, 1, 8>(simd, strip),
+                        (5, 2) => self.row::<S, 5, 2, 11>(simd, strip),
+                        _ => self.edge(simd, strip, 0..self.conv.out_width),
                     }
                 }
             }
@@ -118,60 +126,60 @@ impl WithSimd for Rows<'_> {
 }
 
 impl Rows<'_> {
-    /// A row of a kernel of `K` and a stride of `T`, whose tiles of outputs read `C` columns.
+    /// A row of the output for a `K`x`K` kernel of stride `T`, whose tiles read `C = (TILE - 1) * T + K` columns.
     #[inline(always)]
     fn row<S: Simd, const K: usize, const T: usize, const C: usize>(
         &mut self,
         simd: S,
-        part: Part,
+        strip: Strip,
     ) {
         let inside = self.conv.inside();
-        // What is added to an output is rare here, and left to the other way.
-        if inside.len() < PIXELS || self.epilogue.residual.is_some() {
-            return self.edge(simd, part, 0..self.conv.out_width);
+        // Residuals after depthwise convolutions are rare, and supported by `edge` only.
+        if inside.len() < TILE || self.epilogue.residual.is_some() {
+            return self.edge(simd, strip, 0..self.conv.out_width);
         }
-        self.edge(simd, part, 0..inside.start);
-        let rest = part.end - (part.end - part.channel) % S::F32_LANES;
-        for channel in (part.channel..rest).step_by(S::F32_LANES) {
-            let (part, places) = (Part { channel, ..part }, inside.clone());
-            simd.vectorize(Tiles::<K, T, C> { rows: self, part, places });
+        self.edge(simd, strip, 0..inside.start);
+        let rest = strip.end - (strip.end - strip.channel) % S::F32_LANES;
+        for channel in (strip.channel..rest).step_by(S::F32_LANES) {
+            let (strip, places) = (Strip { channel, ..strip }, inside.clone());
+            simd.vectorize(Tiles::<K, T, C> { rows: self, strip, places });
         }
-        self.edge(simd, Part { channel: rest, ..part }, inside.clone());
-        self.edge(simd, part, inside.end..self.conv.out_width);
+        self.edge(simd, Strip { channel: rest, ..strip }, inside.clone());
+        self.edge(simd, strip, inside.end..self.conv.out_width);
     }
 
-    /// Index of a channel of a pixel of the input.
+    /// Offset of the strip's first channel at an input pixel.
     #[inline(always)]
-    fn source(&self, part: Part, y: usize, x: usize) -> usize {
+    fn source(&self, strip: Strip, y: usize, x: usize) -> usize {
         let Depthwise { batch, channels, row, .. } = self.conv;
-        y * row + (x * batch + part.photo) * channels + part.channel
+        y * row + (x * batch + strip.image) * channels + strip.channel
     }
 
-    /// Index of a channel of a pixel of the output, from its first row on.
+    /// Offset of the strip's first channel at an output pixel, from the first of the rows on.
     #[inline(always)]
-    fn target(&self, part: Part, x: usize) -> usize {
+    fn target(&self, strip: Strip, x: usize) -> usize {
         let Depthwise { batch, channels, out_row, .. } = self.conv;
-        (part.y - self.rows.start) * out_row + (x * batch + part.photo) * channels + part.channel
+        (strip.y - self.rows.start) * out_row + (x * batch + strip.image) * channels + strip.channel
     }
 
-    /// Pixel by pixel, with the taps that lie inside of the map.
+    /// Computes outputs one by one, with the taps inside of the map.
     #[inline(always)]
-    fn edge<S: Simd>(&mut self, simd: S, mut part: Part, places: Range<usize>) {
-        while part.channel < part.end && !places.is_empty() {
+    fn edge<S: Simd>(&mut self, simd: S, mut strip: Strip, places: Range<usize>) {
+        while strip.channel < strip.end && !places.is_empty() {
             let places = places.clone();
-            let vectors = (part.end - part.channel) / S::F32_LANES;
-            let (rows, next) = (&mut *self, part.channel + S::F32_LANES);
-            part.channel = match vectors {
+            let vectors = (strip.end - strip.channel) / S::F32_LANES;
+            let (rows, next) = (&mut *self, strip.channel + S::F32_LANES);
+            strip.channel = match vectors {
                 VECTORS.. => {
-                    simd.vectorize(Edge::<VECTORS, true> { rows, part, places });
-                    part.channel + VECTORS * S::F32_LANES
+                    simd.vectorize(Edge::<VECTORS, true> { rows, strip, places });
+                    strip.channel + VECTORS * S::F32_LANES
                 }
                 1.. => {
-                    simd.vectorize(Edge::<1, true> { rows, part, places });
+                    simd.vectorize(Edge::<1, true> { rows, strip, places });
                     next
                 }
                 0 => {
-                    simd.vectorize(Edge::<1, false> { rows, part, places });
+                    simd.vectorize(Edge::<1, false> { rows, strip, places });
                     next
                 }
             };
@@ -179,10 +187,10 @@ impl Rows<'_> {
     }
 }
 
-/// Outputs whose windows may cross an edge, of `V` vectors of channels; `WHOLE` where they are full.
+/// Outputs whose windows may cross an edge, of `V` vectors of channels; `WHOLE` where the last vector is full.
 struct Edge<'a, 'b, const V: usize, const WHOLE: bool> {
     rows: &'a mut Rows<'b>,
-    part: Part,
+    strip: Strip,
     places: Range<usize>,
 }
 
@@ -191,10 +199,10 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, part, places } = self;
+        let Self { rows, strip, places } = self;
         let Depthwise { height, width, channels, kernel, stride, padding, .. } = rows.conv;
-        let count = if WHOLE { V * S::F32_LANES } else { part.end - part.channel };
-        let down = rows.conv.taps(part.y, height, padding[0]);
+        let count = if WHOLE { V * S::F32_LANES } else { strip.end - strip.channel };
+        let down = rows.conv.taps(strip.y, height, padding[0]);
         let get = |values: &[f32], at: usize| {
             let values = &values[at..at + count];
             match WHOLE {
@@ -209,26 +217,26 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
             for ky in down.clone() {
                 for kx in across.clone() {
                     let (y, x) =
-                        (part.y * stride + ky - padding[0], place * stride + kx - padding[1]);
-                    let values: [S::f32s; V] = get(rows.x, rows.source(part, y, x));
+                        (strip.y * stride + ky - padding[0], place * stride + kx - padding[1]);
+                    let values: [S::f32s; V] = get(rows.x, rows.source(strip, y, x));
                     let weights: [S::f32s; V] =
-                        get(rows.weights, (ky * kernel + kx) * channels + part.channel);
+                        get(rows.weights, (ky * kernel + kx) * channels + strip.channel);
                     for v in 0..V {
                         sums[v] = simd.mul_add_e_f32s(values[v], weights[v], sums[v]);
                     }
                 }
             }
-            let at = rows.target(part, place);
-            let sums = rows.epilogue.apply(simd, sums, part.channel..part.channel + count, at);
+            let at = rows.target(strip, place);
+            let sums = rows.epilogue.apply(simd, sums, strip.channel..strip.channel + count, at);
             store(simd, &mut rows.out[at..at + count], &sums);
         }
     }
 }
 
-/// Tiles of neighbouring outputs of one vector of channels, all of whose windows lie inside of the map.
+/// Tiles of neighbouring outputs of one vector of channels whose windows lie within the map's columns.
 struct Tiles<'a, 'b, const K: usize, const T: usize, const C: usize> {
     rows: &'a mut Rows<'b>,
-    part: Part,
+    strip: Strip,
     places: Range<usize>,
 }
 
@@ -237,47 +245,48 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, part, places } = self;
+        let Self { rows, strip, places } = self;
         let Depthwise { height, batch, channels, stride, padding, row, .. } = rows.conv;
         let (pixel, lanes) = (batch * channels, S::F32_LANES);
-        let down = rows.conv.taps(part.y, height, padding[0]);
-        let y = part.y * stride + down.start - padding[0];
-        let last = places.len() - PIXELS;
-        // The first value that is read or written, and how many there are up to the last.
-        let x = &rows.x[rows.source(part, y, places.start * stride - padding[1])..];
+        let down = rows.conv.taps(strip.y, height, padding[0]);
+        let y = strip.y * stride + down.start - padding[0];
+        let last = places.len() - TILE;
+        // Slices from the first value that is read or written to the last.
+        let x = &rows.x[rows.source(strip, y, places.start * stride - padding[1])..];
         let x = &x[..(down.len() - 1) * row + ((places.len() - 1) * T + K - 1) * pixel + lanes];
-        let weights = &rows.weights[down.start * K * channels + part.channel..];
+        let weights = &rows.weights[down.start * K * channels + strip.channel..];
         let weights = &weights[..(down.len() * K - 1) * channels + lanes];
-        let at = rows.target(part, places.start);
+        let at = rows.target(strip, places.start);
         let out = &mut rows.out[at..at + (places.len() - 1) * pixel + lanes];
         let bias = match rows.epilogue.bias {
-            Some(bias) => load::<S, 1>(simd, &bias[part.channel..part.channel + lanes])[0],
+            Some(bias) => load::<S, 1>(simd, &bias[strip.channel..strip.channel + lanes])[0],
             None => simd.splat_f32s(0.0),
         };
-        let after = Epilogue { bias: None, ..rows.epilogue };
-        for tile in 0..places.len().div_ceil(PIXELS) {
-            // The last tile may compute again what the one before it has.
-            let first = (tile * PIXELS).min(last);
-            let mut sums = [bias; PIXELS];
+        // The sums start at the bias.
+        let epilogue = Epilogue { bias: None, ..rows.epilogue };
+        for tile in 0..places.len().div_ceil(TILE) {
+            // The last tile may overlap the one before it.
+            let first = (tile * TILE).min(last);
+            let mut sums = [bias; TILE];
             for ky in 0..down.len() {
                 let values = ky * row + first * T * pixel;
                 let mut columns = [bias; C];
                 for column in 0..C {
-                    // SAFETY: at most ky = down.len() - 1, first = last, and column C - 1 = (PIXELS - 1) * T + K - 1: the
+                    // SAFETY: at most ky = down.len() - 1, first = last, and column C - 1 = (TILE - 1) * T + K - 1: the
                     // last vector of the slice.
                     columns[column] = unsafe { vector::<S>(x, values + column * pixel) };
                 }
                 for kx in 0..K {
                     // SAFETY: at most (down.len() * K - 1) * channels: the last vector of the slice.
                     let weight = unsafe { vector::<S>(weights, (ky * K + kx) * channels) };
-                    for place in 0..PIXELS {
+                    for place in 0..TILE {
                         sums[place] =
                             simd.mul_add_e_f32s(columns[place * T + kx], weight, sums[place]);
                     }
                 }
             }
             for (place, sum) in sums.into_iter().enumerate() {
-                let sum = after.apply(simd, [sum], 0..lanes, 0);
+                let sum = epilogue.apply(simd, [sum], 0..lanes, 0);
                 let at = (first + place) * pixel;
                 store(simd, &mut out[at..at + lanes], &sum);
             }
@@ -288,10 +297,10 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
 /// The vector of values from `at` on.
 ///
 /// # Safety
-/// There are as many values behind `at` as a vector has.
+/// `values` has at least a vector's number of values from `at` on.
 #[inline(always)]
 unsafe fn vector<S: Simd>(values: &[f32], at: usize) -> S::f32s {
-    // SAFETY: as the caller says; vectors of floats are plain values, which need no alignment to be read so.
+    // SAFETY: within the slice, as the caller ensures; any bits are a valid vector, and unaligned reads need no alignment.
     unsafe { values.as_ptr().add(at).cast::<S::f32s>().read_unaligned() }
 }
 
@@ -315,7 +324,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
         #[test]
-        fn a_depthwise_convolution_does_what_its_definition_says(
+        fn a_depthwise_convolution_equals_its_definition(
             (height, width, batch, channels) in (1..20_usize, 1..20_usize, 1..4_usize, 1..90_usize),
             (kernel, stride, same, seed) in (1..7_usize, 1..4_usize, any::<bool>(), any::<u32>()),
         ) {
@@ -334,7 +343,7 @@ mod tests {
             let first = seed as usize % out_height;
             let mut out = vec![7.0; (out_height - first) * out_row];
             conv.rows((&x, &weights), first..out_height, epilogue, &mut out);
-            for (at, ours) in out.iter().enumerate() {
+            for (at, actual) in out.iter().enumerate() {
                 let (pixel, inner) = (at / (batch * channels), at % (batch * channels));
                 let (oy, ox) = (first + pixel / out_width, pixel % out_width);
                 let channel = inner % channels;
@@ -348,9 +357,9 @@ mod tests {
                     }
                 }
                 let [floor, ceiling] = activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
-                let theirs = sum.clamp(f64::from(floor), f64::from(ceiling));
-                let far = (f64::from(*ours) - theirs).abs();
-                prop_assert!(far < 1e-5, "{ours} is not {theirs} at {at}");
+                let expected = sum.clamp(f64::from(floor), f64::from(ceiling));
+                let difference = (f64::from(*actual) - expected).abs();
+                prop_assert!(difference < 1e-5, "{actual} is not {expected} at {at}");
             }
         }
     }

@@ -1,7 +1,11 @@
-//! Gradients of depthwise convolutions.
+//! Gradients of depthwise convolutions, for training.
+//!
+//! The gradient of the input is a convolution of the output's gradient with the flipped kernel where the stride is 1,
+//! and a sum over the outputs that read each input otherwise. The gradient of the weights is a sum over pixels and
+//! images, in parts of the rows that are added in order.
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::ops::Range;
@@ -13,21 +17,21 @@ use super::arch;
 use super::depthwise::Depthwise;
 use super::tiles::{Epilogue, add, load, store};
 
-/// Vectors of channels that are summed together.
+/// Vectors of channels that are summed at the same time.
 const VECTORS: usize = 4;
-/// Parts of the rows that have sums of their own, whatever the number of threads.
+/// Parts of the rows with separate sums. It is independent of the number of threads, so that results are as well.
 const PARTS: usize = 8;
-/// Values of a part of a row that stay in the second cache while all taps read them.
+/// Values of a strip of a row that stay in the L2 cache while all taps read them.
 const STRIP: usize = 1 << 15;
 
 impl Depthwise {
-    /// The gradient of the input from that of the output, both without borders.
+    /// The gradient of the input from that of the output, both without borders. `weights` are
+    /// `[kernel * kernel, channels]`.
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &[f32], dx: &mut [f32]) {
         let Self { batch, channels, width, kernel, stride, padding, .. } = *self;
         let row = width * batch * channels;
         if stride == 1 && padding.iter().all(|padding| *padding < kernel) {
-            // A convolution of the gradient with the kernel turned about.
-            let turned: Vec<f32> = weights.rchunks_exact(channels).flatten().copied().collect();
+            let flipped: Vec<f32> = weights.rchunks_exact(channels).flatten().copied().collect();
             let forward = Self {
                 height: self.out_height,
                 width: self.out_width,
@@ -39,7 +43,7 @@ impl Depthwise {
                 ..*self
             };
             dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
-                forward.rows((dy, &turned), y..y + 1, Epilogue::default(), dx);
+                forward.rows((dy, &flipped), y..y + 1, Epilogue::default(), dx);
             });
             return;
         }
@@ -67,7 +71,7 @@ impl Depthwise {
         dw
     }
 
-    /// Along one side, the outputs that read input `at`, each with its tap.
+    /// Along one axis, the outputs that read input `at`, each with its tap.
     fn targets(
         &self,
         at: usize,

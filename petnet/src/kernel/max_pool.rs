@@ -1,15 +1,16 @@
-//! Max pools over a batch, in both directions.
+//! Max pooling of a batch for training, forward and backward. The engine has a pool of its own, `engine::simple::MaxPool`,
+//! which stores no indices.
 
 use rayon::prelude::*;
 
 use super::arch;
 
-/// A max pool of maps whose images and channels lie side by side in each pixel.
+/// Shapes of a max pool over feature maps `[height, width, lanes]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MaxPool2d {
     pub(crate) height: usize,
     pub(crate) width: usize,
-    /// Values of a pixel, of all images.
+    /// Values of a pixel: images times channels, which are pooled independently.
     pub(crate) lanes: usize,
     pub(crate) kernel: usize,
     pub(crate) stride: usize,
@@ -29,7 +30,7 @@ impl MaxPool2d {
         self.height * self.width * self.lanes
     }
 
-    /// The output from the input, and which pixel of its window each value was, the first of equals.
+    /// Computes the output and, for each of its values, the index of its pixel in the window, the first of equals.
     pub(crate) fn forward(&self, x: &[f32], out: &mut [f32], taps: &mut [u32]) {
         assert!(x.len() == self.len() && out.len() == self.out_len() && taps.len() == out.len());
         let row = self.out_width * self.lanes;
@@ -63,7 +64,7 @@ impl MaxPool2d {
         dx.par_chunks_mut(row).enumerate().for_each(|(source, dx)| {
             dx.fill(0.0);
             let (height, width) = (self.out_height, self.out_width);
-            // The outputs whose windows reach this row.
+            // The outputs whose windows include this row.
             let padded = source + self.padding[0];
             let first = (padded + 1).saturating_sub(self.kernel).div_ceil(self.stride);
             for y in first..=(padded / self.stride).min(height - 1) {
@@ -87,7 +88,7 @@ impl MaxPool2d {
         });
     }
 
-    /// Number and beginning of each pixel of an output's window.
+    /// Index within the window and offset in the input of each pixel of an output's window.
     fn window(&self, y: usize, x: usize) -> impl Iterator<Item = (u32, usize)> + use<> {
         let Self { height, width, lanes, kernel, stride, padding: [above, left], .. } = *self;
         (0..kernel * kernel).filter_map(move |tap| {

@@ -1,28 +1,45 @@
-//! Arithmetic on plain slices, for CPUs: products for convolutions, depthwise convolutions, and for training on the
-//! CPU convolution and batch normalisation in both directions. Knows no tensors, no layers, no graph of gradients.
+//! CPU arithmetic on plain slices: tile products (GEMM micro-kernels), dense and depthwise convolutions, and for
+//! training also max pooling and batch normalisation, in both directions. Independent of tensors, layers and
+//! automatic differentiation.
 //!
-//! Activations lie as HWNC, `[height, width, image, channel]`: the channels of one pixel of one image are contiguous,
-//! then come the images of the batch. At each output pixel a convolution is then a sum of small dense products
-//! `[images, inputs] x [inputs, outputs]`, one for each tap of the kernel that falls inside of the map: no padding, no
-//! im2col, and any stride works in both directions.
+//! The engine (inference, [`crate::engine`]) and the CPU path of training (`nn/cpu`) share two things: the tile products
+//! of [`tiles`] and the depthwise convolution of [`depthwise`]. Everything else belongs to one of them:
 //!
-//! Every sum is taken by one task in one order, so that the thread count changes no bit.
+//! | operation | inference (`engine`) | training (`nn/cpu`) |
+//! |---|---|---|
+//! | dense convolution | `engine::dense::DenseConv::run`: Winograd, 1x1, row by row or im2col; each calls [`Product::run`] or [`Product::run_by_channels`] | `Conv::forward` -> [`Product::run`] |
+//! | its gradients | | input: `Conv::backward_input` -> [`Product::run`]; weights: `Conv::backward_weights` (`conv_gradient.rs`) |
+//! | depthwise convolution | `engine::depthwise::DepthwiseConv::run` -> [`Depthwise::rows`] | `nn::cpu::depthwise` -> [`Depthwise::rows`] |
+//! | its gradients | | `Depthwise::backward_input`, `Depthwise::backward_weights` (`depthwise_gradient.rs`) |
+//! | int8 convolutions | `engine::int8::conv` -> `int8::Product::run`, `int8::Depthwise::rows` | |
+//! | batch norm | folded into weights when the plan is compiled | `Norm` (`norm.rs`) |
+//! | max pool | `engine::simple::MaxPool`; fused into a dense convolution: `DenseConv::run` | `MaxPool2d`; fused into a batch norm: `Norm` |
+//!
+//! The column of training also holds for burn's inference on its flex backend. Other devices use burn's own operations.
+//!
+//! Feature maps of a batch are HWNC, `[height, width, image, channel]`: the channels of one pixel of one image are
+//! contiguous, and the images of the batch come next. The engine runs one image at a time, for which HWNC is NHWC. At
+//! each output pixel a dense convolution is then a sum of small matrix products `[images, inputs] x [inputs, outputs]`,
+//! one for each kernel tap inside of the map. It needs no padding and no im2col, and works for any stride in both
+//! directions.
+//!
+//! Every sum is computed by one task in a fixed order, so that results do not depend on the number of threads.
 
 #[cfg(feature = "flex")]
 mod buffers;
 #[cfg(feature = "flex")]
 mod conv;
+#[cfg(feature = "train")]
+mod conv_gradient;
 mod depthwise;
 #[cfg(feature = "train")]
 mod depthwise_gradient;
-#[cfg(feature = "train")]
-mod gradient;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod int8;
 #[cfg(feature = "flex")]
 mod max_pool;
 #[cfg(feature = "flex")]
-#[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training goes backward"))]
+#[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training computes gradients"))]
 mod norm;
 mod tiles;
 
@@ -39,9 +56,9 @@ pub(crate) use max_pool::MaxPool2d;
 pub(crate) use norm::NormGradient;
 #[cfg(feature = "flex")]
 pub(crate) use norm::{Affine, Follows, Norm, Statistics};
-pub(crate) use tiles::{Epilogue, Packed, Product, Run, Term, View, load, store};
+pub(crate) use tiles::{Epilogue, Packed, PackedView, Product, Run, Term, load, store};
 
-/// The widest vectors that this machine has: AVX-512, AVX2 or NEON where they are, else plain numbers.
+/// The widest vector instructions of this machine: AVX-512, AVX2 or NEON, else scalar code.
 #[inline(always)]
 pub(crate) fn arch() -> pulp::Arch {
     #[cfg(test)]
@@ -51,8 +68,8 @@ pub(crate) fn arch() -> pulp::Arch {
     pulp::Arch::new()
 }
 
-/// Narrower vectors, for a test process that asks for them: all that is packed and multiplied in
-/// one process must agree on their width.
+/// Narrower vectors for tests, chosen by `PETNET_TEST_VECTORS`. They hold for the whole process, since packed weights
+/// depend on the width of the vectors.
 #[cfg(test)]
 static FORCED: std::sync::LazyLock<Option<pulp::Arch>> =
     std::sync::LazyLock::new(|| match std::env::var("PETNET_TEST_VECTORS").ok()?.as_str() {

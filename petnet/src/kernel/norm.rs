@@ -1,15 +1,21 @@
-//! Batch normalisation (Ioffe and Szegedy, 2015) with what follows it: a sum with a residual, ReLU
-//! and max pooling, in as few passes over memory as there can be.
+//! Batch normalisation (Ioffe and Szegedy, 2015) for training, fused with the residual add, activation and 2x2 max pool
+//! that follow it, forward and backward. Maps are `[height, width, batch, channels]`, so that each row of `channels`
+//! values is one pixel of one image.
+//!
+//! Forward reads the input twice (statistics, then output), backward twice (sums, then gradient). With
+//! `scale = gamma / sqrt(variance + epsilon)` and means over all rows, the gradient of the input is
+//! `scale * (dy - mean(dy) - (z - mean) * mean(dy * (z - mean)) / (variance + epsilon))`, which is computed as
+//! `scale * dy + z_factor * z + offset`.
 
 use rayon::prelude::*;
 
 use super::arch;
 use crate::graph::Activation;
 
-/// Rows whose sums are taken in single precision before they join the others in double.
+/// Rows that are summed in f32; the sums of these chunks are added in f64.
 const ROWS: usize = 512;
 
-/// Where maps are normalised: `[height, width, batch, channels]`.
+/// Shapes of a batch norm with its epilogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Norm {
     pub(crate) height: usize,
@@ -19,16 +25,16 @@ pub(crate) struct Norm {
     pub(crate) follows: Follows,
 }
 
-/// Activation and pool after a normalisation.
+/// Activation and pool after a batch norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Follows {
     pub(crate) activation: Option<Activation>,
-    /// Whether the largest of each two by two pixels is kept; a last odd row or column is left out.
+    /// True for a 2x2 max pool of stride 2; a last odd row or column is dropped.
     pub(crate) pool: bool,
 }
 
 impl Follows {
-    /// Smallest and largest value that the activation gives.
+    /// Smallest and largest output of the activation.
     fn bounds(self) -> [f32; 2] {
         self.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds)
     }
@@ -41,7 +47,7 @@ pub(crate) struct Statistics {
     pub(crate) variance: Vec<f32>,
 }
 
-/// A channel's map: `value * scale + shift`.
+/// A batch norm as an affine map of each channel: `value * scale + shift`.
 #[derive(Debug, Clone)]
 pub(crate) struct Affine {
     scale: Vec<f32>,
@@ -58,7 +64,7 @@ impl Affine {
     }
 }
 
-/// What [`Norm::backward`] starts from.
+/// Arguments of [`Norm::backward`].
 pub(crate) struct NormGradient<'a> {
     /// The gradient of the output; overwritten.
     pub(crate) dy: &'a mut [f32],
@@ -71,11 +77,11 @@ pub(crate) struct NormGradient<'a> {
     pub(crate) epsilon: f32,
 }
 
-/// Sums of a channel over all rows.
+/// Sums over all rows, for each channel.
 struct Sums {
-    /// Of the gradient.
+    /// Of `dy`.
     plain: Vec<f64>,
-    /// Of the gradient times the input's distance from its mean.
+    /// Of `dy * (z - mean)`.
     centred: Vec<f64>,
 }
 
@@ -97,7 +103,8 @@ impl Norm {
         height * width * self.batch * self.channels
     }
 
-    /// Merges the chunks' means and squared distances in order (Chan et al., 1979).
+    /// Mean and variance of each channel. Chunks' means and sums of squared deviations are merged in order (Chan, Golub
+    /// and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
     pub(crate) fn statistics(&self, z: &[f32]) -> Statistics {
         let channels = self.channels;
         let chunks: Vec<_> = z
@@ -121,7 +128,7 @@ impl Norm {
         }
     }
 
-    /// The output from the input and, where nothing is pooled, a residual of its shape.
+    /// Computes the output from the input and a residual of the same shape, which a pool excludes.
     pub(crate) fn forward(
         &self,
         z: &[f32],
@@ -136,9 +143,9 @@ impl Norm {
         }
         let [floor, ceiling] = self.follows.bounds();
         let chunk = ROWS * self.channels;
-        out.par_chunks_mut(chunk).enumerate().for_each(|(place, out)| {
-            let z = &z[place * chunk..][..out.len()];
-            let residual = residual.map(|all| &all[place * chunk..][..out.len()]);
+        out.par_chunks_mut(chunk).enumerate().for_each(|(index, out)| {
+            let z = &z[index * chunk..][..out.len()];
+            let residual = residual.map(|all| &all[index * chunk..][..out.len()]);
             arch().dispatch(
                 #[inline(always)]
                 || {
@@ -167,8 +174,8 @@ impl Norm {
             arch().dispatch(
                 #[inline(always)]
                 || {
-                    for (place, out) in out.chunks_exact_mut(channels).enumerate() {
-                        let window = self.window(z, y, place);
+                    for (column, out) in out.chunks_exact_mut(channels).enumerate() {
+                        let window = self.window(z, y, column);
                         for c in 0..channels {
                             let value = |k: usize| window[k][c] * scale[c] + shift[c];
                             let largest = value(0).max(value(1)).max(value(2).max(value(3)));
@@ -185,18 +192,18 @@ impl Norm {
         self.out_size().1 * self.batch * self.channels
     }
 
-    /// The four inputs, `channels` each, of output `place` (pixel and photo) of row `y`.
+    /// The four inputs of an output, `channels` values each; `column` is its pixel times the batch plus its image.
     #[inline(always)]
-    fn window<'a>(&self, z: &'a [f32], y: usize, place: usize) -> [&'a [f32]; 4] {
-        let (x, photo) = (place / self.batch, place % self.batch);
+    fn window<'a>(&self, z: &'a [f32], y: usize, column: usize) -> [&'a [f32]; 4] {
+        let (x, image) = (column / self.batch, column % self.batch);
         [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(down, right)| {
             let pixel = (2 * y + down) * self.width + 2 * x + right;
-            &z[(pixel * self.batch + photo) * self.channels..][..self.channels]
+            &z[(pixel * self.batch + image) * self.channels..][..self.channels]
         })
     }
 
-    /// Leaves in `from.dy` the gradient before the activation, which is the residual's too
-    /// (not when pooling), and in `dz` that of the input; returns those of gamma and beta.
+    /// Writes the gradient of the input to `dz` and returns those of gamma and beta. Without a pool, `from.dy` becomes the
+    /// gradient before the activation, which is that of the residual.
     pub(crate) fn backward(&self, from: NormGradient<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
         assert!(from.dy.len() == self.out_len() && dz.len() == self.len());
         let NormGradient { dy, z, y, statistics, affine, epsilon } = from;
@@ -207,16 +214,15 @@ impl Norm {
         let rows = (self.len() / self.channels) as f64;
         let inverse: Vec<f64> =
             statistics.variance.iter().map(|v| 1.0 / f64::from(v + epsilon).sqrt()).collect();
-        // dz = scale * dy + slope * z + offset, channel by channel.
-        let (mut slope, mut offset) = (vec![0.0; self.channels], vec![0.0; self.channels]);
+        let (mut z_factor, mut offset) = (vec![0.0; self.channels], vec![0.0; self.channels]);
         for c in 0..self.channels {
             let scale = f64::from(affine.scale[c]);
-            let towards = -scale * inverse[c] * inverse[c] * sums.centred[c] / rows;
-            slope[c] = towards as f32;
+            let factor = -scale * inverse[c] * inverse[c] * sums.centred[c] / rows;
+            z_factor[c] = factor as f32;
             offset[c] =
-                (-scale * sums.plain[c] / rows - f64::from(statistics.mean[c]) * towards) as f32;
+                (-scale * sums.plain[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
         }
-        let gradient = InputGradient { scale: &affine.scale, slope: &slope, offset: &offset };
+        let gradient = InputGradient { scale: &affine.scale, z_factor: &z_factor, offset: &offset };
         match self.follows.pool {
             true => self.unpool(dy, z, (affine, gradient), dz),
             false => self.spread(dy, z, gradient, dz),
@@ -225,7 +231,7 @@ impl Norm {
         (gamma, sums.plain.iter().map(|sum| *sum as f32).collect())
     }
 
-    /// Clears the gradient where the activation is flat, and sums it.
+    /// Sets the gradient to zero where the activation's is zero, and sums it.
     fn sums(
         &self,
         dy: &mut [f32],
@@ -234,20 +240,20 @@ impl Norm {
         Affine { scale, shift }: &Affine,
     ) -> Sums {
         let (channels, [floor, ceiling]) = (self.channels, self.follows.bounds());
-        let flat = self.follows.activation.is_some();
+        let has_activation = self.follows.activation.is_some();
         let passes = move |value: f32| value > floor && value < ceiling;
         let chunk = ROWS * channels;
-        let parts = dy.par_chunks_mut(chunk).enumerate().map(|(place, dy)| {
+        let parts = dy.par_chunks_mut(chunk).enumerate().map(|(index, dy)| {
             let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
-            let z = &z[place * chunk..][..dy.len()];
-            let y = y.map(|y| &y[place * chunk..][..dy.len()]);
+            let z = &z[index * chunk..][..dy.len()];
+            let y = y.map(|y| &y[index * chunk..][..dy.len()]);
             arch().dispatch(
                 #[inline(always)]
                 || {
                     for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
                         let z = &z[row * channels..][..channels];
                         match y.map(|y| &y[row * channels..][..channels]) {
-                            _ if !flat => {}
+                            _ if !has_activation => {}
                             Some(y) => {
                                 for (dy, y) in dy.iter_mut().zip(y) {
                                     *dy = if passes(*y) { *dy } else { 0.0 };
@@ -287,8 +293,8 @@ impl Norm {
             arch().dispatch(
                 #[inline(always)]
                 || {
-                    for (place, dy) in dy.chunks_exact(channels).enumerate() {
-                        let window = self.window(z, y, place);
+                    for (column, dy) in dy.chunks_exact(channels).enumerate() {
+                        let window = self.window(z, y, column);
                         for c in 0..channels {
                             let values = window.map(|z| z[c]);
                             let taken = pick(values, [scale[c], shift[c]], bounds);
@@ -307,8 +313,8 @@ impl Norm {
 
     fn spread(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
         let (channels, chunk) = (self.channels, ROWS * self.channels);
-        dz.par_chunks_mut(chunk).enumerate().for_each(|(place, dz)| {
-            let (dy, z) = (&dy[place * chunk..][..dz.len()], &z[place * chunk..][..dz.len()]);
+        dz.par_chunks_mut(chunk).enumerate().for_each(|(index, dz)| {
+            let (dy, z) = (&dy[index * chunk..][..dz.len()], &z[index * chunk..][..dz.len()]);
             arch().dispatch(
                 #[inline(always)]
                 || {
@@ -317,7 +323,7 @@ impl Norm {
                             (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
                         for c in 0..channels {
                             dz[c] = gradient.scale[c] * dy[c]
-                                + (gradient.slope[c] * z[c] + gradient.offset[c]);
+                                + (gradient.z_factor[c] * z[c] + gradient.offset[c]);
                         }
                     }
                 },
@@ -340,21 +346,21 @@ impl Norm {
             arch().dispatch(
                 #[inline(always)]
                 || {
-                    // What no window covers gets no gradient of its own.
+                    // An odd last row or column is in no window: it has only the terms of the statistics.
                     for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels))
                     {
                         for c in 0..channels {
-                            dz[c] = gradient.slope[c] * z[c] + gradient.offset[c];
+                            dz[c] = gradient.z_factor[c] * z[c] + gradient.offset[c];
                         }
                     }
                     let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
-                    for place in 0..windows {
-                        let window = self.window(z, y, place);
-                        let dy = &dy[(y * out_width * batch + place) * channels..][..channels];
-                        let (x, photo) = (place / batch, place % batch);
+                    for column in 0..windows {
+                        let window = self.window(z, y, column);
+                        let dy = &dy[(y * out_width * batch + column) * channels..][..channels];
+                        let (x, image) = (column / batch, column % batch);
                         for k in 0..4 {
                             let pixel = (k / 2) * self.width + 2 * x + k % 2;
-                            let dz = &mut dz[(pixel * batch + photo) * channels..][..channels];
+                            let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
                             for c in 0..channels {
                                 let affine = [affine.scale[c], affine.shift[c]];
                                 let taken = pick(window.map(|z| z[c]), affine, bounds);
@@ -368,11 +374,11 @@ impl Norm {
     }
 }
 
-/// Of each channel: `scale * dy + slope * z + offset`.
+/// The gradient of the input, for each channel: `scale * dy + z_factor * z + offset`.
 #[derive(Clone, Copy)]
 struct InputGradient<'a> {
     scale: &'a [f32],
-    slope: &'a [f32],
+    z_factor: &'a [f32],
     offset: &'a [f32],
 }
 
@@ -394,7 +400,8 @@ fn add(sums: &mut [f32], values: impl Iterator<Item = f32>) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
-/// 1 for the first largest of four values after an affine map, unless the activation is flat there; else 0.
+/// The gradients of affine map, max pool and activation by the pool's four mapped values: 1 for the first of the largest
+/// ones, or 0 if it lies at a bound of the activation; 0 for the others.
 #[inline(always)]
 fn pick(values: [f32; 4], [scale, shift]: [f32; 2], [floor, ceiling]: [f32; 2]) -> [f32; 4] {
     let mapped = values.map(|value| value * scale + shift);
@@ -407,7 +414,7 @@ fn pick(values: [f32; 4], [scale, shift]: [f32; 2], [floor, ceiling]: [f32; 2]) 
     })
 }
 
-/// Mean and sum of squared distances from it, of each channel.
+/// Mean and sum of squared deviations of each channel.
 fn moments(rows: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
     let share = channels as f32 / rows.len() as f32;

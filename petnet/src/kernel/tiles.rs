@@ -1,11 +1,17 @@
-//! Small dense products whose sums stay in registers, with whatever vectors the machine has.
+//! Tile products: the GEMM micro-kernels behind all dense f32 convolutions, for vectors of any width.
+//!
+//! A tile is `R` rows of the output by `V` vectors of its channels. Its `R * V` sums stay in registers while the loop
+//! runs over the inputs: each step loads `V` vectors of weights, broadcasts one input value for each row, and does `R * V`
+//! multiply-adds. Weights are packed once, in the order in which this loop reads them (Goto and van de Geijn, "Anatomy of
+//! high-performance matrix multiplication", 2008). Inputs are not packed: a row of the product begins at any offset, and
+//! the next row lies at a fixed stride from it, so that a convolution reads its feature map in place.
 #![allow(
     unsafe_code,
     reason = "bounds checks in the innermost loop halve the speed; tests compare with burn's"
 )]
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::ops::Range;
@@ -16,18 +22,18 @@ use rayon::prelude::*;
 use super::arch;
 use crate::graph::Activation;
 
-/// What a machine's vectors are good for.
+/// Vector registers of the CPU.
 #[derive(Debug, Clone, Copy)]
 struct Vectors {
-    /// Values in each.
+    /// Values of a vector.
     lanes: usize,
-    /// Most vectors of output channels that are summed at once.
+    /// Maximum number of vectors of output channels in a tile.
     width: usize,
 }
 
-struct Ask;
+struct DetectVectors;
 
-impl WithSimd for Ask {
+impl WithSimd for DetectVectors {
     type Output = Vectors;
 
     #[inline(always)]
@@ -36,15 +42,15 @@ impl WithSimd for Ask {
     }
 }
 
-/// Sums, a row's weights and an input must fit the registers, with some to spare: compilers
-/// shuffle sums about when they just do.
+/// Maximum number of vectors in a tile. Sums, weights and one input value must fit the registers with some to spare:
+/// where they only just fit, compilers move sums between registers.
 #[inline(always)]
 const fn width<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
 }
 
-/// Weights in the order in which the products read them: blocks of output channels, each
-/// `[taps, inputs, width of the block]`, the last one filled up with zeros.
+/// Packed weights: blocks of output channels of 1 to `width` vectors, each block `[taps, inputs, channels of the block]`.
+/// The last vector is padded with zeros.
 #[derive(Debug)]
 pub(crate) struct Packed {
     data: Vec<f32>,
@@ -55,12 +61,12 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// `weight(tap, input, output)` gives each value.
+    /// Packs the values of `weight(tap, input, output)`.
     pub(crate) fn new(
         [taps, inputs, outputs]: [usize; 3],
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let vectors = arch().dispatch(Ask);
+        let vectors = arch().dispatch(DetectVectors);
         let lanes = vectors.lanes;
         let mut data = vec![0.0; taps * inputs * outputs.next_multiple_of(lanes)];
         let mut rest = data.as_mut_slice();
@@ -80,15 +86,15 @@ impl Packed {
         Self { data, taps, inputs, outputs, vectors }
     }
 
-    pub(crate) fn view(&self) -> View<'_> {
+    pub(crate) fn view(&self) -> PackedView<'_> {
         let Self { taps, inputs, outputs, vectors, .. } = *self;
-        View { data: &self.data, taps, inputs, outputs, vectors }
+        PackedView { data: &self.data, taps, inputs, outputs, vectors }
     }
 }
 
-/// [`Packed`] weights as a product reads them.
+/// A borrow of [`Packed`] weights, of all output channels or of one block.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct View<'a> {
+pub(crate) struct PackedView<'a> {
     data: &'a [f32],
     taps: usize,
     inputs: usize,
@@ -96,18 +102,18 @@ pub(crate) struct View<'a> {
     vectors: Vectors,
 }
 
-impl<'a> View<'a> {
-    /// Output channels.
+impl<'a> PackedView<'a> {
     pub(crate) fn outputs(self) -> usize {
         self.outputs
     }
 
-    /// For inputs that lie side by side for some taps: as many taps fewer, with as many more inputs.
+    /// The same weights with each `taps` neighbouring taps merged into one of `taps` times as many inputs, for inputs
+    /// that are contiguous over these taps.
     pub(crate) fn joined(self, taps: usize) -> Self {
         Self { taps: self.taps / taps, inputs: self.inputs * taps, ..self }
     }
 
-    /// Parts to be summed at once, and their first output channels.
+    /// The blocks of output channels, each with the number of its first channel.
     pub(crate) fn blocks(self) -> impl Iterator<Item = (usize, Self)> {
         let Self { taps, inputs, outputs, vectors: Vectors { lanes, width }, .. } = self;
         let mut rest = self.data;
@@ -115,7 +121,7 @@ impl<'a> View<'a> {
             let (data, after) = rest.split_at(taps * inputs * width * lanes);
             rest = after;
             let first = first * lanes;
-            (first, View { data, outputs: (outputs - first).min(width * lanes), ..self })
+            (first, PackedView { data, outputs: (outputs - first).min(width * lanes), ..self })
         })
     }
 }
@@ -127,7 +133,7 @@ pub(super) fn blocks_of<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize,
     blocks(outputs.div_ceil(S::F32_LANES), width::<S>())
 }
 
-/// As even as can be, of at most `width` each.
+/// Divides vectors into blocks of at most `width`, as evenly as possible; each is its first vector and their number.
 #[inline(always)]
 fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = vectors.div_ceil(width);
@@ -137,17 +143,17 @@ fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> 
     })
 }
 
-/// How many of `left` rows to take at once: as even parts as can be, so that none has few rows, whose weights would be
-/// loaded for little work.
+/// Number of rows of the next tile where `left` rows remain. Tiles are as even as possible, so that none has few rows:
+/// it would load its weights for little arithmetic.
 #[inline(always)]
-pub(super) fn rows_at_once<S: Simd>(left: usize) -> usize {
+pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
     let most = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
     left.div_ceil(left.div_ceil(most))
 }
 
-/// Runs `$tile` with its rows and width as constants, so that its sums stay in registers; as a
-/// function of its own, or the compiler would spill them.
-macro_rules! in_registers {
+/// Runs `$tile` with its numbers of rows and vectors as constants, so that its sums are registers. `vectorize` makes each
+/// instance a function of its own; inlined, its sums would be spilled.
+macro_rules! dispatch_tile {
     ($simd:ident, $rows:expr, $width:expr, $tile:ident $fields:tt) => {
         match ($rows, $width) {
             (8, 3) => $simd.vectorize($tile::<8, 3> $fields),
@@ -179,16 +185,16 @@ macro_rules! in_registers {
 }
 
 #[cfg(feature = "train")]
-pub(super) use in_registers;
+pub(super) use dispatch_tile;
 
-/// Rows of the input from `start`, times the weights of a tap.
+/// One summand of a product: rows of the input from offset `start` on, times the weights of a tap.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Term {
     pub(crate) start: usize,
     pub(crate) tap: usize,
 }
 
-/// Consecutive rows of the output that sum the same terms.
+/// Consecutive rows of the output that have the same terms.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) first: usize,
@@ -196,23 +202,23 @@ pub(crate) struct Run {
     pub(crate) terms: Vec<Term>,
 }
 
-/// GEMM epilogue: bias, residual, activation, in this order, before sums are written.
+/// GEMM epilogue: bias, residual add and activation, applied in this order to the sums before they are written.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a> {
-    /// One value a channel.
+    /// One value for each channel.
     pub(crate) bias: Option<&'a [f32]>,
-    /// Added value by value; it begins where the output begins.
+    /// In the layout of the output, and beginning with the same value.
     pub(crate) residual: Option<&'a [f32]>,
     pub(crate) activation: Option<Activation>,
 }
 
 impl Epilogue<'_> {
-    /// Of the same output from `at` on.
+    /// The epilogue of the part of the output from offset `at` on.
     pub(crate) fn from(self, at: usize) -> Self {
         Self { residual: self.residual.map(|all| &all[at..]), ..self }
     }
 
-    /// Of `V` vectors of an output's `channels`, which lie `at` values behind its beginning.
+    /// Applies it to `V` vectors of sums of some channels, whose offset in the output is `at`.
     #[inline(always)]
     pub(crate) fn apply<S: Simd, const V: usize>(
         &self,
@@ -241,7 +247,7 @@ impl Epilogue<'_> {
         sums
     }
 
-    /// The same of some values of neighbouring channels from `channel` on.
+    /// Applies it to sums in memory, of channels from `channel` on at offset `at` in the output, and writes them.
     #[inline(always)]
     pub(crate) fn write(&self, sums: &[f32], channel: usize, at: usize, out: &mut [f32]) {
         match self.bias {
@@ -262,82 +268,82 @@ impl Epilogue<'_> {
     }
 }
 
-/// One row of pixels of a convolution's output.
+/// A matrix product: of the pixels of one row of a feature map, or of all of its pixels.
 pub(crate) struct Product<'a> {
     pub(crate) x: &'a [f32],
-    pub(crate) weights: View<'a>,
-    /// From a row of the input to that of the next row of the output.
-    pub(crate) step: usize,
+    pub(crate) weights: PackedView<'a>,
+    /// Values from the input of a row of the output to that of the next row.
+    pub(crate) row_stride: usize,
     pub(crate) runs: &'a [Run],
     pub(crate) epilogue: Epilogue<'a>,
     pub(crate) out: &'a mut [f32],
 }
 
-/// The output of a product, for several blocks of channels at once.
+/// The output of a product, which tasks for several blocks of channels write at the same time.
 #[derive(Clone, Copy)]
-struct Out<'a> {
+struct SharedOutput<'a> {
     start: *mut f32,
     len: usize,
     output: std::marker::PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it stands for an exclusive borrow of plain numbers, of which each block writes its own channels alone.
-unsafe impl Send for Out<'_> {}
-// SAFETY: as above; through a shared one, blocks reach no value of each other's.
-unsafe impl Sync for Out<'_> {}
+// SAFETY: it represents an exclusive borrow of plain numbers, of which each block writes its own channels only.
+unsafe impl Send for SharedOutput<'_> {}
+// SAFETY: as above; blocks access disjoint values.
+unsafe impl Sync for SharedOutput<'_> {}
 
-impl<'a> Out<'a> {
+impl<'a> SharedOutput<'a> {
     fn new(out: &'a mut [f32]) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), output: std::marker::PhantomData }
     }
 
-    /// Values from `at` on.
+    /// `count` values from `at` on.
     ///
     /// # Safety
-    /// Nobody else holds any of them.
+    /// There is no other reference to any of them.
     #[inline(always)]
     unsafe fn part(&self, at: usize, count: usize) -> &'a mut [f32] {
         assert!(at + count <= self.len);
-        // SAFETY: within the borrow that this stands for, and nobody else holds them, as the caller says.
+        // SAFETY: within the borrow that this represents; the caller ensures that there is no other reference.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), count) }
     }
 }
 
-/// A block of output channels.
+/// The product of one block of output channels.
 struct Block<'a> {
     x: &'a [f32],
     weights: &'a [f32],
     inputs: usize,
-    step: usize,
+    row_stride: usize,
     runs: &'a [Run],
-    /// Of the output.
     channels: Range<usize>,
     /// Values of a row of the output.
     row: usize,
     epilogue: Epilogue<'a>,
-    out: Out<'a>,
+    out: SharedOutput<'a>,
 }
 
 impl<'a> Product<'a> {
-    /// Fills the whole output.
+    /// Computes the whole output on this thread.
     pub(crate) fn run(self) {
         self.blocks().for_each(|block| arch().dispatch(block));
     }
 
-    /// The same, threads sharing the output's channels: each reads its part of the weights alone.
+    /// Computes the whole output, with blocks of output channels in parallel: each thread reads only its part of the
+    /// weights.
     pub(crate) fn run_by_channels(self) {
         let blocks: Vec<Block<'_>> = self.blocks().collect();
         blocks.into_par_iter().for_each(|block| arch().dispatch(block));
     }
 
     fn blocks(self) -> impl Iterator<Item = Block<'a>> {
-        let Self { x, weights, step, runs, epilogue, out } = self;
-        let (row, out) = (weights.outputs, Out::new(out));
+        let Self { x, weights, row_stride, runs, epilogue, out } = self;
+        let (row, out) = (weights.outputs, SharedOutput::new(out));
         weights.blocks().map(move |(first, part)| Block {
             x,
             weights: part.data,
             inputs: part.inputs,
-            step,
+            row_stride,
             runs,
             channels: first..first + part.outputs,
             row,
@@ -356,41 +362,43 @@ impl WithSimd for Block<'_> {
         for run in self.runs {
             let mut row = 0;
             while row < run.rows {
-                let count = rows_at_once::<S>(run.rows - row);
-                let place = run.first + row;
+                let count = tile_rows::<S>(run.rows - row);
+                let out_row = run.first + row;
                 let (block, terms) = (&self, &run.terms);
-                in_registers!(simd, count, width, Products { block, terms, row, place });
+                dispatch_tile!(simd, count, width, Tile { block, terms, row, out_row });
                 row += count;
             }
         }
     }
 }
 
-/// `R` rows of the output by `V` vectors of its channels.
-struct Products<'a, const R: usize, const V: usize> {
+/// The micro-kernel: `R` rows of the output by `V` vectors of its channels.
+struct Tile<'a, const R: usize, const V: usize> {
     block: &'a Block<'a>,
     terms: &'a [Term],
-    /// The tile's first row in its run, and in the output.
+    /// The tile's first row within its run.
     row: usize,
-    place: usize,
+    /// The tile's first row within the output.
+    out_row: usize,
 }
 
-impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
+impl<const R: usize, const V: usize> WithSimd for Tile<'_, R, V> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let &Block { x, weights, inputs, step, ref channels, row: width, epilogue, out, .. } =
-            self.block;
+        let &Block {
+            x, weights, inputs, row_stride, ref channels, row: width, epilogue, out, ..
+        } = self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for term in self.terms {
-            let rows = &x[term.start + self.row * step..][..(R - 1) * step + inputs];
+            let rows = &x[term.start + self.row * row_stride..][..(R - 1) * row_stride + inputs];
             let weights = &weights[term.tap * inputs..][..inputs];
             for (input, weights) in weights.iter().enumerate() {
                 for row in 0..R {
-                    // SAFETY: below (R - 1) * step + inputs, the length, as row < R and input < inputs.
-                    let value = unsafe { *rows.get_unchecked(row * step + input) };
+                    // SAFETY: below (R - 1) * row_stride + inputs, the length, as row < R and input < inputs.
+                    let value = unsafe { *rows.get_unchecked(row * row_stride + input) };
                     let value = simd.splat_f32s(value);
                     for vector in 0..V {
                         let sum = sums[row][vector];
@@ -400,9 +408,9 @@ impl<const R: usize, const V: usize> WithSimd for Products<'_, R, V> {
             }
         }
         for (row, sums) in sums.into_iter().enumerate() {
-            let at = (self.place + row) * width + channels.start;
+            let at = (self.out_row + row) * width + channels.start;
             let sums = epilogue.apply(simd, sums, channels.clone(), at);
-            // SAFETY: blocks write their own channels alone, and a block one row after the other.
+            // SAFETY: a block writes its own channels only, and one row after the other.
             let out = unsafe { out.part(at, channels.len()) };
             store(simd, out, &sums);
         }
@@ -422,7 +430,7 @@ pub(super) fn add<S: Simd, const V: usize>(
     sums
 }
 
-/// The first `V` vectors of `values`, zeros where it ends.
+/// The first `V` vectors of `values`, padded with zeros.
 #[inline(always)]
 pub(crate) fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
     let (whole, _) = S::as_simd_f32s(values);
@@ -438,15 +446,15 @@ pub(crate) fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s
     }
 }
 
-/// Writes as much of the vectors as there is room for.
+/// Writes the values of the vectors that fit into `values`.
 #[inline(always)]
 pub(crate) fn store<S: Simd, const V: usize>(simd: S, values: &mut [f32], vectors: &[S::f32s; V]) {
     if let Some(whole) = S::as_mut_simd_f32s(values).0.first_chunk_mut::<V>() {
         return *whole = *vectors;
     }
-    // A loop of constant length: with another one the sums would leave their registers.
-    for (place, vector) in vectors.iter().enumerate() {
-        let start = (place * S::F32_LANES).min(values.len());
+    // A loop of constant length: with a variable one the sums would be spilled.
+    for (index, vector) in vectors.iter().enumerate() {
+        let start = (index * S::F32_LANES).min(values.len());
         let end = (start + S::F32_LANES).min(values.len());
         simd.partial_store_f32s(&mut values[start..end], *vector);
     }

@@ -1,16 +1,16 @@
-//! Which nodes run as one step: a convolution, max pool or sum with the norm, sum, activation and pool that follow
-//! it, so that a feature map is written once.
+//! Operator fusion: a convolution and the batch norm, sum, activation and max pool that follow it become one step, so that
+//! their feature map is written to memory once.
 
 use crate::graph::{Activation, Graph, Op, Padding, Window};
 
-/// The operation that a step begins with.
+/// The first operation of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Main {
     /// A convolution, by its node.
     Conv(usize),
     /// A max pool, by its node.
     MaxPool(usize),
-    /// None: a norm, sum or activation of a feature map as it is.
+    /// None: the step is a norm, sum or activation that follows no convolution.
     Identity,
 }
 
@@ -19,21 +19,21 @@ pub(crate) enum Main {
 pub(crate) struct Epilogue {
     /// A batch norm, by its node.
     pub(crate) norm: Option<usize>,
-    /// A feature map to add, by the node that gives it.
+    /// A feature map to add, by its node.
     pub(crate) residual: Option<usize>,
     pub(crate) activation: Option<Activation>,
-    /// Whether the largest of each two by two pixels is kept, a last odd row or column left out.
+    /// True for a 2x2 max pool of stride 2; a last odd row or column is dropped.
     pub(crate) pool: bool,
 }
 
-/// Some nodes that run as one.
+/// Nodes that run as one kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
     pub(crate) main: Main,
     /// The node that it reads.
     pub(crate) input: usize,
     pub(crate) epilogue: Epilogue,
-    /// The node whose output it gives: its last.
+    /// Its last node, whose output it writes.
     pub(crate) output: usize,
 }
 
@@ -42,34 +42,34 @@ const POOL: Window = Window { kernel: 2, stride: 2, padding: Padding::Explicit(0
 /// The steps up to the global average pool, in the order in which they run.
 pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
     let readers = graph.readers();
-    let mut given = vec![false; graph.nodes().len()];
-    given[0] = true;
+    let mut computed = vec![false; graph.nodes().len()];
+    computed[0] = true;
     let mut steps = Vec::new();
-    for (place, node) in graph.nodes()[..graph.pool()].iter().enumerate() {
-        if given[place] {
+    for (index, node) in graph.nodes()[..graph.pool()].iter().enumerate() {
+        if computed[index] {
             continue;
         }
         let (main, mut last) = match node.op {
-            Op::Conv2d(_) => (Main::Conv(place), place),
-            Op::MaxPool(_) => (Main::MaxPool(place), place),
-            // The step is its own epilogue's first operation.
+            Op::Conv2d(_) => (Main::Conv(index), index),
+            Op::MaxPool(_) => (Main::MaxPool(index), index),
+            // The node becomes the first operation of the epilogue.
             _ => (Main::Identity, node.inputs[0]),
         };
         let input = node.inputs[0];
         let mut epilogue = Epilogue::default();
         if main == Main::Identity {
-            absorb(graph, place, (main, last), &given, &mut epilogue);
-            last = place;
+            absorb(graph, index, (main, last), &computed, &mut epilogue);
+            last = index;
         }
-        given[last] = true;
-        // A block's last map is kept, so that training can begin behind it.
+        computed[last] = true;
+        // The last map of a block is always written, so that training can start after any block.
         while readers[last] == 1
             && !graph.blocks().contains(&(last + 1))
             && let Some(next) = reader(graph, last)
-            && absorb(graph, next, (main, last), &given, &mut epilogue)
+            && absorb(graph, next, (main, last), &computed, &mut epilogue)
         {
             last = next;
-            given[last] = true;
+            computed[last] = true;
         }
         steps.push(Step { main, input, epilogue, output: last });
     }
@@ -82,18 +82,19 @@ fn reader(graph: &Graph, of: usize) -> Option<usize> {
     nodes.skip(of + 1).position(|node| node.inputs.contains(&of)).map(|place| of + 1 + place)
 }
 
-/// Takes a node that reads `last` into an epilogue, if it comes next in the order and its other input is there.
+/// Adds a node that reads `last` to an epilogue and returns true, if the order of operations allows it and its other input
+/// is computed.
 fn absorb(
     graph: &Graph,
     place: usize,
     (main, last): (Main, usize),
-    given: &[bool],
+    computed: &[bool],
     epilogue: &mut Epilogue,
 ) -> bool {
     let node = &graph.nodes()[place];
     let Epilogue { norm, residual, activation, pool } = *epilogue;
     let dense = match main {
-        // Nothing is gained by an epilogue of a pool.
+        // Max pools have no epilogue: it would gain nothing.
         Main::MaxPool(_) => return false,
         Main::Identity => false,
         Main::Conv(conv) => {
@@ -108,7 +109,7 @@ fn absorb(
         }
         Op::Add if residual.is_none() && activation.is_none() && !pool => {
             let other = node.inputs.iter().copied().find(|from| *from != last).unwrap_or(last);
-            if !given[other] {
+            if !computed[other] {
                 return false;
             }
             epilogue.residual = Some(other);
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn each_convolution_is_one_step_with_all_that_follows_it() {
+    fn each_convolution_is_one_step_with_its_epilogue() {
         for name in Architecture::names() {
             let (graph, steps) = steps(name);
             let convs =
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_is_taken_in_by_the_convolution_that_comes_last() {
+    fn a_sum_is_fused_into_the_last_of_its_convolutions() {
         let (graph, steps) = steps("petnet");
         let second = steps.iter().find(|step| step.epilogue.residual.is_some()).unwrap();
         let Main::Conv(conv) = second.main else { panic!("{second:?}") };

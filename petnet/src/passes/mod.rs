@@ -1,5 +1,5 @@
-//! Passes over a graph before anything runs: its weights' names and shapes, its operations, and which
-//! nodes run as one step. Knows no values and no tensors.
+//! Passes over a graph: names and shapes of its weights, operation counts, fusion of nodes into steps, and programs of
+//! one or two heads. Independent of values and tensors.
 
 mod count;
 mod fuse;

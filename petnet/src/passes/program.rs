@@ -1,15 +1,15 @@
-//! The steps of a network and of a source head on its trunk, over one numbering of nodes.
+//! Programs: the steps of a network and of a source head on the same trunk, with one numbering of nodes.
 
 use super::fuse::{Epilogue, Main, Step, fuse};
 use crate::graph::{Graph, GraphError, Node, SourceHead};
 
-/// Everything that is run for an image, but for the layers after the global average pools.
+/// The steps for an image up to the global average pools.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
-    /// The network's nodes, then those of the source head alone.
+    /// The network's nodes, then those that only the source head has.
     pub(crate) nodes: Vec<Node>,
     pub(crate) steps: Vec<Step>,
-    /// The nodes whose feature maps are averaged: the network's, then the source head's. They may be one.
+    /// The nodes whose feature maps are averaged: the network's, then the source head's, which may be the same.
     pub(crate) ends: Vec<usize>,
     /// Height and width of each node's output.
     pub(crate) sides: Vec<[usize; 2]>,
@@ -37,7 +37,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Only the first `blocks` blocks, which end in their last feature map.
+    /// Only the first `blocks` blocks; the end is their last feature map.
     ///
     /// # Errors
     /// [`GraphError::Side`] where the image is too small, [`GraphError::Block`] where there are fewer blocks.
@@ -53,15 +53,15 @@ impl Program {
 
     fn append(&mut self, source: &SourceHead, side: usize) -> Result<(), GraphError> {
         let (own, shared) = (self.nodes.len(), source.shared());
-        let place = |node: usize| if node < shared { node } else { node - shared + own };
+        let renumber = |node: usize| if node < shared { node } else { node - shared + own };
         let nodes = source.graph().nodes()[shared..].iter().cloned();
         self.nodes.extend(nodes.map(|mut node| {
-            node.inputs.iter_mut().for_each(|from| *from = place(*from));
+            node.inputs.iter_mut().for_each(|from| *from = renumber(*from));
             node
         }));
         let steps = fuse(source.graph()).into_iter().filter(|step| step.output >= shared);
-        self.steps.extend(steps.map(|step| moved(step, place)));
-        self.ends.push(place(end(source.graph())));
+        self.steps.extend(steps.map(|step| renumbered(step, renumber)));
+        self.ends.push(renumber(end(source.graph())));
         self.sides.extend_from_slice(&source.graph().sides(side)?[shared..]);
         Ok(())
     }
@@ -72,22 +72,22 @@ fn end(graph: &Graph) -> usize {
     graph.nodes()[graph.pool()].inputs[0]
 }
 
-/// A step whose nodes have other numbers.
-fn moved(step: Step, place: impl Fn(usize) -> usize) -> Step {
+/// A step with its nodes renumbered.
+fn renumbered(step: Step, renumber: impl Fn(usize) -> usize) -> Step {
     let Epilogue { norm, residual, activation, pool } = step.epilogue;
     Step {
         main: match step.main {
-            Main::Conv(node) => Main::Conv(place(node)),
-            Main::MaxPool(node) => Main::MaxPool(place(node)),
+            Main::Conv(node) => Main::Conv(renumber(node)),
+            Main::MaxPool(node) => Main::MaxPool(renumber(node)),
             Main::Identity => Main::Identity,
         },
-        input: place(step.input),
+        input: renumber(step.input),
         epilogue: Epilogue {
-            norm: norm.map(&place),
-            residual: residual.map(&place),
+            norm: norm.map(&renumber),
+            residual: residual.map(&renumber),
             activation,
             pool,
         },
-        output: place(step.output),
+        output: renumber(step.output),
     }
 }

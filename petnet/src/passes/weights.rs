@@ -1,4 +1,4 @@
-//! Which weights a network has.
+//! Names and shapes of a network's weights.
 
 use std::collections::BTreeSet;
 
@@ -30,10 +30,10 @@ pub(crate) fn parameters(node: &Node) -> Vec<(String, Vec<usize>)> {
     }
 }
 
-/// Refuses weights that are not exactly those of some names and shapes, which may come twice.
+/// Validates that weights are exactly those of some names and shapes, among which there may be duplicates.
 ///
 /// # Errors
-/// [`ModelError`] names the first that is missing, of another shape, not finite, or no layer's.
+/// [`ModelError`] names the first that is missing, of another shape, not finite, or of no layer.
 pub(crate) fn validate(
     expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     weights: &Weights,
@@ -45,7 +45,7 @@ pub(crate) fn validate(
         if weight.shape != expected || weight.values.len() != values {
             return Err(ModelError::WeightShape { name, found: weight.shape.clone(), expected });
         }
-        // An activation with bounds turns NaN into a number, so that the answers would not show it.
+        // A bounded activation maps NaN to a number, so that outputs would not reveal it.
         if weight.values.iter().any(|value| !value.is_finite()) {
             return Err(ModelError::WeightValue(name));
         }

@@ -1,10 +1,10 @@
-//! A graph, its weights and the ranges of its maps to a plan of bytes.
+//! Compiles a program, its weights and the ranges of its maps to an int8 plan.
 
-use super::conv::{Conv, Depthwise, Form};
-use super::{Int8, Kernel, Levels};
+use super::conv::{Int8ConvSpec, Int8DenseConv, Int8DepthwiseConv};
+use super::{Int8, Kernel, QuantParams};
 use crate::arch::Normalization;
 use crate::engine::Ranges;
-use crate::engine::compile::{self as floats, Compiler};
+use crate::engine::compile::{self as f32_plan, Compiler};
 use crate::engine::plan::{Map, Step};
 use crate::engine::simple::MaxPool;
 use crate::error::ModelError;
@@ -13,12 +13,12 @@ use crate::kernel::int8::{Requantize, supported};
 use crate::passes::{self, Epilogue, Main, Program};
 use crate::weights::Weights;
 
-/// Largest value before it is rounded, as conversions to 32-bit integers need it.
+/// Upper bound of values before they are rounded to 32-bit integers.
 const LARGEST: f64 = (1_u32 << 30) as f64;
 
-/// `None` where the CPU lacks the instructions, or the network has a step that is not computed in bytes: a norm, sum or
-/// activation that follows no convolution, an image that anything but a dense convolution reads, or sums that 32 bits
-/// may not hold.
+/// The parts of an int8 plan. `None` where the CPU lacks the instructions, or the network has a step without an int8
+/// kernel: a norm, sum or activation that follows no convolution, a step other than a dense convolution that reads the
+/// image, or a convolution whose sums may overflow 32 bits.
 ///
 /// # Errors
 /// As [`compile`](crate::engine::compile::compile); [`ModelError::MissingRange`] for a map without a range.
@@ -27,62 +27,63 @@ pub(in crate::engine) fn compile(
     normalization: Normalization,
     weights: &Weights,
     ranges: &Ranges,
-) -> Result<Option<Unfinished>, ModelError> {
-    if !supported() || !floats::folds(program) {
+) -> Result<Option<PlanParts>, ModelError> {
+    if !supported() || !f32_plan::folds_normalization(program) {
         return Ok(None);
     }
-    let mut maps = floats::maps(program);
-    floats::assign_slots(program, &mut maps);
-    let levels = levels(program, ranges)?;
-    let folds = Some(normalization);
-    let compiler = Compiler { nodes: &program.nodes, weights, folds, maps: &maps };
-    let quantizer = Quantizer { compiler, levels: &levels, border: border(normalization) };
+    let mut maps = f32_plan::maps(program);
+    f32_plan::assign_slots(program, &mut maps);
+    let params = params(program, ranges)?;
+    let folded = Some(normalization);
+    let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
+    let quantizer = Quantizer { compiler, params: &params, border: border(normalization) };
     let steps = program.steps.iter().map(|step| quantizer.step(step));
     let Some(kernels) = steps.collect::<Result<Option<Vec<_>>, _>>()? else { return Ok(None) };
-    let ends = program.ends.iter().map(|node| levels[*node]).collect();
+    let ends = program.ends.iter().map(|node| params[*node]).collect();
     Ok(Some((Int8 { ends }, maps, kernels)))
 }
 
-/// The parts of a plan, but for its heads.
-type Unfinished = (Int8, Vec<Option<Map>>, Vec<Step<Kernel>>);
+/// The parts of a plan without its heads.
+type PlanParts = (Int8, Vec<Option<Map>>, Vec<Step<Kernel>>);
 
-/// The bytes that become zero when an image is normalised.
+/// The bytes of an image that represent zero after normalisation.
 fn border(Normalization { mean, .. }: Normalization) -> [u8; 3] {
     mean.map(|mean| (mean * 255.0).round() as u8)
 }
 
-/// Of each step's output; those of other nodes stand for nothing. The image's bytes are numbers as they are.
-fn levels(program: &Program, ranges: &Ranges) -> Result<Vec<Levels>, ModelError> {
-    let mut levels = vec![Levels { scale: 1.0, zero: 0 }; program.nodes.len()];
+/// Parameters of each step's output, by node; those of other nodes are unused. The image's bytes represent themselves.
+fn params(program: &Program, ranges: &Ranges) -> Result<Vec<QuantParams>, ModelError> {
+    let mut params = vec![QuantParams { scale: 1.0, zero_point: 0 }; program.nodes.len()];
     for step in &program.steps {
-        levels[step.output] = match step.main {
-            // The largest of some bytes is one of them.
-            Main::MaxPool(_) => levels[step.input],
+        params[step.output] = match step.main {
+            // The output of a max pool has values of its input.
+            Main::MaxPool(_) => params[step.input],
             _ => {
                 let name = &program.nodes[step.output].name;
                 let range =
                     ranges.get(name).ok_or_else(|| ModelError::MissingRange(name.clone()))?;
-                Levels::new(*range, step.epilogue.activation)
+                QuantParams::new(*range, step.epilogue.activation)
             }
         };
     }
-    Ok(levels)
+    Ok(params)
 }
 
+/// Inputs of the compilation of single steps.
 struct Quantizer<'a> {
     compiler: Compiler<'a>,
-    levels: &'a [Levels],
+    params: &'a [QuantParams],
     border: [u8; 3],
 }
 
-/// A convolution's weights as signed bytes, symmetric and with a scale for each output channel.
-struct Integers {
-    /// In the order of the floats.
+/// Symmetrically quantised weights of a convolution, with a scale for each output channel.
+struct QuantizedWeights {
+    /// -127 to 127, in the layout of the f32 weights.
     weights: Vec<i8>,
     scale: Vec<f32>,
 }
 
-impl Integers {
+impl QuantizedWeights {
     fn new(floats: &[f32], outputs: usize) -> Self {
         let values = floats.len() / outputs;
         let mut weights = Vec::with_capacity(floats.len());
@@ -115,43 +116,48 @@ impl Quantizer<'_> {
         Some((Kernel::MaxPool(pool), 0))
     }
 
-    /// A convolution and its operations.
+    /// A convolution and its floating-point operations.
     fn conv(&self, step: &passes::Step, node: usize) -> Result<Option<(Kernel, u64)>, ModelError> {
         let Op::Conv2d(conv) = self.compiler.nodes[node].op else { return Ok(None) };
         let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
         let Epilogue { norm, pool, .. } = step.epilogue;
         let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
-        let Integers { weights, scale } = Integers::new(&weights, conv.outputs);
+        let QuantizedWeights { weights, scale } = QuantizedWeights::new(&weights, conv.outputs);
         let Some(requantize) = self.requantize(step, (&weights, &scale), &bias) else {
             return Ok(None);
         };
-        let zero = self.levels[step.input].zero;
+        let zero_point = self.params[step.input].zero_point;
         let kernel = if conv.is_depthwise() {
-            let conv = Depthwise::new((conv.window, zero), &weights, &requantize, shapes);
+            let conv =
+                Int8DepthwiseConv::new((conv.window, zero_point), &weights, &requantize, shapes);
             Kernel::Depthwise(conv)
         } else {
             let border = match step.input {
                 0 => self.border.to_vec(),
-                _ => vec![zero; conv.inputs],
+                _ => vec![zero_point; conv.inputs],
             };
-            let form = Form { conv, pool, border };
-            Kernel::Conv(Conv::new(form, &weights, &requantize, shapes))
+            let spec = Int8ConvSpec { conv, pool, border };
+            Kernel::Dense(Int8DenseConv::new(spec, &weights, &requantize, shapes))
         };
         let sides = [shapes[0].height, shapes[0].width];
         let pixels = sides.map(|len| conv.window.output(len).unwrap_or_default());
         Ok(Some((kernel, passes::conv_flops(&conv, pixels[0] * pixels[1]))))
     }
 
-    /// How a convolution's sums become bytes; `None` where they may be too large for 32 bits.
+    /// The requantisation of a convolution. With input `s_x (x - z_x)`, weights `s_w w` and output `s_y (y - z_y)`, it is
+    /// `y = sum(x w) * s_x s_w / s_y + bias / s_y + z_y - z_x * sum(w) * s_x s_w / s_y`, and likewise for a residual.
+    /// `None` where sums may overflow 32 bits.
     fn requantize(
         &self,
         step: &passes::Step,
         (weights, scales): (&[i8], &[f32]),
         bias: &[f32],
     ) -> Option<Requantize> {
-        let [input, output] = [step.input, step.output].map(|node| self.levels[node]);
-        let (zero, residual) = match step.epilogue.residual.map(|node| self.levels[node]) {
-            Some(Levels { scale, zero }) => (f32::from(zero), scale / output.scale),
+        let [input, output] = [step.input, step.output].map(|node| self.params[node]);
+        let (zero_point, residual) = match step.epilogue.residual.map(|node| self.params[node]) {
+            Some(QuantParams { scale, zero_point }) => {
+                (f32::from(zero_point), scale / output.scale)
+            }
             None => (0.0, 0.0),
         };
         let values = weights.len() / bias.len();
@@ -161,8 +167,8 @@ impl Quantizer<'_> {
             let sum: i64 = weights.iter().copied().map(i64::from).sum();
             let largest: i64 =
                 weights.iter().map(|weight| 255 * i64::from(weight.unsigned_abs())).sum();
-            let excess = scale * f32::from(input.zero) * sum as f32 + residual * zero;
-            let offset = bias / output.scale + f32::from(output.zero) - excess;
+            let excess = scale * f32::from(input.zero_point) * sum as f32 + residual * zero_point;
+            let offset = bias / output.scale + f32::from(output.zero_point) - excess;
             let most = f64::from(scale) * largest as f64
                 + f64::from(offset.abs())
                 + 255.0 * f64::from(residual);

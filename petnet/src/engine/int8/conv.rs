@@ -1,4 +1,9 @@
-//! Convolutions from one map of bytes to another; threads share rows, or for products of all pixels also channels.
+//! Convolutions of an int8 plan: dense ones by [`int8::Product`], depthwise ones by [`int8::Depthwise`]. They are the
+//! counterparts of `engine::dense` and `engine::depthwise` for maps of bytes; there is no Winograd, and training has no
+//! int8 convolutions.
+//!
+//! Maps have no borders: bands of input rows are copied into padding, whose bytes represent zero, and multiplied from
+//! there. Rows are divided among threads, in 1x1 convolutions of few pixels output channels.
 
 use std::cell::RefCell;
 
@@ -9,60 +14,60 @@ use crate::graph::{Conv2d, Window};
 use crate::kernel::arch;
 use crate::kernel::int8::{self, Geometry, Packed, Product, Requantize, SLACK, Strides};
 
-/// Bytes of the padded rows that are multiplied together, about: they stay in the second cache with the weights.
+/// Approximate size, in bytes, of a band of padded input rows: it stays in the L2 cache together with the weights.
 const BAND: usize = 96 << 10;
-/// Rows of a product that fill the registers.
-const TILE: usize = 8;
+/// Pixels of a tile product.
+const TILE_ROWS: usize = 8;
 
 thread_local! {
-    /// Rows of the input within their padding.
+    /// A band of padded input rows.
     static PADDED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    /// Rows that wait to be pooled.
-    static ROWS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Rows of a convolution before they are pooled.
+    static POOL_ROWS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A dense convolution without its weights.
+/// A dense convolution and its epilogue, without weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Form {
+pub(super) struct Int8ConvSpec {
     pub(super) conv: Conv2d,
-    /// Whether the largest of each two by two pixels is kept.
+    /// True for a 2x2 max pool of stride 2.
     pub(super) pool: bool,
-    /// A pixel of what lies outside of the map.
+    /// A pixel of padding: the bytes that represent zero.
     pub(super) border: Vec<u8>,
 }
 
 /// A dense convolution with its epilogue.
 #[derive(Debug)]
-pub(in crate::engine) struct Conv {
-    form: Form,
+pub(in crate::engine) struct Int8DenseConv {
+    spec: Int8ConvSpec,
     input: Shape,
     output: Shape,
     weights: Packed,
 }
 
-impl Conv {
+impl Int8DenseConv {
     /// `weights` are `[outputs, inputs, kernel, kernel]`.
     pub(super) fn new(
-        form: Form,
+        spec: Int8ConvSpec,
         weights: &[i8],
         requantize: &Requantize,
         [input, output]: [Shape; 2],
     ) -> Self {
-        let Conv2d { inputs, window: Window { kernel, .. }, .. } = form.conv;
+        let Conv2d { inputs, window: Window { kernel, .. }, .. } = spec.conv;
         let weights = Packed::new([kernel, kernel * inputs], requantize, |row, value, output| {
             let (column, channel) = (value / inputs, value % inputs);
             weights[((output * inputs + channel) * kernel + row) * kernel + column]
         });
-        Self { form, input, output, weights }
+        Self { spec, input, output, weights }
     }
 
-    /// Fills `out`, the residual lies as it does.
+    /// Computes `out`; a residual has its layout.
     pub(super) fn run(&self, input: Input<'_, u8>, residual: Option<&[u8]>, out: &mut [u8]) {
-        let window = self.form.conv.window;
+        let window = self.spec.conv.window;
         if window.kernel == 1
             && window.stride == 1
             && self.padding() == [[0; 2]; 2]
-            && !self.form.pool
+            && !self.spec.pool
         {
             return self.pointwise(input, residual, out);
         }
@@ -71,7 +76,7 @@ impl Conv {
         let parts = out.par_chunks_mut(rows * row).enumerate();
         parts.with_min_len(input.grain()).for_each(|(part, out)| {
             let residual = residual.map(|residual| &residual[part * rows * row..]);
-            match self.form.pool {
+            match self.spec.pool {
                 true => self.pooled(input, part * rows, out),
                 false => self.rows(input, part * rows, residual, out),
             }
@@ -80,33 +85,33 @@ impl Conv {
 
     /// Rows and columns of padding before and after the map.
     fn padding(&self) -> [[usize; 2]; 2] {
-        [self.input.height, self.input.width].map(|len| self.form.conv.window.padding(len))
+        [self.input.height, self.input.width].map(|len| self.spec.conv.window.padding(len))
     }
 
-    /// Bytes of a row of the input within its padding.
+    /// Bytes of a padded row of the input.
     fn pitch(&self) -> usize {
         let [_, [left, right]] = self.padding();
-        (left + self.input.width + right) * self.form.conv.inputs
+        (left + self.input.width + right) * self.spec.conv.inputs
     }
 
-    /// Rows of the output that are computed together.
+    /// Number of rows of the output of a band.
     fn band(&self) -> usize {
-        let pooled = if self.form.pool { 2 } else { 1 };
-        (BAND / (self.pitch() * self.form.conv.window.stride * pooled)).max(1)
+        let pooled = if self.spec.pool { 2 } else { 1 };
+        (BAND / (self.pitch() * self.spec.conv.window.stride * pooled)).max(1)
     }
 
-    /// One product of all pixels. Threads share the pixels where those are more than the output channels, else the
-    /// channels, so that each reads a part of the weights alone.
+    /// One product of all pixels. Pixels are divided among threads where they are more than the output channels;
+    /// otherwise the channels are, so that each thread reads only its part of the weights.
     fn pointwise(&self, input: Input<'_, u8>, residual: Option<&[u8]>, out: &mut [u8]) {
-        let (weights, step) = (&self.weights, self.form.conv.inputs);
+        let (weights, inputs) = (&self.weights, self.spec.conv.inputs);
         let (pixels, threads) = (out.len() / weights.outputs(), input.threads());
         let by_channels = threads > 1 && pixels < weights.outputs();
         let share =
-            if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE) };
-        let strides = Strides { width: usize::MAX, pixel: step, row: 0, window: 0 };
+            if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE_ROWS) };
+        let strides = Strides { width: usize::MAX, pixel: inputs, row: 0, window: 0 };
         let parts = out.par_chunks_mut(share * weights.outputs()).enumerate();
         parts.with_min_len(input.grain()).for_each(|(part, out)| {
-            let x = &input.values[part * share * step..];
+            let x = &input.values[part * share * inputs..];
             let residual = residual.map(|residual| &residual[part * share * weights.outputs()..]);
             let product = Product { x, weights, strides, residual, out };
             if by_channels { product.run_by_channels() } else { product.run() }
@@ -115,9 +120,9 @@ impl Conv {
 
     /// Rows of the convolution from `first` on.
     fn rows(&self, input: Input<'_, u8>, first: usize, residual: Option<&[u8]>, out: &mut [u8]) {
-        let Conv2d { inputs, outputs, window: Window { kernel, stride, .. }, .. } = self.form.conv;
+        let Conv2d { inputs, outputs, window: Window { kernel, stride, .. }, .. } = self.spec.conv;
         let [[above, below], [left, right]] = self.padding();
-        let width = self.form.conv.window.output(self.input.width).unwrap_or_default();
+        let width = self.spec.conv.window.output(self.input.width).unwrap_or_default();
         let count = out.len() / (width * outputs);
         let pitch = self.pitch();
         let strides = Strides { width, pixel: stride * inputs, row: stride * pitch, window: pitch };
@@ -145,18 +150,18 @@ impl Conv {
         PADDED.set(padded);
     }
 
-    /// With pixels of the border.
+    /// Fills a part of a row with padding.
     fn fill(&self, padding: &mut [u8]) {
-        let pixels = padding.chunks_exact_mut(self.form.border.len());
-        pixels.for_each(|pixel| pixel.copy_from_slice(&self.form.border));
+        let pixels = padding.chunks_exact_mut(self.spec.border.len());
+        pixels.for_each(|pixel| pixel.copy_from_slice(&self.spec.border));
     }
 
-    /// Rows of the output from `first` on, each of which is two rows of the convolution. The largest byte stands for
+    /// Rows of the output of a pool from `first` on, each from two rows of the convolution. The largest byte represents
     /// the largest value.
     fn pooled(&self, input: Input<'_, u8>, first: usize, out: &mut [u8]) {
         let pixel = self.output.channels;
-        let row = self.form.conv.window.output(self.input.width).unwrap_or_default() * pixel;
-        let mut rows = ROWS.take();
+        let row = self.spec.conv.window.output(self.input.width).unwrap_or_default() * pixel;
+        let mut rows = POOL_ROWS.take();
         let len = 2 * out.len() / self.output.row() * row;
         rows.resize(rows.len().max(len), 0);
         self.rows(input, 2 * first, None, &mut rows[..len]);
@@ -176,21 +181,21 @@ impl Conv {
                 }
             },
         );
-        ROWS.set(rows);
+        POOL_ROWS.set(rows);
     }
 }
 
 /// A depthwise convolution with its epilogue.
 #[derive(Debug)]
-pub(in crate::engine) struct Depthwise {
+pub(in crate::engine) struct Int8DepthwiseConv {
     conv: int8::Depthwise,
     output: Shape,
 }
 
-impl Depthwise {
-    /// `weights` are `[channels, 1, kernel, kernel]`; `zero` is the byte that stands for zero in the input.
+impl Int8DepthwiseConv {
+    /// `weights` are `[channels, 1, kernel, kernel]`; `zero_point` is that of the input.
     pub(super) fn new(
-        (window, zero): (Window, u8),
+        (window, zero_point): (Window, u8),
         weights: &[i8],
         requantize: &Requantize,
         [input, output]: [Shape; 2],
@@ -205,12 +210,12 @@ impl Depthwise {
             padding: [height, width].map(|len| window.padding(len)[0]),
             out_height: output.height,
             out_width: output.width,
-            zero,
+            zero_point,
         };
         Self { conv: int8::Depthwise::new(geometry, weights, requantize), output }
     }
 
-    /// Fills `out`, the residual lies as it does; threads share its rows.
+    /// Computes `out`, with its rows divided among threads; a residual has its layout.
     pub(super) fn run(&self, input: Input<'_, u8>, residual: Option<&[u8]>, out: &mut [u8]) {
         let (row, rows) = (self.output.row(), self.output.height.div_ceil(input.threads()));
         let parts = out.par_chunks_mut(rows * row).enumerate();

@@ -1,6 +1,6 @@
-//! Plans whose maps are bytes, for CPUs with AVX-512 VNNI: static quantisation with one scale and zero point for each
-//! map and one weight scale for each output channel (Jacob et al., "Quantization and training of neural networks for
-//! efficient integer-arithmetic-only inference", 2018). Features and logits are floats.
+//! Int8 plans, for CPUs with AVX-512 VNNI: static quantisation with one scale and zero point for each feature map and one
+//! weight scale for each output channel (Jacob et al., 2018; see [`crate::kernel::int8`]). Features and logits are f32.
+//! Maps are NHWC without borders.
 
 mod compile;
 mod conv;
@@ -9,53 +9,53 @@ mod tests;
 
 pub(super) use compile::compile;
 
-use self::conv::{Conv, Depthwise};
-use super::plan::Numbers;
+use self::conv::{Int8DenseConv, Int8DepthwiseConv};
+use super::plan::Arithmetic;
 use super::shape::{Input, Shape};
 use super::simple::MaxPool;
 use crate::graph::Activation;
 use crate::kernel::arch;
 use crate::kernel::int8::SLACK;
 
-/// Which number a byte of a map stands for: `scale * (byte - zero)`.
+/// Quantisation parameters of a map: a byte represents `scale * (byte - zero_point)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Levels {
+pub(super) struct QuantParams {
     pub(super) scale: f32,
-    pub(super) zero: u8,
+    pub(super) zero_point: u8,
 }
 
-impl Levels {
-    /// From the smallest to the largest value of a map. They end where its activation does, so that saturation to
-    /// bytes is the activation.
+impl QuantParams {
+    /// For a map's smallest and largest value. The range ends at the bounds of its activation, so that saturation of the
+    /// bytes applies the activation.
     fn new([low, high]: [f32; 2], activation: Option<Activation>) -> Self {
         let [floor, ceiling] =
             activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds);
         let (low, high) = (low.min(0.0).max(floor), high.max(0.0).min(ceiling));
         let scale = if high > low { (high - low) / 255.0 } else { 1.0 };
-        Self { scale, zero: (-low / scale).round() as u8 }
+        Self { scale, zero_point: (-low / scale).round() as u8 }
     }
 }
 
-/// Maps of bytes, and the levels of those that heads read.
+/// Feature maps of bytes, and the parameters of those that heads read.
 #[derive(Debug)]
 pub(super) struct Int8 {
-    ends: Vec<Levels>,
+    ends: Vec<QuantParams>,
 }
 
 #[derive(Debug)]
 pub(super) enum Kernel {
-    Conv(Conv),
-    Depthwise(Depthwise),
+    Dense(Int8DenseConv),
+    Depthwise(Int8DepthwiseConv),
     MaxPool(MaxPool),
 }
 
-impl Numbers for Int8 {
+impl Arithmetic for Int8 {
     type Value = u8;
     type Kernel = Kernel;
     const SLACK: usize = SLACK;
 
     fn border(&self) -> [u8; 3] {
-        // Maps of bytes have none.
+        // Int8 maps have no border.
         [0; 3]
     }
 
@@ -65,7 +65,7 @@ impl Numbers for Int8 {
 
     fn run(kernel: &Kernel, input: Input<'_, u8>, residual: Option<&[u8]>, out: &mut [u8]) {
         match kernel {
-            Kernel::Conv(conv) => conv.run(input, residual, out),
+            Kernel::Dense(conv) => conv.run(input, residual, out),
             Kernel::Depthwise(conv) => conv.run(input, residual, out),
             Kernel::MaxPool(pool) => pool.run(input, u8::MIN, out),
         }
@@ -81,13 +81,13 @@ impl Numbers for Int8 {
                 }
             },
         );
-        let (pixels, Levels { scale, zero }) =
+        let (pixels, QuantParams { scale, zero_point }) =
             ((shape.height * shape.width) as f32, self.ends[end]);
-        sums.iter().map(|sum| (*sum as f32 / pixels - f32::from(zero)) * scale).collect()
+        sums.iter().map(|sum| (*sum as f32 / pixels - f32::from(zero_point)) * scale).collect()
     }
 
-    fn float(&self, end: usize, value: u8) -> f32 {
-        let Levels { scale, zero } = self.ends[end];
-        (f32::from(value) - f32::from(zero)) * scale
+    fn dequantize(&self, end: usize, value: u8) -> f32 {
+        let QuantParams { scale, zero_point } = self.ends[end];
+        (f32::from(value) - f32::from(zero_point)) * scale
     }
 }

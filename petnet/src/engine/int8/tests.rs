@@ -1,4 +1,4 @@
-//! Plans of bytes beside those of floats.
+//! Int8 plans compared with f32 plans.
 
 use super::*;
 use crate::arch::Normalization;
@@ -10,7 +10,7 @@ use crate::kernel::int8::supported;
 use crate::passes;
 use crate::weights::{Weight, Weights};
 
-/// Weights with which values keep their size from layer to layer.
+/// Random weights that keep the scale of values from layer to layer.
 pub(crate) fn weights(graph: &Graph) -> Weights {
     let mut state = 1_u32;
     let mut next = move || {
@@ -44,7 +44,7 @@ pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
     (0..count * side * side * 3).map(|i| value(at(i)) as u8).collect()
 }
 
-/// Both engines of a network, the second by the ranges of the first on the images.
+/// The f32 and the int8 engine of a network, the second with the ranges of the first on some images.
 pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
     let weights = weights(graph);
     let network = Network {
@@ -54,64 +54,66 @@ pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] 
         side,
         weights: &weights,
     };
-    let floats = Engine::new(network).unwrap();
+    let float = Engine::new(network).unwrap();
     let mut ranges = Ranges::new();
     for image in pixels.chunks_exact(side * side * 3) {
-        floats.observe(image, |node, pixel| {
+        float.observe(image, |node, pixel| {
             let [low, high] = ranges.entry(graph.nodes()[node].name.clone()).or_default();
             pixel.iter().for_each(|value| (*low, *high) = (low.min(*value), high.max(*value)));
         });
     }
-    let bytes = Engine::quantized(network, &ranges).unwrap();
-    [floats, bytes]
+    let int8 = Engine::quantized(network, &ranges).unwrap();
+    [float, int8]
 }
 
-/// The largest difference of logits, as a share of their standard deviation over images and classes.
-fn difference(ours: &[Outputs], theirs: &[Outputs]) -> f32 {
-    let pairs =
-        ours.iter().zip(theirs).flat_map(|(ours, theirs)| ours.logits.iter().zip(&theirs.logits));
-    let largest = pairs.map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f32::max);
-    let all: Vec<f32> = theirs.iter().flat_map(|outputs| outputs.logits.iter().copied()).collect();
+/// The largest difference of logits, relative to their standard deviation over images and classes.
+fn difference(actual: &[Outputs], expected: &[Outputs]) -> f32 {
+    let pairs = actual
+        .iter()
+        .zip(expected)
+        .flat_map(|(actual, expected)| actual.logits.iter().zip(&expected.logits));
+    let largest = pairs.map(|(actual, expected)| (actual - expected).abs()).fold(0.0, f32::max);
+    let all: Vec<f32> =
+        expected.iter().flat_map(|outputs| outputs.logits.iter().copied()).collect();
     let mean = all.iter().sum::<f32>() / all.len() as f32;
     let variance = all.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / all.len() as f32;
     largest / variance.sqrt()
 }
 
 #[test]
-fn a_plan_of_bytes_says_what_one_of_floats_says() {
+fn an_int8_plan_agrees_with_an_f32_plan() {
     if !supported() {
-        return eprintln!("skipped: plans of bytes need a CPU with AVX-512 VNNI");
+        return eprintln!("skipped: int8 plans need a CPU with AVX-512 VNNI");
     }
     for architecture in small() {
         let graph = architecture.graph(3).unwrap();
         for side in [33, 48, 64] {
             let pixels = images(side, 9);
-            let [floats, bytes] = engines(&graph, side, &pixels);
-            assert!(matches!(bytes.0, Plans::Int8(_)), "{}", graph.name());
-            let (ours, theirs) = (bytes.run(&pixels), floats.run(&pixels));
-            let far = difference(&ours, &theirs);
-            // A map's range is about 8 of its standard deviations: rounded to 255 steps, its values are wrong by a
-            // standard deviation of 8 / 255 / sqrt(12), 0.9 % of their own, and weights add about as little again to
-            // make it 1 %. Errors of steps are independent; the largest of these few logits lies within three times
-            // their standard deviation.
+            let [float, int8] = engines(&graph, side, &pixels);
+            assert!(matches!(int8.0, Plans::Int8(_)), "{}", graph.name());
+            let (actual, expected) = (int8.run(&pixels), float.run(&pixels));
+            let difference = difference(&actual, &expected);
+            // A map's range is about 8 of its standard deviations. Rounded to 255 steps, its values have errors with a
+            // standard deviation of 8 / 255 / sqrt(12), 0.9 % of their own; with those of the weights, about 1 %. Errors
+            // of steps are independent, and the largest of these few logits is within three standard deviations.
             let steps = passes::fuse(&graph).len();
             let tolerance = 3.0 * 0.01 * (steps as f32).sqrt();
-            println!("{} of {side} pixels: {far:.4} of {tolerance:.4}", graph.name());
-            assert!(far < tolerance, "{} of {side} pixels: {far}", graph.name());
-            // A lone image runs on all cores.
+            println!("{} of {side} pixels: {difference:.4} of {tolerance:.4}", graph.name());
+            assert!(difference < tolerance, "{} of {side} pixels: {difference}", graph.name());
+            // A single image runs on all cores.
             let image = &pixels[..side * side * 3];
-            assert_eq!(bytes.run(image), ours[..1], "{}", graph.name());
-            let (outputs, heat) = bytes.explain(image);
-            assert_eq!(outputs, ours[0]);
-            let (_, expected) = floats.explain(image);
+            assert_eq!(int8.run(image), actual[..1], "{}", graph.name());
+            let (outputs, heat) = int8.explain(image);
+            assert_eq!(outputs, actual[0]);
+            let (_, expected) = float.explain(image);
             assert_eq!([heat.height, heat.width], [expected.height, expected.width]);
-            assert_eq!(bytes.profile(image).len(), steps);
+            assert_eq!(int8.profile(image).len(), steps);
         }
     }
 }
 
 #[test]
-fn what_bytes_cannot_compute_runs_in_floats() {
+fn a_network_without_int8_kernels_runs_in_f32() {
     let net = |norm: bool| {
         let mut net = Builder::new("sum");
         let x = net.conv_norm("stem", Builder::IMAGE, 8, Window::same(3, 2));
@@ -124,11 +126,11 @@ fn what_bytes_cannot_compute_runs_in_floats() {
     let pixels = images(32, 2);
     for norm in [false, true] {
         let graph = net(norm);
-        let [floats, bytes] = engines(&graph, 32, &pixels);
-        assert!(matches!(bytes.0, Plans::F32(_)), "a sum follows no convolution");
-        assert_eq!(floats.run(&pixels), bytes.run(&pixels));
+        let [float, int8] = engines(&graph, 32, &pixels);
+        assert!(matches!(int8.0, Plans::F32(_)), "a sum follows no convolution");
+        assert_eq!(float.run(&pixels), int8.run(&pixels));
     }
-    // Values that are far outside of a range would not fit 32 bits when they are rounded.
+    // Values that are far outside of a range would overflow 32 bits when they are rounded.
     let graph = small()[1].graph(2).unwrap();
     let weights = weights(&graph);
     let network = Network {
@@ -149,19 +151,23 @@ fn what_bytes_cannot_compute_runs_in_floats() {
 }
 
 #[test]
-fn levels_end_where_the_activation_does() {
-    let relu = Levels::new([-3.0, 51.0], Some(Activation::Relu));
-    assert_eq!(relu, Levels { scale: 0.2, zero: 0 });
+fn a_range_ends_at_the_bounds_of_its_activation() {
+    let relu = QuantParams::new([-3.0, 51.0], Some(Activation::Relu));
+    assert_eq!(relu, QuantParams { scale: 0.2, zero_point: 0 });
     assert_eq!(
-        Levels::new([0.0, 9.0], Some(Activation::Relu6)),
-        Levels { scale: 6.0 / 255.0, zero: 0 }
+        QuantParams::new([0.0, 9.0], Some(Activation::Relu6)),
+        QuantParams { scale: 6.0 / 255.0, zero_point: 0 }
     );
-    assert_eq!(Levels::new([-51.0, 204.0], None), Levels { scale: 1.0, zero: 51 });
-    assert_eq!(Levels::new([1.0, 51.0], None).zero, 0, "zero is always a level");
-    assert_eq!(Levels::new([0.0, 0.0], None), Levels { scale: 1.0, zero: 0 });
+    assert_eq!(QuantParams::new([-51.0, 204.0], None), QuantParams { scale: 1.0, zero_point: 51 });
+    assert_eq!(
+        QuantParams::new([1.0, 51.0], None).zero_point,
+        0,
+        "zero is always represented exactly"
+    );
+    assert_eq!(QuantParams::new([0.0, 0.0], None), QuantParams { scale: 1.0, zero_point: 0 });
 }
 
-/// Milliseconds of an image in floats and in bytes: medians, taken in turns;
+/// Prints milliseconds for each image in f32 and int8: medians of interleaved runs;
 /// `cargo test --release -p petnet --lib speed -- --ignored --nocapture`.
 #[test]
 #[ignore = "measures time"]
@@ -182,10 +188,10 @@ fn speed() {
                     times.push(began.elapsed().as_secs_f64() * 1e3 / count as f64);
                 }
             }
-            let [floats, bytes] = times.map(median);
+            let [float, int8] = times.map(median);
             println!(
-                "{name} {side} px, {threads} threads, {count:2} images: f32 {floats:.2} ms, int8 {bytes:.2} ms, {:.2}",
-                floats / bytes
+                "{name} {side} px, {threads} threads, {count:2} images: f32 {float:.2} ms, int8 {int8:.2} ms, {:.2}",
+                float / int8
             );
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -199,10 +205,10 @@ fn speed() {
         }
         let mut sums = [0.0; 2];
         for (step, times) in engines[1].profile(pixels).iter().zip(times) {
-            let [floats, bytes] = times.map(median);
-            sums = [sums[0] + floats, sums[1] + bytes];
-            let rate = step.1 as f64 * 1e-3 / bytes;
-            println!("{:28} {floats:8.1} us {bytes:8.1} us {rate:6.0} GOP/s", step.0);
+            let [float, int8] = times.map(median);
+            sums = [sums[0] + float, sums[1] + int8];
+            let rate = step.1 as f64 * 1e-3 / int8;
+            println!("{:28} {float:8.1} us {int8:8.1} us {rate:6.0} GOP/s", step.0);
         }
         println!("{name} {side} px, one thread, sums of medians of steps: {sums:.0?} us");
     }

@@ -1,32 +1,36 @@
-//! Depthwise convolutions: each channel is convolved alone, with vectors across channels.
+//! Int8 depthwise convolutions: the counterpart of [`crate::kernel::Depthwise`] for bytes, with vectors of neighbouring
+//! channels.
 //!
-//! The bytes of four neighbouring columns are transposed, so that an instruction multiplies and adds four taps of each
-//! channel. One such quad serves all outputs whose windows it overlaps; their weights are stored shifted, with zeros
-//! where a window does not reach.
+//! A quad is four neighbouring columns of an input row. Its bytes are transposed, so that each 32-bit lane has the four
+//! columns of one channel and `vpdpbusd` adds four taps. A quad is loaded and transposed once for all outputs of a tile
+//! whose windows overlap it; for each pair of output and quad, the kernel row is packed shifted by the output's column,
+//! with zeros for columns outside of the window.
+//!
+//! Near the edges, and for maps that fit the L1 cache, tiles read a copy of the input padded with its zero point.
 #![allow(
     unsafe_code,
     reason = "the instructions have no safe form; tests compare with the definition"
 )]
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::lanes::{Lanes, X16, X32, X64};
-use super::{Line, Requantize, aligned, each, place, supported};
+use super::{CacheLine, Requantize, aligned, packed_index, supported, unroll};
 
-/// Bytes of a padded copy of a small map that stay in the first cache.
+/// Maximum size, in bytes, of a padded copy of all rows: it stays in the L1 cache.
 const COPY: usize = 20 << 10;
 
 thread_local! {
-    /// A padded copy of a small map, or of what one tile reads.
-    static PADDED: RefCell<Vec<Line<u8, 64>>> = const { RefCell::new(Vec::new()) };
+    /// A padded copy of the input of all rows or of one tile.
+    static PADDED: RefCell<Vec<CacheLine<u8, 64>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The sides of a depthwise convolution's maps, and its window.
+/// Shapes and window of a depthwise convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
     pub(crate) height: usize,
@@ -38,11 +42,11 @@ pub(crate) struct Geometry {
     pub(crate) padding: [usize; 2],
     pub(crate) out_height: usize,
     pub(crate) out_width: usize,
-    /// The byte that stands for zero in the input.
-    pub(crate) zero: u8,
+    /// The byte that represents zero in the input.
+    pub(crate) zero_point: u8,
 }
 
-/// A depthwise convolution from one map of bytes to another, `[height, width, channels]`.
+/// A depthwise convolution of `[height, width, channels]` with packed weights.
 #[derive(Debug)]
 pub(crate) struct Depthwise {
     geometry: Geometry,
@@ -50,21 +54,21 @@ pub(crate) struct Depthwise {
     residual: f32,
 }
 
-/// Neighbouring channels that fill vectors.
+/// Neighbouring channels of one vector.
 #[derive(Debug)]
 struct Chunk {
     first: usize,
-    /// Channels, at most as many as lanes.
+    /// Number of channels, at most `lanes`.
     count: usize,
-    /// Channels that the vectors hold: 64, 32 or 16.
+    /// Bytes of a vector: 64, 32 or 16.
     lanes: usize,
     /// `[rows of the window, pairs of an output and a quad that overlap, 4 vectors, lanes / 4, 4]`.
-    weights: Vec<Line<i8, 64>>,
-    scale: Vec<Line<f32, 16>>,
-    offset: Vec<Line<f32, 16>>,
+    weights: Vec<CacheLine<i8, 64>>,
+    scale: Vec<CacheLine<f32, 16>>,
+    offset: Vec<CacheLine<f32, 16>>,
 }
 
-/// How many outputs are computed from how many quads, for windows of `kernel` columns.
+/// Numbers of outputs and quads of a tile, for windows of `kernel` columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tiling {
     kernel: usize,
@@ -122,7 +126,7 @@ impl Depthwise {
             let [scale, offset] = [&requantize.scale, &requantize.offset].map(|values| {
                 let mut placed = vec![0.0; lanes];
                 for (channel, value) in values[first..first + count].iter().enumerate() {
-                    placed[place(channel, 4, lanes / 16)] = *value;
+                    placed[packed_index(channel, 4, lanes / 16)] = *value;
                 }
                 aligned(&placed)
             });
@@ -132,7 +136,7 @@ impl Depthwise {
         Self { geometry, chunks, residual: requantize.residual }
     }
 
-    /// Some rows of the output; `out`, and the residual if there is one, begin with the first of them.
+    /// Computes some rows of the output; `out` and the residual begin with the first of them.
     pub(crate) fn rows(
         &self,
         x: &[u8],
@@ -147,7 +151,7 @@ impl Depthwise {
         assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
         let mut buffer = PADDED.take();
         for chunk in &self.chunks {
-            let job = Job {
+            let chunk_rows = ChunkRows {
                 conv: self,
                 chunk,
                 x,
@@ -156,12 +160,12 @@ impl Depthwise {
                 out,
                 buffer: &mut buffer,
             };
-            // SAFETY: the instructions are there, and the maps are as long as the geometry says.
+            // SAFETY: the CPU has the instructions, and the maps have the lengths of the geometry, as asserted.
             unsafe {
                 match chunk.lanes {
-                    64 => job.run::<X64>(kernel, stride),
-                    32 => job.run::<X32>(kernel, stride),
-                    _ => job.run::<X16>(kernel, stride),
+                    64 => chunk_rows.run::<X64>(kernel, stride),
+                    32 => chunk_rows.run::<X32>(kernel, stride),
+                    _ => chunk_rows.run::<X16>(kernel, stride),
                 }
             }
         }
@@ -169,14 +173,14 @@ impl Depthwise {
     }
 }
 
-/// A chunk's weights, from `[channels, kernel, kernel]`.
+/// The packed weights of a chunk, from `[channels, kernel, kernel]`.
 fn pack([kernel, lanes]: [usize; 2], tiling: Tiling, weights: &[i8]) -> Vec<i8> {
     let mut packed = Vec::new();
     for row in 0..kernel {
         for [output, quad] in tiling.pairs() {
             let mut vectors = vec![0; lanes * 4];
             for (channel, weights) in weights.chunks_exact(kernel * kernel).enumerate() {
-                let at = place(channel, 4, lanes / 16) * 4;
+                let at = packed_index(channel, 4, lanes / 16) * 4;
                 for tap in 0..4 {
                     let column = (4 * quad + tap).checked_sub(output * tiling.stride);
                     if let Some(column) = column.filter(|column| *column < kernel) {
@@ -190,18 +194,18 @@ fn pack([kernel, lanes]: [usize; 2], tiling: Tiling, weights: &[i8]) -> Vec<i8> 
     packed
 }
 
-/// Some rows of a chunk of channels.
-struct Job<'a> {
+/// Some rows of the output of one chunk.
+struct ChunkRows<'a> {
     conv: &'a Depthwise,
     chunk: &'a Chunk,
     x: &'a [u8],
     rows: Range<usize>,
     residual: Option<&'a [u8]>,
     out: &'a mut [u8],
-    buffer: &'a mut Vec<Line<u8, 64>>,
+    buffer: &'a mut Vec<CacheLine<u8, 64>>,
 }
 
-/// Pixels of a map, padding included, that a tile or a band of rows reads.
+/// A rectangle of input pixels, padding included, that a tile or some rows read.
 #[derive(Clone, Copy)]
 struct Region {
     /// First row and column; negative ones are padding.
@@ -210,20 +214,20 @@ struct Region {
     width: usize,
 }
 
-/// Input of a tile: its first byte, and the bytes from a pixel and from a row to the next.
+/// Input of a tile: its first byte, and the strides of pixels and rows in bytes.
 #[derive(Clone, Copy)]
-struct Source {
+struct TileInput {
     x: *const u8,
     pixel: usize,
     row: usize,
 }
 
-impl Job<'_> {
+impl ChunkRows<'_> {
     /// # Safety
-    /// The CPU has the instructions, and all slices are as long as the geometry says.
+    /// The CPU has the instructions, and all slices have the lengths of the geometry.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn run<L: Lanes>(self, kernel: usize, stride: usize) {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller ensures it.
         unsafe {
             match (kernel, stride) {
                 (3, 1) => self.tiles::<L, 3, 1, 2, 1>(),
@@ -237,10 +241,10 @@ impl Job<'_> {
         }
     }
 
-    /// Tiles of `P` outputs from `Q` quads, for windows of `K` columns every `T` columns.
+    /// Computes tiles of `P` outputs from `Q` quads, for windows of `K` columns and stride `T`.
     ///
     /// # Safety
-    /// As [`Job::run`].
+    /// As [`ChunkRows::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn tiles<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
         mut self,
@@ -259,10 +263,10 @@ impl Job<'_> {
             height: (self.rows.len().max(1) - 1) * stride + kernel,
             width: (tiles - 1) * P * stride + 4 * Q,
         };
-        let small = band.height * band.width * L::CHANNELS <= COPY;
-        // SAFETY: a source begins within the map or the copy, and all that a tile reads from there lies within it.
+        let copied = band.height * band.width * L::CHANNELS <= COPY;
+        // SAFETY: all that a tile reads lies within the map or the copy.
         unsafe {
-            if small {
+            if copied {
                 self.copy::<L>(band);
             }
             for (line, y) in self.rows.clone().enumerate() {
@@ -272,10 +276,10 @@ impl Job<'_> {
                         && left >= 0
                         && top as usize + kernel <= height
                         && left as usize + 4 * Q <= width;
-                    let source = if small {
+                    let input = if copied {
                         let row = band.width * L::CHANNELS;
                         let at = line * stride * row + tile * P * stride * L::CHANNELS;
-                        Source {
+                        TileInput {
                             x: self.buffer.as_ptr().cast::<u8>().add(at),
                             pixel: L::CHANNELS,
                             row,
@@ -283,7 +287,7 @@ impl Job<'_> {
                     } else if inside {
                         let at =
                             (top as usize * width + left as usize) * channels + self.chunk.first;
-                        Source {
+                        TileInput {
                             x: self.x.as_ptr().add(at),
                             pixel: channels,
                             row: width * channels,
@@ -291,9 +295,9 @@ impl Job<'_> {
                     } else {
                         self.copy::<L>(Region { start: [top, left], height: kernel, width: 4 * Q });
                         let (x, pixel) = (self.buffer.as_ptr().cast(), L::CHANNELS);
-                        Source { x, pixel, row: 4 * Q * pixel }
+                        TileInput { x, pixel, row: 4 * Q * pixel }
                     };
-                    let sums = self.tile::<L, K, T, P, Q>(source);
+                    let sums = self.tile::<L, K, T, P, Q>(input);
                     let first = line * out_width + tile * P;
                     self.write::<L, P>(sums, first, P.min(out_width - tile * P));
                 }
@@ -304,25 +308,25 @@ impl Job<'_> {
     /// The sums of `P` neighbouring outputs.
     ///
     /// # Safety
-    /// As [`Job::run`]; `4 * Q` pixels of each row of the window lie within what the source points into.
+    /// As [`ChunkRows::run`]; `4 * Q` pixels of each row of the window lie within the input's map or copy.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn tile<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
         &self,
-        source: Source,
+        input: TileInput,
     ) -> [[L::Bytes; 4]; P] {
         let tiling = const { Tiling::new(K, T, P, Q) };
         let mask = mask(self.chunk.count);
-        // SAFETY: as the caller says; weights are read in the order in which they were packed.
+        // SAFETY: the caller ensures it; weights are read in the packed order.
         unsafe {
             let mut sums = [[L::zero(); 4]; P];
             let mut weights = self.chunk.weights.as_ptr().cast::<i8>();
-            let mut x = source.x;
+            let mut x = input.x;
             for _ in 0..self.conv.geometry.kernel {
                 let mut quads = [[L::zero(); 4]; Q];
                 for quad in 0..Q {
                     for column in 0..4 {
-                        let at = (4 * quad + column) * source.pixel;
+                        let at = (4 * quad + column) * input.pixel;
                         quads[quad][column] = L::load(x.add(at), mask);
                     }
                     quads[quad] = L::transpose(quads[quad]);
@@ -339,16 +343,16 @@ impl Job<'_> {
                         }
                     }
                 }
-                x = x.wrapping_add(source.row);
+                x = x.wrapping_add(input.row);
             }
             sums
         }
     }
 
-    /// Requantises the first `count` of some outputs and writes them, from pixel `first` on.
+    /// Requantises and writes the first `count` outputs of a tile, from pixel `first` on.
     ///
     /// # Safety
-    /// As [`Job::run`]; the pixels are some of the output.
+    /// As [`ChunkRows::run`]; the pixels are pixels of the output.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn write<L: Lanes, const P: usize>(
@@ -359,9 +363,9 @@ impl Job<'_> {
     ) {
         let mask = mask(self.chunk.count);
         let (scale, offset) = (self.chunk.scale.as_ptr().cast(), self.chunk.offset.as_ptr().cast());
-        // SAFETY: as the caller says; a chunk's channels lie within each pixel.
+        // SAFETY: the caller ensures it; a chunk's channels lie within each pixel.
         unsafe {
-            each!(P, |output| {
+            unroll!(P, |output| {
                 if output < count {
                     let at = (first + output) * self.conv.geometry.channels + self.chunk.first;
                     let residual = self.residual.map(|residual| {
@@ -374,16 +378,16 @@ impl Job<'_> {
         }
     }
 
-    /// Fills the buffer with a region of the chunk's channels, padded with what stands for zero.
+    /// Copies a region of the chunk's channels to the buffer, padded with the zero point.
     ///
     /// # Safety
-    /// As [`Job::run`].
+    /// As [`ChunkRows::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn copy<L: Lanes>(&mut self, region: Region) {
-        let Geometry { height, width, channels, zero, .. } = self.conv.geometry;
+        let Geometry { height, width, channels, zero_point, .. } = self.conv.geometry;
         let lines = (region.height * region.width * L::CHANNELS).div_ceil(64);
         if self.buffer.len() < lines {
-            self.buffer.resize(lines, Line([0; 64]));
+            self.buffer.resize(lines, CacheLine([0; 64]));
         }
         let mask = mask(self.chunk.count);
         let [top, left] = region.start;
@@ -400,11 +404,11 @@ impl Job<'_> {
             let out = unsafe { std::slice::from_raw_parts_mut(out, region.width * L::CHANNELS) };
             let y = top + row as isize;
             if y < 0 || y >= height as isize {
-                out.fill(zero);
+                out.fill(zero_point);
                 continue;
             }
-            out[..first * L::CHANNELS].fill(zero);
-            out[end * L::CHANNELS..].fill(zero);
+            out[..first * L::CHANNELS].fill(zero_point);
+            out[end * L::CHANNELS..].fill(zero_point);
             let inside = &mut out[first * L::CHANNELS..end * L::CHANNELS];
             let x = (y as usize * width) as isize + left + first as isize;
             for (place, pixel) in inside.chunks_exact_mut(L::CHANNELS).enumerate() {
@@ -418,7 +422,7 @@ impl Job<'_> {
     }
 }
 
-/// One bit for each channel.
+/// A mask with one bit for each channel.
 #[inline]
 fn mask(channels: usize) -> u64 {
     u64::MAX >> (64 - channels)

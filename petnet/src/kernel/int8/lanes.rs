@@ -1,4 +1,5 @@
-//! Vectors of 64, 32 or 16 bytes, one for each channel, and four vectors of as many 32-bit sums.
+//! Instructions of the depthwise kernel for vectors of 64, 32 or 16 bytes: one byte for each channel, with four vectors of
+//! 32-bit sums for as many channels.
 #![allow(
     unsafe_code,
     reason = "the instructions have no safe form; tests compare with the definition"
@@ -6,31 +7,30 @@
 
 use std::arch::x86_64::*;
 
-/// The instructions for one width of vectors. Where four vectors stand together, each 128-bit lane of theirs holds four
-/// neighbouring channels, as [`super::place`] says.
+/// The instructions for one width of vectors. Four vectors of 32-bit values have the order of [`super::packed_index`].
 ///
 /// # Safety
-/// The functions may be called where [`super::supported`]; pointers point to as many values as there are channels, or
-/// to as many as the mask has bits.
+/// The functions may be called where [`super::supported`] is true; pointers point to as many values as there are channels,
+/// or to as many as the mask has bits.
 pub(super) trait Lanes {
     type Bytes: Copy;
     const CHANNELS: usize;
     unsafe fn zero() -> Self::Bytes;
-    /// Bytes; zero where a mask of less than 16 channels ends.
+    /// Loads bytes; with a mask of less than 16 channels, the others are zero.
     unsafe fn load(from: *const u8, mask: u64) -> Self::Bytes;
     unsafe fn weights(from: *const i8) -> Self::Bytes;
-    /// From four pixels to four taps of each channel.
+    /// Transposes the bytes of four pixels to vectors that hold the four pixels of each channel in one 32-bit lane.
     unsafe fn transpose(pixels: [Self::Bytes; 4]) -> [Self::Bytes; 4];
     /// Adds to each sum the products of four unsigned and four signed bytes.
     unsafe fn dot(sums: Self::Bytes, values: Self::Bytes, weights: Self::Bytes) -> Self::Bytes;
-    /// From sums to the bytes of the output. A residual comes with its factor.
+    /// Sums to the bytes of the output. A residual comes with its scale.
     unsafe fn requantize(
         sums: [Self::Bytes; 4],
         scale: *const f32,
         offset: *const f32,
         residual: Option<(Self::Bytes, f32)>,
     ) -> Self::Bytes;
-    /// Writes bytes, no more than the mask says where it has less than 16 channels.
+    /// Writes bytes; with a mask of less than 16 channels, only those.
     unsafe fn store(to: *mut u8, bytes: Self::Bytes, mask: u64);
 }
 
@@ -55,14 +55,14 @@ macro_rules! lanes {
             #[inline]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
             unsafe fn load($from: *const u8, $load_mask: u64) -> $bytes {
-                // SAFETY: as the caller says.
+                // SAFETY: the caller ensures it.
                 unsafe { $load }
             }
 
             #[inline]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
             unsafe fn weights(from: *const i8) -> $bytes {
-                // SAFETY: as the caller says; vectors need no alignment to be read so.
+                // SAFETY: the caller ensures as many bytes; unaligned reads need no alignment.
                 unsafe { from.cast::<$bytes>().read_unaligned() }
             }
 
@@ -91,12 +91,12 @@ macro_rules! lanes {
                 let mut rounded = sums;
                 for vector in 0..4 {
                     let at = vector * $channels / 4;
-                    // SAFETY: there is a factor and a summand for each channel.
+                    // SAFETY: there is a scale and an offset for each channel.
                     let (scale, offset) =
                         unsafe { ($loadf(scale.add(at)), $loadf(offset.add(at))) };
                     let mut value = $fma($words(sums[vector]), scale, offset);
                     if let Some((bytes, factor)) = residual {
-                        // Four bytes of each lane become four integers.
+                        // Widens four bytes of each 128-bit lane to 32 bits.
                         let $four = _mm_or_si128(
                             _mm_setr_epi8(
                                 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1,
@@ -115,7 +115,7 @@ macro_rules! lanes {
             #[inline]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
             unsafe fn store($to: *mut u8, $stored: $bytes, $store_mask: u64) {
-                // SAFETY: as the caller says.
+                // SAFETY: the caller ensures it.
                 unsafe { $store }
             }
         }

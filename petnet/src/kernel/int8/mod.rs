@@ -1,9 +1,14 @@
-//! Convolutions of bytes for x86-64 CPUs with AVX-512 VNNI: unsigned bytes by signed ones, summed in 32-bit integers
-//! and requantised to unsigned bytes.
+//! Int8 convolutions of one image for x86-64 CPUs with AVX-512 VNNI: feature maps of unsigned bytes (NHWC), weights of
+//! signed bytes, sums of 32 bits, requantised to unsigned bytes (Jacob et al., "Quantization and training of neural
+//! networks for efficient integer-arithmetic-only inference", 2018). Only the engine uses them (`engine::int8`).
 //!
-//! A value of the output is `round(sum * scale + offset + residual)`, saturated to 0..=255. Scale and offset are those
-//! of its channel; they hold the scales and zero points of all maps and the bias. Activations need no operation: the
-//! levels of a map end where its activation does.
+//! The instruction `vpdpbusd` multiplies four neighbouring unsigned bytes by four signed bytes and adds the products to a
+//! 32-bit sum, in each 32-bit lane of a vector. Dense convolutions ([`products`]) put four inputs of one output channel
+//! into a lane, depthwise ones ([`depthwise`]) four kernel columns of one channel.
+//!
+//! A value of the output is `round(sum * scale + offset + residual)`, saturated to 0..=255. Scale and offset are those of
+//! its output channel; they include the scales and zero points of all maps and the bias. Activations need no operation:
+//! the range of a map ends at the bounds of its activation.
 
 mod depthwise;
 mod lanes;
@@ -14,11 +19,11 @@ mod tests;
 pub(crate) use depthwise::{Depthwise, Geometry};
 pub(crate) use products::{Packed, Product, Strides};
 
-/// Repeats a block with each number below a constant one, as constants: in a loop over sums, those would leave their
-/// registers.
-macro_rules! each {
+/// Unrolls a loop over the numbers below a constant of at most 8, each a constant in its iteration; in a loop, the sums
+/// would be spilled.
+macro_rules! unroll {
     ($count:ident, |$number:ident| $body:block) => {
-        each!($count, $number, $body, 0 1 2 3 4 5 6 7)
+        unroll!($count, $number, $body, 0 1 2 3 4 5 6 7)
     };
     ($count:ident, $number:ident, $body:block, $($literal:literal)+) => {
         $(if $literal < $count {
@@ -29,27 +34,27 @@ macro_rules! each {
     };
 }
 
-use each;
+use unroll;
 
-/// As much as a vector or a line of the cache holds: loads that cross lines take twice the time.
+/// Values of a cache line, which is as long as a 512-bit vector: loads that cross lines take twice the time.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Line<T, const N: usize>([T; N]);
+struct CacheLine<T, const N: usize>([T; N]);
 
-/// Values at the beginning of a line of the cache, with zeros up to the end of another.
-fn aligned<T: Copy + Default, const N: usize>(values: &[T]) -> Vec<Line<T, N>> {
+/// Copies values to whole cache lines, padded with zeros.
+fn aligned<T: Copy + Default, const N: usize>(values: &[T]) -> Vec<CacheLine<T, N>> {
     let lines = values.chunks(N).map(|values| {
-        let mut line = Line([T::default(); N]);
+        let mut line = CacheLine([T::default(); N]);
         line.0[..values.len()].copy_from_slice(values);
         line
     });
     lines.collect()
 }
 
-/// Bytes behind a map that products may read, whatever they are.
+/// Bytes after a map that products may read; their values have no effect.
 pub(crate) const SLACK: usize = 4;
 
-/// True on CPUs with the instructions of the kernels.
+/// True where the CPU has the instructions of these kernels.
 pub(crate) fn supported() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -57,20 +62,21 @@ pub(crate) fn supported() -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
-/// The linear map from a convolution's integer sums to the bytes of its output.
+/// Requantisation: the affine map from a convolution's 32-bit sums to the bytes of its output.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Requantize {
-    /// One factor for each output channel.
+    /// For each output channel.
     pub(crate) scale: Vec<f32>,
-    /// One summand for each output channel.
+    /// For each output channel.
     pub(crate) offset: Vec<f32>,
-    /// Factor of a residual's bytes.
+    /// Scale of a residual's bytes.
     pub(crate) residual: f32,
 }
 
-/// The place of a channel among `vectors` vectors of 32-bit values. Saturating packs of those vectors give bytes in
-/// the channels' order, as each 128-bit lane takes four values of each vector in turn.
-fn place(channel: usize, vectors: usize, lanes: usize) -> usize {
+/// Index of a channel's 32-bit sum among the values of `vectors` vectors of `lanes` 128-bit lanes. Saturating packs
+/// (`vpackssdw`, `vpackuswb`) take four values of each vector for each 128-bit lane of their output. With sums in this
+/// order, the packed bytes of four vectors are in the order of the channels.
+fn packed_index(channel: usize, vectors: usize, lanes: usize) -> usize {
     let (four, within) = (channel / 4, channel % 4);
     let (lane, vector) = (four / vectors, four % vectors);
     vector * 4 * lanes + 4 * lane + within

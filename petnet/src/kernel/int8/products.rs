@@ -1,11 +1,16 @@
-//! Products of pixels and weights for dense convolutions.
+//! Int8 tile products for dense convolutions: the counterpart of [`crate::kernel::Product`] for bytes.
+//!
+//! A tile is up to 8 pixels by up to 3 vectors of 16 output channels. Each step broadcasts four input bytes of a pixel,
+//! loads 64 weights of 16 channels for each vector, and adds the products with `vpdpbusd`. The inputs of a pixel are the
+//! rows of its window, each of which is contiguous (columns times channels), padded to a multiple of four by weights that
+//! are zero; there is no im2col.
 #![allow(
     unsafe_code,
     reason = "the instructions have no safe form; tests compare with the definition"
 )]
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::arch::x86_64::*;
@@ -13,33 +18,33 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::{Line, Requantize, aligned, each, place, supported};
+use super::{CacheLine, Requantize, aligned, packed_index, supported, unroll};
 
-/// Sums of a vector.
+/// 32-bit sums of a vector.
 const LANES: usize = 16;
-/// Most vectors of output channels that are summed at once.
+/// Maximum number of vectors of output channels in a tile.
 const WIDTH: usize = 3;
-/// Most pixels that are summed at once.
+/// Maximum number of pixels in a tile.
 const ROWS: usize = 8;
 
-/// Weights in the order in which the products read them: blocks of output channels, each
-/// `[rows of the window, depth / 4, channels of the block, 4]`.
+/// Packed weights: blocks of output channels, each `[rows of the window, depth / 4, channels of the block, 4]`, with
+/// channels in the order of [`packed_index`].
 #[derive(Debug)]
 pub(crate) struct Packed {
-    weights: Vec<Line<i8, 64>>,
+    weights: Vec<CacheLine<i8, 64>>,
     /// Scale and offset, in the order of each block's sums.
-    scale: Vec<Line<f32, LANES>>,
-    offset: Vec<Line<f32, LANES>>,
+    scale: Vec<CacheLine<f32, LANES>>,
+    offset: Vec<CacheLine<f32, LANES>>,
     residual: f32,
     /// Rows of the window.
     rows: usize,
-    /// Bytes that a row of the window reads: its columns and channels, up to a multiple of four.
+    /// Bytes of a row of the window: its columns times channels, rounded up to a multiple of four.
     depth: usize,
     outputs: usize,
 }
 
 impl Packed {
-    /// For windows of `rows` rows of `run` contiguous values each; `weight(row, value, output)` gives each weight.
+    /// Packs the values of `weight(row, value, output)` for windows of `rows` rows of `run` contiguous values each.
     pub(crate) fn new(
         [rows, run]: [usize; 2],
         requantize: &Requantize,
@@ -53,7 +58,7 @@ impl Packed {
             let (first, count) = (first * LANES, width * LANES);
             let block = &mut weights[first * rows * depth..][..count * rows * depth];
             for channel in 0..count.min(outputs - first) {
-                let at = place(channel, width, 4);
+                let at = packed_index(channel, width, 4);
                 scale[first + at] = requantize.scale[first + channel];
                 offset[first + at] = requantize.offset[first + channel];
                 for (row, value) in
@@ -96,24 +101,24 @@ pub(crate) struct Strides {
     pub(crate) window: usize,
 }
 
-/// A convolution of some pixels; `x` begins with the window of the first.
+/// The product of some output pixels; `x` begins with the window of the first.
 pub(crate) struct Product<'a> {
     pub(crate) x: &'a [u8],
     pub(crate) weights: &'a Packed,
     pub(crate) strides: Strides,
-    /// Bytes to add, as many as `out` has.
+    /// Bytes of the residual, in the layout of `out`.
     pub(crate) residual: Option<&'a [u8]>,
     /// `[pixels, outputs]`.
     pub(crate) out: &'a mut [u8],
 }
 
 impl Product<'_> {
-    /// Fills the whole output.
+    /// Computes the whole output on this thread.
     pub(crate) fn run(mut self) {
         self.blocks().for_each(Block::run);
     }
 
-    /// Fills the whole output; threads share its channels.
+    /// Computes the whole output, with blocks of output channels in parallel.
     pub(crate) fn run_by_channels(mut self) {
         let blocks: Vec<Block<'_>> = self.blocks().collect();
         blocks.into_par_iter().for_each(Block::run);
@@ -141,7 +146,7 @@ impl Product<'_> {
                 // SAFETY: the first channel of a block lies within each pixel.
                 out: unsafe { out.add(channel) },
                 residual: residual.map(|residual| residual[channel..].as_ptr()),
-                factor: packed.residual,
+                residual_scale: packed.residual,
                 channels: count.min(outputs - channel),
                 shape: [rows, depth, outputs],
                 strides: *strides,
@@ -153,29 +158,28 @@ impl Product<'_> {
     }
 }
 
-/// A block of output channels of a [`Product`], whose lengths were asserted.
+/// One block of output channels of a [`Product`] whose lengths are validated.
 struct Block<'a> {
     x: *const u8,
     weights: *const i8,
     affine: [*const f32; 2],
     out: *mut u8,
     residual: Option<*const u8>,
-    factor: f32,
-    /// Of the output that it writes.
+    residual_scale: f32,
     channels: usize,
     /// Rows of the window, bytes of each, and bytes of a pixel of the output.
     shape: [usize; 3],
     strides: Strides,
     pixels: usize,
-    /// Vectors.
+    /// Vectors of the block's channels.
     width: usize,
     output: PhantomData<&'a mut [u8]>,
 }
 
-// SAFETY: it reads shared borrows, and of the output's exclusive borrow each block writes its own channels alone.
+// SAFETY: it reads shared borrows; of the exclusively borrowed output, each block writes its own channels only.
 unsafe impl Send for Block<'_> {}
 
-/// Runs a tile with its pixels and vectors as constants, so that its sums stay in registers.
+/// Runs a tile with its numbers of pixels and vectors as constants, so that its sums are registers.
 macro_rules! tile {
     ($block:ident, $pixels:expr, $arguments:tt, [$($rows:literal)+]) => {
         match ($pixels, $block.width) {
@@ -193,37 +197,37 @@ impl Block<'_> {
         let (mut column, mut start, mut first) = (0, 0, 0);
         while first < self.pixels {
             let left = self.pixels - first;
-            // Parts as even as can be, so that none has few pixels, whose weights would be loaded for little work.
+            // Tiles as even as possible: one of few pixels would load its weights for little arithmetic.
             let count = left.div_ceil(left.div_ceil(ROWS));
-            let mut places = [0; ROWS];
-            for place in &mut places[..count] {
-                *place = start;
+            let mut windows = [0; ROWS];
+            for window in &mut windows[..count] {
+                *window = start;
                 (column, start) = (column + 1, start + pixel);
                 if column == width {
                     (column, start) = (0, start + row - width * pixel);
                 }
             }
-            // SAFETY: the instructions are there and all windows lie within the input, as was asserted.
-            unsafe { tile!(self, count, (&places, first), [1 2 3 4 5 6 7 8]) }
+            // SAFETY: `blocks` has asserted that the CPU has the instructions and that all windows lie within the input.
+            unsafe { tile!(self, count, (&windows, first), [1 2 3 4 5 6 7 8]) }
             first += count;
         }
     }
 
-    /// `R` pixels by `V` vectors of channels.
+    /// `R` pixels by `V` vectors of channels; `windows` are the offsets of the pixels' windows.
     ///
     /// # Safety
-    /// The CPU has the instructions; the pixels are some of the output, and `places` is where their windows begin.
+    /// The CPU has the instructions; the pixels are pixels of the output, and their windows lie within the input.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn tile<const R: usize, const V: usize>(&self, places: &[usize; ROWS], first: usize) {
-        // SAFETY: as the caller says; scale and offset have a value for each of the block's sums.
+    unsafe fn tile<const R: usize, const V: usize>(&self, windows: &[usize; ROWS], first: usize) {
+        // SAFETY: the caller ensures it; scale and offset have a value for each of the block's sums.
         unsafe {
-            let sums = self.sums::<R, V>(places);
+            let sums = self.sums::<R, V>(windows);
             let [mut scale, mut offset] = [[_mm512_setzero_ps(); V]; 2];
             for vector in 0..V {
                 scale[vector] = _mm512_loadu_ps(self.affine[0].add(vector * LANES));
                 offset[vector] = _mm512_loadu_ps(self.affine[1].add(vector * LANES));
             }
-            each!(R, |row| {
+            unroll!(R, |row| {
                 let at = (first + row) * self.shape[2];
                 let mut values = [_mm512_setzero_ps(); V];
                 for vector in 0..V {
@@ -246,18 +250,18 @@ impl Block<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn sums<const R: usize, const V: usize>(
         &self,
-        places: &[usize; ROWS],
+        windows: &[usize; ROWS],
     ) -> [[__m512i; V]; R] {
         let [rows, depth, _] = self.shape;
         let mut sums = [[_mm512_setzero_si512(); V]; R];
-        // SAFETY: windows and weights lie within what they point into, as the caller says.
+        // SAFETY: windows lie within the input, as the caller ensures; weights are read in the packed order.
         unsafe {
             let mut x = [self.x; R];
             for row in 0..R {
-                x[row] = self.x.add(places[row]);
+                x[row] = self.x.add(windows[row]);
             }
-            // One loop over the groups of all rows of the window, which runs at least once: around nested ones, the
-            // sums would leave their registers.
+            // One loop over the groups of four bytes of all rows of the window, which runs at least once: in nested
+            // loops the sums would be spilled.
             let (mut weights, mut at, mut left) = (self.weights, 0, depth / 4);
             let end = weights.add(rows * depth * V * LANES);
             loop {
@@ -285,7 +289,7 @@ impl Block<'_> {
         sums
     }
 
-    /// Adds a pixel's residual.
+    /// Adds the residual of a pixel.
     ///
     /// # Safety
     /// The CPU has the instructions; the residual has the block's channels.
@@ -296,21 +300,21 @@ impl Block<'_> {
         mut values: [__m512; V],
         residual: *const u8,
     ) -> [__m512; V] {
-        // SAFETY: no more is read than the block's channels.
+        // SAFETY: only the block's channels are read.
         let bytes = unsafe { _mm512_maskz_loadu_epi8(self.mask(), residual.cast()) };
-        let bytes = _mm512_permutexvar_epi32(spread(V), bytes);
+        let bytes = _mm512_permutexvar_epi32(to_packed_order(V), bytes);
         for vector in 0..V {
-            // Four bytes of each lane become four integers.
+            // Widens four bytes of each 128-bit lane to 32 bits.
             let four = _mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1);
             let pick = _mm_or_si128(four, _mm_set1_epi32(4 * vector as i32));
             let added = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(pick));
-            let factor = _mm512_set1_ps(self.factor);
-            values[vector] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(added), factor, values[vector]);
+            let scale = _mm512_set1_ps(self.residual_scale);
+            values[vector] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(added), scale, values[vector]);
         }
         values
     }
 
-    /// Rounds a pixel's values and saturates them to bytes.
+    /// Rounds the values of a pixel, saturates them to bytes and writes them.
     ///
     /// # Safety
     /// The CPU has the instructions; there is room for the block's channels.
@@ -323,8 +327,8 @@ impl Block<'_> {
         }
         let low = _mm512_packs_epi32(rounded[0], rounded[1]);
         let high = _mm512_packs_epi32(rounded[2], rounded[3]);
-        let bytes = _mm512_permutexvar_epi32(gather(V), _mm512_packus_epi16(low, high));
-        // SAFETY: no more is written than the block's channels.
+        let bytes = _mm512_permutexvar_epi32(to_channel_order(V), _mm512_packus_epi16(low, high));
+        // SAFETY: only the block's channels are written.
         unsafe {
             match (self.channels == V * LANES, V) {
                 (true, 1) => _mm_storeu_si128(out.cast(), _mm512_castsi512_si128(bytes)),
@@ -346,10 +350,11 @@ impl Block<'_> {
     }
 }
 
-/// Four channels each from the order of packed bytes, `[lane, 4]`, to that of the channels, `[lane, V]`.
+/// Indices of a permutation of groups of four bytes, from the order after packs, `[128-bit lane, 4]`, to that of the
+/// channels, `[128-bit lane, V]`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn gather(vectors: usize) -> __m512i {
+fn to_channel_order(vectors: usize) -> __m512i {
     match vectors {
         1 => _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
         2 => _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -357,10 +362,10 @@ fn gather(vectors: usize) -> __m512i {
     }
 }
 
-/// The inverse of [`gather`].
+/// The inverse permutation of [`to_channel_order`].
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn spread(vectors: usize) -> __m512i {
+fn to_packed_order(vectors: usize) -> __m512i {
     match vectors {
         1 => _mm512_setr_epi32(0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0),
         2 => _mm512_setr_epi32(0, 1, 0, 0, 2, 3, 0, 0, 4, 5, 0, 0, 6, 7, 0, 0),

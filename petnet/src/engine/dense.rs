@@ -1,4 +1,16 @@
-//! A dense convolution with its epilogue, from one map to another.
+//! A dense convolution of a plan in f32, fused with its epilogue: bias, residual, activation, or a 2x2 max pool.
+//!
+//! It reads one image's map within a border of zeros, so that no tap is left out, and calls [`Product`] in one of four
+//! ways, chosen by shapes when the plan is compiled:
+//!
+//! - Winograd (`winograd.rs`): 3x3 kernels of stride 1 on maps of enough tiles.
+//! - One product of all pixels: 1x1 kernels of stride 1.
+//! - One product of all pixels after im2col: maps of few columns, which would read the weights once for each row.
+//! - One product for each row of the output otherwise. The columns of a window row are contiguous in NHWC, so that each
+//!   row of a kernel is one term of `kernel * inputs` values.
+//!
+//! Other convolutions: [`Conv2d`] is the operation of a graph; `depthwise.rs` is for depthwise kernels; `int8/conv.rs` is
+//! for int8 maps; `kernel::Conv` is that of training, over a batch, with gradients.
 
 use std::cell::RefCell;
 
@@ -9,34 +21,34 @@ use super::winograd::Winograd;
 use crate::graph::{Activation, Conv2d, Window};
 use crate::kernel::{Epilogue, Packed, Product, Run, Term, arch};
 
-/// With rows of fewer pixels, all pixels of a map are copied out and multiplied together.
-const FEW: usize = 8;
-/// With fewer input channels, transforming tiles costs more than it saves in products.
-const FEWEST_INPUTS: usize = 4;
-/// Rows of a product that fill the registers.
-const TILE: usize = 8;
+/// Maps of fewer columns use im2col.
+const IM2COL_WIDTH: usize = 8;
+/// With fewer input channels, Winograd's transforms cost more than its products save.
+const WINOGRAD_MIN_INPUTS: usize = 4;
+/// Rows of a tile product.
+const TILE_ROWS: usize = 8;
 
 thread_local! {
-    /// Rows that wait to be pooled.
-    static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// im2col: what all pixels of a small map read.
+    /// Two rows of a convolution before they are pooled.
+    static POOL_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// im2col's columns of a map.
     static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// Its product with the weights.
+    /// The product of the columns and the weights.
     static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A convolution without its weights.
+/// A convolution and its epilogue, without weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Form {
+pub(super) struct ConvSpec {
     pub(super) conv: Conv2d,
     pub(super) activation: Option<Activation>,
-    /// Whether the largest of each two by two pixels is kept.
+    /// True for a 2x2 max pool of stride 2.
     pub(super) pool: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Conv {
-    form: Form,
+pub(super) struct DenseConv {
+    spec: ConvSpec,
     input: Shape,
     output: Shape,
     weights: Weights,
@@ -45,25 +57,26 @@ pub(super) struct Conv {
 
 #[derive(Debug)]
 enum Weights {
-    /// Of a 1x1 convolution of stride 1 between maps without borders: one matrix product.
+    /// 1x1 of stride 1 between maps without borders.
     Pointwise(Packed),
+    /// For one product a row, or im2col.
     Direct(Packed),
     Winograd(Winograd),
 }
 
-impl Conv {
+impl DenseConv {
     /// `weights` are `[outputs, inputs, kernel, kernel]`, batch norm folded in.
     pub(super) fn new(
-        form: Form,
+        spec: ConvSpec,
         weights: &[f32],
         bias: Vec<f32>,
         [input, output]: [Shape; 2],
     ) -> Self {
-        let Conv2d { inputs, outputs, window, .. } = form.conv;
+        let Conv2d { inputs, outputs, window, .. } = spec.conv;
         let taps = window.kernel * window.kernel;
         let centred = [input.height, input.width].map(|len| window.padding(len)) == [[1; 2]; 2];
         let winograd =
-            (window.kernel == 3 && window.stride == 1 && centred && inputs >= FEWEST_INPUTS)
+            (window.kernel == 3 && window.stride == 1 && centred && inputs >= WINOGRAD_MIN_INPUTS)
                 .then(|| Winograd::side_for(input.height, input.width))
                 .flatten();
         let packed = || {
@@ -71,27 +84,27 @@ impl Conv {
                 weights[(output * inputs + input) * taps + tap]
             })
         };
-        let alone = window == Window::centred(1, 1) && !form.pool;
+        let alone = window == Window::centred(1, 1) && !spec.pool;
         let weights = match winograd {
             Some(side) => Weights::Winograd(Winograd::new(side, inputs, weights)),
             None if alone && input.border + output.border == 0 => Weights::Pointwise(packed()),
             None => Weights::Direct(packed()),
         };
-        Self { form, input, output, weights, bias }
+        Self { spec, input, output, weights, bias }
     }
 
-    /// Fills the inside of `out`; a residual lies as `out` does, its border included.
+    /// Computes the inside of `out`, whose border stays as it is; a residual has the layout of `out`, border included.
     pub(super) fn run(&self, input: Input<'_>, residual: Option<&[f32]>, out: &mut [f32]) {
-        let (shape, pool) = (self.output, self.form.pool);
+        let (shape, pool) = (self.output, self.spec.pool);
         let bias = Some(self.bias.as_slice());
-        let epilogue = Epilogue { bias, residual, activation: self.form.activation };
+        let epilogue = Epilogue { bias, residual, activation: self.spec.activation };
         let weights = match &self.weights {
             Weights::Pointwise(weights) => return pointwise(input, weights, epilogue, out),
             Weights::Winograd(winograd) => {
                 return winograd.run(input, epilogue, (shape, if pool { 2 } else { 1 }), out);
             }
-            Weights::Direct(weights) if shape.width < FEW && !pool => {
-                return self.together(input, weights, epilogue, out);
+            Weights::Direct(weights) if shape.width < IM2COL_WIDTH && !pool => {
+                return self.run_im2col(input, weights, epilogue, out);
             }
             Weights::Direct(weights) => weights,
         };
@@ -107,26 +120,26 @@ impl Conv {
         });
     }
 
-    /// Small maps: one product for all pixels, so that weights are read once; threads share the output channels.
-    fn together(
+    /// One product of all pixels, so that the weights are read once; output channels are divided among threads.
+    fn run_im2col(
         &self,
         input: Input<'_>,
         weights: &Packed,
         epilogue: Epilogue<'_>,
         out: &mut [f32],
     ) {
-        let (shape, kernel) = (self.output, self.form.conv.window.kernel);
+        let (shape, kernel) = (self.output, self.spec.conv.window.kernel);
         let (mut columns, mut sums) = (COLUMNS.take(), SUMS.take());
         columns.clear();
         (0..shape.height).for_each(|y| self.im2col(input, y, &mut columns));
         let pixels = shape.height * shape.width;
         let runs = [Run { first: 0, rows: pixels, terms: vec![Term { start: 0, tap: 0 }] }];
-        let step = columns.len() / pixels;
+        let row_stride = columns.len() / pixels;
         sums.resize(pixels * shape.channels, 0.0);
         let product = Product {
             x: &columns,
             weights: weights.view().joined(kernel * kernel),
-            step,
+            row_stride,
             runs: &runs,
             epilogue: Epilogue::default(),
             out: &mut sums,
@@ -144,7 +157,7 @@ impl Conv {
         SUMS.set(sums);
     }
 
-    /// Row `y` of the output, two rows of the convolution.
+    /// Row `y` of the output of a pool, from two rows of the convolution.
     fn pooled(
         &self,
         input: Input<'_>,
@@ -153,8 +166,8 @@ impl Conv {
         out: &mut [f32],
     ) {
         let pixel = self.output.channels;
-        let width = self.form.conv.window.output(self.input.width).unwrap_or_default();
-        let mut rows = ROWS.take();
+        let width = self.spec.conv.window.output(self.input.width).unwrap_or_default();
+        let mut rows = POOL_ROWS.take();
         rows.resize(2 * width * pixel, 0.0);
         let (upper, lower) = rows.split_at_mut(width * pixel);
         self.row(input, weights, (2 * y, epilogue), upper);
@@ -171,11 +184,10 @@ impl Conv {
                 }
             },
         );
-        ROWS.set(rows);
+        POOL_ROWS.set(rows);
     }
 
-    /// Row `y` of the convolution, `[width, outputs]`. What lies side by side in a row of the input is
-    /// one long product.
+    /// Row `y` of the convolution, `[width, outputs]`.
     fn row(
         &self,
         input: Input<'_>,
@@ -183,24 +195,24 @@ impl Conv {
         (y, epilogue): (usize, Epilogue<'_>),
         out: &mut [f32],
     ) {
-        let Conv2d { inputs, outputs, window, .. } = self.form.conv;
+        let Conv2d { inputs, outputs, window, .. } = self.spec.conv;
         let terms = (0..window.kernel).map(|ky| Term { start: self.start([y, 0], ky), tap: ky });
         let runs = [Run { first: 0, rows: out.len() / outputs, terms: terms.collect() }];
-        let (weights, step) = (weights.view().joined(window.kernel), window.stride * inputs);
-        Product { x: input.values, weights, step, runs: &runs, epilogue, out }.run();
+        let (weights, row_stride) = (weights.view().joined(window.kernel), window.stride * inputs);
+        Product { x: input.values, weights, row_stride, runs: &runs, epilogue, out }.run();
     }
 
-    /// Index in the input at which row `ky` of an output pixel's window begins.
+    /// Offset in the input of row `ky` of an output pixel's window.
     fn start(&self, [y, x]: [usize; 2], ky: usize) -> usize {
-        let Conv2d { inputs, window, .. } = self.form.conv;
+        let Conv2d { inputs, window, .. } = self.spec.conv;
         let Shape { height, width, border, .. } = self.input;
         let row = y * window.stride + border - window.padding(height)[0] + ky;
         row * self.input.row() + (x * window.stride + border - window.padding(width)[0]) * inputs
     }
 
-    /// Copies all taps of a row's pixels side by side.
+    /// Appends the windows of a row's pixels to `columns`.
     fn im2col(&self, input: Input<'_>, y: usize, columns: &mut Vec<f32>) {
-        let Conv2d { inputs, window, .. } = self.form.conv;
+        let Conv2d { inputs, window, .. } = self.spec.conv;
         for x in 0..self.output.width {
             for ky in 0..window.kernel {
                 let start = self.start([y, x], ky);
@@ -210,20 +222,21 @@ impl Conv {
     }
 }
 
-/// One product of all pixels. Threads share the pixels where those are more than the output channels, else the
-/// channels, so that each reads a part of the weights alone.
+/// One product of all pixels. Pixels are divided among threads where they are more than the output channels; otherwise
+/// the channels are, so that each thread reads only its part of the weights.
 fn pointwise(input: Input<'_>, weights: &Packed, epilogue: Epilogue<'_>, out: &mut [f32]) {
-    let (weights, step) = (weights.view(), input.shape.channels);
+    let (weights, row_stride) = (weights.view(), input.shape.channels);
     let (pixels, threads) = (out.len() / weights.outputs(), input.threads());
     let by_channels = threads > 1 && pixels < weights.outputs();
-    let share = if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE) };
+    let share =
+        if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE_ROWS) };
     let parts = out.par_chunks_mut(share * weights.outputs()).enumerate();
     parts.with_min_len(input.grain()).for_each(|(part, out)| {
-        let x = &input.values[part * share * step..];
+        let x = &input.values[part * share * row_stride..];
         let epilogue = epilogue.from(part * share * weights.outputs());
         let rows = out.len() / weights.outputs();
         let runs = [Run { first: 0, rows, terms: vec![Term { start: 0, tap: 0 }] }];
-        let product = Product { x, weights, step, runs: &runs, epilogue, out };
+        let product = Product { x, weights, row_stride, runs: &runs, epilogue, out };
         match by_channels {
             true => product.run_by_channels(),
             false => product.run(),

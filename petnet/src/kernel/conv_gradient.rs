@@ -1,11 +1,13 @@
-//! The gradient of a convolution's weights: outer products, summed in registers.
+//! The gradient of a dense convolution's weights, for training. Each tap's `[inputs, outputs]` is the sum over images and
+//! output pixels of outer products of an input pixel and a gradient pixel. Tiles of `R` inputs by `V` vectors of outputs
+//! are summed in registers over a strip of pixels, and added to the gradient in memory after it.
 #![allow(
     unsafe_code,
     reason = "bounds checks in the innermost loop halve the speed; tests compare with burn's"
 )]
 #![allow(
     clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums leave their registers"
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
 use std::ops::Range;
@@ -15,17 +17,17 @@ use rayon::prelude::*;
 
 use super::arch;
 use super::conv::Conv;
-use super::tiles::{add, blocks_of, in_registers, load, rows_at_once, store};
+use super::tiles::{add, blocks_of, dispatch_tile, load, store, tile_rows};
 
-/// Rows of a pass over the weights' gradient: few enough to stay in the first cache.
-const PASS: usize = 64;
+/// Rows (pixels times images) of a strip: few enough to stay in the L1 cache.
+const STRIP: usize = 64;
 
 impl Conv {
     /// The gradient of the weights, `[inputs, taps, outputs]`.
     pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         assert!(x.len() == self.in_len() && dy.len() == self.out_len());
-        // Few tasks: each reads its rows of both maps whole. Where rows are many, weights are few,
-        // and a sum for each part of the rows costs little.
+        // Few tasks, since each reads all of its rows of both maps. Maps of many rows have few weights, so that separate
+        // sums for each part of the rows cost little.
         let height = self.out_height;
         let parts = if height >= 16 { 4 } else { 2 };
         let share = self.inputs.div_ceil(16) * 8;
@@ -41,31 +43,30 @@ impl Conv {
         });
         let len = dw.len();
         dw.par_chunks_mut(1 << 12).enumerate().for_each(|(chunk, dw)| {
-            for (place, dw) in dw.iter_mut().enumerate() {
-                let place = chunk * (1 << 12) + place;
-                *dw = (0..parts).map(|part| sums[part * len + place]).sum();
+            for (index, dw) in dw.iter_mut().enumerate() {
+                let index = chunk * (1 << 12) + index;
+                *dw = (0..parts).map(|part| sums[part * len + index]).sum();
             }
         });
     }
 }
 
-/// What some rows add to the gradient of the weights of `count` inputs from `first` on.
-pub(super) struct WeightGradient<'a> {
-    pub(super) conv: Conv,
-    pub(super) x: &'a [f32],
-    pub(super) dy: &'a [f32],
-    /// Rows of the output.
-    pub(super) rows: Range<usize>,
-    pub(super) first: usize,
-    pub(super) count: usize,
+/// Contribution of some rows of the output to the gradient of the weights of `count` inputs from `first` on.
+struct WeightGradient<'a> {
+    conv: Conv,
+    x: &'a [f32],
+    dy: &'a [f32],
+    rows: Range<usize>,
+    first: usize,
+    count: usize,
     /// `[count, taps, outputs]`.
-    pub(super) dw: &'a mut [f32],
+    dw: &'a mut [f32],
 }
 
-/// Neighbouring output pixels and what one tap reads for them.
-struct Pass<'a> {
+/// Neighbouring output pixels of a row, and one tap.
+struct Strip<'a> {
     conv: &'a Conv,
-    /// From the first input of the first pixel on.
+    /// The input from the first value that the tap reads on.
     x: &'a [f32],
     dy: &'a [f32],
     tap: usize,
@@ -79,13 +80,13 @@ impl WithSimd for WeightGradient<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let conv = self.conv;
-        let pixels = PASS.div_ceil(conv.batch);
+        let pixels = STRIP.div_ceil(conv.batch);
         for y in self.rows.clone() {
             for from in (0..conv.out_width).step_by(pixels) {
                 for (first, width) in blocks_of::<S>(conv.outputs) {
                     for tap in 0..conv.taps() {
                         let output = first * S::F32_LANES;
-                        self.pass(simd, (y, from..from + pixels), tap, (output, width));
+                        self.strip(simd, (y, from..from + pixels), tap, (output, width));
                     }
                 }
             }
@@ -95,7 +96,7 @@ impl WithSimd for WeightGradient<'_> {
 
 impl WeightGradient<'_> {
     #[inline(always)]
-    fn pass<S: Simd>(
+    fn strip<S: Simd>(
         &mut self,
         simd: S,
         (y, pixels): (usize, Range<usize>),
@@ -104,8 +105,8 @@ impl WeightGradient<'_> {
     ) {
         let conv = &self.conv;
         let Some(source_y) = conv.rows().source(y, tap / conv.kernel) else { return };
-        let reading = conv.columns().reading(tap % conv.kernel);
-        let pixels = pixels.start.max(reading.start)..pixels.end.min(reading.end);
+        let valid = conv.columns().outputs(tap % conv.kernel);
+        let pixels = pixels.start.max(valid.start)..pixels.end.min(valid.end);
         if pixels.is_empty() {
             return;
         }
@@ -116,18 +117,18 @@ impl WeightGradient<'_> {
         let dy = &dy[pixels.start * dy_pixel..pixels.end * dy_pixel];
         let mut input = 0;
         while input < self.count {
-            let count = rows_at_once::<S>(self.count - input);
-            let pass = &Pass { conv, x: &x[input..], dy, tap, output };
+            let count = tile_rows::<S>(self.count - input);
+            let strip = &Strip { conv, x: &x[input..], dy, tap, output };
             let dw = &mut self.dw[input * conv.taps() * conv.outputs..];
-            in_registers!(simd, count, width, OuterProducts { pass, dw });
+            dispatch_tile!(simd, count, width, OuterProducts { strip, dw });
             input += count;
         }
     }
 }
 
-/// `R` inputs by `V` vectors of output channels.
+/// A tile of the gradient: `R` inputs by `V` vectors of output channels.
 struct OuterProducts<'a, const R: usize, const V: usize> {
-    pass: &'a Pass<'a>,
+    strip: &'a Strip<'a>,
     dw: &'a mut [f32],
 }
 
@@ -136,17 +137,16 @@ impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Pass { conv, x, dy, tap, output } = *self.pass;
+        let Strip { conv, x, dy, tap, output } = *self.strip;
         let Conv { inputs, outputs, batch, .. } = *conv;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for (pixel, dy) in dy.chunks_exact(batch * outputs).enumerate() {
             let x = &x[pixel * conv.stride * batch * inputs..][..(batch - 1) * inputs + R];
-            for (photo, dy) in dy.chunks_exact(outputs).enumerate() {
+            for (image, dy) in dy.chunks_exact(outputs).enumerate() {
                 let gradients = load::<S, V>(simd, &dy[output..]);
                 for row in 0..R {
-                    // SAFETY: below (batch - 1) * inputs + R, the length, as photo < batch and
-                    // row < R.
-                    let value = unsafe { *x.get_unchecked(photo * inputs + row) };
+                    // SAFETY: below (batch - 1) * inputs + R, the length, as image < batch and row < R.
+                    let value = unsafe { *x.get_unchecked(image * inputs + row) };
                     let value = simd.splat_f32s(value);
                     for vector in 0..V {
                         let sum = sums[row][vector];
