@@ -37,7 +37,7 @@ fn median(mut work: impl FnMut() -> f64) -> f64 {
     times[RUNS / 2]
 }
 
-/// What burn-flex gets out of the machine, in GFLOP/s.
+/// The throughput of burn-flex's matrix product, in GFLOP/s.
 fn sgemm() -> f64 {
     let device = Device::flex();
     let random =

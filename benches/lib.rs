@@ -1,8 +1,8 @@
-//! What the benchmarks share: drawn pictures.
+//! Drawn images, shared by the benchmarks.
 
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
-/// A drawn picture of some detail, encoded as JPEG.
+/// A drawn image of some detail, encoded as JPEG.
 ///
 /// # Panics
 /// When the encoder fails, which it does not in memory.

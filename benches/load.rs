@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// What came back, and how long it took.
+/// The outcome of a request, and its latency.
 type Sample = (u16, Duration);
 
 fn main() -> std::io::Result<()> {

@@ -1,4 +1,4 @@
-//! Photo bytes to the network's input. Run with `cargo bench -p petnet-benches --bench preprocess`.
+//! Image bytes to the network's input. Run with `cargo bench -p petnet-benches --bench preprocess`.
 #![allow(missing_docs, reason = "criterion's macros write public items")]
 
 use criterion::{Criterion, criterion_group, criterion_main};

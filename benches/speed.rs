@@ -89,13 +89,13 @@ fn profile(model: Checkpoint, side: usize) {
     }
 }
 
-/// The model with the ranges of its feature maps on some pictures, for the engine's int8 plan.
+/// The model with the ranges of its feature maps on some images, for the engine's int8 plan.
 fn quantized(name: &str, side: usize) -> Checkpoint {
     checkpoint(name, side).quantized(&pictures(side, 8)).expect("fitting pictures")
 }
 
-/// What a user calls, without decoding: the engine on `cpu`, burn's path on `flex`. Milliseconds
-/// per image, and the first picture's probability of the first class.
+/// The library's call without decoding: the engine on `cpu`, burn on `flex`. Milliseconds
+/// per image, and the first image's probability of the first class.
 fn forward(model: Checkpoint, side: usize, count: usize, device: petnet::Device) {
     let classifier = Classifier::new(model, device).expect("a device");
     let pictures = pictures(side, count);

@@ -49,7 +49,7 @@ def photo(source, path):
     cat = Path(package.origin).parent / "data/chelsea.png" if package else None
     if cat and cat.exists():
         image = Image.open(cat).convert("RGB")
-        # Its sides become 4 to 3, and the file has about as many bytes as a camera's photo of this size.
+        # Its sides become 4 to 3, and the file has about as many bytes as a camera's image of this size.
         image.crop((25, 0, 425, 300)).resize(SIZE, Image.Resampling.LANCZOS).save(path, quality=92)
         return "a photograph of a cat (scikit-image's chelsea.png)"
     return drawing(path)

@@ -28,7 +28,7 @@ Layouts that are recognised: one folder per class; folders train, val and test (
 testing) above or below the folders of the classes, whose splits are kept; a labels.csv or metadata.csv in the folder
 of the images.")]
 pub(crate) struct Prepare {
-    /// Folder, zip or tar archive of images; with the feature `cloud` also an address such as s3://bucket/photos
+    /// Folder, zip or tar archive of images; with the feature `cloud` also an address such as s3://bucket/images
     #[arg(long)]
     raw: PathBuf,
     /// Folder to write the prepared data set to; replaced if an earlier run prepared it

@@ -183,7 +183,7 @@ fn resuming_with_other_settings_is_refused() {
     let longer = [&fit("models")[..], &["--resume", "--epochs", "9"]].concat();
     let (status, message) = fail(folder, &longer);
     assert_eq!(status, 2);
-    assert!(message.contains("`epochs` differs"), "{message}");
+    assert!(message.contains("`num_epochs` differs"), "{message}");
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! The computing device by name. The only room that knows which backends were compiled in.
+//! The computing device by name. The only module that depends on which backends were compiled in.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// Where a network computes: `auto`, `cpu`, `flex`, `ndarray`, or `wgpu[:n]`.
+/// The device that runs a network: `auto`, `cpu`, `flex`, `ndarray`, or `wgpu[:n]`.
 ///
 /// ```
 /// let device: petnet::Device = "cpu".parse()?;

@@ -130,7 +130,7 @@ pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -
 ///
 /// ```
 /// // Nine of ten are right, each with a confidence of 99 %.
-/// let answers: Vec<_> = (0..10).map(|_| vec![0.99, 0.01]).collect();
+/// let probabilities: Vec<_> = (0..10).map(|_| vec![0.99, 0.01]).collect();
 /// let truth = [0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 /// assert!(petnet::metrics::temperature_for(&probabilities, &truth) > 1.5);
 /// ```

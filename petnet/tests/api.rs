@@ -1,4 +1,4 @@
-//! What users of the library may take for granted.
+//! Properties of the public interface that users rely on.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "train")]
 
@@ -25,7 +25,7 @@ fn what_is_public_is_shared_between_threads() {
     is_shared::<(Dataset, Trainer, Fitted, Evaluation, Metrics, Augment, Loader)>();
     is_shared::<(Reference, Window, Network)>();
     crosses_threads::<Batches>();
-    // Whoever watches a training may do so through a reference.
+    // An observer may be passed by reference.
     fn watches(_: &mut dyn Observer) {}
     watches(&mut ());
 }

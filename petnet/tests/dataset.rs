@@ -67,7 +67,7 @@ fn twins_never_span_two_splits_and_conflicts_are_reported() {
     for number in 0..10 {
         let original = root.path().join(format!("cat/{number}.png"));
         fs::copy(&original, root.path().join(format!("cat/copy{number}.png"))).unwrap();
-        // The same picture through a lossy encoder: another file, a near twin.
+        // The same image through a lossy encoder: another file, a near duplicate.
         let jpeg = root.path().join(format!("dog/lossy{number}.jpg"));
         drawn(1, number).save(jpeg).unwrap();
     }

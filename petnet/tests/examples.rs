@@ -1,4 +1,4 @@
-//! Each example runs as its first lines say, on drawn pictures. `cargo test` builds them beside the tests.
+//! Each example runs with the arguments of its first lines, on drawn images. `cargo test` builds the examples.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(all(feature = "pretrained", feature = "train"))]
 
@@ -14,7 +14,7 @@ fn built(name: &str) -> PathBuf {
     test.parent().unwrap().parent().unwrap().join("examples").join(name)
 }
 
-/// What the example printed.
+/// The example's standard output.
 fn run(folder: &Path, name: &str, arguments: &[&str]) -> String {
     let output = Command::new(built(name)).args(arguments).current_dir(folder).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! Photos, folders and labels as people have them: each test draws its own.
+//! Layouts of folders and labels as users have them; each test draws its own images.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "train")]
 
@@ -92,7 +92,7 @@ fn splits_above_and_below_classes_are_kept_from_folders_and_archives() {
     fs::copy(above.join("training/cat/0.png"), above.join("Valid/cat/9.png")).unwrap();
     let manifest = small().run(&above, &root.path().join("out"), || ()).unwrap();
     assert!(manifest.duplicates.iter().any(|group| group.across_splits && group.exact));
-    assert!(manifest.notes.iter().any(|note| note.contains("without test photos")));
+    assert!(manifest.notes.iter().any(|note| note.contains("without test images")));
     assert_eq!(manifest.counts["test"].values().sum::<usize>(), 0);
 }
 
@@ -130,7 +130,7 @@ fn labels_come_from_tables_and_names() {
     // Folders that may be classes as well make it ambiguous.
     draw_folder(&photos, &["bird", "fish"], 1);
     let error = Dataset::open(&photos).unwrap_err().to_string();
-    assert!(error.contains("--layout"), "{error}");
+    assert!(error.contains("set the layout to"), "{error}");
     let reading = Reading { layout: Layout::Table, ..Reading::default() };
     assert_eq!(reading.open(&photos).unwrap().counts(), [4, 4]);
 }
@@ -199,7 +199,7 @@ fn content_decides_and_everything_left_out_is_counted() {
     ];
     assert_eq!(left_out, expected);
     assert!(dataset.rejects()[0].reason.starts_with("HEIC is not read: convert"));
-    // A class whose photos are all of such a format is an error that names both.
+    // A class whose images are all of such a format is an error that names both.
     fs::create_dir(root.path().join("bird")).unwrap();
     fs::write(root.path().join("bird/1.heic"), heic).unwrap();
     let error = Dataset::open(root.path()).unwrap_err().to_string();

@@ -51,7 +51,7 @@ fn within(what: &str, bytes: &[u8]) -> Result<(), ImageError> {
     outcome
 }
 
-/// A picture with some detail.
+/// An image with some detail.
 fn drawn(width: u32, height: u32) -> DynamicImage {
     let color =
         |x, y| image::Rgb([(x * 7 % 256) as u8, (y * 5 % 256) as u8, ((x ^ y) % 256) as u8]);
@@ -106,7 +106,7 @@ fn compressed_metadata_is_bounded() {
     // Left out or refused: either way it was not expanded.
     let _ = within("1 GB profile", &png(64, 64, rgb, &[profile(1 << 30)]));
     let many: Vec<_> = (0..200).map(|_| text(1 << 20)).collect();
-    // Texts stay compressed; nobody reads them.
+    // Text chunks stay compressed; they are never read.
     let _ = within("texts", &png(64, 64, rgb, &many));
 }
 

@@ -1,4 +1,4 @@
-//! Data sets and models of any number of labels an image, on drawn pictures.
+//! Data sets and models of any number of labels an image, on drawn images.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "train")]
 
@@ -40,7 +40,7 @@ fn names(marks: usize) -> Vec<&'static str> {
     (0..3).filter(|bit| marks & (1 << bit) > 0).map(|bit| CLASSES[bit]).collect()
 }
 
-/// Pictures of all combinations, none among them, and a `labels.csv`.
+/// Images of all combinations, none among them, and a `labels.csv`.
 fn draw(folder: &Path, count: usize) {
     fs::create_dir_all(folder.join("images")).unwrap();
     let mut table = String::from("path,labels\n");

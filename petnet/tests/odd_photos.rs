@@ -1,4 +1,4 @@
-//! Photos that phones, scanners and old programs write.
+//! Unusual images that phones, scanners and old programs write.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use image::{ImageFormat, Rgb, RgbImage};

@@ -1,4 +1,4 @@
-//! Pixels against Pillow's, and bytes from strangers.
+//! Pixels compared with Pillow's, and hostile input.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::Cursor;
@@ -22,7 +22,7 @@ fn encode(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Largest and mean difference of two pictures of one size, of 255.
+/// Largest and mean difference of two images of one size, of 255.
 fn difference(ours: &Pixels, theirs: &[u8]) -> (u8, f64) {
     let theirs = decode(theirs, &LIMITS).unwrap();
     assert_eq!((ours.width(), ours.height()), (theirs.width(), theirs.height()));

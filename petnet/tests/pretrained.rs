@@ -65,7 +65,7 @@ fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
 
 #[cfg(feature = "flex")]
 #[test]
-fn the_engine_says_what_burn_says_of_drawn_pictures() {
+fn the_engine_agrees_with_burn_on_drawn_images() {
     use petnet::{Checkpoint, Device};
     let floats = || Checkpoint::pretrained().unwrap().with_quantization(None).unwrap();
     let on = |device| Classifier::new(floats(), device).unwrap();

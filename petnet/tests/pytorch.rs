@@ -1,4 +1,4 @@
-//! A checkpoint as the reference system's trainer leaves it, written by `scripts/golden.py`.
+//! A checkpoint as the Python reference implementation writes it, written by `scripts/golden.py`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "pytorch")]
 

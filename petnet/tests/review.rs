@@ -1,4 +1,4 @@
-//! Faults among drawn pictures are found, and corrections are followed.
+//! Label errors among drawn images are found, and corrections are applied.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(all(feature = "train", feature = "pretrained"))]
 

@@ -1,4 +1,4 @@
-//! Training on drawn pictures: it learns, repeats itself, and fails with a reason.
+//! Training on drawn images: it learns, is reproducible, and fails with a reason.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(feature = "train")]
 
@@ -321,14 +321,14 @@ fn a_device_that_was_not_compiled_in_is_an_error_with_a_hint() {
 fn a_rare_class_is_not_drowned_when_classes_are_balanced() {
     let _alone = alone();
     let root = tempdir().unwrap();
-    // Pictures that only their number tells apart: what is left to learn is how frequent they are.
+    // Images that differ only in their number: class frequencies are all that can be learned.
     draw_folder(root.path(), &["frequent"], 60);
     std::fs::create_dir(root.path().join("rare")).unwrap();
     for number in 60..64 {
         drawn(0, number).save(root.path().join(format!("rare/{number}.png"))).unwrap();
     }
     let dataset = Dataset::open(root.path()).unwrap();
-    // What the network makes of the four rare ones.
+    // The predictions for the four rare ones.
     let belief = |balanced| {
         let trainer = Trainer { epochs: 6, batch_size: 16, balanced, ..tiny() };
         let fitted = trainer.fit(&dataset, &dataset).unwrap();

@@ -41,7 +41,7 @@ pub struct Log(#[allow(dead_code, reason = "dropping it is its use")] WorkerGuar
 /// Counter of lines that were dropped because the reader was too slow.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Starts to write log lines to standard error in the format of the settings. A thread of its own writes them: if nobody
+/// Starts to write log lines to standard error in the format of the settings. A thread of its own writes them: if no process
 /// reads standard error, lines are dropped and requests are not blocked.
 ///
 /// # Errors

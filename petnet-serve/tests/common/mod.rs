@@ -239,7 +239,7 @@ pub(crate) fn test_image(format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A drawn PNG by its number, of about 96 x 96 pixels; brightness and aspect ratio vary as those of photos do.
+/// A drawn PNG by its number, of about 96 x 96 pixels; brightness and aspect ratio vary as those of camera images do.
 pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
     let spread = |salt: u32| {
         let mixed = number.wrapping_mul(2_654_435_761).rotate_left(salt);

@@ -1,4 +1,4 @@
-//! The reference system's network.
+//! SimpleCNN, the network of the Python reference implementation.
 
 use serde::{Deserialize, Serialize};
 

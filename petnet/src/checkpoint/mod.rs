@@ -35,7 +35,7 @@ const FORMAT: u32 = 2;
 /// Longest name of a class in bytes: each answer of a service repeats all of them.
 const MAX_LABEL: usize = 256;
 
-/// What a checkpoint says about its model, apart from the weights.
+/// The description of a model in its file: everything but the weights.
 ///
 /// ```
 /// use petnet::ModelInfo;
@@ -65,7 +65,7 @@ pub struct ModelInfo {
     /// The kind of answer.
     #[serde(default, skip_serializing_if = "Task::is_single_label")]
     pub task: Task,
-    /// How a photo becomes the network's input.
+    /// Input size, and how images are resized to it.
     pub preprocess: Preprocess,
     /// Its first layer.
     pub normalization: Normalization,
@@ -96,7 +96,7 @@ pub struct ModelInfo {
     /// When these weights were trained, in seconds since 1970.
     #[serde(default)]
     pub trained: Option<u64>,
-    /// What the photos were like that the model was judged on; absent where it was never learned.
+    /// Statistics of the images that the model was calibrated on, for drift; absent where none were measured.
     #[serde(default)]
     pub reference: Option<Reference>,
     /// Ranges of the feature maps, for inference in bytes; absent where they were never measured.
@@ -242,7 +242,7 @@ impl Checkpoint {
         Ok(Self { info, weights })
     }
 
-    /// What the model says about itself.
+    /// The model's description.
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
@@ -271,7 +271,7 @@ impl Checkpoint {
         Self::parse(bytes).map_err(|reason| Error::checkpoint("<bytes>", reason))
     }
 
-    /// What [`Checkpoint::save`] writes, in memory.
+    /// The bytes that [`Checkpoint::save`] writes.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] where a weight's shape and values do not fit each other.

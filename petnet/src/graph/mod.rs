@@ -42,7 +42,7 @@ pub struct Window {
     pub kernel: usize,
     /// Pixels from one place to the next.
     pub stride: usize,
-    /// What happens at the edges.
+    /// Padding at the edges.
     pub padding: Padding,
 }
 
@@ -270,7 +270,7 @@ pub enum GraphError {
     Node {
         /// The node's name, or its number where it has none.
         node: String,
-        /// What is wrong.
+        /// The reason.
         reason: NodeError,
     },
     /// A graph has more nodes than any network here, or none.
@@ -328,7 +328,7 @@ pub enum NodeError {
         what: &'static str,
         /// Its value.
         value: usize,
-        /// What it may be.
+        /// The valid values.
         range: &'static str,
     },
     /// A rate or an epsilon is out of range.
@@ -338,7 +338,7 @@ pub enum NodeError {
         what: &'static str,
         /// Its value.
         value: f64,
-        /// What it may be.
+        /// The valid values.
         range: &'static str,
     },
     /// Feature maps and features do not mix, and the image is no node but the first.

@@ -164,7 +164,7 @@ impl Network {
         self.maps(images).mean()
     }
 
-    /// What [`Network::features`] gave -> logits `[n, classes]`.
+    /// The output of [`Network::features`] -> logits `[n, classes]`.
     pub fn classify(&self, features: Tensor<2>) -> Tensor<2> {
         let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
         nodes.fold(features, |x, (place, node)| match node.op {
@@ -187,7 +187,7 @@ impl Network {
         self.run(0, images, self.end_of(blocks) + 1)
     }
 
-    /// What [`Network::trunk`] gave of the same number of blocks -> the means of the last feature maps, `[n, width]`.
+    /// The output of [`Network::trunk`] with the same number of blocks -> the means of the last feature maps, `[n, width]`.
     pub fn features_after(&self, maps: FeatureMaps, blocks: usize) -> Tensor<2> {
         self.run(self.end_of(blocks), maps, self.graph.pool()).mean()
     }
@@ -264,7 +264,7 @@ impl Network {
         self.mixed = mixed;
     }
 
-    /// How much a batch in training moves the norms' running statistics, 0 to 1.
+    /// Momentum of the running batch-norm statistics: the weight of a new batch, 0 to 1.
     #[cfg(feature = "train")]
     pub(crate) fn set_momentum(&mut self, momentum: f64) {
         self.norms.iter_mut().for_each(|norm| norm.momentum = momentum);

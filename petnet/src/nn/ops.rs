@@ -13,7 +13,7 @@ use crate::graph::{Activation, Padding, Window};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Follows {
     pub(super) activation: Option<Activation>,
-    /// Whether the largest of each two by two pixels is kept.
+    /// True for a 2 x 2 max pool.
     pub(super) pool: bool,
 }
 

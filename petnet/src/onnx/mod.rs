@@ -1,6 +1,6 @@
 //! Models as [ONNX](https://onnx.ai) files, for ONNX Runtime and all others that read them.
 //!
-//! Input `images`: `[n, 3, size, size]` floats of 0 to 255, channels in the order R, G, B: a decoded photo,
+//! Input `images`: `[n, 3, size, size]` floats of 0 to 255, channels in the order R, G, B: a decoded image,
 //! turned as its EXIF says, and resized with a Lanczos filter as [`Preprocess`](crate::preprocess::Preprocess)
 //! of the model has it (the file's metadata says `size` and `resize`). Normalisation is in the graph. Outputs
 //! are `logits` and `probabilities`, `[n, classes]` each, in the order of `labels` in the metadata, an array in JSON;
@@ -241,7 +241,7 @@ mod tests {
 
     use super::*;
 
-    /// What ONNX Runtime says of the numbers, `scripts/formats-test.sh` compares.
+    /// `scripts/formats-test.sh` compares the numbers with ONNX Runtime's.
     #[test]
     fn every_value_is_made_before_it_is_read_and_every_weight_is_used() {
         let checkpoint = Checkpoint::pretrained().unwrap();

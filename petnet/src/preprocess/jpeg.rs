@@ -19,8 +19,8 @@ pub(super) struct Outline {
     pub(super) components: u8,
     /// Number of scans.
     pub(super) scans: u64,
-    /// Length of the image in bytes, up to its end marker; `None` when that is missing. In a phone's Motion Photo, a video
-    /// follows the end marker.
+    /// Length of the image in bytes, up to its end marker; `None` when that is missing. Some phones
+    /// append a video after the end marker.
     pub(super) length: Option<usize>,
     /// Size of all coefficients in bytes, two bytes each.
     pub(super) coefficients: u64,

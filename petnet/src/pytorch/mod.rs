@@ -17,7 +17,7 @@ use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, ModelError, Result};
 use crate::preprocess::{Preprocess, Resize};
 
-/// What a file of weights does not say of its model, and the verb.
+/// An import of a file of weights: the facts about the model that the file lacks.
 ///
 /// ```no_run
 /// use petnet::pytorch::Import;
@@ -34,9 +34,9 @@ pub struct Import {
     pub labels: Vec<String>,
     /// Side of the network's input, in pixels; `None` takes that of the network's published weights, as below.
     pub image_size: Option<u32>,
-    /// How an image becomes a square.
+    /// The way in which images are resized to a square.
     pub resize: Option<Resize>,
-    /// What the network expects of its input's values.
+    /// Normalisation of the network's input.
     pub normalization: Option<Normalization>,
 }
 

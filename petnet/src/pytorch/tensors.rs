@@ -38,7 +38,7 @@ fn damaged(path: &Path, format: &'static str, reason: impl ToString) -> Error {
     Error::checkpoint(path, ModelError::Damaged { format, reason: reason.to_string() })
 }
 
-/// What lies beside the weights as `config`; most files have none.
+/// The value stored as `config` next to the weights; most files have none.
 pub(super) fn config(path: &Path) -> Result<Value> {
     if is_safetensors(path)? {
         return Ok(Value::Null);
@@ -100,7 +100,7 @@ fn numbers(kind: DType, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
-/// What JSON has no word for is null.
+/// Values without an equivalent in JSON become null.
 fn value(pickle: PickleValue) -> Value {
     match pickle {
         PickleValue::Bool(value) => json!(value),

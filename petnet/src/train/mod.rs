@@ -107,7 +107,7 @@ pub struct Trainer {
     pub source_classes: Option<ClassSet>,
     /// Side of the network's input in pixels.
     pub image_size: u32,
-    /// How images are resized to the network's input.
+    /// The way in which images are resized to the network's input.
     pub resize: Resize,
     /// Smaller input sizes for the first epochs, in order; [`Trainer::image_size`] comes last. Shares that
     /// add to 1 leave that size for validation alone: random crops show objects enlarged, so that a network evaluates

@@ -1,4 +1,4 @@
-//! Small drawn pictures, so that no photo is needed.
+//! Small drawn images, so that tests need no photographs.
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 
-/// Class 0 has horizontal stripes, class 1 vertical ones, others diagonal; each picture differs.
+/// Class 0 has horizontal stripes, class 1 vertical ones, others diagonal; each image differs.
 pub(crate) fn drawn(class: usize, number: usize) -> RgbImage {
     let mut noise = (number as u32 + 1).wrapping_mul(2_654_435_761) ^ class as u32;
     let base = 40 + (number * 37 % 120) as u8;
@@ -24,7 +24,7 @@ pub(crate) fn drawn(class: usize, number: usize) -> RgbImage {
     })
 }
 
-/// A folder per class with `count` PNG pictures each.
+/// A folder per class with `count` PNG images each.
 pub(crate) fn draw_folder(root: &Path, classes: &[&str], count: usize) {
     for (index, class) in classes.iter().enumerate() {
         let folder = root.join(class);

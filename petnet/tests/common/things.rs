@@ -1,4 +1,4 @@
-//! Drawn pictures of no animal: what a camera, a scanner or a prankster may send.
+//! Drawn images without an animal, of kinds that cameras and scanners produce.
 
 use image::{Rgb, RgbImage};
 
@@ -50,7 +50,7 @@ fn colour(seed: u32) -> [u8; 3] {
     [h as u8, (h >> 8) as u8, (h >> 16) as u8]
 }
 
-/// Picture `number` of a kind, from [`KINDS`].
+/// Image `number` of a kind, from [`KINDS`].
 pub(crate) fn thing(kind: &str, number: u32) -> RgbImage {
     RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| match kind {
         "noise" | "plain" | "gradient" | "stripes" | "checks" | "circles" => {

@@ -1,5 +1,5 @@
 //! Convolution, batch normalisation and max pool on burn's CPU tensors through [`crate::kernel`], with their gradients:
-//! the door between the two. Maps are `[h, w, n, c]` here.
+//! the interface between the two. Maps are `[h, w, n, c]` here.
 //!
 //! burn-flex spends most of a training step in layers of few channels and many pixels; these
 //! kernels do not. Other devices take burn's own operations.
@@ -25,7 +25,7 @@ const WORTH_KEEPING: usize = 1 << 14;
 /// With fewer input channels than this, im2col's columns are copied out.
 const FEW_INPUTS: usize = 8;
 
-/// Whether tensors of this device can come here.
+/// True where tensors of this device can be passed to the kernels.
 pub(super) fn supports(device: &Device) -> bool {
     *device == Device::flex()
 }
