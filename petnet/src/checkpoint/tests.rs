@@ -123,7 +123,7 @@ fn a_description_that_cannot_be_built_is_refused() {
     };
     refused(&|info| info.preprocess.size = 1, "image_size is 1");
     refused(&|info| info.preprocess.size = 1 << 20, "image_size is 1048576");
-    refused(&|info| info.labels = vec!["cat".into(); 2], "names, each its own");
+    refused(&|info| info.labels = vec!["cat".into(); 2], "class names must be unique");
     refused(&|info| info.labels[0] = "x".repeat(257), "of at most 256 bytes");
     refused(&|info| info.labels.truncate(1), "has 2 classes, 1 are named");
     refused(&|info| info.labels.push("fish".into()), "has 2 classes, 3 are named");
