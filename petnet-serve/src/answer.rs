@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::feedback::Predicted;
 use crate::models::{Model, Target};
-use crate::outputs::Photo;
+use crate::outputs::ImageFacts;
 use crate::telemetry::names;
 
 /// Maximum length of a label's text in bytes in the feedback store: a line of the export has two of them.
@@ -20,7 +20,7 @@ pub(crate) fn remember(
     app: &App,
     target: &Target,
     id: Uuid,
-    (prediction, image): (&Prediction, &Photo),
+    (prediction, image): (&Prediction, &ImageFacts),
 ) {
     let model = &*target.model;
     let class = model.class(prediction.index());

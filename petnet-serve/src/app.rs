@@ -180,7 +180,7 @@ impl App {
 }
 
 /// Periodic maintenance that does not depend on metrics being scraped.
-pub(crate) async fn keep_house(app: Arc<App>) {
+pub(crate) async fn run_maintenance(app: Arc<App>) {
     const EVERY: Duration = Duration::from_secs(5);
     /// Ticks between two removals of old feedback.
     const RARELY: u64 = 12;
@@ -194,7 +194,7 @@ pub(crate) async fn keep_house(app: Arc<App>) {
             app.recorder.upkeep();
             app.sessions.active();
             if let Some(feedback) = &app.feedback {
-                feedback.revive();
+                feedback.reopen();
                 if tick % RARELY == 0 {
                     feedback.retain();
                 }

@@ -22,7 +22,7 @@ use crate::cache::{Answers, Known};
 use crate::decoder::{Decoded, Decoders};
 use crate::memory::Memory;
 use crate::models::{Model, Target};
-use crate::outputs::{Answer, Classified, Photo, Stage, Timings};
+use crate::outputs::{Answer, Classified, ImageFacts, Stage, Timings};
 use crate::problem::Problem;
 use crate::queue::Place;
 use crate::settings::Settings;
@@ -61,21 +61,21 @@ struct Job {
     work: Work,
     model: Arc<Model>,
     pixels: Pixels,
-    photo: Photo,
+    facts: ImageFacts,
     decode: Stage,
     queued: Instant,
     place: Place,
 }
 
 /// An image, encoded or as the network's input.
-pub(crate) enum Picture {
+pub(crate) enum ImageInput {
     Encoded(Bytes),
     Ready(Pixels),
 }
 
-impl From<Bytes> for Picture {
-    fn from(photo: Bytes) -> Self {
-        Self::Encoded(photo)
+impl From<Bytes> for ImageInput {
+    fn from(image: Bytes) -> Self {
+        Self::Encoded(image)
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct Batcher {
     known: Answers,
     /// Maximum wait for an answer.
     patience: Duration,
-    line: Arc<Line>,
+    queue: Arc<BatchQueue>,
 }
 
 impl Batcher {
@@ -95,18 +95,18 @@ impl Batcher {
         rates: Arc<Rates>,
         digests: bool,
     ) -> anyhow::Result<Self> {
-        let line = Arc::new(Line {
+        let queue = Arc::new(BatchQueue {
             waiting: Mutex::default(),
             network: Mutex::default(),
             max_batch: settings.max_batch,
             rates,
         });
-        let next = Arc::clone(&line);
+        let next = Arc::clone(&queue);
         Ok(Self {
             decoders: Decoders::start(settings, memory, digests, move || next.run())?,
             known: Answers::new(settings),
             patience: settings.request_timeout,
-            line,
+            queue,
         })
     }
 
@@ -124,30 +124,30 @@ impl Batcher {
     pub(crate) async fn classify(
         &self,
         target: &Target,
-        photo: impl Into<Picture>,
+        image: impl Into<ImageInput>,
     ) -> Result<Answer<Classified>, Problem> {
-        self.known_or_new(target, photo.into(), target.place(None)).await
+        self.known_or_new(target, image.into(), target.place(None)).await
     }
 
     /// The cached answer for an image, or else a new one.
     async fn known_or_new(
         &self,
         target: &Target,
-        photo: Picture,
+        image: ImageInput,
         place: impl Future<Output = Result<Place, Problem>>,
     ) -> Result<Answer<Classified>, Problem> {
-        let key = match &photo {
-            Picture::Encoded(bytes) => self.known.key(&target.model, bytes).await,
-            Picture::Ready(_) => None,
+        let key = match &image {
+            ImageInput::Encoded(bytes) => self.known.key(&target.model, bytes).await,
+            ImageInput::Ready(_) => None,
         };
-        if let Some(Known { classified, photo }) = key.as_ref().and_then(|key| self.known.get(key))
+        if let Some(Known { classified, facts }) = key.as_ref().and_then(|key| self.known.get(key))
         {
-            return Ok(Answer { value: classified, timings: None, photo });
+            return Ok(Answer { value: classified, timings: None, facts });
         }
-        let answer = self.ask(Work::Classify, target, photo, place.await?).await?;
+        let answer = self.submit(Work::Classify, target, image, place.await?).await?;
         if let Some(key) = key {
-            let (classified, photo) = (answer.value.clone(), answer.photo.clone());
-            self.known.insert(key, Known { classified, photo });
+            let (classified, facts) = (answer.value.clone(), answer.facts.clone());
+            self.known.insert(key, Known { classified, facts });
         }
         Ok(answer)
     }
@@ -156,7 +156,7 @@ impl Batcher {
     ///
     /// # Errors
     /// 503 when the first image gets no place in time; the others then wait for theirs.
-    pub(crate) async fn classify_all<P: Into<Picture>>(
+    pub(crate) async fn classify_all<P: Into<ImageInput>>(
         &self,
         target: &Target,
         pictures: Vec<Result<P, Problem>>,
@@ -182,24 +182,24 @@ impl Batcher {
     pub(crate) async fn explain(
         &self,
         target: &Target,
-        photo: Bytes,
+        image: Bytes,
     ) -> Result<Answer<Explanation>, Problem> {
         let place = target.place(None).await?;
-        self.ask(Work::Explain, target, photo.into(), place).await
+        self.submit(Work::Explain, target, image.into(), place).await
     }
 
-    async fn ask<T>(
+    async fn submit<T>(
         &self,
         work: fn(Reply<T>) -> Work,
         target: &Target,
-        photo: Picture,
+        image: ImageInput,
         place: Place,
     ) -> Result<Answer<T>, Problem> {
         let (reply, answer) = oneshot::channel();
         let work = work(reply);
-        let next = Next { line: Arc::clone(&self.line), model: Arc::clone(&target.model), place };
-        match photo {
-            Picture::Encoded(bytes) => {
+        let next = Next { queue: Arc::clone(&self.queue), model: Arc::clone(&target.model), place };
+        match image {
+            ImageInput::Encoded(bytes) => {
                 let next = move |decode: &dyn Fn() -> Result<Decoded, Problem>| {
                     if work.wanted() {
                         match decode() {
@@ -210,12 +210,12 @@ impl Batcher {
                 };
                 self.decoders.decode(&target.model, bytes, next, answer).await
             }
-            Picture::Ready(pixels) => {
+            ImageInput::Ready(pixels) => {
                 let size = (pixels.width(), pixels.height());
                 let statistics = ImageStatistics::of(&pixels, size);
-                let photo = Photo { statistics, sha256: None };
+                let facts = ImageFacts { statistics, sha256: None };
                 let stage = Stage { began: Instant::now(), took: Duration::ZERO };
-                next.queue(work, Decoded { pixels, photo, stage });
+                next.queue(work, Decoded { pixels, facts, stage });
                 self.decoders.wake();
                 match tokio::time::timeout(self.patience, answer).await {
                     Ok(Ok(answer)) => answer,
@@ -229,23 +229,23 @@ impl Batcher {
 
 /// Queues a decoded image for the network.
 struct Next {
-    line: Arc<Line>,
+    queue: Arc<BatchQueue>,
     model: Arc<Model>,
     place: Place,
 }
 
 impl Next {
     fn queue(self, work: Work, decoded: Decoded) {
-        let Self { line, model, place } = self;
+        let Self { queue, model, place } = self;
         place.note_progress();
-        let Decoded { pixels, photo, stage: decode } = decoded;
+        let Decoded { pixels, facts, stage: decode } = decoded;
         let queued = Instant::now();
-        line.push(Job { work, model, pixels, photo, decode, queued, place });
+        queue.push(Job { work, model, pixels, facts, decode, queued, place });
     }
 }
 
 /// Decoded images that wait for the network, and the lock that its thread holds.
-struct Line {
+struct BatchQueue {
     waiting: Mutex<VecDeque<Job>>,
     /// Held by the thread that runs the network.
     network: Mutex<()>,
@@ -253,7 +253,7 @@ struct Line {
     rates: Arc<Rates>,
 }
 
-impl Line {
+impl BatchQueue {
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -303,17 +303,17 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
         let queue = Stage { began: queued, took: batch.saturating_duration_since(queued) };
         Some(Timings { decode, queue, batch: Stage::since(batch), model, photos })
     };
-    for Job { work, pixels, photo, decode, queued, place, .. } in jobs {
+    for Job { work, pixels, facts, decode, queued, place, .. } in jobs {
         match work {
             Work::Classify(reply) => {
                 pictures.push(pixels);
-                replies.push((reply, photo, (decode, queued), place));
+                replies.push((reply, facts, (decode, queued), place));
             }
             Work::Explain(reply) => {
                 let began = Instant::now();
                 let outcome = contain(|| model.classifier.explain_pixels(&pixels));
                 let timings = timings(decode, queued, Stage::since(began));
-                let _ = reply.send(outcome.map(|value| Answer { value, timings, photo }));
+                let _ = reply.send(outcome.map(|value| Answer { value, timings, facts }));
             }
         }
     }
@@ -329,10 +329,10 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     match outcome {
         Ok(predictions) => {
             let replies = replies.into_iter().zip(predictions);
-            for ((reply, photo, (decode, queued), _place), (prediction, embedding)) in replies {
+            for ((reply, facts, (decode, queued), _place), (prediction, embedding)) in replies {
                 let timings = timings(decode, queued, pass);
                 let value = Classified { prediction, embedding };
-                let _ = reply.send(Ok(Answer { value, timings, photo }));
+                let _ = reply.send(Ok(Answer { value, timings, facts }));
             }
         }
         Err(problem) => {

@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 
 use crate::disk::sha256;
 use crate::models::Model;
-use crate::outputs::{Classified, Photo};
+use crate::outputs::{Classified, ImageFacts};
 use crate::settings::Settings;
 use crate::telemetry::names;
 
@@ -25,7 +25,7 @@ pub(crate) struct Key {
 #[derive(Clone)]
 pub(crate) struct Known {
     pub(crate) classified: Classified,
-    pub(crate) photo: Photo,
+    pub(crate) facts: ImageFacts,
 }
 
 /// The cache, bounded in bytes; entries that are rarely hit are evicted first (`quick_cache`).
@@ -39,7 +39,7 @@ impl Weighter<Key, Arc<Known>> for Weight {
     fn weight(&self, key: &Key, known: &Arc<Known>) -> u64 {
         /// Overhead of an entry in bytes: the map's slot, pointers and allocations.
         const ENTRY: usize = 256;
-        let Known { classified: Classified { prediction, embedding }, photo } = known.as_ref();
+        let Known { classified: Classified { prediction, embedding }, facts } = known.as_ref();
         let numbers = prediction.probabilities().len() + embedding.len();
         /// Bytes of a class that a multi-label output names.
         const CLASS: usize = 64;
@@ -47,7 +47,7 @@ impl Weighter<Key, Arc<Known>> for Weight {
         let names = prediction.label().len()
             + prediction.label_text().len()
             + classes
-            + photo.sha256.as_ref().map_or(0, String::len);
+            + facts.sha256.as_ref().map_or(0, String::len);
         let fixed = ENTRY + size_of::<Key>() + size_of::<Known>();
         (fixed + key.image.len() + key.model.len() + 4 * numbers + names) as u64
     }

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::disk::sha256;
 use crate::memory::Memory;
 use crate::models::Model;
-use crate::outputs::{Photo, Stage};
+use crate::outputs::{ImageFacts, Stage};
 use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::names;
@@ -23,7 +23,7 @@ use crate::telemetry::names;
 /// An image as input of the network, and the facts about it that are kept.
 pub(crate) struct Decoded {
     pub(crate) pixels: Pixels,
-    pub(crate) photo: Photo,
+    pub(crate) facts: ImageFacts,
     pub(crate) stage: Stage,
 }
 
@@ -130,7 +130,7 @@ impl Decoders {
             let (pixels, original_size) = outcome?;
             let statistics = ImageStatistics::of(&pixels, original_size);
             let sha256 = digests.then(|| sha256(&bytes));
-            Ok(Decoded { pixels, photo: Photo { statistics, sha256 }, stage })
+            Ok(Decoded { pixels, facts: ImageFacts { statistics, sha256 }, stage })
         };
         self.supervise(needed, move || next(&decode), answer).await
     }

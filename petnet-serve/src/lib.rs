@@ -105,7 +105,7 @@ pub async fn run(
     }
     tracing::info!(address = %api, "ready");
     let watching = watch(&app, reload, tls);
-    let housekeeping = tokio::spawn(app::keep_house(Arc::clone(&app)));
+    let housekeeping = tokio::spawn(app::run_maintenance(Arc::clone(&app)));
     shutdown.await;
     app.enter(Phase::Draining);
     tracing::info!(delay = ?app.settings.drain_delay, "draining");

@@ -35,7 +35,7 @@ pub(crate) struct Answer<T> {
     pub(crate) value: T,
     /// `None` for an output from the prediction cache.
     pub(crate) timings: Option<Timings>,
-    pub(crate) photo: Photo,
+    pub(crate) facts: ImageFacts,
 }
 
 /// Outputs of one pass through the network.
@@ -48,7 +48,7 @@ pub(crate) struct Classified {
 
 /// The facts about an image that are kept after its pixels are dropped.
 #[derive(Clone)]
-pub(crate) struct Photo {
+pub(crate) struct ImageFacts {
     pub(crate) statistics: ImageStatistics,
     /// SHA-256 of its bytes in hex; `None` where feedback is off.
     pub(crate) sha256: Option<String>,

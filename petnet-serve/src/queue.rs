@@ -157,7 +157,7 @@ impl Queue {
     ///
     /// # Errors
     /// 503 with the estimated wait in seconds.
-    pub(crate) fn check_line(&self, priority: Priority) -> Result<(), Problem> {
+    pub(crate) fn check_wait(&self, priority: Priority) -> Result<(), Problem> {
         if self.wait(priority) > self.timeout { Err(self.overloaded(priority)) } else { Ok(()) }
     }
 

@@ -106,7 +106,7 @@ impl Feedback {
     }
 
     /// Reopens a store that has failed: the database accepts no writes after a failed one, even if the disk has space again.
-    pub(crate) fn revive(&self) {
+    pub(crate) fn reopen(&self) {
         if !self.failed.load(Ordering::Relaxed) {
             return;
         }

@@ -61,8 +61,8 @@ impl Target {
     ///
     /// # Errors
     /// 503 with the estimated wait in seconds.
-    pub(crate) fn check_line(&self) -> Result<(), Problem> {
-        self.served.queue.check_line(self.priority)
+    pub(crate) fn check_wait(&self) -> Result<(), Problem> {
+        self.served.queue.check_wait(self.priority)
     }
 
     /// # Errors

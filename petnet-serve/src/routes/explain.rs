@@ -33,7 +33,7 @@ pub(super) async fn explain(
     let bytes = upload.size;
     let image = upload.only()?;
     let answer = app.batcher.explain(&target, image.clone()).await?;
-    let Answer { value: explanation, timings, photo: facts } = answer;
+    let Answer { value: explanation, timings, facts } = answer;
     let limits = app.settings.limits();
     let large = Preprocess { size: SIDE, resize: Resize::Squeeze };
     // In addition to decoding: two images of the overlay's size, and the PNG file.

@@ -35,7 +35,7 @@ impl Images {
         let parameter = query(request.uri(), "model");
         let priority = priority(request);
         let mut target = app.target(parameter.as_deref(), priority)?;
-        target.check_line()?;
+        target.check_wait()?;
         let upload = app.uploads.read(request, &app.settings).await?;
         let accepted = Instant::now();
         match (&parameter, &upload.model) {

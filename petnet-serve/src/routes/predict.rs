@@ -21,7 +21,7 @@ pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Resu
         Single::classify(app, request).await?;
     let id = new_id();
     let prediction = &answer.value.prediction;
-    remember(app, &target, id, (prediction, &answer.photo));
+    remember(app, &target, id, (prediction, &answer.facts));
     let mut fields = describe(prediction, &target.model, id);
     fields.insert("processing_time_ms".into(), milliseconds(accepted.elapsed()).into());
     let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
@@ -51,7 +51,7 @@ pub(super) async fn many(
             let mut fields = match outcome {
                 Ok(answer) => {
                     let (id, prediction) = (new_id(), &answer.value.prediction);
-                    remember(app, &target, id, (prediction, &answer.photo));
+                    remember(app, &target, id, (prediction, &answer.facts));
                     samples.offer(app.shadow.as_ref(), &target, (id, prediction), &image.bytes);
                     describe(prediction, &target.model, id)
                 }

@@ -45,7 +45,7 @@ impl Api {
     async fn infer(&self, mut request: ModelInferRequest) -> Result<ModelInferResponse, Problem> {
         let (app, accepted) = (&self.app, Instant::now());
         let (target, form) = v2::find(app, &request.model_name, self.priority)?;
-        target.check_line()?;
+        target.check_wait()?;
         let requested = request.outputs.iter().map(requested).collect::<Result<Vec<_>, _>>()?;
         let (input, mut raw) = input(&mut request, form)?;
         let values = input.values(&mut raw, app.settings.max_parts)?;

@@ -23,7 +23,7 @@ use super::tensor::{Computed, Input, Output, OutputParameters, Request, Requeste
 use super::{Form, Reply};
 use crate::answer::remember;
 use crate::app::App;
-use crate::batcher::Picture;
+use crate::batcher::ImageInput;
 use crate::buffer::Buffer;
 use crate::memory::Claim;
 use crate::models::{Model, Target};
@@ -64,7 +64,7 @@ async fn answer(
     form: Form,
     request: &mut HttpRequest<Incoming>,
 ) -> Result<(Payload, Note, Samples), Problem> {
-    target.check_line()?;
+    target.check_wait()?;
     let (body, claim) = app.uploads.read_bytes(request, &app.settings).await?;
     let bytes = body.len();
     let accepted = Some(Instant::now());
@@ -128,7 +128,7 @@ pub(in crate::routes) async fn classify(
     let mut samples = Samples::default();
     for (place, (id, answer)) in answers.iter().enumerate() {
         let prediction = &answer.value.prediction;
-        remember(app, target, *id, (prediction, &answer.photo));
+        remember(app, target, *id, (prediction, &answer.facts));
         if let Some(image) = encoded.get(place) {
             samples.offer(app.shadow.as_ref(), target, (*id, prediction), image);
         }
@@ -206,12 +206,12 @@ impl Payload {
     }
 }
 
-type Images = Vec<Result<Picture, Problem>>;
+type Images = Vec<Result<ImageInput, Problem>>;
 
 fn images(model: &Model, form: Form, values: Values) -> Result<Images, Problem> {
     match (form, values) {
         (Form::Encoded, Values::Bytes(images)) => {
-            Ok(images.into_iter().map(|image| Ok(Picture::Encoded(image))).collect())
+            Ok(images.into_iter().map(|image| Ok(ImageInput::Encoded(image))).collect())
         }
         (Form::Pixels, Values::Floats { shape, values }) => from_nchw(model, &shape, &values),
         _ => Err(Problem::bad_request(format!(
@@ -236,7 +236,9 @@ fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Images, P
     let images = values.chunks_exact(3 * plane).map(|channels| {
         let bytes = (0..plane)
             .flat_map(|at| [0, 1, 2].map(|channel| channels[channel * plane + at].round() as u8));
-        Pixels::new(size, size, bytes.collect()).map(Picture::Ready).ok_or_else(Problem::internal)
+        Pixels::new(size, size, bytes.collect())
+            .map(ImageInput::Ready)
+            .ok_or_else(Problem::internal)
     });
     Ok(images.collect())
 }
