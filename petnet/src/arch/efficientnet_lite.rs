@@ -77,7 +77,7 @@ impl EfficientNetLiteConfig {
     }
 
     #[cfg(feature = "pytorch")]
-    /// Kernel, expansion and output channels of each block, which are what a file of weights tells.
+    /// Kernel, expansion and output channels of each block: the properties that a file of weights determines.
     fn blocks(&self) -> impl Iterator<Item = [usize; 3]> {
         let blocks = |stage: &Stage| {
             let block = [stage.kernel, stage.expansion, stage.channels];
@@ -204,7 +204,7 @@ impl EfficientNetLiteConfig {
     }
 }
 
-/// Which of the packages' modules each layer's weights are in.
+/// The module of the package that holds each layer's weights.
 #[cfg(feature = "pytorch")]
 fn modules(config: &EfficientNetLiteConfig, keys: &Keys<'_>) -> Vec<(String, String)> {
     let mut modules = keys.conv_norm("stem", "_conv_stem", "_bn0");

@@ -1,4 +1,4 @@
-//! Names and shapes of the tensors of PyTorch's files, by which architectures are recognised. Knows no files.
+//! Names and shapes of the tensors of PyTorch's files, by which architectures are recognised. Independent of files.
 
 use std::collections::BTreeSet;
 
@@ -37,7 +37,7 @@ impl Keys<'_> {
         vec![(format!("{node}.conv"), conv.into()), (format!("{node}.norm"), norm.into())]
     }
 
-    /// Convolutions in the order in which people number them.
+    /// Convolutions in the order of the numbers in their names.
     pub(crate) fn convs(&self) -> Vec<String> {
         self.modules(4, None)
     }

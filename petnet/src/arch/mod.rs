@@ -1,5 +1,5 @@
-//! The networks that configurations can name: one file each, and one line in its table. Knows settings and
-//! graphs; no weights, no tensors. `docs/adding-an-architecture.md` shows how to add one.
+//! The networks that configurations can name: one file each, and one line in its table. Independent of
+//! weights and tensors. `docs/adding-an-architecture.md` shows how to add one.
 
 mod efficientnet_lite;
 #[cfg(feature = "pytorch")]

@@ -1,5 +1,5 @@
 //! One `.safetensors` file that holds all a model needs: the network's graph and weights, labels, preprocessing, and
-//! where it came from. Knows no architecture by name: what a file describes can be run.
+//! its origin. Independent of architectures: any valid graph in a file can be run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;

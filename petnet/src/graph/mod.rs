@@ -1,5 +1,5 @@
 //! A network as a graph: nodes in the order in which they run, each an operation on the outputs of
-//! earlier ones. Knows names and shapes; no weights, no values, no architectures.
+//! earlier ones, with names and shapes. Independent of weights, values and architectures.
 //!
 //! A [`Graph`] is valid by construction. It begins with the image, ends its feature maps in one global
 //! average pool, and what follows the pool is a chain that ends in a linear layer, the logits.
@@ -152,7 +152,7 @@ pub enum Op {
     },
     /// See [`Activation`].
     Activation {
-        /// Which function.
+        /// The function.
         function: Activation,
     },
     /// The sum of two feature maps of one shape.
@@ -261,7 +261,7 @@ impl From<Graph> for Description {
     }
 }
 
-/// Why nodes are no network, or an image does not fit one.
+/// The reason for which nodes are not a valid network, or an image does not fit one.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum GraphError {
@@ -324,7 +324,7 @@ pub enum NodeError {
     /// A size is out of range.
     #[error("{what} is {value}, must be {range}")]
     Range {
-        /// Which size.
+        /// Name of the size.
         what: &'static str,
         /// Its value.
         value: usize,
@@ -334,7 +334,7 @@ pub enum NodeError {
     /// A rate or an epsilon is out of range.
     #[error("{what} is {value}, must be {range}")]
     Rate {
-        /// Which number.
+        /// Name of the number.
         what: &'static str,
         /// Its value.
         value: f64,

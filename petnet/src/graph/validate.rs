@@ -1,4 +1,4 @@
-//! Nodes to a graph: what makes them a network.
+//! Validation of nodes: the rules by which they are a graph.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Feature maps and what is done with them, in two layouts: NCHW with burn's own operations, and on the CPU HWNC with
+//! Feature maps and their operations, in two layouts: NCHW with burn's own operations, and on the CPU HWNC with
 //! the kernels of [`super::cpu`].
 
 use burn::nn::BatchNorm;
@@ -29,7 +29,7 @@ enum Layout {
 pub(super) struct Conv<'a> {
     pub(super) config: Conv2d,
     pub(super) layer: &'a conv::Conv2d,
-    /// In 16-bit floats on a device that follows gradients. Grouped convolutions keep 32 bits: burn adds the products of a
+    /// True for 16-bit floats on a device with automatic differentiation. Grouped convolutions keep 32 bits: burn adds the products of a
     /// depthwise weight gradient, one for each pixel of the batch, in the type of its input.
     pub(super) mixed: bool,
 }
@@ -59,7 +59,7 @@ impl FeatureMaps {
         }
     }
 
-    /// The same on a device that follows gradients: constants of what is trained behind them.
+    /// The same on a device with automatic differentiation, as constants: no gradient flows into them.
     #[cfg(feature = "train")]
     pub fn lifted(self) -> Self {
         Self(match self.0 {

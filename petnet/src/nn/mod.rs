@@ -1,8 +1,8 @@
-//! A graph as one burn module, for training and for inference on GPUs. Knows graphs and tensors; no architecture, no
-//! files and no images.
+//! A graph as one burn module, for training and for inference on GPUs. Independent of architectures,
+//! files and images.
 //!
-//! Input is `[n, 3, size, size]` with values 0 to 255; normalisation comes first, so that nothing outside of a network
-//! can get it wrong. Output is logits `[n, classes]`.
+//! Input is `[n, 3, size, size]` with values 0 to 255; normalisation is the first layer, so that callers pass pixels as
+//! they are. Output is logits `[n, classes]`.
 
 #[cfg(feature = "flex")]
 mod cpu;
@@ -64,7 +64,7 @@ pub struct Network {
     steps: Vec<Step>,
     #[module(skip)]
     normalization: Normalization,
-    /// Convolutions compute in 16-bit floats on a device that follows gradients.
+    /// True where convolutions compute in 16-bit floats on a device with automatic differentiation.
     #[module(skip)]
     mixed: bool,
     /// For each node, its place among the layers of its kind.
@@ -75,7 +75,7 @@ pub struct Network {
     linears: Vec<Linear>,
 }
 
-/// Which of a burn module's fields a node's weights are in.
+/// The field of the burn module that holds a node's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Conv,
@@ -99,7 +99,7 @@ fn kind(op: &Op) -> Option<Kind> {
 
 impl Network {
     /// With fresh random weights: Kaiming-normal (fan-out) convolutions (He et al., 2015) with zero biases, linear layers
-    /// as their [`Init`] says.
+    /// by their [`Init`].
     pub fn new(graph: &Graph, normalization: Normalization, device: &Device) -> Self {
         let (mut convs, mut norms, mut linears) = (Vec::new(), Vec::new(), Vec::new());
         let places = graph.nodes().iter().map(|node| match node.op {
@@ -181,7 +181,7 @@ impl Network {
         self.run(0, FeatureMaps::new(self.normalization.forward(images)), self.graph.pool())
     }
 
-    /// `[n, 3, h, w]` of 0 to 255 -> what the first `blocks` blocks give, for [`Network::features_after`].
+    /// `[n, 3, h, w]` of 0 to 255 -> the feature maps after the first `blocks` blocks, for [`Network::features_after`].
     pub fn trunk(&self, images: Tensor<4>, blocks: usize) -> FeatureMaps {
         let images = FeatureMaps::new(self.normalization.forward(images));
         self.run(0, images, self.end_of(blocks) + 1)
@@ -244,7 +244,7 @@ impl Network {
         }
     }
 
-    /// Paths, as burn knows them, of the parameters that weight decay leaves alone: biases and norms.
+    /// Paths, in burn's notation, of the parameters without weight decay: biases and batch norms.
     #[cfg(feature = "train")]
     pub(crate) fn undecayed(&self) -> Vec<String> {
         let places = self.places.iter().zip(self.graph.nodes());
@@ -257,8 +257,8 @@ impl Network {
         paths.collect()
     }
 
-    /// Has convolutions, but for grouped ones, compute in 16-bit floats on a device that follows gradients; all else, and all that
-    /// is kept, has 32 bits.
+    /// Makes convolutions, except grouped ones, compute in 16-bit floats on a device with automatic differentiation; all other
+    /// operations, and all weights, have 32 bits.
     #[cfg(feature = "train")]
     pub(crate) fn set_mixed_precision(&mut self, mixed: bool) {
         self.mixed = mixed;

@@ -1,4 +1,4 @@
-//! burn's own operations that both layouts share, and what follows a convolution.
+//! burn's own operations that both layouts share, and the epilogue of a convolution.
 
 #[cfg(feature = "train")]
 use burn::nn::BatchNorm;

@@ -1,4 +1,4 @@
-//! A network as those see it who know no tensors: bytes in, plain numbers out.
+//! A network behind an interface without tensors: bytes in, plain numbers out.
 
 use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, TensorData};

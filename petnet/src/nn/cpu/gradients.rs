@@ -1,4 +1,4 @@
-//! The gradients of the CPU's kernels, as operations that burn's automatic differentiation knows.
+//! The gradients of the CPU's kernels, as operations of burn's automatic differentiation.
 
 use super::*;
 use crate::kernel::NormGradient;
@@ -63,7 +63,7 @@ impl Backward<Flex, 2> for DepthwiseBackward {
         let taps = conv.kernel * conv.kernel;
         if let Some(node) = weight_node {
             let dw = conv.backward_weights(values(&x), values(&dy));
-            // The other way round: as many channels as there are taps.
+            // `[taps, channels]` to `[channels, 1, k, k]`.
             let dw = by_tap(&dw, conv.channels);
             grads.register::<Flex>(node.id, tensor(dw, sizes::<4>(&weight)));
         }

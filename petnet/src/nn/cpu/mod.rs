@@ -1,8 +1,8 @@
 //! Convolution, batch normalisation and max pool on burn's CPU tensors through [`crate::kernel`], with their gradients:
 //! the interface between the two. Maps are `[h, w, n, c]` here.
 //!
-//! burn-flex spends most of a training step in layers of few channels and many pixels; these
-//! kernels do not. Other devices take burn's own operations.
+//! burn-flex spends most of a training step in layers of few channels and many pixels, for which these
+//! kernels are fast. Other devices use burn's own operations.
 
 #[cfg(feature = "train")]
 mod gradients;
