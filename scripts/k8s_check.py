@@ -164,7 +164,7 @@ def references(m):
 
 
 def variables(m):
-    real = set(re.findall(r'env = "(\w+)"', (ROOT / "petnet-serve/src/settings.rs").read_text()))
+    real = set(re.findall(r'env = "(\w+)"', (ROOT / "petnet-serve/src/settings/mod.rs").read_text()))
     comment = re.findall(r"# - (\w+)=", (K8S / "overlays/cloud/kustomization.yaml").read_text())
     for where, *_, env in [*served(m), ("cloud, as a comment", comment)]:
         unknown = (name for name in env if name not in real and not OTHER_VARIABLES.fullmatch(name))

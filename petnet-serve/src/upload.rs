@@ -351,7 +351,8 @@ async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Parsed,
                 let name = field.bytes().await.map_err(broken)?;
                 let name = std::str::from_utf8(&name).ok().filter(|name| name.len() <= NAME);
                 let name = name.ok_or_else(|| Problem::bad_request("`model` is not a name"))?;
-                model = Some(name.to_string());
+                // An HTML form sends fields that were not filled in.
+                model = Some(name.to_string()).filter(|name| !name.is_empty());
             }
             Some(_) | None => (),
         }

@@ -44,6 +44,10 @@ fn each_model_answers_by_its_name_and_is_replaced_alone() {
     assert_eq!(server.post("/predict", &headers, &form).json()["model"]["name"], "second");
     assert_eq!(server.post("/predict?model=cats-vs-dogs", &headers, &form).status, 400);
     assert_eq!(server.post("/predict?model=third", &headers, &form).status, 404);
+    // A field that was not filled in.
+    form.truncate(form.len() - "second\r\n--XyZ--\r\n".len());
+    form.extend(b"\r\n--XyZ--\r\n");
+    assert_eq!(server.post("/predict", &headers, &form).json()["model"], versions[0]);
 
     // Both models have both names of the Open Inference Protocol.
     let index = server.post("/v2/repository/index", &[], b"").json();
