@@ -159,10 +159,10 @@ impl Batcher {
     pub(crate) async fn classify_all<P: Into<ImageInput>>(
         &self,
         target: &Target,
-        pictures: Vec<Result<P, Problem>>,
+        images: Vec<Result<P, Problem>>,
     ) -> Result<Vec<Result<Answer<Classified>, Problem>>, Problem> {
         let mut first = Some(target.place(None).await?);
-        let answers = pictures.into_iter().map(|picture| {
+        let answers = images.into_iter().map(|image| {
             let first = first.take();
             async move {
                 let place = async {
@@ -171,7 +171,7 @@ impl Batcher {
                         None => target.place(Some(self.patience)).await,
                     }
                 };
-                self.known_or_new(target, picture?.into(), place).await
+                self.known_or_new(target, image?.into(), place).await
             }
         });
         Ok(join_all(answers).await)
@@ -297,7 +297,7 @@ impl BatchQueue {
 
 /// Runs the network once on all images to classify, and on each image to explain by itself.
 fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
-    let (mut pictures, mut replies) = (Vec::new(), Vec::new());
+    let (mut images, mut replies) = (Vec::new(), Vec::new());
     let photos = jobs.len();
     let timings = |decode, queued: Instant, model: Stage| {
         let queue = Stage { began: queued, took: batch.saturating_duration_since(queued) };
@@ -306,7 +306,7 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
     for Job { work, pixels, facts, decode, queued, place, .. } in jobs {
         match work {
             Work::Classify(reply) => {
-                pictures.push(pixels);
+                images.push(pixels);
                 replies.push((reply, facts, (decode, queued), place));
             }
             Work::Explain(reply) => {
@@ -317,13 +317,13 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
             }
         }
     }
-    if pictures.is_empty() {
+    if images.is_empty() {
         return;
     }
-    histogram!(names::BATCH_SIZE, "model" => model.name.clone()).record(pictures.len() as f64);
-    rates.batch(pictures.len());
+    histogram!(names::BATCH_SIZE, "model" => model.name.clone()).record(images.len() as f64);
+    rates.batch(images.len());
     let began = Instant::now();
-    let outcome = contain(|| model.classifier.classify_and_embed(&pictures));
+    let outcome = contain(|| model.classifier.classify_and_embed(&images));
     let pass = Stage::since(began);
     histogram!(names::INFERENCE_DURATION_SECONDS, "model" => model.name.clone()).record(pass.took);
     match outcome {

@@ -62,12 +62,12 @@ pub struct ModelInfo {
     pub source: Option<SourceHead>,
     /// Class names in the order of the logits.
     pub labels: Vec<String>,
-    /// The kind of answer.
+    /// Single-label or multi-label classification.
     #[serde(default, skip_serializing_if = "Task::is_single_label")]
     pub task: Task,
     /// Input size, and how images are resized to it.
     pub preprocess: Preprocess,
-    /// Its first layer.
+    /// Per-channel mean and standard deviation, applied as the network's first layer.
     pub normalization: Normalization,
     /// Logits are divided by it before they become probabilities; 1 where it was never chosen.
     #[serde(default = "one")]
@@ -99,7 +99,7 @@ pub struct ModelInfo {
     /// Statistics of the images that the model was calibrated on, for drift; absent where none were measured.
     #[serde(default)]
     pub reference: Option<Reference>,
-    /// Ranges of the feature maps, for inference in bytes; absent where they were never measured.
+    /// Ranges of the feature maps, for int8 inference; absent where they were never measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<Quantization>,
 }
@@ -282,7 +282,7 @@ impl Checkpoint {
     /// The cat-or-dog network that ships inside the crate.
     ///
     /// # Errors
-    /// None in a sound build; a damaged build answers [`Error::Checkpoint`].
+    /// [`Error::Checkpoint`] if the embedded file is corrupt.
     #[cfg(feature = "pretrained")]
     pub fn pretrained() -> Result<Self> {
         Self::from_bytes(Self::pretrained_bytes())
@@ -358,7 +358,7 @@ impl Checkpoint {
             match view.dtype() {
                 Dtype::I8 => drop(weights.insert(name.clone(), unpack(view, &scales(name)?))),
                 Dtype::U8 => {
-                    // Bytes of two values each do not say their shape.
+                    // Packed 4-bit weights do not store their shape; it follows from the graph.
                     let shape = shapes.get(name).ok_or(ModelError::UnusedWeight(name.clone()))?;
                     let weight = unpack_nibbles(name, view, (shape, &scales(name)?))?;
                     weights.insert(name.clone(), weight);

@@ -207,7 +207,7 @@ pub(crate) struct Run {
 pub(crate) struct Epilogue<'a> {
     /// One value for each channel.
     pub(crate) bias: Option<&'a [f32]>,
-    /// In the layout of the output, and beginning with the same value.
+    /// Same layout as the output; element 0 belongs to element 0 of the output.
     pub(crate) residual: Option<&'a [f32]>,
     pub(crate) activation: Option<Activation>,
 }
@@ -236,10 +236,10 @@ impl Epilogue<'_> {
         }
         if let Some(activation) = self.activation {
             let [floor, ceiling] = activation.bounds();
-            let relu6 = activation == Activation::Relu6;
+            let clamped = ceiling.is_finite();
             for vector in 0..V {
                 sums[vector] = simd.max_f32s(sums[vector], simd.splat_f32s(floor));
-                if relu6 {
+                if clamped {
                     sums[vector] = simd.min_f32s(sums[vector], simd.splat_f32s(ceiling));
                 }
             }

@@ -159,7 +159,7 @@ impl Network {
         self.classify(self.features(images))
     }
 
-    /// `[n, 3, h, w]` of 0 to 255 -> the means of the last feature maps, `[n, width]`.
+    /// `[n, 3, h, w]` of 0 to 255 -> global average pooling of the last feature maps, `[n, channels]`.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         self.maps(images).mean()
     }
@@ -187,19 +187,19 @@ impl Network {
         self.run(0, images, self.end_of(blocks) + 1)
     }
 
-    /// The output of [`Network::trunk`] with the same number of blocks -> the means of the last feature maps, `[n, width]`.
+    /// The output of [`Network::trunk`] with the same number of blocks -> global average pooling of the last feature maps, `[n, channels]`.
     pub fn features_after(&self, maps: FeatureMaps, blocks: usize) -> Tensor<2> {
         self.run(self.end_of(blocks), maps, self.graph.pool()).mean()
     }
 
-    /// The step from the maps of frozen blocks to features, where the maps come from elsewhere: `[h, w, n, c]`.
+    /// Feature maps from values that the engine computed, `[h, w, n, c]`.
     #[cfg(feature = "train")]
     pub(crate) fn given(values: Vec<f32>, shape: [usize; 4], device: &Device) -> FeatureMaps {
         let maps = Tensor::<4>::from_data(TensorData::new(values, shape), device);
         FeatureMaps::new(maps.permute([2, 3, 0, 1])) // [n, c, h, w]
     }
 
-    /// The node that the first so many blocks end with.
+    /// Index of the last node of the first `blocks` blocks; 0, the image, for none.
     fn end_of(&self, blocks: usize) -> usize {
         let place = blocks.checked_sub(1).and_then(|last| self.graph.blocks().get(last));
         place.map_or(0, |end| end - 1)

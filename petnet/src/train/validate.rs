@@ -1,0 +1,73 @@
+//! Validation of the settings of a training.
+
+use super::{Distillation, Freeze, Trainer};
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::preprocess::MAX_SIZE;
+
+impl Trainer {
+    /// Refuses settings that do not apply to multi-label data.
+    pub(super) fn validate_task(&self, train: &Dataset) -> Result<()> {
+        let refused = |what| Err(Error::Config(format!("{what} is not for multi-label data")));
+        match train.is_multi_label() {
+            true if self.distillation.is_some() => refused("distillation"),
+            true if self.balanced => refused("balanced"),
+            true | false => Ok(()),
+        }
+    }
+
+    /// Refuses values out of range, and settings that contradict each other; names the key.
+    pub(super) fn validate(&self) -> Result<()> {
+        let bad = |key: &str, value: &dyn std::fmt::Display, range: &str| {
+            Err(Error::Config(format!("{key} is {value}, must be {range}")))
+        };
+        // The number of classes does not matter here.
+        let graph = self.architecture.graph(1)?;
+        if self.epochs == 0 {
+            return bad("num_epochs", &0, "at least 1");
+        }
+        if self.batch_size < 2 {
+            return bad("batch_size", &self.batch_size, "at least 2");
+        }
+        let sizes = self.progressive.iter().map(|stage| stage.size);
+        let smallest = (graph.min_side() as u32).max(8);
+        let mut sizes = sizes.chain([self.image_size]);
+        if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
+            return bad("image_size", &size, &format!("between {smallest} and {MAX_SIZE}"));
+        }
+        let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
+        if !(0.0..=1.0).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {
+            return bad("the shares of progressive together", &share, "between 0 and 1");
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate <= 10.0) {
+            return bad("learning_rate", &self.learning_rate, "above 0 and at most 10");
+        }
+        let shares = [
+            ("label_smoothing", f64::from(self.label_smoothing)),
+            ("ema_decay", self.ema_decay),
+            ("momentum", self.momentum),
+            ("weight_decay", self.weight_decay),
+        ];
+        if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
+            return bad(key, value, "at least 0 and below 1");
+        }
+        if self.precise_bn_images > 0 && self.ema_decay > 0.0 {
+            return bad("precise_bn_images", &self.precise_bn_images, "0 where ema_decay is not");
+        }
+        let freeze = self.freeze.unwrap_or(Freeze::Nothing);
+        let blocks = graph.blocks().len();
+        if let Freeze::Blocks(frozen) = freeze
+            && frozen > blocks
+        {
+            return bad("freeze", &frozen, &format!("at most {blocks}, the network's blocks"));
+        }
+        if freeze != Freeze::Nothing && self.precise_bn_images > 0 {
+            return bad("precise_bn_images", &self.precise_bn_images, "0 with freeze");
+        }
+        if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
+            return bad("grad_clip or warmup_epochs", &"negative", "at least 0");
+        }
+        self.distillation.iter().try_for_each(Distillation::validate)?;
+        self.augment.validate()
+    }
+}
