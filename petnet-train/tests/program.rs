@@ -184,6 +184,9 @@ fn resuming_with_other_settings_is_refused() {
     let (status, message) = fail(folder, &longer);
     assert_eq!(status, 2);
     assert!(message.contains("`num_epochs` differs"), "{message}");
+    // Threads and cache do not change the result.
+    let faster = ["--resume", "--set", "num_workers=1", "--set", "cache_mb=100"];
+    succeed(folder, &[&fit("models")[..], &faster].concat());
 }
 
 #[test]

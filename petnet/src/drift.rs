@@ -213,6 +213,14 @@ impl Distribution {
 pub struct Reference(BTreeMap<Statistic, Distribution>);
 
 impl Reference {
+    /// True where each distribution has finite, rising edges and one count more than edges.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.0.values().all(|Distribution { edges, counts }| {
+            let rising = edges.is_sorted() && edges.iter().all(|edge| edge.is_finite());
+            rising && counts.len() == edges.len() + 1
+        })
+    }
+
     /// The reference of images like those that the model is meant for; a thousand are enough. Statistics that the model
     /// does not have are left out, and so are those with one value for all images, such as the size of images that were
     /// resized. The decision is always kept.

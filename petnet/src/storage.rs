@@ -133,13 +133,22 @@ pub(crate) fn unpack_nibbles(
 }
 
 /// A weight from values at eight bits.
-pub(crate) fn unpack(view: &TensorView<'_>, scales: &[f32]) -> Weight {
+///
+/// # Errors
+/// [`ModelError::WeightShape`] for another number of scales than channels.
+pub(crate) fn unpack(
+    name: &str,
+    view: &TensorView<'_>,
+    scales: &[f32],
+) -> Result<Weight, ModelError> {
     let channel = channels(view.shape());
+    if scales.len() != channel.count {
+        let (name, found) = (format!("{name}{SCALE}"), vec![scales.len()]);
+        return Err(ModelError::WeightShape { name, found, expected: vec![channel.count] });
+    }
     let steps = view.data().iter().map(|byte| f32::from(i8::from_le_bytes([*byte])));
-    // The number of scales is untrusted input.
-    let scale = |index| scales.get(channel.of(index)).copied().unwrap_or_default();
-    let values = steps.enumerate().map(|(index, step)| step * scale(index)).collect();
-    Weight { shape: view.shape().to_vec(), values }
+    let values = steps.enumerate().map(|(index, step)| step * scales[channel.of(index)]).collect();
+    Ok(Weight { shape: view.shape().to_vec(), values })
 }
 
 /// Layout of the output channels of a weight.

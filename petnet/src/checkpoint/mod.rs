@@ -179,6 +179,9 @@ impl ModelInfo {
                 return Err(ModelError::OodThreshold(*threshold));
             }
         }
+        if self.reference.as_ref().is_some_and(|reference| !reference.is_valid()) {
+            return Err(ModelError::Reference);
+        }
         let mut quantization = self.quantization.iter();
         quantization.try_for_each(|quantization| quantization.validate(self.graphs()))
     }
@@ -356,7 +359,9 @@ impl Checkpoint {
         let mut weights = Weights::new();
         for (name, view) in &views {
             match view.dtype() {
-                Dtype::I8 => drop(weights.insert(name.clone(), unpack(view, &scales(name)?))),
+                Dtype::I8 => {
+                    drop(weights.insert(name.clone(), unpack(name, view, &scales(name)?)?))
+                }
                 Dtype::U8 => {
                     // Packed 4-bit weights do not store their shape; it follows from the graph.
                     let shape = shapes.get(name).ok_or(ModelError::UnusedWeight(name.clone()))?;

@@ -131,6 +131,9 @@ fn a_description_that_cannot_be_built_is_refused() {
     let beyond = vec![0.5, 1.5];
     let beyond = Task::MultiLabel { thresholds: beyond };
     refused(&|info| info.task = beyond.clone(), "thresholds must be one per class");
+    let reference = serde_json::json!({ "brightness": { "edges": [1.0, 2.0], "counts": [] } });
+    let reference: Reference = serde_json::from_value(reference).unwrap();
+    refused(&|info| info.reference = Some(reference.clone()), "one count more than edges");
     refused(&|info| info.temperature = 0.0, "temperature is 0");
     refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
     refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");

@@ -159,6 +159,9 @@ pub enum ModelError {
         /// Its type.
         dtype: String,
     },
+    /// The distributions for drift are not histograms.
+    #[error("its reference for drift needs rising edges, and one count more than edges")]
+    Reference,
     /// A multi-label model does not have one threshold per class, each from 0 to 1.
     #[error("thresholds must be one per class, each between 0 and 1")]
     Thresholds,

@@ -89,7 +89,7 @@ pub(super) fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
     let mut identity = info.settings.clone();
     if let Some(map) = identity.as_object_mut() {
         // Threads and cache do not change the result.
-        map.remove("workers");
+        map.remove("num_workers");
         map.remove("cache_mb");
         // Batch-norm statistics are re-estimated after the last epoch.
         map.remove("precise_bn_images");
