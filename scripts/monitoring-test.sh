@@ -39,10 +39,7 @@ cargo build --release --bin petnet-train --bin petnet-serve
 train=$here/target/release/petnet-train serve=$here/target/release/petnet-serve
 
 say "files"
-promtool check config configs/prometheus/prometheus.yml
-promtool test rules configs/prometheus/tests/*.yml
-amtool check-config configs/prometheus/alertmanager.yml
-python3 scripts/dashboards_check.py lint
+scripts/monitoring-lint.sh
 
 say "service, training, Prometheus, Alertmanager"
 rm -rf "$work/run" && mkdir -p "$work/run" && cd "$work/run"

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use metrics::{counter, gauge};
+use petnet::disk::sha256;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::disk::sha256;
 use crate::models::Model;
 use crate::outputs::{Classified, ImageFacts};
 use crate::settings::Settings;

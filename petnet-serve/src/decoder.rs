@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::StatusCode;
 use metrics::{counter, histogram};
+use petnet::disk::sha256;
 use petnet::drift::ImageStatistics;
 use petnet::preprocess::{Limits, Pixels};
 use tokio::sync::oneshot;
 
-use crate::disk::sha256;
 use crate::memory::Memory;
 use crate::models::Model;
 use crate::outputs::{ImageFacts, Stage};

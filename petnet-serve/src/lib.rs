@@ -13,7 +13,6 @@ mod body;
 mod buffer;
 mod cache;
 mod decoder;
-mod disk;
 mod drift;
 mod feedback;
 #[cfg(fuzzing)]

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use petnet::disk::{sha256, write_atomically};
 use petnet::mlflow::{Failure, ModelVersion, Server};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{self, sha256};
 use crate::settings::Settings;
 
 /// A registered model's file.
@@ -105,9 +105,9 @@ impl Cache {
         let known = Known { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
         let file = self.file(&known.sha256);
         if !file.is_file() {
-            disk::write(&file, bytes)?;
+            write_atomically(&file, bytes)?;
         }
-        disk::write(&self.pointer, &serde_json::to_vec(&known)?)
+        Ok(write_atomically(&self.pointer, &serde_json::to_vec(&known)?)?)
     }
 
     fn last(&self) -> Option<Registered> {

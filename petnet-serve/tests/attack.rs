@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use common::{Server, multipart, post, test_image};
 use hostile::{PNG_KINDS, gif, jpeg, png, profile, webp};
 use image::ImageFormat;
-use sha2::{Digest as _, Sha256};
 
 const JPEG: (&str, &str) = ("content-type", "image/jpeg");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -331,7 +330,7 @@ fn filled(file: &[u8], value: f32) -> Vec<u8> {
             hashed.extend((data.len() as u64).to_le_bytes());
             hashed.extend(data);
         }
-        hex::encode(Sha256::digest(&hashed))
+        petnet::disk::sha256(&hashed)
     };
     let mut changed = file.to_vec();
     let linear =

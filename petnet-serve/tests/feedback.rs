@@ -12,7 +12,6 @@ use std::time::Duration;
 use common::{Server, drawn, post, test_image};
 use image::ImageFormat;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 fn start(store: &Path) -> Server {
     Server::start(&["--feedback", store.to_str().unwrap()])
@@ -64,7 +63,7 @@ fn labels_are_accepted_one_by_one_and_in_batches_and_the_last_one_counts() {
     assert_eq!(labels.len(), 3);
     let first = &labels[id(0).as_str().unwrap()];
     assert_eq!((&first["label"], &first["predicted_class"]), (&right, &right));
-    assert_eq!(first["sha256"], hex::encode(Sha256::digest(&image)));
+    assert_eq!(first["sha256"], petnet::disk::sha256(&image));
     assert_eq!(first["model_version"], answers[0]["model"]["version"]);
     let after = server.get(&format!("/feedback/export?after={}", id(1).as_str().unwrap()));
     assert_eq!(String::from_utf8(after.body).unwrap().lines().count(), 1);

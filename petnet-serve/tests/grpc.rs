@@ -31,7 +31,6 @@ use proto::{
     ModelMetadataResponse, ModelReadyRequest, RepositoryIndexRequest, RepositoryIndexResponse,
     RepositoryModelLoadRequest, ServerReadyRequest, ServerReadyResponse,
 };
-use sha2::{Digest as _, Sha256};
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 
@@ -151,7 +150,7 @@ async fn an_image_is_classified_in_each_form_and_invalid_calls_have_their_codes(
 
 #[tokio::test]
 async fn states_and_models_are_reported_and_keys_are_required() {
-    let digest = hex::encode(Sha256::digest(b"secret"));
+    let digest = petnet::disk::sha256(b"secret");
     let server = Server::start(&["--api-keys-sha256", &digest]);
     let ready = format!("{SERVICE}ServerReady");
     let (code, state): (u32, ServerReadyResponse) =
@@ -193,7 +192,7 @@ async fn states_and_models_are_reported_and_keys_are_required() {
 
 #[tokio::test]
 async fn clients_that_watch_health_get_each_change() {
-    let digest = hex::encode(Sha256::digest(b"secret"));
+    let digest = petnet::disk::sha256(b"secret");
     let server =
         Server::start(&["--api-keys-sha256", &digest, "--drain-delay", "3s", "--grace", "3s"]);
     let watch = send(&server, "/grpc.health.v1.Health/Watch", &ServerReadyRequest {}, &[]).await;

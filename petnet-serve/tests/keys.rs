@@ -5,11 +5,10 @@ mod common;
 
 use common::{Server, test_image, until};
 use image::ImageFormat;
-use sha2::{Digest as _, Sha256};
 
 /// The SHA-256 of a key, as of `printf %s KEY | sha256sum`.
 fn digest(key: &str) -> String {
-    hex::encode(Sha256::digest(key.as_bytes()))
+    petnet::disk::sha256(key.as_bytes())
 }
 
 fn keys(limits: &str) -> String {

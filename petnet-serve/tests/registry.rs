@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use common::{Server, multipart, test_image, variant};
 use image::ImageFormat;
 use petnet::Precision;
+use petnet::disk::sha256;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use tiny_http::Response;
 
 struct Registry {
@@ -42,7 +42,7 @@ impl Registry {
         let state = Arc::new(Mutex::new((1, 0)));
         let shared = Arc::clone(&state);
         let models = models();
-        let digests = models.iter().map(|model| hex::encode(Sha256::digest(model))).collect();
+        let digests = models.iter().map(|model| sha256(model)).collect();
         std::thread::spawn(move || {
             for request in listener.incoming_requests() {
                 let (champion, fetched) = &mut *shared.lock().unwrap();
@@ -50,7 +50,7 @@ impl Registry {
                 let version = json!({ "model_version": {
                     "name": "Pets",
                     "version": champion.to_string(),
-                    "tags": [{ "key": "petnet.sha256", "value": hex::encode(Sha256::digest(&models[*champion - 1])) }],
+                    "tags": [{ "key": "petnet.sha256", "value": sha256(&models[*champion - 1]) }],
                 } });
                 let (status, body) = match url.split('?').next().unwrap() {
                     "/api/2.0/mlflow/registered-models/alias"

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use common::{fail, petnet, prepared, raw_images, succeed};
-use sha2::{Digest as _, Sha256};
 
 const FIT: [&str; 6] = ["fit", "--config", "settings.yaml", "--data", "data", "--quiet"];
 
@@ -227,7 +226,7 @@ fn bad_input_ends_with_one_line_and_the_right_status() {
 fn labels_of_a_file_override_folders() {
     let root = raw_images();
     let folder = root.path();
-    let digest = |path: &str| hex::encode(Sha256::digest(fs::read(folder.join(path)).unwrap()));
+    let digest = |path: &str| petnet::disk::sha256(&fs::read(folder.join(path)).unwrap());
     fs::create_dir(folder.join("raw/unlabelled")).unwrap();
     for number in 0..3 {
         let image = image::RgbImage::from_fn(40, 30, |x, y| {

@@ -1,4 +1,5 @@
-//! Files that are complete or absent, and the digest by which files are known.
+//! Files that are complete or absent, and the digest by which files are known. For petnet's own programs as well; not part of
+//! the public interface.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -8,13 +9,16 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Error, Result};
 
 /// SHA-256 in hexadecimal digits.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
 /// Writes a temporary file in the folder of `path`, flushes it to the disk and renames it to `path`, so that a crash leaves the
 /// old content or the new one.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(".partial");

@@ -13,7 +13,8 @@ mod classifier;
 #[cfg(feature = "train")]
 pub mod dataset;
 mod device;
-mod disk;
+#[doc(hidden)]
+pub mod disk;
 pub mod drift;
 mod embed;
 mod engine;

@@ -12,7 +12,6 @@ use common::{draw_folder, drawn};
 use petnet::Dataset;
 use petnet::dataset::{LabelOptions, Labels, Layout, Prepare, Reading, Split};
 use petnet::files::LeftOut;
-use sha2::{Digest as _, Sha256};
 use tempfile::tempdir;
 use zip::write::SimpleFileOptions;
 
@@ -260,7 +259,7 @@ fn nothing_is_read_or_written_outside_of_its_folder() {
     let root = tempdir().unwrap();
     let photos = root.path().join("photos");
     draw_folder(&photos, &["unlabelled", "cat"], 2);
-    let sha = hex::encode(Sha256::digest(fs::read(photos.join("unlabelled/0.png")).unwrap()));
+    let sha = petnet::disk::sha256(&fs::read(photos.join("unlabelled/0.png")).unwrap());
     let path = root.path().join("labels.jsonl");
     fs::write(&path, format!("{{\"sha256\":\"{sha}\",\"label\":\"../../escaped\"}}\n")).unwrap();
     let error = Labels::read(&path, LabelOptions::default()).unwrap_err().to_string();

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use image::{DynamicImage, Rgb, RgbImage};
 use petnet::similar::{Added, ImageIndex, IndexError, IndexedImage};
 use petnet::{Checkpoint, Classifier, Error};
-use sha2::{Digest as _, Sha256};
 
 /// An image of its number, no two alike.
 fn drawn(number: u32) -> RgbImage {
@@ -20,7 +19,7 @@ fn drawn(number: u32) -> RgbImage {
 }
 
 fn model() -> (Classifier, String) {
-    let digest = hex::encode(Sha256::digest(Checkpoint::pretrained_bytes()));
+    let digest = petnet::disk::sha256(Checkpoint::pretrained_bytes());
     (Classifier::pretrained().unwrap(), digest)
 }
 

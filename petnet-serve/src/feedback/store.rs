@@ -14,11 +14,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use fjall::{Database, PersistMode};
+use petnet::disk::write_atomically;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::table::Table;
-use crate::disk;
 
 /// Size of the block cache in bytes.
 const CACHE: u64 = 4 << 20;
@@ -169,7 +169,7 @@ impl Store {
     }
 
     fn write_count(&self, count: u64) -> Result<()> {
-        disk::write(&self.path.join(COUNT), count.to_string().as_bytes())
+        Ok(write_atomically(&self.path.join(COUNT), count.to_string().as_bytes())?)
     }
 
     /// Size on disk in bytes.

@@ -7,12 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use md5::{Digest as _, Md5};
 use metrics::{counter, gauge};
+use petnet::disk::sha256;
 use petnet::preprocess::Pixels;
 use petnet::{Checkpoint, Classifier};
 use serde::Deserialize;
 
 use crate::address::{ModelAddress, ModelSource};
-use crate::disk::sha256;
 use crate::registry;
 use crate::settings::Settings;
 use crate::telemetry::names;

@@ -52,7 +52,7 @@ pub(super) struct PathDigest(String);
 
 impl PathDigest {
     pub(super) fn add(&mut self, path: &str) {
-        self.0 = crate::files::sha256(format!("{}\n{path}", self.0).as_bytes());
+        self.0 = petnet::disk::sha256(format!("{}\n{path}", self.0).as_bytes());
     }
 }
 

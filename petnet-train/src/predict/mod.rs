@@ -121,7 +121,7 @@ impl Predict {
         let embedding_format =
             self.embeddings.as_deref().map(EmbeddingFormat::of_file).transpose()?;
         let classifier = self.model.open(self.device)?;
-        let model = Model::new(&classifier, &crate::files::sha256(&self.model.bytes()?));
+        let model = Model::new(&classifier, &petnet::disk::sha256(&self.model.bytes()?));
         let file =
             self.embeddings.as_deref().zip(embedding_format).map(|(path, format)| {
                 EmbeddingFile::create(path, format, classifier.embedding_len())
@@ -174,7 +174,7 @@ impl Predict {
         let classifier = self.model.open(self.device)?;
         let settings = Settings {
             inputs: self.inputs.iter().map(|input| input.display().to_string()).collect(),
-            model_sha256: crate::files::sha256(&self.model.bytes()?),
+            model_sha256: petnet::disk::sha256(&self.model.bytes()?),
             format: format.extension().into(),
             shards: self.shard.count,
             part_size: self.part_size,

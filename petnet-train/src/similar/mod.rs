@@ -104,7 +104,7 @@ impl Similar {
             let text = "nothing to do: give an IMAGE, --photos DIR or --duplicates";
             return Err(UsageError(text.into()).into());
         }
-        let model_sha256 = crate::files::sha256(&self.model.bytes()?);
+        let model_sha256 = petnet::disk::sha256(&self.model.bytes()?);
         let classifier = self.model.open(self.device)?;
         let mut images = self.open(&classifier, &model_sha256)?;
         let updated = match self.photos.as_slice() {

@@ -24,7 +24,7 @@ pub(super) fn millis(time: SystemTime) -> i64 {
 }
 
 pub(super) fn short_hash(text: &str) -> String {
-    crate::files::sha256(text.as_bytes()).chars().take(32).collect()
+    petnet::disk::sha256(text.as_bytes()).chars().take(32).collect()
 }
 
 pub(super) fn address(path: &Path) -> String {

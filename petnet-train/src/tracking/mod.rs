@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
+use petnet::disk::sha256;
 use petnet::mlflow::{DIGEST_TAG, Server};
 use petnet::train::{EpochReport, StepReport};
 use petnet::{Dataset, ModelInfo};
@@ -24,7 +25,6 @@ pub(crate) use sync::sync;
 
 use crate::config::MlflowConfig;
 use crate::error::UsageError;
-use crate::files::sha256;
 use sender::Sender;
 use system::Monitor;
 
