@@ -3,8 +3,8 @@
 
 As a preprocessor of mdBook (book.toml): links from a page to files of the repository outside of docs/ become addresses of the
 repository. With `--check`: prints every relative link, in the pages and in the Markdown files at the root, whose file or heading
-does not exist, every path and name of a test in code quotes that does not, and every page that docs/SUMMARY.md does not list; ends
-with status 1 if there are any."""
+does not exist, every path in code quotes that does not, every name in the recipes (docs/adding-*.md) that no source has, and every page that
+docs/SUMMARY.md does not list; ends with status 1 if there are any."""
 import json
 import re
 import subprocess
@@ -73,15 +73,18 @@ def broken(page: Path, tracked: set[str]) -> list[str]:
     return faults
 
 
-def stale(page: Path, tracked: set[str], tests: set[str]) -> list[str]:
-    """Paths and names of tests, in code quotes, that the repository does not have (any more)."""
+def stale(page: Path, tracked: set[str], words: set[str]) -> list[str]:
+    """Paths in code quotes that the repository does not have (any more), and, in recipes, names that no source has. Names in a recipe's
+    own code, which shows what to write, are none of the repository's."""
     faults = []
-    for text in re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text())):
+    text = page.read_text()
+    own = set(re.findall(r"\w+", " ".join(fence[0] for fence in FENCE.finditer(text))))
+    for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
         where = page.relative_to(ROOT)
-        if re.fullmatch(r"(petnet[\w-]*|configs|scripts|benches|examples|k8s|datasets)/[\w./-]+\.\w+", text) and text not in tracked:
-            faults.append(f"{where}: no file {text}")
-        if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+){4,}", text) and text not in tests and page.name.startswith("adding-"):
-            faults.append(f"{where}: no test {text}")
+        if re.fullmatch(r"(petnet[\w-]*|configs|scripts|benches|examples|k8s|datasets)/[\w./-]+\.\w+", code) and code not in tracked:
+            faults.append(f"{where}: no file {code}")
+        if page.name.startswith("adding-") and code not in tracked and (name := re.fullmatch(r"((?:\w+(?:::|\.))*\w+)!?(\(.*\))?", code)):
+            faults += [f"{where}: no source has {word}" for word in re.findall(r"\w+", name[1]) if word not in words | own and word[0] != "_"]
     return faults
 
 
@@ -91,10 +94,10 @@ def check() -> int:
     pages = sorted(DOCS.glob("*.md"))
     files = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/*.md")), *sorted(ROOT.glob("*/*/README.md"))]
     files = [file for file in dict.fromkeys(files) if file.relative_to(ROOT).as_posix() in tracked]
-    sources = [(ROOT / name).read_text() for name in tracked if name.endswith(".rs")]
-    tests = {name for source in sources for name in re.findall(r"\bfn (\w+)\(\)", source)}
+    sources = [(ROOT / name).read_text() for name in tracked if name.endswith((".rs", ".toml", ".yaml"))]
+    words = {word for source in sources for word in re.findall(r"\w+", source)}
     faults = [fault for file in files for fault in broken(file, tracked)]
-    faults += [fault for file in files if file.name != "CHANGELOG.md" for fault in stale(file, tracked, tests)]
+    faults += [fault for file in files if file.name != "CHANGELOG.md" for fault in stale(file, tracked, words)]
     summary = (DOCS / "SUMMARY.md").read_text()
     faults += [f"docs/SUMMARY.md: {page.name} is not listed" for page in pages
                if page.name != "SUMMARY.md" and f"({page.name})" not in summary]
