@@ -57,6 +57,10 @@ pub mod train;
 mod vector;
 mod weights;
 
+// Unit tests share networks with the integration tests, which name the crate.
+#[cfg(test)]
+extern crate self as petnet;
+
 #[cfg(feature = "train")]
 pub use calibrate::Calibration;
 pub use checkpoint::{Checkpoint, ModelInfo, Precision};

@@ -29,7 +29,7 @@ pub struct Stage {
 
 /// Stages of EfficientNet-Lite. The default is `efficientnet_lite0`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct EfficientNetLiteConfig {
     /// Channels of the first convolution, 3x3 of stride 2.
     pub stem: usize,

@@ -291,10 +291,14 @@ impl Serialize for Architecture {
     }
 }
 
+/// A name, or an object of a `name` and settings.
 impl<'de> Deserialize<'de> for Architecture {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut settings = Map::deserialize(deserializer)?;
-        match settings.remove("name") {
+        let (name, settings) = match Value::deserialize(deserializer)? {
+            Value::Object(mut settings) => (settings.remove("name"), settings),
+            name => (Some(name), Map::new()),
+        };
+        match name {
             Some(Value::String(name)) => {
                 Self::from_settings(&name, &settings).map_err(D::Error::custom)
             }

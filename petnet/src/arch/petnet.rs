@@ -10,7 +10,7 @@ use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 /// Widths and depths of `petnet`: two convolutions of stride 2, stages of residual blocks, the global average, one
 /// linear layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct PetNetConfig {
     /// Channels of the first convolution.
     pub stem: usize,

@@ -10,7 +10,7 @@ use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 /// Widths and depths of a residual network as torchvision builds it: a 7x7 convolution and a max pool of stride 2
 /// each, stages of basic blocks, the global average, one linear layer. The default is `resnet18`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct ResNetConfig {
     /// Channels of each stage, the first one's of the stem too; every stage but the first halves both sides.
     pub widths: Vec<usize>,

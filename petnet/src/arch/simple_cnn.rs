@@ -10,7 +10,7 @@ use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Init, Op, Pad
 /// Widths of `simple_cnn`: blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global average, two linear
 /// layers. 422,530 parameters and 1.47 GFLOP at 224 pixels with the default widths and two classes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct SimpleCnnConfig {
     /// Channels of each block; every block halves both sides of the image.
     pub channels: Vec<usize>,

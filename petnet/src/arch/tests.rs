@@ -2,27 +2,25 @@
 
 use super::*;
 
+#[path = "../../tests/common/networks.rs"]
+mod networks;
+
 /// Every architecture, small; tests of what must hold for all run over these.
 pub(crate) fn small() -> Vec<Architecture> {
-    let stage = |kernel, stride, expansion, channels| Stage {
-        repeats: 2,
-        kernel,
-        stride,
-        expansion,
-        channels,
+    networks::small(0.2)
+}
+
+#[test]
+fn every_kind_of_network_in_the_table_has_a_small_one() {
+    let kind = |network: &Architecture| {
+        let settings = format!("{:?}", network.config);
+        settings.split([' ', '{']).next().unwrap_or_default().to_string()
     };
-    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 3, 12), stage(3, 2, 2, 20)];
-    vec![
-        Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout: 0.2 }),
-        Architecture::new(PetNetConfig {
-            stem: 5,
-            widths: vec![8, 12],
-            depths: vec![1, 2],
-            dropout: 0.1,
-        }),
-        Architecture::new(ResNetConfig { widths: vec![8, 12], depths: vec![1, 1], dropout: 0.1 }),
-        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 24, dropout: 0.2 }),
-    ]
+    let small: Vec<String> = small().iter().map(kind).collect();
+    for name in Architecture::names() {
+        let kind = kind(&Architecture::named(name).unwrap());
+        assert!(small.contains(&kind), "{kind} is missing in tests/common/networks.rs");
+    }
 }
 
 #[test]
@@ -49,7 +47,9 @@ fn settings_that_are_left_out_keep_the_defaults_of_the_name() {
     assert!(error.contains("`width`"), "{error}");
     let error = read(r#"{"name": "resnet"}"#).unwrap_err().to_string();
     assert!(error.contains("known: petnet"), "{error}");
+    assert_eq!(read(r#""resnet18""#).unwrap(), Architecture::named("resnet18").unwrap());
     assert!(read("{}").is_err());
+    assert!(read("18").is_err());
     let wide = ResNetConfig { widths: vec![8, 16], depths: vec![1, 1], dropout: 0.0 };
     let wide = Architecture::new(wide);
     let json = serde_json::to_string(&wide).unwrap();

@@ -13,13 +13,13 @@ pub(crate) fn small(dropout: f64) -> Vec<Architecture> {
         expansion,
         channels,
     };
-    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 2, 8)];
-    let (widths, depths) = (vec![6, 8], vec![1, 1]);
-    let petnet = PetNetConfig { stem: 4, widths: widths.clone(), depths: depths.clone(), dropout };
+    let stages = vec![stage(3, 1, 1, 8), stage(5, 2, 3, 12), stage(3, 2, 2, 20)];
+    let (widths, depths) = (vec![8, 12], vec![1, 2]);
+    let petnet = PetNetConfig { stem: 5, widths: widths.clone(), depths: depths.clone(), dropout };
     vec![
         Architecture::new(SimpleCnnConfig { channels: vec![4, 6], hidden: 8, dropout }),
         Architecture::new(petnet),
         Architecture::new(ResNetConfig { widths, depths, dropout }),
-        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 16, dropout }),
+        Architecture::new(EfficientNetLiteConfig { stem: 8, stages, head: 24, dropout }),
     ]
 }
