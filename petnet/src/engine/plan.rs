@@ -275,7 +275,7 @@ impl<A: Arithmetic> Plan<A> {
     pub(super) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         let mut instants = Vec::new();
         self.run_single(pixels, |_| instants.push(Instant::now()), |_| ());
-        let times = instants.array_windows().map(|[began, over]| *over - *began);
+        let times = instants.windows(2).map(|pair| pair[1] - pair[0]);
         let steps = self.steps.iter().zip(times);
         steps.map(|(step, time)| (step.name.as_str(), step.flops, time)).collect()
     }

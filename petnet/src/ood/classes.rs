@@ -60,7 +60,7 @@ impl FromStr for ClassSet {
         };
         let mut ranges = text.split(',').map(range).collect::<Result<Vec<_>, _>>()?;
         ranges.sort_by_key(|range| *range.start());
-        if ranges.array_windows().any(|[a, b]| a.end() >= b.start()) {
+        if ranges.windows(2).any(|pair| pair[0].end() >= pair[1].start()) {
             return Err(wrong());
         }
         Ok(Self { ranges })
