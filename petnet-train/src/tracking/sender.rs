@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use petnet::mlflow::{Failure, Server};
+use petnet::mlflow::{RequestError, Server};
 
 use super::run::Run;
 use super::sync::sync;
@@ -67,7 +67,8 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
                 wait = Duration::ZERO;
             }
             Err(error) => {
-                let transient = error.downcast_ref::<Failure>().is_some_and(Failure::is_transient);
+                let transient =
+                    error.downcast_ref::<RequestError>().is_some_and(RequestError::is_transient);
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(
                         error = format!("{error:#}"),
