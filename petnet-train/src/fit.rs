@@ -194,12 +194,12 @@ impl Watcher {
 }
 
 impl Observer for Watcher {
-    fn warm_up(&mut self) {
+    fn compilation_started(&mut self) {
         self.bar.set_prefix("compiling and choosing GPU kernels");
         tracing::info!("compiling and choosing GPU kernels; they are cached for the next training");
     }
 
-    fn warmed_up(&mut self, seconds: f64) {
+    fn compilation_finished(&mut self, seconds: f64) {
         tracing::info!(seconds, "GPU kernels are ready");
     }
 

@@ -171,7 +171,7 @@ impl From<LayoutName> for Layout {
 
 fn summary(manifest: &Manifest) -> serde_json::Value {
     serde_json::json!({
-        "readable": manifest.photos.len(),
+        "readable": manifest.images.len(),
         "refused": manifest.rejects,
         "left_out": manifest.left_out,
         "notes": manifest.notes,
@@ -189,7 +189,7 @@ fn print_summary(manifest: &Manifest, out: &str) {
     for note in &manifest.notes {
         say!("{note}");
     }
-    say!("{} images, {} files left out", manifest.photos.len(), manifest.left_out.total());
+    say!("{} images, {} files left out", manifest.images.len(), manifest.left_out.total());
     for (reason, count) in manifest.left_out.iter() {
         say!("{count:>7}  {reason}");
     }
@@ -237,7 +237,7 @@ fn draw_preview(prepared: &std::path::Path, sheet: &std::path::Path) -> Result<(
             members.take(4).collect::<Vec<_>>()
         })
         .collect();
-    let to = Preprocess { size: SIDE, resize: Resize::Squeeze };
+    let to = Preprocess { size: SIDE, resize: Resize::Stretch };
     let mut tiles = Vec::new();
     for index in chosen {
         let image = decode(&train.read(index)?, &Limits::default())?;

@@ -176,7 +176,7 @@ mod tests {
                 (name, Weight { shape, values })
             })
             .collect();
-        let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
+        let preprocess = Preprocess { size: 32, resize: Resize::Stretch };
         Checkpoint::new(
             ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess),
             weights,

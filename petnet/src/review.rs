@@ -29,7 +29,8 @@ const COMPARED: usize = 20_000;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LabelSuspect {
     /// Index into [`Dataset::samples`].
-    pub photo: usize,
+    #[serde(rename = "photo")]
+    pub image: usize,
     /// The likelier class, an index into [`Dataset::classes`].
     pub likely: usize,
     /// Out-of-fold probability of the labelled class, from 0 to 1.
@@ -45,7 +46,8 @@ pub struct LabelSuspect {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Suspect {
     /// Index into [`Dataset::samples`].
-    pub photo: usize,
+    #[serde(rename = "photo")]
+    pub image: usize,
     /// The value that the list is ranked by, see [`Review`].
     pub value: f32,
 }
@@ -113,7 +115,7 @@ impl Review {
         let ranked = |value: &dyn Fn(usize) -> Option<f32>| {
             let images = 0..dataset.len();
             let mut list: Vec<Suspect> =
-                images.filter_map(|photo| Some(Suspect { photo, value: value(photo)? })).collect();
+                images.filter_map(|image| Some(Suspect { image, value: value(image)? })).collect();
             list.sort_by(|a, b| a.value.total_cmp(&b.value));
             list
         };
@@ -246,10 +248,10 @@ fn label_suspects(
         .iter()
         .zip(probabilities)
         .enumerate()
-        .filter_map(|(photo, (class, row))| {
+        .filter_map(|(image, (class, row))| {
             let likely = likeliest(row);
             (likely != *class).then(|| LabelSuspect {
-                photo,
+                image,
                 likely,
                 given_probability: row[*class],
                 likely_probability: row[likely],

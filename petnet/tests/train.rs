@@ -11,7 +11,7 @@ use petnet::arch::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::train::{Freeze, Observer, Optimizer, Resizing, Schedule, Start, StepReport};
+use petnet::train::{Freeze, InitialWeights, Observer, Optimizer, Resizing, Schedule, StepReport};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Prediction, Trainer};
 use tempfile::tempdir;
 use training::{alone, tiny};
@@ -178,7 +178,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
             batch_size: 4,
             workers,
             cache_bytes,
-            preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+            preprocess: Preprocess { size: 24, resize: Resize::Stretch },
             augment: Augment { erasing: 0.5, noise: 0.5, ..Augment::default() },
             seed: 5,
             shuffle: true,
@@ -197,7 +197,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
 fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
     let _alone = alone();
     let photo = Pixels::new(48, 48, common::drawn(0, 1).into_raw()).unwrap();
-    let to = Preprocess { size: 32, resize: Resize::Squeeze };
+    let to = Preprocess { size: 32, resize: Resize::Stretch };
     let key = Key { seed: 1, epoch: 2, index: 3 };
     let none = Augment::none();
     let plain = none.apply(&photo, to, key).unwrap();
@@ -363,7 +363,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layer_frozen(
             dropout: 0.0,
         }),
         image_size: 32,
-        init: Some(Start::File(init.clone())),
+        init: Some(InitialWeights::File(init.clone())),
         ema_decay: 0.9,
         ..tiny()
     };

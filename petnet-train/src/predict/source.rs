@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::files::{Counts, Entry, LeftOut, Name, judge, walk as walk_folder};
+use petnet::files::{Counts, Entry, LeftOut, NameKind, kind_by_name, walk as walk_folder};
 use petnet::preprocess::{FileKind, HEAD, Limits, recognise};
 
 use super::listing::{ImageBytes, Listing, Load};
@@ -67,11 +67,11 @@ pub(super) fn require(input: &Path) -> Result<()> {
 
 /// Reason to leave a file out, by its name, or by its first bytes where the name has no known extension.
 pub(super) fn left_out(name: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> {
-    match judge(name) {
-        Name::Image => None,
-        Name::LeftOut(reason) => Some(reason),
-        Name::Open => match recognise(&head()) {
-            FileKind::Image | FileKind::Foreign(_) => None,
+    match kind_by_name(name) {
+        NameKind::Image => None,
+        NameKind::LeftOut(reason) => Some(reason),
+        NameKind::Unknown => match recognise(&head()) {
+            FileKind::Image | FileKind::Unsupported(_) => None,
             FileKind::NoImage => Some(LeftOut::NoImage),
         },
     }

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use labels::{Label, LabelOptions, Labels};
 pub use layout::{Found, Layout};
-pub use prepare::{Duplicates, Manifest, Photo, Prepare};
+pub use prepare::{Duplicates, Manifest, Prepare, PreparedImage};
 pub use read::{Pattern, Reading};
 pub use target::Target;
 

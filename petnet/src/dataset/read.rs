@@ -15,7 +15,7 @@ use super::layout::{Found, Layout, Parts, Place, UNLABELLED, labelled, slashed, 
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, LeftOut, Listing, Name, Source, judge, key};
+use crate::files::{Counts, LeftOut, Listing, NameKind, Source, key, kind_by_name};
 use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
@@ -351,11 +351,11 @@ fn candidates(source: &mut Source) -> Result<Candidates> {
     let is_image: Vec<bool> = listing
         .files
         .par_iter()
-        .map(|file| match judge(file) {
-            Name::Image => true,
-            Name::LeftOut(_) => false,
+        .map(|file| match kind_by_name(file) {
+            NameKind::Image => true,
+            NameKind::LeftOut(_) => false,
             // A file that cannot be read counts as no image.
-            Name::Open => source
+            NameKind::Unknown => source
                 .head(file, HEAD as u64)
                 .is_ok_and(|head| recognise(&head) != FileKind::NoImage),
         })
@@ -368,7 +368,7 @@ fn candidates(source: &mut Source) -> Result<Candidates> {
 
 fn reason(error: &ImageError) -> LeftOut {
     match error {
-        ImageError::ForeignFormat(_) => LeftOut::ForeignFormat,
+        ImageError::UnsupportedFormat(_) => LeftOut::UnsupportedFormat,
         ImageError::TooLarge { .. }
         | ImageError::TooLong { .. }
         | ImageError::TooManyPixels { .. }

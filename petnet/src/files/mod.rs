@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use names::{Name, entry_path, judge};
+pub use names::{NameKind, entry_path, kind_by_name};
 #[cfg(feature = "train")]
 pub(crate) use names::{contained, key};
 pub use source::{Entry, walk};
@@ -41,7 +41,8 @@ pub enum LeftOut {
     /// It was written by an earlier `prepare`.
     EarlierOutput,
     /// A symbolic link to a folder above it, which would be a loop.
-    Ring,
+    #[serde(rename = "ring")]
+    SymlinkLoop,
     /// A symbolic link to a path that does not exist.
     BrokenLink,
     /// An entry of an archive with a path outside of the archive.
@@ -57,7 +58,8 @@ pub enum LeftOut {
     /// A correction of labels drops it.
     Dropped,
     /// An image in a format that is not supported, such as HEIC.
-    ForeignFormat,
+    #[serde(rename = "foreign_format")]
+    UnsupportedFormat,
     /// A file that cannot be read or decoded.
     Unreadable,
     /// A file of too many bytes, pixels or scans.
@@ -71,7 +73,7 @@ impl fmt::Display for LeftOut {
             Self::Hidden => "hidden",
             Self::System => "of the system",
             Self::EarlierOutput => "an earlier output",
-            Self::Ring => "a link to a folder above",
+            Self::SymlinkLoop => "a link to a folder above",
             Self::BrokenLink => "a link to nothing",
             Self::OutsidePath => "a name that leads out",
             Self::SameName => "a name twice",
@@ -79,7 +81,7 @@ impl fmt::Display for LeftOut {
             Self::NoClass => "outside of the classes",
             Self::NoLabel => "without a label",
             Self::Dropped => "dropped by a correction",
-            Self::ForeignFormat => "a format that is not read",
+            Self::UnsupportedFormat => "a format that is not read",
             Self::Unreadable => "unreadable",
             Self::TooLarge => "too large",
         })

@@ -27,11 +27,11 @@ const SYSTEM: [&str; 9] = [
 
 /// Kind of a file by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Name {
+pub enum NameKind {
     /// It has the extension of an image.
     Image,
     /// Unknown: the first bytes decide, see [`recognise`](crate::preprocess::recognise).
-    Open,
+    Unknown,
     /// The file is left out.
     LeftOut(LeftOut),
 }
@@ -40,22 +40,22 @@ pub enum Name {
 ///
 /// ```
 /// use std::path::Path;
-/// use petnet::files::{LeftOut, Name, judge};
+/// use petnet::files::{LeftOut, NameKind, kind_by_name};
 ///
-/// assert_eq!(judge(Path::new("cats/tom.JPG")), Name::Image);
-/// assert_eq!(judge(Path::new("cats/tom")), Name::Open);
-/// assert_eq!(judge(Path::new("@eaDir/tom.jpg")), Name::LeftOut(LeftOut::System));
+/// assert_eq!(kind_by_name(Path::new("cats/tom.JPG")), NameKind::Image);
+/// assert_eq!(kind_by_name(Path::new("cats/tom")), NameKind::Unknown);
+/// assert_eq!(kind_by_name(Path::new("@eaDir/tom.jpg")), NameKind::LeftOut(LeftOut::System));
 /// ```
-pub fn judge(path: &Path) -> Name {
+pub fn kind_by_name(path: &Path) -> NameKind {
     for part in path.components() {
         if let Some(reason) = part_left_out(&part.as_os_str().to_string_lossy()) {
-            return Name::LeftOut(reason);
+            return NameKind::LeftOut(reason);
         }
     }
     let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
     match extension {
-        Some(extension) if EXTENSIONS.contains(&extension.as_str()) => Name::Image,
-        _ => Name::Open,
+        Some(extension) if EXTENSIONS.contains(&extension.as_str()) => NameKind::Image,
+        _ => NameKind::Unknown,
     }
 }
 
@@ -112,17 +112,17 @@ mod tests {
 
     #[test]
     fn any_part_of_a_path_may_leave_it_out() {
-        let judged = |path: &str| judge(Path::new(path));
-        assert_eq!(judged("a/b.jpeg"), Name::Image);
-        assert_eq!(judged("a/b.HEIC"), Name::Image);
+        let kind = |path: &str| kind_by_name(Path::new(path));
+        assert_eq!(kind("a/b.jpeg"), NameKind::Image);
+        assert_eq!(kind("a/b.HEIC"), NameKind::Image);
         for open in ["a/b", "a.jpg/readme", "labels.csv"] {
-            assert_eq!(judged(open), Name::Open, "{open}");
+            assert_eq!(kind(open), NameKind::Unknown, "{open}");
         }
         for hidden in [".git/a.jpg", "cat/._tom.jpg"] {
-            assert_eq!(judged(hidden), Name::LeftOut(LeftOut::Hidden), "{hidden}");
+            assert_eq!(kind(hidden), NameKind::LeftOut(LeftOut::Hidden), "{hidden}");
         }
         for system in ["cat/Thumbs.db", "$RECYCLE.BIN/1.jpg", "lost+found/x"] {
-            assert_eq!(judged(system), Name::LeftOut(LeftOut::System), "{system}");
+            assert_eq!(kind(system), NameKind::LeftOut(LeftOut::System), "{system}");
         }
     }
 

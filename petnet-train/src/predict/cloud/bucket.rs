@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _};
-use petnet::files::{LeftOut, Name, entry_path, judge};
+use petnet::files::{LeftOut, NameKind, entry_path, kind_by_name};
 use tokio::runtime::Runtime;
 use url::Url;
 
@@ -50,10 +50,10 @@ struct Bucket {
 
 /// Reason to leave an object out, by its name only: requests for the first bytes of each object would cost too much.
 fn named_as(key: &str) -> Option<LeftOut> {
-    match judge(std::path::Path::new(key)) {
-        Name::Image => None,
-        Name::LeftOut(reason) => Some(reason),
-        Name::Open => Some(LeftOut::NoImage),
+    match kind_by_name(std::path::Path::new(key)) {
+        NameKind::Image => None,
+        NameKind::LeftOut(reason) => Some(reason),
+        NameKind::Unknown => Some(LeftOut::NoImage),
     }
 }
 
