@@ -18,16 +18,7 @@ const BATCH: usize = 64;
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// # let folder = tempfile::tempdir().unwrap();
-/// # for class in ["cat", "dog"] {
-/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
-/// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
-/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
-/// #     }
-/// # }
-/// # let images = folder.path();
+#[doc = include_str!("doc_images.txt")]
 /// use petnet::{Classifier, Dataset};
 ///
 /// let evaluation = Classifier::pretrained()?.evaluate(&Dataset::open(images)?, |_| ())?;

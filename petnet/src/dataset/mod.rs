@@ -89,16 +89,7 @@ pub struct Reject {
 /// Labelled images that can be decoded. A clone copies the list of samples and shares everything else.
 ///
 /// ```
-/// # let folder = tempfile::tempdir().unwrap();
-/// # for class in ["cat", "dog"] {
-/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
-/// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
-/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
-/// #     }
-/// # }
-/// # let images = folder.path();
+#[doc = include_str!("../doc_images.txt")]
 /// let dataset = petnet::Dataset::open(images)?; // photos/cat/0.png, photos/dog/0.png, ...
 /// assert_eq!(dataset.classes(), ["cat", "dog"]);
 /// assert_eq!(dataset.counts(), [4, 4]);

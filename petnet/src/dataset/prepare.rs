@@ -23,16 +23,7 @@ const JPEG_QUALITY: u8 = 95;
 /// Settings for preparing a data set.
 ///
 /// ```
-/// # let folder = tempfile::tempdir().unwrap();
-/// # for class in ["cat", "dog"] {
-/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
-/// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
-/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
-/// #     }
-/// # }
-/// # let images = folder.path();
+#[doc = include_str!("../doc_images.txt")]
 /// use petnet::dataset::{Dataset, Prepare, Split};
 ///
 /// let out = images.join("prepared");

@@ -231,7 +231,9 @@ impl Index {
             }
             best
         });
-        let merge = |a: Vec<Best<_>>, b: Vec<_>| a.into_iter().zip(b).map(merge_two).collect();
+        let merge = |a: Vec<Best<_>>, b: Vec<_>| {
+            a.into_iter().zip(b).map(|(a, b)| Best::merge(a, b)).collect()
+        };
         best.reduce(none, merge).into_iter().map(Best::sorted).collect()
     }
 
@@ -272,10 +274,6 @@ impl Index {
         }
         self.values.truncate(to * len);
     }
-}
-
-fn merge_two((a, b): (Best<Neighbour>, Best<Neighbour>)) -> Best<Neighbour> {
-    a.merge(b)
 }
 
 /// True for vectors of norm 1, up to rounding, and for zeros.
