@@ -32,8 +32,22 @@ struct Frame<'a> {
     y: (&'a str, std::ops::Range<f64>),
 }
 
+/// Charts of loss, of another metric and of the learning rate by epoch; none for a single epoch.
+pub(crate) fn training(
+    history: &[EpochReport],
+    metric: fn(&[EpochReport]) -> Result<String>,
+) -> Result<Vec<String>> {
+    match history {
+        [] | [_] => Ok(Vec::new()),
+        _ => [loss_curves as fn(&[EpochReport]) -> _, metric, learning_rate]
+            .iter()
+            .map(|chart| chart(history))
+            .collect(),
+    }
+}
+
 /// Loss by epoch, training and validation.
-pub(crate) fn loss_curves(history: &[EpochReport]) -> Result<String> {
+fn loss_curves(history: &[EpochReport]) -> Result<String> {
     curves(history, "Loss", |e| (e.train_loss, e.val_loss))
 }
 
@@ -59,7 +73,7 @@ pub(crate) fn precision_recall(curves: &[Curve]) -> Result<String> {
 }
 
 /// Learning rate by epoch.
-pub(crate) fn learning_rate(history: &[EpochReport]) -> Result<String> {
+fn learning_rate(history: &[EpochReport]) -> Result<String> {
     let points: Vec<_> = history.iter().map(|e| (e.epoch as f64, e.learning_rate)).collect();
     let top = points.iter().map(|p| p.1).fold(0.0, f64::max) * 1.1;
     let end = history.len().max(2) as f64;

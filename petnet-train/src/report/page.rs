@@ -1,15 +1,14 @@
 //! `report.html` of a single-label model, as one self-contained page.
 
 use anyhow::Result;
-use minijinja::value::Serde;
-use minijinja::{Environment, Value};
 use petnet::metrics::{self, Metrics};
 use petnet::train::EpochReport;
 use petnet::{Dataset, Evaluation, ModelInfo};
 use serde::Serialize;
 use serde_json::json;
 
-use super::charts;
+use super::charts::{self, Curve};
+use super::render;
 use crate::encode::{data_url, thumbnail};
 use crate::ood::{AnsweredImage, OodEvaluation, OodFigures};
 
@@ -75,21 +74,8 @@ struct ConfidenceRow {
 impl Report<'_> {
     /// The page, with the given [`Report::worst_mistakes`].
     pub(super) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
-        let history: Vec<EpochReport> =
-            serde_json::from_value(self.info.history.clone()).unwrap_or_default();
-        let curves = if history.len() > 1 {
-            vec![
-                charts::loss_curves(&history)?,
-                charts::accuracy_curves(&history)?,
-                charts::learning_rate(&history)?,
-            ]
-        } else {
-            Vec::new()
-        };
-        let bins = metrics::calibration(&self.evaluation.probabilities, &self.evaluation.truth);
-        let mut environment = Environment::new();
-        environment.add_filter("percent", |value: f64| format!("{:.2} %", value * 100.0));
-        environment.add_template("page.html", TEMPLATE)?;
+        let history = history(self.info);
+        let bins = self.evaluation.calibration_bins();
         let settings = serde_json::to_string_pretty(&self.info.settings)?;
         let values = json!({
             "style": STYLE,
@@ -101,7 +87,7 @@ impl Report<'_> {
             "whole": self.info.labels.len() <= SHOWN,
             "confused": self.most_confused(),
             "weakest": self.weakest(),
-            "curves": curves,
+            "curves": charts::training(&history, charts::accuracy_curves)?,
             "roc": charts::roc(&self.roc_curves())?,
             "reliability": charts::reliability(&bins)?,
             "confidence": self.by_confidence(),
@@ -112,7 +98,7 @@ impl Report<'_> {
             "seconds": history.last().map(|e| e.seconds),
             "epochs": history.len(),
         });
-        Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
+        render(TEMPLATE, values)
     }
 
     fn ood_inputs(&self) -> Vec<OodInput<'_>> {
@@ -166,7 +152,7 @@ impl Report<'_> {
         classes
     }
 
-    fn roc_curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {
+    fn roc_curves(&self) -> Vec<Curve> {
         let labels = &self.info.labels;
         // With two classes, the curve of the first is that of the second, rotated by 180 degrees.
         let shown = if labels.len() == 2 { 1..2 } else { 0..labels.len().min(8) };
@@ -232,6 +218,11 @@ impl Report<'_> {
             })
             .collect()
     }
+}
+
+/// The epochs of a model's training; empty where they are unknown.
+pub(super) fn history(info: &ModelInfo) -> Vec<EpochReport> {
+    serde_json::from_value(info.history.clone()).unwrap_or_default()
 }
 
 /// The last characters of an input's name, as many as fit into the legend of a chart.

@@ -25,7 +25,7 @@ pub enum Layout {
 
 /// The layout that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub(super) enum Found {
     /// One folder per class.
     Folders,
     /// Folders of splits with folders of classes inside.
@@ -38,8 +38,6 @@ pub enum Found {
     Labels,
     /// File names from which a pattern extracts the class.
     Pattern,
-    /// A prepared folder.
-    Prepared,
 }
 
 impl fmt::Display for Found {
@@ -55,7 +53,6 @@ impl fmt::Display for Found {
             }
             Self::Labels => f.write_str("labels by path"),
             Self::Pattern => f.write_str("labels in the files' names"),
-            Self::Prepared => f.write_str("prepared"),
         }
     }
 }
@@ -190,7 +187,7 @@ impl Parts {
                 let split = split_of(folders).filter(|_| several);
                 Some((vec![UNLABELLED.into()], split))
             }
-            Found::Tables(_) | Found::Pattern | Found::Prepared => None,
+            Found::Tables(_) | Found::Pattern => None,
         };
         self.folders.iter().map(place).collect()
     }

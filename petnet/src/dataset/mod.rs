@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use labels::{Label, LabelOptions, Labels};
-pub use layout::{Found, Layout};
+pub use layout::Layout;
 pub use prepare::{Duplicates, Manifest, Prepare, PreparedImage};
 pub use read::{Pattern, Reading};
 pub use target::Target;
@@ -31,6 +31,10 @@ use crate::preprocess::{Limits, Pixels, Preprocess};
 const DEFAULT_SEED: u64 = 42;
 /// Largest number of a model's classes that an error message lists.
 const NAMED: usize = 20;
+
+fn wrong_shares(shares: [f64; 3]) -> Error {
+    Error::Config(format!("split {shares:?} must be three shares that sum to 1"))
+}
 
 /// One of the three parts of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -177,11 +181,16 @@ impl Dataset {
 
     /// Indices of duplicates, one list a group of two or more.
     pub fn duplicate_groups(&self) -> Vec<Vec<usize>> {
+        self.groups().into_values().filter(|members| members.len() > 1).collect()
+    }
+
+    /// Indices of the images of each group.
+    fn groups(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, sample) in self.samples.iter().enumerate() {
             groups.entry(sample.group).or_default().push(index);
         }
-        groups.into_values().filter(|members| members.len() > 1).collect()
+        groups
     }
 
     /// Groups of duplicates with different labels: at least one label of each group is wrong.
@@ -211,16 +220,12 @@ impl Dataset {
         if shares.iter().any(|s| s.is_nan() || *s < 0.0)
             || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6
         {
-            return Err(Error::Config(format!(
-                "split {shares:?} must be three shares that sum to 1"
-            )));
+            return Err(wrong_shares(shares));
         }
         let assigned = self.assign(shares, seed);
         Ok(Split::ALL.map(|split| {
             let samples = self.samples.iter().zip(&assigned).filter(|(_, s)| **s == split);
-            let samples =
-                samples.map(|(sample, _)| Sample { split: Some(split), ..sample.clone() });
-            Self { samples: samples.collect(), ..self.clone() }
+            self.assigned(split, samples.map(|(sample, _)| sample))
         }))
     }
 
@@ -236,9 +241,7 @@ impl Dataset {
         }
         let of = |split: Split| {
             let belongs = |sample: &&Sample| sample.split.unwrap_or(Split::Train) == split;
-            let samples = self.samples.iter().filter(belongs);
-            let samples = samples.map(|sample| Sample { split: Some(split), ..sample.clone() });
-            Self { samples: samples.collect(), ..self.clone() }
+            self.assigned(split, self.samples.iter().filter(belongs))
         };
         let [train, val, test] = Split::ALL.map(of);
         if !val.is_empty() {
@@ -250,13 +253,18 @@ impl Dataset {
         Ok([train, val, test])
     }
 
+    /// A part with some of the samples.
+    fn assigned<'a>(&self, split: Split, samples: impl Iterator<Item = &'a Sample>) -> Self {
+        let samples = samples.map(|sample| Sample { split: Some(split), ..sample.clone() });
+        Self { samples: samples.collect(), ..self.clone() }
+    }
+
     /// The part of a prepared data set.
     ///
     /// # Errors
     /// [`Error::Dataset`] when the data set was never split, or that part is empty.
     pub fn part(&self, split: Split) -> Result<Self> {
-        let samples = self.samples.iter().filter(|s| s.split == Some(split)).cloned();
-        let part = Self { samples: samples.collect(), ..self.clone() };
+        let part = self.assigned(split, self.samples.iter().filter(|s| s.split == Some(split)));
         if part.is_empty() {
             return Err(Error::Dataset(format!("there is no `{}` part", split.name())));
         }
@@ -272,21 +280,18 @@ impl Dataset {
     /// At most `count` images, evenly spaced, preprocessed to a network's input.
     pub(crate) fn drawn(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
         let step = self.samples.len().div_ceil(count.max(1)).max(1);
-        let places: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
-        let pixels = places.par_iter().map(|&place| {
-            let pixels = preprocess.run(&self.read(place)?, &Limits::default());
-            let path = || self.samples[place].path.clone();
+        let indices: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
+        let pixels = indices.par_iter().map(|&index| {
+            let pixels = preprocess.run(&self.read(index)?, &Limits::default());
+            let path = || self.samples[index].path.clone();
             pixels.map_err(|source| Error::ImageFile { path: path(), source })
         });
         pixels.collect()
     }
 
     fn assign(&self, shares: [f64; 3], seed: u64) -> Vec<Split> {
-        let mut groups: HashMap<usize, Vec<usize>> = HashMap::new();
-        for (index, sample) in self.samples.iter().enumerate() {
-            groups.entry(sample.group).or_default().push(index);
-        }
-        let mut shuffled: Vec<(Vec<u8>, Vec<usize>)> = groups
+        let mut shuffled: Vec<(Vec<u8>, Vec<usize>)> = self
+            .groups()
             .into_values()
             .map(|members| {
                 let name = members.iter().map(|m| &self.samples[*m].sha256).min();
@@ -344,7 +349,7 @@ impl Dataset {
     }
 
     /// Time of the last change of the manifest, archive or folder, in seconds since 1970.
-    pub fn modified(&self) -> Option<u64> {
+    pub(crate) fn modified(&self) -> Option<u64> {
         let since = self.source.modified()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         Some(since.as_secs())
     }

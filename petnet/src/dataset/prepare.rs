@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::check_class;
 use super::layout::slashed;
-use super::{Dataset, Reading, Reject, Sample, Split, Target};
+use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
 use crate::disk::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, Source, contained};
@@ -147,10 +147,7 @@ impl Prepare {
         let [train, val, test] = self.shares;
         let sensible = train > 0.0 && val >= 0.0 && test >= 0.0;
         if !sensible || (train + val + test - 1.0).abs() > 1e-6 {
-            let shares = self.shares;
-            return Err(Error::Config(format!(
-                "split {shares:?} must be three shares that sum to 1"
-            )));
+            return Err(wrong_shares(self.shares));
         }
         let staging = Staging::create(out)?;
         let failed = std::sync::Mutex::new(None);

@@ -293,10 +293,7 @@ impl Reading {
             0 => String::new(),
             _ => format!(" (left out: {left_out})"),
         };
-        let path = path.display();
-        Err(Error::Dataset(format!(
-            "{path}: found {classes} class(es) with images, at least {least} are needed{left_out}"
-        )))
+        Err(few_classes(path, classes, least, &left_out))
     }
 
     /// The reason for which an image without a class is left out.
@@ -332,6 +329,13 @@ impl Reading {
             (_, place) => place,
         }
     }
+}
+
+fn few_classes(path: &Path, classes: usize, least: usize, left_out: &str) -> Error {
+    let path = path.display();
+    Error::Dataset(format!(
+        "{path}: found {classes} class(es) with images, at least {least} are needed{left_out}"
+    ))
 }
 
 /// Smallest number of classes to train on.
@@ -393,7 +397,7 @@ impl Notes {
         let level = match found {
             Found::Folders | Found::SplitsBelow => 0,
             Found::SplitsAbove => 1,
-            Found::Tables(_) | Found::Labels | Found::Pattern | Found::Prepared => return,
+            Found::Tables(_) | Found::Labels | Found::Pattern => return,
         };
         let root = Parts::of(images).root;
         let filled: BTreeSet<&Path> = images.iter().flat_map(|image| image.ancestors()).collect();
@@ -452,13 +456,13 @@ impl Dataset {
                 _ => format!(" (left out: {}{})", self.left_out, first.unwrap_or_default()),
             }
         };
-        let path = path.display();
         let (counts, classes) = (self.counts(), &self.classes);
         if let Some(class) = classes.iter().find(|class| check_class(class).is_err()) {
+            let path = path.display();
             return Err(Error::Dataset(format!("{path}: `{class}` cannot be a class's name")));
         }
-        if let Some(place) = counts.iter().position(|count| *count == 0) {
-            let class = &classes[place];
+        if let Some(empty) = counts.iter().position(|count| *count == 0) {
+            let class = &classes[empty];
             let inside =
                 |reject: &&Reject| reject.path.split('/').any(|part| key(part) == key(class));
             let first = self.rejects.iter().find(inside);
@@ -468,10 +472,7 @@ impl Dataset {
         }
         let (number, least) = (classes.len(), least_classes(self.multi_label));
         if number < least {
-            return Err(Error::Dataset(format!(
-                "{path}: found {number} class(es) with images, at least {least} are needed{}",
-                because()
-            )));
+            return Err(few_classes(path, number, least, &because()));
         }
         Ok(())
     }
