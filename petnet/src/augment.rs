@@ -76,19 +76,13 @@ impl Default for Augment {
             crop_scale: 0.3,
             crop_ratio: 1.33,
             rotation: 10.0,
-            shift: 0.0,
-            scale: 0.0,
             affine: 0.5,
             brightness: 0.15,
             contrast: 0.15,
             saturation: 0.15,
-            hue: 0.0,
-            blur: 0.0,
-            noise: 0.0,
             noise_std: 8.0,
             erasing: 0.25,
-            mixup: 0.0,
-            cutmix: 0.0,
+            ..Self::none()
         }
     }
 }
@@ -199,7 +193,7 @@ impl Augment {
 
     /// Mixes each of `count` images with the one at the same position from the end. Returns the share of the image itself
     /// in the result, 1 where nothing was mixed.
-    pub(crate) fn mix(&self, images: &mut [u8], (count, side): (usize, usize), key: Key) -> f32 {
+    pub(crate) fn mix(&self, images: &mut [u8], count: usize, side: usize, key: Key) -> f32 {
         let mut rng = key.rng();
         let cut = match (self.mixup > 0.0, self.cutmix > 0.0) {
             (false, false) => return 1.0,
@@ -285,8 +279,8 @@ impl Augment {
         let gain = 1.0 + around(rng, self.contrast);
         let saturation = 1.0 + around(rng, self.saturation);
         let hue = around(rng, self.hue) * PI / 180.0;
-        let plain = [self.brightness, self.contrast, self.saturation, self.hue];
-        if plain.iter().all(|amount| *amount == 0.0) {
+        let amounts = [self.brightness, self.contrast, self.saturation, self.hue];
+        if amounts.iter().all(|amount| *amount == 0.0) {
             return;
         }
         let matrix = colour_matrix(saturation, hue);
@@ -426,13 +420,13 @@ mod tests {
                 // The first half is black, the second white.
                 let mut images = vec![0; count / 2 * pixels];
                 images.resize(count * pixels, 255);
-                let kept = augment.mix(&mut images, (count, side), key);
+                let kept = augment.mix(&mut images, count, side, key);
                 assert!((0.0..=1.0).contains(&kept) && (kept == 1.0 || mixup + cutmix > 0.0));
-                for (place, image) in images.chunks_exact(pixels).enumerate() {
+                for (index, image) in images.chunks_exact(pixels).enumerate() {
                     let light: u64 = image.iter().map(|value| u64::from(*value)).sum();
                     let white = light as f32 / (255 * pixels) as f32;
-                    let own = if place < count / 2 { 1.0 - white } else { white };
-                    assert!((own - kept).abs() < 0.01, "{augment:?} {place}: {own} {kept}");
+                    let own = if index < count / 2 { 1.0 - white } else { white };
+                    assert!((own - kept).abs() < 0.01, "{augment:?} {index}: {own} {kept}");
                 }
             }
         }

@@ -161,7 +161,7 @@ impl Loader {
                 receiver
             })
             .collect();
-        Batches { queues, next: 0 }
+        Batches { queues, taken: 0 }
     }
 
     fn work(
@@ -208,7 +208,7 @@ impl Loader {
         // first of one batch at most.
         let first = indices.first().copied().unwrap_or_default();
         let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };
-        let kept = settings.augment.mix(&mut images, (indices.len(), side), key);
+        let kept = settings.augment.mix(&mut images, indices.len(), side, key);
         Ok(Batch { images, targets, kept, indices: indices.to_vec() })
     }
 }
@@ -217,15 +217,16 @@ impl Loader {
 #[derive(Debug)]
 pub struct Batches {
     queues: Vec<Receiver<Result<Batch>>>,
-    next: usize,
+    /// Number of batches taken from the queues.
+    taken: usize,
 }
 
 impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let queue = self.next % self.queues.len();
-        self.next += 1;
+        let queue = self.taken % self.queues.len();
+        self.taken += 1;
         // Receiving fails where the worker has finished, and then no later batch exists.
         self.queues[queue].recv().ok()
     }

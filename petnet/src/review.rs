@@ -99,8 +99,8 @@ impl Review {
         let truth: Vec<usize> =
             dataset.samples().iter().filter_map(|sample| sample.target.class()).collect();
         let mut inspected = Vec::with_capacity(dataset.len());
-        let places: Vec<usize> = (0..dataset.len()).collect();
-        for batch in places.chunks(BATCH) {
+        let images: Vec<usize> = (0..dataset.len()).collect();
+        for batch in images.chunks(BATCH) {
             inspected.extend(inspect(dataset, classifier, batch)?);
             progress(inspected.len());
         }
@@ -108,7 +108,7 @@ impl Review {
         let width = width.ok_or_else(|| Error::Dataset("there are no images".into()))?;
         let features: Vec<f32> =
             inspected.iter().flat_map(|image| &image.features).copied().collect();
-        let probabilities = out_of_fold((dataset, &truth), &features, width);
+        let probabilities = out_of_fold(dataset, &truth, &features, width);
         let labels = label_suspects(dataset.classes().len(), &truth, &probabilities);
         let rows = probabilities.iter().zip(&truth);
         let right = rows.filter(|(row, class)| likeliest(row) == **class);
@@ -177,7 +177,8 @@ fn sharpness_and_brightness(pixels: &Pixels) -> (f32, f32) {
 
 /// Each image's probabilities by a layer that was fitted without it and its duplicates.
 fn out_of_fold(
-    (dataset, targets): (&Dataset, &[usize]),
+    dataset: &Dataset,
+    targets: &[usize],
     features: &[f32],
     width: usize,
 ) -> Vec<Vec<f32>> {
@@ -215,12 +216,12 @@ fn folds(dataset: &Dataset, truth: &[usize]) -> Vec<usize> {
     order.sort_by_key(|image| (truth[*image], &samples[*image].sha256));
     let groups = samples.iter().map(|sample| sample.group).max().map_or(0, |last| last + 1);
     let mut of_group = vec![None; groups];
-    let mut next = 0;
+    let mut assigned_groups = 0;
     let mut folds = vec![0; samples.len()];
     for image in order {
         let fold = of_group[samples[image].group].get_or_insert_with(|| {
-            next += 1;
-            next % FOLDS
+            assigned_groups += 1;
+            assigned_groups % FOLDS
         });
         folds[image] = *fold;
     }

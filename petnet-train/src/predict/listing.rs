@@ -74,7 +74,8 @@ pub(super) struct Found {
 pub(super) struct Listing<'a> {
     shard: Shard,
     done: Done,
-    seen: u64,
+    /// Number of finished images that were listed so far.
+    skipped: u64,
     paths: PathDigest,
     found: Found,
     send: &'a mut dyn FnMut(Item) -> Result<()>,
@@ -86,7 +87,14 @@ impl<'a> Listing<'a> {
         done: Done,
         send: &'a mut dyn FnMut(Item) -> Result<()>,
     ) -> Self {
-        Self { shard, done, seen: 0, paths: PathDigest::default(), found: Found::default(), send }
+        Self {
+            shard,
+            done,
+            skipped: 0,
+            paths: PathDigest::default(),
+            found: Found::default(),
+            send,
+        }
     }
 
     /// Lists an image. `load` is called only if the run classifies it, and may read it immediately: a tar archive cannot be
@@ -96,10 +104,10 @@ impl<'a> Listing<'a> {
         if !self.shard.contains(path) {
             return Ok(());
         }
-        if self.seen < self.done.images {
-            self.seen += 1;
+        if self.skipped < self.done.images {
+            self.skipped += 1;
             self.paths.add(path);
-            return if self.seen == self.done.images { self.compare() } else { Ok(()) };
+            return if self.skipped == self.done.images { self.compare() } else { Ok(()) };
         }
         (self.send)(Item { path: path.into(), load: load()? })
     }
@@ -114,7 +122,7 @@ impl<'a> Listing<'a> {
     /// # Errors
     /// When images that an earlier run finished are missing.
     pub(super) fn end(self) -> Result<Found> {
-        if self.seen < self.done.images {
+        if self.skipped < self.done.images {
             return Err(changed());
         }
         Ok(self.found)

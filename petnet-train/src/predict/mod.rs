@@ -257,10 +257,10 @@ pub(crate) fn each(
 ///
 /// # Errors
 /// As [`each`].
-pub(crate) fn read(input: &Path, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+pub(crate) fn read(input: &Path, paths: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     list(input, &mut |item| {
-        if wanted.contains(&item.path.as_str())
+        if paths.contains(&item.path.as_str())
             && let Ok(bytes) = (item.load)()?
         {
             found.push((item.path, bytes));

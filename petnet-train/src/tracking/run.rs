@@ -132,11 +132,11 @@ pub(crate) struct Point {
 impl Point {
     pub(crate) fn read(line: &str) -> Option<Self> {
         let mut parts = line.split(' ');
-        let mut next = || parts.next();
+        let mut field = || parts.next();
         Some(Self {
-            time: next()?.parse().ok()?,
-            value: next()?.parse().ok()?,
-            step: next()?.parse().ok()?,
+            time: field()?.parse().ok()?,
+            value: field()?.parse().ok()?,
+            step: field()?.parse().ok()?,
         })
     }
 }

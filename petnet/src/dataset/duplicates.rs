@@ -93,8 +93,8 @@ impl Sets {
         (0..self.0.len())
             .map(|index| {
                 let root = self.root(index);
-                let next = named.len();
-                *named.entry(root).or_insert(next)
+                let number = named.len();
+                *named.entry(root).or_insert(number)
             })
             .collect()
     }

@@ -231,7 +231,7 @@ fn csv_rows(bytes: &[u8]) -> Rows {
     };
     let records = reader.records().map(|record| {
         let record = record.map_err(|error| error.to_string())?;
-        let line = record.position().map_or(0, |place| place.line() as usize);
+        let line = record.position().map_or(0, |position| position.line() as usize);
         let row = columns.iter().cloned().zip(record.iter().map(ToString::to_string));
         Ok((line, row.collect()))
     });

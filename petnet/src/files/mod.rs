@@ -118,8 +118,8 @@ impl Counts {
 /// Counts and reasons, such as `3 hidden, 1 no image`; empty where there are none.
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, (reason, count)) in self.iter().enumerate() {
-            let comma = if place > 0 { ", " } else { "" };
+        for (index, (reason, count)) in self.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
             write!(f, "{comma}{count} {reason}")?;
         }
         Ok(())

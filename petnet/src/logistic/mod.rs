@@ -363,8 +363,8 @@ fn folds(targets: &[usize], seed: u64) -> Vec<usize> {
     order.sort_by_key(|&row| (targets[row], random(seed, row)));
     let classes = order.chunk_by(|&left, &right| targets[left] == targets[right]);
     let mut folds = vec![FOLDS; targets.len()];
-    for (place, &row) in classes.filter(|rows| rows.len() > 1).flatten().enumerate() {
-        folds[row] = place % FOLDS;
+    for (index, &row) in classes.filter(|rows| rows.len() > 1).flatten().enumerate() {
+        folds[row] = index % FOLDS;
     }
     folds
 }

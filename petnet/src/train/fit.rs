@@ -181,11 +181,11 @@ impl<'a> Fit<'a> {
         let metrics = self.validate()?;
         let score = metrics.score(self.trainer.monitor);
         let epoch = self.state.progress.epoch;
-        let last = self.checkpoint(metrics.record(epoch)?)?;
+        let last = self.checkpoint(metrics.record(epoch))?;
         let best = self.state.progress.best_score.is_none_or(|best| score > best);
         tracing::info!(
-            accuracy = metrics.accuracy(),
-            log_loss = metrics.log_loss(),
+            accuracy = metrics.accuracy,
+            log_loss = metrics.log_loss,
             "batch-norm statistics re-estimated"
         );
         save_model(self.trainer, &last, best)?;
@@ -393,7 +393,7 @@ impl<'a> Fit<'a> {
         let seconds = self.seconds();
         let progress = &mut self.state.progress;
         let best = progress.best_score.is_none_or(|best| score > best);
-        progress.plateau.update(self.trainer.schedule, metrics.log_loss());
+        progress.plateau.update(self.trainer.schedule, metrics.log_loss);
         if best {
             (progress.best_score, progress.epochs_since_best) = (Some(score), 0);
         } else {
@@ -404,9 +404,9 @@ impl<'a> Fit<'a> {
             learning_rate,
             train_loss: progress.loss_sum / progress.images.max(1) as f64,
             train_accuracy: progress.correct as f64 / progress.images.max(1) as f64,
-            val_loss: metrics.log_loss(),
-            val_accuracy: metrics.accuracy(),
-            val_map: metrics.mean_average_precision(),
+            val_loss: metrics.log_loss,
+            val_accuracy: metrics.accuracy,
+            val_map: metrics.mean_average_precision,
             seconds,
             waited: progress.waited,
             best,
@@ -415,7 +415,7 @@ impl<'a> Fit<'a> {
         progress.epoch += 1;
         (progress.step, progress.loss_sum, progress.waited) = (0, 0.0, 0.0);
         (progress.correct, progress.images) = (0, 0);
-        let checkpoint = self.checkpoint(metrics.record(report.epoch)?)?;
+        let checkpoint = self.checkpoint(metrics.record(report.epoch))?;
         save_model(self.trainer, &checkpoint, best)?;
         // The state is saved last: a run that is killed before this repeats the end of the epoch when it resumes.
         self.save_state()?;
@@ -454,7 +454,7 @@ impl<'a> Fit<'a> {
             probabilities.extend(logits.iter().map(|logits| task.probabilities(logits, 1.0)));
             truth.extend(batch.targets);
         }
-        Ok(ValidationMetrics::compute(&self.info.task, &probabilities, &truth))
+        ValidationMetrics::compute(&self.info.task, &probabilities, &truth)
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {

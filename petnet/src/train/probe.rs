@@ -152,7 +152,7 @@ fn with_last_layer(
     let probabilities_of = |row: &[f32]| task.probabilities(&head.last_logits(row), 1.0);
     let (probabilities, truth): (Vec<_>, Vec<Target>) =
         rows.map(|(row, target)| (probabilities_of(row), target.clone())).unzip();
-    let metrics = ValidationMetrics::compute(task, &probabilities, &truth);
+    let metrics = ValidationMetrics::compute(task, &probabilities, &truth)?;
     Ok((model, metrics))
 }
 
@@ -182,23 +182,26 @@ pub(super) fn fit(
     let (model, train_metrics) = with_last_layer(model, train, trainer, observer)?;
     let classifier = Classifier::new(model.clone(), trainer.device)?;
     let metrics = match valid.is_multi_label() {
-        false => ValidationMetrics::SingleLabel(classifier.evaluate(valid, |_| ())?.metrics()),
-        true => ValidationMetrics::MultiLabel(classifier.evaluate_labels(valid, |_| ())?.metrics()),
+        false => ValidationMetrics::single_label(&classifier.evaluate(valid, |_| ())?.metrics())?,
+        true => {
+            let evaluation = classifier.evaluate_labels(valid, |_| ())?;
+            ValidationMetrics::multi_label(&evaluation.metrics())?
+        }
     };
     let report = EpochReport {
         epoch: 1,
         learning_rate: 0.0,
-        train_loss: train_metrics.log_loss(),
-        train_accuracy: train_metrics.accuracy(),
-        val_loss: metrics.log_loss(),
-        val_accuracy: metrics.accuracy(),
-        val_map: metrics.mean_average_precision(),
+        train_loss: train_metrics.log_loss,
+        train_accuracy: train_metrics.accuracy,
+        val_loss: metrics.log_loss,
+        val_accuracy: metrics.accuracy,
+        val_map: metrics.mean_average_precision,
         seconds: began.elapsed().as_secs_f64(),
         waited: 0.0,
         best: true,
     };
     observer.epoch(&report);
-    let record = metrics.record(1)?;
+    let record = metrics.record(1);
     let mut model = model.with_record(|info| {
         info.history = json!([report]);
         info.metrics = record;

@@ -104,13 +104,13 @@ impl Bucket {
 
     fn matching(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
         let pattern = glob::Pattern::new(key).map_err(|e| UsageError(e.to_string()))?;
-        let plain = key.find(['*', '?', '[']).unwrap_or(key.len());
-        let folder = key[..plain].rfind('/').map_or("", |at| &key[..at]);
+        let first_wildcard = key.find(['*', '?', '[']).unwrap_or(key.len());
+        let folder = key[..first_wildcard].rfind('/').map_or("", |at| &key[..at]);
         let mut found = false;
         self.each(folder, |meta| {
             let key = meta.location.as_ref();
-            let wanted = named_as(key).is_none() || Kind::of(key).is_some();
-            if wanted && pattern.matches_with(key, MATCH) {
+            let readable = named_as(key).is_none() || Kind::of(key).is_some();
+            if readable && pattern.matches_with(key, MATCH) {
                 found = true;
                 return self.object(meta, listing);
             }
