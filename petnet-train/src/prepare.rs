@@ -78,12 +78,12 @@ impl Prepare {
             .try_into()
             .map_err(|_| UsageError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
         let multi_label = self.multi_label;
-        let options = LabelOptions { trust_open: self.trust_open_labels, multi_label };
+        let options = LabelOptions { trust_unauthenticated: self.trust_open_labels, multi_label };
         let labels = self.labels.as_deref().map(|path| Labels::read(path, options));
         let labels = labels.transpose()?.unwrap_or_default();
-        if labels.open() > 0 {
+        if labels.unauthenticated() > 0 {
             tracing::warn!(
-                labels = labels.open(),
+                labels = labels.unauthenticated(),
                 "given without an API key, these labels do not override folders unless --trust-open-labels is set"
             );
         }

@@ -57,8 +57,8 @@ impl fmt::Display for Found {
     }
 }
 
-/// Classes and split by an image's path; `None` for an image without a class.
-pub(super) type Place = Option<(Vec<String>, Option<Split>)>;
+/// Classes and split of an image by its path; `None` for an image without a class.
+pub(super) type PathLabel = Option<(Vec<String>, Option<Split>)>;
 
 impl Split {
     /// The split that a folder's name stands for.
@@ -173,12 +173,12 @@ impl Parts {
     }
 
     /// Class and split of each image by its folders.
-    pub(super) fn places(&self, found: &Found) -> Vec<Place> {
+    pub(super) fn path_labels(&self, found: &Found) -> Vec<PathLabel> {
         let class = |name: Option<&String>| name.map(|name| vec![name.clone()]);
         let split = |name: Option<&String>| name.and_then(|name| Split::of_folder(name));
         let splits: BTreeSet<Split> = self.folders.iter().filter_map(|f| split_of(f)).collect();
         let several = splits.len() > 1;
-        let place = |folders: &Vec<String>| match found {
+        let path_label = |folders: &Vec<String>| match found {
             Found::SplitsAbove => Some((class(folders.get(1))?, split(folders.first()))),
             Found::SplitsBelow => Some((class(folders.first())?, split(folders.get(1)))),
             Found::Folders => Some((class(folders.first())?, None)),
@@ -189,7 +189,7 @@ impl Parts {
             }
             Found::Tables(_) | Found::Pattern => None,
         };
-        self.folders.iter().map(place).collect()
+        self.folders.iter().map(path_label).collect()
     }
 
     /// The split by an image's folders, at any level.
@@ -208,7 +208,7 @@ pub(super) fn slashed(path: &Path) -> String {
 }
 
 /// An image's label in a table in `folder`.
-pub(super) fn labelled(labels: &Labels, folder: &Path, image: &Path) -> Place {
+pub(super) fn labelled(labels: &Labels, folder: &Path, image: &Path) -> PathLabel {
     let path = image.strip_prefix(folder).ok()?;
     let label = labels.of_path(&slashed(path))?;
     Some((label.classes.clone(), label.split))
@@ -232,8 +232,8 @@ mod tests {
         assert_eq!(found(&["x/cat/1.jpg", "x/dog/a/1.jpg"]), Some(Found::Folders));
         let above = ["x/Train/cat/1.jpg", "x/validation/cat/1.jpg", "x/test/dog/1.jpg"];
         assert_eq!(found(&above), Some(Found::SplitsAbove));
-        let places = parts(&above).places(&Found::SplitsAbove);
-        assert_eq!(places[1], Some((vec!["cat".into()], Some(Split::Val))));
+        let labels = parts(&above).path_labels(&Found::SplitsAbove);
+        assert_eq!(labels[1], Some((vec!["cat".into()], Some(Split::Val))));
         let below = ["cat/training/1.jpg", "cat/dev/1.jpg", "dog/testing/1.jpg"];
         assert_eq!(found(&below), Some(Found::SplitsBelow));
         // One split alone is a folder like any other above the classes.

@@ -11,7 +11,7 @@ use regex::Regex;
 
 use super::duplicates::{self, Fingerprint};
 use super::labels::{LabelOptions, Labels, check_class};
-use super::layout::{Found, Layout, Parts, Place, UNLABELLED, labelled, slashed, tables};
+use super::layout::{Found, Layout, Parts, PathLabel, UNLABELLED, labelled, slashed, tables};
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
@@ -78,7 +78,7 @@ impl Pattern {
 pub struct Reading {
     /// Layout of the data.
     pub layout: Layout,
-    /// Labels from a separate table; they override folders, see [`Label::before_folder`](super::Label::before_folder).
+    /// Labels from a separate table; they override folders, see [`Label::overrides_folder`](super::Label::overrides_folder).
     pub labels: Labels,
     /// Pattern that finds the class in a file name; folders are then used for splits alone.
     pub pattern: Option<Pattern>,
@@ -166,20 +166,20 @@ impl Reading {
         }
         let mut source = Source::open(path)?;
         let Candidates { images, listing } = candidates(&mut source)?;
-        let (found, places) = self.places(path, &source, &listing, &images)?;
+        let (found, path_labels) = self.path_labels(path, &source, &listing, &images)?;
         if self.labels.is_empty() {
             // Before all images are decoded, which may take hours.
-            self.refuse_few_classes(path, &places, &listing.left_out)?;
+            self.refuse_few_classes(path, &path_labels, &listing.left_out)?;
         }
         let mut notes = Notes::default();
         notes.folders_without_images(&found, &images, &listing);
-        let inspect = |(name, place): (&PathBuf, Place)| {
+        let inspect = |(name, path_label): (&PathBuf, PathLabel)| {
             let bytes = source.read(name, self.limits.max_bytes)?;
             let sha256 = sha256(&bytes);
             if self.labels.drops(&sha256) {
                 return Ok(Err(LeftOut::Dropped));
             }
-            let Some((classes, split)) = self.classes(name, &sha256, place) else {
+            let Some((classes, split)) = self.classes(name, &sha256, path_label) else {
                 return Ok(Err(self.unclassed(&found)));
             };
             let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
@@ -188,12 +188,12 @@ impl Reading {
             Ok(Ok(Inspected { sha256, classes, split, print, size }))
         };
         let inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>> =
-            images.par_iter().zip(places.clone()).map(inspect).collect();
+            images.par_iter().zip(path_labels.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
         let readable = inspected.iter().flatten().flatten();
         let found_classes = readable.flat_map(|image| &image.classes).map(String::as_str);
         let of_folders =
-            places.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
+            path_labels.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
         let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
         let (classes, index) = notes.classes(found_classes.chain(of_folders));
         let Sorted { mut samples, prints, rejects } =
@@ -221,19 +221,19 @@ impl Reading {
     }
 
     /// The layout, and each image's class and split by it.
-    fn places(
+    fn path_labels(
         &self,
         path: &Path,
         source: &Source,
         listing: &Listing,
         images: &[PathBuf],
-    ) -> Result<(Found, Vec<Place>)> {
+    ) -> Result<(Found, Vec<PathLabel>)> {
         let parts = Parts::of(images);
         if let Some(pattern) = &self.pattern {
-            let place = |(image, path): (usize, &PathBuf)| {
+            let path_label = |(image, path): (usize, &PathBuf)| {
                 Some((vec![pattern.class(path)?], parts.split(image)))
             };
-            return Ok((Found::Pattern, images.iter().enumerate().map(place).collect()));
+            return Ok((Found::Pattern, images.iter().enumerate().map(path_label).collect()));
         }
         let tables = match self.layout {
             Layout::Auto if self.labels.has_paths() => Vec::new(),
@@ -251,14 +251,14 @@ impl Reading {
                 found => found?,
             };
             let found = found.unwrap_or(Found::Labels);
-            let places = parts.places(&found);
-            if self.labels.has_paths() && number_of_classes(&places) < 2 {
-                return Ok((Found::Labels, parts.places(&Found::Labels)));
+            let path_labels = parts.path_labels(&found);
+            if self.labels.has_paths() && number_of_classes(&path_labels) < 2 {
+                return Ok((Found::Labels, parts.path_labels(&Found::Labels)));
             }
-            return Ok((found, places));
+            return Ok((found, path_labels));
         }
         let folders = parts.layout(self.layout, path).ok().flatten();
-        let classes = folders.map_or(0, |found| number_of_classes(&parts.places(&found)));
+        let classes = folders.map_or(0, |found| number_of_classes(&parts.path_labels(&found)));
         if self.layout == Layout::Auto && classes > 1 {
             let (path, table) = (path.display(), tables[0].display());
             return Err(Error::Dataset(format!(
@@ -272,20 +272,26 @@ impl Reading {
                 let bytes =
                     bytes.map_err(|source| Error::ImageFile { path: table.clone(), source })?;
                 let folder = table.parent().unwrap_or(Path::new("")).to_path_buf();
-                let options = LabelOptions { trust_open: true, multi_label: self.multi_label };
+                let options =
+                    LabelOptions { trust_unauthenticated: true, multi_label: self.multi_label };
                 Ok((folder, Labels::parse(table, &bytes, options)?))
             })
             .collect::<Result<_>>()?;
-        let place = |(image, path): (usize, &PathBuf)| {
-            let place = read.iter().find_map(|(folder, labels)| labelled(labels, folder, path));
-            place.map(|(classes, split)| (classes, split.or_else(|| parts.split(image))))
+        let path_label = |(image, path): (usize, &PathBuf)| {
+            let label = read.iter().find_map(|(folder, labels)| labelled(labels, folder, path));
+            label.map(|(classes, split)| (classes, split.or_else(|| parts.split(image))))
         };
-        let places = images.iter().enumerate().map(place).collect();
-        Ok((Found::Tables(tables), places))
+        let path_labels = images.iter().enumerate().map(path_label).collect();
+        Ok((Found::Tables(tables), path_labels))
     }
 
-    fn refuse_few_classes(&self, path: &Path, places: &[Place], left_out: &Counts) -> Result<()> {
-        let (classes, least) = (number_of_classes(places), least_classes(self.multi_label));
+    fn refuse_few_classes(
+        &self,
+        path: &Path,
+        path_labels: &[PathLabel],
+        left_out: &Counts,
+    ) -> Result<()> {
+        let (classes, least) = (number_of_classes(path_labels), least_classes(self.multi_label));
         if classes >= least {
             return Ok(());
         }
@@ -318,15 +324,15 @@ impl Reading {
     }
 
     /// Classes and split of an image, from its label or its path.
-    fn classes(&self, path: &Path, sha256: &str, place: Place) -> Place {
-        let folder_split = place.as_ref().and_then(|(_, split)| *split);
-        let place = place.filter(|(classes, _)| *classes != [UNLABELLED]);
+    fn classes(&self, path: &Path, sha256: &str, path_label: PathLabel) -> PathLabel {
+        let folder_split = path_label.as_ref().and_then(|(_, split)| *split);
+        let path_label = path_label.filter(|(classes, _)| *classes != [UNLABELLED]);
         let label = self.labels.of_digest(sha256).or_else(|| self.labels.of_path(&slashed(path)));
-        match (label, place) {
-            (Some(label), place) if label.before_folder || place.is_none() => {
+        match (label, path_label) {
+            (Some(label), path_label) if label.overrides_folder || path_label.is_none() => {
                 Some((label.classes.clone(), label.split.or(folder_split)))
             }
-            (_, place) => place,
+            (_, path_label) => path_label,
         }
     }
 }
@@ -343,8 +349,8 @@ fn least_classes(multi_label: bool) -> usize {
     if multi_label { 1 } else { 2 }
 }
 
-fn number_of_classes(places: &[Place]) -> usize {
-    let names = places.iter().flatten().flat_map(|(classes, _)| classes);
+fn number_of_classes(path_labels: &[PathLabel]) -> usize {
+    let names = path_labels.iter().flatten().flat_map(|(classes, _)| classes);
     names.filter(|name| *name != UNLABELLED).map(|name| key(name)).collect::<BTreeSet<_>>().len()
 }
 
