@@ -66,7 +66,7 @@ impl OodEvaluation {
     ) -> Result<Self> {
         let mut predictions: Vec<(String, Prediction)> = Vec::new();
         let mut unreadable = 0;
-        predict::each(classifier, input, |path, outcome| {
+        predict::classify_all(classifier, input, |path, outcome| {
             match outcome {
                 Ok(prediction) => predictions.push((path, prediction)),
                 Err(reason) => {
@@ -138,7 +138,8 @@ fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<Ans
     });
     found.truncate(GALLERY);
     let paths: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
-    let bytes: HashMap<String, Vec<u8>> = predict::read(input, &paths)?.into_iter().collect();
+    let bytes: HashMap<String, Vec<u8>> =
+        predict::read_images(input, &paths)?.into_iter().collect();
     let shown = found.into_iter().filter_map(|(path, prediction)| {
         let thumbnail = thumbnail(bytes.get(&path)?);
         Some(thumbnail.map(|thumbnail| AnsweredImage {

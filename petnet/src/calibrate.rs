@@ -162,7 +162,8 @@ fn prototype_score(
     classifier: &Classifier,
     train: &Dataset,
 ) -> Result<(OodScore, (String, Weight))> {
-    let known = Images::of(classifier, &train.every(train.len().div_ceil(MAX_PROTOTYPE_IMAGES)))?;
+    let known =
+        Images::of(classifier, &train.every_nth(train.len().div_ceil(MAX_PROTOTYPE_IMAGES)))?;
     let rows: Vec<&[f32]> = known.outputs.iter().map(embedding).collect();
     let classes = classifier.labels().len();
     let kinds = if train.is_multi_label() { classes + 1 } else { classes };
@@ -178,7 +179,7 @@ fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
 
 /// Statistics of images, measured as in the service.
 fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
-    let images = images.every(images.len().div_ceil(MAX_REFERENCE_IMAGES));
+    let images = images.every_nth(images.len().div_ceil(MAX_REFERENCE_IMAGES));
     let indices: Vec<usize> = (0..images.len()).collect();
     let mut samples = Vec::with_capacity(indices.len());
     for batch in indices.chunks(BATCH) {

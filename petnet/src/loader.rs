@@ -16,7 +16,7 @@ use crate::preprocess::{
 };
 
 /// Capacity of each worker's queue, in batches.
-const QUEUED: usize = 2;
+const QUEUE_CAPACITY: usize = 2;
 
 /// Images of one step, in a fixed order.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +27,7 @@ pub struct Batch {
     pub targets: Vec<Target>,
     /// Share of the original image in each mixed one; the rest is of the image at the same position from the end of the
     /// batch. 1 unless [`Augment::mixup`] or [`Augment::cutmix`] are on.
-    pub kept: f32,
+    pub own_share: f32,
     /// Index of each image in the data set.
     pub indices: Vec<usize>,
 }
@@ -152,7 +152,7 @@ impl Loader {
         let workers = self.settings.workers.max(1);
         let queues = (0..workers)
             .map(|worker| {
-                let (sender, receiver) = sync_channel(QUEUED);
+                let (sender, receiver) = sync_channel(QUEUE_CAPACITY);
                 let (loader, order) = (self.clone(), Arc::clone(&order));
                 // Worker w makes batches w, w + workers, ...; the reader takes them from the queues in turn.
                 thread::spawn(move || {
@@ -208,8 +208,8 @@ impl Loader {
         // first of one batch at most.
         let first = indices.first().copied().unwrap_or_default();
         let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };
-        let kept = settings.augment.mix(&mut images, indices.len(), side, key);
-        Ok(Batch { images, targets, kept, indices: indices.to_vec() })
+        let own_share = settings.augment.mix(&mut images, indices.len(), side, key);
+        Ok(Batch { images, targets, own_share, indices: indices.to_vec() })
     }
 }
 

@@ -54,7 +54,7 @@ impl Checkpoint {
         preprocess: crate::preprocess::Preprocess,
     ) -> Result<Self> {
         let model = self.with_record(|info| info.preprocess = preprocess)?;
-        model.quantized(&dataset.drawn(preprocess, MEASURED)?)
+        model.quantized(&dataset.preprocessed(preprocess, MEASURED)?)
     }
 
     fn ranges(&self, images: &[Pixels]) -> Result<BTreeMap<String, [f32; 2]>, ModelError> {

@@ -58,14 +58,14 @@ impl PathDigest {
 
 /// Images of a shard that earlier runs finished: their number, and the digest of their paths.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Done {
+pub(super) struct Finished {
     pub(super) images: u64,
     pub(super) paths: PathDigest,
 }
 
 /// Number of images listed, over all shards, and of files left out.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Found {
+pub(super) struct ListingCounts {
     pub(super) images: u64,
     pub(super) left_out: Counts,
 }
@@ -73,18 +73,18 @@ pub(super) struct Found {
 /// Receives every image that a source lists and sends those that this run classifies.
 pub(super) struct Listing<'a> {
     shard: Shard,
-    done: Done,
+    done: Finished,
     /// Number of finished images that were listed so far.
     skipped: u64,
     paths: PathDigest,
-    found: Found,
+    found: ListingCounts,
     send: &'a mut dyn FnMut(Item) -> Result<()>,
 }
 
 impl<'a> Listing<'a> {
     pub(super) fn new(
         shard: Shard,
-        done: Done,
+        done: Finished,
         send: &'a mut dyn FnMut(Item) -> Result<()>,
     ) -> Self {
         Self {
@@ -92,14 +92,14 @@ impl<'a> Listing<'a> {
             done,
             skipped: 0,
             paths: PathDigest::default(),
-            found: Found::default(),
+            found: ListingCounts::default(),
             send,
         }
     }
 
     /// Lists an image. `load` is called only if the run classifies it, and may read it immediately: a tar archive cannot be
     /// read again later.
-    pub(super) fn offer(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
+    pub(super) fn add(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
         self.found.images += 1;
         if !self.shard.contains(path) {
             return Ok(());
@@ -121,7 +121,7 @@ impl<'a> Listing<'a> {
     ///
     /// # Errors
     /// When images that an earlier run finished are missing.
-    pub(super) fn end(self) -> Result<Found> {
+    pub(super) fn end(self) -> Result<ListingCounts> {
         if self.skipped < self.done.images {
             return Err(changed());
         }
@@ -145,7 +145,7 @@ fn changed() -> anyhow::Error {
 mod tests {
     use super::*;
 
-    fn taken(paths: &[&str], shard: &str, done: Done) -> Result<Vec<String>> {
+    fn taken(paths: &[&str], shard: &str, done: Finished) -> Result<Vec<String>> {
         let mut taken = Vec::new();
         let mut send = |item: Item| {
             taken.push(item.path);
@@ -153,7 +153,7 @@ mod tests {
         };
         let mut listing = Listing::new(shard.parse().unwrap(), done, &mut send);
         for path in paths {
-            listing.offer(path, || Ok(Box::new(|| Ok(Ok(Vec::new())))))?;
+            listing.add(path, || Ok(Box::new(|| Ok(Ok(Vec::new())))))?;
         }
         listing.end()?;
         Ok(taken)
@@ -178,7 +178,7 @@ mod tests {
         let mut paths = PathDigest::default();
         paths.add("a");
         paths.add("b");
-        let done = Done { images: 2, paths };
+        let done = Finished { images: 2, paths };
         assert_eq!(taken(&["a", "b", "c"], "0/1", done.clone()).unwrap(), ["c"]);
         for other in [&["b", "a", "c"][..], &["a", "aa", "b", "c"], &["a"], &[]] {
             let error = taken(other, "0/1", done.clone()).unwrap_err();

@@ -137,7 +137,7 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
         }
         found = true;
         let name = Path::new(path.file_name().unwrap_or_default());
-        let is_archive = archive::Kind::of(&path.to_string_lossy()).is_some();
+        let is_archive = archive::ArchiveKind::of(&path.to_string_lossy()).is_some();
         match left_out(name, || head(&path)).filter(|_| !is_archive) {
             Some(reason) => listing.leave_out(reason),
             None => file(&path, listing)?,
@@ -151,7 +151,7 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
 
 fn file(path: &Path, listing: &mut Listing) -> Result<()> {
     let name = path.display().to_string();
-    match archive::Kind::of(&name) {
+    match archive::ArchiveKind::of(&name) {
         Some(kind) => {
             let file = File::open(path).with_context(|| name.clone())?;
             archive::walk(kind, BufReader::new(file), &name, listing)
@@ -161,7 +161,7 @@ fn file(path: &Path, listing: &mut Listing) -> Result<()> {
 }
 
 fn image(path: &Path, listing: &mut Listing) -> Result<()> {
-    listing.offer(&path.display().to_string(), || Ok(load(path.into())))
+    listing.add(&path.display().to_string(), || Ok(load(path.into())))
 }
 
 fn load(path: PathBuf) -> Load {

@@ -57,7 +57,7 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
             std::thread::sleep(wait.min(Duration::from_secs(2)));
         }
         // The status is read from the file, which the thread that records the run updates.
-        let now = run.fresh().unwrap_or_else(|_| run.share());
+        let now = run.reread().unwrap_or_else(|_| run.share());
         match sync(&now, server) {
             Ok(_) if end.is_some() => return true,
             Ok(_) => {

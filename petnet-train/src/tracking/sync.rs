@@ -164,16 +164,16 @@ impl Transfer<'_> {
         let mut batch = Vec::new();
         let mut ends = BTreeMap::new();
         for (key, path) in self.run.metric_files()? {
-            let mut at = self.sent.metrics.get(&key).copied().unwrap_or_default();
+            let mut offset = self.sent.metrics.get(&key).copied().unwrap_or_default();
             let mut file = BufReader::new(File::open(&path)?);
-            file.seek(SeekFrom::Start(at))?;
+            file.seek(SeekFrom::Start(offset))?;
             let mut line = String::new();
             // A line without a line feed is still being written.
             while file.read_line(&mut line)? > 0 && line.ends_with('\n') {
-                at += line.len() as u64;
+                offset += line.len() as u64;
                 if let Some(Point { time, value, step }) = Point::read(line.trim_end()) {
                     batch.push(MetricValue { key: key.clone(), value, timestamp: time, step });
-                    ends.insert(key.clone(), at);
+                    ends.insert(key.clone(), offset);
                 }
                 line.clear();
                 if batch.len() == MAX_METRICS {
@@ -200,10 +200,10 @@ impl Transfer<'_> {
 
     fn artifacts(&mut self, uri: &str) -> Result<()> {
         for (path, file) in self.run.artifacts()? {
-            let stamp = stamp(&file)?;
-            if self.sent.artifacts.get(&path) != Some(&stamp) {
+            let size_and_time = size_and_time(&file)?;
+            if self.sent.artifacts.get(&path) != Some(&size_and_time) {
                 self.server.upload_artifact(uri, &path, &file)?;
-                self.sent.artifacts.insert(path, stamp);
+                self.sent.artifacts.insert(path, size_and_time);
                 self.save()?;
             }
         }
@@ -250,7 +250,7 @@ impl Transfer<'_> {
     }
 }
 
-fn stamp(file: &Path) -> Result<String> {
+fn size_and_time(file: &Path) -> Result<String> {
     let meta = fs::metadata(file)?;
     let changed = humantime::format_rfc3339_nanos(meta.modified()?);
     Ok(format!("{} {changed}", meta.len()))

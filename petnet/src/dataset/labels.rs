@@ -204,12 +204,12 @@ fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
     if multi_label && text.is_empty() {
         classes.clear();
     }
-    classes.iter().try_for_each(|name| check_class(name))?;
+    classes.iter().try_for_each(|name| validate_class(name))?;
     Ok(classes)
 }
 
 /// Checks that a class name can be the name of a folder.
-pub(crate) fn check_class(name: &str) -> Result<(), String> {
+pub(crate) fn validate_class(name: &str) -> Result<(), String> {
     let reason = match name {
         "" => "the label is empty",
         "." | ".." => "it is a folder",

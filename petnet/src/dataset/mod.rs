@@ -25,7 +25,7 @@ pub use target::Target;
 
 use crate::disk::sha256;
 use crate::error::{Error, Result};
-use crate::files::{Counts, Source, key};
+use crate::files::{Counts, Source, class_key};
 use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
@@ -272,13 +272,13 @@ impl Dataset {
     }
 
     /// Every `step`-th image.
-    pub(crate) fn every(&self, step: usize) -> Self {
+    pub(crate) fn every_nth(&self, step: usize) -> Self {
         let samples = self.samples.iter().step_by(step.max(1)).cloned();
         Self { samples: samples.collect(), ..self.clone() }
     }
 
     /// At most `count` images, evenly spaced, preprocessed to a network's input.
-    pub(crate) fn drawn(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
+    pub(crate) fn preprocessed(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
         let step = self.samples.len().div_ceil(count.max(1)).max(1);
         let indices: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
         let pixels = indices.par_iter().map(|&index| {
@@ -371,12 +371,12 @@ impl Dataset {
     /// [`Error::Dataset`] when a class is unknown to the model.
     pub fn with_labels(mut self, labels: &[String]) -> Result<Self> {
         let index: HashMap<String, usize> =
-            labels.iter().enumerate().map(|(i, label)| (key(label), i)).collect();
+            labels.iter().enumerate().map(|(i, label)| (class_key(label), i)).collect();
         let renumbered = self
             .classes
             .iter()
             .map(|class| {
-                index.get(&key(class)).copied().ok_or_else(|| {
+                index.get(&class_key(class)).copied().ok_or_else(|| {
                     let mut known = labels[..labels.len().min(NAMED)].join(", ");
                     if labels.len() > NAMED {
                         known += &format!(" and {} others", labels.len() - NAMED);

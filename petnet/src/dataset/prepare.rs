@@ -8,7 +8,7 @@ use std::sync::Arc;
 use image::codecs::jpeg::JpegEncoder;
 use serde::{Deserialize, Serialize};
 
-use super::labels::check_class;
+use super::labels::validate_class;
 use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
 use crate::disk::{sha256, write_atomically};
@@ -325,7 +325,7 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
         })?;
         // Manifests are untrusted: a path outside of the folder is refused.
         let inside = contained(&image.path)
-            .filter(|_| names.clone().all(|class| check_class(class).is_ok()));
+            .filter(|_| names.clone().all(|class| validate_class(class).is_ok()));
         let inside = inside.ok_or_else(|| {
             Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), image.path))
         })?;

@@ -10,12 +10,14 @@ use rayon::prelude::*;
 use regex::Regex;
 
 use super::duplicates::{self, Fingerprint};
-use super::labels::{LabelOptions, Labels, check_class};
-use super::layout::{Found, Layout, Parts, PathLabel, UNLABELLED, labelled, slashed, tables};
+use super::labels::{LabelOptions, Labels, validate_class};
+use super::layout::{
+    DetectedLayout, ImageFolders, Layout, PathLabel, UNLABELLED, slashed, table_label, tables,
+};
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, LeftOut, Listing, NameKind, Source, key, kind_by_name};
+use crate::files::{Counts, LeftOut, Listing, NameKind, Source, class_key, kind_by_name};
 use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
@@ -105,37 +107,37 @@ struct Inspected {
 
 /// Images with their fingerprints for duplicates, and images that were refused.
 #[derive(Default)]
-struct Sorted {
+struct Scanned {
     samples: Vec<Sample>,
     prints: Vec<(String, Fingerprint)>,
     rejects: Vec<Reject>,
 }
 
-impl Sorted {
+impl Scanned {
     fn of(
         images: &[PathBuf],
         inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
         target: impl Fn(&[String]) -> Target,
         left_out: &mut Counts,
     ) -> Self {
-        let mut sorted = Self::default();
+        let mut scanned = Self::default();
         for (path, outcome) in images.iter().zip(inspected) {
             match outcome {
                 Ok(Ok(Inspected { sha256, classes, split, print, size })) => {
                     let (target, sha) = (target(&classes), sha256.clone());
                     let (path, size) = (path.clone(), Some(size));
                     let sample = Sample { path, target, sha256: sha, group: 0, size, split };
-                    sorted.samples.push(sample);
-                    sorted.prints.push((sha256, print));
+                    scanned.samples.push(sample);
+                    scanned.prints.push((sha256, print));
                 }
                 Ok(Err(reason)) => left_out.add(reason),
                 Err(error) => {
                     left_out.add(reason(&error));
-                    sorted.rejects.push(Reject { path: slashed(path), reason: error.to_string() });
+                    scanned.rejects.push(Reject { path: slashed(path), reason: error.to_string() });
                 }
             }
         }
-        sorted
+        scanned
     }
 }
 
@@ -196,8 +198,8 @@ impl Reading {
             path_labels.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
         let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
         let (classes, index) = notes.classes(found_classes.chain(of_folders));
-        let Sorted { mut samples, prints, rejects } =
-            Sorted::of(&images, inspected, |names| self.target(names, &index), &mut left_out);
+        let Scanned { mut samples, prints, rejects } =
+            Scanned::of(&images, inspected, |names| self.target(names, &index), &mut left_out);
         for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
             sample.group = group;
         }
@@ -227,13 +229,16 @@ impl Reading {
         source: &Source,
         listing: &Listing,
         images: &[PathBuf],
-    ) -> Result<(Found, Vec<PathLabel>)> {
-        let parts = Parts::of(images);
+    ) -> Result<(DetectedLayout, Vec<PathLabel>)> {
+        let parts = ImageFolders::of(images);
         if let Some(pattern) = &self.pattern {
             let path_label = |(image, path): (usize, &PathBuf)| {
                 Some((vec![pattern.class(path)?], parts.split(image)))
             };
-            return Ok((Found::Pattern, images.iter().enumerate().map(path_label).collect()));
+            return Ok((
+                DetectedLayout::Pattern,
+                images.iter().enumerate().map(path_label).collect(),
+            ));
         }
         let tables = match self.layout {
             Layout::Auto if self.labels.has_paths() => Vec::new(),
@@ -250,10 +255,10 @@ impl Reading {
                 Err(_) if self.labels.has_paths() => None,
                 found => found?,
             };
-            let found = found.unwrap_or(Found::Labels);
+            let found = found.unwrap_or(DetectedLayout::Labels);
             let path_labels = parts.path_labels(&found);
             if self.labels.has_paths() && number_of_classes(&path_labels) < 2 {
-                return Ok((Found::Labels, parts.path_labels(&Found::Labels)));
+                return Ok((DetectedLayout::Labels, parts.path_labels(&DetectedLayout::Labels)));
             }
             return Ok((found, path_labels));
         }
@@ -278,11 +283,11 @@ impl Reading {
             })
             .collect::<Result<_>>()?;
         let path_label = |(image, path): (usize, &PathBuf)| {
-            let label = read.iter().find_map(|(folder, labels)| labelled(labels, folder, path));
+            let label = read.iter().find_map(|(folder, labels)| table_label(labels, folder, path));
             label.map(|(classes, split)| (classes, split.or_else(|| parts.split(image))))
         };
         let path_labels = images.iter().enumerate().map(path_label).collect();
-        Ok((Found::Tables(tables), path_labels))
+        Ok((DetectedLayout::Tables(tables), path_labels))
     }
 
     fn refuse_few_classes(
@@ -303,9 +308,11 @@ impl Reading {
     }
 
     /// The reason for which an image without a class is left out.
-    fn unclassed(&self, found: &Found) -> LeftOut {
+    fn unclassed(&self, found: &DetectedLayout) -> LeftOut {
         match found {
-            Found::Folders | Found::SplitsAbove | Found::SplitsBelow if self.labels.is_empty() => {
+            DetectedLayout::Folders | DetectedLayout::SplitsAbove | DetectedLayout::SplitsBelow
+                if self.labels.is_empty() =>
+            {
                 LeftOut::NoClass
             }
             _ => LeftOut::NoLabel,
@@ -314,7 +321,7 @@ impl Reading {
 
     /// The classes of an image by their names.
     fn target(&self, names: &[String], index: &HashMap<String, usize>) -> Target {
-        let mut classes: Vec<usize> = names.iter().map(|name| index[&key(name)]).collect();
+        let mut classes: Vec<usize> = names.iter().map(|name| index[&class_key(name)]).collect();
         classes.sort_unstable();
         classes.dedup();
         match classes.as_slice() {
@@ -351,7 +358,11 @@ fn least_classes(multi_label: bool) -> usize {
 
 fn number_of_classes(path_labels: &[PathLabel]) -> usize {
     let names = path_labels.iter().flatten().flat_map(|(classes, _)| classes);
-    names.filter(|name| *name != UNLABELLED).map(|name| key(name)).collect::<BTreeSet<_>>().len()
+    names
+        .filter(|name| *name != UNLABELLED)
+        .map(|name| class_key(name))
+        .collect::<BTreeSet<_>>()
+        .len()
 }
 
 /// Files whose names have an image's extension, and others whose first bytes are an image's.
@@ -399,13 +410,18 @@ struct Notes(Vec<String>);
 
 impl Notes {
     /// Notes the folders at the level of the classes that have no images.
-    fn folders_without_images(&mut self, found: &Found, images: &[PathBuf], listing: &Listing) {
+    fn folders_without_images(
+        &mut self,
+        found: &DetectedLayout,
+        images: &[PathBuf],
+        listing: &Listing,
+    ) {
         let level = match found {
-            Found::Folders | Found::SplitsBelow => 0,
-            Found::SplitsAbove => 1,
-            Found::Tables(_) | Found::Labels | Found::Pattern => return,
+            DetectedLayout::Folders | DetectedLayout::SplitsBelow => 0,
+            DetectedLayout::SplitsAbove => 1,
+            DetectedLayout::Tables(_) | DetectedLayout::Labels | DetectedLayout::Pattern => return,
         };
-        let root = Parts::of(images).root;
+        let root = ImageFolders::of(images).root;
         let filled: BTreeSet<&Path> = images.iter().flat_map(|image| image.ancestors()).collect();
         let empty: Vec<String> = listing
             .folders
@@ -415,11 +431,11 @@ impl Notes {
             .map(|folder| format!("`{}`", folder.display()))
             .collect();
         if !empty.is_empty() {
-            self.0.push(format!("no image in {}: no class of that name", some_of(&empty)));
+            self.0.push(format!("no image in {}: no class of that name", first_names(&empty)));
         }
     }
 
-    /// Sorted class names (the shortest spelling of each, in lower case), and their index by [`key`]. Notes the spellings
+    /// Sorted class names (the shortest spelling of each, in lower case), and their index by [`class_key`]. Notes the spellings
     /// that become one class.
     fn classes<'a>(
         &mut self,
@@ -427,7 +443,7 @@ impl Notes {
     ) -> (Vec<String>, HashMap<String, usize>) {
         let mut by_key: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
         for spelling in spellings {
-            by_key.entry(key(spelling)).or_default().insert(spelling);
+            by_key.entry(class_key(spelling)).or_default().insert(spelling);
         }
         let mut names = Vec::new();
         for spellings in by_key.values() {
@@ -444,7 +460,7 @@ impl Notes {
     }
 }
 
-fn some_of(names: &[String]) -> String {
+fn first_names(names: &[String]) -> String {
     let more = names.len().saturating_sub(NAMED);
     let named = names[..names.len().min(NAMED)].join(", ");
     if more > 0 { format!("{named} and {more} others") } else { named }
@@ -463,14 +479,15 @@ impl Dataset {
             }
         };
         let (counts, classes) = (self.counts(), &self.classes);
-        if let Some(class) = classes.iter().find(|class| check_class(class).is_err()) {
+        if let Some(class) = classes.iter().find(|class| validate_class(class).is_err()) {
             let path = path.display();
             return Err(Error::Dataset(format!("{path}: `{class}` cannot be a class's name")));
         }
         if let Some(empty) = counts.iter().position(|count| *count == 0) {
             let class = &classes[empty];
-            let inside =
-                |reject: &&Reject| reject.path.split('/').any(|part| key(part) == key(class));
+            let inside = |reject: &&Reject| {
+                reject.path.split('/').any(|part| class_key(part) == class_key(class))
+            };
             let first = self.rejects.iter().find(inside);
             let first = first.map(|reject| format!("; {}: {}", reject.path, reject.reason));
             let first = first.unwrap_or_else(because);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use names::{NameKind, entry_path, kind_by_name};
 #[cfg(feature = "train")]
-pub(crate) use names::{contained, key};
+pub(crate) use names::{class_key, contained};
 pub use source::{Entry, walk};
 #[cfg(feature = "train")]
 pub(crate) use source::{Listing, Source};

@@ -100,7 +100,7 @@ pub(crate) fn contained(path: &str) -> Option<&Path> {
 }
 
 /// Normal form of a class name: lower case, singular, and composed Unicode (NFC). Spellings with the same key are one class.
-pub(crate) fn key(name: &str) -> String {
+pub(crate) fn class_key(name: &str) -> String {
     let name: String = name.trim().nfc().collect::<String>().to_lowercase();
     let plural = name.len() > 3 && name.ends_with('s') && !name.ends_with("ss");
     if plural { name[..name.len() - 1].to_string() } else { name }
@@ -144,8 +144,8 @@ mod tests {
 
     #[test]
     fn spellings_of_a_class_are_one() {
-        assert_eq!(key(" Cats "), key("cat"));
-        assert_eq!(key("caf\u{e9}"), key("cafe\u{301}"));
-        assert_ne!(key("glass"), key("glas"));
+        assert_eq!(class_key(" Cats "), class_key("cat"));
+        assert_eq!(class_key("caf\u{e9}"), class_key("cafe\u{301}"));
+        assert_ne!(class_key("glass"), class_key("glas"));
     }
 }

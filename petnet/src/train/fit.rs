@@ -317,7 +317,7 @@ impl<'a> Fit<'a> {
         let teacher_outputs = teacher_outputs.transpose()?;
         let features = self.features(batch.images, size); // [n, width]
         let logits = self.state.model.classify(features.clone()); // [n, classes]
-        let mut outcome = self.loss.forward(logits.clone(), &batch.targets, batch.kept);
+        let mut outcome = self.loss.forward(logits.clone(), &batch.targets, batch.own_share);
         if let Some((teacher, outputs)) = teacher.zip(teacher_outputs) {
             let outputs = outputs.map(Tensor::from_inner);
             outcome.loss = teacher.loss(outcome.loss, [logits, features], outputs);

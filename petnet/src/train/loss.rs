@@ -42,8 +42,8 @@ impl Loss {
     }
 
     /// Loss and correct predictions of logits `[n, classes]`. For mixed images the loss is the mean over both targets,
-    /// weighted by their shares, see [`Batch::kept`](crate::loader::Batch::kept); the image's own target is the one that counts as correct.
-    pub(super) fn forward(&self, logits: Tensor<2>, targets: &[Target], kept: f32) -> Outcome {
+    /// weighted by their shares, see [`Batch::own_share`](crate::loader::Batch::own_share); the image's own target is the one that counts as correct.
+    pub(super) fn forward(&self, logits: Tensor<2>, targets: &[Target], own_share: f32) -> Outcome {
         let (device, [count, classes]) = (logits.device(), logits.dims());
         match self {
             Self::SingleLabel(loss) => {
@@ -51,7 +51,7 @@ impl Loss {
                     targets.iter().flat_map(Target::class).map(|class| class as i32).collect();
                 let targets = Tensor::<1, Int>::from_ints(targets.as_slice(), &device); // [n]
                 let of = |targets| loss.forward(logits.clone(), targets);
-                let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
+                let mean = mixed(of(targets.clone()), own_share, || of(targets.clone().flip([0])));
                 let predicted = logits.clone().inner().argmax(1).squeeze_dim::<1>(1); // [n]
                 Outcome { loss: mean, correct: count_of(predicted.equal(targets.inner())) }
             }
@@ -63,7 +63,7 @@ impl Loss {
                 let targets = TensorData::new(values, [count, classes]);
                 let targets = Tensor::<2, Int>::from_data(targets, &device); // [n, classes]
                 let of = |targets: Tensor<2, Int>| smoothed(loss, &logits, targets, *smoothing);
-                let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
+                let mean = mixed(of(targets.clone()), own_share, || of(targets.clone().flip([0])));
                 let predicted = logits.clone().inner().greater_equal_elem(0.0).int(); // [n, classes]
                 let wrong = predicted.not_equal(targets.inner()).int().sum_dim(1); // [n, 1]
                 let correct = wrong.squeeze_dim::<1>(1).equal_elem(0); // [n]
@@ -90,8 +90,8 @@ fn smoothed(
 }
 
 /// The losses on both targets of mixed images, weighted by their shares.
-fn mixed(own: Tensor<1>, kept: f32, other: impl FnOnce() -> Tensor<1>) -> Tensor<1> {
-    if kept >= 1.0 { own } else { own * kept + other() * (1.0 - kept) }
+fn mixed(own: Tensor<1>, own_share: f32, other: impl FnOnce() -> Tensor<1>) -> Tensor<1> {
+    if own_share >= 1.0 { own } else { own * own_share + other() * (1.0 - own_share) }
 }
 
 /// `[n]` -> `[1]`

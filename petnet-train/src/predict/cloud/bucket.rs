@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use crate::error::UsageError;
-use crate::predict::archive::{self, Kind};
+use crate::predict::archive::{self, ArchiveKind};
 use crate::predict::listing::{ImageBytes, Listing, Load};
 use crate::predict::source::{MATCH, has_wildcard, refuse_large};
 
@@ -49,7 +49,7 @@ struct Bucket {
 }
 
 /// Reason to leave an object out, by its name only: requests for the first bytes of each object would cost too much.
-fn named_as(key: &str) -> Option<LeftOut> {
+fn left_out_by_name(key: &str) -> Option<LeftOut> {
     match kind_by_name(std::path::Path::new(key)) {
         NameKind::Image => None,
         NameKind::LeftOut(reason) => Some(reason),
@@ -81,11 +81,11 @@ impl Bucket {
     }
 
     fn walk(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
-        let archive = Kind::of(key).is_some();
+        let archive = ArchiveKind::of(key).is_some();
         if has_wildcard(key) {
             return self.matching(key, listing);
         }
-        if archive || named_as(key).is_none() {
+        if archive || left_out_by_name(key).is_none() {
             match self.runtime.block_on(self.store.head(&Path::parse(key)?)) {
                 Ok(meta) => return self.object(meta, listing),
                 // The name of a folder may end like a file's.
@@ -93,7 +93,7 @@ impl Bucket {
                 Err(e) => return Err(e.into()),
             }
         }
-        self.each(key, |meta| match named_as(meta.location.as_ref()) {
+        self.each(key, |meta| match left_out_by_name(meta.location.as_ref()) {
             None => self.object(meta, listing),
             Some(reason) => {
                 listing.leave_out(reason);
@@ -109,7 +109,7 @@ impl Bucket {
         let mut found = false;
         self.each(folder, |meta| {
             let key = meta.location.as_ref();
-            let readable = named_as(key).is_none() || Kind::of(key).is_some();
+            let readable = left_out_by_name(key).is_none() || ArchiveKind::of(key).is_some();
             if readable && pattern.matches_with(key, MATCH) {
                 found = true;
                 return self.object(meta, listing);
@@ -134,14 +134,14 @@ impl Bucket {
 
     fn object(self: &Arc<Self>, meta: ObjectMeta, listing: &mut Listing) -> Result<()> {
         let path = format!("{}/{}", self.name, meta.location);
-        match Kind::of(&path) {
+        match ArchiveKind::of(&path) {
             Some(kind) => archive::walk(kind, ObjectFile::new(self.clone(), meta), &path, listing),
-            None => listing.offer(&path, || Ok(self.load(meta))),
+            None => listing.add(&path, || Ok(self.load(meta))),
         }
     }
 
     fn copy(&self, key: &str, to: &std::path::Path, each: &dyn Fn()) -> Result<PathBuf> {
-        if Kind::of(key).is_some() {
+        if ArchiveKind::of(key).is_some() {
             let file = to.join(key.rsplit('/').next().unwrap_or(key));
             let meta = self.runtime.block_on(self.store.head(&Path::parse(key)?))?;
             if !self.runtime.block_on(self.fetch(&meta.location, &file))? {
