@@ -121,11 +121,8 @@ pub(crate) fn roc(curves: &[Curve]) -> Result<String> {
     let mut lines =
         vec![Line { name: "chance", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] }];
     lines.extend(coloured(curves));
-    let frame = Frame {
-        title: "ROC curve",
-        x: ("false positive rate", 0.0..1.0),
-        y: ("true positive rate", 0.0..1.0),
-    };
+    let (x, y) = (("false positive rate", 0.0..1.0), ("true positive rate", 0.0..1.0));
+    let frame = Frame { title: "ROC curve", x, y };
     svg(|area| draw(area, &frame, &lines))
 }
 
@@ -136,11 +133,8 @@ pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
         Line { name: "calibrated", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
         Line { name: "model", colour: BLUE, points },
     ];
-    let frame = Frame {
-        title: "Reliability diagram",
-        x: ("confidence", 0.0..1.0),
-        y: ("accuracy", 0.0..1.0),
-    };
+    let (x, y) = (("confidence", 0.0..1.0), ("accuracy", 0.0..1.0));
+    let frame = Frame { title: "Reliability diagram", x, y };
     svg(|area| draw(area, &frame, &lines))
 }
 
@@ -151,15 +145,11 @@ pub(crate) fn ood_scores(groups: &[(&str, &[f32])], threshold: f32) -> Result<St
         values.fold((threshold, threshold), |(low, high), score| (low.min(score), high.max(score)));
     let margin = ((high - low) * 0.02).max(1e-6);
     let (low, high) = (f64::from(low - margin), f64::from(high + margin));
-    let mut lines: Vec<Line<'_>> = groups
+    let outlines: Vec<Curve> = groups
         .iter()
-        .zip(COLOURS.iter().cycle())
-        .map(|((name, scores), colour)| Line {
-            name,
-            colour: *colour,
-            points: outline(scores, low..high),
-        })
+        .map(|(name, scores)| (name.to_string(), outline(scores, low..high)))
         .collect();
+    let mut lines: Vec<_> = coloured(&outlines).collect();
     let top = lines.iter().flat_map(|line| &line.points).map(|p| p.1).fold(0.0, f64::max) * 1.1;
     let x = f64::from(threshold);
     lines.push(Line { name: "threshold", colour: GREY, points: vec![(x, 0.0), (x, top)] });

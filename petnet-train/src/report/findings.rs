@@ -102,16 +102,7 @@ impl Findings {
 
     fn of_classes(subject: Subject<'_>, evaluation: &Evaluation) -> Result<Self> {
         let (metrics, coverage) = (evaluation.metrics(), evaluation.coverage());
-        let Subject { classifier, dataset, source, ood_inputs } = subject;
-        let report = Report {
-            info: classifier.info(),
-            parameters: classifier.parameters(),
-            evaluation,
-            metrics: &metrics,
-            dataset,
-            source,
-            ood_inputs,
-        };
+        let report = Report { subject, evaluation, metrics: &metrics };
         let mistakes = report.worst_mistakes()?;
         let mut figures = serde_json::to_value(&metrics)?;
         figures["coverage"] = json!(coverage);

@@ -3,11 +3,12 @@
 use anyhow::Result;
 use petnet::metrics::{self, Metrics};
 use petnet::train::EpochReport;
-use petnet::{Dataset, Evaluation, ModelInfo};
+use petnet::{Evaluation, ModelInfo};
 use serde::Serialize;
 use serde_json::json;
 
 use super::charts::{self, Curve};
+use super::findings::Subject;
 use super::render;
 use crate::encode::{data_url, thumbnail};
 use crate::ood::{AnsweredImage, OodEvaluation, OodFigures};
@@ -25,14 +26,9 @@ const CONFIDENCE_STEPS: [f32; 6] = [0.99, 0.95, 0.9, 0.8, 0.65, 0.0];
 
 /// Contents of the page.
 pub(super) struct Report<'a> {
-    pub(super) info: &'a ModelInfo,
-    pub(super) parameters: usize,
+    pub(super) subject: Subject<'a>,
     pub(super) evaluation: &'a Evaluation,
     pub(super) metrics: &'a Metrics,
-    pub(super) dataset: &'a Dataset,
-    pub(super) source: String,
-    /// Evaluations on out-of-distribution images; may be empty.
-    pub(super) ood_inputs: &'a [OodEvaluation],
 }
 
 /// A wrong prediction.
@@ -72,19 +68,23 @@ struct ConfidenceRow {
 }
 
 impl Report<'_> {
+    fn info(&self) -> &ModelInfo {
+        self.subject.classifier.info()
+    }
+
     /// The page, with the given [`Report::worst_mistakes`].
     pub(super) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
-        let history = history(self.info);
+        let history = history(self.info());
         let bins = self.evaluation.calibration_bins();
-        let settings = serde_json::to_string_pretty(&self.info.settings)?;
+        let settings = serde_json::to_string_pretty(&self.info().settings)?;
         let values = json!({
             "style": STYLE,
-            "info": self.info,
+            "info": self.info(),
             "settings": settings,
-            "parameters": self.parameters,
-            "source": self.source,
+            "parameters": self.subject.classifier.parameters(),
+            "source": self.subject.source,
             "metrics": self.metrics,
-            "whole": self.info.labels.len() <= SHOWN,
+            "whole": self.info().labels.len() <= SHOWN,
             "confused": self.most_confused(),
             "weakest": self.weakest(),
             "curves": charts::training(&history, charts::accuracy_curves)?,
@@ -102,7 +102,7 @@ impl Report<'_> {
     }
 
     fn ood_inputs(&self) -> Vec<OodInput<'_>> {
-        let ood_inputs = self.ood_inputs.iter();
+        let ood_inputs = self.subject.ood_inputs.iter();
         ood_inputs
             .map(|OodEvaluation { figures, gallery, .. }| OodInput { figures, gallery })
             .collect()
@@ -110,11 +110,13 @@ impl Report<'_> {
 
     /// Histograms of the scores; `None` without out-of-distribution images, or without a score.
     fn score_chart(&self) -> Result<Option<String>> {
-        let Some(ood) = self.info.ood.as_ref().filter(|_| !self.ood_inputs.is_empty()) else {
+        let Some(ood) = self.info().ood.as_ref().filter(|_| !self.subject.ood_inputs.is_empty())
+        else {
             return Ok(None);
         };
         let own = [("in distribution", self.evaluation.ood_scores.as_slice())];
         let ood_inputs = self
+            .subject
             .ood_inputs
             .iter()
             .map(|input| (ending(&input.figures.input), input.scores.as_slice()));
@@ -123,7 +125,7 @@ impl Report<'_> {
     }
 
     fn most_confused(&self) -> Vec<Confused<'_>> {
-        let labels = &self.info.labels;
+        let labels = &self.info().labels;
         let rows = self.metrics.confusion_matrix.iter().enumerate();
         let cells = rows.flat_map(|(actual, row)| {
             row.iter().enumerate().map(move |(predicted, count)| (actual, predicted, *count))
@@ -153,7 +155,7 @@ impl Report<'_> {
     }
 
     fn roc_curves(&self) -> Vec<Curve> {
-        let labels = &self.info.labels;
+        let labels = &self.info().labels;
         // With two classes, the curve of the first is that of the second, rotated by 180 degrees.
         let shown = if labels.len() == 2 { 1..2 } else { 0..labels.len().min(8) };
         shown
@@ -209,11 +211,11 @@ impl Report<'_> {
             .take(GALLERY)
             .map(|(index, predicted, confidence)| {
                 Ok(Mistake {
-                    path: self.dataset.samples()[index].path.display().to_string(),
-                    actual: self.info.labels[truth[index]].clone(),
-                    predicted: self.info.labels[predicted].clone(),
+                    path: self.subject.dataset.samples()[index].path.display().to_string(),
+                    actual: self.info().labels[truth[index]].clone(),
+                    predicted: self.info().labels[predicted].clone(),
                     confidence,
-                    thumbnail: thumbnail(&self.dataset.read(index)?)?,
+                    thumbnail: thumbnail(&self.subject.dataset.read(index)?)?,
                 })
             })
             .collect()

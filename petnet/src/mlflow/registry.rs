@@ -40,28 +40,24 @@ impl FromStr for ModelUri {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let parts = text.strip_prefix("models:/").and_then(|rest| {
-            rest.split_once('@')
-                .map(|(name, alias)| (name, VersionRef::Alias(alias.into())))
-                .or_else(|| {
-                    let (name, version) = rest.rsplit_once('/')?;
-                    let version = match (version.parse(), version) {
-                        (Ok(number), _) => VersionRef::Version(number),
-                        (_, "latest") => VersionRef::Latest,
-                        (_, stage) => VersionRef::Stage(stage.into()),
-                    };
-                    Some((name, version))
-                })
-        });
-        let empty = |version: &VersionRef| matches!(version, VersionRef::Alias(s) | VersionRef::Stage(s) if s.is_empty());
-        match parts {
-            Some((name, version)) if !name.is_empty() && !empty(&version) => {
-                Ok(Self { name: name.into(), version })
-            }
-            _ => Err(Error::Config(format!(
+        let rest = text.strip_prefix("models:/").unwrap_or_default();
+        let (name, version) = match (rest.split_once('@'), rest.rsplit_once('/')) {
+            (Some((name, alias)), _) => (name, VersionRef::Alias(alias.into())),
+            (None, Some((name, "latest"))) => (name, VersionRef::Latest),
+            (None, Some((name, version))) => match version.parse() {
+                Ok(number) => (name, VersionRef::Version(number)),
+                Err(_) => (name, VersionRef::Stage(version.into())),
+            },
+            (None, None) => ("", VersionRef::Latest),
+        };
+        if name.is_empty()
+            || matches!(&version, VersionRef::Alias(text) | VersionRef::Stage(text) if text.is_empty())
+        {
+            return Err(Error::Config(format!(
                 "{text}: a registered model is models:/NAME@ALIAS, models:/NAME/STAGE or models:/NAME/VERSION"
-            ))),
+            )));
         }
+        Ok(Self { name: name.into(), version })
     }
 }
 

@@ -179,20 +179,26 @@ impl<'a> Fit<'a> {
         let model = self.state.model.clone();
         self.state.model = precise_bn(model, &uncropped, batches, &self.device)?;
         let metrics = self.validate()?;
+        let (accuracy, log_loss) = (metrics.accuracy, metrics.log_loss);
+        tracing::info!(accuracy, log_loss, "batch-norm statistics re-estimated");
         let score = metrics.score(self.trainer.monitor);
-        let epoch = self.state.progress.epoch;
-        let last = self.checkpoint(metrics.record(epoch))?;
         let best = self.state.progress.best_score.is_none_or(|best| score > best);
-        tracing::info!(
-            accuracy = metrics.accuracy,
-            log_loss = metrics.log_loss,
-            "batch-norm statistics re-estimated"
-        );
-        save_model(self.trainer, &last, best)?;
+        self.save(&metrics, self.state.progress.epoch, best)
+    }
+
+    /// The model after an epoch, saved; it becomes the best one where its metric is the best.
+    fn save(
+        &mut self,
+        metrics: &ValidationMetrics,
+        epoch: usize,
+        best: bool,
+    ) -> Result<Checkpoint> {
+        let checkpoint = self.checkpoint(metrics.record(epoch))?;
+        save_model(self.trainer, &checkpoint, best)?;
         if best {
-            self.best = Some(last.clone());
+            self.best = Some(checkpoint.clone());
         }
-        Ok(last)
+        Ok(checkpoint)
     }
 
     /// Makes loaders of this epoch's sizes, which decode images anew where these change. Metrics at another size are not
@@ -415,13 +421,9 @@ impl<'a> Fit<'a> {
         progress.epoch += 1;
         (progress.step, progress.loss_sum, progress.waited) = (0, 0.0, 0.0);
         (progress.correct, progress.images) = (0, 0);
-        let checkpoint = self.checkpoint(metrics.record(report.epoch))?;
-        save_model(self.trainer, &checkpoint, best)?;
+        self.save(&metrics, report.epoch, best)?;
         // The state is saved last: a run that is killed before this repeats the end of the epoch when it resumes.
         self.save_state()?;
-        if best {
-            self.best = Some(checkpoint);
-        }
         Ok(report)
     }
 

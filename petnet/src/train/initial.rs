@@ -150,14 +150,9 @@ impl InitialModel {
         if trainer.source_classes.is_none() {
             return Ok(None);
         }
-        match self.source_head(shared)? {
-            Some(head) => Ok(Some(head)),
-            None => {
-                let reason =
-                    "source_classes needs weights of other classes, and their blocks frozen";
-                Err(Error::Config(reason.into()))
-            }
-        }
+        let reason = "source_classes needs weights of other classes, and their blocks frozen";
+        let head = self.source_head(shared)?.ok_or_else(|| Error::Config(reason.into()))?;
+        Ok(Some(head))
     }
 
     /// The head of the initial network and its weights, where its trunk, the first `shared` nodes, is frozen.

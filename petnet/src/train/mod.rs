@@ -381,26 +381,23 @@ impl Trainer {
         let graph = self.architecture.graph(train.classes().len())?;
         let initial = self.initial_weights(&graph, train.classes())?;
         self.precision.loss_scale(&self.device.open()?)?;
-        match initial.map(|initial| (self.frozen(&graph, train.len()), initial)) {
-            Some((Freeze::Backbone, initial)) => probe::fit(self, &initial, train, valid, observer),
-            Some((Freeze::Nothing | Freeze::Blocks(_), initial)) => {
-                fit::Fit::new(self, Some(initial), train, valid)?.run(observer)
+        match initial {
+            Some(initial) if self.frozen(&graph, train.len()) == Freeze::Backbone => {
+                probe::fit(self, &initial, train, valid, observer)
             }
-            None => fit::Fit::new(self, None, train, valid)?.run(observer),
+            initial => fit::Fit::new(self, initial, train, valid)?.run(observer),
         }
     }
 
     /// The initial weights; `None` for random numbers.
     fn initial_weights(&self, graph: &Graph, classes: &[String]) -> Result<Option<InitialModel>> {
         let initial = InitialModel::read(self.init.as_ref(), graph, classes)?;
-        match self.freeze.unwrap_or(Freeze::Nothing) {
-            Freeze::Nothing => Ok(initial),
-            Freeze::Blocks(_) | Freeze::Backbone if initial.is_some() => Ok(initial),
-            freeze @ (Freeze::Blocks(_) | Freeze::Backbone) => {
-                let range = "must be 0 without init: random layers would stay random";
-                Err(Error::Config(format!("freeze is {freeze}, {range}")))
-            }
+        let freeze = self.freeze.unwrap_or(Freeze::Nothing);
+        if freeze != Freeze::Nothing && initial.is_none() {
+            let range = "must be 0 without init: random layers would stay random";
+            return Err(Error::Config(format!("freeze is {freeze}, {range}")));
         }
+        Ok(initial)
     }
 
     /// The layers of initial weights that are frozen for a number of training images.
