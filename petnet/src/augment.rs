@@ -133,6 +133,8 @@ impl Augment {
         }
     }
 
+    /// Validates probabilities and ranges.
+    ///
     /// # Errors
     /// [`Error::Config`] naming the first value out of range.
     pub fn validate(&self) -> Result<()> {

@@ -155,23 +155,23 @@ impl Loader {
                 let (sender, receiver) = sync_channel(QUEUE_CAPACITY);
                 let (loader, order) = (self.clone(), Arc::clone(&order));
                 // Worker w makes batches w, w + workers, ...; the reader takes them from the queues in turn.
-                thread::spawn(move || {
-                    loader.work(&order, epoch, (skip + worker, workers), &sender)
-                });
+                thread::spawn(move || loader.work(&order, epoch, skip + worker, &sender));
                 receiver
             })
             .collect();
         Batches { queues, taken: 0 }
     }
 
+    /// Sends batch `first` and every batch after it that is this worker's.
     fn work(
         &self,
         order: &[usize],
         epoch: usize,
-        (first, stride): (usize, usize),
+        first: usize,
         sender: &SyncSender<Result<Batch>>,
     ) {
-        let chunks = order.chunks(self.settings.batch_size).skip(first).step_by(stride);
+        let workers = self.settings.workers.max(1);
+        let chunks = order.chunks(self.settings.batch_size).skip(first).step_by(workers);
         for indices in chunks {
             let batch = self.batch(indices, epoch);
             let failed = batch.is_err();
