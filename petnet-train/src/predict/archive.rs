@@ -3,12 +3,12 @@
 use std::io::{self, Read, Seek};
 
 use anyhow::{Context as _, Result, bail};
-use petnet::files::{LeftOut, entry_path};
+use petnet::files::{LeftOut, entry_path, left_out};
 use petnet::preprocess::{HEAD, Limits};
 use zip::ZipArchive;
 
 use super::listing::{ImageBytes, Listing, Load};
-use super::source::{left_out, refuse_large};
+use super::source::refuse_large;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ArchiveKind {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::files::{Counts, Entry, LeftOut, NameKind, kind_by_name, walk as walk_folder};
-use petnet::preprocess::{FileKind, HEAD, Limits, recognise};
+use petnet::files::{Counts, Entry, LeftOut, left_out, walk as walk_folder};
+use petnet::preprocess::{HEAD, Limits};
 
 use super::listing::{ImageBytes, Listing, Load};
 use super::{archive, cloud};
@@ -63,18 +63,6 @@ pub(super) fn require(input: &Path) -> Result<()> {
         return Err(UsageError(format!("{}: no such file or folder", input.display())).into());
     }
     Ok(())
-}
-
-/// Reason to leave a file out, by its name, or by its first bytes where the name has no known extension.
-pub(super) fn left_out(name: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> {
-    match kind_by_name(name) {
-        NameKind::Image => None,
-        NameKind::LeftOut(reason) => Some(reason),
-        NameKind::Unknown => match recognise(&head()) {
-            FileKind::Image | FileKind::Unsupported(_) => None,
-            FileKind::NoImage => Some(LeftOut::NoImage),
-        },
-    }
 }
 
 /// True for a name with wildcards.

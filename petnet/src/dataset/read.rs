@@ -17,8 +17,8 @@ use super::layout::{
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, LeftOut, Listing, NameKind, Source, class_key, kind_by_name};
-use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};
+use crate::files::{Counts, LeftOut, Listing, Source, class_key, left_out};
+use crate::preprocess::{HEAD, Limits, Pixels, decode_measured};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
 const SIDE: u32 = 160;
@@ -374,14 +374,8 @@ fn candidates(source: &mut Source) -> Result<Candidates> {
     let is_image: Vec<bool> = listing
         .files
         .par_iter()
-        .map(|file| match kind_by_name(file) {
-            NameKind::Image => true,
-            NameKind::LeftOut(_) => false,
-            // A file that cannot be read counts as no image.
-            NameKind::Unknown => source
-                .head(file, HEAD as u64)
-                .is_ok_and(|head| recognise(&head) != FileKind::NoImage),
-        })
+        // A file that cannot be read counts as no image.
+        .map(|file| left_out(file, || source.head(file, HEAD as u64).unwrap_or_default()).is_none())
         .collect();
     let (images, others): (Vec<_>, Vec<_>) =
         listing.files.iter().cloned().zip(is_image).partition(|(_, is_image)| *is_image);

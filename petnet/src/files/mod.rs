@@ -10,9 +10,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use names::{NameKind, entry_path, kind_by_name};
 #[cfg(feature = "train")]
 pub(crate) use names::{class_key, contained};
+pub use names::{entry_path, left_out};
 pub use source::{Entry, walk};
 #[cfg(feature = "train")]
 pub(crate) use source::{Listing, Source};

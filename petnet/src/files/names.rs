@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use unicode_normalization::UnicodeNormalization as _;
 
 use super::LeftOut;
+use crate::preprocess::{FileKind, recognise};
 
 /// Extensions of image files, those of unsupported formats too: for these an error has advice on converting them.
 const EXTENSIONS: [&str; 19] = [
@@ -25,38 +26,33 @@ const SYSTEM: [&str; 9] = [
     "desktop.ini",
 ];
 
-/// Kind of a file by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NameKind {
-    /// It has the extension of an image.
-    Image,
-    /// Unknown: the first bytes decide, see [`recognise`](crate::preprocess::recognise).
-    Unknown,
-    /// The file is left out.
-    LeftOut(LeftOut),
-}
-
-/// Kind of a file by its path, relative to the folder or archive that is read. Any part of the path may leave it out.
+/// The reason why a file is left out, by its path relative to the folder or archive that is read. Any part of the path may
+/// leave it out. Where its extension is not an image's, its first [`HEAD`](crate::preprocess::HEAD) bytes decide, which `head`
+/// reads. `None` for an image.
 ///
 /// ```
 /// use std::path::Path;
-/// use petnet::files::{LeftOut, NameKind, kind_by_name};
+/// use petnet::files::{LeftOut, left_out};
 ///
-/// assert_eq!(kind_by_name(Path::new("cats/tom.JPG")), NameKind::Image);
-/// assert_eq!(kind_by_name(Path::new("cats/tom")), NameKind::Unknown);
-/// assert_eq!(kind_by_name(Path::new("@eaDir/tom.jpg")), NameKind::LeftOut(LeftOut::System));
+/// assert_eq!(left_out(Path::new("cats/tom.JPG"), Vec::new), None);
+/// assert_eq!(left_out(Path::new("cats/tom"), || b"GIF89a".to_vec()), None);
+/// assert_eq!(left_out(Path::new("cats/tom"), Vec::new), Some(LeftOut::NoImage));
+/// assert_eq!(left_out(Path::new("@eaDir/tom.jpg"), Vec::new), Some(LeftOut::System));
 /// ```
-pub fn kind_by_name(path: &Path) -> NameKind {
-    for part in path.components() {
-        if let Some(reason) = part_left_out(&part.as_os_str().to_string_lossy()) {
-            return NameKind::LeftOut(reason);
-        }
+pub fn left_out(path: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> {
+    if let Some(reason) = path_left_out(path) {
+        return Some(reason);
     }
     let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
-    match extension {
-        Some(extension) if EXTENSIONS.contains(&extension.as_str()) => NameKind::Image,
-        _ => NameKind::Unknown,
+    if extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
+        return None;
     }
+    (recognise(&head()) == FileKind::NoImage).then_some(LeftOut::NoImage)
+}
+
+/// The reason why a part of this path leaves a file or folder out, if one does.
+pub(super) fn path_left_out(path: &Path) -> Option<LeftOut> {
+    path.components().find_map(|part| part_left_out(&part.as_os_str().to_string_lossy()))
 }
 
 /// The reason why a file or folder of this name is left out, if it is.
@@ -112,17 +108,19 @@ mod tests {
 
     #[test]
     fn any_part_of_a_path_may_leave_it_out() {
-        let kind = |path: &str| kind_by_name(Path::new(path));
-        assert_eq!(kind("a/b.jpeg"), NameKind::Image);
-        assert_eq!(kind("a/b.HEIC"), NameKind::Image);
-        for open in ["a/b", "a.jpg/readme", "labels.csv"] {
-            assert_eq!(kind(open), NameKind::Unknown, "{open}");
+        let by_name = |path: &str| left_out(Path::new(path), Vec::new);
+        assert_eq!(by_name("a/b.jpeg"), None);
+        assert_eq!(by_name("a/b.HEIC"), None);
+        for unknown in ["a/b", "a.jpg/readme", "labels.csv"] {
+            assert_eq!(by_name(unknown), Some(LeftOut::NoImage), "{unknown}");
+            let jpeg = || b"\xff\xd8\xff\xe0".to_vec();
+            assert_eq!(left_out(Path::new(unknown), jpeg), None, "{unknown}");
         }
         for hidden in [".git/a.jpg", "cat/._tom.jpg"] {
-            assert_eq!(kind(hidden), NameKind::LeftOut(LeftOut::Hidden), "{hidden}");
+            assert_eq!(by_name(hidden), Some(LeftOut::Hidden), "{hidden}");
         }
         for system in ["cat/Thumbs.db", "$RECYCLE.BIN/1.jpg", "lost+found/x"] {
-            assert_eq!(kind(system), NameKind::LeftOut(LeftOut::System), "{system}");
+            assert_eq!(by_name(system), Some(LeftOut::System), "{system}");
         }
     }
 

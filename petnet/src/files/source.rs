@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use walkdir::WalkDir;
 use zip::ZipArchive;
 
-use super::names::part_left_out;
-use super::{Counts, LeftOut, NameKind, entry_path, kind_by_name};
+use super::names::{part_left_out, path_left_out};
+use super::{Counts, LeftOut, entry_path};
 use crate::error::{Error, ImageError, Result};
 
 type Zip = ZipArchive<BufReader<File>>;
@@ -301,7 +301,7 @@ impl Listing {
             self.left_out.add(LeftOut::OutsidePath);
             return None;
         };
-        if let NameKind::LeftOut(reason) = kind_by_name(&path) {
+        if let Some(reason) = path_left_out(&path) {
             self.left_out.add(reason);
             return None;
         }

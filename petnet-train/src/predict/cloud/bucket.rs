@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _};
-use petnet::files::{LeftOut, NameKind, entry_path, kind_by_name};
+use petnet::files::{LeftOut, entry_path, left_out};
 use tokio::runtime::Runtime;
 use url::Url;
 
@@ -50,11 +50,7 @@ struct Bucket {
 
 /// Reason to leave an object out, by its name only: requests for the first bytes of each object would cost too much.
 fn left_out_by_name(key: &str) -> Option<LeftOut> {
-    match kind_by_name(std::path::Path::new(key)) {
-        NameKind::Image => None,
-        NameKind::LeftOut(reason) => Some(reason),
-        NameKind::Unknown => Some(LeftOut::NoImage),
-    }
+    left_out(std::path::Path::new(key), Vec::new)
 }
 
 impl Bucket {
