@@ -65,7 +65,7 @@ pub(super) struct Finished {
 
 /// Number of images listed, over all shards, and of files left out.
 #[derive(Debug, Clone, Default)]
-pub(super) struct ListingCounts {
+pub(super) struct Listed {
     pub(super) images: u64,
     pub(super) left_out: Counts,
 }
@@ -77,7 +77,7 @@ pub(super) struct Listing<'a> {
     /// Number of finished images that were listed so far.
     skipped: u64,
     paths: PathDigest,
-    found: ListingCounts,
+    found: Listed,
     send: &'a mut dyn FnMut(Item) -> Result<()>,
 }
 
@@ -92,7 +92,7 @@ impl<'a> Listing<'a> {
             done,
             skipped: 0,
             paths: PathDigest::default(),
-            found: ListingCounts::default(),
+            found: Listed::default(),
             send,
         }
     }
@@ -121,7 +121,7 @@ impl<'a> Listing<'a> {
     ///
     /// # Errors
     /// When images that an earlier run finished are missing.
-    pub(super) fn end(self) -> Result<ListingCounts> {
+    pub(super) fn end(self) -> Result<Listed> {
         if self.skipped < self.done.images {
             return Err(changed());
         }

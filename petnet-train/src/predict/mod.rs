@@ -22,7 +22,7 @@ use clap::ValueEnum;
 use petnet::{Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, EmbeddingFormat};
-use self::listing::{Finished, Listing, ListingCounts, Shard};
+use self::listing::{Finished, Listed, Listing, Shard};
 use self::parts::{Parts, Progress, Settings};
 use self::pipeline::{Concurrency, Row};
 use self::rows::Model;
@@ -211,7 +211,7 @@ impl Predict {
         classifier: &Classifier,
         done: Finished,
         take: impl FnMut(Row) -> Result<()>,
-    ) -> Result<ListingCounts> {
+    ) -> Result<Listed> {
         let concurrency = Concurrency { readers: self.readers, batch: self.batch_size };
         let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| {
             let mut listing = Listing::new(self.shard, done, send);
@@ -271,7 +271,7 @@ pub(crate) fn read_images(input: &Path, paths: &[&str]) -> Result<Vec<(String, V
 }
 
 /// Lists all images of one input.
-fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<ListingCounts> {
+fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<Listed> {
     let mut listing = Listing::new(Shard { index: 0, count: 1 }, Finished::default(), send);
     source::walk(input, &mut listing)?;
     listing.end()
@@ -281,8 +281,8 @@ fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Resu
 ///
 /// # Errors
 /// When there is no image at all.
-fn report_left_out(found: &ListingCounts) -> Result<()> {
-    let ListingCounts { images, left_out } = found;
+fn report_left_out(found: &Listed) -> Result<()> {
+    let Listed { images, left_out } = found;
     match (images, left_out.total()) {
         (0, 0) => bail!("no image found"),
         (0, count) => bail!("no image among {count} files: {left_out}"),
