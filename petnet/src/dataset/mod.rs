@@ -4,6 +4,7 @@
 mod duplicates;
 mod labels;
 mod layout;
+mod notes;
 mod prepare;
 mod read;
 mod target;

@@ -1,7 +1,7 @@
 //! Reading of raw images to a data set: finds the images, their classes and their splits, and counts the files that are
 //! left out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use super::labels::{LabelOptions, Labels, validate_class};
 use super::layout::{
     DetectedLayout, ImageFolders, Layout, PathLabel, UNLABELLED, slashed, table_label, tables,
 };
+use super::notes::Notes;
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
@@ -22,8 +23,6 @@ use crate::preprocess::{HEAD, Limits, Pixels, decode_measured};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
 const SIDE: u32 = 160;
-/// Largest number of classes, folders or files that a note names.
-const NAMED: usize = 5;
 
 /// A regular expression whose first group is the class in a file name.
 #[derive(Debug, Clone)]
@@ -398,68 +397,6 @@ fn reason(error: &ImageError) -> LeftOut {
         | ImageError::Broken(_)
         | ImageError::DecoderPanicked => LeftOut::Unreadable,
     }
-}
-
-/// Notes for users, one sentence each.
-#[derive(Default)]
-struct Notes(Vec<String>);
-
-impl Notes {
-    /// Notes the folders at the level of the classes that have no images.
-    fn folders_without_images(
-        &mut self,
-        found: &DetectedLayout,
-        images: &[PathBuf],
-        listing: &Listing,
-    ) {
-        let level = match found {
-            DetectedLayout::Folders | DetectedLayout::SplitsBelow => 0,
-            DetectedLayout::SplitsAbove => 1,
-            DetectedLayout::Tables(_) | DetectedLayout::Labels | DetectedLayout::Pattern => return,
-        };
-        let root = ImageFolders::of(images).root;
-        let filled: BTreeSet<&Path> = images.iter().flat_map(|image| image.ancestors()).collect();
-        let empty: Vec<String> = listing
-            .folders
-            .iter()
-            .filter(|folder| folder.components().count() == root + level + 1)
-            .filter(|folder| !filled.contains(folder.as_path()))
-            .map(|folder| format!("`{}`", folder.display()))
-            .collect();
-        if !empty.is_empty() {
-            self.0.push(format!("no image in {}: no class of that name", first_names(&empty)));
-        }
-    }
-
-    /// Sorted class names (the shortest spelling of each, in lower case), and their index by [`class_key`]. Notes the spellings
-    /// that become one class.
-    fn classes<'a>(
-        &mut self,
-        spellings: impl Iterator<Item = &'a str>,
-    ) -> (Vec<String>, HashMap<String, usize>) {
-        let mut by_key: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
-        for spelling in spellings {
-            by_key.entry(class_key(spelling)).or_default().insert(spelling);
-        }
-        let mut names = Vec::new();
-        for spellings in by_key.values() {
-            let lower = spellings.iter().map(|spelling| spelling.trim().to_lowercase());
-            let name = lower.min_by_key(|name| (name.len(), name.clone())).unwrap_or_default();
-            if spellings.len() > 1 {
-                let all: Vec<String> = spellings.iter().map(|one| format!("`{one}`")).collect();
-                self.0.push(format!("{} are one class, `{name}`", all.join(" and ")));
-            }
-            names.push(name);
-        }
-        let index = by_key.into_keys().enumerate().map(|(number, key)| (key, number)).collect();
-        (names, index)
-    }
-}
-
-fn first_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED);
-    let named = names[..names.len().min(NAMED)].join(", ");
-    if more > 0 { format!("{named} and {more} others") } else { named }
 }
 
 impl Dataset {

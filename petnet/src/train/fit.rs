@@ -378,16 +378,8 @@ impl<'a> Fit<'a> {
 
     /// Learning rate of the step that follows a number of completed ones.
     fn learning_rate(&self, updates: usize) -> f64 {
-        let plateau = self.state.progress.plateau;
-        let steps = self.train.steps();
-        let warmup = (self.trainer.warmup_epochs * steps as f64).round() as usize;
-        let total = (self.trainer.epochs * steps).saturating_sub(warmup);
-        let factor = if updates < warmup {
-            (updates + 1) as f64 / (warmup + 1) as f64
-        } else {
-            self.trainer.schedule.factor(updates - warmup, total)
-        };
-        self.trainer.learning_rate * factor * plateau.factor
+        let scheduled = self.trainer.scheduled_learning_rate(updates, self.train.steps());
+        scheduled * self.state.progress.plateau.factor
     }
 
     fn finish_epoch(&mut self) -> Result<EpochReport> {
