@@ -1,6 +1,6 @@
 //! Train a model for your own classes from a few images of each, in seconds: the bundled backbone is frozen, and the last
 //! layer is fitted to its features. With some hundred images per class, training the last blocks too, from this model, is
-//! better: `init: Some(Start::File("mine.safetensors".into())), freeze: Some(Freeze::Blocks(8)), epochs: 12`.
+//! better: `init: Some(InitialWeights::File("mine.safetensors".into())), freeze: Some(Freeze::Blocks(8)), epochs: 12`.
 //!
 //! Run with `cargo run --release --features train --example finetune -- photos`
 

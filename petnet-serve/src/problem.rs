@@ -158,7 +158,7 @@ impl From<ImageError> for Problem {
             ImageError::Empty | ImageError::UnknownFormat | ImageError::Compressed => {
                 Self::new(StatusCode::BAD_REQUEST, "not_an_image", detail)
             }
-            ImageError::ForeignFormat(_) => {
+            ImageError::UnsupportedFormat(_) => {
                 Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
             }
             ImageError::TooLarge { .. }

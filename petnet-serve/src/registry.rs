@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use petnet::disk::{sha256, write_atomically};
-use petnet::mlflow::{Failure, ModelVersion, Server};
+use petnet::mlflow::{ModelVersion, RequestError, Server};
 use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
@@ -57,7 +57,7 @@ pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<Registered> {
 }
 
 fn is_transient(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Failure>().is_some_and(Failure::is_transient)
+    error.downcast_ref::<RequestError>().is_some_and(RequestError::is_transient)
 }
 
 fn server(settings: &Settings, model: &str) -> Result<Server> {

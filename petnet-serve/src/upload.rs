@@ -96,7 +96,7 @@ impl Uploads {
             Form::Raw => Ok(Parsed::of(body)),
             // The content type may be wrong or missing: the format is recognised from the bytes.
             Form::Other(kind) => match recognise(&body) {
-                FileKind::Image | FileKind::Foreign(_) => Ok(Parsed::of(body)),
+                FileKind::Image | FileKind::Unsupported(_) => Ok(Parsed::of(body)),
                 FileKind::NoImage => Err(unsupported(&kind)),
             },
             Form::Json => {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::data;
 use crate::model::ModelName;
-use crate::report::findings::Answers;
+use crate::report::findings::AnyEvaluation;
 use crate::terminal::{self, Output};
 
 /// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold
@@ -48,13 +48,14 @@ impl Calibrate {
         let calibrated = checkpoint.calibrated(&train, &valid, &calibration)?;
         calibrated.save(&self.out, Precision::F32)?;
         let info = calibrated.info().clone();
-        let answers = Answers::of(&Classifier::new(calibrated, self.device)?, &valid, |_| ())?;
+        let classifier = Classifier::new(calibrated, self.device)?;
+        let evaluated = AnyEvaluation::of(&classifier, &valid, |_| ())?;
         if output.json {
-            let validation = match &answers {
-                Answers::SingleLabel(evaluation) => {
+            let validation = match &evaluated {
+                AnyEvaluation::SingleLabel(evaluation) => {
                     json!({ "ece": evaluation.metrics().ece, "coverage": evaluation.coverage() })
                 }
-                Answers::MultiLabel(_) => answers.figures()?,
+                AnyEvaluation::MultiLabel(_) => evaluated.figures()?,
             };
             let figures = json!({
                 "file": self.out,
@@ -70,17 +71,17 @@ impl Calibrate {
             if let Some(ood) = &info.ood {
                 say!("OOD score    {:.3} at most, method {}", ood.threshold, ood.score.name());
             }
-            match &answers {
-                Answers::SingleLabel(evaluation) => {
+            match &evaluated {
+                AnyEvaluation::SingleLabel(evaluation) => {
                     let coverage = evaluation.coverage();
                     say!("confidence   {:.3} at least", info.threshold);
                     say!("ECE          {:.2} %", evaluation.metrics().ece * 100.0);
                     let (share, accuracy) = (coverage.share * 100.0, coverage.accuracy * 100.0);
                     say!("answered     {share:.2} % of images, with accuracy {accuracy:.2} %");
                 }
-                Answers::MultiLabel(_) => {
+                AnyEvaluation::MultiLabel(_) => {
                     print_thresholds(&info);
-                    say!("validation   {}", answers.summary());
+                    say!("validation   {}", evaluated.summary());
                 }
             }
             say!("written to   {}", self.out.display());

@@ -1,7 +1,7 @@
 //! `download`: the archive of a data set, resumed after interruptions and verified by size and SHA-256.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,9 +114,16 @@ impl Download {
 
 /// Verifies size and SHA-256. A wrong partial file is removed: it cannot be resumed.
 fn check(file: &Path, manifest: &Manifest) -> Result<()> {
-    let mut hash = Sha256::new();
-    let mut reader = BufReader::with_capacity(1 << 20, File::open(file)?);
-    let size = std::io::copy(&mut reader, &mut HashWriter(&mut hash))?;
+    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    let mut reader = File::open(file)?;
+    loop {
+        let read = reader.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+        size += read as u64;
+    }
     let digest = hex::encode(hash.finalize());
     if size == manifest.size && digest.eq_ignore_ascii_case(&manifest.sha256) {
         return Ok(());
@@ -129,19 +136,6 @@ fn check(file: &Path, manifest: &Manifest) -> Result<()> {
         manifest.size,
         manifest.sha256
     )
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 fn require_space(folder: &Path, needed: u64) -> Result<()> {

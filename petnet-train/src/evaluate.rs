@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::ValueEnum;
 use petnet::{Classifier, Dataset, Device, ModelInfo, dataset};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ use crate::data;
 use crate::files;
 use crate::model::ModelName;
 use crate::ood::{OodEvaluation, OodFigures};
-use crate::report::findings::{Answers, Findings, Subject, track_mistakes};
+use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes};
 use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracker, Tracking};
 
@@ -34,8 +33,8 @@ pub(crate) struct Evaluate {
     #[arg(long, default_value = "data/processed")]
     data: PathBuf,
     /// Split of a prepared folder
-    #[arg(long, value_enum, default_value_t = Split::Test)]
-    split: Split,
+    #[arg(long, value_parser = ["train", "val", "test"], default_value = "test")]
+    split: String,
     /// Out-of-distribution images, for AUROC, FPR95 and the most confident answers; any input of `predict`; repeatable
     #[arg(long, value_name = "INPUT")]
     ood: Vec<PathBuf>,
@@ -77,13 +76,6 @@ impl Cost {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Split {
-    Train,
-    Val,
-    Test,
-}
-
 impl Evaluate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         terminal::start_log(output, "info");
@@ -91,13 +83,13 @@ impl Evaluate {
         let (dataset, source) = self.open_data(!classifier.info().task.is_single_label())?;
         let dataset = dataset.with_labels(classifier.labels())?;
         let bar = terminal::bar(dataset.len() as u64, "evaluating", output);
-        let answers = Answers::of(&classifier, &dataset, |images| bar.inc(images as u64))?;
+        let evaluation = AnyEvaluation::of(&classifier, &dataset, |images| bar.inc(images as u64))?;
         bar.finish_and_clear();
-        let ood_inputs = self.ood_inputs(&classifier, answers.ood_scores(), output)?;
+        let ood_inputs = self.ood_inputs(&classifier, evaluation.ood_scores(), output)?;
         let subject =
             Subject { classifier: &classifier, dataset: &dataset, source, ood_inputs: &ood_inputs };
         let source = subject.source.clone();
-        let findings = Findings::of(subject, &answers)?;
+        let findings = Findings::of(subject, &evaluation)?;
         let file = self.model.bytes()?;
         let cost = cost(&classifier, file.len());
         let mut figures = self.figures(classifier.info(), &findings, &cost);
@@ -189,12 +181,9 @@ impl Evaluate {
         if dataset.samples().iter().all(|sample| sample.split.is_none()) {
             return Ok((dataset, name.to_string()));
         }
-        let split = match self.split {
-            Split::Train => dataset::Split::Train,
-            Split::Val => dataset::Split::Val,
-            Split::Test => dataset::Split::Test,
-        };
-        Ok((dataset.part(split)?, format!("{name} ({})", split.name())))
+        let split = &self.split;
+        let part = dataset.part(serde_json::from_value(split.as_str().into())?)?;
+        Ok((part, format!("{name} ({split})")))
     }
 }
 

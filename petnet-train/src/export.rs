@@ -32,8 +32,8 @@ pub(crate) struct Export {
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Number format of the weights, for safetensors only [default: f16]
-    #[arg(long, value_enum)]
-    precision: Option<StoredPrecision>,
+    #[arg(long, value_parser = ["f32", "f16", "int8"])]
+    precision: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -41,13 +41,6 @@ enum Format {
     Safetensors,
     Onnx,
     Burnpack,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum StoredPrecision {
-    F32,
-    F16,
-    Int8,
 }
 
 impl Export {
@@ -69,10 +62,10 @@ impl Export {
     }
 
     fn write(&self, checkpoint: &Checkpoint, format: Format) -> petnet::Result<()> {
-        let precision = match self.precision.unwrap_or(StoredPrecision::F16) {
-            StoredPrecision::F32 => Precision::F32,
-            StoredPrecision::F16 => Precision::F16,
-            StoredPrecision::Int8 => Precision::Int8,
+        let precision = match self.precision.as_deref() {
+            Some("f32") => Precision::F32,
+            Some("int8") => Precision::Int8,
+            Some(_) | None => Precision::F16,
         };
         match format {
             Format::Safetensors => checkpoint.save(&self.out, precision),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use petnet::disk::write_atomically;
+use petnet::disk::{npy_header, write_atomically};
 use serde::Serialize;
 
 /// Writes a temporary file next to `path` and renames it; creates the folder.
@@ -25,21 +25,10 @@ pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
-/// A matrix of counts in NumPy's `.npy` format, version 1.0, `int64`, row by row.
+/// A matrix of counts as a file of NumPy's, `int64`, row by row.
 pub(crate) fn npy(matrix: &[Vec<usize>]) -> Vec<u8> {
-    const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
     let columns = matrix.first().map_or(0, Vec::len);
-    let mut header = format!(
-        "{{'descr': '<i8', 'fortran_order': False, 'shape': ({}, {columns}), }}",
-        matrix.len()
-    );
-    // The format pads magic, length and header together to a multiple of 64 bytes that ends in a line feed.
-    let filled = (MAGIC.len() + 2 + header.len() + 1).next_multiple_of(64);
-    header.push_str(&" ".repeat(filled - MAGIC.len() - 2 - header.len() - 1));
-    header.push('\n');
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
+    let mut bytes = npy_header("<i8", matrix.len(), columns);
     bytes.extend(matrix.iter().flatten().flat_map(|count| (*count as i64).to_le_bytes()));
     bytes
 }

@@ -15,7 +15,7 @@ use crate::data;
 use crate::files;
 use crate::metrics::Metrics;
 use crate::report::charts;
-use crate::report::findings::{Answers, Findings, Subject, track_mistakes};
+use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes};
 use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Status, Tracker, Tracking};
 
@@ -84,7 +84,7 @@ impl Fit {
             .metrics_addr
             .map(|address| Metrics::serve(address, trainer.epochs, trainer.batch_size))
             .transpose()?;
-        let outcome = fit(&config, &trainer, (&train, &valid), &mut watcher);
+        let outcome = fit(&config, &trainer, &train, &valid, &mut watcher);
         if let Some(tracker) = watcher.tracker.take() {
             tracing::info!(run = tracker.run_id(), "tracked");
             tracker.finish(match &outcome {
@@ -101,7 +101,8 @@ impl Fit {
 fn fit(
     config: &Config,
     trainer: &Trainer,
-    (train, valid): (&Dataset, &Dataset),
+    train: &Dataset,
+    valid: &Dataset,
     watcher: &mut Watcher,
 ) -> Result<()> {
     let fitted = trainer.fit_observed(train, valid, watcher)?;
@@ -117,11 +118,11 @@ fn fit(
         last.save(out.join(Trainer::LAST), Precision::F32)?;
     }
     let classifier = Classifier::new(best, trainer.device)?;
-    let answers = Answers::of(&classifier, valid, |_| ())?;
+    let evaluation = AnyEvaluation::of(&classifier, valid, |_| ())?;
     let source = format!("{} (val)", config.program.data_dir.display());
     let subject = Subject { classifier: &classifier, dataset: valid, source, ood_inputs: &[] };
-    let findings = Findings::of(subject, &answers)?;
-    let figures = answers.figures()?;
+    let findings = Findings::of(subject, &evaluation)?;
+    let figures = evaluation.figures()?;
     let mut results = vec![
         ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),
         ("metrics.json", files::json(&figures)?),
@@ -143,7 +144,7 @@ fn fit(
     if watcher.output.json {
         say!("{figures}");
     } else {
-        say!("best validation {}; wrote {}", answers.summary(), file.display());
+        say!("best validation {}; wrote {}", evaluation.summary(), file.display());
     }
     Ok(())
 }
@@ -194,12 +195,12 @@ impl Watcher {
 }
 
 impl Observer for Watcher {
-    fn warm_up(&mut self) {
+    fn compilation_started(&mut self) {
         self.bar.set_prefix("compiling and choosing GPU kernels");
         tracing::info!("compiling and choosing GPU kernels; they are cached for the next training");
     }
 
-    fn warmed_up(&mut self, seconds: f64) {
+    fn compilation_finished(&mut self, seconds: f64) {
         tracing::info!(seconds, "GPU kernels are ready");
     }
 

@@ -66,7 +66,7 @@ impl OodEvaluation {
     ) -> Result<Self> {
         let mut predictions: Vec<(String, Prediction)> = Vec::new();
         let mut unreadable = 0;
-        predict::each(classifier, input, |path, outcome| {
+        predict::classify_all(classifier, input, |path, outcome| {
             match outcome {
                 Ok(prediction) => predictions.push((path, prediction)),
                 Err(reason) => {
@@ -79,8 +79,8 @@ impl OodEvaluation {
         anyhow::ensure!(!predictions.is_empty(), "{}: no readable image", input.display());
         let scores: Vec<f32> = predictions.iter().filter_map(|(_, p)| p.ood_score()).collect();
         let metrics = OodMetrics::compute(own_scores, &scores);
-        let share = |wanted| {
-            let decisions = predictions.iter().filter(|(_, p)| p.decision() == wanted);
+        let share = |decision| {
+            let decisions = predictions.iter().filter(|(_, p)| p.decision() == decision);
             decisions.count() as f64 / predictions.len() as f64
         };
         let figures = OodFigures {
@@ -137,8 +137,9 @@ fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<Ans
         other.confidence().total_cmp(&one.confidence()).then_with(|| a.cmp(b))
     });
     found.truncate(GALLERY);
-    let wanted: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
-    let bytes: HashMap<String, Vec<u8>> = predict::read(input, &wanted)?.into_iter().collect();
+    let paths: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
+    let bytes: HashMap<String, Vec<u8>> =
+        predict::read_images(input, &paths)?.into_iter().collect();
     let shown = found.into_iter().filter_map(|(path, prediction)| {
         let thumbnail = thumbnail(bytes.get(&path)?);
         Some(thumbnail.map(|thumbnail| AnsweredImage {

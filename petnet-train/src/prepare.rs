@@ -78,12 +78,12 @@ impl Prepare {
             .try_into()
             .map_err(|_| UsageError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
         let multi_label = self.multi_label;
-        let options = LabelOptions { trust_open: self.trust_open_labels, multi_label };
+        let options = LabelOptions { trust_unauthenticated: self.trust_open_labels, multi_label };
         let labels = self.labels.as_deref().map(|path| Labels::read(path, options));
         let labels = labels.transpose()?.unwrap_or_default();
-        if labels.open() > 0 {
+        if labels.unauthenticated() > 0 {
             tracing::warn!(
-                labels = labels.open(),
+                labels = labels.unauthenticated(),
                 "given without an API key, these labels do not override folders unless --trust-open-labels is set"
             );
         }
@@ -171,7 +171,7 @@ impl From<LayoutName> for Layout {
 
 fn summary(manifest: &Manifest) -> serde_json::Value {
     serde_json::json!({
-        "readable": manifest.photos.len(),
+        "readable": manifest.images.len(),
         "refused": manifest.rejects,
         "left_out": manifest.left_out,
         "notes": manifest.notes,
@@ -189,7 +189,7 @@ fn print_summary(manifest: &Manifest, out: &str) {
     for note in &manifest.notes {
         say!("{note}");
     }
-    say!("{} images, {} files left out", manifest.photos.len(), manifest.left_out.total());
+    say!("{} images, {} files left out", manifest.images.len(), manifest.left_out.total());
     for (reason, count) in manifest.left_out.iter() {
         say!("{count:>7}  {reason}");
     }
@@ -237,7 +237,7 @@ fn draw_preview(prepared: &std::path::Path, sheet: &std::path::Path) -> Result<(
             members.take(4).collect::<Vec<_>>()
         })
         .collect();
-    let to = Preprocess { size: SIDE, resize: Resize::Squeeze };
+    let to = Preprocess { size: SIDE, resize: Resize::Stretch };
     let mut tiles = Vec::new();
     for index in chosen {
         let image = decode(&train.read(index)?, &Limits::default())?;

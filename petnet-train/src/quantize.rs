@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::data;
 use crate::model::ModelName;
-use crate::report::findings::Answers;
+use crate::report::findings::AnyEvaluation;
 use crate::terminal::{self, Output};
 
 /// Prepare a model for int8 inference: measure the ranges of its feature maps on training images
@@ -50,8 +50,9 @@ impl Quantize {
         quantized.save(&self.out, Precision::F16)?;
         let after = Classifier::new(quantized, Device::Cpu)?;
         let measure = |classifier: Classifier| {
-            let answers = valid.as_ref().map(|valid| Answers::of(&classifier, valid, |_| ()));
-            answers.transpose()
+            let evaluated =
+                valid.as_ref().map(|valid| AnyEvaluation::of(&classifier, valid, |_| ()));
+            evaluated.transpose()
         };
         let (before, after) = (measure(before)?, measure(after)?);
         if output.json {
@@ -59,8 +60,8 @@ impl Quantize {
                 "file": self.out,
                 "images": images.len(),
                 "validation": {
-                    "before": before.map(|answers| answers.figures()).transpose()?,
-                    "after": after.map(|answers| answers.figures()).transpose()?,
+                    "before": before.map(|evaluated| evaluated.figures()).transpose()?,
+                    "after": after.map(|evaluated| evaluated.figures()).transpose()?,
                 },
             });
             say!("{figures}");

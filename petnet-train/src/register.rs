@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, bail};
 use petnet::Checkpoint;
-use petnet::mlflow::{DIGEST_TAG, Failure, ModelUri, ModelVersion, Server, Which};
-use serde_json::{Value, json};
+use petnet::mlflow::{DIGEST_TAG, ModelUri, ModelVersion, RequestError, Server, VersionRef};
+use serde_json::json;
 
 use crate::model::ModelName;
 use crate::terminal::{self, Output};
@@ -60,7 +60,7 @@ impl Register {
         let model = models.last().with_context(|| format!("run {} has no model", run.id()))?;
         let digest = model.tag(DIGEST_TAG).context("the model has no digest")?;
         let evaluated = evaluated(&run);
-        let known = self.known(server, &digest)?;
+        let known = server.version_by_digest(&self.name, &digest)?;
         if !self.force {
             self.compare(server, known.as_ref(), evaluated.as_ref())?;
         }
@@ -70,7 +70,7 @@ impl Register {
                 let remote = tracking::sync(&run, server)?;
                 let id = remote.models.get(&model.meta.model_id);
                 let id = id.context("the run's model was not sent to the server")?;
-                self.create(server, &remote.run_id, id, &digest)?
+                server.register(&self.name, &remote.run_id, id, &digest)?
             }
         };
         let evaluated = evaluated.map_or_else(Vec::new, |evaluated| {
@@ -78,10 +78,14 @@ impl Register {
             vec![(TEST_DIGEST, evaluated.digest), (TEST_ACCURACY, accuracy)]
         });
         for (key, value) in evaluated {
-            let tag = json!({ "name": self.name, "version": version, "key": key, "value": value });
-            server.post("model-versions/set-tag", &tag)?;
+            server.set_version_tag(&self.name, &version, key, &value)?;
         }
-        self.promote(server, &version)?;
+        if let Some(stage) = &self.stage {
+            server.set_stage(&self.name, &version, stage)?;
+        }
+        if let Some(alias) = &self.alias {
+            server.set_alias(&self.name, &version, alias)?;
+        }
         let uri = match &self.alias {
             Some(alias) => format!("models:/{}@{alias}", self.name),
             None => format!("models:/{}/{version}", self.name),
@@ -113,15 +117,6 @@ impl Register {
         }
     }
 
-    /// The version with this model, if it is registered already.
-    fn known(&self, server: &Server, digest: &str) -> Result<Option<ModelVersion>> {
-        let filter = format!("name = '{}' AND tags.`{DIGEST_TAG}` = '{digest}'", self.name);
-        let query = [("filter", filter.as_str()), ("max_results", "1")];
-        let found: Value = server.get("model-versions/search", &query)?;
-        let first = found["model_versions"].get(0).cloned();
-        Ok(first.map(serde_json::from_value).transpose()?)
-    }
-
     /// Refuses a model that is worse than the champion, or that would replace it without a comparison.
     fn compare(
         &self,
@@ -129,7 +124,7 @@ impl Register {
         known: Option<&ModelVersion>,
         evaluated: Option<&Evaluated>,
     ) -> Result<()> {
-        let uri = ModelUri { name: self.name.clone(), which: Which::Alias(CHAMPION.into()) };
+        let uri = ModelUri { name: self.name.clone(), version: VersionRef::Alias(CHAMPION.into()) };
         let champion = match server.version(&uri) {
             Ok(version) => version,
             Err(failure) if is_missing(&failure) => return Ok(()),
@@ -159,41 +154,6 @@ impl Register {
             ),
         }
     }
-
-    fn create(&self, server: &Server, run: &str, model: &str, digest: &str) -> Result<String> {
-        let created = server.post("registered-models/create", &json!({ "name": self.name }));
-        match created {
-            Err(failure) if !failure.is("RESOURCE_ALREADY_EXISTS") => return Err(failure.into()),
-            _ => (),
-        }
-        let body = json!({
-            "name": self.name,
-            "source": format!("models:/{model}"),
-            "run_id": run,
-            "model_id": model,
-            "tags": [{ "key": DIGEST_TAG, "value": digest }],
-        });
-        let answer = server.post("model-versions/create", &body)?;
-        let version = answer["model_version"]["version"].as_str();
-        Ok(version.context("the server registered a version without a number")?.into())
-    }
-
-    fn promote(&self, server: &Server, version: &str) -> Result<()> {
-        if let Some(stage) = &self.stage {
-            let body = json!({
-                "name": self.name,
-                "version": version,
-                "stage": stage,
-                "archive_existing_versions": stage != "Archived",
-            });
-            server.post("model-versions/transition-stage", &body)?;
-        }
-        if let Some(alias) = &self.alias {
-            let body = json!({ "name": self.name, "alias": alias, "version": version });
-            server.post("registered-models/alias", &body)?;
-        }
-        Ok(())
-    }
 }
 
 fn evaluated(run: &Run) -> Option<Evaluated> {
@@ -201,6 +161,6 @@ fn evaluated(run: &Run) -> Option<Evaluated> {
 }
 
 /// True where the model or the alias does not exist; MLflow reports a missing alias as an invalid value.
-fn is_missing(failure: &Failure) -> bool {
+fn is_missing(failure: &RequestError) -> bool {
     failure.is("RESOURCE_DOES_NOT_EXIST") || failure.is("INVALID_PARAMETER_VALUE")
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Subcommand;
 use comfy_table::{Table, presets};
-use petnet::mlflow::Failure;
+use petnet::mlflow::RequestError;
 use serde_json::{Value, json};
 
 use crate::error::UsageError;
@@ -224,7 +224,8 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
             }
             // A run that cannot be sent does not keep the others from being sent.
             Err(error) => {
-                let unreachable = matches!(error.downcast_ref(), Some(Failure::Unreachable { .. }));
+                let unreachable =
+                    matches!(error.downcast_ref(), Some(RequestError::Unreachable { .. }));
                 first.get_or_insert(error.context(format!("run {}", run.id())));
                 if unreachable {
                     break;

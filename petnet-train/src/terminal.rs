@@ -36,16 +36,9 @@ macro_rules! say_error {
 }
 
 /// Returned by work that stopped because standard output cannot be written to; [`OUTPUT_ERROR`] holds the reason.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("standard output cannot be written to")]
 struct OutputClosed;
-
-impl std::fmt::Display for OutputClosed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("standard output cannot be written to")
-    }
-}
-
-impl std::error::Error for OutputClosed {}
 
 /// First error of writing to standard output.
 static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();

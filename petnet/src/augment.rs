@@ -19,7 +19,7 @@ use crate::preprocess::{Pixels, Preprocess, resize, resize_with};
 ///
 /// let image = Pixels::new(40, 30, vec![120; 40 * 30 * 3]).expect("three bytes a pixel");
 /// let augment = Augment { rotation: 30.0, affine: 1.0, ..Augment::none() };
-/// let preprocess = Preprocess { size: 24, resize: Resize::Squeeze };
+/// let preprocess = Preprocess { size: 24, resize: Resize::Stretch };
 /// let key = Key { seed: 1, epoch: 0, index: 7 };
 /// let rotated = augment.apply(&image, preprocess, key)?;
 /// assert_eq!((rotated.width(), rotated.height()), (24, 24));
@@ -76,19 +76,13 @@ impl Default for Augment {
             crop_scale: 0.3,
             crop_ratio: 1.33,
             rotation: 10.0,
-            shift: 0.0,
-            scale: 0.0,
             affine: 0.5,
             brightness: 0.15,
             contrast: 0.15,
             saturation: 0.15,
-            hue: 0.0,
-            blur: 0.0,
-            noise: 0.0,
             noise_std: 8.0,
             erasing: 0.25,
-            mixup: 0.0,
-            cutmix: 0.0,
+            ..Self::none()
         }
     }
 }
@@ -139,6 +133,8 @@ impl Augment {
         }
     }
 
+    /// Validates probabilities and ranges.
+    ///
     /// # Errors
     /// [`Error::Config`] naming the first value out of range.
     pub fn validate(&self) -> Result<()> {
@@ -178,20 +174,20 @@ impl Augment {
     pub fn apply(&self, image: &Pixels, to: Preprocess, key: Key) -> Result<Pixels, ImageError> {
         let mut rng = key.rng();
         let mut pixels = self.crop(image, to, &mut rng)?;
-        if chance(&mut rng, self.horizontal_flip) {
+        if bernoulli(&mut rng, self.horizontal_flip) {
             flip(&mut pixels);
         }
-        if chance(&mut rng, self.affine) {
-            pixels = self.warp(&pixels, &mut rng);
+        if bernoulli(&mut rng, self.affine) {
+            pixels = self.affine_transform(&pixels, &mut rng);
         }
-        self.recolour(&mut pixels, &mut rng);
-        if chance(&mut rng, self.blur) {
+        self.jitter_colour(&mut pixels, &mut rng);
+        if bernoulli(&mut rng, self.blur) {
             pixels = blur(&pixels);
         }
-        if chance(&mut rng, self.noise) {
+        if bernoulli(&mut rng, self.noise) {
             add_noise(&mut pixels, self.noise_std, &mut rng);
         }
-        if chance(&mut rng, self.erasing) {
+        if bernoulli(&mut rng, self.erasing) {
             erase(&mut pixels, &mut rng);
         }
         Ok(pixels)
@@ -199,22 +195,22 @@ impl Augment {
 
     /// Mixes each of `count` images with the one at the same position from the end. Returns the share of the image itself
     /// in the result, 1 where nothing was mixed.
-    pub(crate) fn mix(&self, images: &mut [u8], (count, side): (usize, usize), key: Key) -> f32 {
+    pub(crate) fn mix(&self, images: &mut [u8], count: usize, side: usize, key: Key) -> f32 {
         let mut rng = key.rng();
         let cut = match (self.mixup > 0.0, self.cutmix > 0.0) {
             (false, false) => return 1.0,
-            (true, true) => chance(&mut rng, 0.5),
+            (true, true) => bernoulli(&mut rng, 0.5),
             (_, cut) => cut,
         };
         let share = beta(&mut rng, if cut { self.cutmix } else { self.mixup });
         let size = images.len() / count.max(1);
-        let (mut columns, mut rows, mut kept) = (0..side, 0..side, share);
+        let (mut columns, mut rows, mut own_share) = (0..side, 0..side, share);
         if cut {
             let span = ((1.0 - share).sqrt() * side as f32) as usize;
             let mut start = || (rng.random::<f32>() * (side - span + 1) as f32) as usize;
             let (left, top) = (start(), start());
             (columns, rows) = (left..left + span, top..top + span);
-            kept = 1.0 - (span * span) as f32 / (side * side) as f32;
+            own_share = 1.0 - (span * span) as f32 / (side * side) as f32;
         }
         let share = if cut { 0.0 } else { share };
         let (front, back) = images.split_at_mut(count / 2 * size);
@@ -230,7 +226,7 @@ impl Augment {
                 }
             }
         }
-        kept
+        own_share
     }
 
     /// Random resized crop (Szegedy et al., "Going deeper with convolutions", 2014).
@@ -244,9 +240,9 @@ impl Augment {
             return resize(image, to.size, to.resize);
         }
         let (width, height) = (f64::from(image.width()), f64::from(image.height()));
-        let area = f64::from(between(rng, self.crop_scale, 1.0)).sqrt();
-        let ratio = f64::from(around(rng, self.crop_ratio.ln()).exp()).sqrt();
-        // The aspect ratio is relative to that of the image, as in `Resize::Squeeze`.
+        let area = f64::from(uniform(rng, self.crop_scale, 1.0)).sqrt();
+        let ratio = f64::from(uniform_symmetric(rng, self.crop_ratio.ln()).exp()).sqrt();
+        // The aspect ratio is relative to that of the image, as in `Resize::Stretch`.
         let crop_width = (width * area * ratio).clamp(1.0, width);
         let crop_height = (height * area / ratio).clamp(1.0, height);
         let left = rng.random::<f64>() * (width - crop_width);
@@ -258,18 +254,21 @@ impl Augment {
     }
 
     /// Rotation, shift and scale about the centre; pixels from outside repeat the edge.
-    fn warp(&self, from: &Pixels, rng: &mut ChaCha8Rng) -> Pixels {
-        let (sin, cos) = (around(rng, self.rotation) * PI / 180.0).sin_cos();
-        let zoom = 1.0 + around(rng, self.scale);
+    fn affine_transform(&self, from: &Pixels, rng: &mut ChaCha8Rng) -> Pixels {
+        let (sin, cos) = (uniform_symmetric(rng, self.rotation) * PI / 180.0).sin_cos();
+        let zoom = 1.0 + uniform_symmetric(rng, self.scale);
         let (width, height) = (from.width() as f32, from.height() as f32);
-        let (dx, dy) = (around(rng, self.shift) * width, around(rng, self.shift) * height);
+        let (dx, dy) = (
+            uniform_symmetric(rng, self.shift) * width,
+            uniform_symmetric(rng, self.shift) * height,
+        );
         let (cx, cy) = ((width - 1.0) / 2.0, (height - 1.0) / 2.0);
         let mut to = from.clone();
         for (y, row) in to.data_mut().chunks_exact_mut(from.width() as usize * 3).enumerate() {
             let v = (y as f32 - cy - dy) / zoom;
             for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
                 let u = (x as f32 - cx - dx) / zoom;
-                pixel.copy_from_slice(&sample(
+                pixel.copy_from_slice(&bilinear(
                     from,
                     u * cos + v * sin + cx,
                     v * cos - u * sin + cy,
@@ -280,19 +279,19 @@ impl Augment {
     }
 
     /// Changes brightness, contrast, saturation and hue by one affine map of the colour.
-    fn recolour(&self, pixels: &mut Pixels, rng: &mut ChaCha8Rng) {
-        let lift = around(rng, self.brightness) * 255.0;
-        let gain = 1.0 + around(rng, self.contrast);
-        let saturation = 1.0 + around(rng, self.saturation);
-        let hue = around(rng, self.hue) * PI / 180.0;
-        let plain = [self.brightness, self.contrast, self.saturation, self.hue];
-        if plain.iter().all(|amount| *amount == 0.0) {
+    fn jitter_colour(&self, pixels: &mut Pixels, rng: &mut ChaCha8Rng) {
+        let offset = uniform_symmetric(rng, self.brightness) * 255.0;
+        let gain = 1.0 + uniform_symmetric(rng, self.contrast);
+        let saturation = 1.0 + uniform_symmetric(rng, self.saturation);
+        let hue = uniform_symmetric(rng, self.hue) * PI / 180.0;
+        let amounts = [self.brightness, self.contrast, self.saturation, self.hue];
+        if amounts.iter().all(|amount| *amount == 0.0) {
             return;
         }
         let matrix = colour_matrix(saturation, hue);
         let mean = mean(pixels);
         for pixel in pixels.data_mut().as_chunks_mut::<3>().0 {
-            let colour = pixel.map(|c| (f32::from(c) - mean) * gain + mean + lift);
+            let colour = pixel.map(|c| (f32::from(c) - mean) * gain + mean + offset);
             *pixel = matrix.map(|row| {
                 (row[0] * colour[0] + row[1] * colour[1] + row[2] * colour[2]).round() as u8
             });
@@ -307,12 +306,12 @@ fn colour_matrix(saturation: f32, hue: f32) -> [[f32; 3]; 3] {
         [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]];
     const FROM: [[f32; 3]; 3] = [[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.106, 1.703]];
     let (sin, cos) = hue.sin_cos();
-    let turn = [
+    let hue_saturation = [
         [1.0, 0.0, 0.0],
         [0.0, cos * saturation, -sin * saturation],
         [0.0, sin * saturation, cos * saturation],
     ];
-    multiply(FROM, multiply(turn, TO))
+    multiply(FROM, multiply(hue_saturation, TO))
 }
 
 fn multiply(a: [[f32; 3]; 3], b: [[f32; 3]; 3]) -> [[f32; 3]; 3] {
@@ -324,16 +323,16 @@ fn mean(pixels: &Pixels) -> f32 {
     sum as f32 / pixels.data().len() as f32
 }
 
-fn chance(rng: &mut ChaCha8Rng, probability: f32) -> bool {
+fn bernoulli(rng: &mut ChaCha8Rng, probability: f32) -> bool {
     rng.random::<f32>() < probability
 }
 
-fn between(rng: &mut ChaCha8Rng, low: f32, high: f32) -> f32 {
+fn uniform(rng: &mut ChaCha8Rng, low: f32, high: f32) -> f32 {
     low + (high - low) * rng.random::<f32>()
 }
 
-fn around(rng: &mut ChaCha8Rng, most: f32) -> f32 {
-    between(rng, -most, most)
+fn uniform_symmetric(rng: &mut ChaCha8Rng, bound: f32) -> f32 {
+    uniform(rng, -bound, bound)
 }
 
 /// A sample of Beta(alpha, alpha), for alpha of at most 1, by Jöhnk's method (1964).
@@ -354,7 +353,7 @@ fn flip(pixels: &mut Pixels) {
 }
 
 /// The colour at a position, by bilinear interpolation; the edge is repeated.
-fn sample(from: &Pixels, x: f32, y: f32) -> [u8; 3] {
+fn bilinear(from: &Pixels, x: f32, y: f32) -> [u8; 3] {
     let (right, bottom) = (from.width() as usize - 1, from.height() as usize - 1);
     let (x, y) = (x.clamp(0.0, right as f32), y.clamp(0.0, bottom as f32));
     let (x0, y0) = (x as usize, y as usize);
@@ -400,8 +399,8 @@ fn add_noise(pixels: &mut Pixels, std: f32, rng: &mut ChaCha8Rng) {
 
 fn erase(pixels: &mut Pixels, rng: &mut ChaCha8Rng) {
     let (width, height) = (pixels.width() as f32, pixels.height() as f32);
-    let area = between(rng, 0.02, 0.2).sqrt();
-    let ratio = around(rng, 1.0).exp().sqrt();
+    let area = uniform(rng, 0.02, 0.2).sqrt();
+    let ratio = uniform_symmetric(rng, 1.0).exp().sqrt();
     let (w, h) = ((width * area * ratio).min(width), (height * area / ratio).min(height));
     let left = (rng.random::<f32>() * (width - w)) as usize;
     let top = (rng.random::<f32>() * (height - h)) as usize;
@@ -426,13 +425,18 @@ mod tests {
                 // The first half is black, the second white.
                 let mut images = vec![0; count / 2 * pixels];
                 images.resize(count * pixels, 255);
-                let kept = augment.mix(&mut images, (count, side), key);
-                assert!((0.0..=1.0).contains(&kept) && (kept == 1.0 || mixup + cutmix > 0.0));
-                for (place, image) in images.chunks_exact(pixels).enumerate() {
+                let own_share = augment.mix(&mut images, count, side, key);
+                assert!(
+                    (0.0..=1.0).contains(&own_share) && (own_share == 1.0 || mixup + cutmix > 0.0)
+                );
+                for (index, image) in images.chunks_exact(pixels).enumerate() {
                     let light: u64 = image.iter().map(|value| u64::from(*value)).sum();
                     let white = light as f32 / (255 * pixels) as f32;
-                    let own = if place < count / 2 { 1.0 - white } else { white };
-                    assert!((own - kept).abs() < 0.01, "{augment:?} {place}: {own} {kept}");
+                    let own = if index < count / 2 { 1.0 - white } else { white };
+                    assert!(
+                        (own - own_share).abs() < 0.01,
+                        "{augment:?} {index}: {own} {own_share}"
+                    );
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! Calibration after training: temperature, confidence threshold and out-of-distribution score.
 
+mod fit;
+
 use rayon::prelude::*;
 
 use crate::augment::Augment;
@@ -10,19 +12,18 @@ use crate::device::Device;
 use crate::drift::{DriftSample, Reference};
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
-use crate::metrics::{confidence_for, temperature_for, temperature_of_sigmoids, thresholds_for};
 use crate::ood::{ClassSet, OodScore, OutOfDistribution, embedding, prototypes};
 use crate::task::{Task, UNCHOSEN};
 use crate::weights::Weight;
 
 /// Accuracy on validation images at or above the confidence threshold.
-const RIGHT: f64 = 0.99;
+const ANSWER_ACCURACY: f64 = 0.99;
 /// Share of validation images that are in distribution.
 const IN_DISTRIBUTION: f64 = 0.98;
-/// Number of training images whose features the prototypes are computed from.
-const ENOUGH: usize = 4000;
-/// Number of images of the reference for drift.
-const MEASURED: usize = 2000;
+/// Largest number of training images whose features the prototypes are computed from.
+const MAX_PROTOTYPE_IMAGES: usize = 4000;
+/// Largest number of images of the reference for drift.
+const MAX_REFERENCE_IMAGES: usize = 2000;
 /// Images per pass.
 const BATCH: usize = 32;
 
@@ -62,12 +63,12 @@ impl Checkpoint {
         calibration: &Calibration,
     ) -> Result<Self> {
         let classes = calibration.source_classes.clone().or_else(|| self.source_classes());
-        let unchosen =
+        let uncalibrated =
             Confidence { task: self.info().task.clone(), temperature: 1.0, threshold: 0.0 };
-        let plain = self.with_calibration(unchosen, None, None)?;
-        let classifier = Classifier::new(plain.clone(), calibration.device)?;
+        let model = self.with_calibration(uncalibrated, None, None)?;
+        let classifier = Classifier::new(model.clone(), calibration.device)?;
         let held_out = Images::of(&classifier, valid)?;
-        let confidence = held_out.confidence(&plain.info().task);
+        let confidence = held_out.confidence(&model.info().task);
         let (score, values) = match classes {
             Some(classes) => (OodScore::SourceClasses { classes }, None),
             None => {
@@ -77,7 +78,7 @@ impl Checkpoint {
         };
         let accept_all = OutOfDistribution { score, threshold: f32::MAX };
         let model =
-            plain.with_calibration(confidence.clone(), Some(accept_all.clone()), values.clone())?;
+            model.with_calibration(confidence.clone(), Some(accept_all.clone()), values.clone())?;
         let threshold = model.detector()?.map_or(f32::MAX, |detector| {
             let scores = held_out.outputs.iter().map(|outputs| detector.score(outputs));
             quantile(scores.collect(), IN_DISTRIBUTION)
@@ -129,8 +130,9 @@ impl Images {
         match task {
             Task::SingleLabel => {
                 let truth: Vec<usize> = self.truth.iter().filter_map(Target::class).collect();
-                let temperature = temperature_for(&probabilities(1.0), &truth);
-                let threshold = confidence_for(RIGHT, &probabilities(temperature), &truth);
+                let temperature = fit::temperature(&probabilities(1.0), &truth);
+                let threshold =
+                    fit::confidence_threshold(ANSWER_ACCURACY, &probabilities(temperature), &truth);
                 Confidence {
                     task: Task::SingleLabel,
                     temperature,
@@ -140,9 +142,9 @@ impl Images {
             Task::MultiLabel { thresholds } => {
                 let truth: Vec<Vec<usize>> =
                     self.truth.iter().map(|target| target.classes().to_vec()).collect();
-                let temperature = temperature_of_sigmoids(&logits, &truth);
+                let temperature = fit::sigmoid_temperature(&logits, &truth);
                 let rows = probabilities(temperature);
-                let thresholds = thresholds_for(&rows, &truth, thresholds.len(), UNCHOSEN);
+                let thresholds = fit::best_f1_thresholds(&rows, &truth, thresholds.len(), UNCHOSEN);
                 Confidence { task: Task::MultiLabel { thresholds }, temperature, threshold: 0.0 }
             }
         }
@@ -160,7 +162,8 @@ fn prototype_score(
     classifier: &Classifier,
     train: &Dataset,
 ) -> Result<(OodScore, (String, Weight))> {
-    let known = Images::of(classifier, &train.every(train.len().div_ceil(ENOUGH)))?;
+    let known =
+        Images::of(classifier, &train.every_nth(train.len().div_ceil(MAX_PROTOTYPE_IMAGES)))?;
     let rows: Vec<&[f32]> = known.outputs.iter().map(embedding).collect();
     let classes = classifier.labels().len();
     let kinds = if train.is_multi_label() { classes + 1 } else { classes };
@@ -170,20 +173,20 @@ fn prototype_score(
 /// The quantile of some values: the smallest of them that a share of them does not exceed.
 fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
     values.sort_by(f32::total_cmp);
-    let place = (values.len() as f64 * share).ceil() as usize;
-    values.get(place.saturating_sub(1)).copied().unwrap_or(f32::MAX)
+    let rank = (values.len() as f64 * share).ceil() as usize;
+    values.get(rank.saturating_sub(1)).copied().unwrap_or(f32::MAX)
 }
 
 /// Statistics of images, measured as in the service.
 fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
-    let images = images.every(images.len().div_ceil(MEASURED));
-    let places: Vec<usize> = (0..images.len()).collect();
-    let mut samples = Vec::with_capacity(places.len());
-    for batch in places.chunks(BATCH) {
-        let inspected = batch.par_iter().map(|&place| {
-            let (pixels, statistics) = classifier.inspect(&images.read(place)?)?;
+    let images = images.every_nth(images.len().div_ceil(MAX_REFERENCE_IMAGES));
+    let indices: Vec<usize> = (0..images.len()).collect();
+    let mut samples = Vec::with_capacity(indices.len());
+    for batch in indices.chunks(BATCH) {
+        let inspected = batch.par_iter().map(|&index| {
+            let (pixels, statistics) = classifier.inspect(&images.read(index)?)?;
             // Prepared images are smaller than those that the service receives: the original size is taken.
-            let own = images.samples()[place].size;
+            let own = images.samples()[index].size;
             Ok((pixels, own.map_or(statistics, |size| statistics.with_size(size))))
         });
         let (pixels, statistics): (Vec<_>, Vec<_>) =

@@ -1,5 +1,5 @@
-//! Files that are complete or absent, and the digest by which files are known. For petnet's own programs as well; not part of
-//! the public interface.
+//! Files that are complete or absent, the digest by which files are known, and the header of NumPy's files. For petnet's own
+//! programs as well; not part of the public interface.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -7,6 +7,21 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
+
+/// The first bytes of NumPy's files, with the version of the format.
+pub(crate) const NPY_MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
+/// Bytes before the values of a NumPy file: magic, length, and a description that is padded to fill them.
+const NPY_HEADER: usize = 128;
+
+/// The first [`NPY_HEADER`] bytes of a matrix in NumPy's `.npy` format, version 1.0; its values follow row by row. `dtype` is
+/// such as `<f4`.
+pub fn npy_header(dtype: &str, rows: usize, columns: usize) -> Vec<u8> {
+    let text =
+        format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    let length = NPY_HEADER - NPY_MAGIC.len() - 2;
+    let padded = format!("{text:<width$}\n", width = length - 1);
+    [&NPY_MAGIC[..], &(length as u16).to_le_bytes(), padded.as_bytes()].concat()
+}
 
 /// SHA-256 in hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {

@@ -10,7 +10,7 @@ use crate::prediction::{Decision, Prediction};
 use crate::preprocess::Pixels;
 
 /// Number of bins of about equal size.
-const PARTS: usize = 10;
+const QUANTILE_BINS: usize = 10;
 /// Every `STRIDE`-th pixel is read, for speed; a prime number does not align with the rows.
 const STRIDE: usize = 7;
 
@@ -97,8 +97,8 @@ impl ImageStatistics {
     }
 
     /// The same with another width and height.
-    #[must_use]
-    pub fn with_size(self, size: (u32, u32)) -> Self {
+    #[cfg(feature = "train")]
+    pub(crate) fn with_size(self, size: (u32, u32)) -> Self {
         Self { size, ..self }
     }
 }
@@ -115,7 +115,7 @@ impl DriftSample {
             Statistic::Confidence => Some(prediction.confidence()),
             Statistic::PredictedClass => Some(prediction.index() as f32),
             Statistic::OodScore => prediction.ood_score(),
-            Statistic::Decision => Some(category(prediction.decision()) as f32),
+            Statistic::Decision => Some(prediction.decision() as u8 as f32),
             Statistic::Brightness => Some(image.brightness),
             Statistic::Contrast => Some(image.contrast),
             Statistic::Aspect => Some(width / height),
@@ -126,15 +126,6 @@ impl DriftSample {
     /// `None` where the model has no such statistic.
     fn get(&self, statistic: Statistic) -> Option<f32> {
         self.0[statistic as usize]
-    }
-}
-
-/// Index of a decision in [`Decision::ALL`].
-fn category(decision: Decision) -> usize {
-    match decision {
-        Decision::Answered => 0,
-        Decision::LowConfidence => 1,
-        Decision::OutOfDistribution => 2,
     }
 }
 
@@ -152,25 +143,14 @@ impl Distribution {
     fn of(statistic: Statistic, values: Vec<f32>) -> Option<Self> {
         match statistic {
             Statistic::Decision => Self::of_categories(&values, Decision::ALL.len()),
-            Statistic::Confidence
-            | Statistic::PredictedClass
-            | Statistic::OodScore
-            | Statistic::Brightness
-            | Statistic::Contrast
-            | Statistic::Aspect
-            | Statistic::Pixels => Self::learn(values),
+            _ => Self::learn(values),
         }
     }
 
     /// A bin for each of the numbers from 0 to `count` - 1; `None` without values.
     fn of_categories(values: &[f32], count: usize) -> Option<Self> {
         let edges = (1..count).map(|category| (category - 1) as f32).collect();
-        let mut distribution = Self { edges, counts: vec![0; count] };
-        for value in values {
-            let bin = distribution.bin(*value);
-            distribution.counts[bin] += 1;
-        }
-        (!values.is_empty()).then_some(distribution)
+        (!values.is_empty()).then(|| Self::counted(edges, values))
     }
 
     /// Bins of about equal size, and one at each end for values outside of the range; `None` where all values are equal.
@@ -181,15 +161,20 @@ impl Distribution {
             return None;
         }
         let mut edges = vec![least.next_down()];
-        edges.extend((1..PARTS).map(|part| values[values.len() * part / PARTS]));
+        edges.extend((1..QUANTILE_BINS).map(|bin| values[values.len() * bin / QUANTILE_BINS]));
         edges.push(*most);
         edges.dedup();
+        Some(Self::counted(edges, &values))
+    }
+
+    /// The distribution of values in the bins between some edges.
+    fn counted(edges: Vec<f32>, values: &[f32]) -> Self {
         let mut distribution = Self { counts: vec![0; edges.len() + 1], edges };
         for value in values {
-            let bin = distribution.bin(value);
+            let bin = distribution.bin(*value);
             distribution.counts[bin] += 1;
         }
-        Some(distribution)
+        distribution
     }
 
     fn bin(&self, value: f32) -> usize {

@@ -8,7 +8,7 @@ use crate::dataset::{Dataset, Target};
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::loader::{Loader, LoaderSettings};
-use crate::metrics::{Metrics, MultiLabelMetrics, argmax};
+use crate::metrics::{CalibrationBin, Metrics, MultiLabelMetrics, argmax, calibration_bins};
 use crate::prediction::{Decision, Prediction};
 use crate::task::Task;
 
@@ -18,16 +18,7 @@ const BATCH: usize = 64;
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// # let folder = tempfile::tempdir().unwrap();
-/// # for class in ["cat", "dog"] {
-/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
-/// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
-/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
-/// #     }
-/// # }
-/// # let images = folder.path();
+#[doc = include_str!("doc_images.txt")]
 /// use petnet::{Classifier, Dataset};
 ///
 /// let evaluation = Classifier::pretrained()?.evaluate(&Dataset::open(images)?, |_| ())?;
@@ -84,9 +75,14 @@ impl LabelEvaluation {
 
     /// Share of the images that are out of distribution. They count in [`LabelEvaluation::metrics`] all the same.
     pub fn out_of_distribution(&self) -> f64 {
-        let unsure = |decision: &&Decision| **decision == Decision::OutOfDistribution;
-        self.decisions.iter().filter(unsure).count() as f64 / self.decisions.len().max(1) as f64
+        share_of(Decision::OutOfDistribution, &self.decisions)
     }
+}
+
+/// Share of the images with a decision.
+fn share_of(decision: Decision, decisions: &[Decision]) -> f64 {
+    let count = decisions.iter().filter(|other| **other == decision).count();
+    count as f64 / decisions.len().max(1) as f64
 }
 
 /// Coverage and accuracy of a model that abstains on some images (selective classification).
@@ -108,6 +104,11 @@ impl Evaluation {
         Metrics::compute(&self.probabilities, &self.truth, self.classes)
     }
 
+    /// Confidence and accuracy in bins of confidence, for a reliability diagram, see [`reliability`](crate::metrics::reliability).
+    pub fn calibration_bins(&self) -> Vec<CalibrationBin> {
+        calibration_bins(&self.probabilities, &self.truth)
+    }
+
     /// Coverage, and accuracy on the answered images.
     pub fn coverage(&self) -> Coverage {
         let rows = self.probabilities.iter().zip(&self.truth).zip(&self.decisions);
@@ -116,16 +117,11 @@ impl Evaluation {
             .map(|((row, truth), _)| argmax(row) == *truth)
             .collect();
         let right = answered.iter().filter(|right| **right).count();
-        let all = self.truth.len().max(1) as f64;
-        let share = |wanted| {
-            let decisions = self.decisions.iter().filter(|decision| **decision == wanted);
-            decisions.count() as f64 / all
-        };
         Coverage {
-            share: answered.len() as f64 / all,
+            share: share_of(Decision::Answered, &self.decisions),
             accuracy: right as f64 / answered.len().max(1) as f64,
-            low_confidence: share(Decision::LowConfidence),
-            out_of_distribution: share(Decision::OutOfDistribution),
+            low_confidence: share_of(Decision::LowConfidence, &self.decisions),
+            out_of_distribution: share_of(Decision::OutOfDistribution, &self.decisions),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::preprocess::{
 };
 
 /// Capacity of each worker's queue, in batches.
-const QUEUED: usize = 2;
+const QUEUE_CAPACITY: usize = 2;
 
 /// Images of one step, in a fixed order.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +27,7 @@ pub struct Batch {
     pub targets: Vec<Target>,
     /// Share of the original image in each mixed one; the rest is of the image at the same position from the end of the
     /// batch. 1 unless [`Augment::mixup`] or [`Augment::cutmix`] are on.
-    pub kept: f32,
+    pub own_share: f32,
     /// Index of each image in the data set.
     pub indices: Vec<usize>,
 }
@@ -62,7 +62,7 @@ impl LoaderSettings {
         let size = size + size / 4;
         let shorter = image.width().min(image.height());
         let (width, height) = match mode {
-            Resize::Squeeze => (size, size),
+            Resize::Stretch => (size, size),
             Resize::CenterCrop => {
                 let scaled =
                     |side: u32| (u64::from(side) * u64::from(size)).div_ceil(shorter.into());
@@ -79,16 +79,7 @@ impl LoaderSettings {
 /// Makes the batches of any epoch of a data set.
 ///
 /// ```
-/// # let folder = tempfile::tempdir().unwrap();
-/// # for class in ["cat", "dog"] {
-/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
-/// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
-/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
-/// #     }
-/// # }
-/// # let images = folder.path();
+#[doc = include_str!("doc_images.txt")]
 /// use petnet::Dataset;
 /// use petnet::augment::Augment;
 /// use petnet::loader::{Loader, LoaderSettings};
@@ -98,7 +89,7 @@ impl LoaderSettings {
 ///     batch_size: 4,
 ///     workers: 2,
 ///     cache_bytes: 1 << 20,
-///     preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+///     preprocess: Preprocess { size: 24, resize: Resize::Stretch },
 ///     augment: Augment::default(),
 ///     seed: 1,
 ///     shuffle: true,
@@ -161,26 +152,26 @@ impl Loader {
         let workers = self.settings.workers.max(1);
         let queues = (0..workers)
             .map(|worker| {
-                let (sender, receiver) = sync_channel(QUEUED);
+                let (sender, receiver) = sync_channel(QUEUE_CAPACITY);
                 let (loader, order) = (self.clone(), Arc::clone(&order));
                 // Worker w makes batches w, w + workers, ...; the reader takes them from the queues in turn.
-                thread::spawn(move || {
-                    loader.work(&order, epoch, (skip + worker, workers), &sender)
-                });
+                thread::spawn(move || loader.work(&order, epoch, skip + worker, &sender));
                 receiver
             })
             .collect();
-        Batches { queues, next: 0 }
+        Batches { queues, taken: 0 }
     }
 
+    /// Sends batch `first` and every batch after it that is this worker's.
     fn work(
         &self,
         order: &[usize],
         epoch: usize,
-        (first, stride): (usize, usize),
+        first: usize,
         sender: &SyncSender<Result<Batch>>,
     ) {
-        let chunks = order.chunks(self.settings.batch_size).skip(first).step_by(stride);
+        let workers = self.settings.workers.max(1);
+        let chunks = order.chunks(self.settings.batch_size).skip(first).step_by(workers);
         for indices in chunks {
             let batch = self.batch(indices, epoch);
             let failed = batch.is_err();
@@ -217,8 +208,8 @@ impl Loader {
         // first of one batch at most.
         let first = indices.first().copied().unwrap_or_default();
         let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };
-        let kept = settings.augment.mix(&mut images, (indices.len(), side), key);
-        Ok(Batch { images, targets, kept, indices: indices.to_vec() })
+        let own_share = settings.augment.mix(&mut images, indices.len(), side, key);
+        Ok(Batch { images, targets, own_share, indices: indices.to_vec() })
     }
 }
 
@@ -226,15 +217,16 @@ impl Loader {
 #[derive(Debug)]
 pub struct Batches {
     queues: Vec<Receiver<Result<Batch>>>,
-    next: usize,
+    /// Number of batches taken from the queues.
+    taken: usize,
 }
 
 impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let queue = self.next % self.queues.len();
-        self.next += 1;
+        let queue = self.taken % self.queues.len();
+        self.taken += 1;
         // Receiving fails where the worker has finished, and then no later batch exists.
         self.queues[queue].recv().ok()
     }

@@ -5,10 +5,8 @@ mod multi_label;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "train")]
-pub(crate) use multi_label::temperature_of_sigmoids;
-pub use multi_label::{
-    LabelMetrics, MultiLabelMetrics, average_precision, precision_recall_curve, thresholds_for,
-};
+pub(crate) use multi_label::column;
+pub use multi_label::{LabelMetrics, MultiLabelMetrics, average_precision, precision_recall_curve};
 
 /// Bins of the reliability diagram and of [`Metrics::ece`].
 pub const CALIBRATION_BINS: usize = 15;
@@ -96,69 +94,12 @@ impl Metrics {
             f1_score: overall(|c| c.f1_score),
             roc_auc: roc_auc(probabilities, truth, classes),
             log_loss: log_loss / count.max(1) as f64,
-            ece: ece(&calibration(probabilities, truth)),
+            ece: ece(&calibration_bins(probabilities, truth)),
             num_samples: count,
             confusion_matrix: confusion,
             per_class,
         }
     }
-}
-
-/// The lowest confidence threshold at which at least `share` of the predictions that reach it are right; `None` where there
-/// is none.
-pub fn confidence_for(share: f64, probabilities: &[Vec<f32>], truth: &[usize]) -> Option<f32> {
-    let mut predictions: Vec<(f32, bool)> = probabilities
-        .iter()
-        .zip(truth)
-        .map(|(row, class)| (row[argmax(row)], argmax(row) == *class))
-        .collect();
-    predictions.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let (mut right, mut lowest) = (0, None);
-    for (rank, (confidence, is_right)) in predictions.iter().enumerate() {
-        right += usize::from(*is_right);
-        // Predictions of equal confidence are accepted together.
-        let last = predictions.get(rank + 1).is_none_or(|next| next.0 < *confidence);
-        if last && right as f64 >= share * (rank + 1) as f64 {
-            lowest = Some(*confidence);
-        }
-    }
-    lowest
-}
-
-/// The temperature by which logits must be divided for the lowest log loss: above 1 for an overconfident model.
-/// `probabilities` are those at temperature 1.
-///
-/// ```
-/// // Nine of ten are right, each with a confidence of 99 %.
-/// let probabilities: Vec<_> = (0..10).map(|_| vec![0.99, 0.01]).collect();
-/// let truth = [0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-/// assert!(petnet::metrics::temperature_for(&probabilities, &truth) > 1.5);
-/// ```
-pub fn temperature_for(probabilities: &[Vec<f32>], truth: &[usize]) -> f32 {
-    let logits: Vec<Vec<f64>> = probabilities
-        .iter()
-        .map(|row| row.iter().map(|p| f64::from(*p).max(1e-30).ln()).collect())
-        .collect();
-    lowest_temperature(|scale| {
-        let of = |row: &Vec<f64>, class: usize| {
-            let sum: f64 = row.iter().map(|other| ((other - row[class]) * scale).exp()).sum();
-            sum.ln()
-        };
-        logits.iter().zip(truth).map(|(row, class)| of(row, *class)).sum()
-    })
-}
-
-/// The temperature of the lowest loss; `loss` is a function of the inverse temperature.
-fn lowest_temperature(loss: impl Fn(f64) -> f64) -> f32 {
-    let loss = |logarithm: f64| loss((-logarithm).exp());
-    // The loss has one minimum, which a golden-section search finds between 1/20 and 20.
-    let golden = (5f64.sqrt() - 1.0) / 2.0;
-    let (mut low, mut high) = (-3.0, 3.0);
-    while high - low > 1e-4 {
-        let (a, b) = (high - golden * (high - low), low + golden * (high - low));
-        if loss(a) < loss(b) { high = b } else { low = a }
-    }
-    ((low + high) / 2.0).exp() as f32
 }
 
 /// Index of the largest value, the first one of equal values; 0 for an empty row.
@@ -169,8 +110,8 @@ pub fn argmax(row: &[f32]) -> usize {
     best.0
 }
 
-/// Confidence and accuracy in bins of equal width of confidence, from 0 to 1.
-pub fn calibration(probabilities: &[Vec<f32>], truth: &[usize]) -> Vec<CalibrationBin> {
+/// [`reliability`] of probabilities (one row per image) and true classes.
+pub(crate) fn calibration_bins(probabilities: &[Vec<f32>], truth: &[usize]) -> Vec<CalibrationBin> {
     let predictions = probabilities.iter().zip(truth).map(|(row, class)| {
         let best = argmax(row);
         (row[best], best == *class)
@@ -178,7 +119,8 @@ pub fn calibration(probabilities: &[Vec<f32>], truth: &[usize]) -> Vec<Calibrati
     reliability(predictions)
 }
 
-/// [`calibration`] of predictions given as pairs of confidence and correctness.
+/// Confidence and accuracy in bins of equal width of confidence, from 0 to 1, of predictions given as pairs of confidence
+/// and correctness.
 pub fn reliability(predictions: impl Iterator<Item = (f32, bool)>) -> Vec<CalibrationBin> {
     let mut sums = [(0.0, 0, 0); CALIBRATION_BINS];
     for (confidence, correct) in predictions {
@@ -276,12 +218,12 @@ impl OodMetrics {
         /// Share of the in-distribution images that are accepted.
         const ACCEPTED: f64 = 0.95;
         let scores = [known, other].concat();
-        let is_other: Vec<bool> = (0..scores.len()).map(|place| place >= known.len()).collect();
+        let is_other: Vec<bool> = (0..scores.len()).map(|index| index >= known.len()).collect();
         let auroc = auroc(&scores, &is_other)?;
         let mut sorted = known.to_vec();
         sorted.sort_by(f32::total_cmp);
-        let place = (known.len() as f64 * ACCEPTED).ceil() as usize;
-        let threshold = *sorted.get(place.saturating_sub(1))?;
+        let accepted_count = (known.len() as f64 * ACCEPTED).ceil() as usize;
+        let threshold = *sorted.get(accepted_count.saturating_sub(1))?;
         let accepted = other.iter().filter(|score| **score <= threshold).count();
         Some(Self { images: other.len(), auroc, fpr95: ratio(accepted, other.len()) })
     }
@@ -306,6 +248,6 @@ pub fn class_metrics(confusion: &[Vec<usize>], class: usize) -> ClassMetrics {
     }
 }
 
-fn ratio(part: usize, whole: usize) -> f64 {
+pub(crate) fn ratio(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

@@ -54,7 +54,7 @@ impl Checkpoint {
         preprocess: crate::preprocess::Preprocess,
     ) -> Result<Self> {
         let model = self.with_record(|info| info.preprocess = preprocess)?;
-        model.quantized(&dataset.drawn(preprocess, MEASURED)?)
+        model.quantized(&dataset.preprocessed(preprocess, MEASURED)?)
     }
 
     fn ranges(&self, images: &[Pixels]) -> Result<BTreeMap<String, [f32; 2]>, ModelError> {
@@ -176,7 +176,7 @@ mod tests {
                 (name, Weight { shape, values })
             })
             .collect();
-        let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
+        let preprocess = Preprocess { size: 32, resize: Resize::Stretch };
         Checkpoint::new(
             ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess),
             weights,

@@ -29,7 +29,8 @@ const COMPARED: usize = 20_000;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LabelSuspect {
     /// Index into [`Dataset::samples`].
-    pub photo: usize,
+    #[serde(rename = "photo")]
+    pub image: usize,
     /// The likelier class, an index into [`Dataset::classes`].
     pub likely: usize,
     /// Out-of-fold probability of the labelled class, from 0 to 1.
@@ -45,7 +46,8 @@ pub struct LabelSuspect {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Suspect {
     /// Index into [`Dataset::samples`].
-    pub photo: usize,
+    #[serde(rename = "photo")]
+    pub image: usize,
     /// The value that the list is ranked by, see [`Review`].
     pub value: f32,
 }
@@ -97,8 +99,8 @@ impl Review {
         let truth: Vec<usize> =
             dataset.samples().iter().filter_map(|sample| sample.target.class()).collect();
         let mut inspected = Vec::with_capacity(dataset.len());
-        let places: Vec<usize> = (0..dataset.len()).collect();
-        for batch in places.chunks(BATCH) {
+        let images: Vec<usize> = (0..dataset.len()).collect();
+        for batch in images.chunks(BATCH) {
             inspected.extend(inspect(dataset, classifier, batch)?);
             progress(inspected.len());
         }
@@ -106,14 +108,14 @@ impl Review {
         let width = width.ok_or_else(|| Error::Dataset("there are no images".into()))?;
         let features: Vec<f32> =
             inspected.iter().flat_map(|image| &image.features).copied().collect();
-        let probabilities = out_of_fold((dataset, &truth), &features, width);
+        let probabilities = out_of_fold(dataset, &truth, &features, width);
         let labels = label_suspects(dataset.classes().len(), &truth, &probabilities);
         let rows = probabilities.iter().zip(&truth);
         let right = rows.filter(|(row, class)| likeliest(row) == **class);
         let ranked = |value: &dyn Fn(usize) -> Option<f32>| {
             let images = 0..dataset.len();
             let mut list: Vec<Suspect> =
-                images.filter_map(|photo| Some(Suspect { photo, value: value(photo)? })).collect();
+                images.filter_map(|image| Some(Suspect { image, value: value(image)? })).collect();
             list.sort_by(|a, b| a.value.total_cmp(&b.value));
             list
         };
@@ -175,7 +177,8 @@ fn sharpness_and_brightness(pixels: &Pixels) -> (f32, f32) {
 
 /// Each image's probabilities by a layer that was fitted without it and its duplicates.
 fn out_of_fold(
-    (dataset, targets): (&Dataset, &[usize]),
+    dataset: &Dataset,
+    targets: &[usize],
     features: &[f32],
     width: usize,
 ) -> Vec<Vec<f32>> {
@@ -213,12 +216,12 @@ fn folds(dataset: &Dataset, truth: &[usize]) -> Vec<usize> {
     order.sort_by_key(|image| (truth[*image], &samples[*image].sha256));
     let groups = samples.iter().map(|sample| sample.group).max().map_or(0, |last| last + 1);
     let mut of_group = vec![None; groups];
-    let mut next = 0;
+    let mut assigned_groups = 0;
     let mut folds = vec![0; samples.len()];
     for image in order {
         let fold = of_group[samples[image].group].get_or_insert_with(|| {
-            next += 1;
-            next % FOLDS
+            assigned_groups += 1;
+            assigned_groups % FOLDS
         });
         folds[image] = *fold;
     }
@@ -246,10 +249,10 @@ fn label_suspects(
         .iter()
         .zip(probabilities)
         .enumerate()
-        .filter_map(|(photo, (class, row))| {
+        .filter_map(|(image, (class, row))| {
             let likely = likeliest(row);
             (likely != *class).then(|| LabelSuspect {
-                photo,
+                image,
                 likely,
                 given_probability: row[*class],
                 likely_probability: row[likely],

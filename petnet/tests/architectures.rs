@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::draw_folder;
 use petnet::arch::Architecture;
 use petnet::augment::Augment;
-use petnet::train::{Fitted, Freeze, Observer, Optimizer, Schedule, Start, StepReport};
+use petnet::train::{Fitted, Freeze, InitialWeights, Observer, Optimizer, Schedule, StepReport};
 use petnet::{Checkpoint, Classifier, Dataset, Device, Error, Precision, Trainer};
 use tempfile::tempdir;
 use toy::ToyConfig;
@@ -118,7 +118,7 @@ fn frozen_blocks_stay_as_they_were_and_the_others_learn() {
         start.save(&init, Precision::F32).unwrap();
         let before = weights(&start);
         let tuned = |freeze| Trainer {
-            init: Some(Start::File(init.clone())),
+            init: Some(InitialWeights::File(init.clone())),
             freeze: Some(freeze),
             ..trainer(Architecture::new(graph.clone()))
         };
@@ -180,7 +180,8 @@ fn an_architecture_of_its_own_file_learns_explains_and_is_exported() {
     // It is a start for other classes, too.
     draw_folder(&root.path().join("three"), &["a", "b", "c"], 4);
     let three = Dataset::open(root.path().join("three")).unwrap();
-    let tuned = Trainer { init: Some(Start::File(path)), freeze: Some(Freeze::Blocks(1)), ..toy };
+    let tuned =
+        Trainer { init: Some(InitialWeights::File(path)), freeze: Some(Freeze::Blocks(1)), ..toy };
     let tuned = Trainer { epochs: 1, ..tuned }.fit(&three, &three).unwrap().last;
     assert_eq!(tuned.info().labels, ["a", "b", "c"]);
 }

@@ -118,7 +118,7 @@ fn a_prepared_folder_opens_as_it_was_written() {
     draw_folder(&raw, &["cat", "dog"], 20);
     fs::write(raw.join("cat/broken.gif"), b"GIF89a").unwrap();
     let manifest = Prepare { size: 32, ..Prepare::default() }.run(&raw, &out, || ()).unwrap();
-    assert_eq!(manifest.photos.len(), 40);
+    assert_eq!(manifest.images.len(), 40);
     assert_eq!(manifest.rejects.len(), 1);
     let dataset = Dataset::open(&out).unwrap();
     for split in Split::ALL {

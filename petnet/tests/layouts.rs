@@ -194,7 +194,7 @@ fn content_decides_and_everything_left_out_is_counted() {
         (LeftOut::Hidden, 1),
         (LeftOut::System, 3),
         (LeftOut::NoClass, 1),
-        (LeftOut::ForeignFormat, 1),
+        (LeftOut::UnsupportedFormat, 1),
     ];
     assert_eq!(left_out, expected);
     assert!(dataset.rejects()[0].reason.starts_with("HEIC is not read: convert"));
@@ -217,7 +217,7 @@ fn own_output_is_not_read_back() {
     let first = small().run(root.path(), &out, || ()).unwrap();
     let again = small().run(root.path(), &out, || ()).unwrap();
     assert_eq!(again.classes, ["cat", "dog"]);
-    assert_eq!((again.photos, again.left_out.get(LeftOut::EarlierOutput)), (first.photos, 9));
+    assert_eq!((again.images, again.left_out.get(LeftOut::EarlierOutput)), (first.images, 9));
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn links_are_followed_rings_are_found_and_names_need_not_be_utf_8() {
     let manifest = small().run(&data, &root.path().join("out"), || ()).unwrap();
     let prepared = Dataset::open(root.path().join("out")).unwrap();
     assert_eq!(prepared.counts(), [4, 2]);
-    assert_eq!(manifest.left_out.get(LeftOut::Ring), 1);
+    assert_eq!(manifest.left_out.get(LeftOut::SymlinkLoop), 1);
     assert_eq!(manifest.left_out.get(LeftOut::BrokenLink), 1);
 }
 

@@ -24,7 +24,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const SQUARE: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };
+const SQUARE: Preprocess = Preprocess { size: 224, resize: Resize::Stretch };
 
 /// Decodes; the outcome, most bytes taken at a time, most bytes announced, and the time. A refusal by the header
 /// announces what its reading may take.

@@ -1,7 +1,7 @@
 //! Figures against scikit-learn's, written by `scripts/golden.py`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use petnet::metrics::{Metrics, OodMetrics, confidence_for, temperature_for};
+use petnet::metrics::{Metrics, OodMetrics};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -48,33 +48,6 @@ fn a_class_without_photos_has_no_roc_area_and_no_nan() {
     assert_eq!(metrics.roc_auc, None);
     assert_eq!(metrics.accuracy, 0.5);
     assert_eq!(metrics.recall, 0.0);
-}
-
-#[test]
-fn a_threshold_keeps_the_promise_with_the_most_answers() {
-    let rows = [0.99, 0.95, 0.9, 0.9, 0.8, 0.7].map(|p| vec![1.0 - p, p]);
-    let truth = [1, 1, 1, 0, 1, 0];
-    // From 0.8 up four of five are right, from 0.9 up three of four, from 0.95 up all.
-    assert_eq!(confidence_for(1.0, &rows, &truth), Some(0.95));
-    assert_eq!(confidence_for(0.8, &rows, &truth), Some(0.8));
-    assert_eq!(confidence_for(0.5, &rows, &truth), Some(0.7));
-    assert_eq!(confidence_for(1.0, &rows, &[0; 6]), None);
-}
-
-#[test]
-fn the_temperature_undoes_what_made_a_model_too_sure() {
-    // Of answers at confidence p, a share p is right; then confidence is doubled in the logits.
-    let (mut probabilities, mut truth) = (Vec::new(), Vec::new());
-    for percent in (50..100).step_by(5) {
-        let odds = percent as f32 / (100 - percent) as f32;
-        let sure = odds.powi(2) / (1.0 + odds.powi(2));
-        for photo in 0..100 {
-            probabilities.push(vec![sure, 1.0 - sure]);
-            truth.push(usize::from(photo >= percent));
-        }
-    }
-    let temperature = temperature_for(&probabilities, &truth);
-    assert!((temperature - 2.0).abs() < 0.01, "{temperature}");
 }
 
 #[test]

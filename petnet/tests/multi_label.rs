@@ -121,7 +121,7 @@ fn prepared_folders_keep_all_labels_and_spread_images_without_any() {
     let prepare = Prepare { size: 32, reading: reading(), ..Prepare::default() };
     let manifest = prepare.run(&photos, &out, || ()).unwrap();
     assert!(manifest.multi_label);
-    let photo = manifest.photos.iter().find(|photo| photo.original == "images/7.png").unwrap();
+    let photo = manifest.images.iter().find(|photo| photo.original == "images/7.png").unwrap();
     assert_eq!(photo.classes, CLASSES);
     assert!(photo.path.starts_with(photo.split.name()) && out.join(&photo.path).is_file());
     let dataset = Dataset::open(&out).unwrap();

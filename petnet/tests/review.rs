@@ -39,21 +39,21 @@ fn planted_faults_come_first_and_corrections_mend_them() {
         Review::run(&dataset, &Classifier::pretrained().unwrap(), |done| looked = done).unwrap();
     assert_eq!(looked, dataset.len());
     let path = |photo: usize| dataset.samples()[photo].path.to_str().unwrap().to_string();
-    let first: BTreeSet<String> = review.labels.iter().take(3).map(|s| path(s.photo)).collect();
+    let first: BTreeSet<String> = review.labels.iter().take(3).map(|s| path(s.image)).collect();
     assert_eq!(first, wrong, "{:?}", review.labels);
     assert!(review.labels[0].confident && review.labels[0].likely == 0);
     assert!(review.agreement > 0.9, "{}", review.agreement);
-    assert_eq!(path(review.dark[0].photo), "down/dark.png");
-    assert_eq!(path(review.tiny[0].photo), "across/tiny.png");
-    let blurred: Vec<String> = review.blurred.iter().take(2).map(|s| path(s.photo)).collect();
+    assert_eq!(path(review.dark[0].image), "down/dark.png");
+    assert_eq!(path(review.tiny[0].image), "across/tiny.png");
+    let blurred: Vec<String> = review.blurred.iter().take(2).map(|s| path(s.image)).collect();
     assert!(blurred.contains(&"across/blurred.png".into()), "{blurred:?}");
     assert_eq!(review.outliers.len(), dataset.len());
 
     // One is relabelled, one is dropped.
     let mut table = String::from("sha256,path,label,action\n");
     for (suspect, action) in review.labels.iter().zip(["relabel", "drop"]) {
-        let sample = &dataset.samples()[suspect.photo];
-        table += &format!("{},{},across,{action}\n", sample.sha256, path(suspect.photo));
+        let sample = &dataset.samples()[suspect.image];
+        table += &format!("{},{},across,{action}\n", sample.sha256, path(suspect.image));
     }
     let file = root.path().join("corrections.csv");
     fs::write(&file, table).unwrap();

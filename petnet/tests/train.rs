@@ -11,7 +11,9 @@ use petnet::arch::{Architecture, PetNetConfig, SimpleCnnConfig};
 use petnet::augment::{Augment, Key};
 use petnet::loader::{Loader, LoaderSettings};
 use petnet::preprocess::{Pixels, Preprocess, Resize};
-use petnet::train::{Freeze, Observer, Optimizer, Resizing, Schedule, Start, StepReport};
+use petnet::train::{
+    Distillation, Freeze, InitialWeights, Observer, Optimizer, Resizing, Schedule, StepReport,
+};
 use petnet::{Calibration, Classifier, Dataset, Device, Error, Prediction, Trainer};
 use tempfile::tempdir;
 use training::{alone, tiny};
@@ -154,12 +156,39 @@ fn settings_out_of_range_are_named() {
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 2);
     let dataset = Dataset::open(root.path()).unwrap();
+    let progressive = |size, share| vec![Resizing { size, share }];
+    let distillation = |temperature, weight, features| {
+        Some(Distillation { teacher: "none".into(), temperature, weight, features })
+    };
+    let frozen = |blocks, precise_bn_images| Trainer {
+        freeze: Some(Freeze::Blocks(blocks)),
+        precise_bn_images,
+        ..tiny()
+    };
     let wrong = [
-        (Trainer { epochs: 0, ..tiny() }, "num_epochs"),
-        (Trainer { learning_rate: f64::NAN, ..tiny() }, "learning_rate"),
-        (Trainer { ema_decay: 1.0, ..tiny() }, "ema_decay"),
-        (Trainer { ema_decay: 0.5, precise_bn_images: 8, ..tiny() }, "precise_bn_images"),
-        (Trainer { augment: Augment { blur: 2.0, ..Augment::none() }, ..tiny() }, "blur"),
+        (Trainer { epochs: 0, ..tiny() }, "num_epochs is 0"),
+        (Trainer { batch_size: 1, ..tiny() }, "batch_size is 1"),
+        (Trainer { image_size: 7, ..tiny() }, "image_size is 7"),
+        (Trainer { image_size: 100_000, ..tiny() }, "image_size is 100000"),
+        (Trainer { progressive: progressive(7, 0.5), ..tiny() }, "image_size is 7"),
+        (Trainer { progressive: progressive(24, 1.5), ..tiny() }, "shares of progressive"),
+        (Trainer { progressive: progressive(24, -0.5), ..tiny() }, "shares of progressive"),
+        (Trainer { learning_rate: f64::NAN, ..tiny() }, "learning_rate is NaN"),
+        (Trainer { learning_rate: 20.0, ..tiny() }, "learning_rate is 20"),
+        (Trainer { label_smoothing: 1.0, ..tiny() }, "label_smoothing is 1"),
+        (Trainer { ema_decay: 1.0, ..tiny() }, "ema_decay is 1"),
+        (Trainer { momentum: -0.5, ..tiny() }, "momentum is -0.5"),
+        (Trainer { weight_decay: f64::NAN, ..tiny() }, "weight_decay is NaN"),
+        (Trainer { ema_decay: 0.5, precise_bn_images: 8, ..tiny() }, "0 where ema_decay is not"),
+        (frozen(99, 0), "freeze is 99"),
+        (frozen(1, 8), "precise_bn_images is 8, must be 0 with freeze"),
+        (Trainer { grad_clip: -1.0, ..tiny() }, "grad_clip is -1, must be at least 0"),
+        (Trainer { warmup_epochs: -0.5, ..tiny() }, "warmup_epochs is -0.5, must be at least 0"),
+        (Trainer { warmup_epochs: f64::NAN, ..tiny() }, "warmup_epochs is NaN"),
+        (Trainer { distillation: distillation(2.0, 1.5, 0.0), ..tiny() }, "weight is 1.5"),
+        (Trainer { distillation: distillation(0.0, 0.9, 0.0), ..tiny() }, "temperature must be"),
+        (Trainer { distillation: distillation(2.0, 0.9, -1.0), ..tiny() }, "features at least 0"),
+        (Trainer { augment: Augment { blur: 2.0, ..Augment::none() }, ..tiny() }, "blur is 2"),
     ];
     for (trainer, key) in wrong {
         let error = trainer.fit(&dataset, &dataset).unwrap_err();
@@ -178,7 +207,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
             batch_size: 4,
             workers,
             cache_bytes,
-            preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
+            preprocess: Preprocess { size: 24, resize: Resize::Stretch },
             augment: Augment { erasing: 0.5, noise: 0.5, ..Augment::default() },
             seed: 5,
             shuffle: true,
@@ -197,7 +226,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
 fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
     let _alone = alone();
     let photo = Pixels::new(48, 48, common::drawn(0, 1).into_raw()).unwrap();
-    let to = Preprocess { size: 32, resize: Resize::Squeeze };
+    let to = Preprocess { size: 32, resize: Resize::Stretch };
     let key = Key { seed: 1, epoch: 2, index: 3 };
     let none = Augment::none();
     let plain = none.apply(&photo, to, key).unwrap();
@@ -363,7 +392,7 @@ fn a_checkpoint_of_pytorch_is_tuned_whole_or_with_all_but_the_last_layer_frozen(
             dropout: 0.0,
         }),
         image_size: 32,
-        init: Some(Start::File(init.clone())),
+        init: Some(InitialWeights::File(init.clone())),
         ema_decay: 0.9,
         ..tiny()
     };

@@ -9,7 +9,7 @@ mod training;
 use common::{draw_folder, drawn};
 use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::augment::Augment;
-use petnet::train::{Distillation, Freeze, Start};
+use petnet::train::{Distillation, Freeze, InitialWeights};
 use petnet::{
     Calibration, Checkpoint, Classifier, Dataset, Decision, Device, OodScore, Precision, Trainer,
 };
@@ -88,7 +88,7 @@ fn a_source_head_is_kept_stored_at_half_a_byte_and_tells_images_of_other_things(
     let start = root.path().join("start.safetensors");
     std::fs::write(&start, &small).unwrap();
     let source_classes = Some(pets.parse().unwrap());
-    let further = Trainer { init: Some(Start::File(start)), source_classes, ..tuning() };
+    let further = Trainer { init: Some(InitialWeights::File(start)), source_classes, ..tuning() };
     assert!(further.fit(&data, &data).unwrap().best.info().source.is_some());
     let last = Trainer { freeze: Some(Freeze::Backbone), ..further.clone() };
     let source = last.fit(&data, &data).unwrap().best.info().source.clone().unwrap();

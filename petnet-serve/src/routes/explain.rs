@@ -35,7 +35,7 @@ pub(super) async fn explain(
     let answer = app.batcher.explain(&target, image.clone()).await?;
     let Answer { value: explanation, timings, facts } = answer;
     let limits = app.settings.limits();
-    let large = Preprocess { size: SIDE, resize: Resize::Squeeze };
+    let large = Preprocess { size: SIDE, resize: Resize::Stretch };
     // In addition to decoding: two images of the overlay's size, and the PNG file.
     let memory = large.memory(&image, &limits)? + 3 * u64::from(SIDE * SIDE * 3);
     let drawn = move || draw(&explanation, &image, &limits).map(|png| (explanation, png));

@@ -3,20 +3,20 @@
 use std::io::{self, Read, Seek};
 
 use anyhow::{Context as _, Result, bail};
-use petnet::files::{LeftOut, entry_path};
+use petnet::files::{LeftOut, entry_path, left_out};
 use petnet::preprocess::{HEAD, Limits};
 use zip::ZipArchive;
 
 use super::listing::{ImageBytes, Listing, Load};
-use super::source::{left_out, refuse_large};
+use super::source::refuse_large;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ArchiveKind {
     Tar,
     Zip,
 }
 
-impl Kind {
+impl ArchiveKind {
     /// The kind of archive by the extension of its name.
     pub(super) fn of(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
@@ -30,14 +30,14 @@ impl Kind {
 
 /// Lists the images of an archive in the archive's order, as `ARCHIVE/NAME INSIDE`.
 pub(super) fn walk(
-    kind: Kind,
+    kind: ArchiveKind,
     reader: impl Read + Seek,
     name: &str,
     listing: &mut Listing,
 ) -> Result<()> {
     let outcome = match kind {
-        Kind::Tar => tar(reader, name, listing),
-        Kind::Zip => zip(reader, name, listing),
+        ArchiveKind::Tar => tar(reader, name, listing),
+        ArchiveKind::Zip => zip(reader, name, listing),
     };
     outcome.with_context(|| name.to_string())
 }
@@ -71,7 +71,7 @@ fn tar(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
             listing.leave_out(reason);
             continue;
         }
-        listing.offer(&format!("{archive}/{}", path.display()), || {
+        listing.add(&format!("{archive}/{}", path.display()), || {
             let size = entry.size();
             if let Err(reason) = refuse_large(size) {
                 return Ok(ready(Err(reason)));
@@ -108,7 +108,7 @@ fn zip(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
         };
         match left_out(&path, head) {
             Some(reason) => listing.leave_out(reason),
-            None => listing.offer(&format!("{archive}/{}", path.display()), || {
+            None => listing.add(&format!("{archive}/{}", path.display()), || {
                 Ok(ready(unzip(&mut zip, index)?))
             })?,
         }

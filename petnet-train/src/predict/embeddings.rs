@@ -10,7 +10,7 @@ use petnet::similar::NpyWriter;
 
 use super::parts::partial_path;
 use super::pipeline::Row;
-use super::{cloud, rows::one_line};
+use super::{cloud, rows::escape_line_breaks};
 use crate::error::UsageError;
 
 /// Format of a file of embeddings.
@@ -145,7 +145,7 @@ impl EmbeddingWriter for NpyFile {
     fn add(&mut self, row: &Row) -> Result<()> {
         if row.outcome.is_ok() {
             self.rows.write_row(&row.embedding)?;
-            writeln!(self.paths, "{}", one_line(&row.path))?;
+            writeln!(self.paths, "{}", escape_line_breaks(&row.path))?;
         }
         Ok(())
     }

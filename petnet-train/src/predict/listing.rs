@@ -58,14 +58,14 @@ impl PathDigest {
 
 /// Images of a shard that earlier runs finished: their number, and the digest of their paths.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Done {
+pub(super) struct Finished {
     pub(super) images: u64,
     pub(super) paths: PathDigest,
 }
 
 /// Number of images listed, over all shards, and of files left out.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Found {
+pub(super) struct Listed {
     pub(super) images: u64,
     pub(super) left_out: Counts,
 }
@@ -73,33 +73,41 @@ pub(super) struct Found {
 /// Receives every image that a source lists and sends those that this run classifies.
 pub(super) struct Listing<'a> {
     shard: Shard,
-    done: Done,
-    seen: u64,
+    done: Finished,
+    /// Number of finished images that were listed so far.
+    skipped: u64,
     paths: PathDigest,
-    found: Found,
+    found: Listed,
     send: &'a mut dyn FnMut(Item) -> Result<()>,
 }
 
 impl<'a> Listing<'a> {
     pub(super) fn new(
         shard: Shard,
-        done: Done,
+        done: Finished,
         send: &'a mut dyn FnMut(Item) -> Result<()>,
     ) -> Self {
-        Self { shard, done, seen: 0, paths: PathDigest::default(), found: Found::default(), send }
+        Self {
+            shard,
+            done,
+            skipped: 0,
+            paths: PathDigest::default(),
+            found: Listed::default(),
+            send,
+        }
     }
 
     /// Lists an image. `load` is called only if the run classifies it, and may read it immediately: a tar archive cannot be
     /// read again later.
-    pub(super) fn offer(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
+    pub(super) fn add(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
         self.found.images += 1;
         if !self.shard.contains(path) {
             return Ok(());
         }
-        if self.seen < self.done.images {
-            self.seen += 1;
+        if self.skipped < self.done.images {
+            self.skipped += 1;
             self.paths.add(path);
-            return if self.seen == self.done.images { self.compare() } else { Ok(()) };
+            return if self.skipped == self.done.images { self.compare() } else { Ok(()) };
         }
         (self.send)(Item { path: path.into(), load: load()? })
     }
@@ -113,8 +121,8 @@ impl<'a> Listing<'a> {
     ///
     /// # Errors
     /// When images that an earlier run finished are missing.
-    pub(super) fn end(self) -> Result<Found> {
-        if self.seen < self.done.images {
+    pub(super) fn end(self) -> Result<Listed> {
+        if self.skipped < self.done.images {
             return Err(changed());
         }
         Ok(self.found)
@@ -137,7 +145,7 @@ fn changed() -> anyhow::Error {
 mod tests {
     use super::*;
 
-    fn taken(paths: &[&str], shard: &str, done: Done) -> Result<Vec<String>> {
+    fn taken(paths: &[&str], shard: &str, done: Finished) -> Result<Vec<String>> {
         let mut taken = Vec::new();
         let mut send = |item: Item| {
             taken.push(item.path);
@@ -145,7 +153,7 @@ mod tests {
         };
         let mut listing = Listing::new(shard.parse().unwrap(), done, &mut send);
         for path in paths {
-            listing.offer(path, || Ok(Box::new(|| Ok(Ok(Vec::new())))))?;
+            listing.add(path, || Ok(Box::new(|| Ok(Ok(Vec::new())))))?;
         }
         listing.end()?;
         Ok(taken)
@@ -170,7 +178,7 @@ mod tests {
         let mut paths = PathDigest::default();
         paths.add("a");
         paths.add("b");
-        let done = Done { images: 2, paths };
+        let done = Finished { images: 2, paths };
         assert_eq!(taken(&["a", "b", "c"], "0/1", done.clone()).unwrap(), ["c"]);
         for other in [&["b", "a", "c"][..], &["a", "aa", "b", "c"], &["a"], &[]] {
             let error = taken(other, "0/1", done.clone()).unwrap_err();

@@ -22,7 +22,7 @@ use clap::ValueEnum;
 use petnet::{Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, EmbeddingFormat};
-use self::listing::{Done, Found, Listing, Shard};
+use self::listing::{Finished, Listed, Listing, Shard};
 use self::parts::{Parts, Progress, Settings};
 use self::pipeline::{Concurrency, Row};
 use self::rows::Model;
@@ -133,7 +133,7 @@ impl Predict {
         let bar = terminal::counter("classifying", output);
         let (mut images, mut failed) = (0, 0);
         let began = Instant::now();
-        let found = self.score(&classifier, Done::default(), |row| {
+        let found = self.score(&classifier, Finished::default(), |row| {
             images += 1;
             failed += u64::from(row.outcome.is_err());
             if let Some(file) = &mut file {
@@ -194,7 +194,7 @@ impl Predict {
         bar.set_position(before.images);
         bar.reset_eta();
         let began = Instant::now();
-        let found = self.score(&classifier, before.done(), |row| {
+        let found = self.score(&classifier, before.finished(), |row| {
             bar.inc(1);
             parts.add(row)
         })?;
@@ -209,9 +209,9 @@ impl Predict {
     fn score(
         &self,
         classifier: &Classifier,
-        done: Done,
+        done: Finished,
         take: impl FnMut(Row) -> Result<()>,
-    ) -> Result<Found> {
+    ) -> Result<Listed> {
         let concurrency = Concurrency { readers: self.readers, batch: self.batch_size };
         let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| {
             let mut listing = Listing::new(self.shard, done, send);
@@ -238,7 +238,7 @@ impl Format {
 ///
 /// # Errors
 /// When the input cannot be listed, or has no image.
-pub(crate) fn each(
+pub(crate) fn classify_all(
     classifier: &Classifier,
     input: &Path,
     mut take: impl FnMut(String, Result<Prediction, String>),
@@ -256,11 +256,11 @@ pub(crate) fn each(
 /// The bytes of some images of an input, by their paths in its listing.
 ///
 /// # Errors
-/// As [`each`].
-pub(crate) fn read(input: &Path, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+/// As [`classify_all`].
+pub(crate) fn read_images(input: &Path, paths: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     list(input, &mut |item| {
-        if wanted.contains(&item.path.as_str())
+        if paths.contains(&item.path.as_str())
             && let Ok(bytes) = (item.load)()?
         {
             found.push((item.path, bytes));
@@ -271,8 +271,8 @@ pub(crate) fn read(input: &Path, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>
 }
 
 /// Lists all images of one input.
-fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<Found> {
-    let mut listing = Listing::new(Shard { index: 0, count: 1 }, Done::default(), send);
+fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<Listed> {
+    let mut listing = Listing::new(Shard { index: 0, count: 1 }, Finished::default(), send);
     source::walk(input, &mut listing)?;
     listing.end()
 }
@@ -281,8 +281,8 @@ fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Resu
 ///
 /// # Errors
 /// When there is no image at all.
-fn report_left_out(found: &Found) -> Result<()> {
-    let Found { images, left_out } = found;
+fn report_left_out(found: &Listed) -> Result<()> {
+    let Listed { images, left_out } = found;
     match (images, left_out.total()) {
         (0, 0) => bail!("no image found"),
         (0, count) => bail!("no image among {count} files: {left_out}"),

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::{EmbeddingFile, EmbeddingFormat};
-use super::listing::{Done, PathDigest, Shard};
+use super::listing::{Finished, PathDigest, Shard};
 use super::pipeline::Row;
 use super::rows::{Model, RowWriter, TextWriter};
 use super::{Format, cloud};
@@ -46,8 +46,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn done(&self) -> Done {
-        Done { images: self.images, paths: self.paths.clone() }
+    pub(super) fn finished(&self) -> Finished {
+        Finished { images: self.images, paths: self.paths.clone() }
     }
 }
 

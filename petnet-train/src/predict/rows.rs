@@ -146,7 +146,7 @@ fn csv_line(row: &Row, model: &Model) -> String {
 }
 
 /// A path on one line: backslashes and line breaks are escaped.
-pub(super) fn one_line(path: &str) -> String {
+pub(super) fn escape_line_breaks(path: &str) -> String {
     path.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
 }
 

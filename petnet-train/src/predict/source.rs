@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::files::{Counts, Entry, LeftOut, Name, judge, walk as walk_folder};
-use petnet::preprocess::{FileKind, HEAD, Limits, recognise};
+use petnet::files::{Counts, Entry, LeftOut, left_out, walk as walk_folder};
+use petnet::preprocess::{HEAD, Limits};
 
 use super::listing::{ImageBytes, Listing, Load};
 use super::{archive, cloud};
@@ -63,18 +63,6 @@ pub(super) fn require(input: &Path) -> Result<()> {
         return Err(UsageError(format!("{}: no such file or folder", input.display())).into());
     }
     Ok(())
-}
-
-/// Reason to leave a file out, by its name, or by its first bytes where the name has no known extension.
-pub(super) fn left_out(name: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> {
-    match judge(name) {
-        Name::Image => None,
-        Name::LeftOut(reason) => Some(reason),
-        Name::Open => match recognise(&head()) {
-            FileKind::Image | FileKind::Foreign(_) => None,
-            FileKind::NoImage => Some(LeftOut::NoImage),
-        },
-    }
 }
 
 /// True for a name with wildcards.
@@ -137,7 +125,7 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
         }
         found = true;
         let name = Path::new(path.file_name().unwrap_or_default());
-        let is_archive = archive::Kind::of(&path.to_string_lossy()).is_some();
+        let is_archive = archive::ArchiveKind::of(&path.to_string_lossy()).is_some();
         match left_out(name, || head(&path)).filter(|_| !is_archive) {
             Some(reason) => listing.leave_out(reason),
             None => file(&path, listing)?,
@@ -151,7 +139,7 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
 
 fn file(path: &Path, listing: &mut Listing) -> Result<()> {
     let name = path.display().to_string();
-    match archive::Kind::of(&name) {
+    match archive::ArchiveKind::of(&name) {
         Some(kind) => {
             let file = File::open(path).with_context(|| name.clone())?;
             archive::walk(kind, BufReader::new(file), &name, listing)
@@ -161,7 +149,7 @@ fn file(path: &Path, listing: &mut Listing) -> Result<()> {
 }
 
 fn image(path: &Path, listing: &mut Listing) -> Result<()> {
-    listing.offer(&path.display().to_string(), || Ok(load(path.into())))
+    listing.add(&path.display().to_string(), || Ok(load(path.into())))
 }
 
 fn load(path: PathBuf) -> Load {

@@ -15,6 +15,8 @@ const COLOURS: [RGBColor; 4] = [BLUE, ORANGE, RGBColor(46, 139, 87), RGBColor(14
 const GREY: RGBColor = RGBColor(150, 150, 150);
 
 type Area<B> = DrawingArea<B, Shift>;
+/// Name and points (x, y) of a curve.
+pub(crate) type Curve = (String, Vec<(f64, f64)>);
 
 /// One series of a chart.
 struct Line<'a> {
@@ -30,8 +32,22 @@ struct Frame<'a> {
     y: (&'a str, std::ops::Range<f64>),
 }
 
+/// Charts of loss, of another metric and of the learning rate by epoch; none for a single epoch.
+pub(crate) fn training(
+    history: &[EpochReport],
+    metric: fn(&[EpochReport]) -> Result<String>,
+) -> Result<Vec<String>> {
+    match history {
+        [] | [_] => Ok(Vec::new()),
+        _ => [loss_curves as fn(&[EpochReport]) -> _, metric, learning_rate]
+            .iter()
+            .map(|chart| chart(history))
+            .collect(),
+    }
+}
+
 /// Loss by epoch, training and validation.
-pub(crate) fn loss_curves(history: &[EpochReport]) -> Result<String> {
+fn loss_curves(history: &[EpochReport]) -> Result<String> {
     curves(history, "Loss", |e| (e.train_loss, e.val_loss))
 }
 
@@ -49,19 +65,15 @@ pub(crate) fn precision_curve(history: &[EpochReport]) -> Result<String> {
 }
 
 /// Precision over recall, one curve per class.
-pub(crate) fn precision_recall(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
-    let lines: Vec<_> = curves
-        .iter()
-        .zip(COLOURS.iter().cycle())
-        .map(|((name, points), colour)| Line { name, colour: *colour, points: points.clone() })
-        .collect();
+pub(crate) fn precision_recall(curves: &[Curve]) -> Result<String> {
+    let lines: Vec<_> = coloured(curves).collect();
     let (x, y) = (("recall", 0.0..1.0), ("precision", 0.0..1.02));
     let frame = Frame { title: "Precision-recall curve", x, y };
     svg(|area| draw(area, &frame, &lines))
 }
 
 /// Learning rate by epoch.
-pub(crate) fn learning_rate(history: &[EpochReport]) -> Result<String> {
+fn learning_rate(history: &[EpochReport]) -> Result<String> {
     let points: Vec<_> = history.iter().map(|e| (e.epoch as f64, e.learning_rate)).collect();
     let top = points.iter().map(|p| p.1).fold(0.0, f64::max) * 1.1;
     let end = history.len().max(2) as f64;
@@ -72,26 +84,17 @@ pub(crate) fn learning_rate(history: &[EpochReport]) -> Result<String> {
 
 /// Loss and accuracy side by side as a PNG.
 pub(crate) fn loss_curves_png(history: &[EpochReport]) -> Result<Vec<u8>> {
-    register_font()?;
-    let (width, height) = (SIZE.0 * 2, SIZE.1);
-    let mut pixels = vec![255; (width * height * 3) as usize];
-    {
-        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-        let halves = root.split_evenly((1, 2));
-        let (loss, accuracy) = (
-            history_lines(history, |e| (e.train_loss, e.val_loss)),
-            history_lines(history, |e| (e.train_accuracy, e.val_accuracy)),
-        );
+    bitmap((SIZE.0 * 2, SIZE.1), |area| {
+        let halves = area.split_evenly((1, 2));
+        let loss = history_lines(history, |e| (e.train_loss, e.val_loss));
+        let accuracy = history_lines(history, |e| (e.train_accuracy, e.val_accuracy));
         draw(&halves[0], &history_frame("Loss", &loss, history.len()), &loss)?;
-        draw(&halves[1], &history_frame("Accuracy", &accuracy, history.len()), &accuracy)?;
-        root.present().map_err(|e| anyhow!("{e}"))?;
-    }
-    png(&pixels, width, height)
+        draw(&halves[1], &history_frame("Accuracy", &accuracy, history.len()), &accuracy)
+    })
 }
 
 /// Loss over the learning rate of a range test as a PNG, with the suggestion marked.
 pub(crate) fn rate_curve_png(curve: &RateCurve, suggestion: Option<f64>) -> Result<Vec<u8>> {
-    register_font()?;
     let points: Vec<_> = curve.points.iter().map(|p| (p.rate.log10(), p.loss)).collect();
     let ends = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
@@ -110,29 +113,16 @@ pub(crate) fn rate_curve_png(curve: &RateCurve, suggestion: Option<f64>) -> Resu
         let points = vec![(x, low - margin), (x, high + margin)];
         lines.push(Line { name: "suggested", colour: ORANGE, points });
     }
-    let mut pixels = vec![255; (SIZE.0 * SIZE.1 * 3) as usize];
-    {
-        let root = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-        draw(&root, &frame, &lines)?;
-        root.present().map_err(|e| anyhow!("{e}"))?;
-    }
-    png(&pixels, SIZE.0, SIZE.1)
+    bitmap(SIZE, |area| draw(area, &frame, &lines))
 }
 
 /// True positive rate over false positive rate, one curve per class.
-pub(crate) fn roc(curves: &[(String, Vec<(f64, f64)>)]) -> Result<String> {
+pub(crate) fn roc(curves: &[Curve]) -> Result<String> {
     let mut lines =
         vec![Line { name: "chance", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] }];
-    lines.extend(curves.iter().zip(COLOURS.iter().cycle()).map(|((name, points), colour)| Line {
-        name,
-        colour: *colour,
-        points: points.clone(),
-    }));
-    let frame = Frame {
-        title: "ROC curve",
-        x: ("false positive rate", 0.0..1.0),
-        y: ("true positive rate", 0.0..1.0),
-    };
+    lines.extend(coloured(curves));
+    let (x, y) = (("false positive rate", 0.0..1.0), ("true positive rate", 0.0..1.0));
+    let frame = Frame { title: "ROC curve", x, y };
     svg(|area| draw(area, &frame, &lines))
 }
 
@@ -143,11 +133,8 @@ pub(crate) fn reliability(bins: &[CalibrationBin]) -> Result<String> {
         Line { name: "calibrated", colour: GREY, points: vec![(0.0, 0.0), (1.0, 1.0)] },
         Line { name: "model", colour: BLUE, points },
     ];
-    let frame = Frame {
-        title: "Reliability diagram",
-        x: ("confidence", 0.0..1.0),
-        y: ("accuracy", 0.0..1.0),
-    };
+    let (x, y) = (("confidence", 0.0..1.0), ("accuracy", 0.0..1.0));
+    let frame = Frame { title: "Reliability diagram", x, y };
     svg(|area| draw(area, &frame, &lines))
 }
 
@@ -158,15 +145,11 @@ pub(crate) fn ood_scores(groups: &[(&str, &[f32])], threshold: f32) -> Result<St
         values.fold((threshold, threshold), |(low, high), score| (low.min(score), high.max(score)));
     let margin = ((high - low) * 0.02).max(1e-6);
     let (low, high) = (f64::from(low - margin), f64::from(high + margin));
-    let mut lines: Vec<Line<'_>> = groups
+    let outlines: Vec<Curve> = groups
         .iter()
-        .zip(COLOURS.iter().cycle())
-        .map(|((name, scores), colour)| Line {
-            name,
-            colour: *colour,
-            points: outline(scores, low..high),
-        })
+        .map(|(name, scores)| (name.to_string(), outline(scores, low..high)))
         .collect();
+    let mut lines: Vec<_> = coloured(&outlines).collect();
     let top = lines.iter().flat_map(|line| &line.points).map(|p| p.1).fold(0.0, f64::max) * 1.1;
     let x = f64::from(threshold);
     lines.push(Line { name: "threshold", colour: GREY, points: vec![(x, 0.0), (x, top)] });
@@ -197,12 +180,8 @@ fn outline(scores: &[f32], range: std::ops::Range<f64>) -> Vec<(f64, f64)> {
 }
 
 /// A metric by epoch, one line per run.
-pub(crate) fn overlaid(title: &str, runs: &[(&str, Vec<(f64, f64)>)]) -> Result<String> {
-    let lines: Vec<_> = runs
-        .iter()
-        .zip(COLOURS.iter().cycle())
-        .map(|((name, points), colour)| Line { name, colour: *colour, points: points.clone() })
-        .collect();
+pub(crate) fn overlaid(title: &str, runs: &[Curve]) -> Result<String> {
+    let lines: Vec<_> = coloured(runs).collect();
     let last = runs.iter().flat_map(|(_, points)| points).map(|p| p.0).fold(0.0, f64::max);
     let frame = history_frame(title, &lines, last as usize);
     svg(|area| draw(area, &frame, &lines))
@@ -244,6 +223,30 @@ fn register_font() -> Result<()> {
     const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans-ascii.ttf");
     plotters::style::register_font("sans-serif", FontStyle::Normal, FONT)
         .map_err(|_| anyhow!("the bundled font is damaged"))
+}
+
+/// One line per curve, in the colours of the charts.
+fn coloured(curves: &[Curve]) -> impl Iterator<Item = Line<'_>> {
+    curves.iter().zip(COLOURS.iter().cycle()).map(|((name, points), colour)| Line {
+        name,
+        colour: *colour,
+        points: points.clone(),
+    })
+}
+
+/// A PNG file of a size in pixels.
+fn bitmap(
+    (width, height): (u32, u32),
+    paint: impl FnOnce(&Area<BitMapBackend<'_>>) -> Result<()>,
+) -> Result<Vec<u8>> {
+    register_font()?;
+    let mut pixels = vec![255; (width * height * 3) as usize];
+    {
+        let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        paint(&area)?;
+        area.present().map_err(|e| anyhow!("{e}"))?;
+    }
+    png(&pixels, width, height)
 }
 
 fn svg(paint: impl FnOnce(&Area<SVGBackend<'_>>) -> Result<()>) -> Result<String> {

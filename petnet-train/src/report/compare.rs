@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use minijinja::value::Serde;
-use minijinja::{Environment, Value};
 use serde_json::json;
 
-use super::charts;
+use super::charts::{self, Curve};
+use super::render;
 use crate::tracking::Run;
 
 const TEMPLATE: &str = include_str!("compare.html");
@@ -67,12 +66,12 @@ pub(crate) fn html(runs: &[Run]) -> Result<String> {
     let titles: Vec<String> = runs.iter().map(title).collect();
     let mut curves = Vec::new();
     for (key, name) in CURVES {
-        let lines: Vec<(&str, Vec<(f64, f64)>)> = runs
+        let lines: Vec<Curve> = runs
             .iter()
             .zip(&titles)
             .map(|(run, title)| {
                 let points = run.points(key).iter().map(|p| (p.step as f64, p.value)).collect();
-                (title.as_str(), points)
+                (title.clone(), points)
             })
             .collect();
         if lines.iter().any(|(_, points)| points.len() > 1) {
@@ -86,9 +85,7 @@ pub(crate) fn html(runs: &[Run]) -> Result<String> {
         "settings": differing(&settings),
         "figures": final_figures(runs)?,
     });
-    let mut environment = Environment::new();
-    environment.add_template("compare.html", TEMPLATE)?;
-    Ok(environment.get_template("compare.html")?.render(Value::from(Serde(values)))?)
+    render(TEMPLATE, values)
 }
 
 #[cfg(test)]
@@ -104,8 +101,8 @@ mod tests {
         let rows = differing(&[run("0.1"), second]);
         let expected = [("extra", ["-", "x"]), ("rate", ["0.1", "0.2"])];
         assert_eq!(rows.len(), expected.len());
-        for ((key, values), (name, wanted)) in rows.iter().zip(expected) {
-            assert_eq!((key.as_str(), values.as_slice()), (name, &wanted.map(String::from)[..]));
+        for ((key, values), (name, expected)) in rows.iter().zip(expected) {
+            assert_eq!((key.as_str(), values.as_slice()), (name, &expected.map(String::from)[..]));
         }
     }
 }

@@ -14,13 +14,13 @@ use crate::tracking::Run;
 /// Most mistakes whose thumbnails are kept with a run.
 const TRACKED_MISTAKES: usize = 8;
 
-/// Predictions on every image of a data set.
-pub(crate) enum Answers {
+/// Predictions of a model of either task on every image of a data set.
+pub(crate) enum AnyEvaluation {
     SingleLabel(Evaluation),
     MultiLabel(LabelEvaluation),
 }
 
-impl Answers {
+impl AnyEvaluation {
     pub(crate) fn of(
         classifier: &Classifier,
         dataset: &Dataset,
@@ -93,25 +93,16 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    pub(crate) fn of(subject: Subject<'_>, answers: &Answers) -> Result<Self> {
-        match answers {
-            Answers::SingleLabel(evaluation) => Self::of_classes(subject, evaluation),
-            Answers::MultiLabel(evaluation) => Self::of_labels(subject, evaluation),
+    pub(crate) fn of(subject: Subject<'_>, evaluation: &AnyEvaluation) -> Result<Self> {
+        match evaluation {
+            AnyEvaluation::SingleLabel(evaluation) => Self::of_classes(subject, evaluation),
+            AnyEvaluation::MultiLabel(evaluation) => Self::of_labels(subject, evaluation),
         }
     }
 
     fn of_classes(subject: Subject<'_>, evaluation: &Evaluation) -> Result<Self> {
         let (metrics, coverage) = (evaluation.metrics(), evaluation.coverage());
-        let Subject { classifier, dataset, source, ood_inputs } = subject;
-        let report = Report {
-            info: classifier.info(),
-            parameters: classifier.parameters(),
-            evaluation,
-            metrics: &metrics,
-            dataset,
-            source,
-            ood_inputs,
-        };
+        let report = Report { subject, evaluation, metrics: &metrics };
         let mistakes = report.worst_mistakes()?;
         let mut figures = serde_json::to_value(&metrics)?;
         figures["coverage"] = json!(coverage);

@@ -1,16 +1,14 @@
 //! `report.html` of a multi-label model, as one self-contained page.
 
 use anyhow::Result;
-use minijinja::value::Serde;
-use minijinja::{Environment, Value};
 use petnet::LabelEvaluation;
 use petnet::metrics::{MultiLabelMetrics, precision_recall_curve};
-use petnet::train::EpochReport;
 use serde_json::json;
 
-use super::charts;
+use super::charts::{self, Curve};
 use super::findings::Subject;
-use super::page::{GALLERY, Mistake, STYLE};
+use super::page::{GALLERY, Mistake, STYLE, history};
+use super::render;
 use crate::encode::thumbnail;
 
 const TEMPLATE: &str = include_str!("labels.html");
@@ -28,19 +26,7 @@ impl LabelReport<'_> {
     /// The page, with the given [`LabelReport::worst_mistakes`].
     pub(super) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
         let info = self.subject.classifier.info();
-        let history: Vec<EpochReport> =
-            serde_json::from_value(info.history.clone()).unwrap_or_default();
-        let training = match history.len() {
-            0 | 1 => Vec::new(),
-            _ => vec![
-                charts::loss_curves(&history)?,
-                charts::precision_curve(&history)?,
-                charts::learning_rate(&history)?,
-            ],
-        };
-        let mut environment = Environment::new();
-        environment.add_filter("percent", |value: f64| format!("{:.2} %", value * 100.0));
-        environment.add_template("labels.html", TEMPLATE)?;
+        let training = charts::training(&history(info), charts::precision_curve)?;
         let ood_inputs: Vec<_> =
             self.subject.ood_inputs.iter().map(|input| &input.figures).collect();
         let values = json!({
@@ -57,11 +43,11 @@ impl LabelReport<'_> {
             "ood_inputs": ood_inputs,
             "mistakes": mistakes,
         });
-        Ok(environment.get_template("labels.html")?.render(Value::from(Serde(values)))?)
+        render(TEMPLATE, values)
     }
 
     /// Precision-recall curves of the first classes.
-    fn curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {
+    fn curves(&self) -> Vec<Curve> {
         let LabelEvaluation { probabilities, truth, .. } = self.evaluation;
         let labels = self.subject.classifier.labels().iter().enumerate().take(CURVES);
         let curve = |(class, label): (usize, &String)| {

@@ -1,15 +1,15 @@
 //! `report.html` of a single-label model, as one self-contained page.
 
 use anyhow::Result;
-use minijinja::value::Serde;
-use minijinja::{Environment, Value};
 use petnet::metrics::{self, Metrics};
 use petnet::train::EpochReport;
-use petnet::{Dataset, Evaluation, ModelInfo};
+use petnet::{Evaluation, ModelInfo};
 use serde::Serialize;
 use serde_json::json;
 
-use super::charts;
+use super::charts::{self, Curve};
+use super::findings::Subject;
+use super::render;
 use crate::encode::{data_url, thumbnail};
 use crate::ood::{AnsweredImage, OodEvaluation, OodFigures};
 
@@ -26,14 +26,9 @@ const CONFIDENCE_STEPS: [f32; 6] = [0.99, 0.95, 0.9, 0.8, 0.65, 0.0];
 
 /// Contents of the page.
 pub(super) struct Report<'a> {
-    pub(super) info: &'a ModelInfo,
-    pub(super) parameters: usize,
+    pub(super) subject: Subject<'a>,
     pub(super) evaluation: &'a Evaluation,
     pub(super) metrics: &'a Metrics,
-    pub(super) dataset: &'a Dataset,
-    pub(super) source: String,
-    /// Evaluations on out-of-distribution images; may be empty.
-    pub(super) ood_inputs: &'a [OodEvaluation],
 }
 
 /// A wrong prediction.
@@ -73,35 +68,26 @@ struct ConfidenceRow {
 }
 
 impl Report<'_> {
+    fn info(&self) -> &ModelInfo {
+        self.subject.classifier.info()
+    }
+
     /// The page, with the given [`Report::worst_mistakes`].
     pub(super) fn html(&self, mistakes: &[Mistake]) -> Result<String> {
-        let history: Vec<EpochReport> =
-            serde_json::from_value(self.info.history.clone()).unwrap_or_default();
-        let curves = if history.len() > 1 {
-            vec![
-                charts::loss_curves(&history)?,
-                charts::accuracy_curves(&history)?,
-                charts::learning_rate(&history)?,
-            ]
-        } else {
-            Vec::new()
-        };
-        let bins = metrics::calibration(&self.evaluation.probabilities, &self.evaluation.truth);
-        let mut environment = Environment::new();
-        environment.add_filter("percent", |value: f64| format!("{:.2} %", value * 100.0));
-        environment.add_template("page.html", TEMPLATE)?;
-        let settings = serde_json::to_string_pretty(&self.info.settings)?;
+        let history = history(self.info());
+        let bins = self.evaluation.calibration_bins();
+        let settings = serde_json::to_string_pretty(&self.info().settings)?;
         let values = json!({
             "style": STYLE,
-            "info": self.info,
+            "info": self.info(),
             "settings": settings,
-            "parameters": self.parameters,
-            "source": self.source,
+            "parameters": self.subject.classifier.parameters(),
+            "source": self.subject.source,
             "metrics": self.metrics,
-            "whole": self.info.labels.len() <= SHOWN,
+            "whole": self.info().labels.len() <= SHOWN,
             "confused": self.most_confused(),
             "weakest": self.weakest(),
-            "curves": curves,
+            "curves": charts::training(&history, charts::accuracy_curves)?,
             "roc": charts::roc(&self.roc_curves())?,
             "reliability": charts::reliability(&bins)?,
             "confidence": self.by_confidence(),
@@ -112,11 +98,11 @@ impl Report<'_> {
             "seconds": history.last().map(|e| e.seconds),
             "epochs": history.len(),
         });
-        Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
+        render(TEMPLATE, values)
     }
 
     fn ood_inputs(&self) -> Vec<OodInput<'_>> {
-        let ood_inputs = self.ood_inputs.iter();
+        let ood_inputs = self.subject.ood_inputs.iter();
         ood_inputs
             .map(|OodEvaluation { figures, gallery, .. }| OodInput { figures, gallery })
             .collect()
@@ -124,11 +110,13 @@ impl Report<'_> {
 
     /// Histograms of the scores; `None` without out-of-distribution images, or without a score.
     fn score_chart(&self) -> Result<Option<String>> {
-        let Some(ood) = self.info.ood.as_ref().filter(|_| !self.ood_inputs.is_empty()) else {
+        let Some(ood) = self.info().ood.as_ref().filter(|_| !self.subject.ood_inputs.is_empty())
+        else {
             return Ok(None);
         };
         let own = [("in distribution", self.evaluation.ood_scores.as_slice())];
         let ood_inputs = self
+            .subject
             .ood_inputs
             .iter()
             .map(|input| (ending(&input.figures.input), input.scores.as_slice()));
@@ -137,7 +125,7 @@ impl Report<'_> {
     }
 
     fn most_confused(&self) -> Vec<Confused<'_>> {
-        let labels = &self.info.labels;
+        let labels = &self.info().labels;
         let rows = self.metrics.confusion_matrix.iter().enumerate();
         let cells = rows.flat_map(|(actual, row)| {
             row.iter().enumerate().map(move |(predicted, count)| (actual, predicted, *count))
@@ -166,8 +154,8 @@ impl Report<'_> {
         classes
     }
 
-    fn roc_curves(&self) -> Vec<(String, Vec<(f64, f64)>)> {
-        let labels = &self.info.labels;
+    fn roc_curves(&self) -> Vec<Curve> {
+        let labels = &self.info().labels;
         // With two classes, the curve of the first is that of the second, rotated by 180 degrees.
         let shown = if labels.len() == 2 { 1..2 } else { 0..labels.len().min(8) };
         shown
@@ -223,15 +211,20 @@ impl Report<'_> {
             .take(GALLERY)
             .map(|(index, predicted, confidence)| {
                 Ok(Mistake {
-                    path: self.dataset.samples()[index].path.display().to_string(),
-                    actual: self.info.labels[truth[index]].clone(),
-                    predicted: self.info.labels[predicted].clone(),
+                    path: self.subject.dataset.samples()[index].path.display().to_string(),
+                    actual: self.info().labels[truth[index]].clone(),
+                    predicted: self.info().labels[predicted].clone(),
                     confidence,
-                    thumbnail: thumbnail(&self.dataset.read(index)?)?,
+                    thumbnail: thumbnail(&self.subject.dataset.read(index)?)?,
                 })
             })
             .collect()
     }
+}
+
+/// The epochs of a model's training; empty where they are unknown.
+pub(super) fn history(info: &ModelInfo) -> Vec<EpochReport> {
+    serde_json::from_value(info.history.clone()).unwrap_or_default()
 }
 
 /// The last characters of an input's name, as many as fit into the legend of a chart.

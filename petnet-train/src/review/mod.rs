@@ -105,14 +105,14 @@ fn summary(dataset: &Dataset, findings: &Findings, most: usize) -> serde_json::V
     let class = |number: usize| &dataset.classes()[number];
     let label = |suspect: &LabelSuspect| {
         json!({
-            "path": path(suspect.photo), "given": given(dataset, suspect.photo),
+            "path": path(suspect.image), "given": given(dataset, suspect.image),
             "likely": class(suspect.likely), "given_probability": suspect.given_probability,
             "likely_probability": suspect.likely_probability, "confident": suspect.confident,
         })
     };
     let others = |list: &[Suspect]| -> Vec<_> {
         let first = list.iter().take(most);
-        first.map(|s| json!({ "path": path(s.photo), "value": s.value })).collect()
+        first.map(|s| json!({ "path": path(s.image), "value": s.value })).collect()
     };
     let groups = findings.duplicates.iter();
     json!({
@@ -141,11 +141,11 @@ fn print_findings(dataset: &Dataset, findings: &Findings) {
     say!("{} likely label errors, {confident} of them confident", findings.labels.len());
     say!("{} groups of duplicates, {across} with different labels", findings.duplicates.len());
     for suspect in findings.labels.iter().take(5) {
-        let sample = &dataset.samples()[suspect.photo];
+        let sample = &dataset.samples()[suspect.image];
         say!(
             "  {}: labelled {}, predicted {} ({:.0} %)",
             sample.path.display(),
-            given(dataset, suspect.photo),
+            given(dataset, suspect.image),
             dataset.classes()[suspect.likely],
             suspect.likely_probability * 100.0
         );
@@ -155,7 +155,7 @@ fn print_findings(dataset: &Dataset, findings: &Findings) {
 /// The lists of the page. Lists of outliers and of bad images are limited to a tenth of the data set, but at least 12.
 fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
     let labels = findings.labels.iter().take(most).map(|suspect| Card {
-        image: suspect.photo,
+        image: suspect.image,
         likely: Some(suspect.likely),
         note: format!(
             "{:.0} % {}, {:.0} % as labelled",
@@ -167,7 +167,7 @@ fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
     let few = most.min((dataset.len() / 10).max(12));
     let cards = |list: &[Suspect], note: &dyn Fn(f32) -> String| -> Vec<Card> {
         let first = list.iter().take(few);
-        first.map(|s| Card { image: s.photo, likely: None, note: note(s.value) }).collect()
+        first.map(|s| Card { image: s.image, likely: None, note: note(s.value) }).collect()
     };
     let mut groups: Vec<&Vec<usize>> = findings.duplicates.iter().collect();
     let same_label = |group: &Vec<usize>| {

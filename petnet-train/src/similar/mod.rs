@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use petnet::similar::{ImageIndex, Neighbour};
 use petnet::{Classifier, Device};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::page::{Page, Shown};
@@ -85,13 +86,24 @@ struct Query {
     found: Result<Vec<Near>, String>,
 }
 
+/// Results of the command.
+struct Results {
+    /// Number of images in the index.
+    images: usize,
+    updated: Option<Updated>,
+    queries: Vec<Query>,
+    duplicates: Option<Vec<Duplicate>>,
+}
+
 /// An image of the index, and its similarity to the query.
+#[derive(Serialize)]
 struct Near {
     path: String,
     cosine: f32,
 }
 
 /// Two images of the index that count as duplicates.
+#[derive(Serialize)]
 struct Duplicate {
     paths: [String; 2],
     cosine: f32,
@@ -117,11 +129,13 @@ impl Similar {
             let shown = self.page(&images, &queries, duplicates.as_deref());
             files::write(path, shown.html()?.as_bytes())?;
         }
+        let results = Results { images: images.images().len(), updated, queries, duplicates };
         if output.json {
-            say!("{}", report(&images, updated.as_ref(), &queries, duplicates.as_deref()));
+            say!("{}", results.json());
         } else {
-            print(&images, updated.as_ref(), &queries, duplicates.as_deref())?;
+            results.print()?;
         }
+        let queries = results.queries;
         let failed = queries.iter().filter(|query| query.found.is_err()).count();
         if failed > 0 {
             bail!("{failed} of {} images could not be read", queries.len());
@@ -211,60 +225,47 @@ fn shown(path: &str) -> String {
     path.strip_prefix(here).unwrap_or(path).display().to_string()
 }
 
-fn report(
-    images: &ImageIndex,
-    updated: Option<&Updated>,
-    queries: &[Query],
-    duplicates: Option<&[Duplicate]>,
-) -> Value {
-    let queries = queries.iter().map(|query| match &query.found {
-        Ok(found) => {
-            let near = found.iter().map(|near| json!({ "path": near.path, "cosine": near.cosine }));
-            json!({ "path": query.path, "neighbours": near.collect::<Vec<_>>() })
+impl Results {
+    fn json(&self) -> Value {
+        let queries = self.queries.iter().map(|Query { path, found }| match found {
+            Ok(found) => json!({ "path": path, "neighbours": found }),
+            Err(reason) => json!({ "path": path, "error": reason }),
+        });
+        let mut json = json!({
+            "images": self.images,
+            "updated": self.updated.as_ref().map(Updated::json),
+            "queries": queries.collect::<Vec<_>>(),
+        });
+        if let Some(pairs) = &self.duplicates {
+            json["duplicates"] = json!(pairs);
         }
-        Err(reason) => json!({ "path": query.path, "error": reason }),
-    });
-    let mut report = json!({
-        "images": images.images().len(),
-        "updated": updated.map(Updated::json),
-        "queries": queries.collect::<Vec<_>>(),
-    });
-    if let Some(pairs) = duplicates {
-        let pairs = pairs.iter().map(|pair| json!({ "paths": pair.paths, "cosine": pair.cosine }));
-        report["duplicates"] = pairs.collect();
+        json
     }
-    report
-}
 
-fn print(
-    images: &ImageIndex,
-    updated: Option<&Updated>,
-    queries: &[Query],
-    duplicates: Option<&[Duplicate]>,
-) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    if let Some(updated) = updated {
-        writeln!(out, "{}", updated.summary(images.images().len()))?;
-    }
-    for Query { path, found } in queries {
-        match found {
-            Ok(found) => {
-                writeln!(out, "{}", path.display())?;
-                for near in found {
-                    writeln!(out, "  {:.4}  {}", near.cosine, shown(&near.path))?;
-                }
-            }
-            Err(reason) => say_error!("{}: {reason}", path.display()),
+    fn print(&self) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        if let Some(updated) = &self.updated {
+            writeln!(out, "{}", updated.summary(self.images))?;
         }
+        for Query { path, found } in &self.queries {
+            match found {
+                Ok(found) => {
+                    writeln!(out, "{}", path.display())?;
+                    for near in found {
+                        writeln!(out, "  {:.4}  {}", near.cosine, shown(&near.path))?;
+                    }
+                }
+                Err(reason) => say_error!("{}: {reason}", path.display()),
+            }
+        }
+        let Some(pairs) = &self.duplicates else { return Ok(()) };
+        for Duplicate { paths: [a, b], cosine } in pairs {
+            writeln!(out, "{cosine:.4}  {}  {}", shown(a), shown(b))?;
+        }
+        let most = match pairs.len() {
+            MOST_PAIRS => ", only the nearest are listed: raise --threshold",
+            _ => "",
+        };
+        Ok(writeln!(out, "{} pairs of duplicates{most}", pairs.len())?)
     }
-    let Some(pairs) = duplicates else { return Ok(()) };
-    for Duplicate { paths: [a, b], cosine } in pairs {
-        writeln!(out, "{cosine:.4}  {}  {}", shown(a), shown(b))?;
-    }
-    let most = if pairs.len() == MOST_PAIRS {
-        ", only the nearest are listed: raise --threshold"
-    } else {
-        ""
-    };
-    Ok(writeln!(out, "{} pairs of duplicates{most}", pairs.len())?)
 }

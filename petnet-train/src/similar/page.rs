@@ -1,13 +1,12 @@
 //! A self-contained HTML page: each query with its neighbours, and pairs of duplicates.
 
 use anyhow::Result;
-use minijinja::value::Serde;
-use minijinja::{Environment, Value};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Duplicate, Query, shown};
 use crate::encode::{data_url, thumbnail};
+use crate::report::render;
 
 const TEMPLATE: &str = include_str!("page.html");
 /// Most pairs on the page; their thumbnails determine its size.
@@ -85,10 +84,6 @@ pub(super) fn pairs(pairs: &[Duplicate]) -> Pairs {
 
 impl Page {
     pub(super) fn html(&self) -> Result<String> {
-        let mut environment = Environment::new();
-        environment.add_filter("cosine", |value: f64| format!("{value:.4}"));
-        environment.add_template("page.html", TEMPLATE)?;
-        let values = serde_json::to_value(self)?;
-        Ok(environment.get_template("page.html")?.render(Value::from(Serde(values)))?)
+        render(TEMPLATE, self)
     }
 }

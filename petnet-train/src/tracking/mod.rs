@@ -242,15 +242,15 @@ impl Tracker {
             None => tracking.start(name)?,
         };
         crate::files::write(&run_file(out), run.id().as_bytes())?;
-        Self::over(run, tracking.server.clone(), true)
+        Self::new(run, tracking.server.clone(), true)
     }
 
     /// Adds records to a run that has ended, without changing its status.
     pub(crate) fn append(run: Run, server: Option<Server>) -> Result<Self> {
-        Self::over(run, server, false)
+        Self::new(run, server, false)
     }
 
-    fn over(run: Run, server: Option<Server>, monitor: bool) -> Result<Self> {
+    fn new(run: Run, server: Option<Server>, monitor: bool) -> Result<Self> {
         let sender = server.map(|server| Sender::start(&run, server)).transpose()?;
         let monitor = monitor.then(|| Monitor::start(&run)).transpose()?;
         Ok(Self { run, sender, monitor, steps: HashMap::new(), failed: false })

@@ -132,11 +132,11 @@ pub(crate) struct Point {
 impl Point {
     pub(crate) fn read(line: &str) -> Option<Self> {
         let mut parts = line.split(' ');
-        let mut next = || parts.next();
+        let mut field = || parts.next();
         Some(Self {
-            time: next()?.parse().ok()?,
-            value: next()?.parse().ok()?,
-            step: next()?.parse().ok()?,
+            time: field()?.parse().ok()?,
+            value: field()?.parse().ok()?,
+            step: field()?.parse().ok()?,
         })
     }
 }
@@ -184,7 +184,7 @@ impl Run {
     /// Reads a run; a running one whose process has ended is marked as killed.
     pub(super) fn open(folder: PathBuf) -> Result<Self> {
         let mut run = Self { meta: read_yaml(&folder)?, folder, lock: None };
-        run.mark_if_dead()?;
+        run.mark_if_killed()?;
         Ok(run)
     }
 
@@ -215,7 +215,7 @@ impl Run {
     }
 
     /// A handle with the metadata read again from the file.
-    pub(crate) fn fresh(&self) -> Result<Self> {
+    pub(crate) fn reread(&self) -> Result<Self> {
         Ok(Self { folder: self.folder.clone(), meta: read_yaml(&self.folder)?, lock: None })
     }
 
@@ -245,7 +245,7 @@ impl Run {
     }
 
     /// Marks a run as killed if its status is running but no process has it locked.
-    fn mark_if_dead(&mut self) -> Result<()> {
+    fn mark_if_killed(&mut self) -> Result<()> {
         if self.meta.status() != Status::Running || lock(&self.folder)?.is_none() {
             return Ok(());
         }

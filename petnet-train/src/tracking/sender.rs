@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use petnet::mlflow::{Failure, Server};
+use petnet::mlflow::{RequestError, Server};
 
 use super::run::Run;
 use super::sync::sync;
@@ -57,7 +57,7 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
             std::thread::sleep(wait.min(Duration::from_secs(2)));
         }
         // The status is read from the file, which the thread that records the run updates.
-        let now = run.fresh().unwrap_or_else(|_| run.share());
+        let now = run.reread().unwrap_or_else(|_| run.share());
         match sync(&now, server) {
             Ok(_) if end.is_some() => return true,
             Ok(_) => {
@@ -67,7 +67,8 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
                 wait = Duration::ZERO;
             }
             Err(error) => {
-                let transient = error.downcast_ref::<Failure>().is_some_and(Failure::is_transient);
+                let transient =
+                    error.downcast_ref::<RequestError>().is_some_and(RequestError::is_transient);
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(
                         error = format!("{error:#}"),

@@ -8,23 +8,18 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use petnet::mlflow::Server;
+use anyhow::Result;
+use petnet::mlflow::{MetricValue, NewModel, NewRun, RemoteRecord, Server};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use super::run::{Model, Point, Run};
+use super::run::{Point, Run, RunMeta};
 use crate::files;
 
 const FILE: &str = "sync.json";
 const LOCK: &str = "sync.lock";
-/// Tag with the local identifier, by which a run or model is found again on a server.
-const ORIGIN: &str = "petnet.id";
 /// Most metrics, and most parameters or tags, in a request to MLflow.
 const MAX_METRICS: usize = 1000;
 const MAX_PARAMS: usize = 100;
-/// Most characters of a parameter or tag.
-const MAX_VALUE: usize = 6000;
 
 /// The parts of a run that a server has, recorded in `sync.json`.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,7 +66,7 @@ struct Transfer<'a> {
 /// Sends the parts of `run` that `server` lacks.
 ///
 /// # Errors
-/// A [`petnet::mlflow::Failure`] of the server, or an error of the disk. A later call continues from there.
+/// A [`petnet::mlflow::RequestError`] of the server, or an error of the disk. A later call continues from there.
 pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
     let lock = File::create(run.folder().join(LOCK))?;
     lock.lock()?;
@@ -111,55 +106,19 @@ impl Transfer<'_> {
     }
 
     fn begin(&mut self) -> Result<()> {
-        let experiment = self.experiment()?;
-        let run = match self.find_run(&experiment)? {
-            Some(run) => run,
-            None => {
-                let meta = self.run.meta();
-                let body = json!({
-                    "experiment_id": experiment,
-                    "user_id": meta.user_id,
-                    "run_name": meta.run_name,
-                    "start_time": meta.start_time,
-                    "tags": [{ "key": ORIGIN, "value": meta.run_id }],
-                });
-                self.server.post("runs/create", &body)?["run"].clone()
-            }
-        };
-        let text = |name: &str| run["info"][name].as_str().map(str::to_string);
-        self.sent.run_id =
-            text("run_id").context("the server created a run without an identifier")?;
-        self.sent.artifacts_at = text("artifact_uri").unwrap_or_default();
-        self.sent.experiment_id = experiment;
+        let experiment_id = self.server.experiment_id(&self.run.experiment()?)?;
+        let RunMeta { user_id, run_name, start_time, run_id, .. } = self.run.meta();
+        let run = self.server.create_run(&NewRun {
+            experiment_id: &experiment_id,
+            user: user_id,
+            name: run_name,
+            start_time: *start_time,
+            origin: run_id,
+        })?;
+        self.sent.run_id = run.id;
+        self.sent.artifacts_at = run.artifact_uri;
+        self.sent.experiment_id = experiment_id;
         self.save()
-    }
-
-    fn experiment(&self) -> Result<String> {
-        let name = self.run.experiment()?;
-        let kind = json!({ "key": "mlflow.experimentKind", "value": "custom_model_development" });
-        let created =
-            self.server.post("experiments/create", &json!({ "name": name, "tags": [kind] }));
-        match created {
-            Ok(answer) => Ok(answer["experiment_id"].as_str().unwrap_or_default().into()),
-            Err(failure) if failure.is("RESOURCE_ALREADY_EXISTS") => {
-                let query = [("experiment_name", name.as_str())];
-                let found: Value = self.server.get("experiments/get-by-name", &query)?;
-                let id = found["experiment"]["experiment_id"].as_str();
-                Ok(id.with_context(|| format!("experiment {name} was deleted there"))?.into())
-            }
-            Err(failure) => Err(failure.into()),
-        }
-    }
-
-    /// The run on the server that an earlier request created but whose response was lost.
-    fn find_run(&self, experiment: &str) -> Result<Option<Value>> {
-        let body = json!({
-            "experiment_ids": [experiment],
-            "filter": format!("tags.`{ORIGIN}` = '{}'", self.run.id()),
-            "max_results": 1,
-        });
-        let found = self.server.post("runs/search", &body)?;
-        Ok(found["runs"].get(0).cloned())
     }
 
     fn inputs(&mut self) -> Result<()> {
@@ -167,14 +126,7 @@ impl Transfer<'_> {
             if self.sent.inputs.contains(&id) {
                 continue;
             }
-            let body = json!({
-                "run_id": self.sent.run_id,
-                "datasets": [{
-                    "tags": [{ "key": "mlflow.data.context", "value": context }],
-                    "dataset": input,
-                }],
-            });
-            self.server.post("runs/log-inputs", &body)?;
+            self.server.log_input(&self.sent.run_id, &input, &context)?;
             self.sent.inputs.insert(id);
             self.save()?;
         }
@@ -196,14 +148,12 @@ impl Transfer<'_> {
             .filter(|(key, value)| self.sent.tags.get(key) != Some(value))
             .collect();
         for some in params.chunks(MAX_PARAMS) {
-            let body = json!({ "run_id": self.sent.run_id, "params": pairs(some) });
-            self.server.post("runs/log-batch", &body)?;
+            self.server.log_params(&self.sent.run_id, some)?;
             self.sent.params.extend(some.iter().map(|(key, _)| key.clone()));
             self.save()?;
         }
         for some in tags.chunks(MAX_PARAMS) {
-            let body = json!({ "run_id": self.sent.run_id, "tags": pairs(some) });
-            self.server.post("runs/log-batch", &body)?;
+            self.server.log_tags(&self.sent.run_id, some)?;
             self.sent.tags.extend(some.iter().cloned());
             self.save()?;
         }
@@ -214,18 +164,16 @@ impl Transfer<'_> {
         let mut batch = Vec::new();
         let mut ends = BTreeMap::new();
         for (key, path) in self.run.metric_files()? {
-            let mut at = self.sent.metrics.get(&key).copied().unwrap_or_default();
+            let mut offset = self.sent.metrics.get(&key).copied().unwrap_or_default();
             let mut file = BufReader::new(File::open(&path)?);
-            file.seek(SeekFrom::Start(at))?;
+            file.seek(SeekFrom::Start(offset))?;
             let mut line = String::new();
             // A line without a line feed is still being written.
             while file.read_line(&mut line)? > 0 && line.ends_with('\n') {
-                at += line.len() as u64;
+                offset += line.len() as u64;
                 if let Some(Point { time, value, step }) = Point::read(line.trim_end()) {
-                    batch.push(json!({
-                        "key": key, "value": value, "timestamp": time, "step": step,
-                    }));
-                    ends.insert(key.clone(), at);
+                    batch.push(MetricValue { key: key.clone(), value, timestamp: time, step });
+                    ends.insert(key.clone(), offset);
                 }
                 line.clear();
                 if batch.len() == MAX_METRICS {
@@ -238,29 +186,24 @@ impl Transfer<'_> {
 
     fn send_metrics(
         &mut self,
-        batch: &mut Vec<Value>,
+        batch: &mut Vec<MetricValue>,
         ends: &mut BTreeMap<String, u64>,
     ) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        let body = json!({ "run_id": self.sent.run_id, "metrics": std::mem::take(batch) });
-        self.server.post("runs/log-batch", &body)?;
+        self.server.log_metrics(&self.sent.run_id, batch)?;
+        batch.clear();
         self.sent.metrics.append(ends);
         self.save()
     }
 
     fn artifacts(&mut self, uri: &str) -> Result<()> {
-        let files = self.run.artifacts()?;
-        if files.is_empty() {
-            return Ok(());
-        }
-        let folder = self.server.place(uri)?;
-        for (path, file) in files {
-            let stamp = stamp(&file)?;
-            if self.sent.artifacts.get(&path) != Some(&stamp) {
-                self.server.upload(&format!("{folder}/{path}"), &file)?;
-                self.sent.artifacts.insert(path, stamp);
+        for (path, file) in self.run.artifacts()? {
+            let size_and_time = size_and_time(&file)?;
+            if self.sent.artifacts.get(&path) != Some(&size_and_time) {
+                self.server.upload_artifact(uri, &path, &file)?;
+                self.sent.artifacts.insert(path, size_and_time);
                 self.save()?;
             }
         }
@@ -274,59 +217,24 @@ impl Transfer<'_> {
             if known.complete {
                 continue;
             }
-            let there = self.begin_model(&model)?;
-            let id = there["info"]["model_id"].as_str().unwrap_or_default().to_string();
+            let RemoteRecord { id, artifact_uri } = self.server.create_model(&NewModel {
+                experiment_id: &self.sent.experiment_id,
+                run_id: &self.sent.run_id,
+                name: &model.meta.name,
+                model_type: &model.meta.model_type,
+                params: &model.params()?,
+                tags: &model.tags()?,
+                origin: &local,
+            })?;
             self.sent.models.insert(local.clone(), SentModel { id: id.clone(), complete: false });
             self.save()?;
-            let uri = there["info"]["artifact_uri"].as_str().unwrap_or_default();
-            let folder = self.server.place(uri)?;
             for (path, file) in model.artifacts()? {
-                self.server.upload(&format!("{folder}/{path}"), &file)?;
+                self.server.upload_artifact(&artifact_uri, &path, &file)?;
             }
-            let ready = json!({ "model_id": id, "status": "LOGGED_MODEL_READY" });
-            self.server.patch(&format!("logged-models/{id}"), &ready)?;
-            self.link_model(&id)?;
+            self.server.finish_model(&self.sent.run_id, &id)?;
             self.sent.models.insert(local, SentModel { id, complete: true });
             self.save()?;
         }
-        Ok(())
-    }
-
-    /// The logged model on the server: the one that an earlier request created, or a new one.
-    fn begin_model(&self, model: &Model) -> Result<Value> {
-        let origin = &model.meta.model_id;
-        let query = json!({
-            "experiment_ids": [self.sent.experiment_id],
-            "filter": format!("tags.`{ORIGIN}` = '{origin}'"),
-            "max_results": 1,
-        });
-        let found = self.server.post("logged-models/search", &query)?;
-        if let Some(there) = found["models"].get(0) {
-            return Ok(there.clone());
-        }
-        let mut tags = model.tags()?;
-        tags.push((ORIGIN.into(), origin.clone()));
-        let body = json!({
-            "experiment_id": self.sent.experiment_id,
-            "name": model.meta.name,
-            "source_run_id": self.sent.run_id,
-            "model_type": model.meta.model_type,
-            "params": pairs(&model.params()?),
-            "tags": pairs(&tags),
-        });
-        Ok(self.server.post("logged-models", &body)?["model"].clone())
-    }
-
-    /// Links the model to the run as an output, unless the link exists.
-    fn link_model(&self, id: &str) -> Result<()> {
-        let query = [("run_id", self.sent.run_id.as_str())];
-        let there: Value = self.server.get("runs/get", &query)?;
-        let outputs = there["run"]["outputs"]["model_outputs"].as_array();
-        if outputs.is_some_and(|all| all.iter().any(|output| output["model_id"] == id)) {
-            return Ok(());
-        }
-        let link = json!({ "run_id": self.sent.run_id, "models": [{ "model_id": id, "step": 0 }] });
-        self.server.post("runs/outputs", &link)?;
         Ok(())
     }
 
@@ -335,22 +243,14 @@ impl Transfer<'_> {
         if self.sent.status == status.name() {
             return Ok(());
         }
-        let mut body = json!({ "run_id": self.sent.run_id, "status": status.name() });
-        if let Some(end) = self.run.meta().end_time {
-            body["end_time"] = end.into();
-        }
-        self.server.post("runs/update", &body)?;
+        let end_time = self.run.meta().end_time;
+        self.server.set_status(&self.sent.run_id, status.name(), end_time)?;
         self.sent.status = status.name().into();
         self.save()
     }
 }
 
-fn pairs(all: &[(String, String)]) -> Vec<Value> {
-    let cut = |value: &str| value.chars().take(MAX_VALUE).collect::<String>();
-    all.iter().map(|(key, value)| json!({ "key": key, "value": cut(value) })).collect()
-}
-
-fn stamp(file: &Path) -> Result<String> {
+fn size_and_time(file: &Path) -> Result<String> {
     let meta = fs::metadata(file)?;
     let changed = humantime::format_rfc3339_nanos(meta.modified()?);
     Ok(format!("{} {changed}", meta.len()))

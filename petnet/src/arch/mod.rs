@@ -105,7 +105,7 @@ pub(crate) struct Entry {
     pub(crate) recognise: Option<fn(&Keys<'_>) -> Option<Found>>,
 }
 
-const SQUEEZED: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };
+const SQUEEZED: Preprocess = Preprocess { size: 224, resize: Resize::Stretch };
 
 const fn cropped(size: u32) -> Preprocess {
     Preprocess { size, resize: Resize::CenterCrop }

@@ -12,7 +12,7 @@ fn small(channels: Vec<usize>) -> Graph {
 
 /// A network whose values follow a pattern.
 fn checkpoint() -> Checkpoint {
-    let preprocess = Preprocess { size: 16, resize: Resize::Squeeze };
+    let preprocess = Preprocess { size: 16, resize: Resize::Stretch };
     let labels = vec!["cat".to_string(), "dog".to_string()];
     let info = ModelInfo::new(small(vec![4, 8]), labels, preprocess);
     let named = info.graph.nodes().iter().flat_map(passes::parameters);

@@ -31,14 +31,14 @@ pub struct Label {
     /// The split, where the table has one.
     pub split: Option<Split>,
     /// True where the label overrides the name of the image's folder.
-    pub before_folder: bool,
+    pub overrides_folder: bool,
 }
 
 /// Options for reading labels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LabelOptions {
     /// True where labels that the service received without an API key override folders too.
-    pub trust_open: bool,
+    pub trust_unauthenticated: bool,
     /// True where a label may name any number of classes: `cat|dog`, or nothing.
     pub multi_label: bool,
 }
@@ -71,7 +71,7 @@ impl Labels {
     /// or the `sha256` of the file identifies the image, `label` (or `class`, `category`, ...) is its class, and `split` is
     /// optional. With [`LabelOptions::multi_label`] a label is `cat|dog`, or a list in JSON. The last row of an image
     /// counts. Rows with `authenticated: false`, as the service exports them, do not override folders unless
-    /// [`LabelOptions::trust_open`] is true. Rows with `action: drop`, as a review writes them, leave the image out.
+    /// [`LabelOptions::trust_unauthenticated`] is true. Rows with `action: drop`, as a review writes them, leave the image out.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] with the line of an invalid row.
@@ -104,10 +104,10 @@ impl Labels {
         self.len() == 0
     }
 
-    /// Number of labels that do not override folders.
-    pub fn open(&self) -> usize {
+    /// Number of labels that do not override folders, as they were given without an API key.
+    pub fn unauthenticated(&self) -> usize {
         let all = self.by_digest.values().chain(self.by_path.values());
-        all.filter(|label| !label.before_folder).count()
+        all.filter(|label| !label.overrides_folder).count()
     }
 
     /// True where labels are by path or file name.
@@ -160,8 +160,8 @@ impl Labels {
             None => None,
         };
         let authenticated = find(&["authenticated"]).is_none_or(|value| value != "false");
-        let before_folder = authenticated || options.trust_open;
-        let label = Label { classes, split, before_folder };
+        let overrides_folder = authenticated || options.trust_unauthenticated;
+        let label = Label { classes, split, overrides_folder };
         if let Some(digest) = row.get("sha256") {
             let digest = digest.trim().to_ascii_lowercase();
             if find(&["action"]) == Some("drop") {
@@ -204,12 +204,12 @@ fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
     if multi_label && text.is_empty() {
         classes.clear();
     }
-    classes.iter().try_for_each(|name| check_class(name))?;
+    classes.iter().try_for_each(|name| validate_class(name))?;
     Ok(classes)
 }
 
 /// Checks that a class name can be the name of a folder.
-pub(crate) fn check_class(name: &str) -> Result<(), String> {
+pub(crate) fn validate_class(name: &str) -> Result<(), String> {
     let reason = match name {
         "" => "the label is empty",
         "." | ".." => "it is a folder",
@@ -231,7 +231,7 @@ fn csv_rows(bytes: &[u8]) -> Rows {
     };
     let records = reader.records().map(|record| {
         let record = record.map_err(|error| error.to_string())?;
-        let line = record.position().map_or(0, |place| place.line() as usize);
+        let line = record.position().map_or(0, |position| position.line() as usize);
         let row = columns.iter().cloned().zip(record.iter().map(ToString::to_string));
         Ok((line, row.collect()))
     });
@@ -280,7 +280,7 @@ mod tests {
             ("train.csv", "id,breed,subset\n1,cat,validation\n"),
         ];
         let (classes, split) = (vec!["cat".into()], Some(Split::Val));
-        let expected = Label { classes, split, before_folder: true };
+        let expected = Label { classes, split, overrides_folder: true };
         for (name, text) in cases {
             let labels = parsed(name, text).unwrap();
             assert_eq!(labels.of_path("a/1.jpg"), Some(&expected), "{name}");
@@ -288,8 +288,8 @@ mod tests {
         }
         let text = "{\"sha256\":\"AB\",\"label\":\"dog\",\"authenticated\":false}";
         let labels = parsed("feedback.jsonl", text).unwrap();
-        assert_eq!(labels.of_digest("ab").map(|label| label.before_folder), Some(false));
-        assert_eq!((labels.open(), labels.has_paths()), (1, false));
+        assert_eq!(labels.of_digest("ab").map(|label| label.overrides_folder), Some(false));
+        assert_eq!((labels.unauthenticated(), labels.has_paths()), (1, false));
     }
 
     #[test]

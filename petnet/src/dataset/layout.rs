@@ -25,7 +25,7 @@ pub enum Layout {
 
 /// The layout that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub(super) enum DetectedLayout {
     /// One folder per class.
     Folders,
     /// Folders of splits with folders of classes inside.
@@ -38,11 +38,9 @@ pub enum Found {
     Labels,
     /// File names from which a pattern extracts the class.
     Pattern,
-    /// A prepared folder.
-    Prepared,
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for DetectedLayout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folders => f.write_str("a folder a class"),
@@ -55,13 +53,12 @@ impl fmt::Display for Found {
             }
             Self::Labels => f.write_str("labels by path"),
             Self::Pattern => f.write_str("labels in the files' names"),
-            Self::Prepared => f.write_str("prepared"),
         }
     }
 }
 
-/// Classes and split by an image's path; `None` for an image without a class.
-pub(super) type Place = Option<(Vec<String>, Option<Split>)>;
+/// Classes and split of an image by its path; `None` for an image without a class.
+pub(super) type PathLabel = Option<(Vec<String>, Option<Split>)>;
 
 impl Split {
     /// The split that a folder's name stands for.
@@ -82,10 +79,10 @@ const TABLES: [&str; 4] = ["labels.csv", "labels.jsonl", "metadata.csv", "metada
 
 /// Tables among the files: at the root of the images, or in folders of splits.
 pub(super) fn tables(files: &[PathBuf], images: &[PathBuf]) -> Vec<PathBuf> {
-    let parts = Parts::of(images);
+    let parts = ImageFolders::of(images);
     let is_table = |file: &&PathBuf| {
         let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let folder: Vec<String> = strings(file.parent().unwrap_or(Path::new("")));
+        let folder: Vec<String> = components(file.parent().unwrap_or(Path::new("")));
         let below = folder.get(parts.root..).unwrap_or_default();
         let at_root = folder.len() <= parts.root;
         let in_split = matches!(below, [name] if Split::of_folder(name).is_some());
@@ -95,20 +92,20 @@ pub(super) fn tables(files: &[PathBuf], images: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 /// The folders above each image, without the common ones.
-pub(super) struct Parts {
+pub(super) struct ImageFolders {
     folders: Vec<Vec<String>>,
     /// Number of folders that are common to all images.
     pub(super) root: usize,
 }
 
-fn strings(path: &Path) -> Vec<String> {
+fn components(path: &Path) -> Vec<String> {
     path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
 }
 
-impl Parts {
+impl ImageFolders {
     pub(super) fn of(images: &[PathBuf]) -> Self {
         let mut folders: Vec<Vec<String>> =
-            images.iter().map(|path| strings(path.parent().unwrap_or(Path::new("")))).collect();
+            images.iter().map(|path| components(path.parent().unwrap_or(Path::new("")))).collect();
         let mut root = 0;
         while let Some(first) = folders.first().and_then(|folders| folders.get(root)).cloned() {
             let shared = folders.iter().all(|f| f.get(root) == Some(&first) && f.len() > root + 1);
@@ -134,7 +131,7 @@ impl Parts {
     ///
     /// # Errors
     /// [`Error::Dataset`] for folders of splits without folders of classes.
-    fn found(&self, path: &Path) -> Result<Option<Found>> {
+    fn found(&self, path: &Path) -> Result<Option<DetectedLayout>> {
         let (first, second) = (self.level(0), self.level(1));
         if first.is_empty() {
             return Ok(None);
@@ -148,26 +145,26 @@ impl Parts {
                     path.display()
                 )));
             }
-            return Ok(Some(Found::SplitsAbove));
+            return Ok(Some(DetectedLayout::SplitsAbove));
         }
         let below = self.all_splits(1) && first.len() > 1 && second.len() > 1;
-        Ok(Some(if below { Found::SplitsBelow } else { Found::Folders }))
+        Ok(Some(if below { DetectedLayout::SplitsBelow } else { DetectedLayout::Folders }))
     }
 
     /// The requested or detected layout; `None` for images without folders.
     ///
     /// # Errors
     /// [`Error::Dataset`] where the folders do not show the classes, or not in the requested layout.
-    pub(super) fn layout(&self, requested: Layout, path: &Path) -> Result<Option<Found>> {
+    pub(super) fn layout(&self, requested: Layout, path: &Path) -> Result<Option<DetectedLayout>> {
         match requested {
             Layout::Auto => self.found(path),
             Layout::Table => Ok(None),
             Layout::Folders if self.level(0).is_empty() => {
                 Err(Error::Dataset(format!("{}: no folder has images", path.display())))
             }
-            Layout::Folders => Ok(Some(Found::Folders)),
-            Layout::Splits if self.all_splits(0) => Ok(Some(Found::SplitsAbove)),
-            Layout::Splits if self.all_splits(1) => Ok(Some(Found::SplitsBelow)),
+            Layout::Folders => Ok(Some(DetectedLayout::Folders)),
+            Layout::Splits if self.all_splits(0) => Ok(Some(DetectedLayout::SplitsAbove)),
+            Layout::Splits if self.all_splits(1) => Ok(Some(DetectedLayout::SplitsBelow)),
             Layout::Splits => Err(Error::Dataset(format!(
                 "{}: found no folders `train`, `val` and `test`",
                 path.display()
@@ -176,23 +173,23 @@ impl Parts {
     }
 
     /// Class and split of each image by its folders.
-    pub(super) fn places(&self, found: &Found) -> Vec<Place> {
+    pub(super) fn path_labels(&self, found: &DetectedLayout) -> Vec<PathLabel> {
         let class = |name: Option<&String>| name.map(|name| vec![name.clone()]);
         let split = |name: Option<&String>| name.and_then(|name| Split::of_folder(name));
         let splits: BTreeSet<Split> = self.folders.iter().filter_map(|f| split_of(f)).collect();
         let several = splits.len() > 1;
-        let place = |folders: &Vec<String>| match found {
-            Found::SplitsAbove => Some((class(folders.get(1))?, split(folders.first()))),
-            Found::SplitsBelow => Some((class(folders.first())?, split(folders.get(1)))),
-            Found::Folders => Some((class(folders.first())?, None)),
+        let path_label = |folders: &Vec<String>| match found {
+            DetectedLayout::SplitsAbove => Some((class(folders.get(1))?, split(folders.first()))),
+            DetectedLayout::SplitsBelow => Some((class(folders.first())?, split(folders.get(1)))),
+            DetectedLayout::Folders => Some((class(folders.first())?, None)),
             // Folders may still be splits, if there are several.
-            Found::Labels => {
+            DetectedLayout::Labels => {
                 let split = split_of(folders).filter(|_| several);
                 Some((vec![UNLABELLED.into()], split))
             }
-            Found::Tables(_) | Found::Pattern | Found::Prepared => None,
+            DetectedLayout::Tables(_) | DetectedLayout::Pattern => None,
         };
-        self.folders.iter().map(place).collect()
+        self.folders.iter().map(path_label).collect()
     }
 
     /// The split by an image's folders, at any level.
@@ -207,11 +204,11 @@ fn split_of(folders: &[String]) -> Option<Split> {
 
 /// A path with `/` between its parts, as in tables.
 pub(super) fn slashed(path: &Path) -> String {
-    strings(path).join("/")
+    components(path).join("/")
 }
 
 /// An image's label in a table in `folder`.
-pub(super) fn labelled(labels: &Labels, folder: &Path, image: &Path) -> Place {
+pub(super) fn table_label(labels: &Labels, folder: &Path, image: &Path) -> PathLabel {
     let path = image.strip_prefix(folder).ok()?;
     let label = labels.of_path(&slashed(path))?;
     Some((label.classes.clone(), label.split))
@@ -221,28 +218,28 @@ pub(super) fn labelled(labels: &Labels, folder: &Path, image: &Path) -> Place {
 mod tests {
     use super::*;
 
-    fn parts(names: &[&str]) -> Parts {
-        Parts::of(&names.iter().map(PathBuf::from).collect::<Vec<_>>())
+    fn parts(names: &[&str]) -> ImageFolders {
+        ImageFolders::of(&names.iter().map(PathBuf::from).collect::<Vec<_>>())
     }
 
-    fn found(names: &[&str]) -> Option<Found> {
+    fn found(names: &[&str]) -> Option<DetectedLayout> {
         parts(names).found(Path::new("data")).unwrap()
     }
 
     #[test]
     fn splits_are_distinguished_from_classes() {
-        assert_eq!(found(&["cat/1.jpg", "dog/1.jpg"]), Some(Found::Folders));
-        assert_eq!(found(&["x/cat/1.jpg", "x/dog/a/1.jpg"]), Some(Found::Folders));
+        assert_eq!(found(&["cat/1.jpg", "dog/1.jpg"]), Some(DetectedLayout::Folders));
+        assert_eq!(found(&["x/cat/1.jpg", "x/dog/a/1.jpg"]), Some(DetectedLayout::Folders));
         let above = ["x/Train/cat/1.jpg", "x/validation/cat/1.jpg", "x/test/dog/1.jpg"];
-        assert_eq!(found(&above), Some(Found::SplitsAbove));
-        let places = parts(&above).places(&Found::SplitsAbove);
-        assert_eq!(places[1], Some((vec!["cat".into()], Some(Split::Val))));
+        assert_eq!(found(&above), Some(DetectedLayout::SplitsAbove));
+        let labels = parts(&above).path_labels(&DetectedLayout::SplitsAbove);
+        assert_eq!(labels[1], Some((vec!["cat".into()], Some(Split::Val))));
         let below = ["cat/training/1.jpg", "cat/dev/1.jpg", "dog/testing/1.jpg"];
-        assert_eq!(found(&below), Some(Found::SplitsBelow));
+        assert_eq!(found(&below), Some(DetectedLayout::SplitsBelow));
         // One split alone is a folder like any other above the classes.
-        assert_eq!(found(&["train/cat/1.jpg", "train/dog/1.jpg"]), Some(Found::Folders));
+        assert_eq!(found(&["train/cat/1.jpg", "train/dog/1.jpg"]), Some(DetectedLayout::Folders));
         // A class may have the name of a split.
-        assert_eq!(found(&["train/1.jpg", "bus/1.jpg"]), Some(Found::Folders));
+        assert_eq!(found(&["train/1.jpg", "bus/1.jpg"]), Some(DetectedLayout::Folders));
         assert_eq!(found(&["1.jpg", "2.jpg"]), None);
         let error = parts(&["train/1.jpg", "test/1.jpg"]).found(Path::new("d")).unwrap_err();
         assert!(error.to_string().contains("label pattern"), "{error}");

@@ -4,6 +4,7 @@
 mod duplicates;
 mod labels;
 mod layout;
+mod notes;
 mod prepare;
 mod read;
 mod target;
@@ -18,19 +19,23 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use labels::{Label, LabelOptions, Labels};
-pub use layout::{Found, Layout};
-pub use prepare::{Duplicates, Manifest, Photo, Prepare};
+pub use layout::Layout;
+pub use prepare::{Duplicates, Manifest, Prepare, PreparedImage};
 pub use read::{Pattern, Reading};
 pub use target::Target;
 
 use crate::disk::sha256;
 use crate::error::{Error, Result};
-use crate::files::{Counts, Source, key};
+use crate::files::{Counts, Source, class_key};
 use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
 /// Largest number of a model's classes that an error message lists.
 const NAMED: usize = 20;
+
+fn wrong_shares(shares: [f64; 3]) -> Error {
+    Error::Config(format!("split {shares:?} must be three shares that sum to 1"))
+}
 
 /// One of the three parts of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -89,16 +94,7 @@ pub struct Reject {
 /// Labelled images that can be decoded. A clone copies the list of samples and shares everything else.
 ///
 /// ```
-/// # let folder = tempfile::tempdir().unwrap();
-/// # for class in ["cat", "dog"] {
-/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
-/// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
-/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
-/// #     }
-/// # }
-/// # let images = folder.path();
+#[doc = include_str!("../doc_images.txt")]
 /// let dataset = petnet::Dataset::open(images)?; // photos/cat/0.png, photos/dog/0.png, ...
 /// assert_eq!(dataset.classes(), ["cat", "dog"]);
 /// assert_eq!(dataset.counts(), [4, 4]);
@@ -186,11 +182,16 @@ impl Dataset {
 
     /// Indices of duplicates, one list a group of two or more.
     pub fn duplicate_groups(&self) -> Vec<Vec<usize>> {
+        self.groups().into_values().filter(|members| members.len() > 1).collect()
+    }
+
+    /// Indices of the images of each group.
+    fn groups(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, sample) in self.samples.iter().enumerate() {
             groups.entry(sample.group).or_default().push(index);
         }
-        groups.into_values().filter(|members| members.len() > 1).collect()
+        groups
     }
 
     /// Groups of duplicates with different labels: at least one label of each group is wrong.
@@ -220,16 +221,12 @@ impl Dataset {
         if shares.iter().any(|s| s.is_nan() || *s < 0.0)
             || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6
         {
-            return Err(Error::Config(format!(
-                "split {shares:?} must be three shares that sum to 1"
-            )));
+            return Err(wrong_shares(shares));
         }
         let assigned = self.assign(shares, seed);
         Ok(Split::ALL.map(|split| {
             let samples = self.samples.iter().zip(&assigned).filter(|(_, s)| **s == split);
-            let samples =
-                samples.map(|(sample, _)| Sample { split: Some(split), ..sample.clone() });
-            Self { samples: samples.collect(), ..self.clone() }
+            self.assigned(split, samples.map(|(sample, _)| sample))
         }))
     }
 
@@ -245,9 +242,7 @@ impl Dataset {
         }
         let of = |split: Split| {
             let belongs = |sample: &&Sample| sample.split.unwrap_or(Split::Train) == split;
-            let samples = self.samples.iter().filter(belongs);
-            let samples = samples.map(|sample| Sample { split: Some(split), ..sample.clone() });
-            Self { samples: samples.collect(), ..self.clone() }
+            self.assigned(split, self.samples.iter().filter(belongs))
         };
         let [train, val, test] = Split::ALL.map(of);
         if !val.is_empty() {
@@ -259,13 +254,18 @@ impl Dataset {
         Ok([train, val, test])
     }
 
+    /// A part with some of the samples.
+    fn assigned<'a>(&self, split: Split, samples: impl Iterator<Item = &'a Sample>) -> Self {
+        let samples = samples.map(|sample| Sample { split: Some(split), ..sample.clone() });
+        Self { samples: samples.collect(), ..self.clone() }
+    }
+
     /// The part of a prepared data set.
     ///
     /// # Errors
     /// [`Error::Dataset`] when the data set was never split, or that part is empty.
     pub fn part(&self, split: Split) -> Result<Self> {
-        let samples = self.samples.iter().filter(|s| s.split == Some(split)).cloned();
-        let part = Self { samples: samples.collect(), ..self.clone() };
+        let part = self.assigned(split, self.samples.iter().filter(|s| s.split == Some(split)));
         if part.is_empty() {
             return Err(Error::Dataset(format!("there is no `{}` part", split.name())));
         }
@@ -273,29 +273,26 @@ impl Dataset {
     }
 
     /// Every `step`-th image.
-    pub(crate) fn every(&self, step: usize) -> Self {
+    pub(crate) fn every_nth(&self, step: usize) -> Self {
         let samples = self.samples.iter().step_by(step.max(1)).cloned();
         Self { samples: samples.collect(), ..self.clone() }
     }
 
     /// At most `count` images, evenly spaced, preprocessed to a network's input.
-    pub(crate) fn drawn(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
+    pub(crate) fn preprocessed(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
         let step = self.samples.len().div_ceil(count.max(1)).max(1);
-        let places: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
-        let pixels = places.par_iter().map(|&place| {
-            let pixels = preprocess.run(&self.read(place)?, &Limits::default());
-            let path = || self.samples[place].path.clone();
+        let indices: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
+        let pixels = indices.par_iter().map(|&index| {
+            let pixels = preprocess.run(&self.read(index)?, &Limits::default());
+            let path = || self.samples[index].path.clone();
             pixels.map_err(|source| Error::ImageFile { path: path(), source })
         });
         pixels.collect()
     }
 
     fn assign(&self, shares: [f64; 3], seed: u64) -> Vec<Split> {
-        let mut groups: HashMap<usize, Vec<usize>> = HashMap::new();
-        for (index, sample) in self.samples.iter().enumerate() {
-            groups.entry(sample.group).or_default().push(index);
-        }
-        let mut shuffled: Vec<(Vec<u8>, Vec<usize>)> = groups
+        let mut shuffled: Vec<(Vec<u8>, Vec<usize>)> = self
+            .groups()
             .into_values()
             .map(|members| {
                 let name = members.iter().map(|m| &self.samples[*m].sha256).min();
@@ -353,7 +350,7 @@ impl Dataset {
     }
 
     /// Time of the last change of the manifest, archive or folder, in seconds since 1970.
-    pub fn modified(&self) -> Option<u64> {
+    pub(crate) fn modified(&self) -> Option<u64> {
         let since = self.source.modified()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         Some(since.as_secs())
     }
@@ -375,12 +372,12 @@ impl Dataset {
     /// [`Error::Dataset`] when a class is unknown to the model.
     pub fn with_labels(mut self, labels: &[String]) -> Result<Self> {
         let index: HashMap<String, usize> =
-            labels.iter().enumerate().map(|(i, label)| (key(label), i)).collect();
+            labels.iter().enumerate().map(|(i, label)| (class_key(label), i)).collect();
         let renumbered = self
             .classes
             .iter()
             .map(|class| {
-                index.get(&key(class)).copied().ok_or_else(|| {
+                index.get(&class_key(class)).copied().ok_or_else(|| {
                     let mut known = labels[..labels.len().min(NAMED)].join(", ");
                     if labels.len() > NAMED {
                         known += &format!(" and {} others", labels.len() - NAMED);

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use image::codecs::jpeg::JpegEncoder;
 use serde::{Deserialize, Serialize};
 
-use super::labels::check_class;
+use super::labels::validate_class;
 use super::layout::slashed;
-use super::{Dataset, Reading, Reject, Sample, Split, Target};
+use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
 use crate::disk::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, Source, contained};
@@ -23,22 +23,13 @@ const JPEG_QUALITY: u8 = 95;
 /// Settings for preparing a data set.
 ///
 /// ```
-/// # let folder = tempfile::tempdir().unwrap();
-/// # for class in ["cat", "dog"] {
-/// #     std::fs::create_dir(folder.path().join(class)).unwrap();
-/// #     for number in 0..4_u8 {
-/// #         let colour = image::Rgb([number * 60, 90, class.as_bytes()[0]]);
-/// #         let image = image::RgbImage::from_pixel(16, 16, colour);
-/// #         image.save(folder.path().join(class).join(format!("{number}.png"))).unwrap();
-/// #     }
-/// # }
-/// # let images = folder.path();
+#[doc = include_str!("../doc_images.txt")]
 /// use petnet::dataset::{Dataset, Prepare, Split};
 ///
 /// let out = images.join("prepared");
 /// let prepare = Prepare { size: 64, shares: [0.5, 0.25, 0.25], ..Prepare::default() };
 /// let manifest = prepare.run(images, &out, || ())?;
-/// assert_eq!(manifest.photos.len(), 8);
+/// assert_eq!(manifest.images.len(), 8);
 /// assert!(Dataset::open(&out)?.part(Split::Test)?.len() < 8);
 /// # Ok::<(), petnet::Error>(())
 /// ```
@@ -90,7 +81,8 @@ pub struct Manifest {
     /// Groups of duplicates; each is in one split, unless the raw data has splits.
     pub duplicates: Vec<Duplicates>,
     /// The images, sorted by original name.
-    pub photos: Vec<Photo>,
+    #[serde(rename = "photos")]
+    pub images: Vec<PreparedImage>,
 }
 
 /// A group of duplicates.
@@ -110,7 +102,7 @@ pub struct Duplicates {
 /// One image of a prepared data set.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Photo {
+pub struct PreparedImage {
     /// Path of the small image, relative to the manifest.
     pub path: String,
     /// Its name in the raw data.
@@ -155,10 +147,7 @@ impl Prepare {
         let [train, val, test] = self.shares;
         let sensible = train > 0.0 && val >= 0.0 && test >= 0.0;
         if !sensible || (train + val + test - 1.0).abs() > 1e-6 {
-            let shares = self.shares;
-            return Err(Error::Config(format!(
-                "split {shares:?} must be three shares that sum to 1"
-            )));
+            return Err(wrong_shares(self.shares));
         }
         let staging = Staging::create(out)?;
         let failed = std::sync::Mutex::new(None);
@@ -186,7 +175,7 @@ impl Prepare {
             return Err(Error::Dataset(format!("{raw}: no image is left for training")));
         }
         let manifest = self.manifest(&dataset, &parts);
-        for image in &manifest.photos {
+        for image in &manifest.images {
             let (from, to) = (
                 staging.0.join(image.path.rsplit('/').next().unwrap_or_default()),
                 staging.0.join(&image.path),
@@ -228,11 +217,11 @@ impl Prepare {
             Some(class) => format!("{}/{}", split.name(), dataset.classes[class]),
             None => split.name().to_string(),
         };
-        let mut images: Vec<Photo> = parts
+        let mut images: Vec<PreparedImage> = parts
             .iter()
             .zip(Split::ALL)
             .flat_map(|(part, split)| part.samples.iter().map(move |sample| (sample, split)))
-            .map(|(sample, split)| Photo {
+            .map(|(sample, split)| PreparedImage {
                 path: format!("{}/{}", folder(sample, split), staged_name(&sample.path)),
                 original: slashed(&sample.path),
                 classes: names(sample).collect(),
@@ -273,7 +262,7 @@ impl Prepare {
             notes: dataset.notes.iter().cloned().chain(notes_of_splits(dataset, parts)).collect(),
             rejects: dataset.rejects.to_vec(),
             duplicates: duplicates.collect(),
-            photos: images,
+            images,
         }
     }
 }
@@ -317,7 +306,7 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     }
     let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
     let number = |class: &str| manifest.classes.iter().position(|known| known == class);
-    let samples = manifest.photos.iter().map(|image| {
+    let samples = manifest.images.iter().map(|image| {
         let names = image.classes.iter();
         let classes: Option<Vec<usize>> = names.clone().map(|class| number(class)).collect();
         let target = match (classes, manifest.multi_label) {
@@ -336,12 +325,12 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
         })?;
         // Manifests are untrusted: a path outside of the folder is refused.
         let inside = contained(&image.path)
-            .filter(|_| names.clone().all(|class| check_class(class).is_ok()));
+            .filter(|_| names.clone().all(|class| validate_class(class).is_ok()));
         let inside = inside.ok_or_else(|| {
             Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), image.path))
         })?;
         let (sha256, split) = (image.sha256.clone(), Some(image.split));
-        let Photo { group, size, .. } = *image;
+        let PreparedImage { group, size, .. } = *image;
         Ok(Sample { path: inside.into(), target, sha256, group, size, split })
     });
     Ok(Dataset {

@@ -1,7 +1,7 @@
 //! Reading of raw images to a data set: finds the images, their classes and their splits, and counts the files that are
 //! left out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,18 +10,19 @@ use rayon::prelude::*;
 use regex::Regex;
 
 use super::duplicates::{self, Fingerprint};
-use super::labels::{LabelOptions, Labels, check_class};
-use super::layout::{Found, Layout, Parts, Place, UNLABELLED, labelled, slashed, tables};
+use super::labels::{LabelOptions, Labels, validate_class};
+use super::layout::{
+    DetectedLayout, ImageFolders, Layout, PathLabel, UNLABELLED, slashed, table_label, tables,
+};
+use super::notes::Notes;
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, LeftOut, Listing, Name, Source, judge, key};
-use crate::preprocess::{FileKind, HEAD, Limits, Pixels, decode_measured, recognise};
+use crate::files::{Counts, LeftOut, Listing, Source, class_key, left_out};
+use crate::preprocess::{HEAD, Limits, Pixels, decode_measured};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
 const SIDE: u32 = 160;
-/// Largest number of classes, folders or files that a note names.
-const NAMED: usize = 5;
 
 /// A regular expression whose first group is the class in a file name.
 #[derive(Debug, Clone)]
@@ -37,8 +38,10 @@ impl PartialEq for Pattern {
 impl FromStr for Pattern {
     type Err = String;
 
+    /// Parses a regular expression with a group.
+    ///
     /// # Errors
-    /// The reason why it is not a regular expression with a group.
+    /// The reason why it is none.
     fn from_str(text: &str) -> Result<Self, String> {
         let pattern = Regex::new(text).map_err(|error| error.to_string())?;
         if pattern.captures_len() < 2 {
@@ -78,7 +81,7 @@ impl Pattern {
 pub struct Reading {
     /// Layout of the data.
     pub layout: Layout,
-    /// Labels from a separate table; they override folders, see [`Label::before_folder`](super::Label::before_folder).
+    /// Labels from a separate table; they override folders, see [`Label::overrides_folder`](super::Label::overrides_folder).
     pub labels: Labels,
     /// Pattern that finds the class in a file name; folders are then used for splits alone.
     pub pattern: Option<Pattern>,
@@ -105,37 +108,37 @@ struct Inspected {
 
 /// Images with their fingerprints for duplicates, and images that were refused.
 #[derive(Default)]
-struct Sorted {
+struct Scanned {
     samples: Vec<Sample>,
     prints: Vec<(String, Fingerprint)>,
     rejects: Vec<Reject>,
 }
 
-impl Sorted {
+impl Scanned {
     fn of(
         images: &[PathBuf],
         inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
         target: impl Fn(&[String]) -> Target,
         left_out: &mut Counts,
     ) -> Self {
-        let mut sorted = Self::default();
+        let mut scanned = Self::default();
         for (path, outcome) in images.iter().zip(inspected) {
             match outcome {
                 Ok(Ok(Inspected { sha256, classes, split, print, size })) => {
                     let (target, sha) = (target(&classes), sha256.clone());
                     let (path, size) = (path.clone(), Some(size));
                     let sample = Sample { path, target, sha256: sha, group: 0, size, split };
-                    sorted.samples.push(sample);
-                    sorted.prints.push((sha256, print));
+                    scanned.samples.push(sample);
+                    scanned.prints.push((sha256, print));
                 }
                 Ok(Err(reason)) => left_out.add(reason),
                 Err(error) => {
                     left_out.add(reason(&error));
-                    sorted.rejects.push(Reject { path: slashed(path), reason: error.to_string() });
+                    scanned.rejects.push(Reject { path: slashed(path), reason: error.to_string() });
                 }
             }
         }
-        sorted
+        scanned
     }
 }
 
@@ -166,20 +169,20 @@ impl Reading {
         }
         let mut source = Source::open(path)?;
         let Candidates { images, listing } = candidates(&mut source)?;
-        let (found, places) = self.places(path, &source, &listing, &images)?;
+        let (found, path_labels) = self.path_labels(path, &source, &listing, &images)?;
         if self.labels.is_empty() {
             // Before all images are decoded, which may take hours.
-            self.refuse_few_classes(path, &places, &listing.left_out)?;
+            self.refuse_few_classes(path, &path_labels, &listing.left_out)?;
         }
         let mut notes = Notes::default();
         notes.folders_without_images(&found, &images, &listing);
-        let inspect = |(name, place): (&PathBuf, Place)| {
+        let inspect = |(name, path_label): (&PathBuf, PathLabel)| {
             let bytes = source.read(name, self.limits.max_bytes)?;
             let sha256 = sha256(&bytes);
             if self.labels.drops(&sha256) {
                 return Ok(Err(LeftOut::Dropped));
             }
-            let Some((classes, split)) = self.classes(name, &sha256, place) else {
+            let Some((classes, split)) = self.classes(name, &sha256, path_label) else {
                 return Ok(Err(self.unclassed(&found)));
             };
             let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
@@ -188,16 +191,16 @@ impl Reading {
             Ok(Ok(Inspected { sha256, classes, split, print, size }))
         };
         let inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>> =
-            images.par_iter().zip(places.clone()).map(inspect).collect();
+            images.par_iter().zip(path_labels.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
         let readable = inspected.iter().flatten().flatten();
         let found_classes = readable.flat_map(|image| &image.classes).map(String::as_str);
         let of_folders =
-            places.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
+            path_labels.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
         let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
         let (classes, index) = notes.classes(found_classes.chain(of_folders));
-        let Sorted { mut samples, prints, rejects } =
-            Sorted::of(&images, inspected, |names| self.target(names, &index), &mut left_out);
+        let Scanned { mut samples, prints, rejects } =
+            Scanned::of(&images, inspected, |names| self.target(names, &index), &mut left_out);
         for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
             sample.group = group;
         }
@@ -221,19 +224,22 @@ impl Reading {
     }
 
     /// The layout, and each image's class and split by it.
-    fn places(
+    fn path_labels(
         &self,
         path: &Path,
         source: &Source,
         listing: &Listing,
         images: &[PathBuf],
-    ) -> Result<(Found, Vec<Place>)> {
-        let parts = Parts::of(images);
+    ) -> Result<(DetectedLayout, Vec<PathLabel>)> {
+        let parts = ImageFolders::of(images);
         if let Some(pattern) = &self.pattern {
-            let place = |(image, path): (usize, &PathBuf)| {
+            let path_label = |(image, path): (usize, &PathBuf)| {
                 Some((vec![pattern.class(path)?], parts.split(image)))
             };
-            return Ok((Found::Pattern, images.iter().enumerate().map(place).collect()));
+            return Ok((
+                DetectedLayout::Pattern,
+                images.iter().enumerate().map(path_label).collect(),
+            ));
         }
         let tables = match self.layout {
             Layout::Auto if self.labels.has_paths() => Vec::new(),
@@ -250,15 +256,15 @@ impl Reading {
                 Err(_) if self.labels.has_paths() => None,
                 found => found?,
             };
-            let found = found.unwrap_or(Found::Labels);
-            let places = parts.places(&found);
-            if self.labels.has_paths() && number_of_classes(&places) < 2 {
-                return Ok((Found::Labels, parts.places(&Found::Labels)));
+            let found = found.unwrap_or(DetectedLayout::Labels);
+            let path_labels = parts.path_labels(&found);
+            if self.labels.has_paths() && number_of_classes(&path_labels) < 2 {
+                return Ok((DetectedLayout::Labels, parts.path_labels(&DetectedLayout::Labels)));
             }
-            return Ok((found, places));
+            return Ok((found, path_labels));
         }
         let folders = parts.layout(self.layout, path).ok().flatten();
-        let classes = folders.map_or(0, |found| number_of_classes(&parts.places(&found)));
+        let classes = folders.map_or(0, |found| number_of_classes(&parts.path_labels(&found)));
         if self.layout == Layout::Auto && classes > 1 {
             let (path, table) = (path.display(), tables[0].display());
             return Err(Error::Dataset(format!(
@@ -272,20 +278,26 @@ impl Reading {
                 let bytes =
                     bytes.map_err(|source| Error::ImageFile { path: table.clone(), source })?;
                 let folder = table.parent().unwrap_or(Path::new("")).to_path_buf();
-                let options = LabelOptions { trust_open: true, multi_label: self.multi_label };
+                let options =
+                    LabelOptions { trust_unauthenticated: true, multi_label: self.multi_label };
                 Ok((folder, Labels::parse(table, &bytes, options)?))
             })
             .collect::<Result<_>>()?;
-        let place = |(image, path): (usize, &PathBuf)| {
-            let place = read.iter().find_map(|(folder, labels)| labelled(labels, folder, path));
-            place.map(|(classes, split)| (classes, split.or_else(|| parts.split(image))))
+        let path_label = |(image, path): (usize, &PathBuf)| {
+            let label = read.iter().find_map(|(folder, labels)| table_label(labels, folder, path));
+            label.map(|(classes, split)| (classes, split.or_else(|| parts.split(image))))
         };
-        let places = images.iter().enumerate().map(place).collect();
-        Ok((Found::Tables(tables), places))
+        let path_labels = images.iter().enumerate().map(path_label).collect();
+        Ok((DetectedLayout::Tables(tables), path_labels))
     }
 
-    fn refuse_few_classes(&self, path: &Path, places: &[Place], left_out: &Counts) -> Result<()> {
-        let (classes, least) = (number_of_classes(places), least_classes(self.multi_label));
+    fn refuse_few_classes(
+        &self,
+        path: &Path,
+        path_labels: &[PathLabel],
+        left_out: &Counts,
+    ) -> Result<()> {
+        let (classes, least) = (number_of_classes(path_labels), least_classes(self.multi_label));
         if classes >= least {
             return Ok(());
         }
@@ -293,16 +305,15 @@ impl Reading {
             0 => String::new(),
             _ => format!(" (left out: {left_out})"),
         };
-        let path = path.display();
-        Err(Error::Dataset(format!(
-            "{path}: found {classes} class(es) with images, at least {least} are needed{left_out}"
-        )))
+        Err(few_classes(path, classes, least, &left_out))
     }
 
     /// The reason for which an image without a class is left out.
-    fn unclassed(&self, found: &Found) -> LeftOut {
+    fn unclassed(&self, found: &DetectedLayout) -> LeftOut {
         match found {
-            Found::Folders | Found::SplitsAbove | Found::SplitsBelow if self.labels.is_empty() => {
+            DetectedLayout::Folders | DetectedLayout::SplitsAbove | DetectedLayout::SplitsBelow
+                if self.labels.is_empty() =>
+            {
                 LeftOut::NoClass
             }
             _ => LeftOut::NoLabel,
@@ -311,7 +322,7 @@ impl Reading {
 
     /// The classes of an image by their names.
     fn target(&self, names: &[String], index: &HashMap<String, usize>) -> Target {
-        let mut classes: Vec<usize> = names.iter().map(|name| index[&key(name)]).collect();
+        let mut classes: Vec<usize> = names.iter().map(|name| index[&class_key(name)]).collect();
         classes.sort_unstable();
         classes.dedup();
         match classes.as_slice() {
@@ -321,17 +332,24 @@ impl Reading {
     }
 
     /// Classes and split of an image, from its label or its path.
-    fn classes(&self, path: &Path, sha256: &str, place: Place) -> Place {
-        let folder_split = place.as_ref().and_then(|(_, split)| *split);
-        let place = place.filter(|(classes, _)| *classes != [UNLABELLED]);
+    fn classes(&self, path: &Path, sha256: &str, path_label: PathLabel) -> PathLabel {
+        let folder_split = path_label.as_ref().and_then(|(_, split)| *split);
+        let path_label = path_label.filter(|(classes, _)| *classes != [UNLABELLED]);
         let label = self.labels.of_digest(sha256).or_else(|| self.labels.of_path(&slashed(path)));
-        match (label, place) {
-            (Some(label), place) if label.before_folder || place.is_none() => {
+        match (label, path_label) {
+            (Some(label), path_label) if label.overrides_folder || path_label.is_none() => {
                 Some((label.classes.clone(), label.split.or(folder_split)))
             }
-            (_, place) => place,
+            (_, path_label) => path_label,
         }
     }
+}
+
+fn few_classes(path: &Path, classes: usize, least: usize, left_out: &str) -> Error {
+    let path = path.display();
+    Error::Dataset(format!(
+        "{path}: found {classes} class(es) with images, at least {least} are needed{left_out}"
+    ))
 }
 
 /// Smallest number of classes to train on.
@@ -339,9 +357,13 @@ fn least_classes(multi_label: bool) -> usize {
     if multi_label { 1 } else { 2 }
 }
 
-fn number_of_classes(places: &[Place]) -> usize {
-    let names = places.iter().flatten().flat_map(|(classes, _)| classes);
-    names.filter(|name| *name != UNLABELLED).map(|name| key(name)).collect::<BTreeSet<_>>().len()
+fn number_of_classes(path_labels: &[PathLabel]) -> usize {
+    let names = path_labels.iter().flatten().flat_map(|(classes, _)| classes);
+    names
+        .filter(|name| *name != UNLABELLED)
+        .map(|name| class_key(name))
+        .collect::<BTreeSet<_>>()
+        .len()
 }
 
 /// Files whose names have an image's extension, and others whose first bytes are an image's.
@@ -351,14 +373,8 @@ fn candidates(source: &mut Source) -> Result<Candidates> {
     let is_image: Vec<bool> = listing
         .files
         .par_iter()
-        .map(|file| match judge(file) {
-            Name::Image => true,
-            Name::LeftOut(_) => false,
-            // A file that cannot be read counts as no image.
-            Name::Open => source
-                .head(file, HEAD as u64)
-                .is_ok_and(|head| recognise(&head) != FileKind::NoImage),
-        })
+        // A file that cannot be read counts as no image.
+        .map(|file| left_out(file, || source.head(file, HEAD as u64).unwrap_or_default()).is_none())
         .collect();
     let (images, others): (Vec<_>, Vec<_>) =
         listing.files.iter().cloned().zip(is_image).partition(|(_, is_image)| *is_image);
@@ -368,7 +384,7 @@ fn candidates(source: &mut Source) -> Result<Candidates> {
 
 fn reason(error: &ImageError) -> LeftOut {
     match error {
-        ImageError::ForeignFormat(_) => LeftOut::ForeignFormat,
+        ImageError::UnsupportedFormat(_) => LeftOut::UnsupportedFormat,
         ImageError::TooLarge { .. }
         | ImageError::TooLong { .. }
         | ImageError::TooManyPixels { .. }
@@ -383,63 +399,6 @@ fn reason(error: &ImageError) -> LeftOut {
     }
 }
 
-/// Notes for users, one sentence each.
-#[derive(Default)]
-struct Notes(Vec<String>);
-
-impl Notes {
-    /// Notes the folders at the level of the classes that have no images.
-    fn folders_without_images(&mut self, found: &Found, images: &[PathBuf], listing: &Listing) {
-        let level = match found {
-            Found::Folders | Found::SplitsBelow => 0,
-            Found::SplitsAbove => 1,
-            Found::Tables(_) | Found::Labels | Found::Pattern | Found::Prepared => return,
-        };
-        let root = Parts::of(images).root;
-        let filled: BTreeSet<&Path> = images.iter().flat_map(|image| image.ancestors()).collect();
-        let empty: Vec<String> = listing
-            .folders
-            .iter()
-            .filter(|folder| folder.components().count() == root + level + 1)
-            .filter(|folder| !filled.contains(folder.as_path()))
-            .map(|folder| format!("`{}`", folder.display()))
-            .collect();
-        if !empty.is_empty() {
-            self.0.push(format!("no image in {}: no class of that name", some_of(&empty)));
-        }
-    }
-
-    /// Sorted class names (the shortest spelling of each, in lower case), and their index by [`key`]. Notes the spellings
-    /// that become one class.
-    fn classes<'a>(
-        &mut self,
-        spellings: impl Iterator<Item = &'a str>,
-    ) -> (Vec<String>, HashMap<String, usize>) {
-        let mut by_key: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
-        for spelling in spellings {
-            by_key.entry(key(spelling)).or_default().insert(spelling);
-        }
-        let mut names = Vec::new();
-        for spellings in by_key.values() {
-            let lower = spellings.iter().map(|spelling| spelling.trim().to_lowercase());
-            let name = lower.min_by_key(|name| (name.len(), name.clone())).unwrap_or_default();
-            if spellings.len() > 1 {
-                let all: Vec<String> = spellings.iter().map(|one| format!("`{one}`")).collect();
-                self.0.push(format!("{} are one class, `{name}`", all.join(" and ")));
-            }
-            names.push(name);
-        }
-        let index = by_key.into_keys().enumerate().map(|(number, key)| (key, number)).collect();
-        (names, index)
-    }
-}
-
-fn some_of(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED);
-    let named = names[..names.len().min(NAMED)].join(", ");
-    if more > 0 { format!("{named} and {more} others") } else { named }
-}
-
 impl Dataset {
     /// Requires enough classes, and an image of each.
     fn refuse_missing_classes(&self, path: &Path) -> Result<()> {
@@ -452,15 +411,16 @@ impl Dataset {
                 _ => format!(" (left out: {}{})", self.left_out, first.unwrap_or_default()),
             }
         };
-        let path = path.display();
         let (counts, classes) = (self.counts(), &self.classes);
-        if let Some(class) = classes.iter().find(|class| check_class(class).is_err()) {
+        if let Some(class) = classes.iter().find(|class| validate_class(class).is_err()) {
+            let path = path.display();
             return Err(Error::Dataset(format!("{path}: `{class}` cannot be a class's name")));
         }
-        if let Some(place) = counts.iter().position(|count| *count == 0) {
-            let class = &classes[place];
-            let inside =
-                |reject: &&Reject| reject.path.split('/').any(|part| key(part) == key(class));
+        if let Some(empty) = counts.iter().position(|count| *count == 0) {
+            let class = &classes[empty];
+            let inside = |reject: &&Reject| {
+                reject.path.split('/').any(|part| class_key(part) == class_key(class))
+            };
             let first = self.rejects.iter().find(inside);
             let first = first.map(|reject| format!("; {}: {}", reject.path, reject.reason));
             let first = first.unwrap_or_else(because);
@@ -468,10 +428,7 @@ impl Dataset {
         }
         let (number, least) = (classes.len(), least_classes(self.multi_label));
         if number < least {
-            return Err(Error::Dataset(format!(
-                "{path}: found {number} class(es) with images, at least {least} are needed{}",
-                because()
-            )));
+            return Err(few_classes(path, number, least, &because()));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Image formats that are recognised but not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ForeignFormat {
+pub enum UnsupportedFormat {
     /// High Efficiency Image File, the default of iPhones.
     Heic,
     /// AV1 Image File.
@@ -21,7 +21,7 @@ pub enum ForeignFormat {
     Photoshop,
 }
 
-impl fmt::Display for ForeignFormat {
+impl fmt::Display for UnsupportedFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Heic => "HEIC",
@@ -35,7 +35,7 @@ impl fmt::Display for ForeignFormat {
     }
 }
 
-impl ForeignFormat {
+impl UnsupportedFormat {
     /// Advice on converting such a file, as a sentence.
     pub fn advice(self) -> &'static str {
         match self {

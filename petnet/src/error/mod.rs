@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::graph::GraphError;
 
-pub use format::ForeignFormat;
+pub use format::UnsupportedFormat;
 pub use index::IndexError;
 
 /// The result of every fallible call of the library.
@@ -308,7 +308,7 @@ pub enum ImageError {
     UnknownFormat,
     /// An image in a format that is recognised but not supported.
     #[error("{0} is not read: {advice}", advice = .0.advice())]
-    ForeignFormat(ForeignFormat),
+    UnsupportedFormat(UnsupportedFormat),
     /// The bytes are compressed by gzip.
     #[error("gzip, not an image: expand it first")]
     Compressed,

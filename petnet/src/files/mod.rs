@@ -10,9 +10,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use names::{Name, entry_path, judge};
 #[cfg(feature = "train")]
-pub(crate) use names::{contained, key};
+pub(crate) use names::{class_key, contained};
+pub use names::{entry_path, left_out};
 pub use source::{Entry, walk};
 #[cfg(feature = "train")]
 pub(crate) use source::{Listing, Source};
@@ -41,7 +41,8 @@ pub enum LeftOut {
     /// It was written by an earlier `prepare`.
     EarlierOutput,
     /// A symbolic link to a folder above it, which would be a loop.
-    Ring,
+    #[serde(rename = "ring")]
+    SymlinkLoop,
     /// A symbolic link to a path that does not exist.
     BrokenLink,
     /// An entry of an archive with a path outside of the archive.
@@ -57,7 +58,8 @@ pub enum LeftOut {
     /// A correction of labels drops it.
     Dropped,
     /// An image in a format that is not supported, such as HEIC.
-    ForeignFormat,
+    #[serde(rename = "foreign_format")]
+    UnsupportedFormat,
     /// A file that cannot be read or decoded.
     Unreadable,
     /// A file of too many bytes, pixels or scans.
@@ -71,7 +73,7 @@ impl fmt::Display for LeftOut {
             Self::Hidden => "hidden",
             Self::System => "of the system",
             Self::EarlierOutput => "an earlier output",
-            Self::Ring => "a link to a folder above",
+            Self::SymlinkLoop => "a link to a folder above",
             Self::BrokenLink => "a link to nothing",
             Self::OutsidePath => "a name that leads out",
             Self::SameName => "a name twice",
@@ -79,7 +81,7 @@ impl fmt::Display for LeftOut {
             Self::NoClass => "outside of the classes",
             Self::NoLabel => "without a label",
             Self::Dropped => "dropped by a correction",
-            Self::ForeignFormat => "a format that is not read",
+            Self::UnsupportedFormat => "a format that is not read",
             Self::Unreadable => "unreadable",
             Self::TooLarge => "too large",
         })
@@ -116,8 +118,8 @@ impl Counts {
 /// Counts and reasons, such as `3 hidden, 1 no image`; empty where there are none.
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, (reason, count)) in self.iter().enumerate() {
-            let comma = if place > 0 { ", " } else { "" };
+        for (index, (reason, count)) in self.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
             write!(f, "{comma}{count} {reason}")?;
         }
         Ok(())

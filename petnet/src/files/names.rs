@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use unicode_normalization::UnicodeNormalization as _;
 
 use super::LeftOut;
+use crate::preprocess::{FileKind, recognise};
 
 /// Extensions of image files, those of unsupported formats too: for these an error has advice on converting them.
 const EXTENSIONS: [&str; 19] = [
@@ -25,38 +26,33 @@ const SYSTEM: [&str; 9] = [
     "desktop.ini",
 ];
 
-/// Kind of a file by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Name {
-    /// It has the extension of an image.
-    Image,
-    /// Unknown: the first bytes decide, see [`recognise`](crate::preprocess::recognise).
-    Open,
-    /// The file is left out.
-    LeftOut(LeftOut),
-}
-
-/// Kind of a file by its path, relative to the folder or archive that is read. Any part of the path may leave it out.
+/// The reason why a file is left out, by its path relative to the folder or archive that is read. Any part of the path may
+/// leave it out. Where its extension is not an image's, its first [`HEAD`](crate::preprocess::HEAD) bytes decide, which `head`
+/// reads. `None` for an image.
 ///
 /// ```
 /// use std::path::Path;
-/// use petnet::files::{LeftOut, Name, judge};
+/// use petnet::files::{LeftOut, left_out};
 ///
-/// assert_eq!(judge(Path::new("cats/tom.JPG")), Name::Image);
-/// assert_eq!(judge(Path::new("cats/tom")), Name::Open);
-/// assert_eq!(judge(Path::new("@eaDir/tom.jpg")), Name::LeftOut(LeftOut::System));
+/// assert_eq!(left_out(Path::new("cats/tom.JPG"), Vec::new), None);
+/// assert_eq!(left_out(Path::new("cats/tom"), || b"GIF89a".to_vec()), None);
+/// assert_eq!(left_out(Path::new("cats/tom"), Vec::new), Some(LeftOut::NoImage));
+/// assert_eq!(left_out(Path::new("@eaDir/tom.jpg"), Vec::new), Some(LeftOut::System));
 /// ```
-pub fn judge(path: &Path) -> Name {
-    for part in path.components() {
-        if let Some(reason) = part_left_out(&part.as_os_str().to_string_lossy()) {
-            return Name::LeftOut(reason);
-        }
+pub fn left_out(path: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> {
+    if let Some(reason) = path_left_out(path) {
+        return Some(reason);
     }
     let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
-    match extension {
-        Some(extension) if EXTENSIONS.contains(&extension.as_str()) => Name::Image,
-        _ => Name::Open,
+    if extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
+        return None;
     }
+    (recognise(&head()) == FileKind::NoImage).then_some(LeftOut::NoImage)
+}
+
+/// The reason why a part of this path leaves a file or folder out, if one does.
+pub(super) fn path_left_out(path: &Path) -> Option<LeftOut> {
+    path.components().find_map(|part| part_left_out(&part.as_os_str().to_string_lossy()))
 }
 
 /// The reason why a file or folder of this name is left out, if it is.
@@ -100,7 +96,7 @@ pub(crate) fn contained(path: &str) -> Option<&Path> {
 }
 
 /// Normal form of a class name: lower case, singular, and composed Unicode (NFC). Spellings with the same key are one class.
-pub(crate) fn key(name: &str) -> String {
+pub(crate) fn class_key(name: &str) -> String {
     let name: String = name.trim().nfc().collect::<String>().to_lowercase();
     let plural = name.len() > 3 && name.ends_with('s') && !name.ends_with("ss");
     if plural { name[..name.len() - 1].to_string() } else { name }
@@ -112,17 +108,19 @@ mod tests {
 
     #[test]
     fn any_part_of_a_path_may_leave_it_out() {
-        let judged = |path: &str| judge(Path::new(path));
-        assert_eq!(judged("a/b.jpeg"), Name::Image);
-        assert_eq!(judged("a/b.HEIC"), Name::Image);
-        for open in ["a/b", "a.jpg/readme", "labels.csv"] {
-            assert_eq!(judged(open), Name::Open, "{open}");
+        let by_name = |path: &str| left_out(Path::new(path), Vec::new);
+        assert_eq!(by_name("a/b.jpeg"), None);
+        assert_eq!(by_name("a/b.HEIC"), None);
+        for unknown in ["a/b", "a.jpg/readme", "labels.csv"] {
+            assert_eq!(by_name(unknown), Some(LeftOut::NoImage), "{unknown}");
+            let jpeg = || b"\xff\xd8\xff\xe0".to_vec();
+            assert_eq!(left_out(Path::new(unknown), jpeg), None, "{unknown}");
         }
         for hidden in [".git/a.jpg", "cat/._tom.jpg"] {
-            assert_eq!(judged(hidden), Name::LeftOut(LeftOut::Hidden), "{hidden}");
+            assert_eq!(by_name(hidden), Some(LeftOut::Hidden), "{hidden}");
         }
         for system in ["cat/Thumbs.db", "$RECYCLE.BIN/1.jpg", "lost+found/x"] {
-            assert_eq!(judged(system), Name::LeftOut(LeftOut::System), "{system}");
+            assert_eq!(by_name(system), Some(LeftOut::System), "{system}");
         }
     }
 
@@ -144,8 +142,8 @@ mod tests {
 
     #[test]
     fn spellings_of_a_class_are_one() {
-        assert_eq!(key(" Cats "), key("cat"));
-        assert_eq!(key("caf\u{e9}"), key("cafe\u{301}"));
-        assert_ne!(key("glass"), key("glas"));
+        assert_eq!(class_key(" Cats "), class_key("cat"));
+        assert_eq!(class_key("caf\u{e9}"), class_key("cafe\u{301}"));
+        assert_ne!(class_key("glass"), class_key("glas"));
     }
 }

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use walkdir::WalkDir;
 use zip::ZipArchive;
 
-use super::names::part_left_out;
-use super::{Counts, LeftOut, Name, entry_path, judge};
+use super::names::{part_left_out, path_left_out};
+use super::{Counts, LeftOut, entry_path};
 use crate::error::{Error, ImageError, Result};
 
 type Zip = ZipArchive<BufReader<File>>;
@@ -202,7 +202,7 @@ pub fn walk<E: From<Error>>(
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) if error.loop_ancestor().is_some() => {
-                each(Entry::LeftOut(LeftOut::Ring))?;
+                each(Entry::LeftOut(LeftOut::SymlinkLoop))?;
                 continue;
             }
             Err(error) if error.path().is_some_and(Path::is_symlink) => {
@@ -301,7 +301,7 @@ impl Listing {
             self.left_out.add(LeftOut::OutsidePath);
             return None;
         };
-        if let Name::LeftOut(reason) = judge(&path) {
+        if let Some(reason) = path_left_out(&path) {
             self.left_out.add(reason);
             return None;
         }

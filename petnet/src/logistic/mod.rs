@@ -73,11 +73,43 @@ impl Linear {
     }
 
     /// Chooses `l2` by the log loss of five-fold cross-validation, with each class spread evenly over the folds, on at most
-    /// 6,000 samples.
+    /// 6,000 samples. The standardisation is common to the folds, as it does not depend on the classes.
     pub(crate) fn choose_penalty(samples: &Samples, seed: u64) -> Choice {
-        let choice = choose_penalty(samples, seed);
-        let l2 = choice.map_or(PENALTIES[PENALTIES.len() / 2], |(l2, ..)| l2);
-        Choice { l2, accuracy: choice.map(|choice| choice.2) }
+        let data = Data::new(samples, MAX_VALIDATED);
+        let mut best = Choice { l2: PENALTIES[PENALTIES.len() / 2], accuracy: None };
+        let present = data.targets.chunk_by(|left, right| left == right).count();
+        if present == 0 || data.targets.len() < 2 * present {
+            return best;
+        }
+        let fold_of = folds(&data.targets, seed);
+        let problem = |fold| {
+            let training = Problem::new(&data, |row| fold_of[row] != fold);
+            (training, Problem::new(&data, |row| fold_of[row] == fold), data.zeros())
+        };
+        let mut folds: Vec<_> =
+            (0..FOLDS).map(problem).filter(|fold| !fold.1.rows.is_empty()).collect();
+        let (mut lowest, mut worse) = (None, 0);
+        for l2 in PENALTIES {
+            let scores = folds.par_iter_mut().map(|(training, held_out, parameters)| {
+                *parameters = training.minimise(l2, std::mem::take(parameters));
+                held_out.assess(parameters)
+            });
+            let scores: Vec<_> = scores.collect();
+            let mean = |of: fn(&(f64, f64)) -> f64| {
+                scores.iter().map(of).sum::<f64>() / scores.len() as f64
+            };
+            let (log_loss, accuracy) = (mean(|scores| scores.0), mean(|scores| scores.1));
+            worse += 1;
+            if lowest.is_none_or(|lowest| log_loss < lowest) {
+                (best, lowest) = (Choice { l2, accuracy: Some(accuracy) }, Some(log_loss));
+                worse = 0;
+            }
+            // In practice the log loss has one minimum, and the weakest penalties take most of the time.
+            if worse == 2 {
+                break;
+            }
+        }
+        best
     }
 }
 
@@ -318,44 +350,6 @@ fn add_rows(sums: &mut [f32], tile: &[Row], factors: [f32; TILE_ROWS]) {
     }
 }
 
-/// Penalty, log loss and accuracy of the lowest log loss; `None` with too few samples to hold out. The standardisation is
-/// common to the folds, as it does not depend on the classes.
-fn choose_penalty(samples: &Samples, seed: u64) -> Option<(f32, f64, f64)> {
-    let data = Data::new(samples, MAX_VALIDATED);
-    let present = data.targets.chunk_by(|left, right| left == right).count();
-    if present == 0 || data.targets.len() < 2 * present {
-        return None;
-    }
-    let fold_of = folds(&data.targets, seed);
-    let problem = |fold| {
-        let training = Problem::new(&data, |row| fold_of[row] != fold);
-        (training, Problem::new(&data, |row| fold_of[row] == fold), data.zeros())
-    };
-    let mut folds: Vec<_> =
-        (0..FOLDS).map(problem).filter(|fold| !fold.1.rows.is_empty()).collect();
-    let (mut best, mut worse): (Option<(f32, f64, f64)>, _) = (None, 0);
-    for l2 in PENALTIES {
-        let scores = folds.par_iter_mut().map(|(training, held_out, parameters)| {
-            *parameters = training.minimise(l2, std::mem::take(parameters));
-            held_out.assess(parameters)
-        });
-        let scores: Vec<_> = scores.collect();
-        let mean =
-            |of: fn(&(f64, f64)) -> f64| scores.iter().map(of).sum::<f64>() / scores.len() as f64;
-        let (log_loss, accuracy) = (mean(|scores| scores.0), mean(|scores| scores.1));
-        worse += 1;
-        if best.is_none_or(|best| log_loss < best.1) {
-            best = Some((l2, log_loss, accuracy));
-            worse = 0;
-        }
-        // In practice the log loss has one minimum, and the weakest penalties take most of the time.
-        if worse == 2 {
-            break;
-        }
-    }
-    best
-}
-
 /// The fold in which each row is held out. The only sample of a class is never held out (`FOLDS`), as training would then
 /// lack its class.
 fn folds(targets: &[usize], seed: u64) -> Vec<usize> {
@@ -363,8 +357,8 @@ fn folds(targets: &[usize], seed: u64) -> Vec<usize> {
     order.sort_by_key(|&row| (targets[row], random(seed, row)));
     let classes = order.chunk_by(|&left, &right| targets[left] == targets[right]);
     let mut folds = vec![FOLDS; targets.len()];
-    for (place, &row) in classes.filter(|rows| rows.len() > 1).flatten().enumerate() {
-        folds[row] = place % FOLDS;
+    for (index, &row) in classes.filter(|rows| rows.len() > 1).flatten().enumerate() {
+        folds[row] = index % FOLDS;
     }
     folds
 }

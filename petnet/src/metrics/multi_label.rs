@@ -120,7 +120,11 @@ impl MultiLabelMetrics {
 }
 
 /// Probabilities of one class, and true for each image that has it.
-fn column(probabilities: &[Vec<f32>], truth: &[Vec<usize>], class: usize) -> (Vec<f32>, Vec<bool>) {
+pub(crate) fn column(
+    probabilities: &[Vec<f32>],
+    truth: &[Vec<usize>],
+    class: usize,
+) -> (Vec<f32>, Vec<bool>) {
     let rows = probabilities.iter().zip(truth);
     let cell = |row: &Vec<f32>| row.get(class).copied().unwrap_or(0.0);
     rows.map(|(row, truth)| (cell(row), truth.contains(&class))).unzip()
@@ -163,78 +167,4 @@ pub fn average_precision(scores: &[f32], positive: &[bool]) -> Option<f64> {
     });
     let gained: Vec<f64> = gained.collect();
     (!gained.is_empty()).then(|| gained.iter().sum())
-}
-
-/// The threshold of each class with the highest F1 on these images, midway between two probabilities; `unchosen` for a
-/// class that no image has.
-pub fn thresholds_for(
-    probabilities: &[Vec<f32>],
-    truth: &[Vec<usize>],
-    classes: usize,
-    unchosen: f32,
-) -> Vec<f32> {
-    let threshold = |class: usize| {
-        let (scores, positive) = column(probabilities, truth, class);
-        let mut ranked: Vec<(f32, bool)> = scores.into_iter().zip(positive).collect();
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let support = ranked.iter().filter(|(_, positive)| *positive).count();
-        let (mut true_positives, mut best) = (0, (0.0, unchosen));
-        for (place, (score, positive)) in ranked.iter().enumerate() {
-            true_positives += usize::from(*positive);
-            let next = ranked.get(place + 1).map_or(0.0, |next| next.0);
-            let f1_score = ratio(2 * true_positives, place + 1 + support);
-            // Images of equal score are accepted together.
-            if next < *score && f1_score > best.0 {
-                best = (f1_score, f32::midpoint(*score, next));
-            }
-        }
-        best.1
-    };
-    (0..classes).map(threshold).collect()
-}
-
-/// [`temperature_for`](super::temperature_for) for sigmoids: the temperature by which logits must be divided for the
-/// lowest mean binary cross entropy.
-#[cfg(any(test, feature = "train"))]
-pub(crate) fn temperature_of_sigmoids(logits: &[&[f32]], truth: &[Vec<usize>]) -> f32 {
-    super::lowest_temperature(|scale| {
-        let of = |(row, truth): (&&[f32], &Vec<usize>)| -> f64 {
-            let one = |(class, logit): (usize, &f32)| {
-                let sign = if truth.contains(&class) { -1.0 } else { 1.0 };
-                // ln(1 + exp(x)), in a form that does not overflow.
-                let x = sign * f64::from(*logit) * scale;
-                x.max(0.0) + (-x.abs()).exp().ln_1p()
-            };
-            row.iter().enumerate().map(one).sum()
-        };
-        logits.iter().zip(truth).map(of).sum()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thresholds_take_the_highest_f1_and_equal_scores_together() {
-        let rows = [[0.9], [0.4], [0.4], [0.1]].map(|row| row.to_vec());
-        let truth = [vec![0], vec![0], vec![], vec![]];
-        // Accepting the first image gives an F1 of 2/3, the first three 4/5; the two of 0.4 are accepted together.
-        assert_eq!(thresholds_for(&rows, &truth, 1, 0.5), [0.25]);
-        assert_eq!(thresholds_for(&rows, &[vec![], vec![], vec![], vec![]], 1, 0.5), [0.5]);
-        let all = MultiLabelMetrics::compute(&rows, &truth, &[0.25]);
-        assert!((all.micro_f1 - 0.8).abs() < 1e-9, "{all:?}");
-        assert_eq!((all.per_class[0].recall, all.exact_match), (1.0, 0.75));
-    }
-
-    #[test]
-    fn logits_that_are_too_large_get_a_temperature_above_one() {
-        let rows: Vec<Vec<f32>> = (0..10).map(|_| vec![4.0, -4.0]).collect();
-        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-        let mut truth = vec![vec![0]; 8];
-        truth.extend([vec![1], vec![1]]);
-        // Eight of ten: the logit should be ln(4).
-        let temperature = temperature_of_sigmoids(&rows, &truth);
-        assert!((temperature - 4.0 / 4.0_f32.ln()).abs() < 1e-2, "{temperature}");
-    }
 }

@@ -1,9 +1,10 @@
-//! Client of an [MLflow](https://mlflow.org) tracking server, for a trainer and a service: requests, artifacts, and the
-//! models of the registry.
+//! Client of an [MLflow](https://mlflow.org) tracking server, for a trainer and a service: runs, and the models of the
+//! registry.
 //!
 //! Paths and payloads are those of MLflow's REST API, tested with MLflow 3.17.
 
 mod registry;
+mod runs;
 
 use std::fs::File;
 use std::path::Path;
@@ -18,9 +19,13 @@ use ureq::http::{Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-pub use registry::{DIGEST_TAG, ModelUri, ModelVersion, Which};
+pub use registry::{DIGEST_TAG, ModelUri, ModelVersion, VersionRef};
+pub use runs::{MetricValue, NewModel, NewRun, RemoteRecord};
 
-use crate::error::{Error, Result};
+use crate::error::Error;
+
+/// The result of a request to a server.
+pub type Result<T, E = RequestError> = std::result::Result<T, E>;
 
 const API: &str = "api/2.0/mlflow";
 const ARTIFACTS: &str = "api/2.0/mlflow-artifacts/artifacts";
@@ -33,7 +38,7 @@ const MAX_RESPONSE: u64 = 16 << 20;
 /// Error of a request to a server.
 #[non_exhaustive]
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Failure {
+pub enum RequestError {
     /// No response; a retry may succeed.
     #[error("{server} cannot be reached: {reason}")]
     Unreachable {
@@ -59,7 +64,7 @@ pub enum Failure {
     Invalid(String),
 }
 
-impl Failure {
+impl RequestError {
     /// True where the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -104,7 +109,10 @@ impl Server {
     /// # Errors
     /// [`Error::Config`] for an address that is not http or https or a certificate that cannot be
     /// read.
-    pub fn from_variables(uri: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub fn from_variables(
+        uri: &str,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
         // Values from files and secrets often end with a line break.
         let lookup = |name: &str| {
             let value = variable(name).map(|value| value.trim().to_string());
@@ -157,68 +165,49 @@ impl Server {
     }
 
     /// Sends a GET request to a path below `/api/2.0/mlflow/`, e.g. `runs/get`.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub fn get<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        query: &[(&str, &str)],
-    ) -> Result<T, Failure> {
+    fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T> {
         self.read(&format!("{API}/{path}"), query)
     }
 
     /// Sends a POST request with JSON to a path below `/api/2.0/mlflow/`.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+    fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = self.agent.post(self.url(&format!("{API}/{path}")));
         self.response(self.signed(request).send_json(body))
     }
 
     /// Sends a PATCH request with JSON to a path below `/api/2.0/mlflow/`.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+    fn patch(&self, path: &str, body: &Value) -> Result<Value> {
         let request = self.agent.patch(self.url(&format!("{API}/{path}")));
         self.response(self.signed(request).send_json(body))
     }
 
-    /// The part of an artifact's address after `mlflow-artifacts:/`: its path for [`Server::upload`], [`Server::list`] and
-    /// [`Server::download`].
+    /// The path of an artifact on the server, the part of its address after `mlflow-artifacts:/`.
     ///
     /// # Errors
-    /// [`Failure::Invalid`] for another address, whose content the server does not proxy.
-    pub fn place<'a>(&self, address: &'a str) -> Result<&'a str, Failure> {
-        let place = address.strip_prefix("mlflow-artifacts:/").ok_or_else(|| {
-            Failure::Invalid(format!(
-                "{} keeps artifacts at {address} and does not proxy them: start it with --artifacts-destination",
+    /// [`RequestError::Invalid`] for another address, whose content the server does not proxy.
+    fn artifact_path<'a>(&self, uri: &'a str) -> Result<&'a str> {
+        let path = uri.strip_prefix("mlflow-artifacts:/").ok_or_else(|| {
+            RequestError::Invalid(format!(
+                "{} keeps artifacts at {uri} and does not proxy them: start it with --artifacts-destination",
                 self.uri
             ))
         })?;
-        Ok(place.trim_matches('/'))
+        Ok(path.trim_matches('/'))
     }
 
     /// Uploads a file through the server to its artifact store.
-    ///
-    /// # Errors
-    /// [`Failure`]; [`Failure::Invalid`] when the file cannot be read.
-    pub fn upload(&self, place: &str, file: &Path) -> Result<(), Failure> {
-        let unreadable = |e: std::io::Error| Failure::Invalid(format!("{}: {e}", file.display()));
+    fn upload(&self, path: &str, file: &Path) -> Result<()> {
+        let unreadable =
+            |e: std::io::Error| RequestError::Invalid(format!("{}: {e}", file.display()));
         let content = File::open(file).map_err(unreadable)?;
-        let request = self.agent.put(self.url(&format!("{ARTIFACTS}/{}", encoded(place))));
+        let request = self.agent.put(self.url(&format!("{ARTIFACTS}/{}", encoded(path))));
         let request = self.signed(request).header("content-type", "application/octet-stream");
         self.response(request.send(content)).map(|_| ())
     }
 
     /// Names of the files in a folder of the artifact store.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub fn list(&self, place: &str) -> Result<Vec<String>, Failure> {
-        let listing: Value = self.read(ARTIFACTS, &[("path", place)])?;
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let listing: Value = self.read(ARTIFACTS, &[("path", folder)])?;
         let files = listing["files"].as_array().map(Vec::as_slice).unwrap_or_default();
         Ok(files
             .iter()
@@ -228,17 +217,14 @@ impl Server {
     }
 
     /// An artifact's content, `limit` bytes at most.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub fn download(&self, place: &str, limit: u64) -> Result<Vec<u8>, Failure> {
-        let request = self.agent.get(self.url(&format!("{ARTIFACTS}/{}", encoded(place))));
+    fn download(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
+        let request = self.agent.get(self.url(&format!("{ARTIFACTS}/{}", encoded(path))));
         let mut response = self.successful(self.signed(request).call())?;
         let body = response.body_mut().with_config().limit(limit);
         body.read_to_vec().map_err(|e| self.unreachable(&e))
     }
 
-    fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, Failure> {
+    fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T> {
         let request = self.agent.get(self.url(path)).query_pairs(query.iter().copied());
         let response = self.response(self.signed(request).call())?;
         serde_json::from_value(response).map_err(|e| self.invalid(&e))
@@ -255,19 +241,19 @@ impl Server {
         }
     }
 
-    fn unreachable(&self, reason: &dyn std::fmt::Display) -> Failure {
-        Failure::Unreachable { server: self.uri.clone(), reason: reason.to_string() }
+    fn unreachable(&self, reason: &dyn std::fmt::Display) -> RequestError {
+        RequestError::Unreachable { server: self.uri.clone(), reason: reason.to_string() }
     }
 
-    fn invalid(&self, reason: &dyn std::fmt::Display) -> Failure {
-        Failure::Invalid(format!("{} sent a response that is not MLflow's: {reason}", self.uri))
+    fn invalid(&self, reason: &dyn std::fmt::Display) -> RequestError {
+        RequestError::Invalid(format!(
+            "{} sent a response that is not MLflow's: {reason}",
+            self.uri
+        ))
     }
 
     /// The response, if its status is one of success.
-    fn successful(
-        &self,
-        sent: Result<Response<Body>, ureq::Error>,
-    ) -> Result<Response<Body>, Failure> {
+    fn successful(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>> {
         let mut response = sent.map_err(|e| self.unreachable(&e))?;
         let status = response.status();
         if status.is_success() {
@@ -284,7 +270,7 @@ impl Server {
             }
             None => text.trim().chars().take(200).collect(),
         };
-        Err(Failure::Refused {
+        Err(RequestError::Refused {
             server: self.uri.clone(),
             status: status.as_u16(),
             code: body["error_code"].as_str().unwrap_or_default().to_string(),
@@ -292,7 +278,7 @@ impl Server {
         })
     }
 
-    fn response(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
+    fn response(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value> {
         let mut response = self.successful(sent)?;
         let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
         let text = text.map_err(|e| self.unreachable(&e))?;
@@ -303,7 +289,7 @@ impl Server {
     }
 }
 
-fn certificates(path: &Path) -> Result<RootCerts> {
+fn certificates(path: &Path) -> Result<RootCerts, Error> {
     let pem = std::fs::read(path).map_err(Error::io(path))?;
     let found: Vec<_> = parse_pem(&pem)
         .filter_map(|item| match item {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Failure, Server};
+use super::{RequestError, Result, Server};
 use crate::error::Error;
 
 /// Largest model file in bytes.
@@ -20,12 +20,12 @@ pub struct ModelUri {
     /// Name of the registered model.
     pub name: String,
     /// The version.
-    pub which: Which,
+    pub version: VersionRef,
 }
 
 /// Reference to a version of a registered model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which {
+pub enum VersionRef {
     /// The version with an alias.
     Alias(String),
     /// The newest version in a stage, e.g. `Production`.
@@ -40,29 +40,24 @@ impl FromStr for ModelUri {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let parts = text.strip_prefix("models:/").and_then(|rest| {
-            rest.split_once('@').map(|(name, alias)| (name, Which::Alias(alias.into()))).or_else(
-                || {
-                    let (name, which) = rest.rsplit_once('/')?;
-                    let which = match (which.parse(), which) {
-                        (Ok(number), _) => Which::Version(number),
-                        (_, "latest") => Which::Latest,
-                        (_, stage) => Which::Stage(stage.into()),
-                    };
-                    Some((name, which))
-                },
-            )
-        });
-        let empty =
-            |which: &Which| matches!(which, Which::Alias(s) | Which::Stage(s) if s.is_empty());
-        match parts {
-            Some((name, which)) if !name.is_empty() && !empty(&which) => {
-                Ok(Self { name: name.into(), which })
-            }
-            _ => Err(Error::Config(format!(
+        let rest = text.strip_prefix("models:/").unwrap_or_default();
+        let (name, version) = match (rest.split_once('@'), rest.rsplit_once('/')) {
+            (Some((name, alias)), _) => (name, VersionRef::Alias(alias.into())),
+            (None, Some((name, "latest"))) => (name, VersionRef::Latest),
+            (None, Some((name, version))) => match version.parse() {
+                Ok(number) => (name, VersionRef::Version(number)),
+                Err(_) => (name, VersionRef::Stage(version.into())),
+            },
+            (None, None) => ("", VersionRef::Latest),
+        };
+        if name.is_empty()
+            || matches!(&version, VersionRef::Alias(text) | VersionRef::Stage(text) if text.is_empty())
+        {
+            return Err(Error::Config(format!(
                 "{text}: a registered model is models:/NAME@ALIAS, models:/NAME/STAGE or models:/NAME/VERSION"
-            ))),
+            )));
         }
+        Ok(Self { name: name.into(), version })
     }
 }
 
@@ -100,12 +95,12 @@ impl ModelVersion {
 }
 
 #[derive(Deserialize)]
-struct One {
+struct SingleVersion {
     model_version: ModelVersion,
 }
 
 #[derive(Deserialize)]
-struct Many {
+struct VersionList {
     #[serde(default)]
     model_versions: Vec<ModelVersion>,
 }
@@ -114,29 +109,88 @@ impl Server {
     /// The version that an address refers to now.
     ///
     /// # Errors
-    /// [`Failure`]; code `RESOURCE_DOES_NOT_EXIST` when there is no such model, alias or stage.
-    pub fn version(&self, uri: &ModelUri) -> Result<ModelVersion, Failure> {
+    /// [`RequestError`]; code `RESOURCE_DOES_NOT_EXIST` when there is no such model, alias or stage.
+    pub fn version(&self, uri: &ModelUri) -> Result<ModelVersion> {
         let name = ("name", uri.name.as_str());
-        match &uri.which {
-            Which::Alias(alias) => {
+        match &uri.version {
+            VersionRef::Alias(alias) => {
                 let query = [name, ("alias", alias.as_str())];
-                Ok(self.get::<One>("registered-models/alias", &query)?.model_version)
+                Ok(self.get::<SingleVersion>("registered-models/alias", &query)?.model_version)
             }
-            Which::Version(number) => {
+            VersionRef::Version(number) => {
                 let query = [name, ("version", &number.to_string())];
-                Ok(self.get::<One>("model-versions/get", &query)?.model_version)
+                Ok(self.get::<SingleVersion>("model-versions/get", &query)?.model_version)
             }
-            Which::Stage(stage) => self.newest(&json!({ "name": uri.name, "stages": [stage] })),
-            Which::Latest => self.newest(&json!({ "name": uri.name })),
+            VersionRef::Stage(stage) => {
+                self.newest(&json!({ "name": uri.name, "stages": [stage] }))
+            }
+            VersionRef::Latest => self.newest(&json!({ "name": uri.name })),
         }
     }
 
-    fn newest(&self, query: &Value) -> Result<ModelVersion, Failure> {
+    /// The version of a registered model whose model file has this SHA-256, in hex.
+    pub fn version_by_digest(&self, name: &str, sha256: &str) -> Result<Option<ModelVersion>> {
+        let filter = format!("name = '{name}' AND tags.`{DIGEST_TAG}` = '{sha256}'");
+        let query = [("filter", filter.as_str()), ("max_results", "1")];
+        let found: VersionList = self.get("model-versions/search", &query)?;
+        Ok(found.model_versions.into_iter().next())
+    }
+
+    /// Registers a logged model of a run as a new version, and returns the version's number. The registered model is created
+    /// where there is none.
+    pub fn register(
+        &self,
+        name: &str,
+        run_id: &str,
+        model_id: &str,
+        sha256: &str,
+    ) -> Result<String> {
+        match self.post("registered-models/create", &json!({ "name": name })) {
+            Err(error) if !error.is("RESOURCE_ALREADY_EXISTS") => return Err(error),
+            _ => (),
+        }
+        let body = json!({
+            "name": name,
+            "source": format!("models:/{model_id}"),
+            "run_id": run_id,
+            "model_id": model_id,
+            "tags": [{ "key": DIGEST_TAG, "value": sha256 }],
+        });
+        let created = self.post("model-versions/create", &body)?;
+        let version = created["model_version"]["version"].as_str().map(str::to_string);
+        let missing = || "the server registered a version without a number".to_string();
+        version.ok_or_else(|| RequestError::Invalid(missing()))
+    }
+
+    /// Sets a tag of a version.
+    pub fn set_version_tag(&self, name: &str, version: &str, key: &str, value: &str) -> Result<()> {
+        let tag = json!({ "name": name, "version": version, "key": key, "value": value });
+        self.post("model-versions/set-tag", &tag).map(drop)
+    }
+
+    /// Moves a version to a stage; other versions in the stage are archived.
+    pub fn set_stage(&self, name: &str, version: &str, stage: &str) -> Result<()> {
+        let body = json!({
+            "name": name,
+            "version": version,
+            "stage": stage,
+            "archive_existing_versions": stage != "Archived",
+        });
+        self.post("model-versions/transition-stage", &body).map(drop)
+    }
+
+    /// Points an alias of a registered model to a version.
+    pub fn set_alias(&self, name: &str, version: &str, alias: &str) -> Result<()> {
+        let body = json!({ "name": name, "alias": alias, "version": version });
+        self.post("registered-models/alias", &body).map(drop)
+    }
+
+    fn newest(&self, query: &Value) -> Result<ModelVersion> {
         let response = self.post("registered-models/get-latest-versions", query)?;
-        let Many { model_versions } =
+        let VersionList { model_versions } =
             serde_json::from_value(response).map_err(|e| self.invalid(&e))?;
         let number = |version: &ModelVersion| version.version.parse::<u64>().unwrap_or_default();
-        model_versions.into_iter().max_by_key(number).ok_or_else(|| Failure::Refused {
+        model_versions.into_iter().max_by_key(number).ok_or_else(|| RequestError::Refused {
             server: self.uri().into(),
             status: 404,
             code: "RESOURCE_DOES_NOT_EXIST".into(),
@@ -147,24 +201,24 @@ impl Server {
     /// Downloads a version's model file and verifies its digest.
     ///
     /// # Errors
-    /// [`Failure`]; [`Failure::Invalid`] when the version does not have exactly one `.safetensors` file, the server does
+    /// [`RequestError`]; [`RequestError::Invalid`] when the version does not have exactly one `.safetensors` file, the server does
     /// not proxy its artifacts, or the digest differs.
-    pub fn weights(&self, version: &ModelVersion) -> Result<Vec<u8>, Failure> {
+    pub fn weights(&self, version: &ModelVersion) -> Result<Vec<u8>> {
         let ModelVersion { name, version: number, .. } = version;
         let query = [("name", name.as_str()), ("version", number.as_str())];
         let response: Value = self.get("model-versions/get-download-uri", &query)?;
-        let folder = self.place(response["artifact_uri"].as_str().unwrap_or_default())?;
+        let folder = self.artifact_path(response["artifact_uri"].as_str().unwrap_or_default())?;
         let files = self.list(folder)?;
         let mut models = files.iter().filter(|file| file.ends_with(".safetensors"));
         let (Some(file), None) = (models.next(), models.next()) else {
-            return Err(Failure::Invalid(format!(
+            return Err(RequestError::Invalid(format!(
                 "{name} version {number} is not a petnet model: its files are {files:?}"
             )));
         };
         let bytes = self.download(&format!("{folder}/{file}"), MAX_MODEL)?;
         match version.sha256() {
             Some(expected) if crate::disk::sha256(&bytes) != expected => {
-                Err(Failure::Invalid(format!(
+                Err(RequestError::Invalid(format!(
                     "{name} version {number}: the downloaded file is not the one that was registered"
                 )))
             }
@@ -179,15 +233,18 @@ mod tests {
 
     #[test]
     fn every_form_of_a_name_is_read() {
-        let read = |text: &str| text.parse::<ModelUri>().map(|uri| (uri.name, uri.which));
-        let named = |which| ("Pets".to_string(), which);
-        assert_eq!(read("models:/Pets@champion").unwrap(), named(Which::Alias("champion".into())));
+        let read = |text: &str| text.parse::<ModelUri>().map(|uri| (uri.name, uri.version));
+        let named = |version| ("Pets".to_string(), version);
+        assert_eq!(
+            read("models:/Pets@champion").unwrap(),
+            named(VersionRef::Alias("champion".into()))
+        );
         assert_eq!(
             read("models:/Pets/Production").unwrap(),
-            named(Which::Stage("Production".into()))
+            named(VersionRef::Stage("Production".into()))
         );
-        assert_eq!(read("models:/Pets/3").unwrap(), named(Which::Version(3)));
-        assert_eq!(read("models:/Pets/latest").unwrap(), named(Which::Latest));
+        assert_eq!(read("models:/Pets/3").unwrap(), named(VersionRef::Version(3)));
+        assert_eq!(read("models:/Pets/latest").unwrap(), named(VersionRef::Latest));
         for wrong in ["models:/", "models:/Pets", "models:/Pets@", "models:/Pets/", "pets.bin"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

@@ -39,7 +39,7 @@ impl ClassSet {
     }
 
     /// The highest index.
-    pub fn last(&self) -> Option<usize> {
+    pub(crate) fn last(&self) -> Option<usize> {
         self.ranges.last().map(|range| *range.end())
     }
 }
@@ -69,8 +69,8 @@ impl FromStr for ClassSet {
 
 impl fmt::Display for ClassSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, range) in self.ranges.iter().enumerate() {
-            let comma = if place > 0 { ", " } else { "" };
+        for (index, range) in self.ranges.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
             match (range.start(), range.end()) {
                 (first, last) if first == last => write!(f, "{comma}{first}")?,
                 (first, last) => write!(f, "{comma}{first}-{last}")?,

@@ -71,6 +71,8 @@ impl OodScore {
         }
     }
 
+    /// Validates the classes of [`OodScore::SourceClasses`] against those of the source head.
+    ///
     /// # Errors
     /// [`ModelError::OodClasses`] for classes that a source head does not have, or without one.
     pub(crate) fn validate(&self, source: Option<&Graph>) -> Result<(), ModelError> {
@@ -163,13 +165,13 @@ pub(crate) fn embedding(outputs: &Outputs) -> &[f32] {
 
 /// Log-sum-exp of the other classes' logits minus that of the known classes' logits.
 fn log_odds(logits: &[f32], known: &[bool]) -> f32 {
-    let side = |wanted: bool| {
-        let side = logits.iter().zip(known).filter(move |(_, known)| **known == wanted);
-        let side = side.map(|(logit, _)| *logit);
-        let largest = side.clone().fold(f32::NEG_INFINITY, f32::max);
-        largest + side.map(|logit| (logit - largest).exp()).sum::<f32>().ln()
+    let log_sum_exp = |of_known: bool| {
+        let own = logits.iter().zip(known).filter(move |(_, known)| **known == of_known);
+        let own = own.map(|(logit, _)| *logit);
+        let largest = own.clone().fold(f32::NEG_INFINITY, f32::max);
+        largest + own.map(|logit| (logit - largest).exp()).sum::<f32>().ln()
     };
-    side(false) - side(true)
+    log_sum_exp(false) - log_sum_exp(true)
 }
 
 /// Cosine distance to the nearest prototype: 0 for the direction of a prototype, 1 for features orthogonal to all.
@@ -193,9 +195,9 @@ mod tests {
     fn log_odds_are_those_of_a_softmax_and_do_not_overflow() {
         let logits = [1.0_f32, -2.0, 0.5, 3.0];
         let known = [false, true, true, false];
-        let share = |wanted: bool| -> f32 {
+        let share = |of_known: bool| -> f32 {
             let pairs = logits.iter().zip(known);
-            pairs.filter(|(_, known)| *known == wanted).map(|(logit, _)| logit.exp()).sum()
+            pairs.filter(|(_, known)| *known == of_known).map(|(logit, _)| logit.exp()).sum()
         };
         assert!((log_odds(&logits, &known) - (share(false) / share(true)).ln()).abs() < 1e-5);
         let score = log_odds(&[-900.0, 900.0], &[true, false]);

@@ -46,8 +46,8 @@ fn centres(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
         let nearest = rows.par_iter().map(|row| nearest(row, &centres));
         let nearest: Vec<usize> = nearest.collect();
         let mut sums = vec![vec![0.0; rows[0].len()]; centres.len()];
-        for (row, place) in rows.iter().zip(&nearest) {
-            sums[*place].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        for (row, centre) in rows.iter().zip(&nearest) {
+            sums[*centre].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         }
         // A centre that no row is nearest to stays where it was.
         for (centre, mut sum) in centres.iter_mut().zip(sums) {
@@ -62,7 +62,7 @@ fn centres(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
 
 fn nearest(row: &[f32], centres: &[Vec<f32>]) -> usize {
     let products = centres.iter().map(|centre| dot(row, centre)).enumerate();
-    products.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))).map_or(0, |(place, _)| place)
+    products.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))).map_or(0, |(index, _)| index)
 }
 
 #[cfg(test)]
@@ -72,14 +72,14 @@ mod tests {
     #[test]
     fn each_cluster_gets_a_centre_and_few_images_are_their_own_prototypes() {
         // Two classes of three directions each, and noise.
-        let row = |place: usize| -> Vec<f32> {
+        let row = |image: usize| -> Vec<f32> {
             (0..8)
-                .map(|k| f32::from(u8::from(k == place % 6)) + (place * 7 % 11) as f32 / 100.0)
+                .map(|k| f32::from(u8::from(k == image % 6)) + (image * 7 % 11) as f32 / 100.0)
                 .collect()
         };
         let rows: Vec<Vec<f32>> = (0..1200).map(row).collect();
         let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-        let truth: Vec<usize> = (0..1200).map(|place| place % 2).collect();
+        let truth: Vec<usize> = (0..1200).map(|image| image % 2).collect();
         let (score, (_, weight)) = prototypes(&rows, &truth, 2);
         assert_eq!(score, OodScore::Prototypes { count: weight.shape[0] });
         assert!(weight.shape[0] <= MOST && weight.shape[1] == 8);

@@ -2,7 +2,7 @@
 
 use image::ImageFormat;
 
-use crate::error::{ForeignFormat, ImageError};
+use crate::error::{ImageError, UnsupportedFormat};
 
 /// Number of first bytes by which a file's format is recognised.
 pub const HEAD: usize = 32;
@@ -13,7 +13,7 @@ pub enum FileKind {
     /// An image in a supported format: JPEG, PNG, WebP, GIF or BMP.
     Image,
     /// An image in a format that is not supported.
-    Foreign(ForeignFormat),
+    Unsupported(UnsupportedFormat),
     /// Anything else.
     NoImage,
 }
@@ -21,16 +21,16 @@ pub enum FileKind {
 /// Kind of a file by its first [`HEAD`] bytes; with fewer bytes fewer formats are recognised.
 ///
 /// ```
-/// use petnet::preprocess::{FileKind, ForeignFormat, recognise};
+/// use petnet::preprocess::{FileKind, UnsupportedFormat, recognise};
 ///
 /// assert_eq!(recognise(b"\xff\xd8\xff\xe0\0\x10JFIF"), FileKind::Image);
-/// assert_eq!(recognise(b"\0\0\0\x18ftypheic\0\0\0\0"), FileKind::Foreign(ForeignFormat::Heic));
+/// assert_eq!(recognise(b"\0\0\0\x18ftypheic\0\0\0\0"), FileKind::Unsupported(UnsupportedFormat::Heic));
 /// assert_eq!(recognise(b"path,label\n"), FileKind::NoImage);
 /// ```
 pub fn recognise(head: &[u8]) -> FileKind {
     match read_format(head) {
         Some(_) => FileKind::Image,
-        None => foreign(head).map_or(FileKind::NoImage, FileKind::Foreign),
+        None => unsupported(head).map_or(FileKind::NoImage, FileKind::Unsupported),
     }
 }
 
@@ -39,8 +39,8 @@ pub fn recognise(head: &[u8]) -> FileKind {
 /// # Errors
 /// The reason why there is no decoder for it.
 pub(super) fn format(bytes: &[u8]) -> Result<ImageFormat, ImageError> {
-    let refused = || match foreign(bytes) {
-        Some(format) => ImageError::ForeignFormat(format),
+    let refused = || match unsupported(bytes) {
+        Some(format) => ImageError::UnsupportedFormat(format),
         None if bytes.starts_with(&[0x1f, 0x8b]) => ImageError::Compressed,
         None => ImageError::UnknownFormat,
     };
@@ -61,24 +61,26 @@ fn read_format(bytes: &[u8]) -> Option<ImageFormat> {
     }
 }
 
-fn foreign(bytes: &[u8]) -> Option<ForeignFormat> {
+fn unsupported(bytes: &[u8]) -> Option<UnsupportedFormat> {
     match bytes {
         [_, _, _, _, b'f', b't', b'y', b'p', rest @ ..] => match rest.get(..4)? {
             b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => {
-                Some(ForeignFormat::Heic)
+                Some(UnsupportedFormat::Heic)
             }
-            b"avif" | b"avis" => Some(ForeignFormat::Avif),
-            b"crx " => Some(ForeignFormat::Cr3),
+            b"avif" | b"avis" => Some(UnsupportedFormat::Avif),
+            b"crx " => Some(UnsupportedFormat::Cr3),
             _ => None,
         },
         [b'I', b'I', b'*' | b'+', 0, ..] | [b'M', b'M', 0, b'*' | b'+', ..] => {
-            Some(ForeignFormat::Tiff)
+            Some(UnsupportedFormat::Tiff)
         }
-        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Some(ForeignFormat::JpegXl),
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => {
+            Some(UnsupportedFormat::JpegXl)
+        }
         [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xff, 0x4f, 0xff, 0x51, ..] => {
-            Some(ForeignFormat::Jpeg2000)
+            Some(UnsupportedFormat::Jpeg2000)
         }
-        [b'8', b'B', b'P', b'S', ..] => Some(ForeignFormat::Photoshop),
+        [b'8', b'B', b'P', b'S', ..] => Some(UnsupportedFormat::Photoshop),
         _ => None,
     }
 }
@@ -100,13 +102,13 @@ mod tests {
             assert_eq!(recognise(text), FileKind::NoImage, "{text:?}");
         }
         for (head, format) in [
-            (&b"\0\0\0\x1cftypavif"[..], ForeignFormat::Avif),
-            (b"II*\0\x08\0\0\0", ForeignFormat::Tiff),
-            (b"MM\0*\0\0\0\x08", ForeignFormat::Tiff),
-            (b"\xff\x0a\xfa\x1f", ForeignFormat::JpegXl),
+            (&b"\0\0\0\x1cftypavif"[..], UnsupportedFormat::Avif),
+            (b"II*\0\x08\0\0\0", UnsupportedFormat::Tiff),
+            (b"MM\0*\0\0\0\x08", UnsupportedFormat::Tiff),
+            (b"\xff\x0a\xfa\x1f", UnsupportedFormat::JpegXl),
         ] {
-            assert_eq!(recognise(head), FileKind::Foreign(format));
-            assert_eq!(super::format(head), Err(ImageError::ForeignFormat(format)));
+            assert_eq!(recognise(head), FileKind::Unsupported(format));
+            assert_eq!(super::format(head), Err(ImageError::UnsupportedFormat(format)));
         }
         assert_eq!(super::format(b"\x1f\x8b\x08\0"), Err(ImageError::Compressed));
     }

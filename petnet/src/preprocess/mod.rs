@@ -12,7 +12,7 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
-pub use crate::error::ForeignFormat;
+pub use crate::error::UnsupportedFormat;
 use decode::{Measured, Plan, contain};
 pub use format::{FileKind, HEAD, recognise};
 
@@ -104,7 +104,8 @@ impl Pixels {
 pub enum Resize {
     /// Resizes both sides to the target; the aspect ratio is lost. The Python reference implementation does this.
     #[default]
-    Squeeze,
+    #[serde(rename = "squeeze")]
+    Stretch,
     /// Resizes the short side to the target and takes the middle square.
     CenterCrop,
 }
@@ -211,12 +212,12 @@ fn decode_reduced(bytes: &[u8], limits: &Limits, side: u32) -> Result<Measured, 
 /// [`ImageError::Unsupported`] when `size` is zero.
 pub fn resize(pixels: &Pixels, size: u32, how: Resize) -> Result<Pixels, ImageError> {
     let options = match how {
-        Resize::Squeeze => lanczos(),
+        Resize::Stretch => lanczos(),
         Resize::CenterCrop => lanczos().fit_into_destination(Some((0.5, 0.5))),
     };
     // The resizer reduces the height first and keeps the full width. For a very wide and low image, whose height may even
     // grow, the result between the passes could be larger than the image itself.
-    let ribbon = pixels.width / RIBBON > pixels.height && how == Resize::Squeeze;
+    let ribbon = pixels.width / RIBBON > pixels.height && how == Resize::Stretch;
     if ribbon {
         let narrow = resize_with(pixels, size, pixels.height, &options)?;
         return resize_with(&narrow, size, size, &options);

@@ -23,20 +23,20 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::vector::{norm, normalize};
 
-mod best;
 mod images;
 mod npy;
 mod products;
+mod top_k;
 
 pub use crate::error::IndexError;
-use best::{Best, Ranked};
 pub use images::{Added, ImageIndex, IndexedImage, Unreadable};
 pub use npy::NpyWriter;
+use top_k::{Ranked, TopK};
 
 /// Queries per block, for which rows are read once from memory.
-const QUERIES: usize = 32;
+const QUERIES_PER_BLOCK: usize = 32;
 /// Values per block of rows, 256 KiB, which stay in the cache while the queries of a block are compared with them.
-const BLOCK: usize = 1 << 16;
+const BLOCK_VALUES: usize = 1 << 16;
 
 /// A row near a query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -155,7 +155,7 @@ impl Index {
     ) -> Result<Vec<Vec<Neighbour>>> {
         let units = queries.iter().map(|query| self.unit(query.as_ref()));
         let units = units.collect::<Result<Vec<_>>>()?;
-        Ok(units.chunks(QUERIES).flat_map(|block| self.search(block, count)).collect())
+        Ok(units.chunks(QUERIES_PER_BLOCK).flat_map(|block| self.search(block, count)).collect())
     }
 
     /// The `most` pairs of different rows with the largest cosines of at least `cosine`, the nearest pair first. All pairs
@@ -173,21 +173,21 @@ impl Index {
         if self.is_empty() {
             return Vec::new();
         }
-        let step = QUERIES * self.embedding_len;
+        let step = QUERIES_PER_BLOCK * self.embedding_len;
         let blocks = self.values.par_chunks(step).enumerate();
         let best = blocks.fold(
-            || Best::new(most),
+            || TopK::new(most),
             |mut best, (block, queries)| {
-                let first = block * QUERIES;
+                let first = block * QUERIES_PER_BLOCK;
                 self.pairs_with(queries, first, |pair: Pair| {
                     if pair.cosine >= cosine {
-                        best.offer(pair);
+                        best.push(pair);
                     }
                 });
                 best
             },
         );
-        best.reduce(|| Best::new(most), Best::merge).sorted()
+        best.reduce(|| TopK::new(most), TopK::merge).sorted()
     }
 
     /// Calls `found` with all pairs of a row of `queries`, which begin at row `first`, and a later row.
@@ -218,7 +218,7 @@ impl Index {
         }
         let (len, step) = (self.embedding_len, self.block_rows());
         let flat = queries.concat();
-        let none = || vec![Best::new(count.min(self.len())); query_count];
+        let none = || vec![TopK::new(count.min(self.len())); query_count];
         // The result does not depend on the threads, as no two rows rank equal.
         let blocks = self.values.par_chunks(step * len).enumerate();
         let best = blocks.fold(none, |mut best, (block, rows)| {
@@ -226,18 +226,20 @@ impl Index {
             products::products(rows, &flat, len, &mut cosines);
             for (row, cosines) in cosines.chunks_exact(query_count).enumerate() {
                 for (best, cosine) in best.iter_mut().zip(cosines) {
-                    best.offer(Neighbour { row: block * step + row, cosine: cosine.min(1.0) });
+                    best.push(Neighbour { row: block * step + row, cosine: cosine.min(1.0) });
                 }
             }
             best
         });
-        let merge = |a: Vec<Best<_>>, b: Vec<_>| a.into_iter().zip(b).map(merge_two).collect();
-        best.reduce(none, merge).into_iter().map(Best::sorted).collect()
+        let merge = |a: Vec<TopK<_>>, b: Vec<_>| {
+            a.into_iter().zip(b).map(|(a, b)| TopK::merge(a, b)).collect()
+        };
+        best.reduce(none, merge).into_iter().map(TopK::sorted).collect()
     }
 
     fn block_rows(&self) -> usize {
         // A multiple of the rows per tile, for both sizes of tiles.
-        (BLOCK / self.embedding_len.max(1)).next_multiple_of(6).max(6)
+        (BLOCK_VALUES / self.embedding_len.max(1)).next_multiple_of(6).max(6)
     }
 
     /// Validates a vector and normalises it.
@@ -272,10 +274,6 @@ impl Index {
         }
         self.values.truncate(to * len);
     }
-}
-
-fn merge_two((a, b): (Best<Neighbour>, Best<Neighbour>)) -> Best<Neighbour> {
-    a.merge(b)
 }
 
 /// True for vectors of norm 1, up to rounding, and for zeros.

@@ -7,19 +7,11 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::{Index, IndexError, is_unit};
+use crate::disk::{NPY_MAGIC as MAGIC, npy_header};
 use crate::error::{Error, Result};
 
-const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
-/// Bytes before the values: magic, length, and a description that is padded to fill them.
-const HEADER: usize = 128;
-
-/// The first [`HEADER`] bytes of a file.
 fn header(rows: usize, columns: usize) -> Vec<u8> {
-    let text =
-        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
-    let length = HEADER - MAGIC.len() - 2;
-    let padded = format!("{text:<width$}\n", width = length - 1);
-    [&MAGIC[..], &(length as u16).to_le_bytes(), padded.as_bytes()].concat()
+    npy_header("<f4", rows, columns)
 }
 
 /// Writes a matrix row by row to a file that NumPy reads; the number of rows need not be known in advance.

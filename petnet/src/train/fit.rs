@@ -1,25 +1,28 @@
 //! The training loop.
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use serde_json::json;
 
+use super::initial::{InitialModel, InitialNetwork, initial_network};
 use super::loss::{Loss, Outcome};
 use super::precise_bn::precise_bn;
 use super::precision::LossScale;
-use super::setup::{EVALUATION_BATCH, describe, identity, optimizer, settings};
-use super::start::{InitialNetwork, InitialWeights, initial_network};
+use super::setup::{
+    EVALUATION_BATCH, describe, identity, optimizer, save_model, training_settings, unix_time,
+    validation_settings,
+};
 use super::state::{Progress, State};
-use super::tally::{Tally, explained};
+use super::tally::{Tally, with_remedy};
 use super::teacher::Teacher;
 use super::trunk::Trunk;
 use super::validation::ValidationMetrics;
 use super::{EpochReport, Fitted, Observer, StepReport, Trainer, clip, ema};
 use crate::augment::Key;
-use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
+use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::dataset::Dataset;
 use crate::device::is_on_host;
 use crate::error::{Error, Result};
@@ -39,8 +42,10 @@ pub(super) struct Fit<'a> {
     /// Present in mixed precision.
     loss_scale: Option<LossScale>,
     tally: Tally,
-    /// Images per second at the last read of the tally, and its time.
-    pace: (f64, Instant),
+    /// Speed between the last two reads of the tally.
+    images_per_second: f64,
+    /// Time of the last read of the tally.
+    last_read: Instant,
     /// Loss of the last step that was read.
     last_loss: f32,
     state: State,
@@ -53,19 +58,20 @@ pub(super) struct Fit<'a> {
 }
 
 impl<'a> Fit<'a> {
-    pub(super) fn start(
+    pub(super) fn new(
         trainer: &'a Trainer,
-        initial: Option<InitialWeights>,
-        (train, valid): (&Dataset, &Dataset),
+        initial: Option<InitialModel>,
+        train: &Dataset,
+        valid: &Dataset,
     ) -> Result<Self> {
-        let plain = trainer.device.open()?;
-        let device = plain.clone().autodiff();
-        let loss_scale = trainer.precision.loss_scale(&plain)?;
+        let inner_device = trainer.device.open()?;
+        let device = inner_device.clone().autodiff();
+        let loss_scale = trainer.precision.loss_scale(&inner_device)?;
         let mut info = describe(trainer, train)?;
         // The initial weights depend on the seed alone.
         device.seed(trainer.seed);
         let InitialNetwork { mut model, trunk, source } =
-            initial_network(trainer, initial, &mut info, (train, &device))?;
+            initial_network(trainer, initial, &mut info, train, &device)?;
         model.set_mixed_precision(loss_scale.is_some());
         let teacher = trainer.distillation.as_ref();
         let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
@@ -76,12 +82,13 @@ impl<'a> Fit<'a> {
         let mut fit = Self {
             trainer,
             info,
-            train: Loader::new(train, settings(trainer, true, trainer.size_in(0))),
-            valid: Loader::new(valid, settings(trainer, false, trainer.evaluation_size_in(0))),
+            train: Loader::new(train, training_settings(trainer, trainer.size_in(0))),
+            valid: Loader::new(valid, validation_settings(trainer, trainer.evaluation_size_in(0))),
             loss: Loss::new(trainer, train, &device),
             loss_scale,
-            tally: Tally::new(&plain),
-            pace: (0.0, Instant::now()),
+            tally: Tally::new(&inner_device),
+            images_per_second: 0.0,
+            last_read: Instant::now(),
             last_loss: 0.0,
             device,
             state: State { model, average, optimizer, progress },
@@ -106,7 +113,7 @@ impl<'a> Fit<'a> {
     }
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Fitted> {
-        self.warm_up(observer)?;
+        self.compile_kernels(observer)?;
         while self.state.progress.epoch < self.trainer.epochs && !self.stops_early() {
             self.resize()?;
             self.train_epoch(observer)?;
@@ -130,34 +137,34 @@ impl<'a> Fit<'a> {
 
     /// On a GPU, runs a step and a validation of the first and of the last batch, which may be smaller, and discards the
     /// results, so that kernels are compiled and tuned before the clock starts.
-    fn warm_up(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    fn compile_kernels(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let Progress { epoch, step, .. } = self.state.progress;
         if is_on_host(&self.device) || epoch >= self.trainer.epochs {
             return Ok(());
         }
         let began = Instant::now();
         self.resize()?;
-        observer.warm_up();
+        observer.compilation_started();
         // A step changes the running statistics of batch norms, and the loss scale.
         let (weights, loss_scale) = (weights::read(&self.state.model), self.loss_scale.clone());
         let mut optimizer = self.state.optimizer.clone();
-        for place in [step, self.train.steps().saturating_sub(1)] {
-            let Some(batch) = self.train.epoch(epoch, place).next() else { continue };
+        for step in [step, self.train.steps().saturating_sub(1)] {
+            let Some(batch) = self.train.epoch(epoch, step).next() else { continue };
             let gradients = self.gradients(batch?)?;
             drop(optimizer.step(0.0, self.state.model.clone(), gradients));
         }
-        self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
+        self.tally.read().map_err(|error| with_remedy(error, self.trainer, self.train.size()))?;
         let network = self.evaluated();
-        for place in [0, self.valid.steps().saturating_sub(1)] {
-            if let Some(batch) = self.valid.epoch(0, place).next() {
+        for step in [0, self.valid.steps().saturating_sub(1)] {
+            if let Some(batch) = self.valid.epoch(0, step).next() {
                 self.logits(&network, batch?.images)?;
             }
         }
         self.loss_scale = loss_scale;
         self.state.model = weights::write(self.state.model.clone(), &weights)
             .map_err(|reason| Error::checkpoint("<network>", reason))?;
-        observer.warmed_up(began.elapsed().as_secs_f64());
-        (self.clock, self.pace.1) = (Instant::now(), Instant::now());
+        observer.compilation_finished(began.elapsed().as_secs_f64());
+        (self.clock, self.last_read) = (Instant::now(), Instant::now());
         Ok(())
     }
 
@@ -165,39 +172,33 @@ impl<'a> Fit<'a> {
     /// metric is the best.
     fn with_precise_bn(&mut self, images: usize) -> Result<Checkpoint> {
         let size = self.trainer.image_size;
-        let plain = settings(self.trainer, false, size);
-        self.valid = self.valid.with_settings(plain.clone());
-        let whole = self.train.with_settings(LoaderSettings { shuffle: true, ..plain });
+        let settings = validation_settings(self.trainer, size);
+        self.valid = self.valid.with_settings(settings.clone());
+        let uncropped = self.train.with_settings(LoaderSettings { shuffle: true, ..settings });
         let batches = images.div_ceil(EVALUATION_BATCH);
         let model = self.state.model.clone();
-        self.state.model = precise_bn(model, &whole, batches, &self.device)?;
+        self.state.model = precise_bn(model, &uncropped, batches, &self.device)?;
         let metrics = self.validate()?;
+        let (accuracy, log_loss) = (metrics.accuracy, metrics.log_loss);
+        tracing::info!(accuracy, log_loss, "batch-norm statistics re-estimated");
         let score = metrics.score(self.trainer.monitor);
-        let epoch = self.state.progress.epoch;
-        let last = self.checkpoint(metrics.record(epoch)?)?;
         let best = self.state.progress.best_score.is_none_or(|best| score > best);
-        tracing::info!(
-            accuracy = metrics.accuracy(),
-            log_loss = metrics.log_loss(),
-            "batch-norm statistics re-estimated"
-        );
-        self.save(&last, best)?;
-        if best {
-            self.best = Some(last.clone());
-        }
-        Ok(last)
+        self.save(&metrics, self.state.progress.epoch, best)
     }
 
-    /// Writes a model to the last file, and to the best one where it is the best.
-    fn save(&self, model: &Checkpoint, best: bool) -> Result<()> {
-        let Some(out) = &self.trainer.out else { return Ok(()) };
+    /// The model after an epoch, saved; it becomes the best one where its metric is the best.
+    fn save(
+        &mut self,
+        metrics: &ValidationMetrics,
+        epoch: usize,
+        best: bool,
+    ) -> Result<Checkpoint> {
+        let checkpoint = self.checkpoint(metrics.record(epoch))?;
+        save_model(self.trainer, &checkpoint, best)?;
         if best {
-            model.save(out.join(Trainer::BEST), Precision::F32)?;
+            self.best = Some(checkpoint.clone());
         }
-        if !self.trainer.save_best_only {
-            model.save(out.join(Trainer::LAST), Precision::F32)?;
-        }
-        Ok(())
+        Ok(checkpoint)
     }
 
     /// Makes loaders of this epoch's sizes, which decode images anew where these change. Metrics at another size are not
@@ -207,10 +208,11 @@ impl<'a> Fit<'a> {
         let size = self.trainer.size_in(epoch);
         let evaluation_size = self.trainer.evaluation_size_in(epoch);
         if size as usize != self.train.size() {
-            self.train = self.train.with_settings(settings(self.trainer, true, size));
+            self.train = self.train.with_settings(training_settings(self.trainer, size));
         }
         if evaluation_size as usize != self.valid.size() {
-            self.valid = self.valid.with_settings(settings(self.trainer, false, evaluation_size));
+            self.valid =
+                self.valid.with_settings(validation_settings(self.trainer, evaluation_size));
         }
         self.trunk.prepare(size as usize)?;
         self.trunk.prepare(evaluation_size as usize)?;
@@ -252,11 +254,12 @@ impl<'a> Fit<'a> {
         }
     }
 
-    /// Runs steps at the given learning rates, until they end or `seen`, which gets each step's loss, returns false.
+    /// Runs steps at the given learning rates, until they end or `after_step`, which gets each step's loss, returns
+    /// false.
     pub(super) fn steps_at(
         &mut self,
         mut rates: impl Iterator<Item = f64>,
-        mut seen: impl FnMut(f32, &StepReport) -> bool,
+        mut after_step: impl FnMut(f32, &StepReport) -> bool,
     ) -> Result<()> {
         self.resize()?;
         loop {
@@ -264,7 +267,7 @@ impl<'a> Fit<'a> {
                 let Some(rate) = rates.next() else { return Ok(()) };
                 self.step(batch?, rate)?;
                 self.read()?;
-                if !seen(self.last_loss, &self.report(rate)) {
+                if !after_step(self.last_loss, &self.report(rate)) {
                     return Ok(());
                 }
             }
@@ -278,10 +281,10 @@ impl<'a> Fit<'a> {
             epoch: progress.epoch + 1,
             step: progress.step,
             steps: self.train.steps(),
-            loss: progress.loss_sum / progress.seen.max(1) as f64,
-            accuracy: progress.right as f64 / progress.seen.max(1) as f64,
+            loss: progress.loss_sum / progress.images.max(1) as f64,
+            accuracy: progress.correct as f64 / progress.images.max(1) as f64,
             learning_rate,
-            images_per_second: self.pace.0,
+            images_per_second: self.images_per_second,
             waited: progress.waited,
         }
     }
@@ -289,8 +292,8 @@ impl<'a> Fit<'a> {
     fn step(&mut self, batch: Batch, rate: f64) -> Result<()> {
         let Progress { epoch, step, updates, .. } = self.state.progress;
         // Dropout draws from the device's generator, which is seeded in each step: no generator state need be saved.
-        let place = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
-        self.device.seed(rand::Rng::next_u64(&mut place.rng()));
+        let key = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
+        self.device.seed(rand::Rng::next_u64(&mut key.rng()));
         let gradients = self.gradients(batch)?;
         let model = self.state.model.clone();
         self.state.model = self.state.optimizer.step(rate, model, gradients);
@@ -302,7 +305,7 @@ impl<'a> Fit<'a> {
         let progress = &mut self.state.progress;
         progress.step += 1;
         progress.updates += 1;
-        let first = progress.seen == 0;
+        let first = progress.images == 0;
         if first || self.tally.is_full() {
             self.read()?;
         }
@@ -313,18 +316,20 @@ impl<'a> Fit<'a> {
     fn gradients(&mut self, batch: Batch) -> Result<GradientsParams> {
         let Progress { epoch, step, .. } = self.state.progress;
         let (images, size) = (batch.targets.len(), self.train.size());
-        let plain = self.device.clone().inner();
+        let inner_device = self.device.clone().inner();
         let teacher = self.teacher.as_ref();
-        let taught =
-            teacher.map(|teacher| teacher.outputs(&batch.images, size, &plain)).transpose()?;
+        let teacher_outputs =
+            teacher.map(|teacher| teacher.outputs(&batch.images, size, &inner_device));
+        let teacher_outputs = teacher_outputs.transpose()?;
         let features = self.features(batch.images, size); // [n, width]
         let logits = self.state.model.classify(features.clone()); // [n, classes]
-        let Outcome { mut loss, right } =
-            self.loss.forward(logits.clone(), &batch.targets, batch.kept);
-        if let Some((teacher, taught)) = teacher.zip(taught) {
-            loss = teacher.loss(loss, [logits, features], taught.map(Tensor::from_inner));
+        let mut outcome = self.loss.forward(logits.clone(), &batch.targets, batch.own_share);
+        if let Some((teacher, outputs)) = teacher.zip(teacher_outputs) {
+            let outputs = outputs.map(Tensor::from_inner);
+            outcome.loss = teacher.loss(outcome.loss, [logits, features], outputs);
         }
-        self.tally.add((epoch, step), images, [loss.clone().inner(), right]);
+        let loss = outcome.loss.clone();
+        self.tally.add(epoch, step, images, Outcome { loss: outcome.loss.inner(), ..outcome });
         let gradients = match &mut self.loss_scale {
             Some(scale) => {
                 let gradients = scale.scaled(loss).backward();
@@ -341,17 +346,20 @@ impl<'a> Fit<'a> {
 
     /// Reads the metrics of all steps since the last read.
     fn read(&mut self) -> Result<()> {
-        let steps =
-            self.tally.read().map_err(|error| explained(error, self.trainer, self.train.size()))?;
+        let steps = self
+            .tally
+            .read()
+            .map_err(|error| with_remedy(error, self.trainer, self.train.size()))?;
         let progress = &mut self.state.progress;
         for metrics in &steps {
             progress.loss_sum += f64::from(metrics.loss) * metrics.images as f64;
-            progress.right += metrics.right;
-            progress.seen += metrics.images;
+            progress.correct += metrics.correct;
+            progress.images += metrics.images;
         }
         let Some(last) = steps.last() else { return Ok(()) };
         let images: usize = steps.iter().map(|metrics| metrics.images).sum();
-        self.pace = (images as f64 / self.pace.1.elapsed().as_secs_f64(), Instant::now());
+        self.images_per_second = images as f64 / self.last_read.elapsed().as_secs_f64();
+        self.last_read = Instant::now();
         self.last_loss = last.loss;
         Ok(())
     }
@@ -363,23 +371,15 @@ impl<'a> Fit<'a> {
         if blocks == 0 {
             return model.features(to_tensor(images, size, &self.device));
         }
-        let plain = self.device.clone().inner();
-        let maps = self.trunk.maps(&model.valid(), (images, size), &plain).lifted();
+        let inner_device = self.device.clone().inner();
+        let maps = self.trunk.maps(&model.valid(), images, size, &inner_device).lifted();
         model.features_after(maps, blocks) // [n, width]
     }
 
     /// Learning rate of the step that follows a number of completed ones.
     fn learning_rate(&self, updates: usize) -> f64 {
-        let plateau = self.state.progress.plateau;
-        let steps = self.train.steps();
-        let warmup = (self.trainer.warmup_epochs * steps as f64).round() as usize;
-        let total = (self.trainer.epochs * steps).saturating_sub(warmup);
-        let factor = if updates < warmup {
-            (updates + 1) as f64 / (warmup + 1) as f64
-        } else {
-            self.trainer.schedule.factor(updates - warmup, total)
-        };
-        self.trainer.learning_rate * factor * plateau.factor
+        let scheduled = self.trainer.scheduled_learning_rate(updates, self.train.steps());
+        scheduled * self.state.progress.plateau.factor
     }
 
     fn finish_epoch(&mut self) -> Result<EpochReport> {
@@ -391,7 +391,7 @@ impl<'a> Fit<'a> {
         let seconds = self.seconds();
         let progress = &mut self.state.progress;
         let best = progress.best_score.is_none_or(|best| score > best);
-        progress.plateau.update(self.trainer.schedule, metrics.log_loss());
+        progress.plateau.update(self.trainer.schedule, metrics.log_loss);
         if best {
             (progress.best_score, progress.epochs_since_best) = (Some(score), 0);
         } else {
@@ -400,26 +400,22 @@ impl<'a> Fit<'a> {
         let report = EpochReport {
             epoch: progress.epoch + 1,
             learning_rate,
-            train_loss: progress.loss_sum / progress.seen.max(1) as f64,
-            train_accuracy: progress.right as f64 / progress.seen.max(1) as f64,
-            val_loss: metrics.log_loss(),
-            val_accuracy: metrics.accuracy(),
-            val_map: metrics.mean_average_precision(),
+            train_loss: progress.loss_sum / progress.images.max(1) as f64,
+            train_accuracy: progress.correct as f64 / progress.images.max(1) as f64,
+            val_loss: metrics.log_loss,
+            val_accuracy: metrics.accuracy,
+            val_map: metrics.mean_average_precision,
             seconds,
             waited: progress.waited,
             best,
         };
         progress.history.push(report.clone());
         progress.epoch += 1;
-        (progress.step, progress.loss_sum, progress.right, progress.seen) = (0, 0.0, 0, 0);
-        progress.waited = 0.0;
-        let checkpoint = self.checkpoint(metrics.record(report.epoch)?)?;
-        self.save(&checkpoint, best)?;
+        (progress.step, progress.loss_sum, progress.waited) = (0, 0.0, 0.0);
+        (progress.correct, progress.images) = (0, 0);
+        self.save(&metrics, report.epoch, best)?;
         // The state is saved last: a run that is killed before this repeats the end of the epoch when it resumes.
         self.save_state()?;
-        if best {
-            self.best = Some(checkpoint);
-        }
         Ok(report)
     }
 
@@ -435,11 +431,11 @@ impl<'a> Fit<'a> {
         let features = match blocks {
             0 => network.features(to_tensor(images, size, &device)),
             _ => {
-                let maps = self.trunk.maps(network, (images, size), &device);
+                let maps = self.trunk.maps(network, images, size, &device);
                 network.features_after(maps, blocks)
             }
         }; // [n, width]
-        rows(network.classify(features)).map_err(|error| explained(error, self.trainer, size))
+        rows(network.classify(features)).map_err(|error| with_remedy(error, self.trainer, size))
     }
 
     fn validate(&self) -> Result<ValidationMetrics> {
@@ -452,17 +448,14 @@ impl<'a> Fit<'a> {
             probabilities.extend(logits.iter().map(|logits| task.probabilities(logits, 1.0)));
             truth.extend(batch.targets);
         }
-        Ok(ValidationMetrics::compute(&self.info.task, &probabilities, &truth))
+        ValidationMetrics::compute(&self.info.task, &probabilities, &truth)
     }
 
     fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {
         let network = self.evaluated();
         let mut info = self.info.clone();
         info.history = json!(self.state.progress.history);
-        info.trained = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map(|since| since.as_secs())
-            .ok();
+        info.trained = unix_time();
         info.metrics = match metrics {
             serde_json::Value::Null => {
                 self.best.as_ref().map_or(metrics, |b| b.info().metrics.clone())

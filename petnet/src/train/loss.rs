@@ -23,9 +23,9 @@ pub(super) enum Loss {
 pub(super) struct Outcome {
     /// Mean loss over images.
     pub(super) loss: Tensor<1>,
-    /// Number of images whose predicted class is right; for multi-label data, of images whose predicted classes, those
+    /// Number of images whose predicted class is correct; for multi-label data, of images whose predicted classes, those
     /// with a sigmoid of at least one half, are exactly the true ones.
-    pub(super) right: Tensor<1>,
+    pub(super) correct: Tensor<1>,
 }
 
 impl Loss {
@@ -42,8 +42,8 @@ impl Loss {
     }
 
     /// Loss and correct predictions of logits `[n, classes]`. For mixed images the loss is the mean over both targets,
-    /// weighted by their shares, see [`Batch::kept`](crate::loader::Batch::kept); the image's own target counts as right.
-    pub(super) fn forward(&self, logits: Tensor<2>, targets: &[Target], kept: f32) -> Outcome {
+    /// weighted by their shares, see [`Batch::own_share`](crate::loader::Batch::own_share); the image's own target is the one that counts as correct.
+    pub(super) fn forward(&self, logits: Tensor<2>, targets: &[Target], own_share: f32) -> Outcome {
         let (device, [count, classes]) = (logits.device(), logits.dims());
         match self {
             Self::SingleLabel(loss) => {
@@ -51,9 +51,9 @@ impl Loss {
                     targets.iter().flat_map(Target::class).map(|class| class as i32).collect();
                 let targets = Tensor::<1, Int>::from_ints(targets.as_slice(), &device); // [n]
                 let of = |targets| loss.forward(logits.clone(), targets);
-                let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
+                let mean = mixed(of(targets.clone()), own_share, || of(targets.clone().flip([0])));
                 let predicted = logits.clone().inner().argmax(1).squeeze_dim::<1>(1); // [n]
-                Outcome { loss: mean, right: count_of(predicted.equal(targets.inner())) }
+                Outcome { loss: mean, correct: count_of(predicted.equal(targets.inner())) }
             }
             Self::MultiLabel { loss, smoothing } => {
                 let mut values = vec![0_i32; count * classes];
@@ -63,11 +63,11 @@ impl Loss {
                 let targets = TensorData::new(values, [count, classes]);
                 let targets = Tensor::<2, Int>::from_data(targets, &device); // [n, classes]
                 let of = |targets: Tensor<2, Int>| smoothed(loss, &logits, targets, *smoothing);
-                let mean = mixed(of(targets.clone()), kept, || of(targets.clone().flip([0])));
+                let mean = mixed(of(targets.clone()), own_share, || of(targets.clone().flip([0])));
                 let predicted = logits.clone().inner().greater_equal_elem(0.0).int(); // [n, classes]
                 let wrong = predicted.not_equal(targets.inner()).int().sum_dim(1); // [n, 1]
-                let right = wrong.squeeze_dim::<1>(1).equal_elem(0); // [n]
-                Outcome { loss: mean, right: count_of(right) }
+                let correct = wrong.squeeze_dim::<1>(1).equal_elem(0); // [n]
+                Outcome { loss: mean, correct: count_of(correct) }
             }
         }
     }
@@ -90,13 +90,13 @@ fn smoothed(
 }
 
 /// The losses on both targets of mixed images, weighted by their shares.
-fn mixed(own: Tensor<1>, kept: f32, other: impl FnOnce() -> Tensor<1>) -> Tensor<1> {
-    if kept >= 1.0 { own } else { own * kept + other() * (1.0 - kept) }
+fn mixed(own: Tensor<1>, own_share: f32, other: impl FnOnce() -> Tensor<1>) -> Tensor<1> {
+    if own_share >= 1.0 { own } else { own * own_share + other() * (1.0 - own_share) }
 }
 
 /// `[n]` -> `[1]`
-fn count_of(right: Tensor<1, Bool>) -> Tensor<1> {
-    right.int().sum().float()
+fn count_of(correct: Tensor<1, Bool>) -> Tensor<1> {
+    correct.int().sum().float()
 }
 
 #[cfg(test)]
@@ -111,7 +111,7 @@ mod tests {
         let logits =
             Tensor::<2>::from_floats([[3.0, -3.0], [3.0, 3.0]], &device.clone().autodiff());
         let targets = [Target::Classes(vec![0]), Target::Classes(vec![0])];
-        let Outcome { loss: mean, right } = loss.forward(logits, &targets, 1.0);
+        let Outcome { loss: mean, correct } = loss.forward(logits, &targets, 1.0);
         // The smoothed targets are 0.9 and 0.1.
         let cost = |logit: f32, target: f32| {
             let p = 1.0 / (1.0 + (-logit).exp());
@@ -120,7 +120,7 @@ mod tests {
         let expected = (3.0 * cost(3.0, 0.9) + cost(3.0, 0.1)) / 4.0;
         let mean = mean.into_scalar::<f32>();
         assert!((mean - expected).abs() < 1e-5, "{mean} {expected}");
-        assert_eq!(right.into_scalar::<f32>(), 1.0);
+        assert_eq!(correct.into_scalar::<f32>(), 1.0);
     }
 
     #[test]
@@ -129,10 +129,10 @@ mod tests {
         let loss = Loss::SingleLabel(CrossEntropyLossConfig::new().init(&device));
         let logits = Tensor::<2>::from_floats([[2.0, 0.0], [2.0, 0.0]], &device.autodiff());
         let targets = [Target::Class(0), Target::Class(1)];
-        let Outcome { loss: own, right } = loss.forward(logits.clone(), &targets, 1.0);
+        let Outcome { loss: own, correct } = loss.forward(logits.clone(), &targets, 1.0);
         let Outcome { loss: mixed, .. } = loss.forward(logits, &targets, 0.7);
         // Each image is mixed with one of the other class: the mean over both is the same.
         assert!((own.into_scalar::<f32>() - mixed.into_scalar::<f32>()).abs() < 1e-6);
-        assert_eq!(right.into_scalar::<f32>(), 1.0);
+        assert_eq!(correct.into_scalar::<f32>(), 1.0);
     }
 }

@@ -66,7 +66,7 @@ impl Trainer {
         let trainer = Self { out: None, ..self.clone() };
         let graph = trainer.architecture.graph(train.classes().len())?;
         let initial = trainer.initial_weights(&graph, train.classes())?;
-        let mut fit = Fit::start(&trainer, initial, (train, train))?;
+        let mut fit = Fit::new(&trainer, initial, train, train)?;
         let growth = (range.end / range.start).powf(1.0 / (steps - 1) as f64);
         let rates = (0..steps).map(|step| range.start * growth.powi(step as i32));
         let (mut points, mut average, mut weight) = (Vec::new(), 0.0, 0.0);
@@ -98,16 +98,16 @@ mod tests {
 
     #[test]
     fn the_suggestion_is_below_the_rate_at_which_the_loss_rises() {
-        let loss = |place: f64| {
-            0.7 - 0.5 / (1.0 + (-(place - 40.0) / 3.0).exp())
-                + 4.0 / (1.0 + (-(place - 80.0) / 2.0).exp())
+        let loss = |step: f64| {
+            0.7 - 0.5 / (1.0 + (-(step - 40.0) / 3.0).exp())
+                + 4.0 / (1.0 + (-(step - 80.0) / 2.0).exp())
         };
         let points: Vec<RatePoint> = (0..90)
             .map(|i| RatePoint { rate: 1e-5 * 1.1f64.powi(i), loss: loss(f64::from(i)) })
             .collect();
         let rate = RateCurve { points }.suggestion().unwrap();
-        let place = (rate / 1e-5).ln() / 1.1f64.ln();
-        assert!((45.0..65.0).contains(&place), "{place}");
+        let step = (rate / 1e-5).ln() / 1.1f64.ln();
+        assert!((45.0..65.0).contains(&step), "{step}");
         let rising = (0..30).map(|i| RatePoint { rate: f64::from(i + 1), loss: f64::from(i) });
         assert_eq!(RateCurve { points: rising.collect() }.suggestion(), None);
     }

@@ -8,6 +8,7 @@ mod clip;
 mod ema;
 mod fit;
 mod freeze;
+mod initial;
 mod loss;
 mod lr_find;
 mod precise_bn;
@@ -15,7 +16,6 @@ mod precision;
 mod probe;
 mod schedule;
 mod setup;
-mod start;
 mod state;
 mod tally;
 mod teacher;
@@ -28,11 +28,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use freeze::Freeze;
+use initial::InitialModel;
+pub use initial::InitialWeights;
 pub use lr_find::{RateCurve, RatePoint};
 pub use precision::Arithmetic;
 pub use schedule::Schedule;
-use start::InitialWeights;
-pub use start::Start;
 pub use teacher::Distillation;
 
 use crate::arch::{Architecture, EfficientNetLiteConfig};
@@ -97,7 +97,7 @@ pub struct Trainer {
     pub architecture: Architecture,
     /// The initial weights; a last layer for other classes is left out. `None` takes the bundled model's where the
     /// network is the same, else random numbers.
-    pub init: Option<Start>,
+    pub init: Option<InitialWeights>,
     /// The layers of [`Trainer::init`] that are not trained. With [`Freeze::Backbone`] the last layer is fitted by
     /// logistic regression, and the settings of epochs, steps and augmentation have no effect. `None` trains all layers
     /// of a random network. Of a network with initial weights it trains the last layer on up to 5,000 images, and the
@@ -192,7 +192,7 @@ impl Default for Trainer {
             freeze: None,
             source_classes: None,
             image_size: 224,
-            resize: Resize::Squeeze,
+            resize: Resize::Stretch,
             progressive: Vec::new(),
             epochs: 8,
             batch_size: 128,
@@ -280,27 +280,27 @@ pub struct StepReport {
 /// use petnet::train::{EpochReport, Observer};
 /// use petnet::{Dataset, Trainer};
 ///
-/// struct Patience;
+/// struct AccuracyPrinter;
 ///
-/// impl Observer for Patience {
+/// impl Observer for AccuracyPrinter {
 ///     fn epoch(&mut self, report: &EpochReport) {
 ///         println!("epoch {}: {:.1} %", report.epoch, report.val_accuracy * 100.0);
 ///     }
 /// }
 ///
 /// let (train, valid) = Dataset::open("photos")?.split(0.9)?;
-/// Trainer::default().fit_observed(&train, &valid, &mut Patience)?;
+/// Trainer::default().fit_observed(&train, &valid, &mut AccuracyPrinter)?;
 /// # Ok::<(), petnet::Error>(())
 /// ```
 pub trait Observer {
     /// Called before kernels are compiled and tuned on a GPU, which precedes the first step.
-    fn warm_up(&mut self) {}
-    /// Called after that, with the seconds that it took.
-    fn warmed_up(&mut self, _seconds: f64) {}
+    fn compilation_started(&mut self) {}
+    /// Called after kernels were compiled and tuned, with the seconds that it took.
+    fn compilation_finished(&mut self, _seconds: f64) {}
     /// Called after every step.
     fn step(&mut self, _report: &StepReport) {}
     /// Called for every image whose features are computed, where only the last layer is trained.
-    fn features(&mut self, _done: usize, _all: usize) {}
+    fn features(&mut self, _done: usize, _total: usize) {}
     /// Called after every epoch and its validation.
     fn epoch(&mut self, _report: &EpochReport) {}
     /// Called after every step; `true` saves the state and ends with [`Error::Interrupted`].
@@ -381,28 +381,23 @@ impl Trainer {
         let graph = self.architecture.graph(train.classes().len())?;
         let initial = self.initial_weights(&graph, train.classes())?;
         self.precision.loss_scale(&self.device.open()?)?;
-        match initial.map(|initial| (self.frozen(&graph, train.len()), initial)) {
-            Some((Freeze::Backbone, initial)) => {
-                probe::fit(self, &initial, (train, valid), observer)
+        match initial {
+            Some(initial) if self.frozen(&graph, train.len()) == Freeze::Backbone => {
+                probe::fit(self, &initial, train, valid, observer)
             }
-            Some((Freeze::Nothing | Freeze::Blocks(_), initial)) => {
-                fit::Fit::start(self, Some(initial), (train, valid))?.run(observer)
-            }
-            None => fit::Fit::start(self, None, (train, valid))?.run(observer),
+            initial => fit::Fit::new(self, initial, train, valid)?.run(observer),
         }
     }
 
     /// The initial weights; `None` for random numbers.
-    fn initial_weights(&self, graph: &Graph, classes: &[String]) -> Result<Option<InitialWeights>> {
-        let initial = InitialWeights::read(self.init.as_ref(), graph, classes)?;
-        match self.freeze.unwrap_or(Freeze::Nothing) {
-            Freeze::Nothing => Ok(initial),
-            Freeze::Blocks(_) | Freeze::Backbone if initial.is_some() => Ok(initial),
-            freeze @ (Freeze::Blocks(_) | Freeze::Backbone) => {
-                let range = "must be 0 without init: random layers would stay random";
-                Err(Error::Config(format!("freeze is {freeze}, {range}")))
-            }
+    fn initial_weights(&self, graph: &Graph, classes: &[String]) -> Result<Option<InitialModel>> {
+        let initial = InitialModel::read(self.init.as_ref(), graph, classes)?;
+        let freeze = self.freeze.unwrap_or(Freeze::Nothing);
+        if freeze != Freeze::Nothing && initial.is_none() {
+            let range = "must be 0 without init: random layers would stay random";
+            return Err(Error::Config(format!("freeze is {freeze}, {range}")));
         }
+        Ok(initial)
     }
 
     /// The layers of initial weights that are frozen for a number of training images.

@@ -21,8 +21,8 @@ pub(super) fn precise_bn(
     let mut network = network.no_grad();
     // Inference runs in 32 bits.
     network.set_mixed_precision(false);
-    for (seen, batch) in loader.epoch(0, 0).take(batches).enumerate() {
-        network.set_momentum(1.0 / (seen + 1) as f64);
+    for (index, batch) in loader.epoch(0, 0).take(batches).enumerate() {
+        network.set_momentum(1.0 / (index + 1) as f64);
         network.features(to_tensor(batch?.images, loader.size(), device));
     }
     Ok(network)

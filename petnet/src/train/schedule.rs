@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Trainer;
+
 /// Schedule of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
@@ -36,6 +38,21 @@ impl Schedule {
             Self::OneCycle if done < 0.3 => cosine(1.0 / 25.0, 1.0, done / 0.3),
             Self::OneCycle => cosine(1.0, 1.0 / 250_000.0, (done - 0.3) / 0.7),
         }
+    }
+}
+
+impl Trainer {
+    /// Learning rate of the step that follows a number of completed ones, in epochs of `steps` steps: a linear warm-up, then
+    /// the schedule without a reduction on a plateau.
+    pub(super) fn scheduled_learning_rate(&self, updates: usize, steps: usize) -> f64 {
+        let warmup = (self.warmup_epochs * steps as f64).round() as usize;
+        let total = (self.epochs * steps).saturating_sub(warmup);
+        let factor = if updates < warmup {
+            (updates + 1) as f64 / (warmup + 1) as f64
+        } else {
+            self.schedule.factor(updates - warmup, total)
+        };
+        self.learning_rate * factor
     }
 }
 

@@ -1,5 +1,7 @@
 //! The parts of a training: the model's description, loaders, class weights and the optimiser.
 
+use std::time::SystemTime;
+
 use burn::module::ParamGroup;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -9,7 +11,7 @@ use serde_json::json;
 
 use super::{Optimizer, Trainer};
 use crate::augment::Augment;
-use crate::checkpoint::ModelInfo;
+use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::loader::LoaderSettings;
@@ -43,34 +45,46 @@ pub(super) fn class_weights(images: &Dataset) -> Vec<f32> {
     counts.iter().map(|count| mean / (*count).max(1) as f32).collect()
 }
 
-pub(super) fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSettings {
-    // Validation images are read as often as training images and are about a tenth of all: they get a tenth of the cache.
-    let cache = trainer.cache_mb << 20;
+/// Settings of the loader of training images, at an input size in pixels.
+pub(super) fn training_settings(trainer: &Trainer, size: u32) -> LoaderSettings {
     LoaderSettings {
-        batch_size: if training { trainer.batch_size } else { EVALUATION_BATCH },
-        workers: trainer.workers,
-        cache_bytes: if training { cache / 10 * 9 } else { cache / 10 },
-        preprocess: Preprocess { size, ..trainer.preprocess() },
-        augment: if training { trainer.augment } else { Augment::none() },
-        seed: trainer.seed,
-        shuffle: training,
+        batch_size: trainer.batch_size,
+        // Validation images are read as often and are about a tenth of all: they get a tenth of the cache.
+        cache_bytes: (trainer.cache_mb << 20) / 10 * 9,
+        augment: trainer.augment,
+        shuffle: true,
+        ..validation_settings(trainer, size)
     }
 }
 
+/// Settings of the loader of validation images, at an input size in pixels.
+pub(super) fn validation_settings(trainer: &Trainer, size: u32) -> LoaderSettings {
+    LoaderSettings {
+        batch_size: EVALUATION_BATCH,
+        workers: trainer.workers,
+        cache_bytes: (trainer.cache_mb << 20) / 10,
+        preprocess: Preprocess { size, ..trainer.preprocess() },
+        augment: Augment::none(),
+        seed: trainer.seed,
+        shuffle: false,
+    }
+}
+
+/// The optimiser of the settings; batch norms and biases are a group without weight decay.
 pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
-    let plain = ParamGroup::from_paths(model.undecayed());
-    let penalty = trainer.weight_decay as f32;
-    let decay = (penalty > 0.0).then(|| WeightDecayConfig::new(penalty));
+    let undecayed = ParamGroup::from_paths(model.undecayed());
+    let weight_decay = trainer.weight_decay as f32;
+    let decay = (weight_decay > 0.0).then(|| WeightDecayConfig::new(weight_decay));
     match trainer.optimizer {
         Optimizer::Adam => {
             let adam = AdamConfig::new().with_epsilon(1e-8);
             let all = adam.clone().with_weight_decay(decay).init();
-            all.with_group(plain, adam.with_weight_decay(None).build(), None)
+            all.with_group(undecayed, adam.with_weight_decay(None).build(), None)
         }
         Optimizer::AdamW => {
             let adam = AdamWConfig::new().with_epsilon(1e-8);
-            let all = adam.clone().with_weight_decay(penalty).init();
-            all.with_group(plain, adam.with_weight_decay(0.0).build(), None)
+            let all = adam.clone().with_weight_decay(weight_decay).init();
+            all.with_group(undecayed, adam.with_weight_decay(0.0).build(), None)
         }
         Optimizer::Sgd => {
             let momentum = MomentumConfig::new()
@@ -79,9 +93,27 @@ pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
                 .with_nesterov(trainer.momentum > 0.0);
             let sgd = SgdConfig::new().with_momentum(Some(momentum));
             let all = sgd.clone().with_weight_decay(decay).init();
-            all.with_group(plain, sgd.with_weight_decay(None).build(), None)
+            all.with_group(undecayed, sgd.with_weight_decay(None).build(), None)
         }
     }
+}
+
+/// Writes a model to the last file, and to the best one where it is the best.
+pub(super) fn save_model(trainer: &Trainer, model: &Checkpoint, best: bool) -> Result<()> {
+    let Some(out) = &trainer.out else { return Ok(()) };
+    if best {
+        model.save(out.join(Trainer::BEST), Precision::F32)?;
+    }
+    if !trainer.save_best_only {
+        model.save(out.join(Trainer::LAST), Precision::F32)?;
+    }
+    Ok(())
+}
+
+/// The current time in seconds since 1970.
+pub(super) fn unix_time() -> Option<u64> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(since.as_secs())
 }
 
 /// The settings that a resumed training must share with the one that was stopped.

@@ -31,9 +31,14 @@ pub(super) struct Progress {
     pub(super) step: usize,
     /// Steps completed in all.
     pub(super) updates: usize,
+    /// Sum of the losses of the current epoch's images.
     pub(super) loss_sum: f64,
-    pub(super) right: usize,
-    pub(super) seen: usize,
+    /// Number of images of the current epoch that were classified correctly.
+    #[serde(rename = "right")]
+    pub(super) correct: usize,
+    /// Number of images of the current epoch.
+    #[serde(rename = "seen")]
+    pub(super) images: usize,
     pub(super) plateau: Plateau,
     pub(super) best_score: Option<f64>,
     pub(super) epochs_since_best: usize,
@@ -46,9 +51,11 @@ pub(super) struct Progress {
     pub(super) identity: serde_json::Value,
 }
 
-/// The state that steps change. `model` is on the autodiff device, `average` on the plain one.
+/// Weights, optimiser and progress: all that a step changes.
 pub(super) struct State {
+    /// On the autodiff device.
     pub(super) model: Network,
+    /// Moving average of the weights, on the inner device without autodiff.
     pub(super) average: Option<Network>,
     pub(super) optimizer: ModuleOptimizer,
     pub(super) progress: Progress,

@@ -4,11 +4,12 @@
 use burn::tensor::{Device, Tensor};
 
 use super::Trainer;
+use super::loss::Outcome;
 use crate::device::is_on_host;
 use crate::error::{Error, Result};
 
 /// Steps whose values are read together on a GPU.
-const TOGETHER: usize = 16;
+const STEPS_PER_READ: usize = 16;
 
 /// Metrics of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,12 +20,12 @@ pub(super) struct StepMetrics {
     pub(super) images: usize,
     pub(super) loss: f32,
     /// Number of images that were classified correctly.
-    pub(super) right: usize,
+    pub(super) correct: usize,
 }
 
 /// Metrics that were not read yet.
 pub(super) struct Tally {
-    together: usize,
+    steps_per_read: usize,
     /// Loss and correct predictions are zero until they are read.
     steps: Vec<StepMetrics>,
     /// `[2]` per step: loss and number of correct predictions.
@@ -33,24 +34,25 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn new(device: &Device) -> Self {
-        let together = if is_on_host(device) { 1 } else { TOGETHER };
-        Self { together, steps: Vec::new(), values: Vec::new() }
+        let steps_per_read = if is_on_host(device) { 1 } else { STEPS_PER_READ };
+        Self { steps_per_read, steps: Vec::new(), values: Vec::new() }
     }
 
-    /// Adds the loss `[1]` and the number of correct predictions `[1]` of a step, on a device without autodiff.
+    /// Adds the loss and the number of correct predictions of a step, on a device without autodiff.
     pub(super) fn add(
         &mut self,
-        (epoch, step): (usize, usize),
+        epoch: usize,
+        step: usize,
         images: usize,
-        [loss, right]: [Tensor<1>; 2],
+        Outcome { loss, correct }: Outcome,
     ) {
-        self.steps.push(StepMetrics { epoch, step, images, loss: 0.0, right: 0 });
-        self.values.push(Tensor::cat(vec![loss, right], 0));
+        self.steps.push(StepMetrics { epoch, step, images, loss: 0.0, correct: 0 });
+        self.values.push(Tensor::cat(vec![loss, correct], 0));
     }
 
     /// True when enough steps were added for a read.
     pub(super) fn is_full(&self) -> bool {
-        self.steps.len() >= self.together
+        self.steps.len() >= self.steps_per_read
     }
 
     /// The metrics of all steps since the last read.
@@ -67,7 +69,7 @@ impl Tally {
         let values =
             values.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))?;
         for (metrics, pair) in steps.iter_mut().zip(values.as_chunks::<2>().0) {
-            (metrics.loss, metrics.right) = (pair[0], pair[1] as usize);
+            (metrics.loss, metrics.correct) = (pair[0], pair[1] as usize);
         }
         match steps.iter().find(|metrics| !metrics.loss.is_finite()) {
             Some(StepMetrics { epoch, step, loss, .. }) => {
@@ -79,7 +81,7 @@ impl Tally {
 }
 
 /// A device's error with a remedy, for images of `size` pixels a side.
-pub(super) fn explained(error: Error, trainer: &Trainer, size: usize) -> Error {
+pub(super) fn with_remedy(error: Error, trainer: &Trainer, size: usize) -> Error {
     let Error::Device(reason) = error else { return error };
     let batch = trainer.batch_size;
     let memory = format!("batch_size is {batch}; where memory was short, {} may fit", batch / 2);
@@ -98,17 +100,18 @@ mod tests {
     fn metrics_are_read_in_order_and_a_loss_that_is_not_finite_names_its_step() {
         let device = Device::flex();
         let one = |value: f32| Tensor::<1>::from_floats([value], &device);
-        let mut tally = Tally { together: 3, ..Tally::new(&device) };
+        let outcome = |loss, correct| Outcome { loss: one(loss), correct: one(correct) };
+        let mut tally = Tally { steps_per_read: 3, ..Tally::new(&device) };
         assert_eq!(tally.read().unwrap(), []);
         for step in 0..3 {
             assert!(!tally.is_full());
-            tally.add((1, step), 8, [one(0.5 + step as f32), one(step as f32)]);
+            tally.add(1, step, 8, outcome(0.5 + step as f32, step as f32));
         }
         assert!(tally.is_full());
         let read = tally.read().unwrap();
-        assert_eq!(read[2], StepMetrics { epoch: 1, step: 2, images: 8, loss: 2.5, right: 2 });
-        tally.add((1, 3), 8, [one(1.0), one(0.0)]);
-        tally.add((1, 4), 8, [one(f32::NAN), one(0.0)]);
+        assert_eq!(read[2], StepMetrics { epoch: 1, step: 2, images: 8, loss: 2.5, correct: 2 });
+        tally.add(1, 3, 8, outcome(1.0, 0.0));
+        tally.add(1, 4, 8, outcome(f32::NAN, 0.0));
         let error = tally.read().unwrap_err();
         assert!(matches!(error, Error::Diverged { epoch: 2, step: 5, .. }), "{error}");
         assert_eq!(tally.read().unwrap(), [], "read once");
@@ -117,12 +120,12 @@ mod tests {
     #[test]
     fn an_error_of_the_device_names_a_remedy() {
         let trainer = Trainer { batch_size: 64, ..Trainer::default() };
-        let error = explained(Error::Device("lost".into()), &trainer, 160).to_string();
+        let error = with_remedy(Error::Device("lost".into()), &trainer, 160).to_string();
         assert!(
             error.contains("lost")
                 && error.contains("batch_size is 64")
                 && error.contains("32 may fit")
         );
-        assert!(matches!(explained(Error::Interrupted, &trainer, 160), Error::Interrupted));
+        assert!(matches!(with_remedy(Error::Interrupted, &trainer, 160), Error::Interrupted));
     }
 }

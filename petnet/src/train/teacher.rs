@@ -42,8 +42,10 @@ fn weight() -> f64 {
 }
 
 impl Distillation {
+    /// Refuses numbers out of range; names the key.
+    ///
     /// # Errors
-    /// [`Error::Config`] for numbers out of range.
+    /// [`Error::Config`].
     pub(super) fn validate(&self) -> Result<()> {
         let Self { temperature, weight, features, .. } = self;
         if !(0.0..=1.0).contains(weight) {
@@ -67,6 +69,8 @@ pub(super) struct Teacher {
 }
 
 impl Teacher {
+    /// Loads the teacher's model file and compiles it for inference at its own image size.
+    ///
     /// # Errors
     /// As [`Checkpoint::load`]; [`Error::Config`] for a model of other classes.
     pub(super) fn load(settings: &Distillation, classes: &[String]) -> Result<Self> {
@@ -106,7 +110,7 @@ impl Teacher {
         let scaled = |image: &[u8]| -> Result<Vec<u8>> {
             let image = Pixels::new(side as u32, side as u32, image.to_vec());
             let image = image.ok_or_else(|| Error::Config("an empty image".into()))?;
-            Ok(resize(&image, self.side, Resize::Squeeze)?.into_data())
+            Ok(resize(&image, self.side, Resize::Stretch)?.into_data())
         };
         let outputs = if side == self.side as usize {
             self.engine.run(images)

@@ -17,28 +17,28 @@ pub(super) enum Trunk {
     /// Blocks of the network in training, on burn.
     Burn { blocks: usize },
     /// Blocks on the engine, compiled for each image size of the training, by its side in pixels.
-    Engine { blocks: usize, start: Box<Checkpoint>, engines: Vec<(usize, Engine)> },
+    Engine { blocks: usize, model: Box<Checkpoint>, engines: Vec<(usize, Engine)> },
 }
 
 impl Trunk {
     /// The first `blocks` blocks of a model.
-    pub(super) fn new(blocks: usize, start: Checkpoint, on_cpu: bool) -> Self {
+    pub(super) fn new(blocks: usize, model: Checkpoint, on_cpu: bool) -> Self {
         match (blocks, on_cpu) {
             (0, _) => Self::Empty,
-            (_, true) => Self::Engine { blocks, start: Box::new(start), engines: Vec::new() },
+            (_, true) => Self::Engine { blocks, model: Box::new(model), engines: Vec::new() },
             (_, false) => Self::Burn { blocks },
         }
     }
 
     /// Compiles an engine for images of `side` pixels, unless there is one.
     pub(super) fn prepare(&mut self, side: usize) -> Result<()> {
-        let Self::Engine { blocks, start, engines } = self else { return Ok(()) };
-        if at(engines, side).is_some() {
+        let Self::Engine { blocks, model, engines } = self else { return Ok(()) };
+        if engine_for(engines, side).is_some() {
             return Ok(());
         }
-        let info = start.info();
+        let info = model.info();
         let (graph, normalization) = (&info.graph, info.normalization);
-        let weights = start.weights();
+        let weights = model.weights();
         let network = Compiled { graph, source: None, normalization, side, weights };
         let ranges = info.quantization.as_ref().map(|Quantization { ranges }| ranges);
         let engine = Engine::trunk(network, *blocks, ranges);
@@ -59,20 +59,21 @@ impl Trunk {
     pub(super) fn maps(
         &self,
         network: &Network,
-        (images, side): (Vec<u8>, usize),
+        images: Vec<u8>,
+        side: usize,
         device: &Device,
     ) -> FeatureMaps {
         let Self::Engine { engines, .. } = self else {
             return network.trunk(to_tensor(images, side, device), self.blocks());
         };
         let count = images.len() / (side * side * 3);
-        let maps = at(engines, side).map(|engine| engine.maps(&images));
+        let maps = engine_for(engines, side).map(|engine| engine.maps(&images));
         let ([height, width], values) = maps.unwrap_or_default();
         let channels = values.len() / (height * width * count).max(1);
         Network::given(values, [height, width, count, channels], device)
     }
 }
 
-fn at(engines: &[(usize, Engine)], side: usize) -> Option<&Engine> {
-    engines.iter().find(|(known, _)| *known == side).map(|(_, engine)| engine)
+fn engine_for(engines: &[(usize, Engine)], side: usize) -> Option<&Engine> {
+    engines.iter().find(|(compiled_side, _)| *compiled_side == side).map(|(_, engine)| engine)
 }

@@ -64,8 +64,9 @@ impl Trainer {
         if freeze != Freeze::Nothing && self.precise_bn_images > 0 {
             return bad("precise_bn_images", &self.precise_bn_images, "0 with freeze");
         }
-        if !(self.grad_clip >= 0.0 && self.warmup_epochs >= 0.0) {
-            return bad("grad_clip or warmup_epochs", &"negative", "at least 0");
+        let amounts = [("grad_clip", self.grad_clip), ("warmup_epochs", self.warmup_epochs)];
+        if let Some((key, value)) = amounts.iter().find(|(_, value)| !(0.0..).contains(value)) {
+            return bad(key, value, "at least 0");
         }
         self.distillation.iter().try_for_each(Distillation::validate)?;
         self.augment.validate()

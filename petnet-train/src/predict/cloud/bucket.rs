@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _};
-use petnet::files::{LeftOut, Name, entry_path, judge};
+use petnet::files::{LeftOut, entry_path, left_out};
 use tokio::runtime::Runtime;
 use url::Url;
 
 use crate::error::UsageError;
-use crate::predict::archive::{self, Kind};
+use crate::predict::archive::{self, ArchiveKind};
 use crate::predict::listing::{ImageBytes, Listing, Load};
 use crate::predict::source::{MATCH, has_wildcard, refuse_large};
 
@@ -49,12 +49,8 @@ struct Bucket {
 }
 
 /// Reason to leave an object out, by its name only: requests for the first bytes of each object would cost too much.
-fn named_as(key: &str) -> Option<LeftOut> {
-    match judge(std::path::Path::new(key)) {
-        Name::Image => None,
-        Name::LeftOut(reason) => Some(reason),
-        Name::Open => Some(LeftOut::NoImage),
-    }
+fn left_out_by_name(key: &str) -> Option<LeftOut> {
+    left_out(std::path::Path::new(key), Vec::new)
 }
 
 impl Bucket {
@@ -81,11 +77,11 @@ impl Bucket {
     }
 
     fn walk(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
-        let archive = Kind::of(key).is_some();
+        let archive = ArchiveKind::of(key).is_some();
         if has_wildcard(key) {
             return self.matching(key, listing);
         }
-        if archive || named_as(key).is_none() {
+        if archive || left_out_by_name(key).is_none() {
             match self.runtime.block_on(self.store.head(&Path::parse(key)?)) {
                 Ok(meta) => return self.object(meta, listing),
                 // The name of a folder may end like a file's.
@@ -93,7 +89,7 @@ impl Bucket {
                 Err(e) => return Err(e.into()),
             }
         }
-        self.each(key, |meta| match named_as(meta.location.as_ref()) {
+        self.each(key, |meta| match left_out_by_name(meta.location.as_ref()) {
             None => self.object(meta, listing),
             Some(reason) => {
                 listing.leave_out(reason);
@@ -104,13 +100,13 @@ impl Bucket {
 
     fn matching(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
         let pattern = glob::Pattern::new(key).map_err(|e| UsageError(e.to_string()))?;
-        let plain = key.find(['*', '?', '[']).unwrap_or(key.len());
-        let folder = key[..plain].rfind('/').map_or("", |at| &key[..at]);
+        let first_wildcard = key.find(['*', '?', '[']).unwrap_or(key.len());
+        let folder = key[..first_wildcard].rfind('/').map_or("", |at| &key[..at]);
         let mut found = false;
         self.each(folder, |meta| {
             let key = meta.location.as_ref();
-            let wanted = named_as(key).is_none() || Kind::of(key).is_some();
-            if wanted && pattern.matches_with(key, MATCH) {
+            let readable = left_out_by_name(key).is_none() || ArchiveKind::of(key).is_some();
+            if readable && pattern.matches_with(key, MATCH) {
                 found = true;
                 return self.object(meta, listing);
             }
@@ -134,14 +130,14 @@ impl Bucket {
 
     fn object(self: &Arc<Self>, meta: ObjectMeta, listing: &mut Listing) -> Result<()> {
         let path = format!("{}/{}", self.name, meta.location);
-        match Kind::of(&path) {
+        match ArchiveKind::of(&path) {
             Some(kind) => archive::walk(kind, ObjectFile::new(self.clone(), meta), &path, listing),
-            None => listing.offer(&path, || Ok(self.load(meta))),
+            None => listing.add(&path, || Ok(self.load(meta))),
         }
     }
 
     fn copy(&self, key: &str, to: &std::path::Path, each: &dyn Fn()) -> Result<PathBuf> {
-        if Kind::of(key).is_some() {
+        if ArchiveKind::of(key).is_some() {
             let file = to.join(key.rsplit('/').next().unwrap_or(key));
             let meta = self.runtime.block_on(self.store.head(&Path::parse(key)?))?;
             if !self.runtime.block_on(self.fetch(&meta.location, &file))? {

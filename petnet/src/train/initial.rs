@@ -19,7 +19,7 @@ use crate::weights::{Weight, Weights};
 /// The initial weights of a training; written `none`, `pretrained` or as a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub enum Start {
+pub enum InitialWeights {
     /// Random numbers.
     Random,
     /// The bundled model's; for other classes, the ImageNet weights that it also contains.
@@ -28,7 +28,7 @@ pub enum Start {
     File(PathBuf),
 }
 
-impl From<String> for Start {
+impl From<String> for InitialWeights {
     fn from(text: String) -> Self {
         match text.as_str() {
             "none" => Self::Random,
@@ -38,19 +38,19 @@ impl From<String> for Start {
     }
 }
 
-impl From<Start> for String {
-    fn from(start: Start) -> Self {
-        match start {
-            Start::Random => "none".into(),
-            Start::Pretrained => "pretrained".into(),
-            Start::File(path) => path.display().to_string(),
+impl From<InitialWeights> for String {
+    fn from(weights: InitialWeights) -> Self {
+        match weights {
+            InitialWeights::Random => "none".into(),
+            InitialWeights::Pretrained => "pretrained".into(),
+            InitialWeights::File(path) => path.display().to_string(),
         }
     }
 }
 
-/// Initial weights.
+/// The model that [`InitialWeights`] name.
 #[derive(Debug, Clone)]
-pub(super) struct InitialWeights {
+pub(super) struct InitialModel {
     /// The model whose network is trained further, without a source head.
     pub(super) model: Checkpoint,
     /// A network for a source head on the same trunk, and the least number of nodes that they share. It is the model
@@ -59,22 +59,24 @@ pub(super) struct InitialWeights {
     path: PathBuf,
 }
 
-impl InitialWeights {
+impl InitialModel {
     /// Reads the initial weights of a network for some classes; `None` for random numbers. Without a setting, the bundled
     /// model's weights are taken where the network is the same.
     pub(super) fn read(
-        start: Option<&Start>,
+        weights: Option<&InitialWeights>,
         graph: &Graph,
         classes: &[String],
     ) -> Result<Option<Self>> {
-        let (model, path) = match start {
-            Some(Start::Random) => return Ok(None),
-            Some(Start::Pretrained) => (bundled()?, PathBuf::from("<pretrained>")),
-            Some(Start::File(path)) => (read(path)?, path.clone()),
-            None => match bundled().ok().filter(|model| fits(&model.info().graph, graph)) {
-                Some(model) => (model, PathBuf::from("<pretrained>")),
-                None => return Ok(None),
-            },
+        let (model, path) = match weights {
+            Some(InitialWeights::Random) => return Ok(None),
+            Some(InitialWeights::Pretrained) => (bundled()?, PathBuf::from("<pretrained>")),
+            Some(InitialWeights::File(path)) => (read(path)?, path.clone()),
+            None => {
+                match bundled().ok().filter(|model| same_backbone(&model.info().graph, graph)) {
+                    Some(model) => (model, PathBuf::from("<pretrained>")),
+                    None => return Ok(None),
+                }
+            }
         };
         Self::new(model, classes, path).map(Some)
     }
@@ -82,10 +84,10 @@ impl InitialWeights {
     fn new(model: Checkpoint, classes: &[String], path: PathBuf) -> Result<Self> {
         let least = model.info().source.as_ref().map(SourceHead::shared);
         let source = model.source_network()?.zip(least);
-        let known = model.info().labels == classes;
+        let same_classes = model.info().labels == classes;
         let (model, source) = match source {
-            Some((source, _)) if !known => (source.clone(), Some((source, 0))),
-            source if known => (model.without_source()?, source),
+            Some((source, _)) if !same_classes => (source.clone(), Some((source, 0))),
+            source if same_classes => (model.without_source()?, source),
             _ => (model.clone(), Some((model, 0))),
         };
         Ok(Self { model, source, path })
@@ -97,18 +99,18 @@ impl InitialWeights {
     /// [`Error::Checkpoint`] where the network is another one.
     pub(super) fn weights(&self, ours: &Graph, classes: &[String]) -> Result<Weights> {
         let theirs = &self.model.info().graph;
-        if !fits(theirs, ours) {
+        if !same_backbone(theirs, ours) {
             let (found, expected) = (theirs.name().into(), ours.name().into());
             let reason = ModelError::OtherNetwork { found, expected };
             return Err(Error::checkpoint(&self.path, reason));
         }
         let mut initial = Weights::new();
-        let known = self.model.info().labels == classes;
-        for (place, node) in ours.nodes().iter().enumerate() {
+        let same_classes = self.model.info().labels == classes;
+        for (index, node) in ours.nodes().iter().enumerate() {
             for (name, shape) in passes::parameters(node) {
                 let weight = self.model.weights().get(&name).filter(|w| w.shape == shape);
                 // The last layer's outputs are classes, whose names must be the same.
-                match weight.filter(|_| known || place + 1 < ours.nodes().len()) {
+                match weight.filter(|_| same_classes || index + 1 < ours.nodes().len()) {
                     Some(weight) => drop(initial.insert(name, weight.clone())),
                     None => tracing::info!(layer = name, "initialised: the file has other classes"),
                 }
@@ -148,14 +150,9 @@ impl InitialWeights {
         if trainer.source_classes.is_none() {
             return Ok(None);
         }
-        match self.source_head(shared)? {
-            Some(head) => Ok(Some(head)),
-            None => {
-                let reason =
-                    "source_classes needs weights of other classes, and their blocks frozen";
-                Err(Error::Config(reason.into()))
-            }
-        }
+        let reason = "source_classes needs weights of other classes, and their blocks frozen";
+        let head = self.source_head(shared)?.ok_or_else(|| Error::Config(reason.into()))?;
+        Ok(Some(head))
     }
 
     /// The head of the initial network and its weights, where its trunk, the first `shared` nodes, is frozen.
@@ -178,7 +175,7 @@ impl InitialWeights {
 }
 
 /// True where two networks are the same up to their features.
-fn fits(theirs: &Graph, ours: &Graph) -> bool {
+fn same_backbone(theirs: &Graph, ours: &Graph) -> bool {
     theirs.pool() == ours.pool() && theirs.nodes()[..=ours.pool()] == ours.nodes()[..=ours.pool()]
 }
 
@@ -211,9 +208,10 @@ pub(super) struct InitialNetwork {
 /// A network of random numbers, or of initial weights with its frozen blocks and its source head.
 pub(super) fn initial_network(
     trainer: &Trainer,
-    initial: Option<InitialWeights>,
+    initial: Option<InitialModel>,
     info: &mut ModelInfo,
-    (train, device): (&Dataset, &Device),
+    train: &Dataset,
+    device: &Device,
 ) -> Result<InitialNetwork> {
     let random = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
     let Some(initial) = initial else {
@@ -238,9 +236,9 @@ pub(super) fn initial_network(
         (info.source, source) = (Some(head), weights);
     }
     let on_cpu = trainer.device == crate::Device::Cpu;
-    let start = match trainer.quantize && on_cpu && blocks > 0 {
+    let frozen = match trainer.quantize && on_cpu && blocks > 0 {
         true => initial.model.quantized_on(train, trainer.preprocess())?,
         false => initial.model,
     };
-    Ok(InitialNetwork { model, trunk: Trunk::new(blocks, start, on_cpu), source })
+    Ok(InitialNetwork { model, trunk: Trunk::new(blocks, frozen, on_cpu), source })
 }
