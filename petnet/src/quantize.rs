@@ -58,15 +58,12 @@ impl Checkpoint {
     }
 
     fn ranges(&self, images: &[Pixels]) -> Result<BTreeMap<String, [f32; 2]>, ModelError> {
-        let info = self.info();
-        let size = info.preprocess.size;
+        let size = self.info().preprocess.size;
         if images.is_empty() {
             return Err(ModelError::NoImages);
         }
-        let (graph, normalization) = (&info.graph, info.normalization);
-        let (source, side) = (info.source.as_ref(), size as usize);
-        let network = Network { graph, source, normalization, side, weights: self.weights() };
-        let nodes = Program::new(graph, source, side)?.nodes;
+        let network = Network { ranges: None, ..self.network() };
+        let nodes = Program::new(network.graph, network.source, network.side)?.nodes;
         let engine = Engine::new(network)?;
         let mut histograms = BTreeMap::<usize, Histogram>::new();
         for image in images {
@@ -263,12 +260,8 @@ mod tests {
         let (measured, tested) = images.split_at(100);
         let expected = f32_model.classify_pixels(tested).unwrap();
         let least = model.clone().quantized(measured).unwrap();
-        let info = model.info();
-        let (graph, normalization, side) =
-            (&info.graph, info.normalization, info.preprocess.size as usize);
-        let source = info.source.as_ref();
-        let network = Network { graph, source, normalization, side, weights: model.weights() };
-        let engine = Engine::new(network).unwrap();
+        let (graph, network) = (&model.info().graph, model.network());
+        let engine = Engine::new(Network { ranges: None, ..network }).unwrap();
         let mut ranges = BTreeMap::<String, [f32; 2]>::new();
         for image in measured {
             engine.observe(image.data(), |node, pixel| {

@@ -6,6 +6,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
+use crate::graph::SOURCE_PREFIX;
 use crate::weights::Weight;
 
 /// Precision of weights in a model file.
@@ -25,8 +26,6 @@ pub enum Precision {
     Int8,
 }
 
-/// Prefix of the names of a source head's weights.
-const SOURCE: &str = crate::graph::SOURCE_PREFIX;
 /// Suffix of the tensor with the scales of a quantised weight.
 pub(crate) const SCALE: &str = ".scale";
 
@@ -82,7 +81,7 @@ fn is_coarse(name: &str, shape: &[usize]) -> bool {
     /// Minimum number of values of a channel.
     const MIN_VALUES: usize = 64;
     let channel = shape.iter().product::<usize>() / channels(shape).count;
-    name.starts_with(SOURCE) && channel >= MIN_VALUES
+    name.starts_with(SOURCE_PREFIX) && channel >= MIN_VALUES
 }
 
 /// Values at four bits, two in a byte with the first in its lower half, and a scale for each channel. They are -7 to 7
@@ -119,7 +118,8 @@ fn nibbles(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
 pub(crate) fn unpack_nibbles(
     name: &str,
     view: &TensorView<'_>,
-    (shape, scales): (&[usize], &[f32]),
+    shape: &[usize],
+    scales: &[f32],
 ) -> Result<Weight, ModelError> {
     let count: usize = shape.iter().product();
     let channel = channels(shape);
@@ -175,22 +175,21 @@ pub(crate) fn channels(shape: &[usize]) -> Channels {
     Channels { count: count.max(1), stride: stride.max(1) }
 }
 
+/// Values of `N` bytes each, converted to f32.
+pub(crate) fn floats<const N: usize>(bytes: &[u8], to_f32: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|value| to_f32(*value)).collect()
+}
+
 /// A weight from a tensor of floats of any width.
 ///
 /// # Errors
 /// [`ModelError::WeightType`] for other types.
 pub(crate) fn read_weight(name: &str, view: &TensorView<'_>) -> Result<Weight, ModelError> {
     let values = match view.dtype() {
-        Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => {
-            view.data().as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::BF16 => {
-            view.data().as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::F64 => {
-            view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
-        }
+        Dtype::F32 => floats(view.data(), f32::from_le_bytes),
+        Dtype::F16 => floats(view.data(), |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => floats(view.data(), |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        Dtype::F64 => floats(view.data(), |bytes| f64::from_le_bytes(bytes) as f32),
         other => {
             let dtype = format!("{other:?}");
             return Err(ModelError::WeightType { name: name.into(), dtype });
@@ -215,13 +214,13 @@ mod tests {
         let scales: Vec<f32> =
             scales.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let view = TensorView::new(Dtype::U8, shape.clone(), bytes).unwrap();
-        let read = unpack_nibbles("w", &view, (&[65, 3], &scales)).unwrap();
+        let read = unpack_nibbles("w", &view, &[65, 3], &scales).unwrap();
         assert_eq!(read.shape, weight.shape);
         let pairs = read.values.iter().zip(&weight.values);
         let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(error < 0.15, "{error}");
         for shape in [[65, 4], [64, 3]] {
-            assert!(unpack_nibbles("w", &view, (&shape, &scales)).is_err());
+            assert!(unpack_nibbles("w", &view, &shape, &scales).is_err());
         }
         assert_eq!(store("classes.weight", &weight, Precision::Int8)[0].2, Dtype::I8);
     }

@@ -42,6 +42,12 @@ impl Normalization {
     pub const IMAGENET: Self = Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
     /// `(x - 127) / 128` of values from 0 to 255, as EfficientNet-Lite expects them.
     pub const SYMMETRIC: Self = Self { mean: [127.0 / 255.0; 3], std: [128.0 / 255.0; 3] };
+
+    /// Scale and shift of each channel that map values from 0 to 255 to normalised ones.
+    pub(crate) fn affine(&self) -> [[f32; 3]; 2] {
+        let Self { mean, std } = self;
+        [std.map(|std| 1.0 / (255.0 * std)), [0, 1, 2].map(|c| -mean[c] / std[c])]
+    }
 }
 
 impl Default for Normalization {

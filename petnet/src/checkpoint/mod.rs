@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::arch::Normalization;
 use crate::disk::write_atomically;
 use crate::drift::Reference;
+use crate::engine::Network;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead};
 use crate::ood::OutOfDistribution;
@@ -133,15 +134,15 @@ impl ModelInfo {
             quantization: None,
         }
     }
-}
 
-impl ModelInfo {
     /// Floating-point operations of one image, two for each multiply-add of a convolution; 0 where the network does
     /// not take its size.
     pub fn flops(&self) -> u64 {
         passes::flops(&self.graph, self.preprocess.size as usize).unwrap_or_default()
     }
 
+    /// Validates that all parts fit each other and are within bounds.
+    ///
     /// # Errors
     /// [`ModelError`] where it describes no model that can be run.
     fn validate(&self) -> Result<(), ModelError> {
@@ -237,6 +238,8 @@ impl Checkpoint {
         Self::parse(&bytes).map(Some).map_err(|reason| Error::checkpoint(path, reason))
     }
 
+    /// A model of a description and its weights.
+    ///
     /// # Errors
     /// [`ModelError`] where description and weights do not fit each other, or are out of bounds.
     pub(crate) fn new(info: ModelInfo, weights: Weights) -> Result<Self, ModelError> {
@@ -294,7 +297,7 @@ impl Checkpoint {
     /// The bundled model's file.
     #[cfg(feature = "pretrained")]
     pub fn pretrained_bytes() -> &'static [u8] {
-        // Not a constant: the documentation would show its value, 15 MB.
+        // Not a constant: the documentation would list its five million bytes as 15 MB of text.
         include_bytes!("../../models/cats-vs-dogs.safetensors")
     }
 
@@ -309,12 +312,26 @@ impl Checkpoint {
         write_atomically(path, &bytes)
     }
 
+    /// Description, weights and ranges as the engine compiles them.
+    pub(crate) fn network(&self) -> Network<'_> {
+        let Self { info, weights } = self;
+        Network {
+            graph: &info.graph,
+            source: info.source.as_ref(),
+            normalization: info.normalization,
+            side: info.preprocess.size as usize,
+            weights,
+            ranges: info.quantization.as_ref().map(|quantization| &quantization.ranges),
+        }
+    }
+
+    #[cfg(any(feature = "burn", feature = "onnx", test))]
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    pub(crate) fn into_parts(self) -> (ModelInfo, Weights) {
-        (self.info, self.weights)
+    pub(crate) fn into_info(self) -> ModelInfo {
+        self.info
     }
 
     fn encode(&self, precision: Precision) -> Result<Vec<u8>, ModelError> {
@@ -365,7 +382,7 @@ impl Checkpoint {
                 Dtype::U8 => {
                     // Packed 4-bit weights do not store their shape; it follows from the graph.
                     let shape = shapes.get(name).ok_or(ModelError::UnusedWeight(name.clone()))?;
-                    let weight = unpack_nibbles(name, view, (shape, &scales(name)?))?;
+                    let weight = unpack_nibbles(name, view, shape, &scales(name)?)?;
                     weights.insert(name.clone(), weight);
                 }
                 _ if name.ends_with(SCALE) => {}

@@ -29,8 +29,14 @@ pub(super) fn compile(
     let folded = folds.then_some(normalization);
     let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
     let kernels = program.steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
-    let arithmetic =
-        if folds { F32::folded(normalization) } else { F32::normalized(normalization) };
+    // The bytes of the image as they are, or normalised; the border represents zero.
+    let arithmetic = if folds {
+        let border = normalization.mean.map(|mean| mean * 255.0);
+        F32 { scale: [1.0; 3], shift: [0.0; 3], border }
+    } else {
+        let [scale, shift] = normalization.affine();
+        F32 { scale, shift, border: [0.0; 3] }
+    };
     Ok(Plan::new(arithmetic, maps, kernels, ends(program, heads)))
 }
 
@@ -45,23 +51,18 @@ pub(super) fn ends(program: &Program, heads: Vec<Head>) -> Vec<End> {
 pub(super) fn folds_normalization(program: &Program) -> bool {
     program.steps.iter().all(|step| {
         let reads = step.input == 0 || step.epilogue.residual == Some(0);
-        !reads || (dense(&program.nodes, step).is_some() && step.epilogue.residual != Some(0))
+        !reads || (step.dense_conv().is_some() && step.epilogue.residual != Some(0))
     })
-}
-
-/// The convolution that a step begins with, unless it is depthwise.
-fn dense(nodes: &[Node], step: &passes::Step) -> Option<Conv2d> {
-    let Main::Conv(node) = step.main else { return None };
-    match nodes[node].op {
-        Op::Conv2d(conv) if !conv.is_depthwise() => Some(conv),
-        _ => None,
-    }
 }
 
 /// Shape of each step's output, without a border, by node; `None` for nodes that are no step's output.
 pub(super) fn maps(program: &Program) -> Vec<Option<Map>> {
     let mut maps: Vec<Option<Map>> = vec![None; program.nodes.len()];
-    let channels = channels(&program.nodes);
+    let mut channels = Vec::with_capacity(program.nodes.len());
+    for node in &program.nodes {
+        let input = node.inputs.first().map_or(0, |from| channels[*from]);
+        channels.push(node.op.output_channels(input));
+    }
     for node in std::iter::once(0).chain(program.steps.iter().map(|step| step.output)) {
         let [height, width] = program.sides[node];
         let shape = Shape { height, width, channels: channels[node], border: 0 };
@@ -71,14 +72,14 @@ pub(super) fn maps(program: &Program) -> Vec<Option<Map>> {
 }
 
 /// Adds the borders of zeros that dense f32 convolutions read.
-fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>]) {
+fn add_borders(Program { steps, .. }: &Program, maps: &mut [Option<Map>]) {
     let widen = |maps: &mut [Option<Map>], node: usize, border: usize| {
         if let Some(map) = &mut maps[node] {
             map.shape.border = map.shape.border.max(border);
         }
     };
     for step in steps {
-        if let Some(conv) = dense(nodes, step) {
+        if let Some(conv) = step.dense_conv() {
             let border = maps[step.input].map_or(0, |Map { shape, .. }| {
                 border_width(conv.window, shape.height).max(border_width(conv.window, shape.width))
             });
@@ -141,20 +142,6 @@ pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Op
     }
 }
 
-/// Number of channels of each node's output.
-fn channels(nodes: &[Node]) -> Vec<usize> {
-    let mut channels: Vec<usize> = Vec::with_capacity(nodes.len());
-    for node in nodes {
-        channels.push(match node.op {
-            Op::Image => 3,
-            Op::Conv2d(conv) => conv.outputs,
-            Op::Linear { outputs, .. } => outputs,
-            _ => channels[node.inputs[0]],
-        });
-    }
-    channels
-}
-
 /// Inputs of the compilation of single steps.
 pub(super) struct Compiler<'a> {
     pub(super) nodes: &'a [Node],
@@ -169,16 +156,18 @@ impl Compiler<'_> {
         let shapes = [step.input, step.output].map(|node| self.shape(node));
         let passes::Epilogue { norm, residual, activation, pool } = step.epilogue;
         let (kernel, flops) = match step.main {
-            Main::Conv(node) => {
-                let Op::Conv2d(conv) = self.nodes[node].op else {
-                    return Err(ModelError::MissingWeight(self.name(node).into()));
-                };
+            Main::Conv(node, conv) => {
                 let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;
                 let pixels = conv.window.output(shapes[0].height).unwrap_or_default()
                     * conv.window.output(shapes[0].width).unwrap_or_default();
                 let kernel = if conv.is_depthwise() {
-                    let spec = (conv.window, activation);
-                    Kernel::Depthwise(DepthwiseConv::new(spec, &weights, bias, shapes))
+                    Kernel::Depthwise(DepthwiseConv::new(
+                        conv.window,
+                        activation,
+                        &weights,
+                        bias,
+                        shapes,
+                    ))
                 } else {
                     Kernel::Dense(DenseConv::new(
                         ConvSpec { conv, activation, pool },
@@ -189,19 +178,14 @@ impl Compiler<'_> {
                 };
                 (kernel, passes::conv_flops(&conv, pixels))
             }
-            Main::MaxPool(node) => {
-                let Op::MaxPool(window) = self.nodes[node].op else {
-                    return Err(ModelError::MissingWeight(self.name(node).into()));
-                };
-                (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
-            }
+            Main::MaxPool(_, window) => (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0),
             Main::Identity => {
                 let affine = norm.map(|norm| self.affine(norm)).transpose()?;
                 (Kernel::Elementwise(Elementwise { affine, activation, output: shapes[1] }), 0)
             }
         };
         let name = match step.main {
-            Main::Conv(node) | Main::MaxPool(node) => self.name(node),
+            Main::Conv(node, _) | Main::MaxPool(node, _) => self.name(node),
             Main::Identity => self.name(step.output),
         };
         let (input, output) = (step.input, step.output);

@@ -8,25 +8,21 @@
 //! - One product of all pixels after im2col: maps of few columns, which would read the weights once for each row.
 //! - One product for each row of the output otherwise. The columns of a window row are contiguous in NHWC, so that each
 //!   row of a kernel is one term of `kernel * inputs` values.
-//!
-//! Other convolutions: [`Conv2d`] is the operation of a graph; `depthwise.rs` is for depthwise kernels; `int8/conv.rs` is
-//! for int8 maps; `kernel::Conv` is that of training, over a batch, with gradients.
 
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
 use super::shape::{Input, Shape};
+use super::simple::pool_rows;
 use super::winograd::Winograd;
 use crate::graph::{Activation, Conv2d, Window};
-use crate::kernel::{Epilogue, Packed, Product, Run, Term, arch};
+use crate::kernel::{Epilogue, Packed, Product, Run, Term};
 
 /// Maps of fewer columns use im2col.
 const IM2COL_WIDTH: usize = 8;
 /// With fewer input channels, Winograd's transforms cost more than its products save.
 const WINOGRAD_MIN_INPUTS: usize = 4;
-/// Rows of a tile product.
-const TILE_ROWS: usize = 8;
 
 thread_local! {
     /// Two rows of a convolution before they are pooled.
@@ -46,6 +42,7 @@ pub(super) struct ConvSpec {
     pub(super) pool: bool,
 }
 
+/// A dense convolution with its epilogue and packed weights, compiled for maps of one size.
 #[derive(Debug)]
 pub(super) struct DenseConv {
     spec: ConvSpec,
@@ -55,11 +52,12 @@ pub(super) struct DenseConv {
     bias: Vec<f32>,
 }
 
+/// Packed weights, by the way in which the convolution is computed.
 #[derive(Debug)]
 enum Weights {
-    /// 1x1 of stride 1 between maps without borders.
+    /// One product of all pixels: 1x1 of stride 1 between maps without borders.
     Pointwise(Packed),
-    /// For one product a row, or im2col.
+    /// One product for each row, or im2col.
     Direct(Packed),
     Winograd(Winograd),
 }
@@ -172,18 +170,7 @@ impl DenseConv {
         let (upper, lower) = rows.split_at_mut(width * pixel);
         self.row(input, weights, (2 * y, epilogue), upper);
         self.row(input, weights, (2 * y + 1, epilogue), lower);
-        let pairs = upper.chunks_exact(2 * pixel).zip(lower.chunks_exact(2 * pixel));
-        arch().dispatch(
-            #[inline(always)]
-            || {
-                for (out, (upper, lower)) in out.chunks_exact_mut(pixel).zip(pairs) {
-                    for c in 0..pixel {
-                        let right = c + pixel;
-                        out[c] = upper[c].max(upper[right]).max(lower[c].max(lower[right]));
-                    }
-                }
-            },
-        );
+        pool_rows([upper, lower], pixel, f32::max, out);
         POOL_ROWS.set(rows);
     }
 
@@ -222,14 +209,11 @@ impl DenseConv {
     }
 }
 
-/// One product of all pixels. Pixels are divided among threads where they are more than the output channels; otherwise
-/// the channels are, so that each thread reads only its part of the weights.
+/// One product of all pixels, divided among threads by [`Input::pointwise_parts`].
 fn pointwise(input: Input<'_>, weights: &Packed, epilogue: Epilogue<'_>, out: &mut [f32]) {
     let (weights, row_stride) = (weights.view(), input.shape.channels);
-    let (pixels, threads) = (out.len() / weights.outputs(), input.threads());
-    let by_channels = threads > 1 && pixels < weights.outputs();
-    let share =
-        if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE_ROWS) };
+    let pixels = out.len() / weights.outputs();
+    let (share, by_channels) = input.pointwise_parts(pixels, weights.outputs());
     let parts = out.par_chunks_mut(share * weights.outputs()).enumerate();
     parts.with_min_len(input.grain()).for_each(|(part, out)| {
         let x = &input.values[part * share * row_stride..];

@@ -7,15 +7,9 @@
 //! uses all cores, several use one core each, which measured no slower than passes that share weights. Where the ranges
 //! of all maps are known and the CPU has AVX-512 VNNI, maps are int8 instead of f32.
 //!
-//! The step of a convolution is one of these; the arithmetic is that of [`crate::kernel`], whose documentation has the
-//! table of functions for inference and training:
-//!
-//! | type | convolutions | kernel |
-//! |---|---|---|
-//! | `dense::DenseConv` | dense, f32 | `kernel::Product` (tile products), directly, after im2col, or within `winograd::Winograd` |
-//! | `depthwise::DepthwiseConv` | depthwise, f32 | `kernel::Depthwise` |
-//! | `int8::conv::Int8DenseConv` | dense, int8 | `kernel::int8::Product` |
-//! | `int8::conv::Int8DepthwiseConv` | depthwise, int8 | `kernel::int8::Depthwise` |
+//! The step of a convolution is a `dense::DenseConv`, `depthwise::DepthwiseConv`, `int8::conv::Int8DenseConv` or
+//! `int8::conv::Int8DepthwiseConv`. The arithmetic is that of [`crate::kernel`], whose documentation has the table of
+//! functions for inference and training.
 //!
 //! Training and inference on other devices run graphs by `nn` instead. Training shares the tile products and
 //! `kernel::Depthwise` with the engine, but not its plans, Winograd or int8; only frozen blocks and a frozen teacher run on
@@ -62,6 +56,8 @@ pub(crate) struct Network<'a> {
     /// Height and width of images, in pixels.
     pub(crate) side: usize,
     pub(crate) weights: &'a Weights,
+    /// Given for int8 feature maps.
+    pub(crate) ranges: Option<&'a Ranges>,
 }
 
 /// A compiled network.
@@ -86,55 +82,34 @@ macro_rules! either {
     };
 }
 
-impl<'a> Network<'a> {
-    fn program(&self) -> Result<Program, ModelError> {
-        Ok(Program::new(self.graph, self.source, self.side)?)
-    }
-
-    fn heads(&self) -> Result<Vec<Head>, ModelError> {
-        let graphs = std::iter::once(self.graph).chain(self.source.map(SourceHead::graph));
-        graphs.map(|graph| Head::new(graph, self.weights)).collect()
-    }
-}
-
 impl Engine {
-    /// Compiles to f32.
+    /// Compiles a network: with ranges to int8 where this CPU and the network support it, otherwise to f32.
     ///
     /// # Errors
-    /// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
+    /// [`ModelError`] for a weight or a range that is missing, or a side that is too small for the network.
     pub(crate) fn new(network: Network<'_>) -> Result<Self, ModelError> {
-        Self::compile(&network.program()?, network, network.heads()?, None)
+        let Network { graph, source, side, weights, .. } = network;
+        let graphs = std::iter::once(graph).chain(source.map(SourceHead::graph));
+        let heads = graphs.map(|graph| Head::new(graph, weights)).collect::<Result<_, _>>()?;
+        Self::compile(&Program::new(graph, source, side)?, network, heads)
     }
 
-    /// Compiles to int8 where this CPU and the network support it, otherwise to f32.
+    /// Compiles only the first `blocks` blocks, for [`Engine::maps`].
     ///
     /// # Errors
-    /// As [`Engine::new`]; [`ModelError::MissingRange`] for a map without a range.
-    pub(crate) fn quantized(network: Network<'_>, ranges: &Ranges) -> Result<Self, ModelError> {
-        Self::compile(&network.program()?, network, network.heads()?, Some(ranges))
-    }
-
-    /// Compiles only the first `blocks` blocks, for [`Engine::maps`]; with ranges to int8, where that is supported.
-    ///
-    /// # Errors
-    /// As [`Engine::quantized`].
+    /// As [`Engine::new`].
     #[cfg(feature = "train")]
-    pub(crate) fn trunk(
-        network: Network<'_>,
-        blocks: usize,
-        ranges: Option<&Ranges>,
-    ) -> Result<Self, ModelError> {
+    pub(crate) fn trunk(network: Network<'_>, blocks: usize) -> Result<Self, ModelError> {
         let program = Program::trunk(network.graph, blocks, network.side)?;
-        Self::compile(&program, network, vec![Head::empty()], ranges)
+        Self::compile(&program, network, vec![Head::empty()])
     }
 
     fn compile(
         program: &Program,
         network: Network<'_>,
         heads: Vec<Head>,
-        ranges: Option<&Ranges>,
     ) -> Result<Self, ModelError> {
-        let Network { normalization, weights, .. } = network;
+        let Network { normalization, weights, ranges, .. } = network;
         #[cfg(target_arch = "x86_64")]
         if let Some(ranges) = ranges
             && let Some((arithmetic, maps, steps)) =

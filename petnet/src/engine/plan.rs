@@ -11,7 +11,6 @@ use super::depthwise::DepthwiseConv;
 use super::head::Head;
 use super::shape::{Input, Shape};
 use super::simple::{Elementwise, MaxPool};
-use crate::arch::Normalization;
 
 /// The number format of feature maps, and the kernels for it: f32 or int8.
 pub(super) trait Arithmetic: std::fmt::Debug + Send + Sync {
@@ -68,20 +67,6 @@ pub(super) struct F32 {
     pub(super) shift: [f32; 3],
     /// A pixel of its border: the value that represents zero.
     pub(super) border: [f32; 3],
-}
-
-impl F32 {
-    /// Bytes as they are, for convolutions into which the normalisation is folded.
-    pub(super) fn folded(normalization: Normalization) -> Self {
-        let border = normalization.mean.map(|mean| mean * 255.0);
-        Self { scale: [1.0; 3], shift: [0.0; 3], border }
-    }
-
-    /// Normalised values, for all other steps.
-    pub(super) fn normalized(Normalization { mean, std }: Normalization) -> Self {
-        let shift = [0, 1, 2].map(|c| -mean[c] / std[c]);
-        Self { scale: std.map(|std| 1.0 / (255.0 * std)), shift, border: [0.0; 3] }
-    }
 }
 
 impl Arithmetic for F32 {
@@ -224,7 +209,7 @@ impl<A: Arithmetic> Plan<A> {
             return vec![self.run_single(pixels, |_| (), |arena| self.outputs(arena))];
         }
         let images = pixels.par_chunks_exact(size);
-        let one = |pixels| self.pass((pixels, false), |_| (), |arena| self.outputs(arena));
+        let one = |pixels| self.pass(pixels, false, |_| (), |arena| self.outputs(arena));
         images.map(one).collect()
     }
 
@@ -259,7 +244,7 @@ impl<A: Arithmetic> Plan<A> {
         };
         let images = pixels.par_chunks_exact(size);
         let maps: Vec<Vec<f32>> =
-            images.map(|pixels| self.pass((pixels, false), |_| (), read)).collect();
+            images.map(|pixels| self.pass(pixels, false, |_| (), read)).collect();
         let Shape { height, width, channels, .. } = self.map(end.node).shape;
         let mut values = vec![0.0; height * width * maps.len() * channels];
         let rows = values.par_chunks_exact_mut((maps.len() * channels).max(1)).enumerate();
@@ -300,7 +285,7 @@ impl<A: Arithmetic> Plan<A> {
         // The pool is entered once and not for each step, since waking threads takes long.
         rayon::scope(|_| {
             let _workers = SpinningWorkers::start();
-            self.pass((pixels, true), on_step, read)
+            self.pass(pixels, true, on_step, read)
         })
     }
 
@@ -308,7 +293,8 @@ impl<A: Arithmetic> Plan<A> {
     /// each step with its output; `read` is called at the end.
     fn pass<T>(
         &self,
-        (pixels, shared): (&[u8], bool),
+        pixels: &[u8],
+        shared: bool,
         mut on_step: impl FnMut(Option<StepOutput<'_, A::Value>>),
         read: impl FnOnce(&Arena<A::Value>) -> T,
     ) -> T {

@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+/// Parts of a 1x1 convolution are whole tiles: the maximum number of rows (pixels) of a tile product. f32 tiles have 6 rows
+/// on CPUs with fewer than 32 vector registers (`kernel/tiles.rs`), where the last tiles of a part have fewer.
+const TILE_ROWS: usize = 8;
+
 /// Size of a map without its border, and the width of the border.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -58,5 +62,16 @@ impl<T> Input<'_, T> {
     /// Number of threads of the step.
     pub(super) fn threads(&self) -> usize {
         if self.shared { rayon::current_num_threads() } else { 1 }
+    }
+
+    /// Division of a 1x1 convolution, one product of all pixels, among threads: the pixels of each part, and true where
+    /// each part is divided further by output channels. Pixels are divided where they are more than the output channels;
+    /// otherwise the channels are, so that each thread reads only its part of the weights.
+    pub(super) fn pointwise_parts(&self, pixels: usize, outputs: usize) -> (usize, bool) {
+        let threads = self.threads();
+        match threads > 1 && pixels < outputs {
+            true => (pixels, true),
+            false => (pixels.div_ceil(threads).next_multiple_of(TILE_ROWS), false),
+        }
     }
 }

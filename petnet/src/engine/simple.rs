@@ -53,6 +53,27 @@ impl MaxPool {
     }
 }
 
+/// 2x2 max pooling of two rows `[2 * width, channels]` to `[width, channels]`; `max` returns the larger of two values.
+pub(super) fn pool_rows<T: Copy>(
+    [upper, lower]: [&[T]; 2],
+    channels: usize,
+    max: impl Fn(T, T) -> T,
+    out: &mut [T],
+) {
+    let pairs = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
+    arch().dispatch(
+        #[inline(always)]
+        || {
+            for (out, (upper, lower)) in out.chunks_exact_mut(channels).zip(pairs) {
+                for c in 0..channels {
+                    let right = c + channels;
+                    out[c] = max(max(upper[c], upper[right]), max(lower[c], lower[right]));
+                }
+            }
+        },
+    );
+}
+
 /// A norm, sum or activation that follows no convolution.
 #[derive(Debug)]
 pub(super) struct Elementwise {

@@ -12,6 +12,7 @@ use crate::arch::tests::small;
 use crate::arch::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
 use crate::error::ModelError;
 use crate::graph::{Activation, Builder, Conv2d, Graph, Padding, Window};
+use crate::kernel::tests::values;
 use crate::nn::{Network, run, weights};
 use crate::weights::Weights;
 
@@ -37,7 +38,8 @@ fn weights(graph: &Graph, device: &Device) -> Weights {
 
 fn compiled(graph: &Graph, side: usize, weights: &Weights) -> Result<Engine, ModelError> {
     let normalization = Normalization::default();
-    Engine::new(super::Network { graph, source: None, normalization, side, weights })
+    let (source, ranges) = (None, None);
+    Engine::new(super::Network { graph, source, normalization, side, weights, ranges })
 }
 
 /// A network with operations that no architecture of the table has: steps that begin with no convolution, a depthwise
@@ -144,16 +146,6 @@ fn a_missing_weight_is_named() {
     weights.remove(name);
     let error = compiled(&graph, 64, &weights).unwrap_err();
     assert_eq!(error, ModelError::MissingWeight(name.into()));
-}
-
-/// Pseudorandom values between -1 and 1.
-fn values(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
 }
 
 /// A convolution by its definition.
@@ -263,7 +255,7 @@ proptest! {
             let conv = DenseConv::new(spec, &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);
         } else {
-            let conv = DepthwiseConv::new((window, spec.activation), &weights, bias.clone(), shapes);
+            let conv = DepthwiseConv::new(window, spec.activation, &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);
         }
         let definition = Definition { spec, input, x: &x, weights: &weights, bias: &bias };

@@ -33,11 +33,7 @@ impl Builder {
     /// Adds any operation; returns the node's number.
     pub fn node(&mut self, name: impl Into<String>, op: Op, inputs: &[usize]) -> usize {
         let input = inputs.first().map_or(0, |from| self.channels(*from));
-        self.channels.push(match op {
-            Op::Conv2d(conv) => conv.outputs,
-            Op::Linear { outputs, .. } => outputs,
-            _ => input,
-        });
+        self.channels.push(op.output_channels(input));
         self.nodes.push(Node { name: name.into(), op, inputs: inputs.to_vec() });
         self.nodes.len() - 1
     }

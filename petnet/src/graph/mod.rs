@@ -178,6 +178,18 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Channels or features of the output, by those of the first input.
+    pub(crate) fn output_channels(&self, input: usize) -> usize {
+        match *self {
+            Self::Image => 3,
+            Self::Conv2d(conv) => conv.outputs,
+            Self::Linear { outputs, .. } => outputs,
+            _ => input,
+        }
+    }
+}
+
 /// Random initialisation of a linear layer's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -93,6 +93,8 @@ impl SourceHead {
         Graph::new(self.graph.name().into(), nodes, self.graph.blocks().to_vec())
     }
 
+    /// Validates that it shares its trunk with a model's graph, and no other names.
+    ///
     /// # Errors
     /// [`GraphError::Node`] where it does not begin as another graph does, or has names of that graph's own.
     pub(crate) fn validate(&self, graph: &Graph) -> Result<(), GraphError> {

@@ -1,9 +1,6 @@
 //! Dense convolutions of a batch for training: the shapes, and for each output pixel the terms of its sum. The arithmetic
 //! is that of [`super::tiles`].
-//!
-//! Other convolutions: [`crate::graph::Conv2d`] is the operation of a graph; `engine::dense` runs one image with bias,
-//! residual and activation fused and never computes gradients; [`super::depthwise`] is for depthwise convolutions, which
-//! both use; `nn::maps::Conv` is the layer of burn's module, which calls this one on CPUs.
+//! The table of [`super`] lists the other convolutions.
 
 #[cfg(feature = "train")]
 use std::ops::Range;
@@ -13,6 +10,7 @@ use rayon::prelude::*;
 #[cfg(feature = "train")]
 use super::tiles::Packed;
 use super::tiles::{Epilogue, PackedView, Product, Run, Term};
+use crate::graph::Window;
 
 /// Shapes of a dense convolution with a square kernel, from `[height, width, batch, inputs]` to
 /// `[out_height, out_width, batch, outputs]`.
@@ -64,6 +62,29 @@ impl Axis {
 }
 
 impl Conv {
+    /// For maps `[height, width, batch, inputs]`; `None` where the window does not fit.
+    pub(crate) fn new(
+        [height, width, batch, inputs]: [usize; 4],
+        outputs: usize,
+        window: Window,
+    ) -> Option<Self> {
+        let [out_height, out_width] = [window.output(height)?, window.output(width)?];
+        let padding = [height, width].map(|len| window.padding(len)[0]);
+        let Window { kernel, stride, .. } = window;
+        Some(Self {
+            height,
+            width,
+            batch,
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding,
+            out_height,
+            out_width,
+        })
+    }
+
     pub(crate) fn taps(&self) -> usize {
         self.kernel * self.kernel
     }
@@ -90,25 +111,27 @@ impl Conv {
         Axis { len, out, stride: self.stride, padding }
     }
 
-    /// The sums, without bias.
+    /// The output `[out_height, out_width, batch, outputs]`, without bias; one product for each row of it.
     pub(crate) fn forward(&self, x: &[f32], weights: PackedView<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
         let (rows, columns) = (self.rows(), self.columns());
-        // In these two cases the product's rows have one stride over neighbouring pixels, which then form one run.
+        // Rows of a run lie at one stride in the input. Neighbouring pixels do where the stride is 1, as the images of a
+        // pixel are followed by those of the next, and in a batch of one image, in which a row is a pixel.
         let joined = self.stride == 1 || self.batch == 1;
         let row_stride = self.inputs * if self.batch == 1 { self.stride } else { 1 };
         let (row, epilogue) = (columns.out * self.batch * self.outputs, Epilogue::default());
         out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
             let terms = |x: usize| {
                 let (source_y, source_x) = (|t| rows.source(y, t), |t| columns.source(x, t));
-                self.terms(source_y, source_x, (self.width, self.inputs))
+                self.terms(source_y, source_x, self.width, self.inputs)
             };
             let runs = self.runs(columns.out, joined, terms);
             Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
         });
     }
 
-    /// The gradient of the input from that of the output. `weights` are packed with inputs and outputs exchanged.
+    /// The gradient of the input from that of the output, a transposed convolution: each pixel of the input sums the
+    /// products of the output pixels that read it. `weights` are `[taps, outputs, inputs]`.
     #[cfg(feature = "train")]
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
@@ -117,7 +140,7 @@ impl Conv {
         dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
             let terms = |x: usize| {
                 let (target_y, target_x) = (|t| rows.target(y, t), |t| columns.target(x, t));
-                self.terms(target_y, target_x, (columns.out, self.outputs))
+                self.terms(target_y, target_x, columns.out, self.outputs)
             };
             let runs = self.runs(self.width, self.stride == 1, terms);
             let (row_stride, weights) = (self.outputs, weights.view());
@@ -125,22 +148,25 @@ impl Conv {
         });
     }
 
-    /// The terms of one pixel's sum; `source` is width and channels of the map that they read.
+    /// The terms of one pixel's sum, which read a map of `width` pixels in a row and `channels`. `y` and `x` map a row and a
+    /// column of the kernel to those of the map; `None` in the padding.
     fn terms(
         &self,
         y: impl Fn(usize) -> Option<usize>,
         x: impl Fn(usize) -> Option<usize>,
-        source: (usize, usize),
+        width: usize,
+        channels: usize,
     ) -> Vec<Term> {
         let taps = (0..self.kernel).flat_map(|ky| (0..self.kernel).map(move |kx| (ky, kx)));
         taps.filter_map(|(ky, kx)| {
-            let start = (y(ky)? * source.0 + x(kx)?) * self.batch * source.1;
+            let start = (y(ky)? * width + x(kx)?) * self.batch * channels;
             Some(Term { start, tap: ky * self.kernel + kx })
         })
         .collect()
     }
 
-    /// The terms of a row of pixels, with neighbours of the same taps merged into one run where `joined`.
+    /// The terms of a row of `width` pixels, with neighbours of the same taps merged into one run where `joined`. Pixels
+    /// near the edges have fewer taps.
     fn runs(&self, width: usize, joined: bool, terms: impl Fn(usize) -> Vec<Term>) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
         for x in 0..width {

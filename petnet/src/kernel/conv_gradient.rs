@@ -1,14 +1,6 @@
 //! The gradient of a dense convolution's weights, for training. Each tap's `[inputs, outputs]` is the sum over images and
 //! output pixels of outer products of an input pixel and a gradient pixel. Tiles of `R` inputs by `V` vectors of outputs
 //! are summed in registers over a strip of pixels, and added to the gradient in memory after it.
-#![allow(
-    unsafe_code,
-    reason = "bounds checks in the innermost loop halve the speed; tests compare with burn's"
-)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
@@ -132,6 +124,7 @@ struct OuterProducts<'a, const R: usize, const V: usize> {
     dw: &'a mut [f32],
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
     type Output = ();
 

@@ -4,17 +4,6 @@
 //! Away from the edges, a tile is four neighbouring outputs of one vector of channels. For each kernel row it loads the
 //! columns that the four windows cover once, and each of them serves all windows that overlap it. At the edges, outputs
 //! are computed one by one with the taps inside of the map.
-//!
-//! Other depthwise convolutions: `engine::depthwise` compiles this one with its epilogue; [`super::int8`] has that of
-//! int8 maps; `depthwise_gradient.rs` adds the gradients.
-#![allow(
-    unsafe_code,
-    reason = "bounds checks in the innermost loop halve the speed; tests compare with the definition"
-)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
@@ -22,6 +11,7 @@ use pulp::{Simd, WithSimd};
 
 use super::arch;
 use super::tiles::{Epilogue, load, store};
+use crate::graph::Window;
 
 /// Vectors of channels that are summed at the same time where a window crosses an edge.
 const VECTORS: usize = 4;
@@ -51,6 +41,30 @@ pub(crate) struct Depthwise {
 }
 
 impl Depthwise {
+    /// For maps `[height, width, batch, channels]` without borders; `None` where the window does not fit.
+    pub(crate) fn new(
+        [height, width, batch, channels]: [usize; 4],
+        window: Window,
+    ) -> Option<Self> {
+        let [out_height, out_width] = [window.output(height)?, window.output(width)?];
+        let padding = [height, width].map(|len| window.padding(len)[0]);
+        let [row, out_row] = [width, out_width].map(|width| width * batch * channels);
+        let Window { kernel, stride, .. } = window;
+        Some(Self {
+            height,
+            width,
+            batch,
+            channels,
+            kernel,
+            stride,
+            padding,
+            out_height,
+            out_width,
+            row,
+            out_row,
+        })
+    }
+
     /// Computes some rows of the output; `out` begins with the first of them. `weights` are
     /// `[kernel * kernel, channels]`.
     pub(crate) fn rows(
@@ -194,6 +208,7 @@ struct Edge<'a, 'b, const V: usize, const WHOLE: bool> {
     places: Range<usize>,
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
     type Output = ();
 
@@ -240,6 +255,7 @@ struct Tiles<'a, 'b, const K: usize, const T: usize, const C: usize> {
     places: Range<usize>,
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, K, T, C> {
     type Output = ();
 
@@ -298,6 +314,7 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
 ///
 /// # Safety
 /// `values` has at least a vector's number of values from `at` on.
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 #[inline(always)]
 unsafe fn vector<S: Simd>(values: &[f32], at: usize) -> S::f32s {
     // SAFETY: within the slice, as the caller ensures; any bits are a valid vector, and unaligned reads need no alignment.
@@ -309,16 +326,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::graph::{Activation, Window};
-
-    fn values(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
+    use crate::graph::Activation;
+    use crate::kernel::tests::values;
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
@@ -329,12 +338,8 @@ mod tests {
             (kernel, stride, same, seed) in (1..7_usize, 1..4_usize, any::<bool>(), any::<u32>()),
         ) {
             let window = if same { Window::same(kernel, stride) } else { Window::centred(kernel, stride) };
-            let (Some(out_height), Some(out_width)) = (window.output(height), window.output(width)) else {
-                return Ok(());
-            };
-            let padding = [window.padding(height)[0], window.padding(width)[0]];
-            let [row, out_row] = [width, out_width].map(|width| width * batch * channels);
-            let conv = Depthwise { height, width, batch, channels, kernel, stride, padding, out_height, out_width, row, out_row };
+            let Some(conv) = Depthwise::new([height, width, batch, channels], window) else { return Ok(()) };
+            let Depthwise { padding, out_height, out_width, out_row, .. } = conv;
             let x = values(height * width * batch * channels, seed);
             let weights = values(kernel * kernel * channels, seed ^ 1);
             let bias = values(channels, seed ^ 2);

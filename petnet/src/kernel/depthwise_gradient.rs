@@ -3,10 +3,6 @@
 //! The gradient of the input is a convolution of the output's gradient with the flipped kernel where the stride is 1,
 //! and a sum over the outputs that read each input otherwise. The gradient of the weights is a sum over pixels and
 //! images, in parts of the rows that are added in order.
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
@@ -148,7 +144,7 @@ impl WithSimd for Weights<'_> {
             for first in (0..out_width).step_by(strip) {
                 let places = first..(first + strip).min(out_width);
                 for tap in 0..kernel * kernel {
-                    self.tap(simd, (y, places.clone()), [tap / kernel, tap % kernel]);
+                    self.tap(simd, y, places.clone(), [tap / kernel, tap % kernel]);
                 }
             }
         }
@@ -157,7 +153,7 @@ impl WithSimd for Weights<'_> {
 
 impl Weights<'_> {
     #[inline(always)]
-    fn tap<S: Simd>(&mut self, simd: S, (y, places): (usize, Range<usize>), [ky, kx]: [usize; 2]) {
+    fn tap<S: Simd>(&mut self, simd: S, y: usize, places: Range<usize>, [ky, kx]: [usize; 2]) {
         let Depthwise { height, width, batch, channels, kernel, stride, padding, .. } = self.conv;
         let source = (y * stride + ky).checked_sub(padding[0]).filter(|row| *row < height);
         let Some(source) = source else { return };

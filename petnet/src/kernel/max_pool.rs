@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::arch;
+use crate::graph::Window;
 
 /// Shapes of a max pool over feature maps `[height, width, lanes]`.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +22,17 @@ pub(crate) struct MaxPool2d {
 }
 
 impl MaxPool2d {
+    /// For maps `[height, width, batch, channels]`; `None` where the window does not fit.
+    pub(crate) fn new(
+        [height, width, batch, channels]: [usize; 4],
+        window: Window,
+    ) -> Option<Self> {
+        let [out_height, out_width] = [window.output(height)?, window.output(width)?];
+        let padding = [height, width].map(|len| window.padding(len)[0]);
+        let (lanes, Window { kernel, stride, .. }) = (batch * channels, window);
+        Some(Self { height, width, lanes, kernel, stride, padding, out_height, out_width })
+    }
+
     pub(crate) fn out_len(&self) -> usize {
         self.out_height * self.out_width * self.lanes
     }

@@ -24,6 +24,10 @@
 //! directions.
 //!
 //! Every sum is computed by one task in a fixed order, so that results do not depend on the number of threads.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
+)]
 
 #[cfg(feature = "flex")]
 mod buffers;
@@ -44,19 +48,28 @@ mod norm;
 mod tiles;
 
 #[cfg(feature = "train")]
-pub(crate) use buffers::give;
+pub(crate) use self::{buffers::give, norm::NormGradient};
 #[cfg(feature = "flex")]
-pub(crate) use buffers::take;
-#[cfg(feature = "flex")]
-pub(crate) use conv::Conv;
+pub(crate) use self::{
+    buffers::take,
+    conv::Conv,
+    max_pool::MaxPool2d,
+    norm::{Affine, Norm, Statistics},
+};
 pub(crate) use depthwise::Depthwise;
-#[cfg(feature = "flex")]
-pub(crate) use max_pool::MaxPool2d;
-#[cfg(feature = "train")]
-pub(crate) use norm::NormGradient;
-#[cfg(feature = "flex")]
-pub(crate) use norm::{Affine, Follows, Norm, Statistics};
 pub(crate) use tiles::{Epilogue, Packed, PackedView, Product, Run, Term, load, store};
+
+#[cfg(feature = "burn")]
+use crate::graph::Activation;
+
+/// Activation and pool after a convolution, its batch norm and a residual.
+#[cfg(feature = "burn")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Follows {
+    pub(crate) activation: Option<Activation>,
+    /// True for a 2x2 max pool of stride 2; a last odd row or column is dropped.
+    pub(crate) pool: bool,
+}
 
 /// The widest vector instructions of this machine: AVX-512, AVX2 or NEON, else scalar code.
 #[inline(always)]
@@ -77,3 +90,18 @@ static FORCED: std::sync::LazyLock<Option<pulp::Arch>> =
         "avx2" => pulp::x86::V3::try_new().map(pulp::Arch::V3),
         _ => Some(pulp::Arch::Scalar),
     });
+
+#[cfg(test)]
+pub(crate) mod tests {
+    /// Pseudorandom 32-bit numbers of a linear congruential generator.
+    pub(crate) fn numbers(seed: u32) -> impl Iterator<Item = u32> {
+        let first = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let next = |state: &u32| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        std::iter::successors(Some(first), next).skip(1)
+    }
+
+    /// Pseudorandom values between -1 and 1.
+    pub(crate) fn values(count: usize, seed: u32) -> Vec<f32> {
+        numbers(seed).map(|bits| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0).take(count).collect()
+    }
+}

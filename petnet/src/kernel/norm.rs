@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use super::arch;
+use super::{Follows, arch};
 use crate::graph::Activation;
 
 /// Rows that are summed in f32; the sums of these chunks are added in f64.
@@ -23,14 +23,6 @@ pub(crate) struct Norm {
     pub(crate) batch: usize,
     pub(crate) channels: usize,
     pub(crate) follows: Follows,
-}
-
-/// Activation and pool after a batch norm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Follows {
-    pub(crate) activation: Option<Activation>,
-    /// True for a 2x2 max pool of stride 2; a last odd row or column is dropped.
-    pub(crate) pool: bool,
 }
 
 impl Follows {
@@ -222,9 +214,9 @@ impl Norm {
             offset[c] =
                 (-scale * sums.plain[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
         }
-        let gradient = InputGradient { scale: &affine.scale, z_factor: &z_factor, offset: &offset };
+        let gradient = InputGradient { affine, z_factor: &z_factor, offset: &offset };
         match self.follows.pool {
-            true => self.unpool(dy, z, (affine, gradient), dz),
+            true => self.unpool(dy, z, gradient, dz),
             false => self.spread(dy, z, gradient, dz),
         }
         let gamma = sums.centred.iter().zip(&inverse).map(|(sum, i)| (sum * i) as f32).collect();
@@ -313,6 +305,7 @@ impl Norm {
 
     fn spread(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
         let (channels, chunk) = (self.channels, ROWS * self.channels);
+        let scale = &gradient.affine.scale;
         dz.par_chunks_mut(chunk).enumerate().for_each(|(index, dz)| {
             let (dy, z) = (&dy[index * chunk..][..dz.len()], &z[index * chunk..][..dz.len()]);
             arch().dispatch(
@@ -322,7 +315,7 @@ impl Norm {
                         let (dy, z) =
                             (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
                         for c in 0..channels {
-                            dz[c] = gradient.scale[c] * dy[c]
+                            dz[c] = scale[c] * dy[c]
                                 + (gradient.z_factor[c] * z[c] + gradient.offset[c]);
                         }
                     }
@@ -331,13 +324,8 @@ impl Norm {
         });
     }
 
-    fn unpool(
-        &self,
-        dy: &[f32],
-        z: &[f32],
-        (affine, gradient): (&Affine, InputGradient<'_>),
-        dz: &mut [f32],
-    ) {
+    fn unpool(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
+        let Affine { scale, shift } = gradient.affine;
         let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
         let bounds = self.follows.bounds();
         let row = self.width * batch * channels;
@@ -362,9 +350,9 @@ impl Norm {
                             let pixel = (k / 2) * self.width + 2 * x + k % 2;
                             let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
                             for c in 0..channels {
-                                let affine = [affine.scale[c], affine.shift[c]];
-                                let taken = pick(window.map(|z| z[c]), affine, bounds);
-                                dz[c] += gradient.scale[c] * dy[c] * taken[k];
+                                let taken =
+                                    pick(window.map(|z| z[c]), [scale[c], shift[c]], bounds);
+                                dz[c] += scale[c] * dy[c] * taken[k];
                             }
                         }
                     }
@@ -377,7 +365,7 @@ impl Norm {
 /// The gradient of the input, for each channel: `scale * dy + z_factor * z + offset`.
 #[derive(Clone, Copy)]
 struct InputGradient<'a> {
-    scale: &'a [f32],
+    affine: &'a Affine,
     z_factor: &'a [f32],
     offset: &'a [f32],
 }

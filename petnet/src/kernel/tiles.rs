@@ -5,14 +5,6 @@
 //! multiply-adds. Weights are packed once, in the order in which this loop reads them (Goto and van de Geijn, "Anatomy of
 //! high-performance matrix multiplication", 2008). Inputs are not packed: a row of the product begins at any offset, and
 //! the next row lies at a fixed stride from it, so that a convolution reads its feature map in place.
-#![allow(
-    unsafe_code,
-    reason = "bounds checks in the innermost loop halve the speed; tests compare with burn's"
-)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
@@ -135,7 +127,7 @@ pub(super) fn blocks_of<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize,
 
 /// Divides vectors into blocks of at most `width`, as evenly as possible; each is its first vector and their number.
 #[inline(always)]
-fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = vectors.div_ceil(width);
     (0..count).map(move |block| {
         let first = block * vectors / count;
@@ -143,8 +135,8 @@ fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> 
     })
 }
 
-/// Number of rows of the next tile where `left` rows remain. Tiles are as even as possible, so that none has few rows:
-/// it would load its weights for little arithmetic.
+/// Number of rows of the next tile where `left` rows remain: at most 8, or 6 on CPUs with fewer than 32 vector registers.
+/// Tiles are as even as possible, so that none has few rows: it would load its weights for little arithmetic.
 #[inline(always)]
 pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
     let most = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
@@ -154,29 +146,16 @@ pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
 /// Runs `$tile` with its numbers of rows and vectors as constants, so that its sums are registers. `vectorize` makes each
 /// instance a function of its own; inlined, its sums would be spilled.
 macro_rules! dispatch_tile {
-    ($simd:ident, $rows:expr, $width:expr, $tile:ident $fields:tt) => {
-        match ($rows, $width) {
-            (8, 3) => $simd.vectorize($tile::<8, 3> $fields),
-            (8, 2) => $simd.vectorize($tile::<8, 2> $fields),
-            (8, _) => $simd.vectorize($tile::<8, 1> $fields),
-            (7, 3) => $simd.vectorize($tile::<7, 3> $fields),
-            (7, 2) => $simd.vectorize($tile::<7, 2> $fields),
-            (7, _) => $simd.vectorize($tile::<7, 1> $fields),
-            (6, 3) => $simd.vectorize($tile::<6, 3> $fields),
-            (6, 2) => $simd.vectorize($tile::<6, 2> $fields),
-            (6, _) => $simd.vectorize($tile::<6, 1> $fields),
-            (5, 3) => $simd.vectorize($tile::<5, 3> $fields),
-            (5, 2) => $simd.vectorize($tile::<5, 2> $fields),
-            (5, _) => $simd.vectorize($tile::<5, 1> $fields),
-            (4, 3) => $simd.vectorize($tile::<4, 3> $fields),
-            (4, 2) => $simd.vectorize($tile::<4, 2> $fields),
-            (4, _) => $simd.vectorize($tile::<4, 1> $fields),
-            (3, 3) => $simd.vectorize($tile::<3, 3> $fields),
-            (3, 2) => $simd.vectorize($tile::<3, 2> $fields),
-            (3, _) => $simd.vectorize($tile::<3, 1> $fields),
-            (2, 3) => $simd.vectorize($tile::<2, 3> $fields),
-            (2, 2) => $simd.vectorize($tile::<2, 2> $fields),
-            (2, _) => $simd.vectorize($tile::<2, 1> $fields),
+    ($simd:ident, $rows:expr, $vectors:expr, $tile:ident $fields:tt) => {
+        dispatch_tile!($simd, $rows, $vectors, $tile $fields, [8 7 6 5 4 3 2])
+    };
+    ($simd:ident, $rows:expr, $vectors:expr, $tile:ident $fields:tt, [$($r:literal)+]) => {
+        match ($rows, $vectors) {
+            $(
+                ($r, 3) => $simd.vectorize($tile::<$r, 3> $fields),
+                ($r, 2) => $simd.vectorize($tile::<$r, 2> $fields),
+                ($r, _) => $simd.vectorize($tile::<$r, 1> $fields),
+            )+
             (_, 3) => $simd.vectorize($tile::<1, 3> $fields),
             (_, 2) => $simd.vectorize($tile::<1, 2> $fields),
             (_, _) => $simd.vectorize($tile::<1, 1> $fields),
@@ -268,14 +247,19 @@ impl Epilogue<'_> {
     }
 }
 
-/// A matrix product: of the pixels of one row of a feature map, or of all of its pixels.
+/// A sum over taps of products `[rows, inputs] x [inputs, outputs]`. Rows are the pixels (times images) of one row of a
+/// feature map, or of all of it.
 pub(crate) struct Product<'a> {
+    /// The feature map, of which each term reads `inputs` contiguous values for each row.
     pub(crate) x: &'a [f32],
+    /// `[taps, inputs, outputs]`.
     pub(crate) weights: PackedView<'a>,
     /// Values from the input of a row of the output to that of the next row.
     pub(crate) row_stride: usize,
+    /// Together all rows of the output.
     pub(crate) runs: &'a [Run],
     pub(crate) epilogue: Epilogue<'a>,
+    /// `[rows, outputs]`.
     pub(crate) out: &'a mut [f32],
 }
 
@@ -288,10 +272,13 @@ struct SharedOutput<'a> {
 }
 
 // SAFETY: it represents an exclusive borrow of plain numbers, of which each block writes its own channels only.
+#[expect(unsafe_code, reason = "blocks write disjoint channels of one output")]
 unsafe impl Send for SharedOutput<'_> {}
 // SAFETY: as above; blocks access disjoint values.
+#[expect(unsafe_code, reason = "blocks write disjoint channels of one output")]
 unsafe impl Sync for SharedOutput<'_> {}
 
+#[expect(unsafe_code, reason = "blocks write disjoint channels of one output")]
 impl<'a> SharedOutput<'a> {
     fn new(out: &'a mut [f32]) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), output: std::marker::PhantomData }
@@ -309,16 +296,18 @@ impl<'a> SharedOutput<'a> {
     }
 }
 
-/// The product of one block of output channels.
+/// The part of a [`Product`] for one block of output channels.
 struct Block<'a> {
     x: &'a [f32],
+    /// `[taps, inputs, channels of the block]`, the channels padded to whole vectors.
     weights: &'a [f32],
     inputs: usize,
     row_stride: usize,
     runs: &'a [Run],
+    /// The block's channels among those of the output.
     channels: Range<usize>,
-    /// Values of a row of the output.
-    row: usize,
+    /// Values of a row of the output: all of its channels.
+    out_row_len: usize,
     epilogue: Epilogue<'a>,
     out: SharedOutput<'a>,
 }
@@ -338,7 +327,7 @@ impl<'a> Product<'a> {
 
     fn blocks(self) -> impl Iterator<Item = Block<'a>> {
         let Self { x, weights, row_stride, runs, epilogue, out } = self;
-        let (row, out) = (weights.outputs, SharedOutput::new(out));
+        let (out_row_len, out) = (weights.outputs, SharedOutput::new(out));
         weights.blocks().map(move |(first, part)| Block {
             x,
             weights: part.data,
@@ -346,7 +335,7 @@ impl<'a> Product<'a> {
             row_stride,
             runs,
             channels: first..first + part.outputs,
-            row,
+            out_row_len,
             epilogue,
             out,
         })
@@ -358,15 +347,14 @@ impl WithSimd for Block<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let width = self.channels.len().div_ceil(S::F32_LANES);
+        let vectors = self.channels.len().div_ceil(S::F32_LANES);
         for run in self.runs {
             let mut row = 0;
             while row < run.rows {
-                let count = tile_rows::<S>(run.rows - row);
-                let out_row = run.first + row;
-                let (block, terms) = (&self, &run.terms);
-                dispatch_tile!(simd, count, width, Tile { block, terms, row, out_row });
-                row += count;
+                let rows = tile_rows::<S>(run.rows - row);
+                let (block, terms, out_row) = (&self, &run.terms, run.first + row);
+                dispatch_tile!(simd, rows, vectors, Tile { block, terms, row, out_row });
+                row += rows;
             }
         }
     }
@@ -382,14 +370,13 @@ struct Tile<'a, const R: usize, const V: usize> {
     out_row: usize,
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const R: usize, const V: usize> WithSimd for Tile<'_, R, V> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let &Block {
-            x, weights, inputs, row_stride, ref channels, row: width, epilogue, out, ..
-        } = self.block;
+        let &Block { x, weights, inputs, row_stride, ref channels, epilogue, out, .. } = self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for term in self.terms {
@@ -408,7 +395,7 @@ impl<const R: usize, const V: usize> WithSimd for Tile<'_, R, V> {
             }
         }
         for (row, sums) in sums.into_iter().enumerate() {
-            let at = (self.out_row + row) * width + channels.start;
+            let at = (self.out_row + row) * self.block.out_row_len + channels.start;
             let sums = epilogue.apply(simd, sums, channels.clone(), at);
             // SAFETY: a block writes its own channels only, and one row after the other.
             let out = unsafe { out.part(at, channels.len()) };

@@ -9,8 +9,10 @@ use burn::tensor::{FloatDType, Tensor};
 
 #[cfg(feature = "flex")]
 use super::cpu;
-use super::ops::{self, Follows, POOL, activate, padding};
+use super::ops::{self, padding};
 use crate::graph::{Conv2d, Window};
+use crate::kernel::Follows;
+use crate::passes::FUSED_POOL;
 
 /// Feature maps in the layout that suits the device.
 #[derive(Debug, Clone)]
@@ -95,87 +97,56 @@ impl FeatureMaps {
 }
 
 impl Conv<'_> {
-    /// The residual is added before the activation.
-    pub(super) fn forward(
-        &self,
-        x: FeatureMaps,
-        norm: Option<&BatchNorm>,
-        residual: Option<FeatureMaps>,
-        follows: Follows,
-    ) -> FeatureMaps {
+    /// The convolution; also its bias, where that is not added yet.
+    pub(super) fn forward(&self, x: FeatureMaps) -> (FeatureMaps, Option<Tensor<1>>) {
+        let (weight, bias) = (self.layer.weight.val(), self.layer.bias.as_ref().map(|b| b.val()));
         match x.0 {
-            Layout::Nchw(x) => {
-                let residual = residual.map(FeatureMaps::nchw);
-                FeatureMaps(Layout::Nchw(self.nchw(x, norm, residual, follows)))
-            }
+            Layout::Nchw(x) => (FeatureMaps(Layout::Nchw(self.nchw(x, weight, bias))), None),
             #[cfg(feature = "flex")]
             Layout::Hwnc(x) => {
-                let z = cpu::conv(x, self.layer.weight.val(), &self.config); // [h', w', n, outputs]
-                let bias = self.layer.bias.as_ref().map(|bias| bias.val());
-                FeatureMaps(Layout::Hwnc(cpu::follow(z, bias, norm, residual.map(hwnc), follows)))
+                (FeatureMaps(Layout::Hwnc(cpu::conv(x, weight, &self.config))), bias)
             }
         }
     }
 
-    fn nchw(
-        &self,
-        x: Tensor<4>,
-        norm: Option<&BatchNorm>,
-        residual: Option<Tensor<4>>,
-        follows: Follows,
-    ) -> Tensor<4> {
+    fn nchw(&self, x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let Conv2d { window, groups, .. } = self.config;
         let mut options = ConvOptions::new([window.stride; 2], [0; 2], [1; 2], groups);
         options.padding = padding(window, [height, width]);
-        let (weight, bias) = (self.layer.weight.val(), self.layer.bias.as_ref().map(|b| b.val()));
         // [n, outputs, h', w']
-        let x = if self.mixed && groups == 1 && x.device().is_autodiff() {
+        if self.mixed && groups == 1 && x.device().is_autodiff() {
             let bias = bias.map(|bias| bias.cast(FloatDType::F16));
             let x = conv2d(x.cast(FloatDType::F16), weight.cast(FloatDType::F16), bias, options);
             x.cast(FloatDType::F32)
         } else {
             conv2d(x, weight, bias, options)
-        };
-        follow_nchw(x, norm, residual, follows)
+        }
     }
 }
 
-/// Norm, residual, activation and pool of maps as they are.
+/// Bias, norm, residual, activation and pool, in this order.
 pub(super) fn follow(
     x: FeatureMaps,
+    bias: Option<Tensor<1>>,
     norm: Option<&BatchNorm>,
     residual: Option<FeatureMaps>,
     follows: Follows,
 ) -> FeatureMaps {
     FeatureMaps(match x.0 {
         Layout::Nchw(x) => {
-            Layout::Nchw(follow_nchw(x, norm, residual.map(FeatureMaps::nchw), follows))
+            debug_assert!(bias.is_none(), "added by the convolution");
+            let x = match norm {
+                Some(norm) => normalize(x, norm),
+                None => x,
+            };
+            let residual = residual.map(FeatureMaps::nchw);
+            let x = ops::add_and_activate(x, residual, follows.activation);
+            Layout::Nchw(if follows.pool { ops::pool(x, FUSED_POOL) } else { x })
         }
         #[cfg(feature = "flex")]
-        Layout::Hwnc(x) => Layout::Hwnc(cpu::follow(x, None, norm, residual.map(hwnc), follows)),
+        Layout::Hwnc(x) => Layout::Hwnc(cpu::follow(x, bias, norm, residual.map(hwnc), follows)),
     })
-}
-
-fn follow_nchw(
-    x: Tensor<4>,
-    norm: Option<&BatchNorm>,
-    residual: Option<Tensor<4>>,
-    Follows { activation, pool }: Follows,
-) -> Tensor<4> {
-    let x = match norm {
-        Some(norm) => normalize(x, norm),
-        None => x,
-    };
-    let x = match residual {
-        Some(residual) => x + residual,
-        None => x,
-    };
-    let x = match activation {
-        Some(function) => activate(x, function),
-        None => x,
-    };
-    if pool { ops::pool(x, POOL) } else { x }
 }
 
 /// Batch norm over the rows of `[n h w, c]`. burn's convolutions on GPUs leave a pixel's channels side by side in memory, so

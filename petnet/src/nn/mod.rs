@@ -28,16 +28,15 @@ use crate::arch::Normalization;
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, Result};
 use crate::graph::{self, Graph, Init, Op};
+use crate::kernel::Follows;
 use crate::passes::{self, Main, Step};
 
 impl Normalization {
     /// `[n, 3, h, w]` of 0 to 255 -> the same shape, about zero mean and unit variance.
     fn forward(&self, images: Tensor<4>) -> Tensor<4> {
         let device = images.device();
-        let scale = self.std.map(|s| 1.0 / (255.0 * s));
-        let shift = [0, 1, 2].map(|c| -self.mean[c] / self.std[c]);
-        let scale = Tensor::<1>::from_floats(scale, &device).reshape([1, 3, 1, 1]);
-        let shift = Tensor::<1>::from_floats(shift, &device).reshape([1, 3, 1, 1]);
+        let tensor = |values| Tensor::<1>::from_floats(values, &device).reshape([1, 3, 1, 1]);
+        let [scale, shift] = self.affine().map(tensor);
         images * scale + shift
     }
 }
@@ -228,20 +227,16 @@ impl Network {
     fn step(&self, step: &Step, x: FeatureMaps, residual: Option<FeatureMaps>) -> FeatureMaps {
         let passes::Epilogue { norm, activation, pool, .. } = step.epilogue;
         let norm = norm.map(|node| &self.norms[self.places[node]]);
-        let follows = ops::Follows { activation, pool };
-        match step.main {
-            Main::Conv(node) => {
-                let Op::Conv2d(config) = self.graph.nodes()[node].op else { return x };
+        let follows = Follows { activation, pool };
+        let (x, bias) = match step.main {
+            Main::Conv(node, config) => {
                 let layer = &self.convs[self.places[node]];
-                let conv = maps::Conv { config, layer, mixed: self.mixed };
-                conv.forward(x, norm, residual, follows)
+                maps::Conv { config, layer, mixed: self.mixed }.forward(x)
             }
-            Main::MaxPool(node) => match self.graph.nodes()[node].op {
-                Op::MaxPool(window) => x.max_pool(window),
-                _ => x,
-            },
-            Main::Identity => maps::follow(x, norm, residual, follows),
-        }
+            Main::MaxPool(_, window) => return x.max_pool(window),
+            Main::Identity => (x, None),
+        };
+        maps::follow(x, bias, norm, residual, follows)
     }
 
     /// Paths, in burn's notation, of the parameters without weight decay: biases and batch norms.

@@ -71,7 +71,8 @@ pub(crate) fn outputs(network: &Network, images: Tensor<4>) -> Result<Vec<Output
 /// One image's outputs and heat map.
 pub(crate) fn explain(networks: &Networks, image: Tensor<4>) -> Result<(Outputs, Heat)> {
     let network = &networks.own;
-    let outputs = networks.outputs(image.clone())?.pop().ok_or_else(nothing)?;
+    let outputs = networks.outputs(image.clone())?.pop();
+    let outputs = outputs.ok_or_else(|| Error::Device("an answer is missing".into()))?;
     let maps = network.maps(image);
     let head = Head::new(network.graph(), &weights::read(network))
         .map_err(|reason| Error::checkpoint("<network>", reason))?;
@@ -81,10 +82,6 @@ pub(crate) fn explain(networks: &Networks, image: Tensor<4>) -> Result<(Outputs,
     let gradient = Tensor::<1>::from_floats(gradient.as_slice(), &maps.device());
     let heat = relu((maps * gradient.reshape([1, channels, 1, 1])).sum_dim(1)); // [1, 1, h, w]
     Ok((outputs, Heat { height, width, values: numbers(heat)? }))
-}
-
-fn nothing() -> Error {
-    Error::Device("an answer is missing".into())
 }
 
 /// Means of the last feature maps, `[n, width]` -> each image's outputs.

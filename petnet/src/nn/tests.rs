@@ -3,8 +3,7 @@
 use burn::module::Module as _;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::maps::Conv;
-use super::ops::Follows;
+use super::maps::{Conv, follow};
 use super::*;
 use crate::arch::Architecture;
 use crate::arch::tests::small;
@@ -44,7 +43,8 @@ impl Layer {
         follows: Follows,
     ) -> FeatureMaps {
         let conv = Conv { config: self.config, layer: &self.conv, mixed: false };
-        conv.forward(x, Some(&self.norm), residual, follows)
+        let (x, bias) = conv.forward(x);
+        follow(x, bias, Some(&self.norm), residual, follows)
     }
 }
 

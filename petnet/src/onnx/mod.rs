@@ -103,9 +103,7 @@ impl<'a> Builder<'a> {
         let graph =
             Graph { name: info.graph.name().into(), input: vec![images], ..Graph::default() };
         let mut builder = Self { weights, graph, values: Vec::new() };
-        let (mean, std) = (info.normalization.mean, info.normalization.std);
-        let scale = std.map(|s| 1.0 / (255.0 * s)).to_vec();
-        let shift = [0, 1, 2].map(|c| -mean[c] / std[c]).to_vec();
+        let [scale, shift] = info.normalization.affine().map(Vec::from);
         for (name, values) in [("normalization.scale", scale), ("normalization.shift", shift)] {
             builder.keep(name, &Weight { shape: vec![1, 3, 1, 1], values });
         }

@@ -77,8 +77,8 @@ fn renumbered(step: Step, renumber: impl Fn(usize) -> usize) -> Step {
     let Epilogue { norm, residual, activation, pool } = step.epilogue;
     Step {
         main: match step.main {
-            Main::Conv(node) => Main::Conv(renumber(node)),
-            Main::MaxPool(node) => Main::MaxPool(renumber(node)),
+            Main::Conv(node, conv) => Main::Conv(renumber(node), conv),
+            Main::MaxPool(node, window) => Main::MaxPool(renumber(node), window),
             Main::Identity => Main::Identity,
         },
         input: renumber(step.input),

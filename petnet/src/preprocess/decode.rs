@@ -204,16 +204,8 @@ fn reduced_jpeg(bytes: &[u8], size: (u32, u32), decoded: (u32, u32)) -> Option<D
 
 /// True for an orientation that exchanges width and height.
 fn swaps_sides(orientation: Orientation) -> bool {
-    match orientation {
-        Orientation::Rotate90
-        | Orientation::Rotate270
-        | Orientation::Rotate90FlipH
-        | Orientation::Rotate270FlipH => true,
-        Orientation::NoTransforms
-        | Orientation::Rotate180
-        | Orientation::FlipHorizontal
-        | Orientation::FlipVertical => false,
-    }
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
 
 /// Upper bound of the memory in bytes that decoding the whole image to RGB takes.

@@ -151,7 +151,7 @@ impl Preprocess {
         bytes: &[u8],
         limits: &Limits,
     ) -> Result<(Pixels, (u32, u32)), ImageError> {
-        let (pixels, own) = contain(|| decode_reduced(bytes, limits, self.size))?;
+        let (pixels, own) = decode_measured(bytes, limits, self.size)?;
         Ok((resize(&pixels, self.size, self.resize)?, own))
     }
 
@@ -198,11 +198,7 @@ pub(crate) fn decode_measured(
     limits: &Limits,
     side: u32,
 ) -> Result<Measured, ImageError> {
-    contain(|| decode_reduced(bytes, limits, side))
-}
-
-fn decode_reduced(bytes: &[u8], limits: &Limits, side: u32) -> Result<Measured, ImageError> {
-    Plan::new(bytes, limits, Some(side))?.run(limits)
+    contain(|| Plan::new(bytes, limits, Some(side))?.run(limits))
 }
 
 /// Resizes to a square of `size` with an antialiased Lanczos filter of three lobes, as Pillow does.

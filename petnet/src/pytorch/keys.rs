@@ -6,7 +6,7 @@ use crate::arch::{Architecture, Found, Keys, TABLE};
 use crate::error::ModelError;
 use crate::graph::Op;
 use crate::passes;
-use crate::weights::{Weight, Weights};
+use crate::weights::{Weight, Weights, transposed};
 
 /// Names of a file that an error lists.
 const LISTED: usize = 6;
@@ -55,7 +55,7 @@ pub(super) fn take(found: Found, mut given: Weights) -> Result<(Found, Weights),
             let part = name.rsplit_once('.').map_or("", |(_, part)| part);
             let theirs = format!("{module}.{part}");
             let weight = match (given.remove(&theirs), node.op) {
-                (Some(weight), Op::Linear { .. }) if expected.len() == 2 => transposed(weight),
+                (Some(weight), Op::Linear { .. }) if expected.len() == 2 => linear_weight(weight),
                 (Some(weight), _) => weight,
                 // A convolution before a norm need not have one there, and has one of zeros here.
                 (None, Op::Conv2d(_)) if part == "bias" => {
@@ -82,11 +82,10 @@ pub(super) fn take(found: Found, mut given: Weights) -> Result<(Found, Weights),
     }
 }
 
-/// `[outputs, inputs]` there, `[inputs, outputs]` here.
-fn transposed(Weight { shape, values }: Weight) -> Weight {
-    let [_, inputs] = shape[..] else { return Weight { shape, values } };
-    let turned = (0..inputs).flat_map(|input| values.iter().skip(input).step_by(inputs).copied());
-    Weight { values: turned.collect(), shape: shape.into_iter().rev().collect() }
+/// The weight of a linear layer: PyTorch's `[outputs, inputs]` to `[inputs, outputs]`.
+fn linear_weight(Weight { shape, values }: Weight) -> Weight {
+    let [outputs, inputs] = shape[..] else { return Weight { shape, values } };
+    Weight { values: transposed(&values, inputs), shape: vec![inputs, outputs] }
 }
 
 /// Takes off what all names begin with, module by module: wrappers and the places where checkpoints keep weights.

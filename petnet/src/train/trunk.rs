@@ -8,7 +8,6 @@ use crate::engine::{Engine, Network as Compiled};
 use crate::error::{Error, Result};
 use crate::nn::run::to_tensor;
 use crate::nn::{FeatureMaps, Network};
-use crate::quantization::Quantization;
 
 /// The layers before those that are trained.
 pub(super) enum Trunk {
@@ -36,12 +35,8 @@ impl Trunk {
         if at(engines, side).is_some() {
             return Ok(());
         }
-        let info = start.info();
-        let (graph, normalization) = (&info.graph, info.normalization);
-        let weights = start.weights();
-        let network = Compiled { graph, source: None, normalization, side, weights };
-        let ranges = info.quantization.as_ref().map(|Quantization { ranges }| ranges);
-        let engine = Engine::trunk(network, *blocks, ranges);
+        let network = Compiled { side, ..start.network() };
+        let engine = Engine::trunk(network, *blocks);
         engines.push((side, engine.map_err(|reason| Error::checkpoint("<trunk>", reason))?));
         Ok(())
     }

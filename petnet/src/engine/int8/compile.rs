@@ -8,7 +8,7 @@ use crate::engine::compile::{self as f32_plan, Compiler};
 use crate::engine::plan::{Map, Step};
 use crate::engine::simple::MaxPool;
 use crate::error::ModelError;
-use crate::graph::Op;
+use crate::graph::Conv2d;
 use crate::kernel::int8::{Requantize, supported};
 use crate::passes::{self, Epilogue, Main, Program};
 use crate::weights::Weights;
@@ -57,7 +57,7 @@ fn params(program: &Program, ranges: &Ranges) -> Result<Vec<QuantParams>, ModelE
     for step in &program.steps {
         params[step.output] = match step.main {
             // The output of a max pool has values of its input.
-            Main::MaxPool(_) => params[step.input],
+            Main::MaxPool(..) => params[step.input],
             _ => {
                 let name = &program.nodes[step.output].name;
                 let range =
@@ -102,34 +102,34 @@ impl Quantizer<'_> {
     fn step(&self, step: &passes::Step) -> Result<Option<Step<Kernel>>, ModelError> {
         let (node, made) = match step.main {
             Main::Identity => return Ok(None),
-            Main::MaxPool(node) => (node, self.max_pool(step, node)),
-            Main::Conv(node) => (node, self.conv(step, node)?),
+            Main::MaxPool(node, window) => {
+                let pool = MaxPool { window, output: self.compiler.shape(step.output) };
+                (node, Some((Kernel::MaxPool(pool), 0)))
+            }
+            Main::Conv(node, conv) => (node, self.conv(step, node, conv)?),
         };
         let (input, residual, output) = (step.input, step.epilogue.residual, step.output);
         let name = self.compiler.name(node).to_string();
         Ok(made.map(|(kernel, flops)| Step { name, kernel, input, residual, output, flops }))
     }
 
-    fn max_pool(&self, step: &passes::Step, node: usize) -> Option<(Kernel, u64)> {
-        let Op::MaxPool(window) = self.compiler.nodes[node].op else { return None };
-        let pool = MaxPool { window, output: self.compiler.shape(step.output) };
-        Some((Kernel::MaxPool(pool), 0))
-    }
-
     /// A convolution and its floating-point operations.
-    fn conv(&self, step: &passes::Step, node: usize) -> Result<Option<(Kernel, u64)>, ModelError> {
-        let Op::Conv2d(conv) = self.compiler.nodes[node].op else { return Ok(None) };
+    fn conv(
+        &self,
+        step: &passes::Step,
+        node: usize,
+        conv: Conv2d,
+    ) -> Result<Option<(Kernel, u64)>, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
         let Epilogue { norm, pool, .. } = step.epilogue;
         let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
-        let QuantizedWeights { weights, scale } = QuantizedWeights::new(&weights, conv.outputs);
-        let Some(requantize) = self.requantize(step, (&weights, &scale), &bias) else {
-            return Ok(None);
-        };
+        let quantized = QuantizedWeights::new(&weights, conv.outputs);
+        let Some(requantize) = self.requantize(step, &quantized, &bias) else { return Ok(None) };
+        let weights = &quantized.weights;
         let zero_point = self.params[step.input].zero_point;
         let kernel = if conv.is_depthwise() {
-            let conv =
-                Int8DepthwiseConv::new((conv.window, zero_point), &weights, &requantize, shapes);
+            let Conv2d { window, .. } = conv;
+            let conv = Int8DepthwiseConv::new(window, zero_point, weights, &requantize, shapes);
             Kernel::Depthwise(conv)
         } else {
             let border = match step.input {
@@ -137,7 +137,7 @@ impl Quantizer<'_> {
                 _ => vec![zero_point; conv.inputs],
             };
             let spec = Int8ConvSpec { conv, pool, border };
-            Kernel::Dense(Int8DenseConv::new(spec, &weights, &requantize, shapes))
+            Kernel::Dense(Int8DenseConv::new(spec, weights, &requantize, shapes))
         };
         let sides = [shapes[0].height, shapes[0].width];
         let pixels = sides.map(|len| conv.window.output(len).unwrap_or_default());
@@ -150,7 +150,7 @@ impl Quantizer<'_> {
     fn requantize(
         &self,
         step: &passes::Step,
-        (weights, scales): (&[i8], &[f32]),
+        QuantizedWeights { weights, scale: scales }: &QuantizedWeights,
         bias: &[f32],
     ) -> Option<Requantize> {
         let [input, output] = [step.input, step.output].map(|node| self.params[node]);

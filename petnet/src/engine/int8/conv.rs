@@ -1,6 +1,4 @@
-//! Convolutions of an int8 plan: dense ones by [`int8::Product`], depthwise ones by [`int8::Depthwise`]. They are the
-//! counterparts of `engine::dense` and `engine::depthwise` for maps of bytes; there is no Winograd, and training has no
-//! int8 convolutions.
+//! Convolutions of an int8 plan: dense ones by [`int8::Product`], depthwise ones by [`int8::Depthwise`].
 //!
 //! Maps have no borders: bands of input rows are copied into padding, whose bytes represent zero, and multiplied from
 //! there. Rows are divided among threads, in 1x1 convolutions of few pixels output channels.
@@ -10,14 +8,12 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use crate::engine::shape::{Input, Shape};
+use crate::engine::simple::pool_rows;
 use crate::graph::{Conv2d, Window};
-use crate::kernel::arch;
 use crate::kernel::int8::{self, Geometry, Packed, Product, Requantize, SLACK, Strides};
 
 /// Approximate size, in bytes, of a band of padded input rows: it stays in the L2 cache together with the weights.
 const BAND: usize = 96 << 10;
-/// Pixels of a tile product.
-const TILE_ROWS: usize = 8;
 
 thread_local! {
     /// A band of padded input rows.
@@ -100,14 +96,11 @@ impl Int8DenseConv {
         (BAND / (self.pitch() * self.spec.conv.window.stride * pooled)).max(1)
     }
 
-    /// One product of all pixels. Pixels are divided among threads where they are more than the output channels;
-    /// otherwise the channels are, so that each thread reads only its part of the weights.
+    /// One product of all pixels, divided among threads by [`Input::pointwise_parts`].
     fn pointwise(&self, input: Input<'_, u8>, residual: Option<&[u8]>, out: &mut [u8]) {
         let (weights, inputs) = (&self.weights, self.spec.conv.inputs);
-        let (pixels, threads) = (out.len() / weights.outputs(), input.threads());
-        let by_channels = threads > 1 && pixels < weights.outputs();
-        let share =
-            if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE_ROWS) };
+        let pixels = out.len() / weights.outputs();
+        let (share, by_channels) = input.pointwise_parts(pixels, weights.outputs());
         let strides = Strides { width: usize::MAX, pixel: inputs, row: 0, window: 0 };
         let parts = out.par_chunks_mut(share * weights.outputs()).enumerate();
         parts.with_min_len(input.grain()).for_each(|(part, out)| {
@@ -166,21 +159,9 @@ impl Int8DenseConv {
         rows.resize(rows.len().max(len), 0);
         self.rows(input, 2 * first, None, &mut rows[..len]);
         let pairs = rows[..len].chunks_exact(2 * row);
-        arch().dispatch(
-            #[inline(always)]
-            || {
-                for (out, pair) in out.chunks_exact_mut(self.output.row()).zip(pairs) {
-                    let (upper, lower) = pair.split_at(row);
-                    let pairs = upper.chunks_exact(2 * pixel).zip(lower.chunks_exact(2 * pixel));
-                    for (out, (upper, lower)) in out.chunks_exact_mut(pixel).zip(pairs) {
-                        for c in 0..pixel {
-                            let right = c + pixel;
-                            out[c] = upper[c].max(upper[right]).max(lower[c].max(lower[right]));
-                        }
-                    }
-                }
-            },
-        );
+        for (out, pair) in out.chunks_exact_mut(self.output.row()).zip(pairs) {
+            pool_rows(pair.split_at(row).into(), pixel, u8::max, out);
+        }
         POOL_ROWS.set(rows);
     }
 }
@@ -195,7 +176,8 @@ pub(in crate::engine) struct Int8DepthwiseConv {
 impl Int8DepthwiseConv {
     /// `weights` are `[channels, 1, kernel, kernel]`; `zero_point` is that of the input.
     pub(super) fn new(
-        (window, zero_point): (Window, u8),
+        window: Window,
+        zero_point: u8,
         weights: &[i8],
         requantize: &Requantize,
         [input, output]: [Shape; 2],

@@ -53,6 +53,7 @@ pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] 
         normalization: Normalization::default(),
         side,
         weights: &weights,
+        ranges: None,
     };
     let float = Engine::new(network).unwrap();
     let mut ranges = Ranges::new();
@@ -62,7 +63,7 @@ pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] 
             pixel.iter().for_each(|value| (*low, *high) = (low.min(*value), high.max(*value)));
         });
     }
-    let int8 = Engine::quantized(network, &ranges).unwrap();
+    let int8 = Engine::new(Network { ranges: Some(&ranges), ..network }).unwrap();
     [float, int8]
 }
 
@@ -139,12 +140,14 @@ fn a_network_without_int8_kernels_runs_in_f32() {
         normalization: Normalization::default(),
         side: 32,
         weights: &weights,
+        ranges: None,
     };
     let names =
         passes::fuse(&graph).into_iter().map(|step| graph.nodes()[step.output].name.clone());
     let ranges: Ranges = names.map(|name| (name, [0.0, 1e-30])).collect();
-    assert!(matches!(Engine::quantized(network, &ranges).unwrap().0, Plans::F32(_)));
-    let missing = Engine::quantized(network, &Ranges::new());
+    let quantized = |ranges| Engine::new(Network { ranges: Some(ranges), ..network });
+    assert!(matches!(quantized(&ranges).unwrap().0, Plans::F32(_)));
+    let missing = quantized(&Ranges::new());
     if supported() {
         assert!(matches!(missing, Err(ModelError::MissingRange(_))));
     }

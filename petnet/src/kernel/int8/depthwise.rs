@@ -11,16 +11,12 @@
     unsafe_code,
     reason = "the instructions have no safe form; tests compare with the definition"
 )]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::lanes::{Lanes, X16, X32, X64};
-use super::{CacheLine, Requantize, aligned, packed_index, supported, unroll};
+use super::{CacheLine, Requantize, aligned, mask, packed_index, supported, unroll};
 
 /// Maximum size, in bytes, of a padded copy of all rows: it stays in the L1 cache.
 const COPY: usize = 20 << 10;
@@ -420,10 +416,4 @@ impl ChunkRows<'_> {
             }
         }
     }
-}
-
-/// A mask with one bit for each channel.
-#[inline]
-fn mask(channels: usize) -> u64 {
-    u64::MAX >> (64 - channels)
 }

@@ -51,6 +51,12 @@ fn aligned<T: Copy + Default, const N: usize>(values: &[T]) -> Vec<CacheLine<T, 
     lines.collect()
 }
 
+/// A mask with one bit for each of 1 to 64 channels.
+#[inline]
+fn mask(channels: usize) -> u64 {
+    u64::MAX >> (64 - channels)
+}
+
 /// Bytes after a map that products may read; their values have no effect.
 pub(crate) const SLACK: usize = 4;
 

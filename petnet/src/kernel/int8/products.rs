@@ -8,17 +8,14 @@
     unsafe_code,
     reason = "the instructions have no safe form; tests compare with the definition"
 )]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::{CacheLine, Requantize, aligned, packed_index, supported, unroll};
+use super::{CacheLine, Requantize, aligned, mask, packed_index, supported, unroll};
+use crate::kernel::tiles::blocks;
 
 /// 32-bit sums of a vector.
 const LANES: usize = 16;
@@ -54,7 +51,7 @@ impl Packed {
         let (depth, vectors) = (run.next_multiple_of(4), outputs.div_ceil(LANES));
         let mut weights = vec![0; rows * depth * vectors * LANES];
         let [mut scale, mut offset] = [(); 2].map(|()| vec![0.0; vectors * LANES]);
-        for (first, width) in blocks(vectors) {
+        for (first, width) in blocks(vectors, WIDTH) {
             let (first, count) = (first * LANES, width * LANES);
             let block = &mut weights[first * rows * depth..][..count * rows * depth];
             for channel in 0..count.min(outputs - first) {
@@ -77,15 +74,6 @@ impl Packed {
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
-}
-
-/// First vector and number of vectors of each block of output channels.
-fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = vectors.div_ceil(WIDTH);
-    (0..count).map(move |block| {
-        let first = block * vectors / count;
-        (first, (block + 1) * vectors / count - first)
-    })
 }
 
 /// Offsets of the output pixels' windows in the input, in bytes.
@@ -136,7 +124,7 @@ impl Product<'_> {
         }
         assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
         let out = out.as_mut_ptr();
-        blocks(outputs.div_ceil(LANES)).map(move |(first, width)| {
+        blocks(outputs.div_ceil(LANES), WIDTH).map(move |(first, width)| {
             let (channel, count) = (first * LANES, width * LANES);
             Block {
                 x: x.as_ptr(),
@@ -301,7 +289,7 @@ impl Block<'_> {
         residual: *const u8,
     ) -> [__m512; V] {
         // SAFETY: only the block's channels are read.
-        let bytes = unsafe { _mm512_maskz_loadu_epi8(self.mask(), residual.cast()) };
+        let bytes = unsafe { _mm512_maskz_loadu_epi8(mask(self.channels), residual.cast()) };
         let bytes = _mm512_permutexvar_epi32(to_packed_order(V), bytes);
         for vector in 0..V {
             // Widens four bytes of each 128-bit lane to 32 bits.
@@ -338,15 +326,9 @@ impl Block<'_> {
                     let last = _mm512_extracti32x4_epi32(bytes, 2);
                     _mm_storeu_si128(out.add(32).cast(), last);
                 }
-                _ => _mm512_mask_storeu_epi8(out.cast(), self.mask(), bytes),
+                _ => _mm512_mask_storeu_epi8(out.cast(), mask(self.channels), bytes),
             }
         }
-    }
-
-    /// One bit for each of the block's channels.
-    #[inline]
-    fn mask(&self) -> u64 {
-        u64::MAX >> (64 - self.channels)
     }
 }
 

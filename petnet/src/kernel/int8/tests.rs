@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::graph::Window;
+use crate::kernel::tests::numbers;
 
 /// True where this CPU can run the kernels; otherwise prints that the test is skipped.
 fn runs(test: &str) -> bool {
@@ -14,12 +15,7 @@ fn runs(test: &str) -> bool {
 }
 
 fn bytes(count: usize, seed: u32) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    (0..count).map(|_| next()).collect()
+    numbers(seed).map(|bits| (bits >> 24) as u8).take(count).collect()
 }
 
 /// From -127 to 127.

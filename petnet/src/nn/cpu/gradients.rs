@@ -6,13 +6,27 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
 fn tracked<const D: usize>(tensor: Tensor<D>) -> Tracked {
     tensor.try_into_primitive::<Autodiff<Flex>>().expect("`supports` was asked")
+}
+
+/// Records an operation for the backward pass, where one of its inputs is tracked, with the state that it needs there.
+fn record<B: Backward<Flex, N>, const N: usize>(
+    operation: B,
+    inputs: [NodeGuard; N],
+    out: FlexTensor,
+    state: impl FnOnce(&FlexTensor) -> B::State,
+) -> Tensor<4> {
+    let prepared = operation.prepare::<NoCheckpointing>(inputs).compute_bound();
+    Tensor::from_primitive::<Autodiff<Flex>>(match prepared.stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(state(&out), out),
+        OpsKind::UnTracked(prepared) => prepared.finish(out),
+    })
 }
 
 #[derive(Debug)]
@@ -32,21 +46,15 @@ pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4
     let input_has_gradient = x.is_tracked();
     let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
     let (x, weight, nodes) = (x.to_contiguous(), weight.to_contiguous(), [x_node, weight_node]);
-    Tensor::from_primitive::<Autodiff<Flex>>(if config.is_depthwise() {
+    if config.is_depthwise() {
         let out = depthwise(&x, &weight, window);
         let state = ConvState { x, columns: None, weight, window };
-        match DepthwiseBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish(state, out),
-            OpsKind::UnTracked(prepared) => prepared.finish(out),
-        }
+        record(DepthwiseBackward, nodes, out, |_| state)
     } else {
         let (out, columns) = convolve(&x, &weight, window, input_has_gradient);
         let state = ConvState { x, columns, weight, window };
-        match ConvBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish(state, out),
-            OpsKind::UnTracked(prepared) => prepared.finish(out),
-        }
-    })
+        record(ConvBackward, nodes, out, |_| state)
+    }
 }
 
 #[derive(Debug)]
@@ -63,13 +71,12 @@ impl Backward<Flex, 2> for DepthwiseBackward {
         let taps = conv.kernel * conv.kernel;
         if let Some(node) = weight_node {
             let dw = conv.backward_weights(values(&x), values(&dy));
-            // `[taps, channels]` to `[channels, 1, k, k]`.
-            let dw = by_tap(&dw, conv.channels);
+            let dw = transposed(&dw, conv.channels); // [channels, 1, k, k]
             grads.register::<Flex>(node.id, tensor(dw, sizes::<4>(&weight)));
         }
         if let Some(node) = x_node {
             let mut dx = kernel::take(conv.height * conv.row);
-            conv.backward_input(values(&dy), &by_tap(values(&weight), taps), &mut dx);
+            conv.backward_input(values(&dy), &transposed(values(&weight), taps), &mut dx);
             grads.register::<Flex>(node.id, tensor(dx, sizes::<4>(&x)));
         }
         [dy, x].into_iter().for_each(recycle);
@@ -159,14 +166,8 @@ pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     let (x, node) = tracked(x).into_parts();
     let x = x.to_contiguous();
     let (out, taps) = pool(&x, window);
-    let prepared = MaxPoolBackward.prepare::<NoCheckpointing>([node]).compute_bound();
-    Tensor::from_primitive::<Autodiff<Flex>>(match prepared.stateful() {
-        OpsKind::Tracked(prepared) => {
-            let (pool, sizes) = (pool_of(&x, window), sizes(&x));
-            prepared.finish(MaxPoolState { pool, sizes, taps }, out)
-        }
-        OpsKind::UnTracked(prepared) => prepared.finish(out),
-    })
+    let (pool, sizes) = (pool_of(&x, window), sizes(&x));
+    record(MaxPoolBackward, [node], out, |_| MaxPoolState { pool, sizes, taps })
 }
 
 impl Backward<Flex, 1> for MaxPoolBackward {
@@ -199,6 +200,7 @@ struct NormState {
     follows: Follows,
 }
 
+/// Normalises by the batch's own statistics; the residual is added before the activation.
 pub(super) fn norm(
     z: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
@@ -229,24 +231,17 @@ pub(super) fn norm(
     let maps = match residual {
         None => {
             let out = apply(&z, &affine, None, follows);
-            match NormBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-                OpsKind::Tracked(prepared) => prepared.finish(state(z, None), out),
-                OpsKind::UnTracked(prepared) => prepared.finish(out),
-            }
+            record(NormBackward, nodes, out, |_| state(z, None))
         }
         Some(residual) => {
             let (residual, node) = residual.into_parts();
             let residual = residual.to_contiguous();
             let out = apply(&z, &affine, Some(&residual), follows);
             let [a, b, c] = nodes;
-            let prepared = NormBackward.prepare::<NoCheckpointing>([a, b, c, node]);
-            match prepared.compute_bound().stateful() {
-                OpsKind::Tracked(prepared) => prepared.finish(state(z, Some(out.clone())), out),
-                OpsKind::UnTracked(prepared) => prepared.finish(out),
-            }
+            record(NormBackward, [a, b, c, node], out, |out| state(z, Some(out.clone())))
         }
     };
-    Normalized { maps: Tensor::from_primitive::<Autodiff<Flex>>(maps), mean, variance }
+    Normalized { maps, mean, variance }
 }
 
 impl<const N: usize> Backward<Flex, N> for NormBackward {

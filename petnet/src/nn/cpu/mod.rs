@@ -13,11 +13,13 @@ use burn::nn::BatchNorm;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::ops::{self, POOL, activate};
+use super::ops;
 use crate::graph::{Conv2d, Window};
 use crate::kernel::{
     self, Affine, Conv, Depthwise, Epilogue, Follows, MaxPool2d, Norm, Packed, Statistics,
 };
+use crate::passes::FUSED_POOL;
+use crate::weights::transposed;
 
 /// Buffers below this length are not worth keeping.
 #[cfg(feature = "train")]
@@ -68,7 +70,7 @@ pub(super) fn follow(
     bias: Option<Tensor<1>>,
     norm: Option<&BatchNorm>,
     residual: Option<Tensor<4>>,
-    follows: ops::Follows,
+    follows: Follows,
 ) -> Tensor<4> {
     match norm {
         // The fused kernel pools where there is no residual.
@@ -78,15 +80,8 @@ pub(super) fn follow(
                 Some(bias) => z + bias.unsqueeze(), // [h, w, n, c]
                 None => z,
             };
-            let z = match residual {
-                Some(residual) => z + residual,
-                None => z,
-            };
-            let z = match follows.activation {
-                Some(function) => activate(z, function),
-                None => z,
-            };
-            if follows.pool { max_pool(z, POOL) } else { z }
+            let z = ops::add_and_activate(z, residual, follows.activation);
+            if follows.pool { max_pool(z, FUSED_POOL) } else { z }
         }
     }
 }
@@ -96,15 +91,14 @@ fn normalize(
     bias: Option<Tensor<1>>,
     norm: &BatchNorm,
     residual: Option<Tensor<4>>,
-    ops::Follows { activation, pool }: ops::Follows,
+    follows: Follows,
 ) -> Tensor<4> {
-    let follows = Follows { activation, pool };
     let (gamma, beta) = (norm.gamma.val(), norm.beta.val());
     // Normalisation takes the mean, and with it any bias of the convolution, out again.
     let bias = bias.map(|bias| bias.detach());
     #[cfg(feature = "train")]
     if z.device().is_autodiff() && norm.training.is_enabled() {
-        let normalized = self::norm(z, [gamma, beta], norm.epsilon, residual, follows);
+        let normalized = gradients::norm(z, [gamma, beta], norm.epsilon, residual, follows);
         let mean = match bias {
             Some(bias) => normalized.mean + bias.inner(),
             None => normalized.mean,
@@ -116,8 +110,12 @@ fn normalize(
         Some(bias) => norm.running_mean.value() - bias,
         None => norm.running_mean.value(),
     };
-    let statistics = [gamma, beta, mean, norm.running_var.value()];
-    affine(z, statistics, norm.epsilon, residual, follows)
+    let [gamma, beta, mean, variance] = [gamma, beta, mean, norm.running_var.value()].map(plain);
+    let statistics =
+        Statistics { mean: values(&mean).to_vec(), variance: values(&variance).to_vec() };
+    let affine = Affine::new(&statistics, values(&gamma), values(&beta), norm.epsilon as f32);
+    let residual = residual.map(plain);
+    Tensor::from_primitive::<Flex>(apply(&plain(z), &affine, residual.as_ref(), follows))
 }
 
 /// Moves the running statistics towards those of a batch.
@@ -130,26 +128,6 @@ fn remember(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
         running.update((old * (1.0 - momentum) + new * momentum).detach());
     }
     ops::settle(norm);
-}
-
-/// Normalises by the batch's own statistics; the residual is added before the activation.
-#[cfg(feature = "train")]
-use gradients::norm;
-
-/// Normalises by `gamma`, `beta` and given statistics.
-fn affine(
-    z: Tensor<4>,
-    [gamma, beta, mean, variance]: [Tensor<1>; 4],
-    epsilon: f64,
-    residual: Option<Tensor<4>>,
-    follows: Follows,
-) -> Tensor<4> {
-    let (z, residual) = (plain(z), residual.map(plain));
-    let [gamma, beta, mean, variance] = [gamma, beta, mean, variance].map(plain);
-    let statistics =
-        Statistics { mean: values(&mean).to_vec(), variance: values(&variance).to_vec() };
-    let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon as f32);
-    Tensor::from_primitive::<Flex>(apply(&z, &affine, residual.as_ref(), follows))
 }
 
 fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
@@ -169,28 +147,12 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 
-/// Padding and output sides of a window on maps of a size.
-struct Places {
-    padding: [usize; 2],
-    out_height: usize,
-    out_width: usize,
-}
-
-fn places(window: Window, height: usize, width: usize) -> Places {
-    let fits = "the graph's sides were worked out for this image";
-    Places {
-        padding: [height, width].map(|len| window.padding(len)[0]),
-        out_height: window.output(height).expect(fits),
-        out_width: window.output(width).expect(fits),
-    }
-}
+/// A window fits each map of a valid graph: the graph's sides were computed for the image.
+const FITS: &str = "the graph's sides were worked out for this image";
 
 fn shape_of(x: &FlexTensor, weight: &FlexTensor, window: Window) -> Conv {
-    let [height, width, batch, inputs] = sizes(x);
-    let [outputs, _, kernel, _] = sizes(weight);
-    let Places { padding, out_height, out_width } = places(window, height, width);
-    let stride = window.stride;
-    Conv { height, width, batch, inputs, outputs, kernel, stride, padding, out_height, out_width }
+    let [outputs, ..] = sizes::<4>(weight);
+    Conv::new(sizes(x), outputs, window).expect(FITS)
 }
 
 /// The output and, where they were copied out and are wanted, the columns it was made from.
@@ -221,33 +183,12 @@ fn convolve(
 }
 
 fn depthwise_of(x: &FlexTensor, window: Window) -> Depthwise {
-    let [height, width, batch, channels] = sizes(x);
-    let Places { padding, out_height, out_width } = places(window, height, width);
-    let [row, out_row] = [width, out_width].map(|width| width * batch * channels);
-    let Window { kernel, stride, .. } = window;
-    Depthwise {
-        height,
-        width,
-        batch,
-        channels,
-        kernel,
-        stride,
-        padding,
-        out_height,
-        out_width,
-        row,
-        out_row,
-    }
-}
-
-/// `[channels, 1, k, k]` to the kernels' `[k * k, channels]`.
-fn by_tap(weights: &[f32], taps: usize) -> Vec<f32> {
-    (0..taps).flat_map(|tap| weights.iter().skip(tap).step_by(taps).copied()).collect()
+    Depthwise::new(sizes(x), window).expect(FITS)
 }
 
 fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor {
     let conv = depthwise_of(x, window);
-    let weights = by_tap(values(weight), conv.kernel * conv.kernel);
+    let weights = transposed(values(weight), conv.kernel * conv.kernel); // [k * k, channels]
     let mut out = kernel::take(conv.out_height * conv.out_row);
     let x = values(x);
     out.par_chunks_mut(conv.out_row).enumerate().for_each(|(y, out)| {
@@ -257,10 +198,7 @@ fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor 
 }
 
 fn pool_of(x: &FlexTensor, window: Window) -> MaxPool2d {
-    let [height, width, batch, channels] = sizes(x);
-    let Places { padding, out_height, out_width } = places(window, height, width);
-    let (lanes, Window { kernel, stride, .. }) = (batch * channels, window);
-    MaxPool2d { height, width, lanes, kernel, stride, padding, out_height, out_width }
+    MaxPool2d::new(sizes(x), window).expect(FITS)
 }
 
 /// The output, and which pixel of its window each value of it was.
