@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, Network};
+use crate::engine::{Engine, NetworkSpec};
 use crate::error::{Error, ModelError, Result};
 use crate::passes::Program;
 use crate::preprocess::Pixels;
@@ -62,7 +62,7 @@ impl Checkpoint {
         if images.is_empty() {
             return Err(ModelError::NoImages);
         }
-        let network = Network { ranges: None, ..self.network() };
+        let network = NetworkSpec { ranges: None, ..self.network() };
         let nodes = Program::new(network.graph, network.source, network.side)?.nodes;
         let engine = Engine::new(network)?;
         let mut histograms = BTreeMap::<usize, Histogram>::new();
@@ -261,7 +261,7 @@ mod tests {
         let expected = f32_model.classify_pixels(tested).unwrap();
         let least = model.clone().quantized(measured).unwrap();
         let (graph, network) = (&model.info().graph, model.network());
-        let engine = Engine::new(Network { ranges: None, ..network }).unwrap();
+        let engine = Engine::new(NetworkSpec { ranges: None, ..network }).unwrap();
         let mut ranges = BTreeMap::<String, [f32; 2]>::new();
         for image in measured {
             engine.observe(image.data(), |node, pixel| {

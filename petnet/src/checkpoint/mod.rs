@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::arch::Normalization;
 use crate::disk::write_atomically;
 use crate::drift::Reference;
-use crate::engine::Network;
+use crate::engine::NetworkSpec;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead};
 use crate::ood::OutOfDistribution;
@@ -313,9 +313,9 @@ impl Checkpoint {
     }
 
     /// Description, weights and ranges as the engine compiles them.
-    pub(crate) fn network(&self) -> Network<'_> {
+    pub(crate) fn network(&self) -> NetworkSpec<'_> {
         let Self { info, weights } = self;
-        Network {
+        NetworkSpec {
             graph: &info.graph,
             source: info.source.as_ref(),
             normalization: info.normalization,

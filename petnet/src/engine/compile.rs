@@ -3,13 +3,13 @@
 use super::dense::{ConvSpec, DenseConv};
 use super::depthwise::DepthwiseConv;
 use super::head::Head;
-use super::plan::{End, F32, Kernel, Map, Plan, Step};
+use super::plan::{F32, HeadInput, Kernel, Map, Plan, Step};
 use super::shape::Shape;
 use super::simple::{Elementwise, MaxPool};
 use crate::arch::Normalization;
 use crate::error::ModelError;
 use crate::graph::{Conv2d, Node, Op, Window};
-use crate::passes::{self, Main, Program};
+use crate::passes::{self, MainOp, Program};
 use crate::weights::Weights;
 
 /// The plan of a program.
@@ -37,13 +37,13 @@ pub(super) fn compile(
         let [scale, shift] = normalization.affine();
         F32 { scale, shift, border: [0.0; 3] }
     };
-    Ok(Plan::new(arithmetic, maps, kernels, ends(program, heads)))
+    Ok(Plan::new(arithmetic, maps, kernels, head_inputs(program, heads)))
 }
 
 /// Each head with the node whose feature map it reads.
-pub(super) fn ends(program: &Program, heads: Vec<Head>) -> Vec<End> {
-    let ends = program.ends.iter().zip(heads);
-    ends.map(|(node, head)| End { node: *node, head }).collect()
+pub(super) fn head_inputs(program: &Program, heads: Vec<Head>) -> Vec<HeadInput> {
+    let nodes = program.head_inputs.iter().zip(heads);
+    nodes.map(|(node, head)| HeadInput { node: *node, head }).collect()
 }
 
 /// True where only dense convolutions read the image, so that its normalisation can be folded into their weights. The
@@ -109,7 +109,7 @@ pub(super) fn border_width(window: Window, len: usize) -> usize {
 /// Assigns a slot of memory to each map; a slot is reused after the last step that reads its map. Borders must stay zero:
 /// a slot with a border is reused for maps of the same shape only, and the image's slot, whose border is not zero, never.
 /// Maps that heads read are kept to the end.
-pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Option<Map>]) {
+pub(super) fn assign_slots(Program { steps, head_inputs, .. }: &Program, maps: &mut [Option<Map>]) {
     let reads =
         |step: &passes::Step, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
@@ -129,8 +129,8 @@ pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Op
             map.slot = slot;
         }
         for node in [Some(step.input), step.epilogue.residual].into_iter().flatten() {
-            let last =
-                !ends.contains(&node) && !steps[index + 1..].iter().any(|later| reads(later, node));
+            let last = !head_inputs.contains(&node)
+                && !steps[index + 1..].iter().any(|later| reads(later, node));
             if let Some(map) = maps[node]
                 && last
                 && map.slot != 0
@@ -156,7 +156,7 @@ impl Compiler<'_> {
         let shapes = [step.input, step.output].map(|node| self.shape(node));
         let passes::Epilogue { norm, residual, activation, pool } = step.epilogue;
         let (kernel, flops) = match step.main {
-            Main::Conv(node, conv) => {
+            MainOp::Conv(node, conv) => {
                 let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;
                 let pixels = conv.window.output(shapes[0].height).unwrap_or_default()
                     * conv.window.output(shapes[0].width).unwrap_or_default();
@@ -178,15 +178,17 @@ impl Compiler<'_> {
                 };
                 (kernel, passes::conv_flops(&conv, pixels))
             }
-            Main::MaxPool(_, window) => (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0),
-            Main::Identity => {
+            MainOp::MaxPool(_, window) => {
+                (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
+            }
+            MainOp::Identity => {
                 let affine = norm.map(|norm| self.affine(norm)).transpose()?;
                 (Kernel::Elementwise(Elementwise { affine, activation, output: shapes[1] }), 0)
             }
         };
         let name = match step.main {
-            Main::Conv(node, _) | Main::MaxPool(node, _) => self.name(node),
-            Main::Identity => self.name(step.output),
+            MainOp::Conv(node, _) | MainOp::MaxPool(node, _) => self.name(node),
+            MainOp::Identity => self.name(step.output),
         };
         let (input, output) = (step.input, step.output);
         Ok(Step { name: name.into(), kernel, input, residual, output, flops })

@@ -17,7 +17,7 @@ use super::shape::{Input, Shape};
 use super::simple::pool_rows;
 use super::winograd::Winograd;
 use crate::graph::{Activation, Conv2d, Window};
-use crate::kernel::{Epilogue, Packed, Product, Run, Term};
+use crate::kernel::{Epilogue, PackedWeights, Product, RowRun, Term};
 
 /// Maps of fewer columns use im2col.
 const IM2COL_WIDTH: usize = 8;
@@ -56,9 +56,9 @@ pub(super) struct DenseConv {
 #[derive(Debug)]
 enum Weights {
     /// One product of all pixels: 1x1 of stride 1 between maps without borders.
-    Pointwise(Packed),
+    Pointwise(PackedWeights),
     /// One product for each row, or im2col.
-    Direct(Packed),
+    Direct(PackedWeights),
     Winograd(Winograd),
 }
 
@@ -78,14 +78,14 @@ impl DenseConv {
                 .then(|| Winograd::side_for(input.height, input.width))
                 .flatten();
         let packed = || {
-            Packed::new([taps, inputs, outputs], |tap, input, output| {
+            PackedWeights::new([taps, inputs, outputs], |tap, input, output| {
                 weights[(output * inputs + input) * taps + tap]
             })
         };
-        let alone = window == Window::centred(1, 1) && !spec.pool;
+        let pointwise = window == Window::centred(1, 1) && !spec.pool;
         let weights = match winograd {
             Some(side) => Weights::Winograd(Winograd::new(side, inputs, weights)),
-            None if alone && input.border + output.border == 0 => Weights::Pointwise(packed()),
+            None if pointwise && input.border + output.border == 0 => Weights::Pointwise(packed()),
             None => Weights::Direct(packed()),
         };
         Self { spec, input, output, weights, bias }
@@ -106,14 +106,14 @@ impl DenseConv {
             }
             Weights::Direct(weights) => weights,
         };
-        let rows = out[shape.rows()].par_chunks_exact_mut(shape.row());
-        rows.enumerate().with_min_len(input.grain()).for_each(|(y, out)| {
-            let inside = shape.inside();
-            let epilogue = epilogue.from((y + shape.border) * shape.row() + inside.start);
+        let rows = out[shape.inner_rows()].par_chunks_exact_mut(shape.row_len());
+        rows.enumerate().with_min_len(input.min_parts()).for_each(|(y, out)| {
+            let inside = shape.inner_columns();
+            let epilogue = epilogue.at_offset((y + shape.border) * shape.row_len() + inside.start);
             let out = &mut out[inside];
             match pool {
-                true => self.pooled(input, weights, (y, epilogue), out),
-                false => self.row(input, weights, (y, epilogue), out),
+                true => self.run_row_pooled(input, weights, (y, epilogue), out),
+                false => self.run_row(input, weights, (y, epilogue), out),
             }
         });
     }
@@ -122,7 +122,7 @@ impl DenseConv {
     fn run_im2col(
         &self,
         input: Input<'_>,
-        weights: &Packed,
+        weights: &PackedWeights,
         epilogue: Epilogue<'_>,
         out: &mut [f32],
     ) {
@@ -131,24 +131,24 @@ impl DenseConv {
         columns.clear();
         (0..shape.height).for_each(|y| self.im2col(input, y, &mut columns));
         let pixels = shape.height * shape.width;
-        let runs = [Run { first: 0, rows: pixels, terms: vec![Term { start: 0, tap: 0 }] }];
+        let runs = [RowRun { first_row: 0, rows: pixels, terms: vec![Term { start: 0, tap: 0 }] }];
         let row_stride = columns.len() / pixels;
         sums.resize(pixels * shape.channels, 0.0);
         let product = Product {
             x: &columns,
-            weights: weights.view().joined(kernel * kernel),
+            weights: weights.view().merge_taps(kernel * kernel),
             row_stride,
             runs: &runs,
             epilogue: Epilogue::default(),
             out: &mut sums,
         };
-        match input.shared {
+        match input.parallel {
             true => product.run_by_channels(),
             false => product.run(),
         }
         for (pixel, sums) in sums.chunks_exact(shape.channels).enumerate() {
             let (y, x) = (pixel / shape.width, pixel % shape.width);
-            let at = (y + shape.border) * shape.row() + (x + shape.border) * shape.channels;
+            let at = (y + shape.border) * shape.row_len() + (x + shape.border) * shape.channels;
             epilogue.write(sums, 0, at, &mut out[at..at + shape.channels]);
         }
         COLUMNS.set(columns);
@@ -156,10 +156,10 @@ impl DenseConv {
     }
 
     /// Row `y` of the output of a pool, from two rows of the convolution.
-    fn pooled(
+    fn run_row_pooled(
         &self,
         input: Input<'_>,
-        weights: &Packed,
+        weights: &PackedWeights,
         (y, epilogue): (usize, Epilogue<'_>),
         out: &mut [f32],
     ) {
@@ -168,33 +168,36 @@ impl DenseConv {
         let mut rows = POOL_ROWS.take();
         rows.resize(2 * width * pixel, 0.0);
         let (upper, lower) = rows.split_at_mut(width * pixel);
-        self.row(input, weights, (2 * y, epilogue), upper);
-        self.row(input, weights, (2 * y + 1, epilogue), lower);
+        self.run_row(input, weights, (2 * y, epilogue), upper);
+        self.run_row(input, weights, (2 * y + 1, epilogue), lower);
         pool_rows([upper, lower], pixel, f32::max, out);
         POOL_ROWS.set(rows);
     }
 
     /// Row `y` of the convolution, `[width, outputs]`.
-    fn row(
+    fn run_row(
         &self,
         input: Input<'_>,
-        weights: &Packed,
+        weights: &PackedWeights,
         (y, epilogue): (usize, Epilogue<'_>),
         out: &mut [f32],
     ) {
         let Conv2d { inputs, outputs, window, .. } = self.spec.conv;
-        let terms = (0..window.kernel).map(|ky| Term { start: self.start([y, 0], ky), tap: ky });
-        let runs = [Run { first: 0, rows: out.len() / outputs, terms: terms.collect() }];
-        let (weights, row_stride) = (weights.view().joined(window.kernel), window.stride * inputs);
+        let terms =
+            (0..window.kernel).map(|ky| Term { start: self.window_offset([y, 0], ky), tap: ky });
+        let runs = [RowRun { first_row: 0, rows: out.len() / outputs, terms: terms.collect() }];
+        let (weights, row_stride) =
+            (weights.view().merge_taps(window.kernel), window.stride * inputs);
         Product { x: input.values, weights, row_stride, runs: &runs, epilogue, out }.run();
     }
 
     /// Offset in the input of row `ky` of an output pixel's window.
-    fn start(&self, [y, x]: [usize; 2], ky: usize) -> usize {
+    fn window_offset(&self, [y, x]: [usize; 2], ky: usize) -> usize {
         let Conv2d { inputs, window, .. } = self.spec.conv;
         let Shape { height, width, border, .. } = self.input;
         let row = y * window.stride + border - window.padding(height)[0] + ky;
-        row * self.input.row() + (x * window.stride + border - window.padding(width)[0]) * inputs
+        row * self.input.row_len()
+            + (x * window.stride + border - window.padding(width)[0]) * inputs
     }
 
     /// Appends the windows of a row's pixels to `columns`.
@@ -202,7 +205,7 @@ impl DenseConv {
         let Conv2d { inputs, window, .. } = self.spec.conv;
         for x in 0..self.output.width {
             for ky in 0..window.kernel {
-                let start = self.start([y, x], ky);
+                let start = self.window_offset([y, x], ky);
                 columns.extend_from_slice(&input.values[start..start + window.kernel * inputs]);
             }
         }
@@ -210,16 +213,16 @@ impl DenseConv {
 }
 
 /// One product of all pixels, divided among threads by [`Input::pointwise_parts`].
-fn pointwise(input: Input<'_>, weights: &Packed, epilogue: Epilogue<'_>, out: &mut [f32]) {
+fn pointwise(input: Input<'_>, weights: &PackedWeights, epilogue: Epilogue<'_>, out: &mut [f32]) {
     let (weights, row_stride) = (weights.view(), input.shape.channels);
     let pixels = out.len() / weights.outputs();
-    let (share, by_channels) = input.pointwise_parts(pixels, weights.outputs());
-    let parts = out.par_chunks_mut(share * weights.outputs()).enumerate();
-    parts.with_min_len(input.grain()).for_each(|(part, out)| {
-        let x = &input.values[part * share * row_stride..];
-        let epilogue = epilogue.from(part * share * weights.outputs());
+    let (part_pixels, by_channels) = input.pointwise_parts(pixels, weights.outputs());
+    let parts = out.par_chunks_mut(part_pixels * weights.outputs()).enumerate();
+    parts.with_min_len(input.min_parts()).for_each(|(part, out)| {
+        let x = &input.values[part * part_pixels * row_stride..];
+        let epilogue = epilogue.at_offset(part * part_pixels * weights.outputs());
         let rows = out.len() / weights.outputs();
-        let runs = [Run { first: 0, rows, terms: vec![Term { start: 0, tap: 0 }] }];
+        let runs = [RowRun { first_row: 0, rows, terms: vec![Term { start: 0, tap: 0 }] }];
         let product = Product { x, weights, row_stride, runs: &runs, epilogue, out };
         match by_channels {
             true => product.run_by_channels(),

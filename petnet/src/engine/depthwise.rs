@@ -31,7 +31,11 @@ impl DepthwiseConv {
         let Shape { height, width, channels, .. } = input;
         let conv = kernel::Depthwise::new([height, width, 1, channels], window);
         let conv = conv.expect("the program's sides were computed for this window");
-        let conv = kernel::Depthwise { row: input.row(), out_row: output.row(), ..conv };
+        let conv = kernel::Depthwise {
+            row_stride: input.row_len(),
+            out_row_stride: output.row_len(),
+            ..conv
+        };
         let weights = transposed(weights, window.kernel * window.kernel);
         Self { conv, output, activation, weights, bias }
     }
@@ -40,14 +44,14 @@ impl DepthwiseConv {
     pub(super) fn run(&self, input: Input<'_>, residual: Option<&[f32]>, out: &mut [f32]) {
         let (shape, activation) = (self.output, self.activation);
         let epilogue = Epilogue { bias: Some(&self.bias), residual, activation };
-        let x = &input.values[input.shape.rows().start + input.shape.inside().start..];
-        let (row, rows) = (shape.row(), shape.height.div_ceil(input.threads()));
-        let parts = out[shape.rows()].par_chunks_mut(rows * row).enumerate();
-        parts.with_min_len(input.grain()).for_each(|(part, out)| {
-            let (first, inside) = (part * rows, shape.inside().start);
-            let epilogue = epilogue.from(shape.rows().start + first * row + inside);
+        let x = &input.values[input.shape.inner_rows().start + input.shape.inner_columns().start..];
+        let (row, rows) = (shape.row_len(), shape.height.div_ceil(input.threads()));
+        let parts = out[shape.inner_rows()].par_chunks_mut(rows * row).enumerate();
+        parts.with_min_len(input.min_parts()).for_each(|(part, out)| {
+            let (first, inside) = (part * rows, shape.inner_columns().start);
+            let epilogue = epilogue.at_offset(shape.inner_rows().start + first * row + inside);
             let rows = first..first + out.len() / row;
-            self.conv.rows((x, &self.weights), rows, epilogue, &mut out[inside..]);
+            self.conv.run_rows((x, &self.weights), rows, epilogue, &mut out[inside..]);
         });
     }
 }

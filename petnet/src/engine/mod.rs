@@ -49,7 +49,7 @@ pub(crate) type Ranges = BTreeMap<String, [f32; 2]>;
 
 /// Inputs of compilation.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Network<'a> {
+pub(crate) struct NetworkSpec<'a> {
     pub(crate) graph: &'a Graph,
     pub(crate) source: Option<&'a SourceHead>,
     pub(crate) normalization: Normalization,
@@ -72,7 +72,7 @@ enum Plans {
 }
 
 /// Calls the same method of either plan.
-macro_rules! either {
+macro_rules! with_plan {
     ($engine:expr, $plan:ident => $call:expr) => {
         match &$engine.0 {
             Plans::F32($plan) => $call,
@@ -87,8 +87,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`ModelError`] for a weight or a range that is missing, or a side that is too small for the network.
-    pub(crate) fn new(network: Network<'_>) -> Result<Self, ModelError> {
-        let Network { graph, source, side, weights, .. } = network;
+    pub(crate) fn new(network: NetworkSpec<'_>) -> Result<Self, ModelError> {
+        let NetworkSpec { graph, source, side, weights, .. } = network;
         let graphs = std::iter::once(graph).chain(source.map(SourceHead::graph));
         let heads = graphs.map(|graph| Head::new(graph, weights)).collect::<Result<_, _>>()?;
         Self::compile(&Program::new(graph, source, side)?, network, heads)
@@ -99,24 +99,24 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`].
     #[cfg(feature = "train")]
-    pub(crate) fn trunk(network: Network<'_>, blocks: usize) -> Result<Self, ModelError> {
+    pub(crate) fn trunk(network: NetworkSpec<'_>, blocks: usize) -> Result<Self, ModelError> {
         let program = Program::trunk(network.graph, blocks, network.side)?;
         Self::compile(&program, network, vec![Head::empty()])
     }
 
     fn compile(
         program: &Program,
-        network: Network<'_>,
+        network: NetworkSpec<'_>,
         heads: Vec<Head>,
     ) -> Result<Self, ModelError> {
-        let Network { normalization, weights, ranges, .. } = network;
+        let NetworkSpec { normalization, weights, ranges, .. } = network;
         #[cfg(target_arch = "x86_64")]
         if let Some(ranges) = ranges
             && let Some((arithmetic, maps, steps)) =
                 int8::compile(program, normalization, weights, ranges)?
         {
-            let ends = compile::ends(program, heads);
-            return Ok(Self(Plans::Int8(Plan::new(arithmetic, maps, steps, ends))));
+            let heads = compile::head_inputs(program, heads);
+            return Ok(Self(Plans::Int8(Plan::new(arithmetic, maps, steps, heads))));
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ranges;
@@ -125,30 +125,30 @@ impl Engine {
 
     /// `pixels` are `[count, side, side, 3]`. Several images run in parallel, a single one on all cores.
     pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
-        either!(self, plan => plan.run(pixels))
+        with_plan!(self, plan => plan.run(pixels))
     }
 
     /// Height and width of the last feature maps, and their values `[height, width, count, channels]`.
     #[cfg(feature = "train")]
     pub(crate) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
-        either!(self, plan => plan.maps(pixels))
+        with_plan!(self, plan => plan.maps(pixels))
     }
 
     /// Outputs and Grad-CAM heat map of one image.
     pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
-        either!(self, plan => plan.explain(pixels))
+        with_plan!(self, plan => plan.explain(pixels))
     }
 
     /// Name, floating-point operations and time of each step, for one image.
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
-        either!(self, plan => plan.profile(pixels))
+        with_plan!(self, plan => plan.profile(pixels))
     }
 
-    /// Runs one image and calls `seen` with the node and the values of each pixel of each step's output. Int8 plans are
+    /// Runs one image and calls `on_pixel` with the node and the values of each pixel of each step's output. Int8 plans are
     /// not observed, since their values are clipped to their ranges.
-    pub(crate) fn observe(&self, pixels: &[u8], seen: impl FnMut(usize, &[f32]) + Send) {
+    pub(crate) fn observe(&self, pixels: &[u8], on_pixel: impl FnMut(usize, &[f32]) + Send) {
         match &self.0 {
-            Plans::F32(plan) => plan.observe(pixels, seen),
+            Plans::F32(plan) => plan.observe(pixels, on_pixel),
             #[cfg(target_arch = "x86_64")]
             Plans::Int8(_) => {}
         }

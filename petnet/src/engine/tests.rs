@@ -39,7 +39,7 @@ fn weights(graph: &Graph, device: &Device) -> Weights {
 fn compiled(graph: &Graph, side: usize, weights: &Weights) -> Result<Engine, ModelError> {
     let normalization = Normalization::default();
     let (source, ranges) = (None, None);
-    Engine::new(super::Network { graph, source, normalization, side, weights, ranges })
+    Engine::new(super::NetworkSpec { graph, source, normalization, side, weights, ranges })
 }
 
 /// A network with operations that no architecture of the table has: steps that begin with no convolution, a depthwise
@@ -197,7 +197,10 @@ impl Definition<'_> {
 
 /// Offset of a value of a map with a border.
 fn offset(shape: Shape, [y, x, channel]: [usize; 3]) -> usize {
-    (y + shape.border) * shape.row() + shape.inside().start + x * shape.channels + channel
+    (y + shape.border) * shape.row_len()
+        + shape.inner_columns().start
+        + x * shape.channels
+        + channel
 }
 
 fn indices(Shape { height, width, channels, .. }: Shape) -> impl Iterator<Item = [usize; 3]> {
@@ -213,7 +216,7 @@ fn specs() -> impl Strategy<Value = (ConvSpec, [Shape; 2], bool, u32)> {
     let kinds = (1..8_usize, 1..4_usize, 0..3_usize, any::<bool>(), any::<bool>(), any::<bool>());
     (sides, kinds, 0..3_usize, any::<bool>(), any::<u32>()).prop_filter_map(
         "the window fits",
-        |((height, width, inputs, outputs), kinds, border, shared, seed)| {
+        |((height, width, inputs, outputs), kinds, border, parallel, seed)| {
             let (kernel, stride, activation, pool, same, depthwise) = kinds;
             let padding =
                 if same { Padding::Same } else { Padding::Explicit(seed as usize % kernel) };
@@ -229,7 +232,7 @@ fn specs() -> impl Strategy<Value = (ConvSpec, [Shape; 2], bool, u32)> {
             let input = Shape { height, width, channels: inputs, border: own + border / 2 };
             let output = Shape { height: size[0], width: size[1], channels: outputs, border };
             let spec = ConvSpec { conv, activation, pool };
-            (size[0] * size[1] > 0).then_some((spec, [input, output], shared, seed))
+            (size[0] * size[1] > 0).then_some((spec, [input, output], parallel, seed))
         },
     )
 }
@@ -238,7 +241,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_convolution_equals_its_definition((spec, shapes, shared, seed) in specs()) {
+    fn a_convolution_equals_its_definition((spec, shapes, parallel, seed) in specs()) {
         let Conv2d { inputs, outputs, window, groups, .. } = spec.conv;
         let [input, shape] = shapes;
         let group = inputs / groups;
@@ -250,7 +253,7 @@ proptest! {
         let residual = (!spec.pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
         // The border must not be written.
         let mut out = vec![7.0; shape.len()];
-        let read = Input { values: &map, shape: input, shared };
+        let read = Input { values: &map, shape: input, parallel };
         if groups == 1 && !spec.conv.is_depthwise() {
             let conv = DenseConv::new(spec, &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);

@@ -13,8 +13,8 @@ mod validate;
 pub use builder::Builder;
 pub use source_head::SourceHead;
 #[cfg(feature = "train")]
-pub(crate) use source_head::renamed;
-pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, original};
+pub(crate) use source_head::with_prefix;
+pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, without_prefix};
 
 /// Most nodes of a graph.
 const MAX_NODES: usize = 4096;

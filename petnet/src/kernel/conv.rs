@@ -8,14 +8,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 #[cfg(feature = "train")]
-use super::tiles::Packed;
-use super::tiles::{Epilogue, PackedView, Product, Run, Term};
+use super::tiles::PackedWeights;
+use super::tiles::{Epilogue, PackedView, Product, RowRun, Term};
 use crate::graph::Window;
 
 /// Shapes of a dense convolution with a square kernel, from `[height, width, batch, inputs]` to
 /// `[out_height, out_width, batch, outputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Conv {
+pub(crate) struct BatchConv {
     pub(crate) height: usize,
     pub(crate) width: usize,
     pub(crate) batch: usize,
@@ -33,35 +33,35 @@ pub(crate) struct Conv {
 #[derive(Clone, Copy)]
 pub(super) struct Axis {
     len: usize,
-    out: usize,
+    out_len: usize,
     stride: usize,
     padding: usize,
 }
 
 impl Axis {
     /// The input that a tap reads for an output; `None` in the padding.
-    pub(super) fn source(self, out: usize, tap: usize) -> Option<usize> {
+    pub(super) fn input_index(self, out: usize, tap: usize) -> Option<usize> {
         (out * self.stride + tap).checked_sub(self.padding).filter(|at| *at < self.len)
     }
 
     /// The output for which a tap reads input `at`.
     #[cfg(feature = "train")]
-    fn target(self, at: usize, tap: usize) -> Option<usize> {
+    fn output_index(self, at: usize, tap: usize) -> Option<usize> {
         let scaled = (at + self.padding).checked_sub(tap)?;
         let out = scaled / self.stride;
-        (scaled.is_multiple_of(self.stride) && out < self.out).then_some(out)
+        (scaled.is_multiple_of(self.stride) && out < self.out_len).then_some(out)
     }
 
     /// The outputs for which a tap reads an input and not padding.
     #[cfg(feature = "train")]
-    pub(super) fn outputs(self, tap: usize) -> Range<usize> {
+    pub(super) fn valid_outputs(self, tap: usize) -> Range<usize> {
         let first = self.padding.saturating_sub(tap).div_ceil(self.stride);
         let end = (self.len + self.padding).saturating_sub(tap).div_ceil(self.stride);
-        first..end.min(self.out).max(first)
+        first..end.min(self.out_len).max(first)
     }
 }
 
-impl Conv {
+impl BatchConv {
     /// For maps `[height, width, batch, inputs]`; `None` where the window does not fit.
     pub(crate) fn new(
         [height, width, batch, inputs]: [usize; 4],
@@ -99,33 +99,35 @@ impl Conv {
         self.height * self.width * self.batch * self.inputs
     }
 
-    pub(super) fn rows(&self) -> Axis {
+    pub(super) fn row_axis(&self) -> Axis {
         self.axis(self.height, self.out_height, self.padding[0])
     }
 
-    pub(super) fn columns(&self) -> Axis {
+    pub(super) fn column_axis(&self) -> Axis {
         self.axis(self.width, self.out_width, self.padding[1])
     }
 
-    fn axis(&self, len: usize, out: usize, padding: usize) -> Axis {
-        Axis { len, out, stride: self.stride, padding }
+    fn axis(&self, len: usize, out_len: usize, padding: usize) -> Axis {
+        Axis { len, out_len, stride: self.stride, padding }
     }
 
     /// The output `[out_height, out_width, batch, outputs]`, without bias; one product for each row of it.
     pub(crate) fn forward(&self, x: &[f32], weights: PackedView<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
-        let (rows, columns) = (self.rows(), self.columns());
+        let (rows, columns) = (self.row_axis(), self.column_axis());
         // Rows of a run lie at one stride in the input. Neighbouring pixels do where the stride is 1, as the images of a
         // pixel are followed by those of the next, and in a batch of one image, in which a row is a pixel.
-        let joined = self.stride == 1 || self.batch == 1;
+        let merged = self.stride == 1 || self.batch == 1;
         let row_stride = self.inputs * if self.batch == 1 { self.stride } else { 1 };
-        let (row, epilogue) = (columns.out * self.batch * self.outputs, Epilogue::default());
-        out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
+        let (row_len, epilogue) =
+            (columns.out_len * self.batch * self.outputs, Epilogue::default());
+        out.par_chunks_mut(row_len).enumerate().for_each(|(y, out)| {
             let terms = |x: usize| {
-                let (source_y, source_x) = (|t| rows.source(y, t), |t| columns.source(x, t));
+                let (source_y, source_x) =
+                    (|t| rows.input_index(y, t), |t| columns.input_index(x, t));
                 self.terms(source_y, source_x, self.width, self.inputs)
             };
-            let runs = self.runs(columns.out, joined, terms);
+            let runs = self.row_runs(columns.out_len, merged, terms);
             Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
         });
     }
@@ -133,16 +135,17 @@ impl Conv {
     /// The gradient of the input from that of the output, a transposed convolution: each pixel of the input sums the
     /// products of the output pixels that read it. `weights` are `[taps, outputs, inputs]`.
     #[cfg(feature = "train")]
-    pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
+    pub(crate) fn backward_input(&self, dy: &[f32], weights: &PackedWeights, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
-        let (rows, columns) = (self.rows(), self.columns());
-        let (row, epilogue) = (self.width * self.batch * self.inputs, Epilogue::default());
-        dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
+        let (rows, columns) = (self.row_axis(), self.column_axis());
+        let (row_len, epilogue) = (self.width * self.batch * self.inputs, Epilogue::default());
+        dx.par_chunks_mut(row_len).enumerate().for_each(|(y, dx)| {
             let terms = |x: usize| {
-                let (target_y, target_x) = (|t| rows.target(y, t), |t| columns.target(x, t));
-                self.terms(target_y, target_x, columns.out, self.outputs)
+                let (target_y, target_x) =
+                    (|t| rows.output_index(y, t), |t| columns.output_index(x, t));
+                self.terms(target_y, target_x, columns.out_len, self.outputs)
             };
-            let runs = self.runs(self.width, self.stride == 1, terms);
+            let runs = self.row_runs(self.width, self.stride == 1, terms);
             let (row_stride, weights) = (self.outputs, weights.view());
             Product { x: dy, weights, row_stride, runs: &runs, epilogue, out: dx }.run();
         });
@@ -165,20 +168,25 @@ impl Conv {
         .collect()
     }
 
-    /// The terms of a row of `width` pixels, with neighbours of the same taps merged into one run where `joined`. Pixels
+    /// The terms of a row of `width` pixels, with neighbours of the same taps merged into one run where `merged` is true. Pixels
     /// near the edges have fewer taps.
-    fn runs(&self, width: usize, joined: bool, terms: impl Fn(usize) -> Vec<Term>) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
+    fn row_runs(
+        &self,
+        width: usize,
+        merged: bool,
+        terms: impl Fn(usize) -> Vec<Term>,
+    ) -> Vec<RowRun> {
+        let mut runs: Vec<RowRun> = Vec::new();
         for x in 0..width {
             let terms = terms(x);
             match runs.last_mut() {
                 Some(run)
-                    if joined
+                    if merged
                         && run.terms.iter().map(|t| t.tap).eq(terms.iter().map(|t| t.tap)) =>
                 {
                     run.rows += self.batch;
                 }
-                _ => runs.push(Run { first: x * self.batch, rows: self.batch, terms }),
+                _ => runs.push(RowRun { first_row: x * self.batch, rows: self.batch, terms }),
             }
         }
         runs
@@ -187,14 +195,14 @@ impl Conv {
     /// im2col: copies each output pixel's window of the input, `[out_height, out_width, batch, taps * inputs]`. Where
     /// input channels are few, one product of these columns is faster than one for each tap.
     pub(crate) fn im2col(&self, x: &[f32], out: &mut [f32]) {
-        let (rows, columns) = (self.rows(), self.columns());
+        let (rows, columns) = (self.row_axis(), self.column_axis());
         let (pixel, window) = (self.batch * self.inputs, self.taps() * self.inputs);
-        let row = columns.out * self.batch * window;
-        out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
+        let row_len = columns.out_len * self.batch * window;
+        out.par_chunks_mut(row_len).enumerate().for_each(|(y, out)| {
             for (out_x, windows) in out.chunks_exact_mut(self.batch * window).enumerate() {
                 for tap in 0..self.taps() {
                     let (ky, kx) = (tap / self.kernel, tap % self.kernel);
-                    let source = rows.source(y, ky).zip(columns.source(out_x, kx));
+                    let source = rows.input_index(y, ky).zip(columns.input_index(out_x, kx));
                     let source = source.map(|(y, x)| (y * self.width + x) * pixel);
                     let images =
                         windows.chunks_exact_mut(window).map(|w| &mut w[tap * self.inputs..]);
@@ -212,7 +220,7 @@ impl Conv {
         });
     }
 
-    /// The 1x1 convolution over the columns of [`Conv::im2col`].
+    /// The 1x1 convolution over the columns of [`BatchConv::im2col`].
     pub(crate) fn over_columns(&self) -> Self {
         Self {
             height: self.out_height,

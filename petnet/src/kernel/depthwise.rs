@@ -35,9 +35,9 @@ pub(crate) struct Depthwise {
     pub(crate) out_height: usize,
     pub(crate) out_width: usize,
     /// Row stride of the input, in values.
-    pub(crate) row: usize,
+    pub(crate) row_stride: usize,
     /// Row stride of the output, in values.
-    pub(crate) out_row: usize,
+    pub(crate) out_row_stride: usize,
 }
 
 impl Depthwise {
@@ -48,7 +48,7 @@ impl Depthwise {
     ) -> Option<Self> {
         let [out_height, out_width] = [window.output(height)?, window.output(width)?];
         let padding = [height, width].map(|len| window.padding(len)[0]);
-        let [row, out_row] = [width, out_width].map(|width| width * batch * channels);
+        let [row_stride, out_row_stride] = [width, out_width].map(|width| width * batch * channels);
         let Window { kernel, stride, .. } = window;
         Some(Self {
             height,
@@ -60,14 +60,14 @@ impl Depthwise {
             padding,
             out_height,
             out_width,
-            row,
-            out_row,
+            row_stride,
+            out_row_stride,
         })
     }
 
     /// Computes some rows of the output; `out` begins with the first of them. `weights` are
     /// `[kernel * kernel, channels]`.
-    pub(crate) fn rows(
+    pub(crate) fn run_rows(
         &self,
         (x, weights): (&[f32], &[f32]),
         rows: Range<usize>,
@@ -86,7 +86,7 @@ impl Depthwise {
     }
 
     /// The outputs of a row whose windows lie inside of the map, without regard to rows.
-    fn inside(&self) -> Range<usize> {
+    fn inner_outputs(&self) -> Range<usize> {
         let [_, padding] = self.padding;
         let first = padding.div_ceil(self.stride).min(self.out_width);
         let end =
@@ -127,11 +127,11 @@ impl WithSimd for Rows<'_> {
                 for image in 0..batch {
                     let strip = Strip { y, image, channel, end };
                     match (kernel, stride) {
-                        (3, 1) => self.row::<S, 3, 1, 6>(simd, strip),
-                        (3, 2) => self.row::<S, 3, 2, 9>(simd, strip),
-                        (5, 1) => self.row::<S, 5, 1, 8>(simd, strip),
-                        (5, 2) => self.row::<S, 5, 2, 11>(simd, strip),
-                        _ => self.edge(simd, strip, 0..self.conv.out_width),
+                        (3, 1) => self.strip_outputs::<S, 3, 1, 6>(simd, strip),
+                        (3, 2) => self.strip_outputs::<S, 3, 2, 9>(simd, strip),
+                        (5, 1) => self.strip_outputs::<S, 5, 1, 8>(simd, strip),
+                        (5, 2) => self.strip_outputs::<S, 5, 2, 11>(simd, strip),
+                        _ => self.edge_outputs(simd, strip, 0..self.conv.out_width),
                     }
                 }
             }
@@ -142,58 +142,60 @@ impl WithSimd for Rows<'_> {
 impl Rows<'_> {
     /// A row of the output for a `K`x`K` kernel of stride `T`, whose tiles read `C = (TILE - 1) * T + K` columns.
     #[inline(always)]
-    fn row<S: Simd, const K: usize, const T: usize, const C: usize>(
+    fn strip_outputs<S: Simd, const K: usize, const T: usize, const C: usize>(
         &mut self,
         simd: S,
         strip: Strip,
     ) {
-        let inside = self.conv.inside();
-        // Residuals after depthwise convolutions are rare, and supported by `edge` only.
+        let inside = self.conv.inner_outputs();
+        // Residuals after depthwise convolutions are rare, and supported by `edge_outputs` only.
         if inside.len() < TILE || self.epilogue.residual.is_some() {
-            return self.edge(simd, strip, 0..self.conv.out_width);
+            return self.edge_outputs(simd, strip, 0..self.conv.out_width);
         }
-        self.edge(simd, strip, 0..inside.start);
+        self.edge_outputs(simd, strip, 0..inside.start);
         let rest = strip.end - (strip.end - strip.channel) % S::F32_LANES;
         for channel in (strip.channel..rest).step_by(S::F32_LANES) {
-            let (strip, places) = (Strip { channel, ..strip }, inside.clone());
-            simd.vectorize(Tiles::<K, T, C> { rows: self, strip, places });
+            let (strip, outputs) = (Strip { channel, ..strip }, inside.clone());
+            simd.vectorize(Tiles::<K, T, C> { rows: self, strip, outputs });
         }
-        self.edge(simd, Strip { channel: rest, ..strip }, inside.clone());
-        self.edge(simd, strip, inside.end..self.conv.out_width);
+        self.edge_outputs(simd, Strip { channel: rest, ..strip }, inside.clone());
+        self.edge_outputs(simd, strip, inside.end..self.conv.out_width);
     }
 
     /// Offset of the strip's first channel at an input pixel.
     #[inline(always)]
-    fn source(&self, strip: Strip, y: usize, x: usize) -> usize {
-        let Depthwise { batch, channels, row, .. } = self.conv;
-        y * row + (x * batch + strip.image) * channels + strip.channel
+    fn input_offset(&self, strip: Strip, y: usize, x: usize) -> usize {
+        let Depthwise { batch, channels, row_stride, .. } = self.conv;
+        y * row_stride + (x * batch + strip.image) * channels + strip.channel
     }
 
     /// Offset of the strip's first channel at an output pixel, from the first of the rows on.
     #[inline(always)]
-    fn target(&self, strip: Strip, x: usize) -> usize {
-        let Depthwise { batch, channels, out_row, .. } = self.conv;
-        (strip.y - self.rows.start) * out_row + (x * batch + strip.image) * channels + strip.channel
+    fn output_offset(&self, strip: Strip, x: usize) -> usize {
+        let Depthwise { batch, channels, out_row_stride, .. } = self.conv;
+        (strip.y - self.rows.start) * out_row_stride
+            + (x * batch + strip.image) * channels
+            + strip.channel
     }
 
     /// Computes outputs one by one, with the taps inside of the map.
     #[inline(always)]
-    fn edge<S: Simd>(&mut self, simd: S, mut strip: Strip, places: Range<usize>) {
-        while strip.channel < strip.end && !places.is_empty() {
-            let places = places.clone();
+    fn edge_outputs<S: Simd>(&mut self, simd: S, mut strip: Strip, outputs: Range<usize>) {
+        while strip.channel < strip.end && !outputs.is_empty() {
+            let outputs = outputs.clone();
             let vectors = (strip.end - strip.channel) / S::F32_LANES;
             let (rows, next) = (&mut *self, strip.channel + S::F32_LANES);
             strip.channel = match vectors {
                 VECTORS.. => {
-                    simd.vectorize(Edge::<VECTORS, true> { rows, strip, places });
+                    simd.vectorize(Edge::<VECTORS, true> { rows, strip, outputs });
                     strip.channel + VECTORS * S::F32_LANES
                 }
                 1.. => {
-                    simd.vectorize(Edge::<1, true> { rows, strip, places });
+                    simd.vectorize(Edge::<1, true> { rows, strip, outputs });
                     next
                 }
                 0 => {
-                    simd.vectorize(Edge::<1, false> { rows, strip, places });
+                    simd.vectorize(Edge::<1, false> { rows, strip, outputs });
                     next
                 }
             };
@@ -205,7 +207,7 @@ impl Rows<'_> {
 struct Edge<'a, 'b, const V: usize, const WHOLE: bool> {
     rows: &'a mut Rows<'b>,
     strip: Strip,
-    places: Range<usize>,
+    outputs: Range<usize>,
 }
 
 #[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
@@ -214,7 +216,7 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, strip, places } = self;
+        let Self { rows, strip, outputs } = self;
         let Depthwise { height, width, channels, kernel, stride, padding, .. } = rows.conv;
         let count = if WHOLE { V * S::F32_LANES } else { strip.end - strip.channel };
         let down = rows.conv.taps(strip.y, height, padding[0]);
@@ -226,14 +228,14 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
                 false => load::<S, V>(simd, values),
             }
         };
-        for place in places {
+        for output in outputs {
             let mut sums = [simd.splat_f32s(0.0); V];
-            let across = rows.conv.taps(place, width, padding[1]);
+            let across = rows.conv.taps(output, width, padding[1]);
             for ky in down.clone() {
                 for kx in across.clone() {
                     let (y, x) =
-                        (strip.y * stride + ky - padding[0], place * stride + kx - padding[1]);
-                    let values: [S::f32s; V] = get(rows.x, rows.source(strip, y, x));
+                        (strip.y * stride + ky - padding[0], output * stride + kx - padding[1]);
+                    let values: [S::f32s; V] = get(rows.x, rows.input_offset(strip, y, x));
                     let weights: [S::f32s; V] =
                         get(rows.weights, (ky * kernel + kx) * channels + strip.channel);
                     for v in 0..V {
@@ -241,7 +243,7 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
                     }
                 }
             }
-            let at = rows.target(strip, place);
+            let at = rows.output_offset(strip, output);
             let sums = rows.epilogue.apply(simd, sums, strip.channel..strip.channel + count, at);
             store(simd, &mut rows.out[at..at + count], &sums);
         }
@@ -252,7 +254,7 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
 struct Tiles<'a, 'b, const K: usize, const T: usize, const C: usize> {
     rows: &'a mut Rows<'b>,
     strip: Strip,
-    places: Range<usize>,
+    outputs: Range<usize>,
 }
 
 #[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
@@ -261,31 +263,32 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, strip, places } = self;
-        let Depthwise { height, batch, channels, stride, padding, row, .. } = rows.conv;
+        let Self { rows, strip, outputs } = self;
+        let Depthwise { height, batch, channels, stride, padding, row_stride, .. } = rows.conv;
         let (pixel, lanes) = (batch * channels, S::F32_LANES);
         let down = rows.conv.taps(strip.y, height, padding[0]);
         let y = strip.y * stride + down.start - padding[0];
-        let last = places.len() - TILE;
+        let last = outputs.len() - TILE;
         // Slices from the first value that is read or written to the last.
-        let x = &rows.x[rows.source(strip, y, places.start * stride - padding[1])..];
-        let x = &x[..(down.len() - 1) * row + ((places.len() - 1) * T + K - 1) * pixel + lanes];
+        let x = &rows.x[rows.input_offset(strip, y, outputs.start * stride - padding[1])..];
+        let x =
+            &x[..(down.len() - 1) * row_stride + ((outputs.len() - 1) * T + K - 1) * pixel + lanes];
         let weights = &rows.weights[down.start * K * channels + strip.channel..];
         let weights = &weights[..(down.len() * K - 1) * channels + lanes];
-        let at = rows.target(strip, places.start);
-        let out = &mut rows.out[at..at + (places.len() - 1) * pixel + lanes];
+        let at = rows.output_offset(strip, outputs.start);
+        let out = &mut rows.out[at..at + (outputs.len() - 1) * pixel + lanes];
         let bias = match rows.epilogue.bias {
             Some(bias) => load::<S, 1>(simd, &bias[strip.channel..strip.channel + lanes])[0],
             None => simd.splat_f32s(0.0),
         };
         // The sums start at the bias.
         let epilogue = Epilogue { bias: None, ..rows.epilogue };
-        for tile in 0..places.len().div_ceil(TILE) {
+        for tile in 0..outputs.len().div_ceil(TILE) {
             // The last tile may overlap the one before it.
             let first = (tile * TILE).min(last);
             let mut sums = [bias; TILE];
             for ky in 0..down.len() {
-                let values = ky * row + first * T * pixel;
+                let values = ky * row_stride + first * T * pixel;
                 let mut columns = [bias; C];
                 for column in 0..C {
                     // SAFETY: at most ky = down.len() - 1, first = last, and column C - 1 = (TILE - 1) * T + K - 1: the
@@ -295,15 +298,15 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
                 for kx in 0..K {
                     // SAFETY: at most (down.len() * K - 1) * channels: the last vector of the slice.
                     let weight = unsafe { vector::<S>(weights, (ky * K + kx) * channels) };
-                    for place in 0..TILE {
-                        sums[place] =
-                            simd.mul_add_e_f32s(columns[place * T + kx], weight, sums[place]);
+                    for output in 0..TILE {
+                        sums[output] =
+                            simd.mul_add_e_f32s(columns[output * T + kx], weight, sums[output]);
                     }
                 }
             }
-            for (place, sum) in sums.into_iter().enumerate() {
+            for (output, sum) in sums.into_iter().enumerate() {
                 let sum = epilogue.apply(simd, [sum], 0..lanes, 0);
-                let at = (first + place) * pixel;
+                let at = (first + output) * pixel;
                 store(simd, &mut out[at..at + lanes], &sum);
             }
         }
@@ -339,15 +342,15 @@ mod tests {
         ) {
             let window = if same { Window::same(kernel, stride) } else { Window::centred(kernel, stride) };
             let Some(conv) = Depthwise::new([height, width, batch, channels], window) else { return Ok(()) };
-            let Depthwise { padding, out_height, out_width, out_row, .. } = conv;
+            let Depthwise { padding, out_height, out_width, out_row_stride, .. } = conv;
             let x = values(height * width * batch * channels, seed);
             let weights = values(kernel * kernel * channels, seed ^ 1);
             let bias = values(channels, seed ^ 2);
             let activation = [None, Some(Activation::Relu), Some(Activation::Relu6)][seed as usize % 3];
             let epilogue = Epilogue { bias: Some(&bias), residual: None, activation };
             let first = seed as usize % out_height;
-            let mut out = vec![7.0; (out_height - first) * out_row];
-            conv.rows((&x, &weights), first..out_height, epilogue, &mut out);
+            let mut out = vec![7.0; (out_height - first) * out_row_stride];
+            conv.run_rows((&x, &weights), first..out_height, epilogue, &mut out);
             for (at, actual) in out.iter().enumerate() {
                 let (pixel, inner) = (at / (batch * channels), at % (batch * channels));
                 let (oy, ox) = (first + pixel / out_width, pixel % out_width);

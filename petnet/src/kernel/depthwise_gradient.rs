@@ -34,12 +34,12 @@ impl Depthwise {
                 padding: padding.map(|padding| kernel - 1 - padding),
                 out_height: self.height,
                 out_width: self.width,
-                row: self.out_row,
-                out_row: self.row,
+                row_stride: self.out_row_stride,
+                out_row_stride: self.row_stride,
                 ..*self
             };
             dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
-                forward.rows((dy, &flipped), y..y + 1, Epilogue::default(), dx);
+                forward.run_rows((dy, &flipped), y..y + 1, Epilogue::default(), dx);
             });
             return;
         }
@@ -108,7 +108,9 @@ impl WithSimd for InputRow<'_> {
                     let mut sums = [simd.splat_f32s(0.0); VECTORS];
                     for &(oy, ky) in &rows {
                         for &(ox, kx) in &columns {
-                            let at = oy * conv.out_row + (ox * batch + image) * channels + channel;
+                            let at = oy * conv.out_row_stride
+                                + (ox * batch + image) * channels
+                                + channel;
                             let values = load::<S, VECTORS>(simd, &dy[at..at + dx.len()]);
                             let at = (ky * kernel + kx) * channels + channel;
                             let weights = load::<S, VECTORS>(simd, &weights[at..at + dx.len()]);
@@ -142,9 +144,9 @@ impl WithSimd for Weights<'_> {
         let strip = (STRIP / (batch * channels)).clamp(1, out_width);
         for y in self.rows.clone() {
             for first in (0..out_width).step_by(strip) {
-                let places = first..(first + strip).min(out_width);
+                let outputs = first..(first + strip).min(out_width);
                 for tap in 0..kernel * kernel {
-                    self.tap(simd, y, places.clone(), [tap / kernel, tap % kernel]);
+                    self.tap(simd, y, outputs.clone(), [tap / kernel, tap % kernel]);
                 }
             }
         }
@@ -153,21 +155,21 @@ impl WithSimd for Weights<'_> {
 
 impl Weights<'_> {
     #[inline(always)]
-    fn tap<S: Simd>(&mut self, simd: S, y: usize, places: Range<usize>, [ky, kx]: [usize; 2]) {
+    fn tap<S: Simd>(&mut self, simd: S, y: usize, outputs: Range<usize>, [ky, kx]: [usize; 2]) {
         let Depthwise { height, width, batch, channels, kernel, stride, padding, .. } = self.conv;
         let source = (y * stride + ky).checked_sub(padding[0]).filter(|row| *row < height);
         let Some(source) = source else { return };
-        let inside = |place: &usize| {
-            (place * stride + kx).checked_sub(padding[1]).is_some_and(|column| column < width)
+        let inside = |output: &usize| {
+            (output * stride + kx).checked_sub(padding[1]).is_some_and(|column| column < width)
         };
         let lanes = VECTORS * S::F32_LANES;
         for channel in (0..channels).step_by(lanes) {
             let count = lanes.min(channels - channel);
             let mut sums = [simd.splat_f32s(0.0); VECTORS];
-            for place in places.clone().filter(inside) {
-                let column = place * stride + kx - padding[1];
-                let x = source * self.conv.row + column * batch * channels + channel;
-                let dy = y * self.conv.out_row + place * batch * channels + channel;
+            for output in outputs.clone().filter(inside) {
+                let column = output * stride + kx - padding[1];
+                let x = source * self.conv.row_stride + column * batch * channels + channel;
+                let dy = y * self.conv.out_row_stride + output * batch * channels + channel;
                 for image in 0..batch {
                     let x = &self.x[x + image * channels..][..count];
                     let dy = &self.dy[dy + image * channels..][..count];

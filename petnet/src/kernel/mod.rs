@@ -7,11 +7,11 @@
 //!
 //! | operation | inference (`engine`) | training (`nn/cpu`) |
 //! |---|---|---|
-//! | dense convolution | `engine::dense::DenseConv::run`: Winograd, 1x1, row by row or im2col; each calls [`Product::run`] or [`Product::run_by_channels`] | `Conv::forward` -> [`Product::run`] |
-//! | its gradients | | input: `Conv::backward_input` -> [`Product::run`]; weights: `Conv::backward_weights` (`conv_gradient.rs`) |
-//! | depthwise convolution | `engine::depthwise::DepthwiseConv::run` -> [`Depthwise::rows`] | `nn::cpu::depthwise` -> [`Depthwise::rows`] |
+//! | dense convolution | `engine::dense::DenseConv::run`: Winograd, 1x1, row by row or im2col; each calls [`Product::run`] or [`Product::run_by_channels`] | `BatchConv::forward` -> [`Product::run`] |
+//! | its gradients | | input: `BatchConv::backward_input` -> [`Product::run`]; weights: `BatchConv::backward_weights` (`conv_gradient.rs`) |
+//! | depthwise convolution | `engine::depthwise::DepthwiseConv::run` -> [`Depthwise::run_rows`] | `nn::cpu::depthwise` -> [`Depthwise::run_rows`] |
 //! | its gradients | | `Depthwise::backward_input`, `Depthwise::backward_weights` (`depthwise_gradient.rs`) |
-//! | int8 convolutions | `engine::int8::conv` -> `int8::Product::run`, `int8::Depthwise::rows` | |
+//! | int8 convolutions | `engine::int8::conv` -> `int8::Product::run`, `int8::Depthwise::run_rows` | |
 //! | batch norm | folded into weights when the plan is compiled | `Norm` (`norm.rs`) |
 //! | max pool | `engine::simple::MaxPool`; fused into a dense convolution: `DenseConv::run` | `MaxPool2d`; fused into a batch norm: `Norm` |
 //!
@@ -47,17 +47,17 @@ mod max_pool;
 mod norm;
 mod tiles;
 
-#[cfg(feature = "train")]
-pub(crate) use self::{buffers::give, norm::NormGradient};
 #[cfg(feature = "flex")]
 pub(crate) use self::{
-    buffers::take,
-    conv::Conv,
+    buffers::acquire_buffer,
+    conv::BatchConv,
     max_pool::MaxPool2d,
     norm::{Affine, Norm, Statistics},
 };
+#[cfg(feature = "train")]
+pub(crate) use self::{buffers::release_buffer, norm::NormGradient};
 pub(crate) use depthwise::Depthwise;
-pub(crate) use tiles::{Epilogue, Packed, PackedView, Product, Run, Term, load, store};
+pub(crate) use tiles::{Epilogue, PackedView, PackedWeights, Product, RowRun, Term, load, store};
 
 #[cfg(feature = "burn")]
 use crate::graph::Activation;
@@ -65,7 +65,7 @@ use crate::graph::Activation;
 /// Activation and pool after a convolution, its batch norm and a residual.
 #[cfg(feature = "burn")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Follows {
+pub(crate) struct NormEpilogue {
     pub(crate) activation: Option<Activation>,
     /// True for a 2x2 max pool of stride 2; a last odd row or column is dropped.
     pub(crate) pool: bool,

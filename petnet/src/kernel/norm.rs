@@ -9,11 +9,11 @@
 
 use rayon::prelude::*;
 
-use super::{Follows, arch};
+use super::{NormEpilogue, arch};
 use crate::graph::Activation;
 
 /// Rows that are summed in f32; the sums of these chunks are added in f64.
-const ROWS: usize = 512;
+const CHUNK_ROWS: usize = 512;
 
 /// Shapes of a batch norm with its epilogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +22,10 @@ pub(crate) struct Norm {
     pub(crate) width: usize,
     pub(crate) batch: usize,
     pub(crate) channels: usize,
-    pub(crate) follows: Follows,
+    pub(crate) epilogue: NormEpilogue,
 }
 
-impl Follows {
+impl NormEpilogue {
     /// Smallest and largest output of the activation.
     fn bounds(self) -> [f32; 2] {
         self.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds)
@@ -70,11 +70,11 @@ pub(crate) struct NormGradient<'a> {
 }
 
 /// Sums over all rows, for each channel.
-struct Sums {
+struct GradientSums {
     /// Of `dy`.
-    plain: Vec<f64>,
+    sum: Vec<f64>,
     /// Of `dy * (z - mean)`.
-    centred: Vec<f64>,
+    centred_sum: Vec<f64>,
 }
 
 impl Norm {
@@ -84,7 +84,7 @@ impl Norm {
 
     /// Height and width of the output.
     pub(crate) fn out_size(&self) -> (usize, usize) {
-        match self.follows.pool {
+        match self.epilogue.pool {
             true => (self.height / 2, self.width / 2),
             false => (self.height, self.width),
         }
@@ -100,7 +100,7 @@ impl Norm {
     pub(crate) fn statistics(&self, z: &[f32]) -> Statistics {
         let channels = self.channels;
         let chunks: Vec<_> = z
-            .par_chunks(ROWS * channels)
+            .par_chunks(CHUNK_ROWS * channels)
             .map(|rows| (rows.len() / channels, moments(rows, channels)))
             .collect();
         let (mut count, mut mean, mut squares) = (0.0, vec![0.0; channels], vec![0.0; channels]);
@@ -130,11 +130,11 @@ impl Norm {
     ) {
         assert!(z.len() == self.len() && out.len() == self.out_len());
         let Affine { scale, shift } = affine;
-        if self.follows.pool {
-            return self.pooled(z, affine, out);
+        if self.epilogue.pool {
+            return self.forward_pooled(z, affine, out);
         }
-        let [floor, ceiling] = self.follows.bounds();
-        let chunk = ROWS * self.channels;
+        let [floor, ceiling] = self.epilogue.bounds();
+        let chunk = CHUNK_ROWS * self.channels;
         out.par_chunks_mut(chunk).enumerate().for_each(|(index, out)| {
             let z = &z[index * chunk..][..out.len()];
             let residual = residual.map(|all| &all[index * chunk..][..out.len()]);
@@ -160,8 +160,8 @@ impl Norm {
         });
     }
 
-    fn pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
-        let (channels, [floor, ceiling]) = (self.channels, self.follows.bounds());
+    fn forward_pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
+        let (channels, [floor, ceiling]) = (self.channels, self.epilogue.bounds());
         out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
             arch().dispatch(
                 #[inline(always)]
@@ -194,14 +194,18 @@ impl Norm {
         })
     }
 
-    /// Writes the gradient of the input to `dz` and returns those of gamma and beta. Without a pool, `from.dy` becomes the
+    /// Writes the gradient of the input to `dz` and returns those of gamma and beta. Without a pool, `arguments.dy` becomes the
     /// gradient before the activation, which is that of the residual.
-    pub(crate) fn backward(&self, from: NormGradient<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
-        assert!(from.dy.len() == self.out_len() && dz.len() == self.len());
-        let NormGradient { dy, z, y, statistics, affine, epsilon } = from;
-        let sums = match self.follows.pool {
-            true => self.pooled_sums(dy, z, &statistics.mean, affine),
-            false => self.sums(dy, (z, y), &statistics.mean, affine),
+    pub(crate) fn backward(
+        &self,
+        arguments: NormGradient<'_>,
+        dz: &mut [f32],
+    ) -> (Vec<f32>, Vec<f32>) {
+        assert!(arguments.dy.len() == self.out_len() && dz.len() == self.len());
+        let NormGradient { dy, z, y, statistics, affine, epsilon } = arguments;
+        let sums = match self.epilogue.pool {
+            true => self.pooled_gradient_sums(dy, z, &statistics.mean, affine),
+            false => self.gradient_sums(dy, (z, y), &statistics.mean, affine),
         };
         let rows = (self.len() / self.channels) as f64;
         let inverse: Vec<f64> =
@@ -209,34 +213,39 @@ impl Norm {
         let (mut z_factor, mut offset) = (vec![0.0; self.channels], vec![0.0; self.channels]);
         for c in 0..self.channels {
             let scale = f64::from(affine.scale[c]);
-            let factor = -scale * inverse[c] * inverse[c] * sums.centred[c] / rows;
+            let factor = -scale * inverse[c] * inverse[c] * sums.centred_sum[c] / rows;
             z_factor[c] = factor as f32;
             offset[c] =
-                (-scale * sums.plain[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
+                (-scale * sums.sum[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
         }
         let gradient = InputGradient { affine, z_factor: &z_factor, offset: &offset };
-        match self.follows.pool {
-            true => self.unpool(dy, z, gradient, dz),
-            false => self.spread(dy, z, gradient, dz),
+        match self.epilogue.pool {
+            true => self.pooled_input_gradient(dy, z, gradient, dz),
+            false => self.input_gradient(dy, z, gradient, dz),
         }
-        let gamma = sums.centred.iter().zip(&inverse).map(|(sum, i)| (sum * i) as f32).collect();
-        (gamma, sums.plain.iter().map(|sum| *sum as f32).collect())
+        let gamma = sums
+            .centred_sum
+            .iter()
+            .zip(&inverse)
+            .map(|(sum, inverse)| (sum * inverse) as f32)
+            .collect();
+        (gamma, sums.sum.iter().map(|sum| *sum as f32).collect())
     }
 
     /// Sets the gradient to zero where the activation's is zero, and sums it.
-    fn sums(
+    fn gradient_sums(
         &self,
         dy: &mut [f32],
         (z, y): (&[f32], Option<&[f32]>),
         mean: &[f32],
         Affine { scale, shift }: &Affine,
-    ) -> Sums {
-        let (channels, [floor, ceiling]) = (self.channels, self.follows.bounds());
-        let has_activation = self.follows.activation.is_some();
-        let passes = move |value: f32| value > floor && value < ceiling;
-        let chunk = ROWS * channels;
+    ) -> GradientSums {
+        let (channels, [floor, ceiling]) = (self.channels, self.epilogue.bounds());
+        let has_activation = self.epilogue.activation.is_some();
+        let is_inside = move |value: f32| value > floor && value < ceiling;
+        let chunk = CHUNK_ROWS * channels;
         let parts = dy.par_chunks_mut(chunk).enumerate().map(|(index, dy)| {
-            let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
+            let (mut sum, mut centred_sum) = (vec![0.0; channels], vec![0.0; channels]);
             let z = &z[index * chunk..][..dy.len()];
             let y = y.map(|y| &y[index * chunk..][..dy.len()]);
             arch().dispatch(
@@ -248,40 +257,40 @@ impl Norm {
                             _ if !has_activation => {}
                             Some(y) => {
                                 for (dy, y) in dy.iter_mut().zip(y) {
-                                    *dy = if passes(*y) { *dy } else { 0.0 };
+                                    *dy = if is_inside(*y) { *dy } else { 0.0 };
                                 }
                             }
                             None => {
                                 for (((dy, z), scale), shift) in
                                     dy.iter_mut().zip(z).zip(scale).zip(shift)
                                 {
-                                    *dy = if passes(z * scale + shift) { *dy } else { 0.0 };
+                                    *dy = if is_inside(z * scale + shift) { *dy } else { 0.0 };
                                 }
                             }
                         }
-                        add(&mut plain, dy.iter().copied());
+                        add(&mut sum, dy.iter().copied());
                         add(
-                            &mut centred,
+                            &mut centred_sum,
                             dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)),
                         );
                     }
                 },
             );
-            (plain, centred)
+            (sum, centred_sum)
         });
-        Sums::merge(parts.collect(), channels)
+        GradientSums::merge(parts.collect(), channels)
     }
 
-    fn pooled_sums(
+    fn pooled_gradient_sums(
         &self,
         dy: &[f32],
         z: &[f32],
         mean: &[f32],
         Affine { scale, shift }: &Affine,
-    ) -> Sums {
-        let (channels, bounds) = (self.channels, self.follows.bounds());
+    ) -> GradientSums {
+        let (channels, bounds) = (self.channels, self.epilogue.bounds());
         let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
-            let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
+            let (mut sum, mut centred_sum) = (vec![0.0; channels], vec![0.0; channels]);
             arch().dispatch(
                 #[inline(always)]
                 || {
@@ -289,22 +298,23 @@ impl Norm {
                         let window = self.window(z, y, column);
                         for c in 0..channels {
                             let values = window.map(|z| z[c]);
-                            let taken = pick(values, [scale[c], shift[c]], bounds);
-                            let from: f32 = (0..4).map(|k| taken[k] * (values[k] - mean[c])).sum();
-                            let any: f32 = taken.iter().sum();
-                            plain[c] += dy[c] * any;
-                            centred[c] += dy[c] * from;
+                            let gradients = pool_gradients(values, [scale[c], shift[c]], bounds);
+                            let weighted: f32 =
+                                (0..4).map(|k| gradients[k] * (values[k] - mean[c])).sum();
+                            let total: f32 = gradients.iter().sum();
+                            sum[c] += dy[c] * total;
+                            centred_sum[c] += dy[c] * weighted;
                         }
                     }
                 },
             );
-            (plain, centred)
+            (sum, centred_sum)
         });
-        Sums::merge(parts.collect(), channels)
+        GradientSums::merge(parts.collect(), channels)
     }
 
-    fn spread(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
-        let (channels, chunk) = (self.channels, ROWS * self.channels);
+    fn input_gradient(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
+        let (channels, chunk) = (self.channels, CHUNK_ROWS * self.channels);
         let scale = &gradient.affine.scale;
         dz.par_chunks_mut(chunk).enumerate().for_each(|(index, dz)| {
             let (dy, z) = (&dy[index * chunk..][..dz.len()], &z[index * chunk..][..dz.len()]);
@@ -324,10 +334,16 @@ impl Norm {
         });
     }
 
-    fn unpool(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
+    fn pooled_input_gradient(
+        &self,
+        dy: &[f32],
+        z: &[f32],
+        gradient: InputGradient<'_>,
+        dz: &mut [f32],
+    ) {
         let Affine { scale, shift } = gradient.affine;
         let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
-        let bounds = self.follows.bounds();
+        let bounds = self.epilogue.bounds();
         let row = self.width * batch * channels;
         dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
             let z_rows = &z[2 * y * row..][..dz.len()];
@@ -350,9 +366,12 @@ impl Norm {
                             let pixel = (k / 2) * self.width + 2 * x + k % 2;
                             let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
                             for c in 0..channels {
-                                let taken =
-                                    pick(window.map(|z| z[c]), [scale[c], shift[c]], bounds);
-                                dz[c] += scale[c] * dy[c] * taken[k];
+                                let gradients = pool_gradients(
+                                    window.map(|z| z[c]),
+                                    [scale[c], shift[c]],
+                                    bounds,
+                                );
+                                dz[c] += scale[c] * dy[c] * gradients[k];
                             }
                         }
                     }
@@ -370,13 +389,13 @@ struct InputGradient<'a> {
     offset: &'a [f32],
 }
 
-impl Sums {
+impl GradientSums {
     fn merge(parts: Vec<(Vec<f32>, Vec<f32>)>, channels: usize) -> Self {
-        let mut sums = Self { plain: vec![0.0; channels], centred: vec![0.0; channels] };
-        for (plain, centred) in parts {
+        let mut sums = Self { sum: vec![0.0; channels], centred_sum: vec![0.0; channels] };
+        for (sum, centred_sum) in parts {
             for c in 0..channels {
-                sums.plain[c] += f64::from(plain[c]);
-                sums.centred[c] += f64::from(centred[c]);
+                sums.sum[c] += f64::from(sum[c]);
+                sums.centred_sum[c] += f64::from(centred_sum[c]);
             }
         }
         sums
@@ -391,28 +410,32 @@ fn add(sums: &mut [f32], values: impl Iterator<Item = f32>) {
 /// The gradients of affine map, max pool and activation by the pool's four mapped values: 1 for the first of the largest
 /// ones, or 0 if it lies at a bound of the activation; 0 for the others.
 #[inline(always)]
-fn pick(values: [f32; 4], [scale, shift]: [f32; 2], [floor, ceiling]: [f32; 2]) -> [f32; 4] {
+fn pool_gradients(
+    values: [f32; 4],
+    [scale, shift]: [f32; 2],
+    [floor, ceiling]: [f32; 2],
+) -> [f32; 4] {
     let mapped = values.map(|value| value * scale + shift);
     let largest = mapped[0].max(mapped[1]).max(mapped[2].max(mapped[3]));
-    let mut left = if largest > floor && largest < ceiling { 1.0 } else { 0.0 };
+    let mut remaining = if largest > floor && largest < ceiling { 1.0 } else { 0.0 };
     mapped.map(|value| {
-        let taken = if value == largest { left } else { 0.0 };
-        left -= taken;
-        taken
+        let gradient = if value == largest { remaining } else { 0.0 };
+        remaining -= gradient;
+        gradient
     })
 }
 
 /// Mean and sum of squared deviations of each channel.
 fn moments(rows: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
-    let share = channels as f32 / rows.len() as f32;
+    let inverse_count = channels as f32 / rows.len() as f32;
     arch().dispatch(
         #[inline(always)]
         || {
             for row in rows.chunks_exact(channels) {
                 add(&mut mean, row.iter().copied());
             }
-            mean.iter_mut().for_each(|mean| *mean *= share);
+            mean.iter_mut().for_each(|mean| *mean *= inverse_count);
             for row in rows.chunks_exact(channels) {
                 add(
                     &mut squares,

@@ -16,58 +16,58 @@ use crate::graph::Activation;
 
 /// Vector registers of the CPU.
 #[derive(Debug, Clone, Copy)]
-struct Vectors {
+struct VectorUnit {
     /// Values of a vector.
     lanes: usize,
     /// Maximum number of vectors of output channels in a tile.
-    width: usize,
+    max_vectors: usize,
 }
 
-struct DetectVectors;
+struct DetectVectorUnit;
 
-impl WithSimd for DetectVectors {
-    type Output = Vectors;
+impl WithSimd for DetectVectorUnit {
+    type Output = VectorUnit;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Vectors {
-        Vectors { lanes: S::F32_LANES, width: width::<S>() }
+    fn with_simd<S: Simd>(self, _: S) -> VectorUnit {
+        VectorUnit { lanes: S::F32_LANES, max_vectors: max_vectors::<S>() }
     }
 }
 
 /// Maximum number of vectors in a tile. Sums, weights and one input value must fit the registers with some to spare:
 /// where they only just fit, compilers move sums between registers.
 #[inline(always)]
-const fn width<S: Simd>() -> usize {
+const fn max_vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
 }
 
-/// Packed weights: blocks of output channels of 1 to `width` vectors, each block `[taps, inputs, channels of the block]`.
+/// Packed weights: blocks of output channels of 1 to `max_vectors` vectors, each block `[taps, inputs, channels of the block]`.
 /// The last vector is padded with zeros.
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub(crate) struct PackedWeights {
     data: Vec<f32>,
     taps: usize,
     inputs: usize,
     outputs: usize,
-    vectors: Vectors,
+    unit: VectorUnit,
 }
 
-impl Packed {
+impl PackedWeights {
     /// Packs the values of `weight(tap, input, output)`.
     pub(crate) fn new(
         [taps, inputs, outputs]: [usize; 3],
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let vectors = arch().dispatch(DetectVectors);
-        let lanes = vectors.lanes;
+        let unit = arch().dispatch(DetectVectorUnit);
+        let lanes = unit.lanes;
         let mut data = vec![0.0; taps * inputs * outputs.next_multiple_of(lanes)];
         let mut rest = data.as_mut_slice();
-        for (first, width) in blocks(outputs.div_ceil(lanes), vectors.width) {
-            let (block, after) = rest.split_at_mut(taps * inputs * width * lanes);
+        for (first, vectors) in blocks(outputs.div_ceil(lanes), unit.max_vectors) {
+            let (block, after) = rest.split_at_mut(taps * inputs * vectors * lanes);
             rest = after;
             let first = first * lanes;
-            let used = (width * lanes).min(outputs - first);
-            let rows = block.par_chunks_exact_mut(width * lanes).with_min_len(64).enumerate();
+            let used = (vectors * lanes).min(outputs - first);
+            let rows = block.par_chunks_exact_mut(vectors * lanes).with_min_len(64).enumerate();
             rows.for_each(|(row, values)| {
                 let (tap, input) = (row / inputs, row % inputs);
                 for (output, value) in values[..used].iter_mut().enumerate() {
@@ -75,23 +75,23 @@ impl Packed {
                 }
             });
         }
-        Self { data, taps, inputs, outputs, vectors }
+        Self { data, taps, inputs, outputs, unit }
     }
 
     pub(crate) fn view(&self) -> PackedView<'_> {
-        let Self { taps, inputs, outputs, vectors, .. } = *self;
-        PackedView { data: &self.data, taps, inputs, outputs, vectors }
+        let Self { taps, inputs, outputs, unit, .. } = *self;
+        PackedView { data: &self.data, taps, inputs, outputs, unit }
     }
 }
 
-/// A borrow of [`Packed`] weights, of all output channels or of one block.
+/// A borrow of [`PackedWeights`], of all output channels or of one block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PackedView<'a> {
     data: &'a [f32],
     taps: usize,
     inputs: usize,
     outputs: usize,
-    vectors: Vectors,
+    unit: VectorUnit,
 }
 
 impl<'a> PackedView<'a> {
@@ -101,19 +101,19 @@ impl<'a> PackedView<'a> {
 
     /// The same weights with each `taps` neighbouring taps merged into one of `taps` times as many inputs, for inputs
     /// that are contiguous over these taps.
-    pub(crate) fn joined(self, taps: usize) -> Self {
+    pub(crate) fn merge_taps(self, taps: usize) -> Self {
         Self { taps: self.taps / taps, inputs: self.inputs * taps, ..self }
     }
 
     /// The blocks of output channels, each with the number of its first channel.
     pub(crate) fn blocks(self) -> impl Iterator<Item = (usize, Self)> {
-        let Self { taps, inputs, outputs, vectors: Vectors { lanes, width }, .. } = self;
+        let Self { taps, inputs, outputs, unit: VectorUnit { lanes, max_vectors }, .. } = self;
         let mut rest = self.data;
-        blocks(outputs.div_ceil(lanes), width).map(move |(first, width)| {
-            let (data, after) = rest.split_at(taps * inputs * width * lanes);
+        blocks(outputs.div_ceil(lanes), max_vectors).map(move |(first, vectors)| {
+            let (data, after) = rest.split_at(taps * inputs * vectors * lanes);
             rest = after;
             let first = first * lanes;
-            (first, PackedView { data, outputs: (outputs - first).min(width * lanes), ..self })
+            (first, PackedView { data, outputs: (outputs - first).min(vectors * lanes), ..self })
         })
     }
 }
@@ -121,14 +121,14 @@ impl<'a> PackedView<'a> {
 /// First vector and number of vectors of each block of output channels.
 #[cfg(feature = "train")]
 #[inline(always)]
-pub(super) fn blocks_of<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
-    blocks(outputs.div_ceil(S::F32_LANES), width::<S>())
+pub(super) fn channel_blocks<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    blocks(outputs.div_ceil(S::F32_LANES), max_vectors::<S>())
 }
 
-/// Divides vectors into blocks of at most `width`, as evenly as possible; each is its first vector and their number.
+/// Divides vectors into blocks of at most `max_vectors`, as evenly as possible; each is its first vector and their number.
 #[inline(always)]
-pub(super) fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = vectors.div_ceil(width);
+pub(super) fn blocks(vectors: usize, max_vectors: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = vectors.div_ceil(max_vectors);
     (0..count).map(move |block| {
         let first = block * vectors / count;
         (first, (block + 1) * vectors / count - first)
@@ -139,8 +139,8 @@ pub(super) fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usiz
 /// Tiles are as even as possible, so that none has few rows: it would load its weights for little arithmetic.
 #[inline(always)]
 pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
-    let most = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
-    left.div_ceil(left.div_ceil(most))
+    let max_rows = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
+    left.div_ceil(left.div_ceil(max_rows))
 }
 
 /// Runs `$tile` with its numbers of rows and vectors as constants, so that its sums are registers. `vectorize` makes each
@@ -175,8 +175,8 @@ pub(crate) struct Term {
 
 /// Consecutive rows of the output that have the same terms.
 #[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) first: usize,
+pub(crate) struct RowRun {
+    pub(crate) first_row: usize,
     pub(crate) rows: usize,
     pub(crate) terms: Vec<Term>,
 }
@@ -193,7 +193,7 @@ pub(crate) struct Epilogue<'a> {
 
 impl Epilogue<'_> {
     /// The epilogue of the part of the output from offset `at` on.
-    pub(crate) fn from(self, at: usize) -> Self {
+    pub(crate) fn at_offset(self, at: usize) -> Self {
         Self { residual: self.residual.map(|all| &all[at..]), ..self }
     }
 
@@ -257,7 +257,7 @@ pub(crate) struct Product<'a> {
     /// Values from the input of a row of the output to that of the next row.
     pub(crate) row_stride: usize,
     /// Together all rows of the output.
-    pub(crate) runs: &'a [Run],
+    pub(crate) runs: &'a [RowRun],
     pub(crate) epilogue: Epilogue<'a>,
     /// `[rows, outputs]`.
     pub(crate) out: &'a mut [f32],
@@ -303,7 +303,7 @@ struct Block<'a> {
     weights: &'a [f32],
     inputs: usize,
     row_stride: usize,
-    runs: &'a [Run],
+    runs: &'a [RowRun],
     /// The block's channels among those of the output.
     channels: Range<usize>,
     /// Values of a row of the output: all of its channels.
@@ -352,7 +352,7 @@ impl WithSimd for Block<'_> {
             let mut row = 0;
             while row < run.rows {
                 let rows = tile_rows::<S>(run.rows - row);
-                let (block, terms, out_row) = (&self, &run.terms, run.first + row);
+                let (block, terms, out_row) = (&self, &run.terms, run.first_row + row);
                 dispatch_tile!(simd, rows, vectors, Tile { block, terms, row, out_row });
                 row += rows;
             }

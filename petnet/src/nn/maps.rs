@@ -11,7 +11,7 @@ use burn::tensor::{FloatDType, Tensor};
 use super::cpu;
 use super::ops::{self, padding};
 use crate::graph::{Conv2d, Window};
-use crate::kernel::Follows;
+use crate::kernel::NormEpilogue;
 use crate::passes::FUSED_POOL;
 
 /// Feature maps in the layout that suits the device.
@@ -28,7 +28,7 @@ enum Layout {
 }
 
 /// A convolution's weights, and how its window moves.
-pub(super) struct Conv<'a> {
+pub(super) struct ConvLayer<'a> {
     pub(super) config: Conv2d,
     pub(super) layer: &'a conv::Conv2d,
     /// True for 16-bit floats on a device with automatic differentiation. Grouped convolutions keep 32 bits: burn adds the products of a
@@ -48,7 +48,7 @@ impl FeatureMaps {
 
     /// From `[n, c, h, w]`, for burn's own operations on any device.
     #[cfg(all(test, feature = "train"))]
-    pub(super) fn plain(maps: Tensor<4>) -> Self {
+    pub(super) fn new_nchw(maps: Tensor<4>) -> Self {
         Self(Layout::Nchw(maps))
     }
 
@@ -96,7 +96,7 @@ impl FeatureMaps {
     }
 }
 
-impl Conv<'_> {
+impl ConvLayer<'_> {
     /// The convolution; also its bias, where that is not added yet.
     pub(super) fn forward(&self, x: FeatureMaps) -> (FeatureMaps, Option<Tensor<1>>) {
         let (weight, bias) = (self.layer.weight.val(), self.layer.bias.as_ref().map(|b| b.val()));
@@ -126,12 +126,12 @@ impl Conv<'_> {
 }
 
 /// Bias, norm, residual, activation and pool, in this order.
-pub(super) fn follow(
+pub(super) fn apply_epilogue(
     x: FeatureMaps,
     bias: Option<Tensor<1>>,
     norm: Option<&BatchNorm>,
     residual: Option<FeatureMaps>,
-    follows: Follows,
+    epilogue: NormEpilogue,
 ) -> FeatureMaps {
     FeatureMaps(match x.0 {
         Layout::Nchw(x) => {
@@ -141,11 +141,13 @@ pub(super) fn follow(
                 None => x,
             };
             let residual = residual.map(FeatureMaps::nchw);
-            let x = ops::add_and_activate(x, residual, follows.activation);
-            Layout::Nchw(if follows.pool { ops::pool(x, FUSED_POOL) } else { x })
+            let x = ops::add_and_activate(x, residual, epilogue.activation);
+            Layout::Nchw(if epilogue.pool { ops::pool(x, FUSED_POOL) } else { x })
         }
         #[cfg(feature = "flex")]
-        Layout::Hwnc(x) => Layout::Hwnc(cpu::follow(x, bias, norm, residual.map(hwnc), follows)),
+        Layout::Hwnc(x) => {
+            Layout::Hwnc(cpu::apply_epilogue(x, bias, norm, residual.map(hwnc), epilogue))
+        }
     })
 }
 
@@ -156,7 +158,7 @@ fn normalize(x: Tensor<4>, norm: &BatchNorm) -> Tensor<4> {
     let rows = x.permute([0, 2, 3, 1]).reshape([n * h * w, c]);
     let rows = norm.forward(rows);
     #[cfg(feature = "train")]
-    ops::settle(norm);
+    ops::sync_running_statistics(norm);
     rows.reshape([n, h, w, c]).permute([0, 3, 1, 2]) // [n, c, h, w]
 }
 

@@ -32,10 +32,10 @@ pub(super) fn activate<const D: usize>(x: Tensor<D>, function: Activation) -> Te
     }
 }
 
-/// Makes a batch's update of the running statistics their value. burn keeps an update aside until the same thread makes another,
+/// Applies the last update of the running statistics. burn keeps an update aside until the same thread makes another,
 /// and averages those of several threads; but the steps of a training run on any thread of the pool.
 #[cfg(feature = "train")]
-pub(super) fn settle(norm: &BatchNorm) {
+pub(super) fn sync_running_statistics(norm: &BatchNorm) {
     norm.running_mean.value_sync();
     norm.running_var.value_sync();
 }

@@ -5,7 +5,7 @@ use crate::graph::{Activation, Conv2d, Graph, Op, Padding, Window};
 
 /// The first operation of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Main {
+pub(crate) enum MainOp {
     /// A convolution and its node.
     Conv(usize, Conv2d),
     /// A max pool and its node.
@@ -29,7 +29,7 @@ pub(crate) struct Epilogue {
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
-    pub(crate) main: Main,
+    pub(crate) main: MainOp,
     /// The node that it reads.
     pub(crate) input: usize,
     pub(crate) epilogue: Epilogue,
@@ -41,7 +41,7 @@ impl Step {
     /// The convolution that the step begins with, unless it is depthwise.
     pub(crate) fn dense_conv(&self) -> Option<Conv2d> {
         match self.main {
-            Main::Conv(_, conv) if !conv.is_depthwise() => Some(conv),
+            MainOp::Conv(_, conv) if !conv.is_depthwise() => Some(conv),
             _ => None,
         }
     }
@@ -63,12 +63,12 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
         }
         let input = node.inputs[0];
         let (main, output) = match node.op {
-            Op::Conv2d(conv) => (Main::Conv(index, conv), index),
-            Op::MaxPool(window) => (Main::MaxPool(index, window), index),
-            _ => (Main::Identity, input),
+            Op::Conv2d(conv) => (MainOp::Conv(index, conv), index),
+            Op::MaxPool(window) => (MainOp::MaxPool(index, window), index),
+            _ => (MainOp::Identity, input),
         };
         let mut step = Step { main, input, epilogue: Epilogue::default(), output };
-        if step.main == Main::Identity {
+        if step.main == MainOp::Identity {
             // The node becomes the first operation of the epilogue.
             absorb(graph, index, &computed, &mut step);
         }
@@ -89,17 +89,17 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
 /// The first node before the pool that reads a node's output.
 fn reader(graph: &Graph, of: usize) -> Option<usize> {
     let nodes = graph.nodes()[..graph.pool()].iter();
-    nodes.skip(of + 1).position(|node| node.inputs.contains(&of)).map(|place| of + 1 + place)
+    nodes.skip(of + 1).position(|node| node.inputs.contains(&of)).map(|index| of + 1 + index)
 }
 
 /// Adds a node that reads a step's output to its epilogue and returns true, if the order of operations allows it and the
 /// node's other input is computed.
-fn absorb(graph: &Graph, place: usize, computed: &[bool], step: &mut Step) -> bool {
-    let node = &graph.nodes()[place];
+fn absorb(graph: &Graph, index: usize, computed: &[bool], step: &mut Step) -> bool {
+    let node = &graph.nodes()[index];
     let dense = step.dense_conv().is_some();
     let Step { main, ref mut epilogue, output: last, .. } = *step;
     // Max pools have no epilogue: it would gain nothing.
-    if matches!(main, Main::MaxPool(..)) {
+    if matches!(main, MainOp::MaxPool(..)) {
         return false;
     }
     let Epilogue { norm, residual, activation, pool } = *epilogue;
@@ -107,7 +107,7 @@ fn absorb(graph: &Graph, place: usize, computed: &[bool], step: &mut Step) -> bo
         Op::BatchNorm { .. }
             if norm.is_none() && residual.is_none() && activation.is_none() && !pool =>
         {
-            epilogue.norm = Some(place);
+            epilogue.norm = Some(index);
         }
         Op::Add if residual.is_none() && activation.is_none() && !pool => {
             let other = node.inputs.iter().copied().find(|from| *from != last).unwrap_or(last);
@@ -124,7 +124,7 @@ fn absorb(graph: &Graph, place: usize, computed: &[bool], step: &mut Step) -> bo
         }
         _ => return false,
     }
-    step.output = place;
+    step.output = index;
     true
 }
 
@@ -147,7 +147,7 @@ mod tests {
                 graph.nodes().iter().filter(|node| matches!(node.op, Op::Conv2d(_))).count();
             let pools = usize::from(name == "resnet18" || name == "improved_cnn");
             assert_eq!(steps.len(), convs + pools, "{name}");
-            assert!(steps.iter().all(|step| step.main != Main::Identity), "{name}");
+            assert!(steps.iter().all(|step| step.main != MainOp::Identity), "{name}");
             assert_eq!(steps.last().map(|step| step.output), Some(graph.pool() - 1), "{name}");
         }
     }
@@ -156,7 +156,7 @@ mod tests {
     fn a_sum_is_fused_into_the_last_of_its_convolutions() {
         let (graph, steps) = steps("petnet");
         let second = steps.iter().find(|step| step.epilogue.residual.is_some()).unwrap();
-        let Main::Conv(conv, _) = second.main else { panic!("{second:?}") };
+        let MainOp::Conv(conv, _) = second.main else { panic!("{second:?}") };
         assert_eq!(graph.nodes()[conv].name, "blocks.0.second.conv");
         assert_eq!(second.epilogue.activation, Some(Activation::Relu));
         let (_, steps) = self::steps("simple_cnn");

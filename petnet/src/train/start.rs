@@ -10,7 +10,7 @@ use super::{Freeze, Trainer};
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::dataset::Dataset;
 use crate::error::{Error, ModelError, Result};
-use crate::graph::{Graph, SourceHead, renamed};
+use crate::graph::{Graph, SourceHead, with_prefix};
 use crate::nn::{Network, weights};
 use crate::passes;
 use crate::pytorch;
@@ -171,7 +171,7 @@ impl InitialWeights {
         let names = graph.nodes()[shared..].iter().flat_map(passes::parameters);
         let weights = names.filter_map(|(name, _)| {
             let weight = source.weights().get(&name)?.clone();
-            Some((renamed(&name), weight))
+            Some((with_prefix(&name), weight))
         });
         Ok(Some((head, weights.collect())))
     }

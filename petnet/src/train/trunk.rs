@@ -4,7 +4,7 @@
 use burn::tensor::Device;
 
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, Network as Compiled};
+use crate::engine::{Engine, NetworkSpec};
 use crate::error::{Error, Result};
 use crate::nn::run::to_tensor;
 use crate::nn::{FeatureMaps, Network};
@@ -35,7 +35,7 @@ impl Trunk {
         if at(engines, side).is_some() {
             return Ok(());
         }
-        let network = Compiled { side, ..start.network() };
+        let network = NetworkSpec { side, ..start.network() };
         let engine = Engine::trunk(network, *blocks);
         engines.push((side, engine.map_err(|reason| Error::checkpoint("<trunk>", reason))?));
         Ok(())
@@ -64,7 +64,7 @@ impl Trunk {
         let maps = at(engines, side).map(|engine| engine.maps(&images));
         let ([height, width], values) = maps.unwrap_or_default();
         let channels = values.len() / (height * width * count).max(1);
-        Network::given(values, [height, width, count, channels], device)
+        Network::maps_of_engine(values, [height, width, count, channels], device)
     }
 }
 

@@ -17,7 +17,7 @@ mod products;
 mod tests;
 
 pub(crate) use depthwise::{Depthwise, Geometry};
-pub(crate) use products::{Packed, Product, Strides};
+pub(crate) use products::{PackedWeights, Product, Strides};
 
 /// Unrolls a loop over the numbers below a constant of at most 8, each a constant in its iteration; in a loop, the sums
 /// would be spilled.
@@ -70,13 +70,13 @@ pub(crate) fn supported() -> bool {
 
 /// Requantisation: the affine map from a convolution's 32-bit sums to the bytes of its output.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Requantize {
+pub(crate) struct Requantization {
     /// For each output channel.
     pub(crate) scale: Vec<f32>,
     /// For each output channel.
     pub(crate) offset: Vec<f32>,
     /// Scale of a residual's bytes.
-    pub(crate) residual: f32,
+    pub(crate) residual_scale: f32,
 }
 
 /// Index of a channel's 32-bit sum among the values of `vectors` vectors of `lanes` 128-bit lanes. Saturating packs

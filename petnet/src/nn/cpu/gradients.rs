@@ -51,7 +51,7 @@ pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4
         let state = ConvState { x, columns: None, weight, window };
         record(DepthwiseBackward, nodes, out, |_| state)
     } else {
-        let (out, columns) = convolve(&x, &weight, window, input_has_gradient);
+        let (out, columns) = dense(&x, &weight, window, input_has_gradient);
         let state = ConvState { x, columns, weight, window };
         record(ConvBackward, nodes, out, |_| state)
     }
@@ -72,12 +72,12 @@ impl Backward<Flex, 2> for DepthwiseBackward {
         if let Some(node) = weight_node {
             let dw = conv.backward_weights(values(&x), values(&dy));
             let dw = transposed(&dw, conv.channels); // [channels, 1, k, k]
-            grads.register::<Flex>(node.id, tensor(dw, sizes::<4>(&weight)));
+            grads.register::<Flex>(node.id, tensor(dw, dims::<4>(&weight)));
         }
         if let Some(node) = x_node {
-            let mut dx = kernel::take(conv.height * conv.row);
+            let mut dx = kernel::acquire_buffer(conv.height * conv.row_stride);
             conv.backward_input(values(&dy), &transposed(values(&weight), taps), &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, sizes::<4>(&x)));
+            grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&x)));
         }
         [dy, x].into_iter().for_each(recycle);
     }
@@ -90,19 +90,19 @@ impl Backward<Flex, 2> for ConvBackward {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [x_node, weight_node] = ops.parents;
         let ConvState { x, columns, weight, window } = ops.state;
-        let conv = shape_of(&x, &weight, window);
+        let conv = conv_of(&x, &weight, window);
         if let Some(node) = weight_node {
-            let shape: [usize; 4] = sizes(&weight);
+            let shape: [usize; 4] = dims(&weight);
             let (taps, inputs) = (conv.taps(), conv.inputs);
             // Columns list all inputs of a tap, whole maps all taps of an input.
             let dw = match &columns {
                 Some(columns) => {
                     let dw = weight_gradient(&conv.over_columns(), values(columns), values(&dy));
-                    fold(&dw, shape, |input, tap| tap * inputs + input)
+                    to_burn_layout(&dw, shape, |input, tap| tap * inputs + input)
                 }
                 None => {
                     let dw = weight_gradient(&conv, values(&x), values(&dy));
-                    fold(&dw, shape, |input, tap| input * taps + tap)
+                    to_burn_layout(&dw, shape, |input, tap| input * taps + tap)
                 }
             };
             grads.register::<Flex>(node.id, tensor(dw, shape));
@@ -116,14 +116,14 @@ impl Backward<Flex, 2> for ConvBackward {
     }
 }
 
-fn weight_gradient(conv: &Conv, x: &[f32], dy: &[f32]) -> Vec<f32> {
+fn weight_gradient(conv: &BatchConv, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let mut dw = vec![0.0; conv.inputs * conv.taps() * conv.outputs];
     conv.backward_weights(x, dy, &mut dw);
     dw
 }
 
 /// The kernels' order, where `row` finds the outputs, to burn's `[outputs, inputs, k, k]`.
-fn fold(
+fn to_burn_layout(
     dw: &[f32],
     [outputs, inputs, k, _]: [usize; 4],
     row: impl Fn(usize, usize) -> usize + Sync,
@@ -141,12 +141,12 @@ fn fold(
     folded
 }
 
-fn input_gradient(conv: &Conv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
+fn input_gradient(conv: &BatchConv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
     let (taps, inputs) = (conv.taps(), conv.inputs);
-    let packed = Packed::new([taps, conv.outputs, inputs], |tap, output, input| {
+    let packed = PackedWeights::new([taps, conv.outputs, inputs], |tap, output, input| {
         weights[(output * inputs + input) * taps + tap]
     });
-    let mut dx = kernel::take(conv.in_len());
+    let mut dx = kernel::acquire_buffer(conv.in_len());
     conv.backward_input(dy, &packed, &mut dx);
     dx
 }
@@ -166,7 +166,7 @@ pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     let (x, node) = tracked(x).into_parts();
     let x = x.to_contiguous();
     let (out, taps) = pool(&x, window);
-    let (pool, sizes) = (pool_of(&x, window), sizes(&x));
+    let (pool, sizes) = (pool_of(&x, window), dims(&x));
     record(MaxPoolBackward, [node], out, |_| MaxPoolState { pool, sizes, taps })
 }
 
@@ -178,7 +178,7 @@ impl Backward<Flex, 1> for MaxPoolBackward {
         let MaxPoolState { pool, sizes, taps } = ops.state;
         let [node] = ops.parents;
         if let Some(node) = node {
-            let mut dx = kernel::take(pool.len());
+            let mut dx = kernel::acquire_buffer(pool.len());
             pool.backward(values(&dy), &taps, &mut dx);
             grads.register::<Flex>(node.id, tensor(dx, sizes));
         }
@@ -197,16 +197,16 @@ struct NormState {
     statistics: Statistics,
     affine: Affine,
     epsilon: f32,
-    follows: Follows,
+    epilogue: NormEpilogue,
 }
 
 /// Normalises by the batch's own statistics; the residual is added before the activation.
-pub(super) fn norm(
+pub(super) fn batch_norm(
     z: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
     epsilon: f64,
     residual: Option<Tensor<4>>,
-    follows: Follows,
+    epilogue: NormEpilogue,
 ) -> Normalized {
     let device = z.device().inner();
     let epsilon = epsilon as f32;
@@ -214,29 +214,29 @@ pub(super) fn norm(
     let residual = residual.map(tracked);
     let nodes = [z.node(), gamma.node(), beta.node()];
     let z = z.into_primitive().to_contiguous();
-    let norm = norm_of(&z, follows);
+    let norm = norm_of(&z, epilogue);
     let statistics = norm.statistics(values(&z));
     let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
     let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon);
-    let plain = |values: &[f32]| Tensor::from_floats(values, &device);
-    let (mean, variance) = (plain(&statistics.mean), plain(&statistics.variance));
+    let to_tensor = |values: &[f32]| Tensor::from_floats(values, &device);
+    let (mean, variance) = (to_tensor(&statistics.mean), to_tensor(&statistics.variance));
     let state = |z: FlexTensor, y: Option<FlexTensor>| NormState {
         z,
         y,
         statistics: statistics.clone(),
         affine: affine.clone(),
         epsilon,
-        follows,
+        epilogue,
     };
     let maps = match residual {
         None => {
-            let out = apply(&z, &affine, None, follows);
+            let out = normalize_by(&z, &affine, None, epilogue);
             record(NormBackward, nodes, out, |_| state(z, None))
         }
         Some(residual) => {
             let (residual, node) = residual.into_parts();
             let residual = residual.to_contiguous();
-            let out = apply(&z, &affine, Some(&residual), follows);
+            let out = normalize_by(&z, &affine, Some(&residual), epilogue);
             let [a, b, c] = nodes;
             record(NormBackward, [a, b, c, node], out, |out| state(z, Some(out.clone())))
         }
@@ -249,9 +249,9 @@ impl<const N: usize> Backward<Flex, N> for NormBackward {
 
     fn backward(self, ops: Ops<NormState, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let NormState { z, y, statistics, affine, epsilon, follows } = ops.state;
-        let norm = norm_of(&z, follows);
-        let mut dz = kernel::take(norm.len());
+        let NormState { z, y, statistics, affine, epsilon, epilogue } = ops.state;
+        let norm = norm_of(&z, epilogue);
+        let mut dz = kernel::acquire_buffer(norm.len());
         let from = NormGradient {
             dy: dy.storage_mut::<f32>(),
             z: values(&z),
@@ -262,7 +262,7 @@ impl<const N: usize> Backward<Flex, N> for NormBackward {
         };
         let (gamma, beta) = norm.backward(from, &mut dz);
         let mut dy = Some(dy);
-        let mut dz = Some(tensor(dz, sizes::<4>(&z)));
+        let mut dz = Some(tensor(dz, dims::<4>(&z)));
         let mut affine = [gamma, beta].map(|g| Some(tensor(g, [norm.channels])));
         for (place, parent) in ops.parents.into_iter().enumerate() {
             let gradient = match place {
