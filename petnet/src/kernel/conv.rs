@@ -2,11 +2,9 @@
 //! is that of [`super::tiles`].
 //! The table of [`super`] lists the other convolutions.
 
-#[cfg(feature = "train")]
-use std::ops::Range;
-
 use rayon::prelude::*;
 
+use super::axis::Axis;
 #[cfg(feature = "train")]
 use super::tiles::PackedWeights;
 use super::tiles::{Epilogue, PackedView, Product, RowRun, Term};
@@ -16,49 +14,11 @@ use crate::graph::Window;
 /// `[out_height, out_width, batch, outputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BatchConv {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
+    pub(crate) vertical: Axis,
+    pub(crate) horizontal: Axis,
     pub(crate) batch: usize,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    /// Rows and columns of padding before the map.
-    pub(crate) padding: [usize; 2],
-    pub(crate) out_height: usize,
-    pub(crate) out_width: usize,
-}
-
-/// A convolution along one axis: the relation of input index, output index and kernel tap.
-#[derive(Clone, Copy)]
-pub(super) struct Axis {
-    len: usize,
-    out_len: usize,
-    stride: usize,
-    padding: usize,
-}
-
-impl Axis {
-    /// The input that a tap reads for an output; `None` in the padding.
-    pub(super) fn input_index(self, out: usize, tap: usize) -> Option<usize> {
-        (out * self.stride + tap).checked_sub(self.padding).filter(|at| *at < self.len)
-    }
-
-    /// The output for which a tap reads input `at`.
-    #[cfg(feature = "train")]
-    fn output_index(self, at: usize, tap: usize) -> Option<usize> {
-        let scaled = (at + self.padding).checked_sub(tap)?;
-        let out = scaled / self.stride;
-        (scaled.is_multiple_of(self.stride) && out < self.out_len).then_some(out)
-    }
-
-    /// The outputs for which a tap reads an input and not padding.
-    #[cfg(feature = "train")]
-    pub(super) fn valid_outputs(self, tap: usize) -> Range<usize> {
-        let first = self.padding.saturating_sub(tap).div_ceil(self.stride);
-        let end = (self.len + self.padding).saturating_sub(tap).div_ceil(self.stride);
-        first..end.min(self.out_len).max(first)
-    }
 }
 
 impl BatchConv {
@@ -68,64 +28,39 @@ impl BatchConv {
         outputs: usize,
         window: Window,
     ) -> Option<Self> {
-        let [out_height, out_width] = [window.output(height)?, window.output(width)?];
-        let padding = [height, width].map(|len| window.padding(len)[0]);
-        let Window { kernel, stride, .. } = window;
-        Some(Self {
-            height,
-            width,
-            batch,
-            inputs,
-            outputs,
-            kernel,
-            stride,
-            padding,
-            out_height,
-            out_width,
-        })
+        let (vertical, horizontal) = (Axis::new(window, height)?, Axis::new(window, width)?);
+        Some(Self { vertical, horizontal, batch, inputs, outputs })
     }
 
     pub(crate) fn taps(&self) -> usize {
-        self.kernel * self.kernel
+        self.vertical.kernel * self.horizontal.kernel
     }
 
     /// Values of the output.
     pub(crate) fn out_len(&self) -> usize {
-        self.out_height * self.out_width * self.batch * self.outputs
+        self.vertical.out_len * self.horizontal.out_len * self.batch * self.outputs
     }
 
     /// Values of the input.
     pub(crate) fn in_len(&self) -> usize {
-        self.height * self.width * self.batch * self.inputs
-    }
-
-    pub(super) fn row_axis(&self) -> Axis {
-        self.axis(self.height, self.out_height, self.padding[0])
-    }
-
-    pub(super) fn column_axis(&self) -> Axis {
-        self.axis(self.width, self.out_width, self.padding[1])
-    }
-
-    fn axis(&self, len: usize, out_len: usize, padding: usize) -> Axis {
-        Axis { len, out_len, stride: self.stride, padding }
+        self.vertical.len * self.horizontal.len * self.batch * self.inputs
     }
 
     /// The output `[out_height, out_width, batch, outputs]`, without bias; one product for each row of it.
     pub(crate) fn forward(&self, x: &[f32], weights: PackedView<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
-        let (rows, columns) = (self.row_axis(), self.column_axis());
+        let (rows, columns) = (self.vertical, self.horizontal);
         // Rows of a run lie at one stride in the input. Neighbouring pixels do where the stride is 1, as the images of a
         // pixel are followed by those of the next, and in a batch of one image, in which a row is a pixel.
-        let merged = self.stride == 1 || self.batch == 1;
-        let row_stride = self.inputs * if self.batch == 1 { self.stride } else { 1 };
+        let merged = columns.stride == 1 || self.batch == 1;
+        let row_stride = self.inputs * if self.batch == 1 { columns.stride } else { 1 };
         let (row_len, epilogue) =
             (columns.out_len * self.batch * self.outputs, Epilogue::default());
         out.par_chunks_mut(row_len).enumerate().for_each(|(y, out)| {
             let terms = |x: usize| {
                 let (source_y, source_x) =
                     (|t| rows.input_index(y, t), |t| columns.input_index(x, t));
-                self.terms(source_y, source_x, self.width, self.inputs)
+                self.terms(source_y, source_x, columns.len, self.inputs)
             };
             let runs = self.row_runs(columns.out_len, merged, terms);
             Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
@@ -137,15 +72,15 @@ impl BatchConv {
     #[cfg(feature = "train")]
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &PackedWeights, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
-        let (rows, columns) = (self.row_axis(), self.column_axis());
-        let (row_len, epilogue) = (self.width * self.batch * self.inputs, Epilogue::default());
+        let (rows, columns) = (self.vertical, self.horizontal);
+        let (row_len, epilogue) = (columns.len * self.batch * self.inputs, Epilogue::default());
         dx.par_chunks_mut(row_len).enumerate().for_each(|(y, dx)| {
             let terms = |x: usize| {
                 let (target_y, target_x) =
                     (|t| rows.output_index(y, t), |t| columns.output_index(x, t));
                 self.terms(target_y, target_x, columns.out_len, self.outputs)
             };
-            let runs = self.row_runs(self.width, self.stride == 1, terms);
+            let runs = self.row_runs(columns.len, columns.stride == 1, terms);
             let (row_stride, weights) = (self.outputs, weights.view());
             Product { x: dy, weights, row_stride, runs: &runs, epilogue, out: dx }.run();
         });
@@ -160,10 +95,11 @@ impl BatchConv {
         width: usize,
         channels: usize,
     ) -> Vec<Term> {
-        let taps = (0..self.kernel).flat_map(|ky| (0..self.kernel).map(move |kx| (ky, kx)));
+        let taps = (0..self.horizontal.kernel)
+            .flat_map(|ky| (0..self.horizontal.kernel).map(move |kx| (ky, kx)));
         taps.filter_map(|(ky, kx)| {
             let start = (y(ky)? * width + x(kx)?) * self.batch * channels;
-            Some(Term { start, tap: ky * self.kernel + kx })
+            Some(Term { start, tap: ky * self.horizontal.kernel + kx })
         })
         .collect()
     }
@@ -195,15 +131,15 @@ impl BatchConv {
     /// im2col: copies each output pixel's window of the input, `[out_height, out_width, batch, taps * inputs]`. Where
     /// input channels are few, one product of these columns is faster than one for each tap.
     pub(crate) fn im2col(&self, x: &[f32], out: &mut [f32]) {
-        let (rows, columns) = (self.row_axis(), self.column_axis());
+        let (rows, columns) = (self.vertical, self.horizontal);
         let (pixel, window) = (self.batch * self.inputs, self.taps() * self.inputs);
         let row_len = columns.out_len * self.batch * window;
         out.par_chunks_mut(row_len).enumerate().for_each(|(y, out)| {
             for (out_x, windows) in out.chunks_exact_mut(self.batch * window).enumerate() {
                 for tap in 0..self.taps() {
-                    let (ky, kx) = (tap / self.kernel, tap % self.kernel);
+                    let (ky, kx) = (tap / self.horizontal.kernel, tap % self.horizontal.kernel);
                     let source = rows.input_index(y, ky).zip(columns.input_index(out_x, kx));
-                    let source = source.map(|(y, x)| (y * self.width + x) * pixel);
+                    let source = source.map(|(y, x)| (y * columns.len + x) * pixel);
                     let images =
                         windows.chunks_exact_mut(window).map(|w| &mut w[tap * self.inputs..]);
                     for (image, to) in images.enumerate() {
@@ -222,14 +158,9 @@ impl BatchConv {
 
     /// The 1x1 convolution over the columns of [`BatchConv::im2col`].
     pub(crate) fn over_columns(&self) -> Self {
-        Self {
-            height: self.out_height,
-            width: self.out_width,
-            inputs: self.taps() * self.inputs,
-            kernel: 1,
-            stride: 1,
-            padding: [0; 2],
-            ..*self
-        }
+        let pointwise =
+            |axis: Axis| Axis { len: axis.out_len, kernel: 1, stride: 1, padding: 0, ..axis };
+        let [vertical, horizontal] = [self.vertical, self.horizontal].map(pointwise);
+        Self { vertical, horizontal, inputs: self.taps() * self.inputs, ..*self }
     }
 }

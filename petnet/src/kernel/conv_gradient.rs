@@ -20,7 +20,7 @@ impl BatchConv {
         assert!(x.len() == self.in_len() && dy.len() == self.out_len());
         // Few tasks, since each reads all of its rows of both maps. Maps of many rows have few weights, so that separate
         // sums for each part of the rows cost little.
-        let height = self.out_height;
+        let height = self.vertical.out_len;
         let parts = if height >= 16 { 4 } else { 2 };
         let group_inputs = self.inputs.div_ceil(16) * 8;
         let mut sums = vec![0.0; parts * dw.len()];
@@ -74,7 +74,7 @@ impl WithSimd for WeightGradient<'_> {
         let conv = self.conv;
         let pixels = STRIP.div_ceil(conv.batch);
         for y in self.rows.clone() {
-            for first in (0..conv.out_width).step_by(pixels) {
+            for first in (0..conv.horizontal.out_len).step_by(pixels) {
                 for (first_vector, vectors) in channel_blocks::<S>(conv.outputs) {
                     for tap in 0..conv.taps() {
                         let output = first_vector * S::F32_LANES;
@@ -96,18 +96,22 @@ impl WeightGradient<'_> {
         (output, vectors): (usize, usize),
     ) {
         let conv = &self.conv;
-        let Some(source_y) = conv.row_axis().input_index(y, tap / conv.kernel) else { return };
-        let valid = conv.column_axis().valid_outputs(tap % conv.kernel);
+        let Some(source_y) = conv.vertical.input_index(y, tap / conv.horizontal.kernel) else {
+            return;
+        };
+        let valid = conv.horizontal.valid_outputs(tap % conv.horizontal.kernel);
         let pixels = pixels.start.max(valid.start)..pixels.end.min(valid.end);
         if pixels.is_empty() {
             return;
         }
-        let Some(source_x) = conv.column_axis().input_index(pixels.start, tap % conv.kernel) else {
+        let Some(source_x) =
+            conv.horizontal.input_index(pixels.start, tap % conv.horizontal.kernel)
+        else {
             return;
         };
         let (x_pixel, dy_pixel) = (conv.batch * conv.inputs, conv.batch * conv.outputs);
-        let dy = &self.dy[y * conv.out_width * dy_pixel..];
-        let x = &self.x[(source_y * conv.width + source_x) * x_pixel + self.first..];
+        let dy = &self.dy[y * conv.horizontal.out_len * dy_pixel..];
+        let x = &self.x[(source_y * conv.horizontal.len + source_x) * x_pixel + self.first..];
         let dy = &dy[pixels.start * dy_pixel..pixels.end * dy_pixel];
         let mut input = 0;
         while input < self.count {
@@ -136,7 +140,8 @@ impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
         let BatchConv { inputs, outputs, batch, .. } = *conv;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for (pixel, dy) in dy.chunks_exact(batch * outputs).enumerate() {
-            let x = &x[pixel * conv.stride * batch * inputs..][..(batch - 1) * inputs + R];
+            let x =
+                &x[pixel * conv.horizontal.stride * batch * inputs..][..(batch - 1) * inputs + R];
             for (image, dy) in dy.chunks_exact(outputs).enumerate() {
                 let gradients = load::<S, V>(simd, &dy[output..]);
                 for row in 0..R {

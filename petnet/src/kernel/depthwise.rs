@@ -10,6 +10,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::arch;
+use super::axis::Axis;
 use super::tiles::{Epilogue, load, store};
 use crate::graph::Window;
 
@@ -24,16 +25,10 @@ const CHUNK: usize = 2;
 /// with the first pixel inside of a map's border, and the row strides include the borders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Depthwise {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
+    pub(crate) vertical: Axis,
+    pub(crate) horizontal: Axis,
     pub(crate) batch: usize,
     pub(crate) channels: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    /// Rows and columns of padding before the map.
-    pub(crate) padding: [usize; 2],
-    pub(crate) out_height: usize,
-    pub(crate) out_width: usize,
     /// Row stride of the input, in values.
     pub(crate) row_stride: usize,
     /// Row stride of the output, in values.
@@ -46,23 +41,14 @@ impl Depthwise {
         [height, width, batch, channels]: [usize; 4],
         window: Window,
     ) -> Option<Self> {
-        let [out_height, out_width] = [window.output(height)?, window.output(width)?];
-        let padding = [height, width].map(|len| window.padding(len)[0]);
-        let [row_stride, out_row_stride] = [width, out_width].map(|width| width * batch * channels);
-        let Window { kernel, stride, .. } = window;
-        Some(Self {
-            height,
-            width,
-            batch,
-            channels,
-            kernel,
-            stride,
-            padding,
-            out_height,
-            out_width,
-            row_stride,
-            out_row_stride,
-        })
+        let (vertical, horizontal) = (Axis::new(window, height)?, Axis::new(window, width)?);
+        let row_strides = [width, horizontal.out_len].map(|width| width * batch * channels);
+        let [row_stride, out_row_stride] = row_strides;
+        Some(Self { vertical, horizontal, batch, channels, row_stride, out_row_stride })
+    }
+
+    pub(crate) fn taps(&self) -> usize {
+        self.vertical.kernel * self.horizontal.kernel
     }
 
     /// Computes some rows of the output; `out` begins with the first of them. `weights` are
@@ -74,24 +60,8 @@ impl Depthwise {
         epilogue: Epilogue<'_>,
         out: &mut [f32],
     ) {
-        assert!(weights.len() == self.kernel * self.kernel * self.channels);
+        assert!(weights.len() == self.taps() * self.channels);
         arch().dispatch(Rows { conv: *self, x, weights, rows, epilogue, out });
-    }
-
-    /// The taps along one axis that lie inside of the map, for output `out`.
-    #[inline(always)]
-    fn taps(&self, out: usize, len: usize, padding: usize) -> Range<usize> {
-        let start = out * self.stride;
-        padding.saturating_sub(start)..self.kernel.min((len + padding).saturating_sub(start))
-    }
-
-    /// The outputs of a row whose windows lie inside of the map, without regard to rows.
-    fn inner_outputs(&self) -> Range<usize> {
-        let [_, padding] = self.padding;
-        let first = padding.div_ceil(self.stride).min(self.out_width);
-        let end =
-            (self.width + padding).checked_sub(self.kernel).map_or(0, |at| at / self.stride + 1);
-        first..end.min(self.out_width).max(first)
     }
 }
 
@@ -119,7 +89,7 @@ impl WithSimd for Rows<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let Depthwise { channels, batch, kernel, stride, .. } = self.conv;
+        let Depthwise { vertical: Axis { kernel, stride, .. }, channels, batch, .. } = self.conv;
         let chunk = CHUNK * VECTORS * S::F32_LANES;
         for channel in (0..channels).step_by(chunk) {
             let end = channels.min(channel + chunk);
@@ -131,7 +101,7 @@ impl WithSimd for Rows<'_> {
                         (3, 2) => self.strip_outputs::<S, 3, 2, 9>(simd, strip),
                         (5, 1) => self.strip_outputs::<S, 5, 1, 8>(simd, strip),
                         (5, 2) => self.strip_outputs::<S, 5, 2, 11>(simd, strip),
-                        _ => self.edge_outputs(simd, strip, 0..self.conv.out_width),
+                        _ => self.edge_outputs(simd, strip, 0..self.conv.horizontal.out_len),
                     }
                 }
             }
@@ -147,10 +117,10 @@ impl Rows<'_> {
         simd: S,
         strip: Strip,
     ) {
-        let inside = self.conv.inner_outputs();
+        let inside = self.conv.horizontal.inner_outputs();
         // Residuals after depthwise convolutions are rare, and supported by `edge_outputs` only.
         if inside.len() < TILE || self.epilogue.residual.is_some() {
-            return self.edge_outputs(simd, strip, 0..self.conv.out_width);
+            return self.edge_outputs(simd, strip, 0..self.conv.horizontal.out_len);
         }
         self.edge_outputs(simd, strip, 0..inside.start);
         let rest = strip.end - (strip.end - strip.channel) % S::F32_LANES;
@@ -159,7 +129,7 @@ impl Rows<'_> {
             simd.vectorize(Tiles::<K, T, C> { rows: self, strip, outputs });
         }
         self.edge_outputs(simd, Strip { channel: rest, ..strip }, inside.clone());
-        self.edge_outputs(simd, strip, inside.end..self.conv.out_width);
+        self.edge_outputs(simd, strip, inside.end..self.conv.horizontal.out_len);
     }
 
     /// Offset of the strip's first channel at an input pixel.
@@ -217,9 +187,10 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rows, strip, outputs } = self;
-        let Depthwise { height, width, channels, kernel, stride, padding, .. } = rows.conv;
+        let Depthwise { vertical, horizontal, channels, .. } = rows.conv;
+        let Axis { kernel, stride, .. } = vertical;
         let count = if WHOLE { V * S::F32_LANES } else { strip.end - strip.channel };
-        let down = rows.conv.taps(strip.y, height, padding[0]);
+        let down = vertical.valid_taps(strip.y);
         let get = |values: &[f32], at: usize| {
             let values = &values[at..at + count];
             match WHOLE {
@@ -230,11 +201,13 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
         };
         for output in outputs {
             let mut sums = [simd.splat_f32s(0.0); V];
-            let across = rows.conv.taps(output, width, padding[1]);
+            let across = horizontal.valid_taps(output);
             for ky in down.clone() {
                 for kx in across.clone() {
-                    let (y, x) =
-                        (strip.y * stride + ky - padding[0], output * stride + kx - padding[1]);
+                    let (y, x) = (
+                        strip.y * stride + ky - vertical.padding,
+                        output * stride + kx - horizontal.padding,
+                    );
                     let values: [S::f32s; V] = get(rows.x, rows.input_offset(strip, y, x));
                     let weights: [S::f32s; V] =
                         get(rows.weights, (ky * kernel + kx) * channels + strip.channel);
@@ -264,13 +237,13 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rows, strip, outputs } = self;
-        let Depthwise { height, batch, channels, stride, padding, row_stride, .. } = rows.conv;
+        let Depthwise { vertical, horizontal, batch, channels, row_stride, .. } = rows.conv;
         let (pixel, lanes) = (batch * channels, S::F32_LANES);
-        let down = rows.conv.taps(strip.y, height, padding[0]);
-        let y = strip.y * stride + down.start - padding[0];
+        let down = vertical.valid_taps(strip.y);
+        let y = strip.y * vertical.stride + down.start - vertical.padding;
         let last = outputs.len() - TILE;
         // Slices from the first value that is read or written to the last.
-        let x = &rows.x[rows.input_offset(strip, y, outputs.start * stride - padding[1])..];
+        let x = &rows.x[rows.input_offset(strip, y, outputs.start * T - horizontal.padding)..];
         let x =
             &x[..(down.len() - 1) * row_stride + ((outputs.len() - 1) * T + K - 1) * pixel + lanes];
         let weights = &rows.weights[down.start * K * channels + strip.channel..];
@@ -342,14 +315,15 @@ mod tests {
         ) {
             let window = if same { Window::same(kernel, stride) } else { Window::centred(kernel, stride) };
             let Some(conv) = Depthwise::new([height, width, batch, channels], window) else { return Ok(()) };
-            let Depthwise { padding, out_height, out_width, out_row_stride, .. } = conv;
+            let (out_height, out_width) = (conv.vertical.out_len, conv.horizontal.out_len);
+            let padding = [height, width].map(|len| window.padding(len)[0]);
             let x = values(height * width * batch * channels, seed);
             let weights = values(kernel * kernel * channels, seed ^ 1);
             let bias = values(channels, seed ^ 2);
             let activation = [None, Some(Activation::Relu), Some(Activation::Relu6)][seed as usize % 3];
             let epilogue = Epilogue { bias: Some(&bias), residual: None, activation };
             let first = seed as usize % out_height;
-            let mut out = vec![7.0; (out_height - first) * out_row_stride];
+            let mut out = vec![7.0; (out_height - first) * conv.out_row_stride];
             conv.run_rows((&x, &weights), first..out_height, epilogue, &mut out);
             for (at, actual) in out.iter().enumerate() {
                 let (pixel, inner) = (at / (batch * channels), at % (batch * channels));

@@ -4,21 +4,16 @@
 use rayon::prelude::*;
 
 use super::arch;
+use super::axis::Axis;
 use crate::graph::Window;
 
 /// Shapes of a max pool over feature maps `[height, width, lanes]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MaxPool2d {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
+    pub(crate) vertical: Axis,
+    pub(crate) horizontal: Axis,
     /// Values of a pixel: images times channels, which are pooled independently.
     pub(crate) lanes: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    /// Rows and columns of padding before the map.
-    pub(crate) padding: [usize; 2],
-    pub(crate) out_height: usize,
-    pub(crate) out_width: usize,
 }
 
 impl MaxPool2d {
@@ -27,25 +22,23 @@ impl MaxPool2d {
         [height, width, batch, channels]: [usize; 4],
         window: Window,
     ) -> Option<Self> {
-        let [out_height, out_width] = [window.output(height)?, window.output(width)?];
-        let padding = [height, width].map(|len| window.padding(len)[0]);
-        let (lanes, Window { kernel, stride, .. }) = (batch * channels, window);
-        Some(Self { height, width, lanes, kernel, stride, padding, out_height, out_width })
+        let (vertical, horizontal) = (Axis::new(window, height)?, Axis::new(window, width)?);
+        Some(Self { vertical, horizontal, lanes: batch * channels })
     }
 
     pub(crate) fn out_len(&self) -> usize {
-        self.out_height * self.out_width * self.lanes
+        self.vertical.out_len * self.horizontal.out_len * self.lanes
     }
 
     /// Values of the input.
     pub(crate) fn len(&self) -> usize {
-        self.height * self.width * self.lanes
+        self.vertical.len * self.horizontal.len * self.lanes
     }
 
     /// Computes the output and, for each of its values, the index of its pixel in the window, the first of equals.
     pub(crate) fn forward(&self, x: &[f32], out: &mut [f32], argmax: &mut [u32]) {
         assert!(x.len() == self.len() && out.len() == self.out_len() && argmax.len() == out.len());
-        let row = self.out_width * self.lanes;
+        let row = self.horizontal.out_len * self.lanes;
         let rows = out.par_chunks_mut(row).zip(argmax.par_chunks_mut(row)).enumerate();
         rows.for_each(|(y, (out, argmax))| {
             let pixels = out.chunks_exact_mut(self.lanes).zip(argmax.chunks_exact_mut(self.lanes));
@@ -72,14 +65,15 @@ impl MaxPool2d {
     #[cfg(feature = "train")]
     pub(crate) fn backward(&self, dy: &[f32], argmax: &[u32], dx: &mut [f32]) {
         assert!(dx.len() == self.len() && dy.len() == self.out_len() && argmax.len() == dy.len());
-        let row = self.width * self.lanes;
+        let row = self.horizontal.len * self.lanes;
         dx.par_chunks_mut(row).enumerate().for_each(|(source, dx)| {
             dx.fill(0.0);
-            let (height, width) = (self.out_height, self.out_width);
+            let (height, width) = (self.vertical.out_len, self.horizontal.out_len);
             // The outputs whose windows include this row.
-            let padded = source + self.padding[0];
-            let first = (padded + 1).saturating_sub(self.kernel).div_ceil(self.stride);
-            for y in first..=(padded / self.stride).min(height - 1) {
+            let Axis { kernel, stride, padding, .. } = self.vertical;
+            let padded = source + padding;
+            let first = (padded + 1).saturating_sub(kernel).div_ceil(stride);
+            for y in first..=(padded / stride).min(height - 1) {
                 for (column, tap, at) in (0..width).flat_map(|column| {
                     let inside = move |(tap, at): (u32, usize)| (column, tap, at);
                     self.window_pixels(y, column)
@@ -104,11 +98,12 @@ impl MaxPool2d {
 
     /// Index within the window and offset in the input of each pixel of an output's window.
     fn window_pixels(&self, y: usize, x: usize) -> impl Iterator<Item = (u32, usize)> + use<> {
-        let Self { height, width, lanes, kernel, stride, padding: [above, left], .. } = *self;
+        let Self { vertical, horizontal, lanes } = *self;
+        let kernel = vertical.kernel;
         (0..kernel * kernel).filter_map(move |tap| {
-            let row = (y * stride + tap / kernel).checked_sub(above).filter(|row| *row < height)?;
-            let column = (x * stride + tap % kernel).checked_sub(left).filter(|c| *c < width)?;
-            Some((tap as u32, (row * width + column) * lanes))
+            let row = vertical.input_index(y, tap / kernel)?;
+            let column = horizontal.input_index(x, tap % kernel)?;
+            Some((tap as u32, (row * horizontal.len + column) * lanes))
         })
     }
 }

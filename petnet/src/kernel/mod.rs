@@ -29,6 +29,7 @@
     reason = "loops of constant length over sums must unroll, or the sums are spilled"
 )]
 
+mod axis;
 #[cfg(feature = "flex")]
 mod buffers;
 #[cfg(feature = "flex")]

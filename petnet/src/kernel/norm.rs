@@ -70,11 +70,11 @@ pub(crate) struct NormGradient<'a> {
 }
 
 /// Sums over all rows, for each channel.
-struct GradientSums {
+struct GradientSums<T> {
     /// Of `dy`.
-    sum: Vec<f64>,
+    dy: Vec<T>,
     /// Of `dy * (z - mean)`.
-    centred_sum: Vec<f64>,
+    centred: Vec<T>,
 }
 
 impl Norm {
@@ -194,15 +194,11 @@ impl Norm {
         })
     }
 
-    /// Writes the gradient of the input to `dz` and returns those of gamma and beta. Without a pool, `arguments.dy` becomes the
+    /// Writes the gradient of the input to `dz` and returns those of gamma and beta. Without a pool, `args.dy` becomes the
     /// gradient before the activation, which is that of the residual.
-    pub(crate) fn backward(
-        &self,
-        arguments: NormGradient<'_>,
-        dz: &mut [f32],
-    ) -> (Vec<f32>, Vec<f32>) {
-        assert!(arguments.dy.len() == self.out_len() && dz.len() == self.len());
-        let NormGradient { dy, z, y, statistics, affine, epsilon } = arguments;
+    pub(crate) fn backward(&self, args: NormGradient<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+        assert!(args.dy.len() == self.out_len() && dz.len() == self.len());
+        let NormGradient { dy, z, y, statistics, affine, epsilon } = args;
         let sums = match self.epilogue.pool {
             true => self.pooled_gradient_sums(dy, z, &statistics.mean, affine),
             false => self.gradient_sums(dy, (z, y), &statistics.mean, affine),
@@ -213,23 +209,18 @@ impl Norm {
         let (mut z_factor, mut offset) = (vec![0.0; self.channels], vec![0.0; self.channels]);
         for c in 0..self.channels {
             let scale = f64::from(affine.scale[c]);
-            let factor = -scale * inverse[c] * inverse[c] * sums.centred_sum[c] / rows;
+            let factor = -scale * inverse[c] * inverse[c] * sums.centred[c] / rows;
             z_factor[c] = factor as f32;
             offset[c] =
-                (-scale * sums.sum[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
+                (-scale * sums.dy[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
         }
-        let gradient = InputGradient { affine, z_factor: &z_factor, offset: &offset };
+        let terms = InputGradient { affine, z_factor: &z_factor, offset: &offset };
         match self.epilogue.pool {
-            true => self.pooled_input_gradient(dy, z, gradient, dz),
-            false => self.input_gradient(dy, z, gradient, dz),
+            true => self.write_pooled_gradient(dy, z, terms, dz),
+            false => self.write_gradient(dy, z, terms, dz),
         }
-        let gamma = sums
-            .centred_sum
-            .iter()
-            .zip(&inverse)
-            .map(|(sum, inverse)| (sum * inverse) as f32)
-            .collect();
-        (gamma, sums.sum.iter().map(|sum| *sum as f32).collect())
+        let gamma = sums.centred.iter().zip(&inverse).map(|(sum, i)| (sum * i) as f32).collect();
+        (gamma, sums.dy.iter().map(|sum| *sum as f32).collect())
     }
 
     /// Sets the gradient to zero where the activation's is zero, and sums it.
@@ -239,13 +230,13 @@ impl Norm {
         (z, y): (&[f32], Option<&[f32]>),
         mean: &[f32],
         Affine { scale, shift }: &Affine,
-    ) -> GradientSums {
+    ) -> GradientSums<f64> {
         let (channels, [floor, ceiling]) = (self.channels, self.epilogue.bounds());
         let has_activation = self.epilogue.activation.is_some();
         let is_inside = move |value: f32| value > floor && value < ceiling;
         let chunk = CHUNK_ROWS * channels;
         let parts = dy.par_chunks_mut(chunk).enumerate().map(|(index, dy)| {
-            let (mut sum, mut centred_sum) = (vec![0.0; channels], vec![0.0; channels]);
+            let mut sums = GradientSums::zeros(channels);
             let z = &z[index * chunk..][..dy.len()];
             let y = y.map(|y| &y[index * chunk..][..dy.len()]);
             arch().dispatch(
@@ -268,15 +259,15 @@ impl Norm {
                                 }
                             }
                         }
-                        add(&mut sum, dy.iter().copied());
+                        add(&mut sums.dy, dy.iter().copied());
                         add(
-                            &mut centred_sum,
+                            &mut sums.centred,
                             dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)),
                         );
                     }
                 },
             );
-            (sum, centred_sum)
+            sums
         });
         GradientSums::merge(parts.collect(), channels)
     }
@@ -287,10 +278,10 @@ impl Norm {
         z: &[f32],
         mean: &[f32],
         Affine { scale, shift }: &Affine,
-    ) -> GradientSums {
+    ) -> GradientSums<f64> {
         let (channels, bounds) = (self.channels, self.epilogue.bounds());
         let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
-            let (mut sum, mut centred_sum) = (vec![0.0; channels], vec![0.0; channels]);
+            let mut sums = GradientSums::zeros(channels);
             arch().dispatch(
                 #[inline(always)]
                 || {
@@ -302,20 +293,20 @@ impl Norm {
                             let weighted: f32 =
                                 (0..4).map(|k| gradients[k] * (values[k] - mean[c])).sum();
                             let total: f32 = gradients.iter().sum();
-                            sum[c] += dy[c] * total;
-                            centred_sum[c] += dy[c] * weighted;
+                            sums.dy[c] += dy[c] * total;
+                            sums.centred[c] += dy[c] * weighted;
                         }
                     }
                 },
             );
-            (sum, centred_sum)
+            sums
         });
         GradientSums::merge(parts.collect(), channels)
     }
 
-    fn input_gradient(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
+    fn write_gradient(&self, dy: &[f32], z: &[f32], terms: InputGradient<'_>, dz: &mut [f32]) {
         let (channels, chunk) = (self.channels, CHUNK_ROWS * self.channels);
-        let scale = &gradient.affine.scale;
+        let scale = &terms.affine.scale;
         dz.par_chunks_mut(chunk).enumerate().for_each(|(index, dz)| {
             let (dy, z) = (&dy[index * chunk..][..dz.len()], &z[index * chunk..][..dz.len()]);
             arch().dispatch(
@@ -325,8 +316,7 @@ impl Norm {
                         let (dy, z) =
                             (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
                         for c in 0..channels {
-                            dz[c] = scale[c] * dy[c]
-                                + (gradient.z_factor[c] * z[c] + gradient.offset[c]);
+                            dz[c] = scale[c] * dy[c] + (terms.z_factor[c] * z[c] + terms.offset[c]);
                         }
                     }
                 },
@@ -334,14 +324,14 @@ impl Norm {
         });
     }
 
-    fn pooled_input_gradient(
+    fn write_pooled_gradient(
         &self,
         dy: &[f32],
         z: &[f32],
-        gradient: InputGradient<'_>,
+        terms: InputGradient<'_>,
         dz: &mut [f32],
     ) {
-        let Affine { scale, shift } = gradient.affine;
+        let Affine { scale, shift } = terms.affine;
         let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
         let bounds = self.epilogue.bounds();
         let row = self.width * batch * channels;
@@ -354,7 +344,7 @@ impl Norm {
                     for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels))
                     {
                         for c in 0..channels {
-                            dz[c] = gradient.z_factor[c] * z[c] + gradient.offset[c];
+                            dz[c] = terms.z_factor[c] * z[c] + terms.offset[c];
                         }
                     }
                     let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
@@ -366,11 +356,9 @@ impl Norm {
                             let pixel = (k / 2) * self.width + 2 * x + k % 2;
                             let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
                             for c in 0..channels {
-                                let gradients = pool_gradients(
-                                    window.map(|z| z[c]),
-                                    [scale[c], shift[c]],
-                                    bounds,
-                                );
+                                let values = window.map(|z| z[c]);
+                                let gradients =
+                                    pool_gradients(values, [scale[c], shift[c]], bounds);
                                 dz[c] += scale[c] * dy[c] * gradients[k];
                             }
                         }
@@ -389,32 +377,34 @@ struct InputGradient<'a> {
     offset: &'a [f32],
 }
 
-impl GradientSums {
-    fn merge(parts: Vec<(Vec<f32>, Vec<f32>)>, channels: usize) -> Self {
-        let mut sums = Self { sum: vec![0.0; channels], centred_sum: vec![0.0; channels] };
-        for (sum, centred_sum) in parts {
-            for c in 0..channels {
-                sums.sum[c] += f64::from(sum[c]);
-                sums.centred_sum[c] += f64::from(centred_sum[c]);
-            }
+impl<T: Copy + Default> GradientSums<T> {
+    fn zeros(channels: usize) -> Self {
+        Self { dy: vec![T::default(); channels], centred: vec![T::default(); channels] }
+    }
+}
+
+impl GradientSums<f64> {
+    /// The sums of parts, added in order.
+    fn merge(parts: Vec<GradientSums<f32>>, channels: usize) -> Self {
+        let mut sums = Self::zeros(channels);
+        for part in parts {
+            add(&mut sums.dy, part.dy.into_iter().map(f64::from));
+            add(&mut sums.centred, part.centred.into_iter().map(f64::from));
         }
         sums
     }
 }
 
 #[inline(always)]
-fn add(sums: &mut [f32], values: impl Iterator<Item = f32>) {
+fn add<T: std::ops::AddAssign>(sums: &mut [T], values: impl Iterator<Item = T>) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
 /// The gradients of affine map, max pool and activation by the pool's four mapped values: 1 for the first of the largest
 /// ones, or 0 if it lies at a bound of the activation; 0 for the others.
 #[inline(always)]
-fn pool_gradients(
-    values: [f32; 4],
-    [scale, shift]: [f32; 2],
-    [floor, ceiling]: [f32; 2],
-) -> [f32; 4] {
+fn pool_gradients(values: [f32; 4], [scale, shift]: [f32; 2], bounds: [f32; 2]) -> [f32; 4] {
+    let [floor, ceiling] = bounds;
     let mapped = values.map(|value| value * scale + shift);
     let largest = mapped[0].max(mapped[1]).max(mapped[2].max(mapped[3]));
     let mut remaining = if largest > floor && largest < ceiling { 1.0 } else { 0.0 };

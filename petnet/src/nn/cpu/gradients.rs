@@ -68,14 +68,14 @@ impl Backward<Flex, 2> for DepthwiseBackward {
         let [x_node, weight_node] = ops.parents;
         let ConvState { x, weight, window, .. } = ops.state;
         let conv = depthwise_of(&x, window);
-        let taps = conv.kernel * conv.kernel;
+        let taps = conv.taps();
         if let Some(node) = weight_node {
             let dw = conv.backward_weights(values(&x), values(&dy));
             let dw = transposed(&dw, conv.channels); // [channels, 1, k, k]
             grads.register::<Flex>(node.id, tensor(dw, dims::<4>(&weight)));
         }
         if let Some(node) = x_node {
-            let mut dx = kernel::acquire_buffer(conv.height * conv.row_stride);
+            let mut dx = kernel::acquire_buffer(conv.vertical.len * conv.row_stride);
             conv.backward_input(values(&dy), &transposed(values(&weight), taps), &mut dx);
             grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&x)));
         }
@@ -109,8 +109,7 @@ impl Backward<Flex, 2> for ConvBackward {
         }
         if let Some(node) = x_node {
             let dx = input_gradient(&conv, values(&weight), values(&dy));
-            let shape = [conv.height, conv.width, conv.batch, conv.inputs];
-            grads.register::<Flex>(node.id, tensor(dx, shape));
+            grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&x)));
         }
         [Some(dy), Some(x), columns].into_iter().flatten().for_each(recycle);
     }

@@ -173,7 +173,7 @@ fn dense(
     let weights = values(weight);
     let (taps, inputs) = (conv.taps(), conv.inputs);
     let mut out = kernel::acquire_buffer(conv.out_len());
-    let shape = [conv.out_height, conv.out_width, conv.batch, conv.outputs];
+    let shape = [conv.vertical.out_len, conv.horizontal.out_len, conv.batch, conv.outputs];
     let packed = PackedWeights::new([taps, inputs, conv.outputs], |tap, input, output| {
         weights[(output * inputs + input) * taps + tap]
     });
@@ -195,13 +195,13 @@ fn depthwise_of(x: &FlexTensor, window: Window) -> Depthwise {
 
 fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor {
     let conv = depthwise_of(x, window);
-    let weights = transposed(values(weight), conv.kernel * conv.kernel); // [k * k, channels]
-    let mut out = kernel::acquire_buffer(conv.out_height * conv.out_row_stride);
+    let weights = transposed(values(weight), conv.taps()); // [k * k, channels]
+    let mut out = kernel::acquire_buffer(conv.vertical.out_len * conv.out_row_stride);
     let x = values(x);
     out.par_chunks_mut(conv.out_row_stride).enumerate().for_each(|(y, out)| {
         conv.run_rows((x, &weights), y..y + 1, Epilogue::default(), out);
     });
-    tensor(out, [conv.out_height, conv.out_width, conv.batch, conv.channels])
+    tensor(out, [conv.vertical.out_len, conv.horizontal.out_len, conv.batch, conv.channels])
 }
 
 fn pool_of(x: &FlexTensor, window: Window) -> MaxPool2d {
@@ -213,7 +213,7 @@ fn pool(x: &FlexTensor, window: Window) -> (FlexTensor, Vec<u32>) {
     let ([_, _, batch, channels], pool) = (dims(x), pool_of(x, window));
     let (mut out, mut taps) = (kernel::acquire_buffer(pool.out_len()), vec![0; pool.out_len()]);
     pool.forward(values(x), &mut out, &mut taps);
-    (tensor(out, [pool.out_height, pool.out_width, batch, channels]), taps)
+    (tensor(out, [pool.vertical.out_len, pool.horizontal.out_len, batch, channels]), taps)
 }
 
 fn norm_of(z: &FlexTensor, epilogue: NormEpilogue) -> Norm {
