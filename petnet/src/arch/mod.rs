@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 #[cfg(feature = "pytorch")]
-pub(crate) use keys::{Found, Keys};
+pub(crate) use keys::{Keys, RecognisedNetwork};
 
 pub use efficientnet_lite::{EfficientNetLiteConfig, Stage};
 pub use petnet::PetNetConfig;
@@ -108,7 +108,7 @@ pub(crate) struct Entry {
     pub(crate) preprocess: Preprocess,
     /// The network that keys and shapes of a PyTorch file are of, if they are of this kind.
     #[cfg(feature = "pytorch")]
-    pub(crate) recognise: Option<fn(&Keys<'_>) -> Option<Found>>,
+    pub(crate) recognise: Option<fn(&Keys<'_>) -> Option<RecognisedNetwork>>,
 }
 
 const SQUEEZED: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };

@@ -115,7 +115,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] where it no longer fits the weights.
     #[cfg(feature = "train")]
-    pub(crate) fn with_record(self, change: impl FnOnce(&mut ModelInfo)) -> Result<Self> {
+    pub(crate) fn with_info(self, change: impl FnOnce(&mut ModelInfo)) -> Result<Self> {
         let Self { mut info, weights } = self;
         change(&mut info);
         Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))

@@ -20,7 +20,7 @@ use crate::passes;
 use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::quantization::Quantization;
 pub use crate::storage::Precision;
-use crate::storage::{SCALE, read_weight, store, unpack, unpack_nibbles};
+use crate::storage::{SCALE_SUFFIX, decode_int4, decode_int8, encode, read_weight};
 use crate::task::Task;
 use crate::weights::Weights;
 
@@ -34,7 +34,7 @@ const DIGEST_KEY: &str = "sha256";
 const FORMAT: u32 = 2;
 
 /// Longest name of a class in bytes: each answer of a service repeats all of them.
-const MAX_LABEL: usize = 256;
+const MAX_LABEL_BYTES: usize = 256;
 
 /// The description of a model in its file: everything but the weights.
 ///
@@ -156,7 +156,7 @@ impl ModelInfo {
             source.validate(&self.graph)?;
             source.graph().sides(size as usize)?;
         }
-        let named = |label: &&String| (1..=MAX_LABEL).contains(&label.len());
+        let named = |label: &&String| (1..=MAX_LABEL_BYTES).contains(&label.len());
         let distinct: BTreeSet<_> = self.labels.iter().filter(named).collect();
         if distinct.is_empty() || distinct.len() != self.labels.len() {
             return Err(ModelError::Labels);
@@ -228,7 +228,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// [`Checkpoint::load`], or nothing where a file is not meant to be petnet's.
     #[cfg(feature = "train")]
-    pub(crate) fn load_own(path: &Path) -> Result<Option<Self>> {
+    pub(crate) fn load_if_petnet(path: &Path) -> Result<Option<Self>> {
         let bytes = fs::read(path).map_err(Error::io(path))?;
         let header = SafeTensors::read_metadata(&bytes);
         let metadata = header.ok().and_then(|(_, header)| header.metadata().clone());
@@ -282,7 +282,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] where a weight's shape and values do not fit each other.
     pub fn to_bytes(&self, precision: Precision) -> Result<Vec<u8>> {
-        self.encode(precision).map_err(|reason| Error::checkpoint("<bytes>", reason))
+        self.serialize(precision).map_err(|reason| Error::checkpoint("<bytes>", reason))
     }
 
     /// The cat-or-dog network that ships inside the crate.
@@ -308,7 +308,7 @@ impl Checkpoint {
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>, precision: Precision) -> Result<()> {
         let path = path.as_ref();
-        let bytes = self.encode(precision).map_err(|reason| Error::checkpoint(path, reason))?;
+        let bytes = self.serialize(precision).map_err(|reason| Error::checkpoint(path, reason))?;
         write_atomically(path, &bytes)
     }
 
@@ -334,10 +334,10 @@ impl Checkpoint {
         self.info
     }
 
-    fn encode(&self, precision: Precision) -> Result<Vec<u8>, ModelError> {
+    fn serialize(&self, precision: Precision) -> Result<Vec<u8>, ModelError> {
         let failed = |e: &dyn std::fmt::Display| ModelError::Encode(e.to_string());
-        let stored: Vec<_> =
-            self.weights.iter().flat_map(|(name, weight)| store(name, weight, precision)).collect();
+        let weights = self.weights.iter();
+        let stored: Vec<_> = weights.flat_map(|(name, w)| encode(name, w, precision)).collect();
         let views: Vec<_> = stored
             .iter()
             .map(|(name, shape, dtype, bytes)| {
@@ -367,27 +367,25 @@ impl Checkpoint {
         if metadata.get(DIGEST_KEY) != Some(&expected) {
             return Err(ModelError::Checksum);
         }
-        let info = description(text)?;
+        let info = parse_info(text)?;
         let scales = |name: &String| {
-            let scale = tensors.tensor(&format!("{name}{SCALE}")).map_err(damaged)?;
+            let scale = tensors.tensor(&format!("{name}{SCALE_SUFFIX}")).map_err(damaged)?;
             Ok::<_, ModelError>(read_weight(name, &scale)?.values)
         };
         let shapes: HashMap<String, Vec<usize>> = info.parameters().collect();
         let mut weights = Weights::new();
         for (name, view) in &views {
-            match view.dtype() {
-                Dtype::I8 => {
-                    drop(weights.insert(name.clone(), unpack(name, view, &scales(name)?)?))
-                }
+            let weight = match view.dtype() {
+                Dtype::I8 => decode_int8(name, view, &scales(name)?)?,
                 Dtype::U8 => {
                     // Packed 4-bit weights do not store their shape; it follows from the graph.
                     let shape = shapes.get(name).ok_or(ModelError::UnusedWeight(name.clone()))?;
-                    let weight = unpack_nibbles(name, view, shape, &scales(name)?)?;
-                    weights.insert(name.clone(), weight);
+                    decode_int4(name, view, shape, &scales(name)?)?
                 }
-                _ if name.ends_with(SCALE) => {}
-                _ => drop(weights.insert(name.clone(), read_weight(name, view)?)),
-            }
+                _ if name.ends_with(SCALE_SUFFIX) => continue,
+                _ => read_weight(name, view)?,
+            };
+            weights.insert(name.clone(), weight);
         }
         Self::new(info, weights)
     }
@@ -410,7 +408,7 @@ fn sorted_header(mut bytes: Vec<u8>) -> Result<Vec<u8>, serde_json::Error> {
 }
 
 /// A file's description, whose layout is read first: another one need not have the same fields.
-fn description(text: &str) -> Result<ModelInfo, ModelError> {
+fn parse_info(text: &str) -> Result<ModelInfo, ModelError> {
     #[derive(Deserialize)]
     struct Layout {
         format: u32,

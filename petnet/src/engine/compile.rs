@@ -9,6 +9,7 @@ use super::simple::{Elementwise, MaxPool};
 use crate::arch::Normalization;
 use crate::error::ModelError;
 use crate::graph::{Conv2d, Node, Op, Window};
+use crate::kernel::batch_norm_affine;
 use crate::passes::{self, MainOp, Program};
 use crate::weights::Weights;
 
@@ -217,10 +218,7 @@ impl Compiler<'_> {
         let [gamma, beta] = [self.values(norm, "weight")?, self.values(norm, "bias")?];
         let mean = self.values(norm, "running_mean")?;
         let variance = self.values(norm, "running_var")?;
-        let scale: Vec<f32> =
-            gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
-        let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-        Ok([scale, shift])
+        Ok(batch_norm_affine([gamma, beta, mean, variance], epsilon))
     }
 
     /// Weights and bias of a convolution with its batch norm folded in (Jacob et al., 2018), and for one that

@@ -60,6 +60,15 @@ pub(crate) struct NetworkSpec<'a> {
     pub(crate) ranges: Option<&'a Ranges>,
 }
 
+#[cfg(test)]
+impl<'a> NetworkSpec<'a> {
+    /// A network without a source head and ranges.
+    pub(crate) fn new(graph: &'a Graph, side: usize, weights: &'a Weights) -> Self {
+        let normalization = Normalization::default();
+        Self { graph, source: None, normalization, side, weights, ranges: None }
+    }
+}
+
 /// A compiled network.
 #[derive(Debug)]
 pub(crate) struct Engine(Plans);

@@ -186,6 +186,7 @@ pub(crate) struct Heat {
     pub(crate) values: Vec<f32>,
 }
 
+/// `run`, `maps`, `explain`, `profile` and `observe` are those of [`super::Engine`].
 impl<A: Arithmetic> Plan<A> {
     pub(super) fn new(
         arithmetic: A,
@@ -201,7 +202,6 @@ impl<A: Arithmetic> Plan<A> {
         Self { arithmetic, maps, steps, heads, slots, arenas: Mutex::default() }
     }
 
-    /// `pixels` are `[count, side, side, 3]`. Several images run in parallel, a single one on all cores.
     pub(super) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
         let image = self.map(0).shape;
         let size = image.height * image.width * image.channels;
@@ -231,7 +231,6 @@ impl<A: Arithmetic> Plan<A> {
         self.run_single(pixels, |_| (), read)
     }
 
-    /// Height and width of the last feature maps, and their values `[height, width, count, channels]`.
     #[cfg(feature = "train")]
     pub(super) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
         let image = self.map(0).shape;
@@ -256,7 +255,6 @@ impl<A: Arithmetic> Plan<A> {
         ([height, width], values)
     }
 
-    /// Name, floating-point operations and time of each step, for one image.
     pub(super) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         let mut instants = Vec::new();
         self.run_single(pixels, |_| instants.push(Instant::now()), |_| ());
@@ -265,7 +263,6 @@ impl<A: Arithmetic> Plan<A> {
         steps.map(|(step, time)| (step.name.as_str(), step.flops, time)).collect()
     }
 
-    /// Runs one image and calls `on_pixel` with the node and the values of each pixel of each step's output.
     pub(super) fn observe(
         &self,
         pixels: &[u8],

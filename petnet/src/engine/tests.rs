@@ -37,9 +37,7 @@ fn weights(graph: &Graph, device: &Device) -> Weights {
 }
 
 fn compiled(graph: &Graph, side: usize, weights: &Weights) -> Result<Engine, ModelError> {
-    let normalization = Normalization::default();
-    let (source, ranges) = (None, None);
-    Engine::new(super::NetworkSpec { graph, source, normalization, side, weights, ranges })
+    Engine::new(super::NetworkSpec::new(graph, side, weights))
 }
 
 /// A network with operations that no architecture of the table has: steps that begin with no convolution, a depthwise

@@ -239,18 +239,20 @@ pub struct Node {
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Description", into = "Description")]
+#[serde(try_from = "Description")]
 pub struct Graph {
     name: String,
     nodes: Vec<Node>,
     blocks: Vec<usize>,
     /// Index of the global average pool.
+    #[serde(skip)]
     pool: usize,
+    #[serde(skip)]
     classes: usize,
 }
 
 /// A graph as it is written, not yet validated.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     name: String,
@@ -264,12 +266,6 @@ impl TryFrom<Description> for Graph {
 
     fn try_from(Description { name, nodes, blocks }: Description) -> Result<Self, GraphError> {
         Self::new(name, nodes, blocks)
-    }
-}
-
-impl From<Graph> for Description {
-    fn from(Graph { name, nodes, blocks, .. }: Graph) -> Self {
-        Self { name, nodes, blocks }
     }
 }
 
@@ -400,7 +396,7 @@ impl Graph {
     /// # Errors
     /// [`GraphError`] for no classes, or more than any network here has.
     pub fn with_classes(&self, classes: usize) -> Result<Self, GraphError> {
-        let Description { name, mut nodes, blocks } = self.clone().into();
+        let Self { name, mut nodes, blocks, .. } = self.clone();
         if let Some(Node { op: Op::Linear { outputs, .. }, .. }) = nodes.last_mut() {
             *outputs = classes;
         }

@@ -25,14 +25,14 @@ pub(crate) const PREFIX: &str = "source.";
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Description", into = "Description")]
+#[serde(try_from = "Description")]
 pub struct SourceHead {
-    graph: Graph,
     shared: usize,
+    graph: Graph,
 }
 
 /// A source head as it is written, not yet validated.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     shared: usize,
@@ -45,12 +45,6 @@ impl TryFrom<Description> for SourceHead {
     fn try_from(Description { shared, graph }: Description) -> Result<Self, GraphError> {
         validate_split(&graph, shared)?;
         Ok(Self { graph, shared })
-    }
-}
-
-impl From<SourceHead> for Description {
-    fn from(SourceHead { graph, shared }: SourceHead) -> Self {
-        Self { shared, graph }
     }
 }
 

@@ -16,8 +16,9 @@ const STRIP: usize = 64;
 
 impl BatchConv {
     /// The gradient of the weights, `[inputs, taps, outputs]`.
-    pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         assert!(x.len() == self.in_len() && dy.len() == self.out_len());
+        let mut dw = vec![0.0; self.inputs * self.taps() * self.outputs];
         // Few tasks, since each reads all of its rows of both maps. Maps of many rows have few weights, so that separate
         // sums for each part of the rows cost little.
         let height = self.vertical.out_len;
@@ -40,6 +41,7 @@ impl BatchConv {
                 *dw = (0..parts).map(|part| sums[part * len + index]).sum();
             }
         });
+        dw
     }
 }
 

@@ -72,6 +72,17 @@ pub(crate) struct NormEpilogue {
     pub(crate) pool: bool,
 }
 
+/// Scale and shift of each channel that are a batch norm by given statistics.
+pub(crate) fn batch_norm_affine(
+    [gamma, beta, mean, variance]: [&[f32]; 4],
+    epsilon: f32,
+) -> [Vec<f32>; 2] {
+    let scale: Vec<f32> =
+        gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
+    let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+    [scale, shift]
+}
+
 /// The widest vector instructions of this machine: AVX-512, AVX2 or NEON, else scalar code.
 #[inline(always)]
 pub(crate) fn arch() -> pulp::Arch {

@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use super::{NormEpilogue, arch};
+use super::{NormEpilogue, arch, batch_norm_affine};
 use crate::graph::Activation;
 
 /// Rows that are summed in f32; the sums of these chunks are added in f64.
@@ -49,9 +49,7 @@ pub(crate) struct Affine {
 impl Affine {
     pub(crate) fn new(statistics: &Statistics, gamma: &[f32], beta: &[f32], epsilon: f32) -> Self {
         let Statistics { mean, variance } = statistics;
-        let scale: Vec<f32> =
-            gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
-        let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+        let [scale, shift] = batch_norm_affine([gamma, beta, mean, variance], epsilon);
         Self { scale, shift }
     }
 }

@@ -2,22 +2,22 @@
 
 use std::collections::BTreeSet;
 
-use crate::arch::{Architecture, Found, Keys, TABLE};
+use crate::arch::{Architecture, Keys, RecognisedNetwork, TABLE};
 use crate::error::ModelError;
 use crate::graph::Op;
 use crate::passes;
 use crate::weights::{Weight, Weights, transposed};
 
 /// Names of a file that an error lists.
-const LISTED: usize = 6;
+const MAX_LISTED_NAMES: usize = 6;
 
 /// A network, and its weights by petnet's names. All tensors are its own, or all that lie under one key of a checkpoint,
 /// beside other things; else it is refused.
-pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> {
+pub(super) fn convert(tensors: Weights) -> Result<(RecognisedNetwork, Weights), ModelError> {
     let as_named = unknown(&tensors);
-    let given = unprefixed(tensors);
+    let given = without_shared_prefix(tensors);
     let whole = match recognised(&given) {
-        Some(found) => take(found, given.clone()),
+        Some(found) => assign_weights(found, given.clone()),
         None => Err(as_named),
     };
     let whole_failed = match whole {
@@ -31,18 +31,22 @@ pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> 
         let names = given.iter().filter_map(|(name, weight)| {
             Some((name.strip_prefix(key)?.strip_prefix('.')?.to_string(), weight.clone()))
         });
-        unprefixed(names.collect())
+        without_shared_prefix(names.collect())
     };
-    let found = keys.into_iter().map(below).find_map(|part| take(recognised(&part)?, part).ok());
+    let found =
+        keys.into_iter().map(below).find_map(|part| assign_weights(recognised(&part)?, part).ok());
     found.ok_or(whole_failed)
 }
 
-fn recognised(given: &Weights) -> Option<Found> {
+fn recognised(given: &Weights) -> Option<RecognisedNetwork> {
     let keys = Keys(given);
     TABLE.iter().filter_map(|entry| entry.recognise).find_map(|known| known(&keys))
 }
 
-pub(super) fn take(found: Found, mut given: Weights) -> Result<(Found, Weights), ModelError> {
+pub(super) fn assign_weights(
+    found: RecognisedNetwork,
+    mut given: Weights,
+) -> Result<(RecognisedNetwork, Weights), ModelError> {
     let graph = found
         .architecture
         .graph(found.classes)
@@ -89,7 +93,7 @@ fn linear_weight(Weight { shape, values }: Weight) -> Weight {
 }
 
 /// Takes off what all names begin with, module by module: wrappers and the places where checkpoints keep weights.
-fn unprefixed(mut tensors: Weights) -> Weights {
+fn without_shared_prefix(mut tensors: Weights) -> Weights {
     loop {
         let shared = tensors.keys().next().and_then(|name| name.split_once('.'));
         let Some(prefix) = shared.map(|(prefix, _)| format!("{prefix}.")) else { return tensors };
@@ -106,8 +110,8 @@ fn unprefixed(mut tensors: Weights) -> Weights {
 
 fn unknown(given: &Weights) -> ModelError {
     let names = || given.keys().map(String::as_str);
-    let first = names().take(LISTED).collect::<Vec<_>>().join(", ");
-    let more = if given.len() > LISTED { ", ..." } else { "" };
+    let first = names().take(MAX_LISTED_NAMES).collect::<Vec<_>>().join(", ");
+    let more = if given.len() > MAX_LISTED_NAMES { ", ..." } else { "" };
     let known = Architecture::names().collect::<Vec<_>>().join(", ");
     ModelError::UnknownNetwork { known, keys: given.len(), first: format!("{first}{more}") }
 }

@@ -203,7 +203,7 @@ pub(super) fn fit(
     observer.epoch(&report);
     let record = metrics.record(1)?;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok();
-    let mut model = model.with_record(|info| {
+    let mut model = model.with_info(|info| {
         info.history = json!([report]);
         info.metrics = record;
         info.trained = since.map(|since| since.as_secs());

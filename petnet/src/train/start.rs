@@ -194,9 +194,9 @@ fn bundled() -> Result<Checkpoint> {
 
 /// A model file of petnet's or PyTorch's.
 fn read(path: &Path) -> Result<Checkpoint> {
-    match Checkpoint::load_own(path)? {
+    match Checkpoint::load_if_petnet(path)? {
         Some(checkpoint) => Ok(checkpoint),
-        None => pytorch::unnamed(path),
+        None => pytorch::with_numbered_classes(path),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Int8 plans compared with f32 plans.
 
 use super::*;
-use crate::arch::Normalization;
 use crate::arch::tests::small;
 use crate::engine::{Engine, NetworkSpec, Outputs, Plans, Ranges};
 use crate::error::ModelError;
@@ -47,14 +46,7 @@ pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
 /// The f32 and the int8 engine of a network, the second with the ranges of the first on some images.
 pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
     let weights = weights(graph);
-    let network = NetworkSpec {
-        graph,
-        source: None,
-        normalization: Normalization::default(),
-        side,
-        weights: &weights,
-        ranges: None,
-    };
+    let network = NetworkSpec::new(graph, side, &weights);
     let float = Engine::new(network).unwrap();
     let mut ranges = Ranges::new();
     for image in pixels.chunks_exact(side * side * 3) {
@@ -134,14 +126,7 @@ fn a_network_without_int8_kernels_runs_in_f32() {
     // Values that are far outside of a range would overflow 32 bits when they are rounded.
     let graph = small()[1].graph(2).unwrap();
     let weights = weights(&graph);
-    let network = NetworkSpec {
-        graph: &graph,
-        source: None,
-        normalization: Normalization::default(),
-        side: 32,
-        weights: &weights,
-        ranges: None,
-    };
+    let network = NetworkSpec::new(&graph, 32, &weights);
     let names =
         passes::fuse(&graph).into_iter().map(|step| graph.nodes()[step.output].name.clone());
     let ranges: Ranges = names.map(|name| (name, [0.0, 1e-30])).collect();

@@ -97,11 +97,11 @@ impl Backward<Flex, 2> for ConvBackward {
             // Columns list all inputs of a tap, whole maps all taps of an input.
             let dw = match &columns {
                 Some(columns) => {
-                    let dw = weight_gradient(&conv.over_columns(), values(columns), values(&dy));
+                    let dw = conv.over_columns().backward_weights(values(columns), values(&dy));
                     to_burn_layout(&dw, shape, |input, tap| tap * inputs + input)
                 }
                 None => {
-                    let dw = weight_gradient(&conv, values(&x), values(&dy));
+                    let dw = conv.backward_weights(values(&x), values(&dy));
                     to_burn_layout(&dw, shape, |input, tap| input * taps + tap)
                 }
             };
@@ -113,12 +113,6 @@ impl Backward<Flex, 2> for ConvBackward {
         }
         [Some(dy), Some(x), columns].into_iter().flatten().for_each(recycle);
     }
-}
-
-fn weight_gradient(conv: &BatchConv, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let mut dw = vec![0.0; conv.inputs * conv.taps() * conv.outputs];
-    conv.backward_weights(x, dy, &mut dw);
-    dw
 }
 
 /// The kernels' order, where `row` finds the outputs, to burn's `[outputs, inputs, k, k]`.
