@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::shape::{Input, Shape};
 use crate::graph::{Activation, Window};
-use crate::kernel::{Epilogue, arch};
+use crate::kernel::{Epilogue, vectorized};
 
 /// A max pool of one image's map, of floats or bytes. `kernel::MaxPool2d` is that of training.
 #[derive(Debug)]
@@ -24,24 +24,21 @@ impl MaxPool {
         rows.enumerate().with_min_len(input.min_parts()).for_each(|(y, out)| {
             let rows_of_window = self.taps(y, from.height);
             let out = &mut out[to.inner_columns()];
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (x, out) in out.chunks_exact_mut(to.channels).enumerate() {
-                        out.fill(lowest);
-                        for row in rows_of_window.clone() {
-                            for column in self.taps(x, from.width) {
-                                let at = (row + from.border) * from.row_len()
-                                    + (column + from.border) * from.channels;
-                                let pixel = &input.values[at..at + from.channels];
-                                for (out, value) in out.iter_mut().zip(pixel) {
-                                    *out = if *value > *out { *value } else { *out };
-                                }
+            vectorized!({
+                for (x, out) in out.chunks_exact_mut(to.channels).enumerate() {
+                    out.fill(lowest);
+                    for row in rows_of_window.clone() {
+                        for column in self.taps(x, from.width) {
+                            let at = (row + from.border) * from.row_len()
+                                + (column + from.border) * from.channels;
+                            let pixel = &input.values[at..at + from.channels];
+                            for (out, value) in out.iter_mut().zip(pixel) {
+                                *out = if *value > *out { *value } else { *out };
                             }
                         }
                     }
-                },
-            );
+                }
+            });
         });
     }
 
@@ -61,17 +58,14 @@ pub(super) fn pool_rows<T: Copy>(
     out: &mut [T],
 ) {
     let pairs = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
-    arch().dispatch(
-        #[inline(always)]
-        || {
-            for (out, (upper, lower)) in out.chunks_exact_mut(channels).zip(pairs) {
-                for c in 0..channels {
-                    let right = c + channels;
-                    out[c] = max(max(upper[c], upper[right]), max(lower[c], lower[right]));
-                }
+    vectorized!({
+        for (out, (upper, lower)) in out.chunks_exact_mut(channels).zip(pairs) {
+            for c in 0..channels {
+                let right = c + channels;
+                out[c] = max(max(upper[c], upper[right]), max(lower[c], lower[right]));
             }
-        },
-    );
+        }
+    });
 }
 
 /// A norm, sum or activation that follows no convolution.

@@ -162,11 +162,10 @@ fn validate_conv(conv: &Conv2d) -> Result<(), NodeError> {
 
 fn validate_window(window: Window) -> Result<(), NodeError> {
     let Window { kernel, stride, padding } = window;
-    if !(1..=MAX_KERNEL).contains(&kernel) {
-        return Err(NodeError::Range { what: "kernel", value: kernel, range: "between 1 and 11" });
-    }
-    if !(1..=MAX_KERNEL).contains(&stride) {
-        return Err(NodeError::Range { what: "stride", value: stride, range: "between 1 and 11" });
+    for (what, value) in [("kernel", kernel), ("stride", stride)] {
+        if !(1..=MAX_KERNEL).contains(&value) {
+            return Err(NodeError::Range { what, value, range: "between 1 and 11" });
+        }
     }
     match padding {
         Padding::Explicit(pixels) if pixels >= kernel => {

@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
-use super::arch;
 use super::axis::Axis;
+use super::vectorized;
 use crate::graph::Window;
 
 /// Shapes of a max pool over feature maps `[height, width, lanes]`.
@@ -46,16 +46,13 @@ impl MaxPool2d {
                 out.fill(f32::NEG_INFINITY);
                 for (tap, at) in self.window_pixels(y, column) {
                     let x = &x[at..at + self.lanes];
-                    arch().dispatch(
-                        #[inline(always)]
-                        || {
-                            for ((out, max_tap), value) in out.iter_mut().zip(&mut *argmax).zip(x) {
-                                let larger = *value > *out;
-                                *max_tap = if larger { tap } else { *max_tap };
-                                *out = if larger { *value } else { *out };
-                            }
-                        },
-                    );
+                    vectorized!({
+                        for ((out, max_tap), value) in out.iter_mut().zip(&mut *argmax).zip(x) {
+                            let larger = *value > *out;
+                            *max_tap = if larger { tap } else { *max_tap };
+                            *out = if larger { *value } else { *out };
+                        }
+                    });
                 }
             }
         });
@@ -83,14 +80,11 @@ impl MaxPool2d {
                     let from = (y * width + column) * self.lanes;
                     let (dy, argmax) = (&dy[from..][..self.lanes], &argmax[from..][..self.lanes]);
                     let dx = &mut dx[at % row..][..self.lanes];
-                    arch().dispatch(
-                        #[inline(always)]
-                        || {
-                            for ((dx, dy), max_tap) in dx.iter_mut().zip(dy).zip(argmax) {
-                                *dx += if *max_tap == tap { *dy } else { 0.0 };
-                            }
-                        },
-                    );
+                    vectorized!({
+                        for ((dx, dy), max_tap) in dx.iter_mut().zip(dy).zip(argmax) {
+                            *dx += if *max_tap == tap { *dy } else { 0.0 };
+                        }
+                    });
                 }
             }
         });

@@ -93,6 +93,19 @@ pub(crate) fn arch() -> pulp::Arch {
     pulp::Arch::new()
 }
 
+/// Runs a block that is compiled for the widest vectors. The closure is inlined into the function that has their target
+/// features; otherwise it would be compiled without them.
+macro_rules! vectorized {
+    ($body:block) => {
+        $crate::kernel::arch().dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+
+pub(crate) use vectorized;
+
 /// Narrower vectors for tests, chosen by `PETNET_TEST_VECTORS`. They hold for the whole process, since packed weights
 /// depend on the width of the vectors.
 #[cfg(test)]

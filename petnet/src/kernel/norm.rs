@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use super::{NormEpilogue, arch, batch_norm_affine};
+use super::{NormEpilogue, batch_norm_affine, vectorized};
 use crate::graph::Activation;
 
 /// Rows that are summed in f32; the sums of these chunks are added in f64.
@@ -136,44 +136,35 @@ impl Norm {
         out.par_chunks_mut(chunk).enumerate().for_each(|(index, out)| {
             let z = &z[index * chunk..][..out.len()];
             let residual = residual.map(|all| &all[index * chunk..][..out.len()]);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    let rows =
-                        out.chunks_exact_mut(self.channels).zip(z.chunks_exact(self.channels));
-                    for (row, (out, z)) in rows.enumerate() {
-                        for (((out, z), scale), shift) in
-                            out.iter_mut().zip(z).zip(scale).zip(shift)
-                        {
-                            *out = z * scale + shift;
-                        }
-                        if let Some(residual) = residual {
-                            let residual = &residual[row * self.channels..];
-                            out.iter_mut().zip(residual).for_each(|(out, other)| *out += other);
-                        }
-                        out.iter_mut().for_each(|out| *out = out.max(floor).min(ceiling));
+            vectorized!({
+                let rows = out.chunks_exact_mut(self.channels).zip(z.chunks_exact(self.channels));
+                for (row, (out, z)) in rows.enumerate() {
+                    for (((out, z), scale), shift) in out.iter_mut().zip(z).zip(scale).zip(shift) {
+                        *out = z * scale + shift;
                     }
-                },
-            );
+                    if let Some(residual) = residual {
+                        let residual = &residual[row * self.channels..];
+                        out.iter_mut().zip(residual).for_each(|(out, other)| *out += other);
+                    }
+                    out.iter_mut().for_each(|out| *out = out.max(floor).min(ceiling));
+                }
+            });
         });
     }
 
     fn forward_pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
         let (channels, [floor, ceiling]) = (self.channels, self.epilogue.bounds());
         out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (column, out) in out.chunks_exact_mut(channels).enumerate() {
-                        let window = self.window(z, y, column);
-                        for c in 0..channels {
-                            let value = |k: usize| window[k][c] * scale[c] + shift[c];
-                            let largest = value(0).max(value(1)).max(value(2).max(value(3)));
-                            out[c] = largest.max(floor).min(ceiling);
-                        }
+            vectorized!({
+                for (column, out) in out.chunks_exact_mut(channels).enumerate() {
+                    let window = self.window(z, y, column);
+                    for c in 0..channels {
+                        let value = |k: usize| window[k][c] * scale[c] + shift[c];
+                        let largest = value(0).max(value(1)).max(value(2).max(value(3)));
+                        out[c] = largest.max(floor).min(ceiling);
                     }
-                },
-            );
+                }
+            });
         });
     }
 
@@ -237,34 +228,31 @@ impl Norm {
             let mut sums = GradientSums::zeros(channels);
             let z = &z[index * chunk..][..dy.len()];
             let y = y.map(|y| &y[index * chunk..][..dy.len()]);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
-                        let z = &z[row * channels..][..channels];
-                        match y.map(|y| &y[row * channels..][..channels]) {
-                            _ if !has_activation => {}
-                            Some(y) => {
-                                for (dy, y) in dy.iter_mut().zip(y) {
-                                    *dy = if is_inside(*y) { *dy } else { 0.0 };
-                                }
-                            }
-                            None => {
-                                for (((dy, z), scale), shift) in
-                                    dy.iter_mut().zip(z).zip(scale).zip(shift)
-                                {
-                                    *dy = if is_inside(z * scale + shift) { *dy } else { 0.0 };
-                                }
+            vectorized!({
+                for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
+                    let z = &z[row * channels..][..channels];
+                    match y.map(|y| &y[row * channels..][..channels]) {
+                        _ if !has_activation => {}
+                        Some(y) => {
+                            for (dy, y) in dy.iter_mut().zip(y) {
+                                *dy = if is_inside(*y) { *dy } else { 0.0 };
                             }
                         }
-                        add(&mut sums.dy, dy.iter().copied());
-                        add(
-                            &mut sums.centred,
-                            dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)),
-                        );
+                        None => {
+                            for (((dy, z), scale), shift) in
+                                dy.iter_mut().zip(z).zip(scale).zip(shift)
+                            {
+                                *dy = if is_inside(z * scale + shift) { *dy } else { 0.0 };
+                            }
+                        }
                     }
-                },
-            );
+                    add(&mut sums.dy, dy.iter().copied());
+                    add(
+                        &mut sums.centred,
+                        dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)),
+                    );
+                }
+            });
             sums
         });
         GradientSums::merge(parts.collect(), channels)
@@ -280,23 +268,20 @@ impl Norm {
         let (channels, bounds) = (self.channels, self.epilogue.bounds());
         let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
             let mut sums = GradientSums::zeros(channels);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (column, dy) in dy.chunks_exact(channels).enumerate() {
-                        let window = self.window(z, y, column);
-                        for c in 0..channels {
-                            let values = window.map(|z| z[c]);
-                            let gradients = pool_gradients(values, [scale[c], shift[c]], bounds);
-                            let weighted: f32 =
-                                (0..4).map(|k| gradients[k] * (values[k] - mean[c])).sum();
-                            let total: f32 = gradients.iter().sum();
-                            sums.dy[c] += dy[c] * total;
-                            sums.centred[c] += dy[c] * weighted;
-                        }
+            vectorized!({
+                for (column, dy) in dy.chunks_exact(channels).enumerate() {
+                    let window = self.window(z, y, column);
+                    for c in 0..channels {
+                        let values = window.map(|z| z[c]);
+                        let gradients = pool_gradients(values, [scale[c], shift[c]], bounds);
+                        let weighted: f32 =
+                            (0..4).map(|k| gradients[k] * (values[k] - mean[c])).sum();
+                        let total: f32 = gradients.iter().sum();
+                        sums.dy[c] += dy[c] * total;
+                        sums.centred[c] += dy[c] * weighted;
                     }
-                },
-            );
+                }
+            });
             sums
         });
         GradientSums::merge(parts.collect(), channels)
@@ -307,18 +292,15 @@ impl Norm {
         let scale = &terms.affine.scale;
         dz.par_chunks_mut(chunk).enumerate().for_each(|(index, dz)| {
             let (dy, z) = (&dy[index * chunk..][..dz.len()], &z[index * chunk..][..dz.len()]);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
-                        let (dy, z) =
-                            (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
-                        for c in 0..channels {
-                            dz[c] = scale[c] * dy[c] + (terms.z_factor[c] * z[c] + terms.offset[c]);
-                        }
+            vectorized!({
+                for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
+                    let (dy, z) =
+                        (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
+                    for c in 0..channels {
+                        dz[c] = scale[c] * dy[c] + (terms.z_factor[c] * z[c] + terms.offset[c]);
                     }
-                },
-            );
+                }
+            });
         });
     }
 
@@ -335,34 +317,29 @@ impl Norm {
         let row = self.width * batch * channels;
         dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
             let z_rows = &z[2 * y * row..][..dz.len()];
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    // An odd last row or column is in no window: it has only the terms of the statistics.
-                    for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels))
-                    {
+            vectorized!({
+                // An odd last row or column is in no window: it has only the terms of the statistics.
+                for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels)) {
+                    for c in 0..channels {
+                        dz[c] = terms.z_factor[c] * z[c] + terms.offset[c];
+                    }
+                }
+                let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
+                for column in 0..windows {
+                    let window = self.window(z, y, column);
+                    let dy = &dy[(y * out_width * batch + column) * channels..][..channels];
+                    let (x, image) = (column / batch, column % batch);
+                    for k in 0..4 {
+                        let pixel = (k / 2) * self.width + 2 * x + k % 2;
+                        let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
                         for c in 0..channels {
-                            dz[c] = terms.z_factor[c] * z[c] + terms.offset[c];
+                            let values = window.map(|z| z[c]);
+                            let gradients = pool_gradients(values, [scale[c], shift[c]], bounds);
+                            dz[c] += scale[c] * dy[c] * gradients[k];
                         }
                     }
-                    let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
-                    for column in 0..windows {
-                        let window = self.window(z, y, column);
-                        let dy = &dy[(y * out_width * batch + column) * channels..][..channels];
-                        let (x, image) = (column / batch, column % batch);
-                        for k in 0..4 {
-                            let pixel = (k / 2) * self.width + 2 * x + k % 2;
-                            let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
-                            for c in 0..channels {
-                                let values = window.map(|z| z[c]);
-                                let gradients =
-                                    pool_gradients(values, [scale[c], shift[c]], bounds);
-                                dz[c] += scale[c] * dy[c] * gradients[k];
-                            }
-                        }
-                    }
-                },
-            );
+                }
+            });
         });
     }
 }
@@ -417,20 +394,14 @@ fn pool_gradients(values: [f32; 4], [scale, shift]: [f32; 2], bounds: [f32; 2]) 
 fn moments(rows: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
     let inverse_count = channels as f32 / rows.len() as f32;
-    arch().dispatch(
-        #[inline(always)]
-        || {
-            for row in rows.chunks_exact(channels) {
-                add(&mut mean, row.iter().copied());
-            }
-            mean.iter_mut().for_each(|mean| *mean *= inverse_count);
-            for row in rows.chunks_exact(channels) {
-                add(
-                    &mut squares,
-                    row.iter().zip(&mean).map(|(value, mean)| (value - mean).powi(2)),
-                );
-            }
-        },
-    );
+    vectorized!({
+        for row in rows.chunks_exact(channels) {
+            add(&mut mean, row.iter().copied());
+        }
+        mean.iter_mut().for_each(|mean| *mean *= inverse_count);
+        for row in rows.chunks_exact(channels) {
+            add(&mut squares, row.iter().zip(&mean).map(|(value, mean)| (value - mean).powi(2)));
+        }
+    });
     (mean, squares)
 }

@@ -74,28 +74,6 @@ pub struct Network {
     linears: Vec<Linear>,
 }
 
-/// The field of the burn module that holds a node's weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LayerKind {
-    Conv,
-    Norm,
-    Linear,
-}
-
-fn layer_kind(op: &Op) -> Option<LayerKind> {
-    match op {
-        Op::Conv2d(_) => Some(LayerKind::Conv),
-        Op::BatchNorm { .. } => Some(LayerKind::Norm),
-        Op::Linear { .. } => Some(LayerKind::Linear),
-        Op::Image
-        | Op::Activation { .. }
-        | Op::Add
-        | Op::MaxPool(_)
-        | Op::GlobalAvgPool
-        | Op::Dropout { .. } => None,
-    }
-}
-
 impl Network {
     /// With fresh random weights: Kaiming-normal (fan-out) convolutions (He et al., 2015) with zero biases, linear layers
     /// by their [`Init`].
@@ -247,13 +225,13 @@ impl Network {
     #[cfg(feature = "train")]
     pub(crate) fn without_weight_decay(&self) -> Vec<String> {
         let layers = self.layer_indices.iter().zip(self.graph.nodes());
-        let paths = layers.flat_map(|(index, node)| match layer_kind(&node.op) {
-            Some(LayerKind::Conv) => vec![format!("convs.{index}.bias")],
-            Some(LayerKind::Norm) => {
+        let paths = layers.flat_map(|(index, node)| match node.op {
+            Op::Conv2d(_) => vec![format!("convs.{index}.bias")],
+            Op::BatchNorm { .. } => {
                 vec![format!("norms.{index}.gamma"), format!("norms.{index}.beta")]
             }
-            Some(LayerKind::Linear) => vec![format!("linears.{index}.bias")],
-            None => Vec::new(),
+            Op::Linear { .. } => vec![format!("linears.{index}.bias")],
+            _ => Vec::new(),
         });
         paths.collect()
     }

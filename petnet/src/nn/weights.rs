@@ -3,8 +3,9 @@
 use burn::module::{Param, RunningState};
 use burn::tensor::{Tensor, TensorData};
 
-use super::{LayerKind, Network, layer_kind};
+use super::Network;
 use crate::error::ModelError;
+use crate::graph::Op;
 use crate::passes;
 use crate::weights::{Weight, Weights};
 
@@ -15,25 +16,25 @@ pub(crate) fn read(network: &Network) -> Weights {
         let mut put = |part: &str, weight: Weight| {
             weights.insert(format!("{}.{part}", node.name), weight);
         };
-        match layer_kind(&node.op) {
-            Some(LayerKind::Conv) => {
+        match node.op {
+            Op::Conv2d(_) => {
                 let conv = &network.convs[*index];
                 put("weight", read_tensor(conv.weight.val()));
                 conv.bias.iter().for_each(|bias| put("bias", read_tensor(bias.val())));
             }
-            Some(LayerKind::Norm) => {
+            Op::BatchNorm { .. } => {
                 let norm = &network.norms[*index];
                 put("weight", read_tensor(norm.gamma.val()));
                 put("bias", read_tensor(norm.beta.val()));
                 put("running_mean", read_tensor(norm.running_mean.value_sync()));
                 put("running_var", read_tensor(norm.running_var.value_sync()));
             }
-            Some(LayerKind::Linear) => {
+            Op::Linear { .. } => {
                 let linear = &network.linears[*index];
                 put("weight", read_tensor(linear.weight.val()));
                 linear.bias.iter().for_each(|bias| put("bias", read_tensor(bias.val())));
             }
-            None => {}
+            _ => {}
         }
     }
     weights
@@ -51,29 +52,29 @@ pub(crate) fn write(mut network: Network, weights: &Weights) -> Result<Network, 
             let name = format!("{}.{part}", node.name);
             weights.get(&name).ok_or(ModelError::MissingWeight(name))
         };
-        match layer_kind(&node.op) {
-            Some(LayerKind::Conv) => {
+        match node.op {
+            Op::Conv2d(_) => {
                 let conv = &mut convs[*index];
                 conv.weight = replace(conv.weight.clone(), get("weight")?);
                 if let Some(bias) = conv.bias.take() {
                     conv.bias = Some(replace(bias, get("bias")?));
                 }
             }
-            Some(LayerKind::Norm) => {
+            Op::BatchNorm { .. } => {
                 let norm = &mut norms[*index];
                 norm.gamma = replace(norm.gamma.clone(), get("weight")?);
                 norm.beta = replace(norm.beta.clone(), get("bias")?);
                 set_statistic(&norm.running_mean, get("running_mean")?);
                 set_statistic(&norm.running_var, get("running_var")?);
             }
-            Some(LayerKind::Linear) => {
+            Op::Linear { .. } => {
                 let linear = &mut linears[*index];
                 linear.weight = replace(linear.weight.clone(), get("weight")?);
                 if let Some(bias) = linear.bias.take() {
                     linear.bias = Some(replace(bias, get("bias")?));
                 }
             }
-            None => {}
+            _ => {}
         }
     }
     Ok(network)
