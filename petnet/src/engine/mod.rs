@@ -103,10 +103,7 @@ impl Engine {
         Self::compile(&Program::new(graph, source, side)?, network, heads)
     }
 
-    /// Compiles only the first `blocks` blocks, for [`Engine::maps`].
-    ///
-    /// # Errors
-    /// As [`Engine::new`].
+    /// Compiles only the first `blocks` blocks, for [`Engine::maps`]. Errors are those of [`Engine::new`].
     #[cfg(feature = "train")]
     pub(crate) fn trunk(network: NetworkSpec<'_>, blocks: usize) -> Result<Self, ModelError> {
         let program = Program::trunk(network.graph, blocks, network.side)?;

@@ -98,19 +98,14 @@ impl WeightGradient<'_> {
         (output, vectors): (usize, usize),
     ) {
         let conv = &self.conv;
-        let Some(source_y) = conv.vertical.input_index(y, tap / conv.horizontal.kernel) else {
-            return;
-        };
-        let valid = conv.horizontal.valid_outputs(tap % conv.horizontal.kernel);
+        let (ky, kx) = (tap / conv.horizontal.kernel, tap % conv.horizontal.kernel);
+        let Some(source_y) = conv.vertical.input_index(y, ky) else { return };
+        let valid = conv.horizontal.valid_outputs(kx);
         let pixels = pixels.start.max(valid.start)..pixels.end.min(valid.end);
         if pixels.is_empty() {
             return;
         }
-        let Some(source_x) =
-            conv.horizontal.input_index(pixels.start, tap % conv.horizontal.kernel)
-        else {
-            return;
-        };
+        let Some(source_x) = conv.horizontal.input_index(pixels.start, kx) else { return };
         let (x_pixel, dy_pixel) = (conv.batch * conv.inputs, conv.batch * conv.outputs);
         let dy = &self.dy[y * conv.horizontal.out_len * dy_pixel..];
         let x = &self.x[(source_y * conv.horizontal.len + source_x) * x_pixel + self.first..];

@@ -23,6 +23,8 @@ const LANES: usize = 16;
 const MAX_VECTORS: usize = 3;
 /// Maximum number of pixels in a tile.
 const MAX_ROWS: usize = 8;
+/// Offsets of the windows of a tile's pixels in the input.
+type Windows = [usize; MAX_ROWS];
 
 /// Packed weights: blocks of output channels, each `[rows of the window, depth / 4, channels of the block, 4]`, with
 /// channels in the order of [`packed_index`].
@@ -68,15 +70,8 @@ impl PackedWeights {
             }
         }
         let (weights, scale, offset) = (aligned(&weights), aligned(&scale), aligned(&offset));
-        Self {
-            weights,
-            scale,
-            offset,
-            residual_scale: requantize.residual_scale,
-            rows,
-            depth,
-            outputs,
-        }
+        let residual_scale = requantize.residual_scale;
+        Self { weights, scale, offset, residual_scale, rows, depth, outputs }
     }
 
     pub(crate) fn outputs(&self) -> usize {
@@ -209,16 +204,12 @@ impl Block<'_> {
         }
     }
 
-    /// `R` pixels by `V` vectors of channels; `windows` are the offsets of the pixels' windows.
+    /// `R` pixels by `V` vectors of channels.
     ///
     /// # Safety
     /// The CPU has the instructions; the pixels are pixels of the output, and their windows lie within the input.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn tile<const R: usize, const V: usize>(
-        &self,
-        windows: &[usize; MAX_ROWS],
-        first: usize,
-    ) {
+    unsafe fn tile<const R: usize, const V: usize>(&self, windows: &Windows, first: usize) {
         // SAFETY: the caller ensures it; scale and offset have a value for each of the block's sums.
         unsafe {
             let sums = self.sums::<R, V>(windows);
@@ -248,10 +239,7 @@ impl Block<'_> {
     /// As [`Block::tile`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn sums<const R: usize, const V: usize>(
-        &self,
-        windows: &[usize; MAX_ROWS],
-    ) -> [[__m512i; V]; R] {
+    unsafe fn sums<const R: usize, const V: usize>(&self, windows: &Windows) -> [[__m512i; V]; R] {
         let [rows, depth, _] = self.shape;
         let mut sums = [[_mm512_setzero_si512(); V]; R];
         // SAFETY: windows lie within the input, as the caller ensures; weights are read in the packed order.

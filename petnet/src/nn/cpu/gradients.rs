@@ -67,7 +67,7 @@ impl Backward<Flex, 2> for DepthwiseBackward {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [x_node, weight_node] = ops.parents;
         let ConvState { x, weight, window, .. } = ops.state;
-        let conv = depthwise_of(&x, window);
+        let conv = Depthwise::new(dims(&x), window).expect(FITS);
         let taps = conv.taps();
         if let Some(node) = weight_node {
             let dw = conv.backward_weights(values(&x), values(&dy));
@@ -94,7 +94,7 @@ impl Backward<Flex, 2> for ConvBackward {
         if let Some(node) = weight_node {
             let shape: [usize; 4] = dims(&weight);
             let (taps, inputs) = (conv.taps(), conv.inputs);
-            // Columns list all inputs of a tap, whole maps all taps of an input.
+            // Rows are `[tap, input]` for columns, `[input, tap]` for maps.
             let dw = match &columns {
                 Some(columns) => {
                     let dw = conv.over_columns().backward_weights(values(columns), values(&dy));
@@ -115,15 +115,16 @@ impl Backward<Flex, 2> for ConvBackward {
     }
 }
 
-/// The kernels' order, where `row` finds the outputs, to burn's `[outputs, inputs, k, k]`.
+/// The gradient of weights in the kernels' layout to burn's, `[outputs, inputs, k, k]`; `row` is the row of outputs of an
+/// input and a tap.
 fn to_burn_layout(
     dw: &[f32],
     [outputs, inputs, k, _]: [usize; 4],
     row: impl Fn(usize, usize) -> usize + Sync,
 ) -> Vec<f32> {
     let taps = k * k;
-    let mut folded = vec![0.0; dw.len()];
-    let values = folded.par_chunks_exact_mut(inputs * taps).with_min_len(4).enumerate();
+    let mut weights = vec![0.0; dw.len()];
+    let values = weights.par_chunks_exact_mut(inputs * taps).with_min_len(4).enumerate();
     values.for_each(|(output, values)| {
         for (input, values) in values.chunks_exact_mut(taps).enumerate() {
             for (tap, value) in values.iter_mut().enumerate() {
@@ -131,7 +132,7 @@ fn to_burn_layout(
             }
         }
     });
-    folded
+    weights
 }
 
 fn input_gradient(conv: &BatchConv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
@@ -147,7 +148,7 @@ fn input_gradient(conv: &BatchConv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
 #[derive(Debug)]
 struct MaxPoolBackward;
 
-/// The input's sizes, and which pixel of its window each output was.
+/// The input's sizes, and the index of each output in its window.
 #[derive(Debug, Clone)]
 struct MaxPoolState {
     pool: MaxPool2d,
@@ -159,7 +160,7 @@ pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     let (x, node) = tracked(x).into_parts();
     let x = x.to_contiguous();
     let (out, taps) = pool(&x, window);
-    let (pool, sizes) = (pool_of(&x, window), dims(&x));
+    let (pool, sizes) = (MaxPool2d::new(dims(&x), window).expect(FITS), dims(&x));
     record(MaxPoolBackward, [node], out, |_| MaxPoolState { pool, sizes, taps })
 }
 

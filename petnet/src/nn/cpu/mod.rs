@@ -22,10 +22,10 @@ use crate::kernel::{
 use crate::passes::FUSED_POOL;
 use crate::weights::transposed;
 
-/// Buffers below this length are not worth keeping.
+/// Shorter buffers are not returned to the pool: allocating them is as fast.
 #[cfg(feature = "train")]
 const MIN_REUSED_LEN: usize = 1 << 14;
-/// With fewer input channels than this, im2col's columns are copied out.
+/// With fewer input channels, im2col is faster.
 const MIN_DIRECT_INPUTS: usize = 8;
 
 /// True where tensors of this device can be passed to the kernels.
@@ -95,7 +95,7 @@ fn normalize(
     epilogue: NormEpilogue,
 ) -> Tensor<4> {
     let (gamma, beta) = (norm.gamma.val(), norm.beta.val());
-    // Normalisation takes the mean, and with it any bias of the convolution, out again.
+    // Normalisation subtracts the mean, which includes any bias of the convolution.
     let bias = bias.map(|bias| bias.detach());
     #[cfg(feature = "train")]
     if z.device().is_autodiff() && norm.training.is_enabled() {
@@ -117,12 +117,8 @@ fn normalize(
         Statistics { mean: values(&mean).to_vec(), variance: values(&variance).to_vec() };
     let affine = Affine::new(&statistics, values(&gamma), values(&beta), norm.epsilon as f32);
     let residual = residual.map(contiguous);
-    Tensor::from_primitive::<Flex>(normalize_by(
-        &contiguous(z),
-        &affine,
-        residual.as_ref(),
-        epilogue,
-    ))
+    let out = normalize_by(&contiguous(z), &affine, residual.as_ref(), epilogue);
+    Tensor::from_primitive::<Flex>(out)
 }
 
 /// Moves the running statistics towards those of a batch.
@@ -162,7 +158,8 @@ fn conv_of(x: &FlexTensor, weight: &FlexTensor, window: Window) -> BatchConv {
     BatchConv::new(dims(x), outputs, window).expect(FITS)
 }
 
-/// The output and, where they were copied out and are wanted, the columns it was made from.
+/// A dense convolution: `[h', w', n, outputs]`, and im2col's columns `[h', w', n, taps * inputs]` where it has few inputs
+/// and these need no gradient.
 fn dense(
     x: &FlexTensor,
     weight: &FlexTensor,
@@ -189,12 +186,8 @@ fn dense(
     (tensor(out, shape), Some(tensor(columns, [height, width, batch, taps * inputs])))
 }
 
-fn depthwise_of(x: &FlexTensor, window: Window) -> Depthwise {
-    Depthwise::new(dims(x), window).expect(FITS)
-}
-
 fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor {
-    let conv = depthwise_of(x, window);
+    let conv = Depthwise::new(dims(x), window).expect(FITS);
     let weights = transposed(values(weight), conv.taps()); // [k * k, channels]
     let mut out = kernel::acquire_buffer(conv.vertical.out_len * conv.out_row_stride);
     let x = values(x);
@@ -204,13 +197,9 @@ fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor 
     tensor(out, [conv.vertical.out_len, conv.horizontal.out_len, conv.batch, conv.channels])
 }
 
-fn pool_of(x: &FlexTensor, window: Window) -> MaxPool2d {
-    MaxPool2d::new(dims(x), window).expect(FITS)
-}
-
-/// The output, and which pixel of its window each value of it was.
+/// The output, and the index of each of its values in the window.
 fn pool(x: &FlexTensor, window: Window) -> (FlexTensor, Vec<u32>) {
-    let ([_, _, batch, channels], pool) = (dims(x), pool_of(x, window));
+    let ([_, _, batch, channels], pool) = (dims(x), MaxPool2d::new(dims(x), window).expect(FITS));
     let (mut out, mut taps) = (kernel::acquire_buffer(pool.out_len()), vec![0; pool.out_len()]);
     pool.forward(values(x), &mut out, &mut taps);
     (tensor(out, [pool.vertical.out_len, pool.horizontal.out_len, batch, channels]), taps)
@@ -234,7 +223,7 @@ fn normalize_by(
     tensor(out, [height, width, norm.batch, norm.channels])
 }
 
-/// Keeps a tensor's memory for the next one, if nothing else holds it.
+/// Returns a tensor's memory to the pool, if nothing else refers to it.
 #[cfg(feature = "train")]
 fn recycle(tensor: FlexTensor) {
     if tensor.is_unique()
