@@ -13,7 +13,7 @@ pub(crate) struct RecognisedNetwork {
     pub(crate) modules: Vec<(String, String)>,
 }
 
-/// The names and shapes of a file's tensors, shared prefixes taken off.
+/// The names and shapes of a file's tensors, without the prefix that all names share.
 pub(crate) struct Keys<'a>(pub(crate) &'a Weights);
 
 impl Keys<'_> {

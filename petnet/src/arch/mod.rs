@@ -117,7 +117,7 @@ const fn cropped(size: u32) -> Preprocess {
     Preprocess { size, resize: Resize::CenterCrop }
 }
 
-/// `Entry` without what only PyTorch's files need, where they are not read.
+/// An [`Entry`]; without the feature `pytorch` it has no `recognise`.
 macro_rules! entry {
     ($name:literal, $default:expr, $normalization:expr, $preprocess:expr, $recognise:expr) => {
         Entry {

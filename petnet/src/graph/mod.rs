@@ -16,9 +16,9 @@ pub use source_head::SourceHead;
 pub(crate) use source_head::with_prefix;
 pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, without_prefix};
 
-/// Most nodes of a graph.
+/// Maximum number of nodes of a graph.
 const MAX_NODES: usize = 4096;
-/// Most channels of a feature map, and most features or classes.
+/// Maximum number of channels of a feature map, and of features or classes.
 const MAX_CHANNELS: usize = 8192;
 /// Largest side of a window, in pixels.
 const MAX_KERNEL: usize = 11;
@@ -376,7 +376,7 @@ impl Graph {
         &self.blocks
     }
 
-    /// Index of the global average pool: what comes before it are feature maps, what comes after it features.
+    /// Index of the global average pool: nodes before it compute feature maps, nodes after it features.
     pub fn pool(&self) -> usize {
         self.pool
     }

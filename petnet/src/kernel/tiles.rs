@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::arch;
 use crate::graph::Activation;
 
-/// Vector registers of the CPU.
+/// Size of the vectors that this CPU has, and of the tiles for them.
 #[derive(Debug, Clone, Copy)]
 struct VectorUnit {
     /// Values of a vector.

@@ -27,7 +27,7 @@ enum Layout {
     Hwnc(Tensor<4>),
 }
 
-/// A convolution's weights, and how its window moves.
+/// A convolution with its weights.
 pub(super) struct ConvLayer<'a> {
     pub(super) config: Conv2d,
     pub(super) layer: &'a conv::Conv2d,
@@ -71,7 +71,7 @@ impl FeatureMaps {
         })
     }
 
-    /// The largest value in each window.
+    /// Max pooling.
     pub(super) fn max_pool(self, window: Window) -> Self {
         Self(match self.0 {
             Layout::Nchw(maps) => Layout::Nchw(ops::pool(maps, window)), // [n, c, h', w']

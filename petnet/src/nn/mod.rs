@@ -186,7 +186,7 @@ impl Network {
         end.map_or(0, |end| end - 1)
     }
 
-    /// Steps of the nodes behind `from`, whose feature maps are given, and before `to`.
+    /// Runs the steps of the nodes after `from`, whose feature maps are `given`, and before `to`.
     fn run(&self, from: usize, given: FeatureMaps, to: usize) -> FeatureMaps {
         let mut last = given;
         let steps = self.steps.iter().filter(|step| step.output > from && step.output < to);

@@ -22,7 +22,7 @@ impl Networks {
     /// A model's networks on a device.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where a source head is not one.
+    /// [`Error::Checkpoint`] for a source head that is not a network.
     pub(crate) fn load(checkpoint: &Checkpoint, device: &burn::tensor::Device) -> Result<Self> {
         let own = Network::load(checkpoint, device)?;
         let source = checkpoint.source_network()?;
@@ -102,8 +102,8 @@ pub(crate) fn to_tensor(bytes: Vec<u8>, size: usize, device: &burn::tensor::Devi
     Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
 }
 
-/// Bytes as floats. They go to the device four in an integer, a quarter of what floats would take, and are told apart there:
-/// not every GPU has integers of eight bits.
+/// Bytes as floats. They are sent to the device packed in 32-bit integers, a quarter of the size of floats, and unpacked
+/// there: not every GPU has 8-bit integers.
 #[cfg(feature = "wgpu")]
 fn unpack_bytes(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::Device) -> Tensor<4> {
     use burn::tensor::Int;
@@ -114,7 +114,7 @@ fn unpack_bytes(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::De
         bytes.as_chunks::<4>().0.iter().map(|four| i32::from_le_bytes(*four)).collect();
     let words = Tensor::<1, Int>::from_ints(words.as_slice(), device); // [n / 4]
     let byte = |place: i32| {
-        // The sign is shifted in from the left, and masked away.
+        // The shift is arithmetic: the mask removes copies of the sign bit.
         words.clone().bitwise_right_shift_scalar(8 * place).bitwise_and_scalar(255).float()
     };
     let bytes: Tensor<2> = Tensor::stack((0..4).map(byte).collect(), 1); // [n / 4, 4]

@@ -1,4 +1,4 @@
-//! The outline of a JPEG file, read from its markers without decoding anything: its number of scans, its end, and the
+//! A summary of a JPEG file, read from its markers without decoding anything: its number of scans, its end, and the
 //! memory that its frame needs. Source: ITU-T T.81, annex B.
 
 use image::metadata::Orientation;

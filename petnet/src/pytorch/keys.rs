@@ -1,4 +1,4 @@
-//! Which tensor is which layer's: PyTorch's names and layouts to petnet's.
+//! Conversion of a PyTorch file's tensors to petnet's weights: their names and layouts.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,8 @@ use crate::weights::{Weight, Weights, transposed};
 /// Names of a file that an error lists.
 const MAX_LISTED_NAMES: usize = 6;
 
-/// A network, and its weights by petnet's names. All tensors are its own, or all that lie under one key of a checkpoint,
-/// beside other things; else it is refused.
+/// Recognises the network of a file's tensors; returns it with its weights by petnet's names. All tensors, or all of one key
+/// of a checkpoint that has other keys as well, must belong to the network.
 pub(super) fn convert(tensors: Weights) -> Result<(RecognisedNetwork, Weights), ModelError> {
     let as_named = unknown(&tensors);
     let given = without_shared_prefix(tensors);
@@ -92,7 +92,7 @@ fn linear_weight(Weight { shape, values }: Weight) -> Weight {
     Weight { values: transposed(&values, inputs), shape: vec![inputs, outputs] }
 }
 
-/// Takes off what all names begin with, module by module: wrappers and the places where checkpoints keep weights.
+/// Removes the modules that all names begin with: wrappers, and the keys under which checkpoints store weights.
 fn without_shared_prefix(mut tensors: Weights) -> Weights {
     loop {
         let shared = tensors.keys().next().and_then(|name| name.split_once('.'));

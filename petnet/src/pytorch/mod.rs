@@ -106,7 +106,7 @@ fn class_names(config: &serde_json::Value) -> Result<Option<Vec<String>>, ModelE
     names.map(Some).map_err(|e| ModelError::ClassNames(e.to_string()))
 }
 
-/// A file's model, whatever its classes are called.
+/// The model of a file, with classes named by their numbers.
 #[cfg(feature = "train")]
 pub(crate) fn with_numbered_classes(path: &Path) -> Result<Checkpoint> {
     let numbered = |classes| (0..classes).map(|class: usize| class.to_string()).collect();

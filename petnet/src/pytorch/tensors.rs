@@ -15,14 +15,14 @@ use crate::storage::{floats, read_weight};
 use crate::weights::{Weight, Weights};
 
 const PYTORCH: &str = "PyTorch";
-/// Most values of all tensors together, a gigabyte: many times what the largest network here takes.
+/// Maximum number of values of all tensors, a gigabyte: many times those of the largest network here.
 const MAX_VALUES: usize = 1 << 28;
 /// Key of the optimiser's state, which lies beside the weights of a checkpoint and is as large.
 const OPTIMIZER_PREFIX: &str = "optimizer";
 
 pub(super) struct Contents {
     pub(super) tensors: Weights,
-    /// An object, or null.
+    /// A JSON object, or null.
     pub(super) config: Value,
 }
 
@@ -88,7 +88,7 @@ fn read_pickle(path: &Path) -> Result<Contents> {
     Ok(Contents { tensors, config: config(path)? })
 }
 
-/// `None` for what is no weight, as counters.
+/// `None` for types that weights do not have, such as that of counters.
 fn to_f32(kind: DType, bytes: &[u8]) -> Option<Vec<f32>> {
     Some(match kind {
         DType::F64 => floats(bytes, |value| f64::from_ne_bytes(value) as f32),

@@ -55,7 +55,7 @@ pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4
     Tensor::from_primitive::<Flex>(out)
 }
 
-/// The largest value in each window: `[h, w, n, c]` -> `[h', w', n, c]`.
+/// Max pooling: `[h, w, n, c]` -> `[h', w', n, c]`.
 pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     #[cfg(feature = "train")]
     if x.device().is_autodiff() {
