@@ -129,7 +129,7 @@ impl DenseConv {
         let (shape, kernel) = (self.output, self.spec.conv.window.kernel);
         let (mut columns, mut sums) = (COLUMNS.take(), SUMS.take());
         columns.clear();
-        (0..shape.height).for_each(|y| self.im2col(input, y, &mut columns));
+        self.im2col(input, &mut columns);
         let pixels = shape.height * shape.width;
         let runs = [RowRun { first_row: 0, rows: pixels, terms: vec![Term { start: 0, tap: 0 }] }];
         let row_stride = columns.len() / pixels;
@@ -149,7 +149,7 @@ impl DenseConv {
         for (pixel, sums) in sums.chunks_exact(shape.channels).enumerate() {
             let (y, x) = (pixel / shape.width, pixel % shape.width);
             let at = (y + shape.border) * shape.row_len() + (x + shape.border) * shape.channels;
-            epilogue.write(sums, 0, at, &mut out[at..at + shape.channels]);
+            epilogue.write(sums, at, &mut out[at..at + shape.channels]);
         }
         COLUMNS.set(columns);
         SUMS.set(sums);
@@ -200,10 +200,11 @@ impl DenseConv {
             + (x * window.stride + border - window.padding(width)[0]) * inputs
     }
 
-    /// Appends the windows of a row's pixels to `columns`.
-    fn im2col(&self, input: Input<'_>, y: usize, columns: &mut Vec<f32>) {
-        let Conv2d { inputs, window, .. } = self.spec.conv;
-        for x in 0..self.output.width {
+    /// Appends the windows of all pixels to `columns`, `[height, width, kernel * kernel * inputs]`.
+    fn im2col(&self, input: Input<'_>, columns: &mut Vec<f32>) {
+        let (Conv2d { inputs, window, .. }, Shape { height, width, .. }) =
+            (self.spec.conv, self.output);
+        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
             for ky in 0..window.kernel {
                 let start = self.window_offset([y, x], ky);
                 columns.extend_from_slice(&input.values[start..start + window.kernel * inputs]);

@@ -95,7 +95,7 @@ impl Elementwise {
                 if let Some([scale, _]) = &self.affine {
                     scaled.iter_mut().zip(scale).for_each(|(value, scale)| *value *= scale);
                 }
-                epilogue.write(&scaled, 0, start + x * to.channels, out);
+                epilogue.write(&scaled, start + x * to.channels, out);
             }
         });
     }

@@ -49,7 +49,7 @@ impl BatchConv {
     /// The output `[out_height, out_width, batch, outputs]`, without bias; one product for each row of it.
     pub(crate) fn forward(&self, x: &[f32], weights: PackedView<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
-        let (rows, columns) = (self.vertical, self.horizontal);
+        let columns = self.horizontal;
         // Rows of a run lie at one stride in the input. Neighbouring pixels do where the stride is 1, as the images of a
         // pixel are followed by those of the next, and in a batch of one image, in which a row is a pixel.
         let merged = columns.stride == 1 || self.batch == 1;
@@ -57,11 +57,7 @@ impl BatchConv {
         let (row_len, epilogue) =
             (columns.out_len * self.batch * self.outputs, Epilogue::default());
         out.par_chunks_mut(row_len).enumerate().for_each(|(y, out)| {
-            let terms = |x: usize| {
-                let (source_y, source_x) =
-                    (|t| rows.input_index(y, t), |t| columns.input_index(x, t));
-                self.terms(source_y, source_x, columns.len, self.inputs)
-            };
+            let terms = |x| self.terms(Axis::input_index, [y, x], columns.len, self.inputs);
             let runs = self.row_runs(columns.out_len, merged, terms);
             Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
         });
@@ -72,40 +68,36 @@ impl BatchConv {
     #[cfg(feature = "train")]
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &PackedWeights, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
-        let (rows, columns) = (self.vertical, self.horizontal);
+        let columns = self.horizontal;
         let (row_len, epilogue) = (columns.len * self.batch * self.inputs, Epilogue::default());
         dx.par_chunks_mut(row_len).enumerate().for_each(|(y, dx)| {
-            let terms = |x: usize| {
-                let (target_y, target_x) =
-                    (|t| rows.output_index(y, t), |t| columns.output_index(x, t));
-                self.terms(target_y, target_x, columns.out_len, self.outputs)
-            };
+            let terms = |x| self.terms(Axis::output_index, [y, x], columns.out_len, self.outputs);
             let runs = self.row_runs(columns.len, columns.stride == 1, terms);
             let (row_stride, weights) = (self.outputs, weights.view());
             Product { x: dy, weights, row_stride, runs: &runs, epilogue, out: dx }.run();
         });
     }
 
-    /// The terms of one pixel's sum, which read a map of `width` pixels in a row and `channels`. `y` and `x` map a row and a
-    /// column of the kernel to those of the map; `None` in the padding.
+    /// The terms of the sum of pixel `[y, x]`, one for each tap that reads a pixel and not padding, from a map of `width`
+    /// pixels in a row and `channels`. `index` maps an index along an axis and a tap to the index that is read.
     fn terms(
         &self,
-        y: impl Fn(usize) -> Option<usize>,
-        x: impl Fn(usize) -> Option<usize>,
+        index: impl Fn(Axis, usize, usize) -> Option<usize>,
+        [y, x]: [usize; 2],
         width: usize,
         channels: usize,
     ) -> Vec<Term> {
-        let taps = (0..self.horizontal.kernel)
-            .flat_map(|ky| (0..self.horizontal.kernel).map(move |kx| (ky, kx)));
-        taps.filter_map(|(ky, kx)| {
-            let start = (y(ky)? * width + x(kx)?) * self.batch * channels;
-            Some(Term { start, tap: ky * self.horizontal.kernel + kx })
-        })
-        .collect()
+        let kernel = self.horizontal.kernel;
+        let term = |tap: usize| {
+            let row = index(self.vertical, y, tap / kernel)?;
+            let column = index(self.horizontal, x, tap % kernel)?;
+            Some(Term { start: (row * width + column) * self.batch * channels, tap })
+        };
+        (0..self.taps()).filter_map(term).collect()
     }
 
-    /// The terms of a row of `width` pixels, with neighbours of the same taps merged into one run where `merged` is true. Pixels
-    /// near the edges have fewer taps.
+    /// The terms of a row of `width` pixels, with neighbours of the same taps merged into one run where `merged`.
+    /// Pixels near the edges have fewer taps.
     fn row_runs(
         &self,
         width: usize,

@@ -226,12 +226,12 @@ impl Epilogue<'_> {
         sums
     }
 
-    /// Applies it to sums in memory, of channels from `channel` on at offset `at` in the output, and writes them.
+    /// Applies it to the sums of all channels of a pixel, whose offset in the output is `at`, and writes them.
     #[inline(always)]
-    pub(crate) fn write(&self, sums: &[f32], channel: usize, at: usize, out: &mut [f32]) {
+    pub(crate) fn write(&self, sums: &[f32], at: usize, out: &mut [f32]) {
         match self.bias {
             Some(bias) => {
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[channel..]) {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
                     *out = sum + bias;
                 }
             }
