@@ -3,7 +3,7 @@
 use super::dense::{ConvSpec, DenseConv};
 use super::depthwise::DepthwiseConv;
 use super::head::Head;
-use super::plan::{F32, HeadInput, Kernel, Map, Plan, Step};
+use super::plan::{F32, Kernel, Map, Plan, PlanHead, Step};
 use super::shape::Shape;
 use super::simple::{Elementwise, MaxPool};
 use crate::arch::Normalization;
@@ -38,13 +38,13 @@ pub(super) fn compile(
         let [scale, shift] = normalization.affine();
         F32 { scale, shift, border: [0.0; 3] }
     };
-    Ok(Plan::new(arithmetic, maps, kernels, head_inputs(program, heads)))
+    Ok(Plan::new(arithmetic, maps, kernels, plan_heads(program, heads)))
 }
 
 /// Each head with the node whose feature map it reads.
-pub(super) fn head_inputs(program: &Program, heads: Vec<Head>) -> Vec<HeadInput> {
+pub(super) fn plan_heads(program: &Program, heads: Vec<Head>) -> Vec<PlanHead> {
     let nodes = program.head_inputs.iter().zip(heads);
-    nodes.map(|(node, head)| HeadInput { node: *node, head }).collect()
+    nodes.map(|(node, head)| PlanHead { node: *node, head }).collect()
 }
 
 /// True where only dense convolutions read the image, so that its normalisation can be folded into their weights. The

@@ -121,7 +121,7 @@ impl Engine {
             && let Some((arithmetic, maps, steps)) =
                 int8::compile(program, normalization, weights, ranges)?
         {
-            let heads = compile::head_inputs(program, heads);
+            let heads = compile::plan_heads(program, heads);
             return Ok(Self(Plans::Int8(Plan::new(arithmetic, maps, steps, heads))));
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -46,7 +46,7 @@ pub(super) struct Plan<A: Arithmetic = F32> {
     maps: Vec<Option<Map>>,
     steps: Vec<Step<A::Kernel>>,
     /// The network's own head, then the source head if there is one.
-    heads: Vec<HeadInput>,
+    heads: Vec<PlanHead>,
     /// Length of each slot, in values. Maps with disjoint lifetimes share a slot.
     slots: Vec<usize>,
     /// Memory for the next passes.
@@ -55,7 +55,7 @@ pub(super) struct Plan<A: Arithmetic = F32> {
 
 /// A head, and the node whose feature map it reads.
 #[derive(Debug)]
-pub(super) struct HeadInput {
+pub(super) struct PlanHead {
     pub(super) node: usize,
     pub(super) head: Head,
 }
@@ -192,7 +192,7 @@ impl<A: Arithmetic> Plan<A> {
         arithmetic: A,
         maps: Vec<Option<Map>>,
         steps: Vec<Step<A::Kernel>>,
-        heads: Vec<HeadInput>,
+        heads: Vec<PlanHead>,
     ) -> Self {
         let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
         let mut slots = vec![0; count];
@@ -326,10 +326,10 @@ impl<A: Arithmetic> Plan<A> {
     }
 
     fn outputs(&self, arena: &Arena<A::Value>) -> Outputs {
-        let mut outputs = self.heads.iter().enumerate().map(|(number, own)| {
-            let (shape, map) = self.head_map(own, arena);
+        let mut outputs = self.heads.iter().enumerate().map(|(number, plan_head)| {
+            let (shape, map) = self.head_map(plan_head, arena);
             let features = self.arithmetic.means(number, shape, map);
-            (own.head.run(&features), features)
+            (plan_head.head.run(&features), features)
         });
         let (logits, features) = outputs.next().unwrap_or_default();
         let source = outputs.next().map(|(logits, features)| SourceOutputs { logits, features });
@@ -337,11 +337,7 @@ impl<A: Arithmetic> Plan<A> {
     }
 
     /// The feature map that a head reads.
-    fn head_map<'a>(
-        &self,
-        head: &HeadInput,
-        arena: &'a Arena<A::Value>,
-    ) -> (Shape, &'a [A::Value]) {
+    fn head_map<'a>(&self, head: &PlanHead, arena: &'a Arena<A::Value>) -> (Shape, &'a [A::Value]) {
         let Map { shape, slot } = self.map(head.node);
         (shape, &arena[slot])
     }

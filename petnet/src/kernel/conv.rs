@@ -1,6 +1,5 @@
 //! Dense convolutions of a batch for training: the shapes, and for each output pixel the terms of its sum. The arithmetic
-//! is that of [`super::tiles`].
-//! The table of [`super`] lists the other convolutions.
+//! is that of [`super::tiles`]. The table of [`super`] lists the other convolutions.
 
 use rayon::prelude::*;
 

@@ -57,7 +57,7 @@ struct WeightGradient<'a> {
     dw: &'a mut [f32],
 }
 
-/// Neighbouring output pixels of a row, and one tap.
+/// Neighbouring output pixels of a row, one tap, and the first of some output channels.
 struct Strip<'a> {
     conv: &'a BatchConv,
     /// The input from the first value that the tap reads on.

@@ -18,7 +18,7 @@ use crate::graph::Window;
 const VECTORS: usize = 4;
 /// Neighbouring outputs that are summed at the same time elsewhere.
 const TILE: usize = 4;
-/// Multiples of [`VECTORS`] vectors of channels whose weights stay in the L1 cache while rows are computed.
+/// Channels whose weights stay in the L1 cache while rows are computed, in multiples of [`VECTORS`] vectors.
 const CHUNK: usize = 2;
 
 /// Shapes of a depthwise convolution of `[height, width, batch, channels]`. The slices that it reads and writes begin
@@ -65,6 +65,7 @@ impl Depthwise {
     }
 }
 
+/// Some rows of the output.
 struct Rows<'a> {
     conv: Depthwise,
     x: &'a [f32],

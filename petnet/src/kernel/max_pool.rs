@@ -35,7 +35,7 @@ impl MaxPool2d {
         self.vertical.len * self.horizontal.len * self.lanes
     }
 
-    /// Computes the output and, for each of its values, the index of its pixel in the window, the first of equals.
+    /// Computes the output and, for each of its values, the index of its pixel in the window (`argmax`), the first of equals.
     pub(crate) fn forward(&self, x: &[f32], out: &mut [f32], argmax: &mut [u32]) {
         assert!(x.len() == self.len() && out.len() == self.out_len() && argmax.len() == out.len());
         let row = self.horizontal.out_len * self.lanes;

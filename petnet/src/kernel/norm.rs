@@ -118,7 +118,7 @@ impl Norm {
         }
     }
 
-    /// Computes the output from the input and a residual of the same shape, which a pool excludes.
+    /// Computes the output from the input and, where there is no pool, a residual of the same shape.
     pub(crate) fn forward(
         &self,
         z: &[f32],
@@ -152,6 +152,7 @@ impl Norm {
         });
     }
 
+    /// The output with a pool, row by row.
     fn forward_pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
         let (channels, [floor, ceiling]) = (self.channels, self.epilogue.bounds());
         out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
@@ -258,6 +259,7 @@ impl Norm {
         GradientSums::merge(parts.collect(), channels)
     }
 
+    /// The sums with a pool: each gradient belongs to the largest of four inputs.
     fn pooled_gradient_sums(
         &self,
         dy: &[f32],
@@ -287,6 +289,7 @@ impl Norm {
         GradientSums::merge(parts.collect(), channels)
     }
 
+    /// Writes the gradient of the input, without a pool.
     fn write_gradient(&self, dy: &[f32], z: &[f32], terms: InputGradient<'_>, dz: &mut [f32]) {
         let (channels, chunk) = (self.channels, CHUNK_ROWS * self.channels);
         let scale = &terms.affine.scale;
@@ -304,6 +307,7 @@ impl Norm {
         });
     }
 
+    /// Writes the gradient of the input with a pool, two rows at a time.
     fn write_pooled_gradient(
         &self,
         dy: &[f32],
