@@ -98,9 +98,10 @@ impl Engine {
     /// [`ModelError`] for a weight or a range that is missing, or a side that is too small for the network.
     pub(crate) fn new(network: NetworkSpec<'_>) -> Result<Self, ModelError> {
         let NetworkSpec { graph, source, side, weights, .. } = network;
+        let program = Program::new(graph, source, side)?;
         let graphs = std::iter::once(graph).chain(source.map(SourceHead::graph));
         let heads = graphs.map(|graph| Head::new(graph, weights)).collect::<Result<_, _>>()?;
-        Self::compile(&Program::new(graph, source, side)?, network, heads)
+        Self::compile(&program, network, heads)
     }
 
     /// Compiles only the first `blocks` blocks, for [`Engine::maps`]. Errors are those of [`Engine::new`].
