@@ -10,15 +10,6 @@ use crate::vector::normalize;
 
 impl Classifier {
     /// Number of values of an embedding: the channels of the last feature map.
-    ///
-    /// ```
-    /// # #[cfg(feature = "pretrained")] {
-    /// let classifier = petnet::Classifier::pretrained()?;
-    /// println!("{} values", classifier.embedding_len());
-    /// assert!(classifier.embedding_len() > 1);
-    /// # }
-    /// # Ok::<(), petnet::Error>(())
-    /// ```
     pub fn embedding_len(&self) -> usize {
         ood::features(self.info().ood_graph())
     }

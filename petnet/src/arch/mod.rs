@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 #[cfg(feature = "pytorch")]
-pub(crate) use keys::{Found, Keys};
+pub(crate) use keys::{Keys, RecognisedNetwork};
 
 pub use efficientnet_lite::{EfficientNetLiteConfig, Stage};
 pub use petnet::PetNetConfig;
@@ -42,6 +42,12 @@ impl Normalization {
     pub const IMAGENET: Self = Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
     /// `(x - 127) / 128` of values from 0 to 255, as EfficientNet-Lite expects them.
     pub const SYMMETRIC: Self = Self { mean: [127.0 / 255.0; 3], std: [128.0 / 255.0; 3] };
+
+    /// Scale and shift of each channel that map values from 0 to 255 to normalised ones.
+    pub(crate) fn affine(&self) -> [[f32; 3]; 2] {
+        let Self { mean, std } = self;
+        [std.map(|std| 1.0 / (255.0 * std)), [0, 1, 2].map(|c| -mean[c] / std[c])]
+    }
 }
 
 impl Default for Normalization {
@@ -102,7 +108,7 @@ pub(crate) struct Entry {
     pub(crate) preprocess: Preprocess,
     /// The network that keys and shapes of a PyTorch file are of, if they are of this kind.
     #[cfg(feature = "pytorch")]
-    pub(crate) recognise: Option<fn(&Keys<'_>) -> Option<Found>>,
+    pub(crate) recognise: Option<fn(&Keys<'_>) -> Option<RecognisedNetwork>>,
 }
 
 const SQUEEZED: Preprocess = Preprocess { size: 224, resize: Resize::Stretch };
@@ -111,7 +117,7 @@ const fn cropped(size: u32) -> Preprocess {
     Preprocess { size, resize: Resize::CenterCrop }
 }
 
-/// `Entry` without what only PyTorch's files need, where they are not read.
+/// An [`Entry`]; without the feature `pytorch` it has no `recognise`.
 macro_rules! entry {
     ($name:literal, $default:expr, $normalization:expr, $preprocess:expr, $recognise:expr) => {
         Entry {

@@ -38,8 +38,8 @@ impl Config for PetNetConfig {
         let mut net = Builder::new(self.name());
         let mut x = Builder::IMAGE;
         let first = self.widths.first().copied().unwrap_or(self.stem);
-        for (place, width) in [self.stem, first].into_iter().enumerate() {
-            let name = format!("stem.{place}");
+        for (index, width) in [self.stem, first].into_iter().enumerate() {
+            let name = format!("stem.{index}");
             x = net.conv_norm(&name, x, width, Window::centred(3, 2));
             x = net.activation(x, Activation::Relu);
         }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 #[cfg(feature = "pytorch")]
-use super::{Architecture, Found, Keys};
+use super::{Architecture, Keys, RecognisedNetwork};
 use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 
 /// Widths and depths of a residual network as torchvision builds it: a 7x7 convolution and a max pool of stride 2
@@ -32,16 +32,16 @@ impl ResNetConfig {
         Self { widths: vec![64, 128, 256], depths: vec![2; 3], dropout: 0.0 }
     }
 
-    fn is(&self, other: &Self) -> bool {
+    fn has_shape_of(&self, other: &Self) -> bool {
         self.widths == other.widths && self.depths == other.depths
     }
 }
 
 impl Config for ResNetConfig {
     fn name(&self) -> &str {
-        if self.is(&Self::default()) {
+        if self.has_shape_of(&Self::default()) {
             "resnet18"
-        } else if self.is(&Self::improved()) {
+        } else if self.has_shape_of(&Self::improved()) {
             "improved_cnn"
         } else {
             "resnet"
@@ -71,9 +71,9 @@ pub(super) fn basic_stages(
 ) -> usize {
     let mut number = 0;
     for (stage, (&width, &depth)) in widths.iter().zip(depths).enumerate() {
-        for place in 0..depth {
+        for index in 0..depth {
             let name = |part: &str| format!("blocks.{number}.{part}");
-            let stride = if stage > 0 && place == 0 { 2 } else { 1 };
+            let stride = if stage > 0 && index == 0 { 2 } else { 1 };
             let shortcut = if net.channels(x) != width || stride != 1 {
                 net.conv_norm(&name("shortcut"), x, width, Window::centred(1, stride))
             } else {
@@ -96,7 +96,7 @@ pub(super) fn basic_stages(
 
 /// torchvision's names: `conv1`, `bn1`, `layerS.B.conv1`, `layerS.B.downsample.0`, `fc`.
 #[cfg(feature = "pytorch")]
-pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
+pub(super) fn recognise(keys: &Keys<'_>) -> Option<RecognisedNetwork> {
     if !keys.has("layer1.0.conv1") || keys.has("layer1.0.conv3") {
         return None;
     }
@@ -110,7 +110,7 @@ pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
             modules.extend(keys.conv_norm(&to("first"), &from("conv1"), &from("bn1")));
             modules.extend(keys.conv_norm(&to("second"), &from("conv2"), &from("bn2")));
             for name in ["downsample", "shortcut"] {
-                let [conv, norm] = [0, 1].map(|place| from(&format!("{name}.{place}")));
+                let [conv, norm] = [0, 1].map(|index| from(&format!("{name}.{index}")));
                 if keys.has(&conv) {
                     modules.extend(keys.conv_norm(&to("shortcut"), &conv, &norm));
                 }
@@ -124,5 +124,5 @@ pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
     let classes = keys.outputs(&head)?;
     modules.push(("head".into(), head));
     let config = ResNetConfig { widths, depths, dropout: 0.0 };
-    Some(Found { architecture: Architecture::new(config), classes, modules })
+    Some(RecognisedNetwork { architecture: Architecture::new(config), classes, modules })
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 #[cfg(feature = "pytorch")]
-use super::{Architecture, Found, Keys};
+use super::{Architecture, Keys, RecognisedNetwork};
 use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Init, Op, Padding, Window};
 
 /// Widths of `simple_cnn`: blocks of [conv 3x3 -> batch norm -> ReLU -> max pool 2], the global average, two linear
@@ -56,7 +56,7 @@ impl Config for SimpleCnnConfig {
 
 /// Convolutions with a norm each, in the order of their names, and two linear layers: names are free.
 #[cfg(feature = "pytorch")]
-pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
+pub(super) fn recognise(keys: &Keys<'_>) -> Option<RecognisedNetwork> {
     let (convs, norms) = (keys.convs(), keys.norms());
     let [hidden, head] = <[String; 2]>::try_from(keys.linears()).ok()?;
     if convs.is_empty() || convs.len() != norms.len() {
@@ -70,5 +70,5 @@ pub(super) fn recognise(keys: &Keys<'_>) -> Option<Found> {
     let (width, classes) = (keys.outputs(&hidden)?, keys.outputs(&head)?);
     modules.extend([("hidden".into(), hidden), ("head".into(), head)]);
     let config = SimpleCnnConfig { channels, hidden: width, dropout: 0.5 };
-    Some(Found { architecture: Architecture::new(config), classes, modules })
+    Some(RecognisedNetwork { architecture: Architecture::new(config), classes, modules })
 }

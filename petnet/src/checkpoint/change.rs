@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{Checkpoint, ModelInfo};
 use crate::drift::Reference;
 use crate::error::{Error, ModelError, Result};
-use crate::graph::{Node, SourceHead, original};
+use crate::graph::{Node, SourceHead, without_prefix};
 use crate::ood::Detector;
 #[cfg(feature = "train")]
 use crate::ood::OutOfDistribution;
@@ -78,13 +78,15 @@ impl Checkpoint {
         let graph = source.source().map_err(|e| refused(e.into()))?;
         let nodes = source.graph().nodes().iter();
         let weights = nodes.flat_map(passes::parameters).filter_map(|(name, _)| {
-            self.weights.get(&name).map(|weight| (original(&name).to_string(), weight.clone()))
+            self.weights
+                .get(&name)
+                .map(|weight| (without_prefix(&name).to_string(), weight.clone()))
         });
         let ranges = self.info.quantization.as_ref().map(|quantization| {
             let nodes = source.graph().nodes().iter();
             let range = |node: &Node| {
                 let range = quantization.ranges.get(&node.name)?;
-                Some((original(&node.name).to_string(), *range))
+                Some((without_prefix(&node.name).to_string(), *range))
             };
             Quantization { ranges: nodes.filter_map(range).collect() }
         });
@@ -113,7 +115,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] where it no longer fits the weights.
     #[cfg(feature = "train")]
-    pub(crate) fn with_record(self, change: impl FnOnce(&mut ModelInfo)) -> Result<Self> {
+    pub(crate) fn with_info(self, change: impl FnOnce(&mut ModelInfo)) -> Result<Self> {
         let Self { mut info, weights } = self;
         change(&mut info);
         Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::arch::Normalization;
 use crate::disk::write_atomically;
 use crate::drift::Reference;
+use crate::engine::NetworkSpec;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead};
 use crate::ood::OutOfDistribution;
@@ -19,7 +20,7 @@ use crate::passes;
 use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::quantization::Quantization;
 pub use crate::storage::Precision;
-use crate::storage::{SCALE, read_weight, store, unpack, unpack_nibbles};
+use crate::storage::{SCALE_SUFFIX, decode_int4, decode_int8, encode, read_weight};
 use crate::task::Task;
 use crate::weights::Weights;
 
@@ -33,7 +34,7 @@ const DIGEST_KEY: &str = "sha256";
 const FORMAT: u32 = 2;
 
 /// Longest name of a class in bytes: each answer of a service repeats all of them.
-const MAX_LABEL: usize = 256;
+const MAX_LABEL_BYTES: usize = 256;
 
 /// The description of a model in its file: everything but the weights.
 ///
@@ -133,15 +134,15 @@ impl ModelInfo {
             quantization: None,
         }
     }
-}
 
-impl ModelInfo {
     /// Floating-point operations of one image, two for each multiply-add of a convolution; 0 where the network does
     /// not take its size.
     pub fn flops(&self) -> u64 {
         passes::flops(&self.graph, self.preprocess.size as usize).unwrap_or_default()
     }
 
+    /// Validates that all parts fit each other and are within bounds.
+    ///
     /// # Errors
     /// [`ModelError`] where it describes no model that can be run.
     fn validate(&self) -> Result<(), ModelError> {
@@ -155,7 +156,7 @@ impl ModelInfo {
             source.validate(&self.graph)?;
             source.graph().sides(size as usize)?;
         }
-        let named = |label: &&String| (1..=MAX_LABEL).contains(&label.len());
+        let named = |label: &&String| (1..=MAX_LABEL_BYTES).contains(&label.len());
         let distinct: BTreeSet<_> = self.labels.iter().filter(named).collect();
         if distinct.is_empty() || distinct.len() != self.labels.len() {
             return Err(ModelError::Labels);
@@ -227,7 +228,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// [`Checkpoint::load`], or nothing where a file is not meant to be petnet's.
     #[cfg(feature = "train")]
-    pub(crate) fn load_own(path: &Path) -> Result<Option<Self>> {
+    pub(crate) fn load_if_petnet(path: &Path) -> Result<Option<Self>> {
         let bytes = fs::read(path).map_err(Error::io(path))?;
         let header = SafeTensors::read_metadata(&bytes);
         let metadata = header.ok().and_then(|(_, header)| header.metadata().clone());
@@ -237,6 +238,8 @@ impl Checkpoint {
         Self::parse(&bytes).map(Some).map_err(|reason| Error::checkpoint(path, reason))
     }
 
+    /// A model of a description and its weights.
+    ///
     /// # Errors
     /// [`ModelError`] where description and weights do not fit each other, or are out of bounds.
     pub(crate) fn new(info: ModelInfo, weights: Weights) -> Result<Self, ModelError> {
@@ -279,7 +282,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] where a weight's shape and values do not fit each other.
     pub fn to_bytes(&self, precision: Precision) -> Result<Vec<u8>> {
-        self.encode(precision).map_err(|reason| Error::checkpoint("<bytes>", reason))
+        self.serialize(precision).map_err(|reason| Error::checkpoint("<bytes>", reason))
     }
 
     /// The cat-or-dog network that ships inside the crate.
@@ -294,7 +297,7 @@ impl Checkpoint {
     /// The bundled model's file.
     #[cfg(feature = "pretrained")]
     pub fn pretrained_bytes() -> &'static [u8] {
-        // Not a constant: the documentation would show its value, 15 MB.
+        // Not a constant: the documentation would list its five million bytes as 15 MB of text.
         include_bytes!("../../models/cats-vs-dogs.safetensors")
     }
 
@@ -305,22 +308,36 @@ impl Checkpoint {
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>, precision: Precision) -> Result<()> {
         let path = path.as_ref();
-        let bytes = self.encode(precision).map_err(|reason| Error::checkpoint(path, reason))?;
+        let bytes = self.serialize(precision).map_err(|reason| Error::checkpoint(path, reason))?;
         write_atomically(path, &bytes)
     }
 
+    /// Description, weights and ranges as the engine compiles them.
+    pub(crate) fn network(&self) -> NetworkSpec<'_> {
+        let Self { info, weights } = self;
+        NetworkSpec {
+            graph: &info.graph,
+            source: info.source.as_ref(),
+            normalization: info.normalization,
+            side: info.preprocess.size as usize,
+            weights,
+            ranges: info.quantization.as_ref().map(|quantization| &quantization.ranges),
+        }
+    }
+
+    #[cfg(any(feature = "burn", feature = "onnx", test))]
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    pub(crate) fn into_parts(self) -> (ModelInfo, Weights) {
-        (self.info, self.weights)
+    pub(crate) fn into_info(self) -> ModelInfo {
+        self.info
     }
 
-    fn encode(&self, precision: Precision) -> Result<Vec<u8>, ModelError> {
+    fn serialize(&self, precision: Precision) -> Result<Vec<u8>, ModelError> {
         let failed = |e: &dyn std::fmt::Display| ModelError::Encode(e.to_string());
-        let stored: Vec<_> =
-            self.weights.iter().flat_map(|(name, weight)| store(name, weight, precision)).collect();
+        let weights = self.weights.iter();
+        let stored: Vec<_> = weights.flat_map(|(name, w)| encode(name, w, precision)).collect();
         let views: Vec<_> = stored
             .iter()
             .map(|(name, shape, dtype, bytes)| {
@@ -350,27 +367,25 @@ impl Checkpoint {
         if metadata.get(DIGEST_KEY) != Some(&expected) {
             return Err(ModelError::Checksum);
         }
-        let info = description(text)?;
+        let info = parse_info(text)?;
         let scales = |name: &String| {
-            let scale = tensors.tensor(&format!("{name}{SCALE}")).map_err(damaged)?;
+            let scale = tensors.tensor(&format!("{name}{SCALE_SUFFIX}")).map_err(damaged)?;
             Ok::<_, ModelError>(read_weight(name, &scale)?.values)
         };
         let shapes: HashMap<String, Vec<usize>> = info.parameters().collect();
         let mut weights = Weights::new();
         for (name, view) in &views {
-            match view.dtype() {
-                Dtype::I8 => {
-                    drop(weights.insert(name.clone(), unpack(name, view, &scales(name)?)?))
-                }
+            let weight = match view.dtype() {
+                Dtype::I8 => decode_int8(name, view, &scales(name)?)?,
                 Dtype::U8 => {
                     // Packed 4-bit weights do not store their shape; it follows from the graph.
                     let shape = shapes.get(name).ok_or(ModelError::UnusedWeight(name.clone()))?;
-                    let weight = unpack_nibbles(name, view, (shape, &scales(name)?))?;
-                    weights.insert(name.clone(), weight);
+                    decode_int4(name, view, shape, &scales(name)?)?
                 }
-                _ if name.ends_with(SCALE) => {}
-                _ => drop(weights.insert(name.clone(), read_weight(name, view)?)),
-            }
+                _ if name.ends_with(SCALE_SUFFIX) => continue,
+                _ => read_weight(name, view)?,
+            };
+            weights.insert(name.clone(), weight);
         }
         Self::new(info, weights)
     }
@@ -393,7 +408,7 @@ fn sorted_header(mut bytes: Vec<u8>) -> Result<Vec<u8>, serde_json::Error> {
 }
 
 /// A file's description, whose layout is read first: another one need not have the same fields.
-fn description(text: &str) -> Result<ModelInfo, ModelError> {
+fn parse_info(text: &str) -> Result<ModelInfo, ModelError> {
     #[derive(Deserialize)]
     struct Layout {
         format: u32,

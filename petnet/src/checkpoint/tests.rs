@@ -163,8 +163,8 @@ fn a_graph_that_is_no_network_is_refused() {
         (r#""op":"batch_norm""#, r#""op":"linear""#),
     ] {
         assert!(text.contains(from), "{from} in {text}");
-        let error = description(&text.replacen(from, to, 1)).expect_err(to);
+        let error = parse_info(&text.replacen(from, to, 1)).expect_err(to);
         assert!(matches!(error, ModelError::Description(_)), "{to}: {error}");
     }
-    assert!(description(&text).is_ok());
+    assert!(parse_info(&text).is_ok());
 }

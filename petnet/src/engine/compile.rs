@@ -3,13 +3,14 @@
 use super::dense::{ConvSpec, DenseConv};
 use super::depthwise::DepthwiseConv;
 use super::head::Head;
-use super::plan::{End, F32, Kernel, Map, Plan, Step};
+use super::plan::{F32, Kernel, Map, Plan, PlanHead, Step};
 use super::shape::Shape;
 use super::simple::{Elementwise, MaxPool};
 use crate::arch::Normalization;
 use crate::error::ModelError;
 use crate::graph::{Conv2d, Node, Op, Window};
-use crate::passes::{self, Main, Program};
+use crate::kernel::batch_norm_affine;
+use crate::passes::{self, MainOp, Program};
 use crate::weights::Weights;
 
 /// The plan of a program.
@@ -29,15 +30,21 @@ pub(super) fn compile(
     let folded = folds.then_some(normalization);
     let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
     let kernels = program.steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
-    let arithmetic =
-        if folds { F32::folded(normalization) } else { F32::normalized(normalization) };
-    Ok(Plan::new(arithmetic, maps, kernels, ends(program, heads)))
+    // The bytes of the image as they are, or normalised; the border represents zero.
+    let arithmetic = if folds {
+        let border = normalization.mean.map(|mean| mean * 255.0);
+        F32 { scale: [1.0; 3], shift: [0.0; 3], border }
+    } else {
+        let [scale, shift] = normalization.affine();
+        F32 { scale, shift, border: [0.0; 3] }
+    };
+    Ok(Plan::new(arithmetic, maps, kernels, plan_heads(program, heads)))
 }
 
 /// Each head with the node whose feature map it reads.
-pub(super) fn ends(program: &Program, heads: Vec<Head>) -> Vec<End> {
-    let ends = program.ends.iter().zip(heads);
-    ends.map(|(node, head)| End { node: *node, head }).collect()
+pub(super) fn plan_heads(program: &Program, heads: Vec<Head>) -> Vec<PlanHead> {
+    let nodes = program.head_inputs.iter().zip(heads);
+    nodes.map(|(node, head)| PlanHead { node: *node, head }).collect()
 }
 
 /// True where only dense convolutions read the image, so that its normalisation can be folded into their weights. The
@@ -45,23 +52,18 @@ pub(super) fn ends(program: &Program, heads: Vec<Head>) -> Vec<End> {
 pub(super) fn folds_normalization(program: &Program) -> bool {
     program.steps.iter().all(|step| {
         let reads = step.input == 0 || step.epilogue.residual == Some(0);
-        !reads || (dense(&program.nodes, step).is_some() && step.epilogue.residual != Some(0))
+        !reads || (step.dense_conv().is_some() && step.epilogue.residual != Some(0))
     })
-}
-
-/// The convolution that a step begins with, unless it is depthwise.
-fn dense(nodes: &[Node], step: &passes::Step) -> Option<Conv2d> {
-    let Main::Conv(node) = step.main else { return None };
-    match nodes[node].op {
-        Op::Conv2d(conv) if !conv.is_depthwise() => Some(conv),
-        _ => None,
-    }
 }
 
 /// Shape of each step's output, without a border, by node; `None` for nodes that are no step's output.
 pub(super) fn maps(program: &Program) -> Vec<Option<Map>> {
     let mut maps: Vec<Option<Map>> = vec![None; program.nodes.len()];
-    let channels = channels(&program.nodes);
+    let mut channels = Vec::with_capacity(program.nodes.len());
+    for node in &program.nodes {
+        let input = node.inputs.first().map_or(0, |from| channels[*from]);
+        channels.push(node.op.output_channels(input));
+    }
     for node in std::iter::once(0).chain(program.steps.iter().map(|step| step.output)) {
         let [height, width] = program.sides[node];
         let shape = Shape { height, width, channels: channels[node], border: 0 };
@@ -71,14 +73,14 @@ pub(super) fn maps(program: &Program) -> Vec<Option<Map>> {
 }
 
 /// Adds the borders of zeros that dense f32 convolutions read.
-fn add_borders(Program { nodes, steps, .. }: &Program, maps: &mut [Option<Map>]) {
+fn add_borders(Program { steps, .. }: &Program, maps: &mut [Option<Map>]) {
     let widen = |maps: &mut [Option<Map>], node: usize, border: usize| {
         if let Some(map) = &mut maps[node] {
             map.shape.border = map.shape.border.max(border);
         }
     };
     for step in steps {
-        if let Some(conv) = dense(nodes, step) {
+        if let Some(conv) = step.dense_conv() {
             let border = maps[step.input].map_or(0, |Map { shape, .. }| {
                 border_width(conv.window, shape.height).max(border_width(conv.window, shape.width))
             });
@@ -108,7 +110,7 @@ pub(super) fn border_width(window: Window, len: usize) -> usize {
 /// Assigns a slot of memory to each map; a slot is reused after the last step that reads its map. Borders must stay zero:
 /// a slot with a border is reused for maps of the same shape only, and the image's slot, whose border is not zero, never.
 /// Maps that heads read are kept to the end.
-pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Option<Map>]) {
+pub(super) fn assign_slots(Program { steps, head_inputs, .. }: &Program, maps: &mut [Option<Map>]) {
     let reads =
         |step: &passes::Step, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
@@ -128,8 +130,8 @@ pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Op
             map.slot = slot;
         }
         for node in [Some(step.input), step.epilogue.residual].into_iter().flatten() {
-            let last =
-                !ends.contains(&node) && !steps[index + 1..].iter().any(|later| reads(later, node));
+            let last = !head_inputs.contains(&node)
+                && !steps[index + 1..].iter().any(|later| reads(later, node));
             if let Some(map) = maps[node]
                 && last
                 && map.slot != 0
@@ -139,20 +141,6 @@ pub(super) fn assign_slots(Program { steps, ends, .. }: &Program, maps: &mut [Op
             }
         }
     }
-}
-
-/// Number of channels of each node's output.
-fn channels(nodes: &[Node]) -> Vec<usize> {
-    let mut channels: Vec<usize> = Vec::with_capacity(nodes.len());
-    for node in nodes {
-        channels.push(match node.op {
-            Op::Image => 3,
-            Op::Conv2d(conv) => conv.outputs,
-            Op::Linear { outputs, .. } => outputs,
-            _ => channels[node.inputs[0]],
-        });
-    }
-    channels
 }
 
 /// Inputs of the compilation of single steps.
@@ -169,16 +157,18 @@ impl Compiler<'_> {
         let shapes = [step.input, step.output].map(|node| self.shape(node));
         let passes::Epilogue { norm, residual, activation, pool } = step.epilogue;
         let (kernel, flops) = match step.main {
-            Main::Conv(node) => {
-                let Op::Conv2d(conv) = self.nodes[node].op else {
-                    return Err(ModelError::MissingWeight(self.name(node).into()));
-                };
+            MainOp::Conv(node, conv) => {
                 let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;
                 let pixels = conv.window.output(shapes[0].height).unwrap_or_default()
                     * conv.window.output(shapes[0].width).unwrap_or_default();
                 let kernel = if conv.is_depthwise() {
-                    let spec = (conv.window, activation);
-                    Kernel::Depthwise(DepthwiseConv::new(spec, &weights, bias, shapes))
+                    Kernel::Depthwise(DepthwiseConv::new(
+                        conv.window,
+                        activation,
+                        &weights,
+                        bias,
+                        shapes,
+                    ))
                 } else {
                     Kernel::Dense(DenseConv::new(
                         ConvSpec { conv, activation, pool },
@@ -189,20 +179,17 @@ impl Compiler<'_> {
                 };
                 (kernel, passes::conv_flops(&conv, pixels))
             }
-            Main::MaxPool(node) => {
-                let Op::MaxPool(window) = self.nodes[node].op else {
-                    return Err(ModelError::MissingWeight(self.name(node).into()));
-                };
+            MainOp::MaxPool(_, window) => {
                 (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
             }
-            Main::Identity => {
+            MainOp::Identity => {
                 let affine = norm.map(|norm| self.affine(norm)).transpose()?;
                 (Kernel::Elementwise(Elementwise { affine, activation, output: shapes[1] }), 0)
             }
         };
         let name = match step.main {
-            Main::Conv(node) | Main::MaxPool(node) => self.name(node),
-            Main::Identity => self.name(step.output),
+            MainOp::Conv(node, _) | MainOp::MaxPool(node, _) => self.name(node),
+            MainOp::Identity => self.name(step.output),
         };
         let (input, output) = (step.input, step.output);
         Ok(Step { name: name.into(), kernel, input, residual, output, flops })
@@ -231,10 +218,7 @@ impl Compiler<'_> {
         let [gamma, beta] = [self.values(norm, "weight")?, self.values(norm, "bias")?];
         let mean = self.values(norm, "running_mean")?;
         let variance = self.values(norm, "running_var")?;
-        let scale: Vec<f32> =
-            gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
-        let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-        Ok([scale, shift])
+        Ok(batch_norm_affine([gamma, beta, mean, variance], epsilon))
     }
 
     /// Weights and bias of a convolution with its batch norm folded in (Jacob et al., 2018), and for one that

@@ -8,25 +8,21 @@
 //! - One product of all pixels after im2col: maps of few columns, which would read the weights once for each row.
 //! - One product for each row of the output otherwise. The columns of a window row are contiguous in NHWC, so that each
 //!   row of a kernel is one term of `kernel * inputs` values.
-//!
-//! Other convolutions: [`Conv2d`] is the operation of a graph; `depthwise.rs` is for depthwise kernels; `int8/conv.rs` is
-//! for int8 maps; `kernel::Conv` is that of training, over a batch, with gradients.
 
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
 use super::shape::{Input, Shape};
+use super::simple::pool_rows;
 use super::winograd::Winograd;
 use crate::graph::{Activation, Conv2d, Window};
-use crate::kernel::{Epilogue, Packed, Product, Run, Term, arch};
+use crate::kernel::{Epilogue, PackedWeights, Product, RowRun, Term};
 
 /// Maps of fewer columns use im2col.
 const IM2COL_WIDTH: usize = 8;
 /// With fewer input channels, Winograd's transforms cost more than its products save.
 const WINOGRAD_MIN_INPUTS: usize = 4;
-/// Rows of a tile product.
-const TILE_ROWS: usize = 8;
 
 thread_local! {
     /// Two rows of a convolution before they are pooled.
@@ -46,6 +42,7 @@ pub(super) struct ConvSpec {
     pub(super) pool: bool,
 }
 
+/// A dense convolution with its epilogue and packed weights, compiled for maps of one size.
 #[derive(Debug)]
 pub(super) struct DenseConv {
     spec: ConvSpec,
@@ -55,12 +52,13 @@ pub(super) struct DenseConv {
     bias: Vec<f32>,
 }
 
+/// Packed weights, by the way in which the convolution is computed.
 #[derive(Debug)]
 enum Weights {
-    /// 1x1 of stride 1 between maps without borders.
-    Pointwise(Packed),
-    /// For one product a row, or im2col.
-    Direct(Packed),
+    /// One product of all pixels: 1x1 of stride 1 between maps without borders.
+    Pointwise(PackedWeights),
+    /// One product for each row, or im2col.
+    Direct(PackedWeights),
     Winograd(Winograd),
 }
 
@@ -80,14 +78,14 @@ impl DenseConv {
                 .then(|| Winograd::side_for(input.height, input.width))
                 .flatten();
         let packed = || {
-            Packed::new([taps, inputs, outputs], |tap, input, output| {
+            PackedWeights::new([taps, inputs, outputs], |tap, input, output| {
                 weights[(output * inputs + input) * taps + tap]
             })
         };
-        let alone = window == Window::centred(1, 1) && !spec.pool;
+        let pointwise = window == Window::centred(1, 1) && !spec.pool;
         let weights = match winograd {
             Some(side) => Weights::Winograd(Winograd::new(side, inputs, weights)),
-            None if alone && input.border + output.border == 0 => Weights::Pointwise(packed()),
+            None if pointwise && input.border + output.border == 0 => Weights::Pointwise(packed()),
             None => Weights::Direct(packed()),
         };
         Self { spec, input, output, weights, bias }
@@ -108,14 +106,14 @@ impl DenseConv {
             }
             Weights::Direct(weights) => weights,
         };
-        let rows = out[shape.rows()].par_chunks_exact_mut(shape.row());
-        rows.enumerate().with_min_len(input.grain()).for_each(|(y, out)| {
-            let inside = shape.inside();
-            let epilogue = epilogue.from((y + shape.border) * shape.row() + inside.start);
+        let rows = out[shape.inner_rows()].par_chunks_exact_mut(shape.row_len());
+        rows.enumerate().with_min_len(input.min_parts()).for_each(|(y, out)| {
+            let inside = shape.inner_columns();
+            let epilogue = epilogue.at_offset((y + shape.border) * shape.row_len() + inside.start);
             let out = &mut out[inside];
             match pool {
-                true => self.pooled(input, weights, (y, epilogue), out),
-                false => self.row(input, weights, (y, epilogue), out),
+                true => self.run_row_pooled(input, weights, (y, epilogue), out),
+                false => self.run_row(input, weights, (y, epilogue), out),
             }
         });
     }
@@ -124,44 +122,44 @@ impl DenseConv {
     fn run_im2col(
         &self,
         input: Input<'_>,
-        weights: &Packed,
+        weights: &PackedWeights,
         epilogue: Epilogue<'_>,
         out: &mut [f32],
     ) {
         let (shape, kernel) = (self.output, self.spec.conv.window.kernel);
         let (mut columns, mut sums) = (COLUMNS.take(), SUMS.take());
         columns.clear();
-        (0..shape.height).for_each(|y| self.im2col(input, y, &mut columns));
+        self.im2col(input, &mut columns);
         let pixels = shape.height * shape.width;
-        let runs = [Run { first: 0, rows: pixels, terms: vec![Term { start: 0, tap: 0 }] }];
+        let runs = [RowRun { first_row: 0, rows: pixels, terms: vec![Term { start: 0, tap: 0 }] }];
         let row_stride = columns.len() / pixels;
         sums.resize(pixels * shape.channels, 0.0);
         let product = Product {
             x: &columns,
-            weights: weights.view().joined(kernel * kernel),
+            weights: weights.view().merge_taps(kernel * kernel),
             row_stride,
             runs: &runs,
             epilogue: Epilogue::default(),
             out: &mut sums,
         };
-        match input.shared {
+        match input.parallel {
             true => product.run_by_channels(),
             false => product.run(),
         }
         for (pixel, sums) in sums.chunks_exact(shape.channels).enumerate() {
             let (y, x) = (pixel / shape.width, pixel % shape.width);
-            let at = (y + shape.border) * shape.row() + (x + shape.border) * shape.channels;
-            epilogue.write(sums, 0, at, &mut out[at..at + shape.channels]);
+            let at = (y + shape.border) * shape.row_len() + (x + shape.border) * shape.channels;
+            epilogue.write(sums, at, &mut out[at..at + shape.channels]);
         }
         COLUMNS.set(columns);
         SUMS.set(sums);
     }
 
     /// Row `y` of the output of a pool, from two rows of the convolution.
-    fn pooled(
+    fn run_row_pooled(
         &self,
         input: Input<'_>,
-        weights: &Packed,
+        weights: &PackedWeights,
         (y, epilogue): (usize, Epilogue<'_>),
         out: &mut [f32],
     ) {
@@ -170,72 +168,62 @@ impl DenseConv {
         let mut rows = POOL_ROWS.take();
         rows.resize(2 * width * pixel, 0.0);
         let (upper, lower) = rows.split_at_mut(width * pixel);
-        self.row(input, weights, (2 * y, epilogue), upper);
-        self.row(input, weights, (2 * y + 1, epilogue), lower);
-        let pairs = upper.chunks_exact(2 * pixel).zip(lower.chunks_exact(2 * pixel));
-        arch().dispatch(
-            #[inline(always)]
-            || {
-                for (out, (upper, lower)) in out.chunks_exact_mut(pixel).zip(pairs) {
-                    for c in 0..pixel {
-                        let right = c + pixel;
-                        out[c] = upper[c].max(upper[right]).max(lower[c].max(lower[right]));
-                    }
-                }
-            },
-        );
+        self.run_row(input, weights, (2 * y, epilogue), upper);
+        self.run_row(input, weights, (2 * y + 1, epilogue), lower);
+        pool_rows([upper, lower], pixel, f32::max, out);
         POOL_ROWS.set(rows);
     }
 
     /// Row `y` of the convolution, `[width, outputs]`.
-    fn row(
+    fn run_row(
         &self,
         input: Input<'_>,
-        weights: &Packed,
+        weights: &PackedWeights,
         (y, epilogue): (usize, Epilogue<'_>),
         out: &mut [f32],
     ) {
         let Conv2d { inputs, outputs, window, .. } = self.spec.conv;
-        let terms = (0..window.kernel).map(|ky| Term { start: self.start([y, 0], ky), tap: ky });
-        let runs = [Run { first: 0, rows: out.len() / outputs, terms: terms.collect() }];
-        let (weights, row_stride) = (weights.view().joined(window.kernel), window.stride * inputs);
+        let terms =
+            (0..window.kernel).map(|ky| Term { start: self.window_offset([y, 0], ky), tap: ky });
+        let runs = [RowRun { first_row: 0, rows: out.len() / outputs, terms: terms.collect() }];
+        let (weights, row_stride) =
+            (weights.view().merge_taps(window.kernel), window.stride * inputs);
         Product { x: input.values, weights, row_stride, runs: &runs, epilogue, out }.run();
     }
 
     /// Offset in the input of row `ky` of an output pixel's window.
-    fn start(&self, [y, x]: [usize; 2], ky: usize) -> usize {
+    fn window_offset(&self, [y, x]: [usize; 2], ky: usize) -> usize {
         let Conv2d { inputs, window, .. } = self.spec.conv;
         let Shape { height, width, border, .. } = self.input;
         let row = y * window.stride + border - window.padding(height)[0] + ky;
-        row * self.input.row() + (x * window.stride + border - window.padding(width)[0]) * inputs
+        row * self.input.row_len()
+            + (x * window.stride + border - window.padding(width)[0]) * inputs
     }
 
-    /// Appends the windows of a row's pixels to `columns`.
-    fn im2col(&self, input: Input<'_>, y: usize, columns: &mut Vec<f32>) {
-        let Conv2d { inputs, window, .. } = self.spec.conv;
-        for x in 0..self.output.width {
+    /// Appends the windows of all pixels to `columns`, `[height, width, kernel * kernel * inputs]`.
+    fn im2col(&self, input: Input<'_>, columns: &mut Vec<f32>) {
+        let (Conv2d { inputs, window, .. }, Shape { height, width, .. }) =
+            (self.spec.conv, self.output);
+        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
             for ky in 0..window.kernel {
-                let start = self.start([y, x], ky);
+                let start = self.window_offset([y, x], ky);
                 columns.extend_from_slice(&input.values[start..start + window.kernel * inputs]);
             }
         }
     }
 }
 
-/// One product of all pixels. Pixels are divided among threads where they are more than the output channels; otherwise
-/// the channels are, so that each thread reads only its part of the weights.
-fn pointwise(input: Input<'_>, weights: &Packed, epilogue: Epilogue<'_>, out: &mut [f32]) {
+/// One product of all pixels, divided among threads by [`Input::pointwise_parts`].
+fn pointwise(input: Input<'_>, weights: &PackedWeights, epilogue: Epilogue<'_>, out: &mut [f32]) {
     let (weights, row_stride) = (weights.view(), input.shape.channels);
-    let (pixels, threads) = (out.len() / weights.outputs(), input.threads());
-    let by_channels = threads > 1 && pixels < weights.outputs();
-    let share =
-        if by_channels { pixels } else { pixels.div_ceil(threads).next_multiple_of(TILE_ROWS) };
-    let parts = out.par_chunks_mut(share * weights.outputs()).enumerate();
-    parts.with_min_len(input.grain()).for_each(|(part, out)| {
-        let x = &input.values[part * share * row_stride..];
-        let epilogue = epilogue.from(part * share * weights.outputs());
+    let pixels = out.len() / weights.outputs();
+    let (part_pixels, by_channels) = input.pointwise_parts(pixels, weights.outputs());
+    let parts = out.par_chunks_mut(part_pixels * weights.outputs()).enumerate();
+    parts.with_min_len(input.min_parts()).for_each(|(part, out)| {
+        let x = &input.values[part * part_pixels * row_stride..];
+        let epilogue = epilogue.at_offset(part * part_pixels * weights.outputs());
         let rows = out.len() / weights.outputs();
-        let runs = [Run { first: 0, rows, terms: vec![Term { start: 0, tap: 0 }] }];
+        let runs = [RowRun { first_row: 0, rows, terms: vec![Term { start: 0, tap: 0 }] }];
         let product = Product { x, weights, row_stride, runs: &runs, epilogue, out };
         match by_channels {
             true => product.run_by_channels(),

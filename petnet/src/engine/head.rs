@@ -21,6 +21,8 @@ enum Layer {
 }
 
 impl Head {
+    /// The head of a graph.
+    ///
     /// # Errors
     /// [`ModelError::MissingWeight`].
     pub(crate) fn new(graph: &Graph, weights: &Weights) -> Result<Self, ModelError> {

@@ -7,15 +7,9 @@
 //! uses all cores, several use one core each, which measured no slower than passes that share weights. Where the ranges
 //! of all maps are known and the CPU has AVX-512 VNNI, maps are int8 instead of f32.
 //!
-//! The step of a convolution is one of these; the arithmetic is that of [`crate::kernel`], whose documentation has the
-//! table of functions for inference and training:
-//!
-//! | type | convolutions | kernel |
-//! |---|---|---|
-//! | `dense::DenseConv` | dense, f32 | `kernel::Product` (tile products), directly, after im2col, or within `winograd::Winograd` |
-//! | `depthwise::DepthwiseConv` | depthwise, f32 | `kernel::Depthwise` |
-//! | `int8::conv::Int8DenseConv` | dense, int8 | `kernel::int8::Product` |
-//! | `int8::conv::Int8DepthwiseConv` | depthwise, int8 | `kernel::int8::Depthwise` |
+//! The step of a convolution is a `dense::DenseConv`, `depthwise::DepthwiseConv`, `int8::conv::Int8DenseConv` or
+//! `int8::conv::Int8DepthwiseConv`. The arithmetic is that of [`crate::kernel`], whose documentation has the table of
+//! functions for inference and training.
 //!
 //! Training and inference on other devices run graphs by `nn` instead. Training shares the tile products and
 //! `kernel::Depthwise` with the engine, but not its plans, Winograd or int8; only frozen blocks and a frozen teacher run on
@@ -55,13 +49,24 @@ pub(crate) type Ranges = BTreeMap<String, [f32; 2]>;
 
 /// Inputs of compilation.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Network<'a> {
+pub(crate) struct NetworkSpec<'a> {
     pub(crate) graph: &'a Graph,
     pub(crate) source: Option<&'a SourceHead>,
     pub(crate) normalization: Normalization,
     /// Height and width of images, in pixels.
     pub(crate) side: usize,
     pub(crate) weights: &'a Weights,
+    /// Given for int8 feature maps.
+    pub(crate) ranges: Option<&'a Ranges>,
+}
+
+#[cfg(test)]
+impl<'a> NetworkSpec<'a> {
+    /// A network without a source head and ranges.
+    pub(crate) fn new(graph: &'a Graph, side: usize, weights: &'a Weights) -> Self {
+        let normalization = Normalization::default();
+        Self { graph, source: None, normalization, side, weights, ranges: None }
+    }
 }
 
 /// A compiled network.
@@ -76,7 +81,7 @@ enum Plans {
 }
 
 /// Calls the same method of either plan.
-macro_rules! either {
+macro_rules! with_plan {
     ($engine:expr, $plan:ident => $call:expr) => {
         match &$engine.0 {
             Plans::F32($plan) => $call,
@@ -86,62 +91,39 @@ macro_rules! either {
     };
 }
 
-impl<'a> Network<'a> {
-    fn program(&self) -> Result<Program, ModelError> {
-        Ok(Program::new(self.graph, self.source, self.side)?)
-    }
-
-    fn heads(&self) -> Result<Vec<Head>, ModelError> {
-        let graphs = std::iter::once(self.graph).chain(self.source.map(SourceHead::graph));
-        graphs.map(|graph| Head::new(graph, self.weights)).collect()
-    }
-}
-
 impl Engine {
-    /// Compiles to f32.
+    /// Compiles a network: with ranges to int8 where this CPU and the network support it, otherwise to f32.
     ///
     /// # Errors
-    /// [`ModelError`] for a weight that is missing, or a side that is too small for the network.
-    pub(crate) fn new(network: Network<'_>) -> Result<Self, ModelError> {
-        Self::compile(&network.program()?, network, network.heads()?, None)
+    /// [`ModelError`] for a weight or a range that is missing, or a side that is too small for the network.
+    pub(crate) fn new(network: NetworkSpec<'_>) -> Result<Self, ModelError> {
+        let NetworkSpec { graph, source, side, weights, .. } = network;
+        let program = Program::new(graph, source, side)?;
+        let graphs = std::iter::once(graph).chain(source.map(SourceHead::graph));
+        let heads = graphs.map(|graph| Head::new(graph, weights)).collect::<Result<_, _>>()?;
+        Self::compile(&program, network, heads)
     }
 
-    /// Compiles to int8 where this CPU and the network support it, otherwise to f32.
-    ///
-    /// # Errors
-    /// As [`Engine::new`]; [`ModelError::MissingRange`] for a map without a range.
-    pub(crate) fn quantized(network: Network<'_>, ranges: &Ranges) -> Result<Self, ModelError> {
-        Self::compile(&network.program()?, network, network.heads()?, Some(ranges))
-    }
-
-    /// Compiles only the first `blocks` blocks, for [`Engine::maps`]; with ranges to int8, where that is supported.
-    ///
-    /// # Errors
-    /// As [`Engine::quantized`].
+    /// Compiles only the first `blocks` blocks, for [`Engine::maps`]. Errors are those of [`Engine::new`].
     #[cfg(feature = "train")]
-    pub(crate) fn trunk(
-        network: Network<'_>,
-        blocks: usize,
-        ranges: Option<&Ranges>,
-    ) -> Result<Self, ModelError> {
+    pub(crate) fn trunk(network: NetworkSpec<'_>, blocks: usize) -> Result<Self, ModelError> {
         let program = Program::trunk(network.graph, blocks, network.side)?;
-        Self::compile(&program, network, vec![Head::empty()], ranges)
+        Self::compile(&program, network, vec![Head::empty()])
     }
 
     fn compile(
         program: &Program,
-        network: Network<'_>,
+        network: NetworkSpec<'_>,
         heads: Vec<Head>,
-        ranges: Option<&Ranges>,
     ) -> Result<Self, ModelError> {
-        let Network { normalization, weights, .. } = network;
+        let NetworkSpec { normalization, weights, ranges, .. } = network;
         #[cfg(target_arch = "x86_64")]
         if let Some(ranges) = ranges
             && let Some((arithmetic, maps, steps)) =
                 int8::compile(program, normalization, weights, ranges)?
         {
-            let ends = compile::ends(program, heads);
-            return Ok(Self(Plans::Int8(Plan::new(arithmetic, maps, steps, ends))));
+            let heads = compile::plan_heads(program, heads);
+            return Ok(Self(Plans::Int8(Plan::new(arithmetic, maps, steps, heads))));
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ranges;
@@ -150,30 +132,30 @@ impl Engine {
 
     /// `pixels` are `[count, side, side, 3]`. Several images run in parallel, a single one on all cores.
     pub(crate) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
-        either!(self, plan => plan.run(pixels))
+        with_plan!(self, plan => plan.run(pixels))
     }
 
     /// Height and width of the last feature maps, and their values `[height, width, count, channels]`.
     #[cfg(feature = "train")]
     pub(crate) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
-        either!(self, plan => plan.maps(pixels))
+        with_plan!(self, plan => plan.maps(pixels))
     }
 
     /// Outputs and Grad-CAM heat map of one image.
     pub(crate) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
-        either!(self, plan => plan.explain(pixels))
+        with_plan!(self, plan => plan.explain(pixels))
     }
 
     /// Name, floating-point operations and time of each step, for one image.
     pub(crate) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
-        either!(self, plan => plan.profile(pixels))
+        with_plan!(self, plan => plan.profile(pixels))
     }
 
-    /// Runs one image and calls `seen` with the node and the values of each pixel of each step's output. Int8 plans are
+    /// Runs one image and calls `on_pixel` with the node and the values of each pixel of each step's output. Int8 plans are
     /// not observed, since their values are clipped to their ranges.
-    pub(crate) fn observe(&self, pixels: &[u8], seen: impl FnMut(usize, &[f32]) + Send) {
+    pub(crate) fn observe(&self, pixels: &[u8], on_pixel: impl FnMut(usize, &[f32]) + Send) {
         match &self.0 {
-            Plans::F32(plan) => plan.observe(pixels, seen),
+            Plans::F32(plan) => plan.observe(pixels, on_pixel),
             #[cfg(target_arch = "x86_64")]
             Plans::Int8(_) => {}
         }

@@ -11,7 +11,6 @@ use super::depthwise::DepthwiseConv;
 use super::head::Head;
 use super::shape::{Input, Shape};
 use super::simple::{Elementwise, MaxPool};
-use crate::arch::Normalization;
 
 /// The number format of feature maps, and the kernels for it: f32 or int8.
 pub(super) trait Arithmetic: std::fmt::Debug + Send + Sync {
@@ -33,10 +32,10 @@ pub(super) trait Arithmetic: std::fmt::Debug + Send + Sync {
         residual: Option<&[Self::Value]>,
         out: &mut [Self::Value],
     );
-    /// The mean of each channel of the map that head number `end` reads.
-    fn means(&self, end: usize, shape: Shape, map: &[Self::Value]) -> Vec<f32>;
-    /// A value of the map that head number `end` reads, as f32.
-    fn dequantize(&self, end: usize, value: Self::Value) -> f32;
+    /// The mean of each channel of the map that head number `head` reads.
+    fn means(&self, head: usize, shape: Shape, map: &[Self::Value]) -> Vec<f32>;
+    /// A value of the map that head number `head` reads, as f32.
+    fn dequantize(&self, head: usize, value: Self::Value) -> f32;
 }
 
 /// A network that is ready to run.
@@ -47,7 +46,7 @@ pub(super) struct Plan<A: Arithmetic = F32> {
     maps: Vec<Option<Map>>,
     steps: Vec<Step<A::Kernel>>,
     /// The network's own head, then the source head if there is one.
-    ends: Vec<End>,
+    heads: Vec<PlanHead>,
     /// Length of each slot, in values. Maps with disjoint lifetimes share a slot.
     slots: Vec<usize>,
     /// Memory for the next passes.
@@ -56,7 +55,7 @@ pub(super) struct Plan<A: Arithmetic = F32> {
 
 /// A head, and the node whose feature map it reads.
 #[derive(Debug)]
-pub(super) struct End {
+pub(super) struct PlanHead {
     pub(super) node: usize,
     pub(super) head: Head,
 }
@@ -70,20 +69,6 @@ pub(super) struct F32 {
     pub(super) border: [f32; 3],
 }
 
-impl F32 {
-    /// Bytes as they are, for convolutions into which the normalisation is folded.
-    pub(super) fn folded(normalization: Normalization) -> Self {
-        let border = normalization.mean.map(|mean| mean * 255.0);
-        Self { scale: [1.0; 3], shift: [0.0; 3], border }
-    }
-
-    /// Normalised values, for all other steps.
-    pub(super) fn normalized(Normalization { mean, std }: Normalization) -> Self {
-        let shift = [0, 1, 2].map(|c| -mean[c] / std[c]);
-        Self { scale: std.map(|std| 1.0 / (255.0 * std)), shift, border: [0.0; 3] }
-    }
-}
-
 impl Arithmetic for F32 {
     type Value = f32;
     type Kernel = Kernel;
@@ -94,9 +79,9 @@ impl Arithmetic for F32 {
     }
 
     fn load(&self, pixels: &[u8], shape: Shape, map: &mut [f32]) {
-        let rows = map[shape.rows()].chunks_exact_mut(shape.row());
+        let rows = map[shape.inner_rows()].chunks_exact_mut(shape.row_len());
         for (line, to) in pixels.chunks_exact(shape.width * shape.channels).zip(rows) {
-            let pixels = to[shape.inside()].as_chunks_mut::<3>().0.iter_mut();
+            let pixels = to[shape.inner_columns()].as_chunks_mut::<3>().0.iter_mut();
             for (to, from) in pixels.zip(line.as_chunks::<3>().0) {
                 let Self { scale, shift, .. } = self;
                 *to = [0, 1, 2].map(|c| f32::from(from[c]) * scale[c] + shift[c]);
@@ -201,22 +186,22 @@ pub(crate) struct Heat {
     pub(crate) values: Vec<f32>,
 }
 
+/// `run`, `maps`, `explain`, `profile` and `observe` are those of [`super::Engine`].
 impl<A: Arithmetic> Plan<A> {
     pub(super) fn new(
         arithmetic: A,
         maps: Vec<Option<Map>>,
         steps: Vec<Step<A::Kernel>>,
-        ends: Vec<End>,
+        heads: Vec<PlanHead>,
     ) -> Self {
         let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
         let mut slots = vec![0; count];
         for map in maps.iter().flatten() {
             slots[map.slot] = (map.shape.len() + A::SLACK).max(slots[map.slot]);
         }
-        Self { arithmetic, maps, steps, ends, slots, arenas: Mutex::default() }
+        Self { arithmetic, maps, steps, heads, slots, arenas: Mutex::default() }
     }
 
-    /// `pixels` are `[count, side, side, 3]`. Several images run in parallel, a single one on all cores.
     pub(super) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
         let image = self.map(0).shape;
         let size = image.height * image.width * image.channels;
@@ -224,7 +209,7 @@ impl<A: Arithmetic> Plan<A> {
             return vec![self.run_single(pixels, |_| (), |arena| self.outputs(arena))];
         }
         let images = pixels.par_chunks_exact(size);
-        let one = |pixels| self.pass((pixels, false), |_| (), |arena| self.outputs(arena));
+        let one = |pixels| self.pass(pixels, false, |_| (), |arena| self.outputs(arena));
         images.map(one).collect()
     }
 
@@ -233,9 +218,9 @@ impl<A: Arithmetic> Plan<A> {
         let read = |arena: &Arena<A::Value>| {
             let outputs = self.outputs(arena);
             let class = crate::metrics::argmax(&outputs.logits);
-            let end = &self.ends[0];
-            let gradient = end.head.gradient(&outputs.features, class);
-            let (shape, map) = self.values(end, arena);
+            let own = &self.heads[0];
+            let gradient = own.head.gradient(&outputs.features, class);
+            let (shape, map) = self.head_map(own, arena);
             let dot = |pixel: &[A::Value]| {
                 let values = pixel.iter().map(|value| self.arithmetic.dequantize(0, *value));
                 values.zip(&gradient).map(|(x, g)| x * g).sum::<f32>()
@@ -246,21 +231,20 @@ impl<A: Arithmetic> Plan<A> {
         self.run_single(pixels, |_| (), read)
     }
 
-    /// Height and width of the last feature maps, and their values `[height, width, count, channels]`.
     #[cfg(feature = "train")]
     pub(super) fn maps(&self, pixels: &[u8]) -> ([usize; 2], Vec<f32>) {
         let image = self.map(0).shape;
         let size = image.height * image.width * image.channels;
-        let end = &self.ends[0];
+        let own = &self.heads[0];
         let read = |arena: &Arena<A::Value>| {
-            let (shape, map) = self.values(end, arena);
+            let (shape, map) = self.head_map(own, arena);
             let pixels = shape.pixels(map).flatten();
             pixels.map(|value| self.arithmetic.dequantize(0, *value)).collect::<Vec<f32>>()
         };
         let images = pixels.par_chunks_exact(size);
         let maps: Vec<Vec<f32>> =
-            images.map(|pixels| self.pass((pixels, false), |_| (), read)).collect();
-        let Shape { height, width, channels, .. } = self.map(end.node).shape;
+            images.map(|pixels| self.pass(pixels, false, |_| (), read)).collect();
+        let Shape { height, width, channels, .. } = self.map(own.node).shape;
         let mut values = vec![0.0; height * width * maps.len() * channels];
         let rows = values.par_chunks_exact_mut((maps.len() * channels).max(1)).enumerate();
         rows.for_each(|(pixel, row)| {
@@ -271,7 +255,6 @@ impl<A: Arithmetic> Plan<A> {
         ([height, width], values)
     }
 
-    /// Name, floating-point operations and time of each step, for one image.
     pub(super) fn profile(&self, pixels: &[u8]) -> Vec<(&str, u64, Duration)> {
         let mut instants = Vec::new();
         self.run_single(pixels, |_| instants.push(Instant::now()), |_| ());
@@ -280,11 +263,14 @@ impl<A: Arithmetic> Plan<A> {
         steps.map(|(step, time)| (step.name.as_str(), step.flops, time)).collect()
     }
 
-    /// Runs one image and calls `seen` with the node and the values of each pixel of each step's output.
-    pub(super) fn observe(&self, pixels: &[u8], mut seen: impl FnMut(usize, &[A::Value]) + Send) {
+    pub(super) fn observe(
+        &self,
+        pixels: &[u8],
+        mut on_pixel: impl FnMut(usize, &[A::Value]) + Send,
+    ) {
         let on_step = |output: Option<StepOutput<'_, A::Value>>| {
             if let Some(StepOutput { node, shape, map }) = output {
-                shape.pixels(map).for_each(|pixel| seen(node, pixel));
+                shape.pixels(map).for_each(|pixel| on_pixel(node, pixel));
             }
         };
         self.run_single(pixels, on_step, |_| ());
@@ -300,19 +286,20 @@ impl<A: Arithmetic> Plan<A> {
         // The pool is entered once and not for each step, since waking threads takes long.
         rayon::scope(|_| {
             let _workers = SpinningWorkers::start();
-            self.pass((pixels, true), on_step, read)
+            self.pass(pixels, true, on_step, read)
         })
     }
 
-    /// Runs one image, with each step on all cores where `shared`. `on_step` is called before the first step, and after
+    /// Runs one image, with each step on all cores where `parallel`. `on_step` is called before the first step, and after
     /// each step with its output; `read` is called at the end.
     fn pass<T>(
         &self,
-        (pixels, shared): (&[u8], bool),
+        pixels: &[u8],
+        parallel: bool,
         mut on_step: impl FnMut(Option<StepOutput<'_, A::Value>>),
         read: impl FnOnce(&Arena<A::Value>) -> T,
     ) -> T {
-        let mut arena = self.arena();
+        let mut arena = self.acquire_arena();
         self.arithmetic.load(pixels, self.map(0).shape, &mut arena[0]);
         on_step(None);
         for step in &self.steps {
@@ -323,13 +310,13 @@ impl<A: Arithmetic> Plan<A> {
             let values = &arena[input.slot][..input.shape.len() + A::SLACK];
             let residual = step.residual.map(|node| self.map(node));
             let residual = residual.map(|map| &arena[map.slot][..map.shape.len()]);
-            let input = Input { values, shape: input.shape, shared };
+            let input = Input { values, shape: input.shape, parallel };
             A::run(&step.kernel, input, residual, &mut out[..output.shape.len()]);
             on_step(Some(StepOutput { node: step.output, shape: output.shape, map: &out }));
             arena[output.slot] = out;
         }
         let value = read(&arena);
-        self.keep(arena);
+        self.release_arena(arena);
         value
     }
 
@@ -339,23 +326,23 @@ impl<A: Arithmetic> Plan<A> {
     }
 
     fn outputs(&self, arena: &Arena<A::Value>) -> Outputs {
-        let mut heads = self.ends.iter().enumerate().map(|(number, end)| {
-            let (shape, map) = self.values(end, arena);
+        let mut outputs = self.heads.iter().enumerate().map(|(number, plan_head)| {
+            let (shape, map) = self.head_map(plan_head, arena);
             let features = self.arithmetic.means(number, shape, map);
-            (end.head.run(&features), features)
+            (plan_head.head.run(&features), features)
         });
-        let (logits, features) = heads.next().unwrap_or_default();
-        let source = heads.next().map(|(logits, features)| SourceOutputs { logits, features });
+        let (logits, features) = outputs.next().unwrap_or_default();
+        let source = outputs.next().map(|(logits, features)| SourceOutputs { logits, features });
         Outputs { logits, features, source }
     }
 
     /// The feature map that a head reads.
-    fn values<'a>(&self, end: &End, arena: &'a Arena<A::Value>) -> (Shape, &'a [A::Value]) {
-        let Map { shape, slot } = self.map(end.node);
+    fn head_map<'a>(&self, head: &PlanHead, arena: &'a Arena<A::Value>) -> (Shape, &'a [A::Value]) {
+        let Map { shape, slot } = self.map(head.node);
         (shape, &arena[slot])
     }
 
-    fn arena(&self) -> Arena<A::Value> {
+    fn acquire_arena(&self) -> Arena<A::Value> {
         let kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.unwrap_or_else(|| {
             let zeros = |len: &usize| vec![A::Value::default(); *len];
@@ -367,7 +354,7 @@ impl<A: Arithmetic> Plan<A> {
     }
 
     /// Keeps memory for a later pass, at most as many arenas as threads.
-    fn keep(&self, arena: Arena<A::Value>) {
+    fn release_arena(&self, arena: Arena<A::Value>) {
         let mut kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < rayon::current_num_threads() {
             kept.push(arena);

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::shape::{Input, Shape};
 use crate::graph::{Activation, Window};
-use crate::kernel::{Epilogue, arch};
+use crate::kernel::{Epilogue, vectorized};
 
 /// A max pool of one image's map, of floats or bytes. `kernel::MaxPool2d` is that of training.
 #[derive(Debug)]
@@ -20,28 +20,25 @@ impl MaxPool {
         T: Copy + PartialOrd + Send + Sync,
     {
         let (from, to) = (input.shape, self.output);
-        let rows = out[to.rows()].par_chunks_exact_mut(to.row());
-        rows.enumerate().with_min_len(input.grain()).for_each(|(y, out)| {
-            let down = self.taps(y, from.height);
-            let out = &mut out[to.inside()];
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (x, out) in out.chunks_exact_mut(to.channels).enumerate() {
-                        out.fill(lowest);
-                        for row in down.clone() {
-                            for column in self.taps(x, from.width) {
-                                let at = (row + from.border) * from.row()
-                                    + (column + from.border) * from.channels;
-                                let pixel = &input.values[at..at + from.channels];
-                                for (out, value) in out.iter_mut().zip(pixel) {
-                                    *out = if *value > *out { *value } else { *out };
-                                }
+        let rows = out[to.inner_rows()].par_chunks_exact_mut(to.row_len());
+        rows.enumerate().with_min_len(input.min_parts()).for_each(|(y, out)| {
+            let rows_of_window = self.taps(y, from.height);
+            let out = &mut out[to.inner_columns()];
+            vectorized!({
+                for (x, out) in out.chunks_exact_mut(to.channels).enumerate() {
+                    out.fill(lowest);
+                    for row in rows_of_window.clone() {
+                        for column in self.taps(x, from.width) {
+                            let at = (row + from.border) * from.row_len()
+                                + (column + from.border) * from.channels;
+                            let pixel = &input.values[at..at + from.channels];
+                            for (out, value) in out.iter_mut().zip(pixel) {
+                                *out = if *value > *out { *value } else { *out };
                             }
                         }
                     }
-                },
-            );
+                }
+            });
         });
     }
 
@@ -51,6 +48,24 @@ impl MaxPool {
         let [before, _] = self.window.padding(len);
         (out * stride).saturating_sub(before)..(out * stride + kernel - before).min(len)
     }
+}
+
+/// 2x2 max pooling of two rows `[2 * width, channels]` to `[width, channels]`; `max` returns the larger of two values.
+pub(super) fn pool_rows<T: Copy>(
+    [upper, lower]: [&[T]; 2],
+    channels: usize,
+    max: impl Fn(T, T) -> T,
+    out: &mut [T],
+) {
+    let pairs = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
+    vectorized!({
+        for (out, (upper, lower)) in out.chunks_exact_mut(channels).zip(pairs) {
+            for c in 0..channels {
+                let right = c + channels;
+                out[c] = max(max(upper[c], upper[right]), max(lower[c], lower[right]));
+            }
+        }
+    });
 }
 
 /// A norm, sum or activation that follows no convolution.
@@ -68,18 +83,19 @@ impl Elementwise {
         let (from, to) = (input.shape, self.output);
         let shift = self.affine.as_ref().map(|[_, shift]| shift.as_slice());
         let epilogue = Epilogue { bias: shift, residual, activation: self.activation };
-        let rows = out[to.rows()].par_chunks_exact_mut(to.row());
-        rows.enumerate().with_min_len(input.grain()).for_each(|(y, out)| {
-            let line = &input.values[(y + from.border) * from.row()..][from.inside()];
-            let start = (y + to.border) * to.row() + to.inside().start;
+        let rows = out[to.inner_rows()].par_chunks_exact_mut(to.row_len());
+        rows.enumerate().with_min_len(input.min_parts()).for_each(|(y, out)| {
+            let input_row =
+                &input.values[(y + from.border) * from.row_len()..][from.inner_columns()];
+            let start = (y + to.border) * to.row_len() + to.inner_columns().start;
             let mut scaled = vec![0.0; from.channels];
-            let pixels = out[to.inside()].chunks_exact_mut(to.channels);
-            for (x, (out, pixel)) in pixels.zip(line.chunks_exact(from.channels)).enumerate() {
+            let pixels = out[to.inner_columns()].chunks_exact_mut(to.channels);
+            for (x, (out, pixel)) in pixels.zip(input_row.chunks_exact(from.channels)).enumerate() {
                 scaled.copy_from_slice(pixel);
                 if let Some([scale, _]) = &self.affine {
                     scaled.iter_mut().zip(scale).for_each(|(value, scale)| *value *= scale);
                 }
-                epilogue.write(&scaled, 0, start + x * to.channels, out);
+                epilogue.write(&scaled, start + x * to.channels, out);
             }
         });
     }

@@ -12,6 +12,7 @@ use crate::arch::tests::small;
 use crate::arch::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
 use crate::error::ModelError;
 use crate::graph::{Activation, Builder, Conv2d, Graph, Padding, Window};
+use crate::kernel::tests::values;
 use crate::nn::{Network, run, weights};
 use crate::weights::Weights;
 
@@ -36,8 +37,7 @@ fn weights(graph: &Graph, device: &Device) -> Weights {
 }
 
 fn compiled(graph: &Graph, side: usize, weights: &Weights) -> Result<Engine, ModelError> {
-    let normalization = Normalization::default();
-    Engine::new(super::Network { graph, source: None, normalization, side, weights })
+    Engine::new(super::NetworkSpec::new(graph, side, weights))
 }
 
 /// A network with operations that no architecture of the table has: steps that begin with no convolution, a depthwise
@@ -146,16 +146,6 @@ fn a_missing_weight_is_named() {
     assert_eq!(error, ModelError::MissingWeight(name.into()));
 }
 
-/// Pseudorandom values between -1 and 1.
-fn values(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
-
 /// A convolution by its definition.
 struct Definition<'a> {
     spec: ConvSpec,
@@ -205,7 +195,10 @@ impl Definition<'_> {
 
 /// Offset of a value of a map with a border.
 fn offset(shape: Shape, [y, x, channel]: [usize; 3]) -> usize {
-    (y + shape.border) * shape.row() + shape.inside().start + x * shape.channels + channel
+    (y + shape.border) * shape.row_len()
+        + shape.inner_columns().start
+        + x * shape.channels
+        + channel
 }
 
 fn indices(Shape { height, width, channels, .. }: Shape) -> impl Iterator<Item = [usize; 3]> {
@@ -221,7 +214,7 @@ fn specs() -> impl Strategy<Value = (ConvSpec, [Shape; 2], bool, u32)> {
     let kinds = (1..8_usize, 1..4_usize, 0..3_usize, any::<bool>(), any::<bool>(), any::<bool>());
     (sides, kinds, 0..3_usize, any::<bool>(), any::<u32>()).prop_filter_map(
         "the window fits",
-        |((height, width, inputs, outputs), kinds, border, shared, seed)| {
+        |((height, width, inputs, outputs), kinds, border, parallel, seed)| {
             let (kernel, stride, activation, pool, same, depthwise) = kinds;
             let padding =
                 if same { Padding::Same } else { Padding::Explicit(seed as usize % kernel) };
@@ -237,7 +230,7 @@ fn specs() -> impl Strategy<Value = (ConvSpec, [Shape; 2], bool, u32)> {
             let input = Shape { height, width, channels: inputs, border: own + border / 2 };
             let output = Shape { height: size[0], width: size[1], channels: outputs, border };
             let spec = ConvSpec { conv, activation, pool };
-            (size[0] * size[1] > 0).then_some((spec, [input, output], shared, seed))
+            (size[0] * size[1] > 0).then_some((spec, [input, output], parallel, seed))
         },
     )
 }
@@ -246,7 +239,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_convolution_equals_its_definition((spec, shapes, shared, seed) in specs()) {
+    fn a_convolution_equals_its_definition((spec, shapes, parallel, seed) in specs()) {
         let Conv2d { inputs, outputs, window, groups, .. } = spec.conv;
         let [input, shape] = shapes;
         let group = inputs / groups;
@@ -258,12 +251,12 @@ proptest! {
         let residual = (!spec.pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
         // The border must not be written.
         let mut out = vec![7.0; shape.len()];
-        let read = Input { values: &map, shape: input, shared };
+        let read = Input { values: &map, shape: input, parallel };
         if groups == 1 && !spec.conv.is_depthwise() {
             let conv = DenseConv::new(spec, &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);
         } else {
-            let conv = DepthwiseConv::new((window, spec.activation), &weights, bias.clone(), shapes);
+            let conv = DepthwiseConv::new(window, spec.activation, &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);
         }
         let definition = Definition { spec, input, x: &x, weights: &weights, bias: &bias };

@@ -25,7 +25,9 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::shape::{Input, Shape};
-use crate::kernel::{Epilogue, Packed, PackedView, Product, Run, Term, arch, load, store};
+use crate::kernel::{
+    Epilogue, PackedView, PackedWeights, Product, RowRun, Term, arch, load, store,
+};
 
 /// Maximum number of values of transformed input at a time, so that they stay in the L2 cache.
 const CHUNK: usize = 1 << 16;
@@ -44,7 +46,7 @@ pub(super) struct Winograd {
     side: usize,
     inputs: usize,
     /// One tap for each place of an input tile.
-    weights: Packed,
+    weights: PackedWeights,
 }
 
 /// Some rows of tiles.
@@ -62,7 +64,7 @@ impl Tiles {
 
     /// Row and column of a tile.
     #[inline(always)]
-    fn place(&self, tile: usize) -> [usize; 2] {
+    fn row_and_column(&self, tile: usize) -> [usize; 2] {
         [self.first + tile / self.columns, tile % self.columns]
     }
 }
@@ -81,7 +83,7 @@ impl Winograd {
     pub(super) fn new(side: usize, inputs: usize, weights: &[f32]) -> Self {
         let rows: &[[f32; 3]] = if side == 4 { &G_4 } else { &G_2 };
         let (tile, outputs) = (rows.len(), weights.len() / (inputs * 9));
-        let packed = Packed::new([tile * tile, inputs, outputs], |place, input, output| {
+        let packed = PackedWeights::new([tile * tile, inputs, outputs], |place, input, output| {
             let weights = &weights[(output * inputs + input) * 9..][..9];
             let (down, right) = (rows[place / tile], rows[place % tile]);
             (0..9).map(|tap| down[tap / 3] * weights[tap] * right[tap % 3]).sum()
@@ -102,22 +104,22 @@ impl Winograd {
         let rows = (shape.height * pool).div_ceil(self.side);
         let row_of_tiles = (self.side + 2).pow(2) * self.inputs * columns;
         // A chunk of rows of tiles for each thread, but no larger than the cache.
-        let share = if input.shared { rows.div_ceil(rayon::current_num_threads()) } else { rows };
+        let share = if input.parallel { rows.div_ceil(rayon::current_num_threads()) } else { rows };
         let fitting = (CHUNK / row_of_tiles).max(1);
         // Few tiles are one chunk, whose output channels are divided among threads.
-        let by_channels = input.shared && rows * columns < 2 * MIN_TILES;
+        let by_channels = input.parallel && rows * columns < 2 * MIN_TILES;
         let chunk_rows = if by_channels { rows } else { fitting.min(share) };
         let height = chunk_rows * self.side / pool;
-        let inside = &mut out[shape.rows()];
-        let chunks = inside.par_chunks_mut(height * shape.row()).enumerate();
-        chunks.with_min_len(input.grain()).for_each(|(chunk, out)| {
+        let inside = &mut out[shape.inner_rows()];
+        let chunks = inside.par_chunks_mut(height * shape.row_len()).enumerate();
+        chunks.with_min_len(input.min_parts()).for_each(|(chunk, out)| {
             let first = chunk * chunk_rows;
             let rows = chunk_rows.min(rows - first);
             let tiles = Tiles { first, rows, columns };
             let [mut x, mut sums] = SCRATCH.take();
             x.resize((self.side + 2).pow(2) * tiles.count() * self.inputs, 0.0);
             let (arch, side, weights) = (arch(), self.side, self.weights.view());
-            arch.dispatch(InputTransform { input, tiles: &tiles, side, to: &mut x });
+            arch.dispatch(InputTransform { input, tiles: &tiles, side, transformed: &mut x });
             self.multiply(&x, tiles.count(), by_channels, &mut sums);
             let (tiles, first) = (&tiles, first * side / pool);
             arch.dispatch(OutputTransform {
@@ -125,7 +127,7 @@ impl Winograd {
                 tiles,
                 side,
                 weights,
-                epilogue: epilogue.from((shape.border + first) * shape.row()),
+                epilogue: epilogue.at_offset((shape.border + first) * shape.row_len()),
                 shape,
                 pool,
                 first,
@@ -140,10 +142,10 @@ impl Winograd {
         let places = (self.side + 2).pow(2);
         let runs = (0..places).map(|place| {
             let terms = vec![Term { start: place * tiles * self.inputs, tap: place }];
-            Run { first: place * tiles, rows: tiles, terms }
+            RowRun { first_row: place * tiles, rows: tiles, terms }
         });
-        let runs: Vec<Run> = runs.collect();
-        let one = |weights: PackedView<'_>, out: &mut [f32]| {
+        let runs: Vec<RowRun> = runs.collect();
+        let multiply_block = |weights: PackedView<'_>, out: &mut [f32]| {
             let (row_stride, epilogue) = (self.inputs, Epilogue::default());
             Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
         };
@@ -156,8 +158,11 @@ impl Winograd {
             (block, sums)
         });
         match by_channels {
-            true => blocks.collect::<Vec<_>>().into_par_iter().for_each(|(b, sums)| one(b, sums)),
-            false => blocks.for_each(|(block, sums)| one(block, sums)),
+            true => blocks
+                .collect::<Vec<_>>()
+                .into_par_iter()
+                .for_each(|(b, sums)| multiply_block(b, sums)),
+            false => blocks.for_each(|(block, sums)| multiply_block(block, sums)),
         }
     }
 }
@@ -167,7 +172,7 @@ struct InputTransform<'a> {
     input: Input<'a>,
     tiles: &'a Tiles,
     side: usize,
-    to: &'a mut [f32],
+    transformed: &'a mut [f32],
 }
 
 impl WithSimd for InputTransform<'_> {
@@ -176,23 +181,23 @@ impl WithSimd for InputTransform<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.side {
-            4 => self.each::<S, F4x4, 6, 4>(simd),
-            _ => self.each::<S, F2x2, 4, 2>(simd),
+            4 => self.transform::<S, F4x4, 6, 4>(simd),
+            _ => self.transform::<S, F2x2, 4, 2>(simd),
         }
     }
 }
 
 impl InputTransform<'_> {
     #[inline(always)]
-    fn each<S: Simd, K: TileTransform<T, M>, const T: usize, const M: usize>(self, simd: S) {
-        let Self { input: Input { values, shape, .. }, tiles, to, .. } = self;
+    fn transform<S: Simd, K: TileTransform<T, M>, const T: usize, const M: usize>(self, simd: S) {
+        let Self { input: Input { values, shape, .. }, tiles, transformed, .. } = self;
         let (height, width) = (shape.height + 2, shape.width + 2);
         let place_stride = tiles.count() * shape.channels;
         // The kernel reads one pixel beyond the edge; the border may be wider.
-        let values = &values[(shape.border - 1) * (shape.row() + shape.channels)..];
+        let values = &values[(shape.border - 1) * (shape.row_len() + shape.channels)..];
         for tile in 0..tiles.count() {
-            let [down, right] = tiles.place(tile);
-            let start = down * M * shape.row() + right * M * shape.channels;
+            let [down, right] = tiles.row_and_column(tile);
+            let start = down * M * shape.row_len() + right * M * shape.channels;
             // Pixels of a tile beyond the end of the map are zeros.
             let (rows, columns) = (T.min(height - down * M), T.min(width - right * M));
             for channel in (0..shape.channels).step_by(S::F32_LANES) {
@@ -201,7 +206,7 @@ impl InputTransform<'_> {
                 for y in 0..rows {
                     let mut row = [simd.splat_f32s(0.0); T];
                     for x in 0..columns {
-                        let at = start + y * shape.row() + x * shape.channels + channel;
+                        let at = start + y * shape.row_len() + x * shape.channels + channel;
                         row[x] = load::<S, 1>(simd, &values[at..at + count])[0];
                     }
                     half[y] = K::input(simd, row);
@@ -214,7 +219,7 @@ impl InputTransform<'_> {
                     let column = K::input(simd, column);
                     for y in 0..T {
                         let at = (y * T + x) * place_stride + tile * shape.channels + channel;
-                        store(simd, &mut to[at..at + count], &[column[y]]);
+                        store(simd, &mut transformed[at..at + count], &[column[y]]);
                     }
                 }
             }
@@ -265,14 +270,14 @@ impl OutputTransform<'_> {
         self.sums = rest;
         for tile in 0..self.tiles.count() {
             for first in channels.clone().step_by(S::F32_LANES) {
-                let some = first..channels.end.min(first + S::F32_LANES);
+                let vector_channels = first..channels.end.min(first + S::F32_LANES);
                 let start = tile * channels.len() + first - channels.start;
                 let mut half = [[simd.splat_f32s(0.0); M]; T];
                 for y in 0..T {
                     let mut row = [simd.splat_f32s(0.0); T];
                     for x in 0..T {
                         let at = start + (y * T + x) * place_stride;
-                        row[x] = load::<S, 1>(simd, &sums[at..at + some.len()])[0];
+                        row[x] = load::<S, 1>(simd, &sums[at..at + vector_channels.len()])[0];
                     }
                     half[y] = K::output(simd, row);
                 }
@@ -287,7 +292,7 @@ impl OutputTransform<'_> {
                         pixels[y][x] = column[y];
                     }
                 }
-                self.write(simd, &pixels, self.tiles.place(tile), some);
+                self.write(simd, &pixels, self.tiles.row_and_column(tile), vector_channels);
             }
         }
     }
@@ -311,7 +316,7 @@ impl OutputTransform<'_> {
                     value = simd.max_f32s(simd.max_f32s(value, low[2 * x]), right);
                 }
                 let pixel = (shape.border + right * side + x) * shape.channels;
-                let at = (down * side + y - first) * shape.row() + pixel + channels.start;
+                let at = (down * side + y - first) * shape.row_len() + pixel + channels.start;
                 let out = &mut self.out[at..at + channels.len()];
                 store(simd, out, &epilogue.apply(simd, [value], channels.clone(), at));
             }

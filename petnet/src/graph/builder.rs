@@ -33,11 +33,7 @@ impl Builder {
     /// Adds any operation; returns the node's number.
     pub fn node(&mut self, name: impl Into<String>, op: Op, inputs: &[usize]) -> usize {
         let input = inputs.first().map_or(0, |from| self.channels(*from));
-        self.channels.push(match op {
-            Op::Conv2d(conv) => conv.outputs,
-            Op::Linear { outputs, .. } => outputs,
-            _ => input,
-        });
+        self.channels.push(op.output_channels(input));
         self.nodes.push(Node { name: name.into(), op, inputs: inputs.to_vec() });
         self.nodes.len() - 1
     }
@@ -87,17 +83,17 @@ impl Builder {
             Activation::Relu => "relu",
             Activation::Relu6 => "relu6",
         };
-        self.node(self.after(from, name), Op::Activation { function }, &[from])
+        self.node(self.derived_name(from, name), Op::Activation { function }, &[from])
     }
 
     /// The sum of two feature maps; named after the first.
     pub fn add(&mut self, a: usize, b: usize) -> usize {
-        self.node(self.after(a, "add"), Op::Add, &[a, b])
+        self.node(self.derived_name(a, "add"), Op::Add, &[a, b])
     }
 
     /// A max pool; named after what it follows.
     pub fn max_pool(&mut self, from: usize, window: Window) -> usize {
-        self.node(self.after(from, "pool"), Op::MaxPool(window), &[from])
+        self.node(self.derived_name(from, "pool"), Op::MaxPool(window), &[from])
     }
 
     /// The mean of each channel.
@@ -107,7 +103,7 @@ impl Builder {
 
     /// Dropout of features; named after what it follows.
     pub fn dropout(&mut self, from: usize, rate: f64) -> usize {
-        self.node(self.after(from, "dropout"), Op::Dropout { rate }, &[from])
+        self.node(self.derived_name(from, "dropout"), Op::Dropout { rate }, &[from])
     }
 
     /// A linear layer with a bias.
@@ -130,7 +126,7 @@ impl Builder {
     }
 
     /// `NODE.SUFFIX`, after the layer that a chain of norm, sum and activation belongs to.
-    fn after(&self, node: usize, suffix: &str) -> String {
+    fn derived_name(&self, node: usize, suffix: &str) -> String {
         let name = self.nodes.get(node).map_or("", |node| node.name.as_str());
         let layer = [".norm", ".conv", ".add"].iter().find_map(|part| name.strip_suffix(part));
         format!("{}.{suffix}", layer.unwrap_or(name))

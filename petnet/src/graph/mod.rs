@@ -13,12 +13,12 @@ mod validate;
 pub use builder::Builder;
 pub use source_head::SourceHead;
 #[cfg(feature = "train")]
-pub(crate) use source_head::renamed;
-pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, original};
+pub(crate) use source_head::with_prefix;
+pub(crate) use source_head::{PREFIX as SOURCE_PREFIX, without_prefix};
 
-/// Most nodes of a graph.
+/// Maximum number of nodes of a graph.
 const MAX_NODES: usize = 4096;
-/// Most channels of a feature map, and most features or classes.
+/// Maximum number of channels of a feature map, and of features or classes.
 const MAX_CHANNELS: usize = 8192;
 /// Largest side of a window, in pixels.
 const MAX_KERNEL: usize = 11;
@@ -178,6 +178,18 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Channels or features of the output, by those of the first input.
+    pub(crate) fn output_channels(&self, input: usize) -> usize {
+        match *self {
+            Self::Image => 3,
+            Self::Conv2d(conv) => conv.outputs,
+            Self::Linear { outputs, .. } => outputs,
+            _ => input,
+        }
+    }
+}
+
 /// Random initialisation of a linear layer's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -227,18 +239,20 @@ pub struct Node {
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Description", into = "Description")]
+#[serde(try_from = "Description")]
 pub struct Graph {
     name: String,
     nodes: Vec<Node>,
     blocks: Vec<usize>,
     /// Index of the global average pool.
+    #[serde(skip)]
     pool: usize,
+    #[serde(skip)]
     classes: usize,
 }
 
 /// A graph as it is written, not yet validated.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     name: String,
@@ -252,12 +266,6 @@ impl TryFrom<Description> for Graph {
 
     fn try_from(Description { name, nodes, blocks }: Description) -> Result<Self, GraphError> {
         Self::new(name, nodes, blocks)
-    }
-}
-
-impl From<Graph> for Description {
-    fn from(Graph { name, nodes, blocks, .. }: Graph) -> Self {
-        Self { name, nodes, blocks }
     }
 }
 
@@ -368,7 +376,7 @@ impl Graph {
         &self.blocks
     }
 
-    /// Index of the global average pool: what comes before it are feature maps, what comes after it features.
+    /// Index of the global average pool: nodes before it compute feature maps, nodes after it features.
     pub fn pool(&self) -> usize {
         self.pool
     }
@@ -388,7 +396,7 @@ impl Graph {
     /// # Errors
     /// [`GraphError`] for no classes, or more than any network here has.
     pub fn with_classes(&self, classes: usize) -> Result<Self, GraphError> {
-        let Description { name, mut nodes, blocks } = self.clone().into();
+        let Self { name, mut nodes, blocks, .. } = self.clone();
         if let Some(Node { op: Op::Linear { outputs, .. }, .. }) = nodes.last_mut() {
             *outputs = classes;
         }

@@ -25,14 +25,14 @@ pub(crate) const PREFIX: &str = "source.";
 /// # Ok::<(), petnet::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Description", into = "Description")]
+#[serde(try_from = "Description")]
 pub struct SourceHead {
-    graph: Graph,
     shared: usize,
+    graph: Graph,
 }
 
 /// A source head as it is written, not yet validated.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     shared: usize,
@@ -43,14 +43,8 @@ impl TryFrom<Description> for SourceHead {
     type Error = GraphError;
 
     fn try_from(Description { shared, graph }: Description) -> Result<Self, GraphError> {
-        check_split(&graph, shared)?;
+        validate_split(&graph, shared)?;
         Ok(Self { graph, shared })
-    }
-}
-
-impl From<SourceHead> for Description {
-    fn from(SourceHead { graph, shared }: SourceHead) -> Self {
-        Self { shared, graph }
     }
 }
 
@@ -60,9 +54,9 @@ impl SourceHead {
     /// # Errors
     /// [`GraphError::Block`] where `shared` is neither the end of a block nor behind the global average pool.
     pub fn new(source: &Graph, shared: usize) -> Result<Self, GraphError> {
-        check_split(source, shared)?;
-        let rename = |(place, node): (usize, &Node)| {
-            let name = match place < shared {
+        validate_split(source, shared)?;
+        let rename = |(index, node): (usize, &Node)| {
+            let name = match index < shared {
                 true => node.name.clone(),
                 false => format!("{PREFIX}{}", node.name),
             };
@@ -88,40 +82,43 @@ impl SourceHead {
     /// # Errors
     /// None for a head that [`SourceHead::new`] made.
     pub(crate) fn source(&self) -> Result<Graph, GraphError> {
-        let rename = |node: &Node| Node { name: original(&node.name).into(), ..node.clone() };
+        let rename = |node: &Node| Node { name: without_prefix(&node.name).into(), ..node.clone() };
         let nodes = self.graph.nodes().iter().map(rename).collect();
         Graph::new(self.graph.name().into(), nodes, self.graph.blocks().to_vec())
     }
 
+    /// Validates that it shares its trunk with a model's graph, and no other names.
+    ///
     /// # Errors
     /// [`GraphError::Node`] where it does not begin as another graph does, or has names of that graph's own.
     pub(crate) fn validate(&self, graph: &Graph) -> Result<(), GraphError> {
         let fails = |node: &Node, reason| GraphError::Node { node: node.name.clone(), reason };
-        for (place, node) in self.graph.nodes().iter().enumerate() {
-            if place < self.shared && graph.nodes().get(place) != Some(node) {
+        for (index, node) in self.graph.nodes().iter().enumerate() {
+            if index < self.shared && graph.nodes().get(index) != Some(node) {
                 return Err(fails(node, NodeError::NotShared));
             }
-            if place >= self.shared && graph.nodes().iter().any(|other| other.name == node.name) {
+            if index >= self.shared && graph.nodes().iter().any(|other| other.name == node.name) {
                 return Err(fails(node, NodeError::Name));
             }
         }
-        check_split(graph, self.shared)
+        validate_split(graph, self.shared)
     }
 }
 
 /// The name of a node or weight in the source network.
-pub(crate) fn original(name: &str) -> &str {
+pub(crate) fn without_prefix(name: &str) -> &str {
     name.strip_prefix(PREFIX).unwrap_or(name)
 }
 
 /// The name in a source head of a node or weight behind the trunk.
 #[cfg(feature = "train")]
-pub(crate) fn renamed(name: &str) -> String {
+pub(crate) fn with_prefix(name: &str) -> String {
     format!("{PREFIX}{name}")
 }
 
-/// Only there one feature map, or the features, are handed on.
-fn check_split(graph: &Graph, shared: usize) -> Result<(), GraphError> {
+/// Validates that a network can be divided after its first `shared` nodes: at the end of a block or after the global average
+/// pool. Only there later nodes read a single output.
+fn validate_split(graph: &Graph, shared: usize) -> Result<(), GraphError> {
     let fits = shared == graph.pool() + 1 || graph.blocks().contains(&shared);
     if fits { Ok(()) } else { Err(GraphError::Block(shared)) }
 }

@@ -27,40 +27,40 @@ impl Graph {
         }
         let mut outputs = Vec::with_capacity(nodes.len());
         let mut names = BTreeSet::new();
-        for (place, node) in nodes.iter().enumerate() {
+        for (index, node) in nodes.iter().enumerate() {
             let failed = |reason| {
-                let name = if node.name.is_empty() { place.to_string() } else { node.name.clone() };
+                let name = if node.name.is_empty() { index.to_string() } else { node.name.clone() };
                 GraphError::Node { node: name, reason }
             };
             if node.name.is_empty() || !names.insert(&node.name) {
                 return Err(failed(NodeError::Name));
             }
-            let output = output(place, node, &outputs).map_err(failed)?;
+            let output = output(index, node, &outputs).map_err(failed)?;
             outputs.push(output);
         }
         let pools: Vec<usize> =
-            (0..nodes.len()).filter(|place| nodes[*place].op == Op::GlobalAvgPool).collect();
+            (0..nodes.len()).filter(|index| nodes[*index].op == Op::GlobalAvgPool).collect();
         let [pool] = pools[..] else { return Err(GraphError::Pools(pools.len())) };
         let Some(Op::Linear { outputs: classes, .. }) = nodes.last().map(|node| node.op) else {
             return Err(GraphError::NoLogits);
         };
         let graph = Self { name, nodes, blocks, pool, classes };
-        graph.check_readers()?;
-        graph.check_blocks()?;
+        graph.validate_readers()?;
+        graph.validate_blocks()?;
         Ok(graph)
     }
 
     /// Every node but the last is read, features only by the next node.
-    fn check_readers(&self) -> Result<(), GraphError> {
+    fn validate_readers(&self) -> Result<(), GraphError> {
         let readers = self.readers();
         let unread = readers.iter().rev().skip(1).rev().position(|readers| *readers == 0);
-        if let Some(place) = unread {
-            let node = self.nodes[place].name.clone();
+        if let Some(index) = unread {
+            let node = self.nodes[index].name.clone();
             return Err(GraphError::Node { node, reason: NodeError::Unused });
         }
         let chain = self.nodes.iter().enumerate().skip(self.pool + 1);
-        for (place, node) in chain {
-            if node.inputs != [place - 1] {
+        for (index, node) in chain {
+            if node.inputs != [index - 1] {
                 let reason = NodeError::Place;
                 return Err(GraphError::Node { node: node.name.clone(), reason });
             }
@@ -69,7 +69,7 @@ impl Graph {
     }
 
     /// A block ends where one feature map alone is handed on.
-    fn check_blocks(&self) -> Result<(), GraphError> {
+    fn validate_blocks(&self) -> Result<(), GraphError> {
         let mut last = 1;
         for &end in &self.blocks {
             let alone = |node: &Node| node.inputs.iter().all(|from| from + 1 >= end);
@@ -83,7 +83,7 @@ impl Graph {
 }
 
 /// Output of a node, once its inputs are known to fit it.
-fn output(place: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeError> {
+fn output(index: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeError> {
     let expected = match node.op {
         Op::Image => 0,
         Op::Add => 2,
@@ -92,15 +92,15 @@ fn output(place: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeE
     if node.inputs.len() != expected {
         return Err(NodeError::Arity { found: node.inputs.len(), expected });
     }
-    if let Some(from) = node.inputs.iter().find(|from| **from >= place) {
+    if let Some(from) = node.inputs.iter().find(|from| **from >= index) {
         return Err(NodeError::Order(*from));
     }
     let input = node.inputs.first().map(|from| outputs[*from]);
     match (node.op, input) {
-        (Op::Image, None) if place == 0 => Ok(Output::Map(3)),
+        (Op::Image, None) if index == 0 => Ok(Output::Map(3)),
         (Op::Conv2d(conv), Some(Output::Map(channels))) => {
-            check_conv(&conv)?;
-            check_channels(channels, conv.inputs)?;
+            validate_conv(&conv)?;
+            validate_channels(channels, conv.inputs)?;
             Ok(Output::Map(conv.outputs))
         }
         (Op::BatchNorm { channels, epsilon }, Some(Output::Map(found))) => {
@@ -108,16 +108,18 @@ fn output(place: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeE
                 let (value, range) = (f64::from(epsilon), "above 0 and below 1");
                 return Err(NodeError::Rate { what: "epsilon", value, range });
             }
-            check_channels(found, channels)?;
+            validate_channels(found, channels)?;
             Ok(Output::Map(channels))
         }
         (Op::Activation { .. }, Some(any)) => Ok(any),
         (Op::Add, Some(Output::Map(channels))) => match outputs[node.inputs[1]] {
-            Output::Map(found) => check_channels(found, channels).map(|()| Output::Map(channels)),
+            Output::Map(found) => {
+                validate_channels(found, channels).map(|()| Output::Map(channels))
+            }
             Output::Features(_) => Err(NodeError::Place),
         },
         (Op::MaxPool(window), Some(Output::Map(channels))) => {
-            check_window(window)?;
+            validate_window(window)?;
             Ok(Output::Map(channels))
         }
         (Op::GlobalAvgPool, Some(Output::Map(channels))) => Ok(Output::Features(channels)),
@@ -129,42 +131,41 @@ fn output(place: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeE
             Ok(Output::Features(features))
         }
         (Op::Linear { inputs, outputs, .. }, Some(Output::Features(found))) => {
-            check_width("outputs", outputs)?;
-            check_channels(found, inputs)?;
+            validate_width("outputs", outputs)?;
+            validate_channels(found, inputs)?;
             Ok(Output::Features(outputs))
         }
         _ => Err(NodeError::Place),
     }
 }
 
-fn check_channels(found: usize, expected: usize) -> Result<(), NodeError> {
+fn validate_channels(found: usize, expected: usize) -> Result<(), NodeError> {
     if found == expected { Ok(()) } else { Err(NodeError::Channels { found, expected }) }
 }
 
-fn check_width(what: &'static str, value: usize) -> Result<(), NodeError> {
+fn validate_width(what: &'static str, value: usize) -> Result<(), NodeError> {
     if (1..=MAX_CHANNELS).contains(&value) {
         return Ok(());
     }
     Err(NodeError::Range { what, value, range: "between 1 and 8192" })
 }
 
-fn check_conv(conv: &Conv2d) -> Result<(), NodeError> {
-    check_width("inputs", conv.inputs)?;
-    check_width("outputs", conv.outputs)?;
+fn validate_conv(conv: &Conv2d) -> Result<(), NodeError> {
+    validate_width("inputs", conv.inputs)?;
+    validate_width("outputs", conv.outputs)?;
     if conv.groups != 1 && [conv.inputs, conv.outputs] != [conv.groups; 2] {
         let range = "1, or the number of inputs and outputs";
         return Err(NodeError::Range { what: "groups", value: conv.groups, range });
     }
-    check_window(conv.window)
+    validate_window(conv.window)
 }
 
-fn check_window(window: Window) -> Result<(), NodeError> {
+fn validate_window(window: Window) -> Result<(), NodeError> {
     let Window { kernel, stride, padding } = window;
-    if !(1..=MAX_KERNEL).contains(&kernel) {
-        return Err(NodeError::Range { what: "kernel", value: kernel, range: "between 1 and 11" });
-    }
-    if !(1..=MAX_KERNEL).contains(&stride) {
-        return Err(NodeError::Range { what: "stride", value: stride, range: "between 1 and 11" });
+    for (what, value) in [("kernel", kernel), ("stride", stride)] {
+        if !(1..=MAX_KERNEL).contains(&value) {
+            return Err(NodeError::Range { what, value, range: "between 1 and 11" });
+        }
     }
     match padding {
         Padding::Explicit(pixels) if pixels >= kernel => {

@@ -5,13 +5,13 @@ use std::sync::{Mutex, PoisonError};
 
 /// Maximum number of bytes in the pool.
 #[cfg(feature = "train")]
-const LIMIT: usize = 1 << 30;
+const MAX_BYTES: usize = 1 << 30;
 
-static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
 /// A buffer of `len` values with unspecified contents; the caller writes all of them.
-pub(crate) fn take(len: usize) -> Vec<f32> {
-    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+pub(crate) fn acquire_buffer(len: usize) -> Vec<f32> {
+    let mut free = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     match free.iter().rposition(|buffer| buffer.len() == len) {
         Some(index) => free.swap_remove(index),
         None => {
@@ -21,13 +21,13 @@ pub(crate) fn take(len: usize) -> Vec<f32> {
     }
 }
 
-/// Returns a buffer to the pool; above [`LIMIT`] the oldest ones are freed.
+/// Returns a buffer to the pool; above [`MAX_BYTES`] the oldest ones are freed.
 #[cfg(feature = "train")]
-pub(crate) fn give(buffer: Vec<f32>) {
-    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+pub(crate) fn release_buffer(buffer: Vec<f32>) {
+    let mut free = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     free.push(buffer);
     let mut bytes: usize = free.iter().map(|buffer| buffer.len() * 4).sum();
-    while bytes > LIMIT {
+    while bytes > MAX_BYTES {
         bytes -= free.remove(0).len() * 4;
     }
 }

@@ -1,158 +1,119 @@
 //! Dense convolutions of a batch for training: the shapes, and for each output pixel the terms of its sum. The arithmetic
-//! is that of [`super::tiles`].
-//!
-//! Other convolutions: [`crate::graph::Conv2d`] is the operation of a graph; `engine::dense` runs one image with bias,
-//! residual and activation fused and never computes gradients; [`super::depthwise`] is for depthwise convolutions, which
-//! both use; `nn::maps::Conv` is the layer of burn's module, which calls this one on CPUs.
-
-#[cfg(feature = "train")]
-use std::ops::Range;
+//! is that of [`super::tiles`]. The table of [`super`] lists the other convolutions.
 
 use rayon::prelude::*;
 
+use super::axis::Axis;
 #[cfg(feature = "train")]
-use super::tiles::Packed;
-use super::tiles::{Epilogue, PackedView, Product, Run, Term};
+use super::tiles::PackedWeights;
+use super::tiles::{Epilogue, PackedView, Product, RowRun, Term};
+use crate::graph::Window;
 
 /// Shapes of a dense convolution with a square kernel, from `[height, width, batch, inputs]` to
 /// `[out_height, out_width, batch, outputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Conv {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
+pub(crate) struct BatchConv {
+    pub(crate) vertical: Axis,
+    pub(crate) horizontal: Axis,
     pub(crate) batch: usize,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    /// Rows and columns of padding before the map.
-    pub(crate) padding: [usize; 2],
-    pub(crate) out_height: usize,
-    pub(crate) out_width: usize,
 }
 
-/// A convolution along one axis: the relation of input index, output index and kernel tap.
-#[derive(Clone, Copy)]
-pub(super) struct Axis {
-    len: usize,
-    out: usize,
-    stride: usize,
-    padding: usize,
-}
-
-impl Axis {
-    /// The input that a tap reads for an output; `None` in the padding.
-    pub(super) fn source(self, out: usize, tap: usize) -> Option<usize> {
-        (out * self.stride + tap).checked_sub(self.padding).filter(|at| *at < self.len)
+impl BatchConv {
+    /// For maps `[height, width, batch, inputs]`; `None` where the window does not fit.
+    pub(crate) fn new(
+        [height, width, batch, inputs]: [usize; 4],
+        outputs: usize,
+        window: Window,
+    ) -> Option<Self> {
+        let (vertical, horizontal) = (Axis::new(window, height)?, Axis::new(window, width)?);
+        Some(Self { vertical, horizontal, batch, inputs, outputs })
     }
 
-    /// The output for which a tap reads input `at`.
-    #[cfg(feature = "train")]
-    fn target(self, at: usize, tap: usize) -> Option<usize> {
-        let scaled = (at + self.padding).checked_sub(tap)?;
-        let out = scaled / self.stride;
-        (scaled.is_multiple_of(self.stride) && out < self.out).then_some(out)
-    }
-
-    /// The outputs for which a tap reads an input and not padding.
-    #[cfg(feature = "train")]
-    pub(super) fn outputs(self, tap: usize) -> Range<usize> {
-        let first = self.padding.saturating_sub(tap).div_ceil(self.stride);
-        let end = (self.len + self.padding).saturating_sub(tap).div_ceil(self.stride);
-        first..end.min(self.out).max(first)
-    }
-}
-
-impl Conv {
     pub(crate) fn taps(&self) -> usize {
-        self.kernel * self.kernel
+        self.vertical.kernel * self.horizontal.kernel
     }
 
     /// Values of the output.
     pub(crate) fn out_len(&self) -> usize {
-        self.out_height * self.out_width * self.batch * self.outputs
+        self.vertical.out_len * self.horizontal.out_len * self.batch * self.outputs
     }
 
     /// Values of the input.
     pub(crate) fn in_len(&self) -> usize {
-        self.height * self.width * self.batch * self.inputs
+        self.vertical.len * self.horizontal.len * self.batch * self.inputs
     }
 
-    pub(super) fn rows(&self) -> Axis {
-        self.axis(self.height, self.out_height, self.padding[0])
-    }
-
-    pub(super) fn columns(&self) -> Axis {
-        self.axis(self.width, self.out_width, self.padding[1])
-    }
-
-    fn axis(&self, len: usize, out: usize, padding: usize) -> Axis {
-        Axis { len, out, stride: self.stride, padding }
-    }
-
-    /// The sums, without bias.
+    /// The output `[out_height, out_width, batch, outputs]`, without bias; one product for each row of it.
     pub(crate) fn forward(&self, x: &[f32], weights: PackedView<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
-        let (rows, columns) = (self.rows(), self.columns());
-        // In these two cases the product's rows have one stride over neighbouring pixels, which then form one run.
-        let joined = self.stride == 1 || self.batch == 1;
-        let row_stride = self.inputs * if self.batch == 1 { self.stride } else { 1 };
-        let (row, epilogue) = (columns.out * self.batch * self.outputs, Epilogue::default());
-        out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
-            let terms = |x: usize| {
-                let (source_y, source_x) = (|t| rows.source(y, t), |t| columns.source(x, t));
-                self.terms(source_y, source_x, (self.width, self.inputs))
-            };
-            let runs = self.runs(columns.out, joined, terms);
+        let columns = self.horizontal;
+        // Rows of a run lie at one stride in the input. Neighbouring pixels do where the stride is 1, as the images of a
+        // pixel are followed by those of the next, and in a batch of one image, in which a row is a pixel.
+        let merged = columns.stride == 1 || self.batch == 1;
+        let row_stride = self.inputs * if self.batch == 1 { columns.stride } else { 1 };
+        let (row_len, epilogue) =
+            (columns.out_len * self.batch * self.outputs, Epilogue::default());
+        out.par_chunks_mut(row_len).enumerate().for_each(|(y, out)| {
+            let terms = |x| self.terms(Axis::input_index, [y, x], columns.len, self.inputs);
+            let runs = self.row_runs(columns.out_len, merged, terms);
             Product { x, weights, row_stride, runs: &runs, epilogue, out }.run();
         });
     }
 
-    /// The gradient of the input from that of the output. `weights` are packed with inputs and outputs exchanged.
+    /// The gradient of the input from that of the output, a transposed convolution: each pixel of the input sums the
+    /// products of the output pixels that read it. `weights` are `[taps, outputs, inputs]`.
     #[cfg(feature = "train")]
-    pub(crate) fn backward_input(&self, dy: &[f32], weights: &Packed, dx: &mut [f32]) {
+    pub(crate) fn backward_input(&self, dy: &[f32], weights: &PackedWeights, dx: &mut [f32]) {
         assert!(dx.len() == self.in_len() && dy.len() == self.out_len());
-        let (rows, columns) = (self.rows(), self.columns());
-        let (row, epilogue) = (self.width * self.batch * self.inputs, Epilogue::default());
-        dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
-            let terms = |x: usize| {
-                let (target_y, target_x) = (|t| rows.target(y, t), |t| columns.target(x, t));
-                self.terms(target_y, target_x, (columns.out, self.outputs))
-            };
-            let runs = self.runs(self.width, self.stride == 1, terms);
+        let columns = self.horizontal;
+        let (row_len, epilogue) = (columns.len * self.batch * self.inputs, Epilogue::default());
+        dx.par_chunks_mut(row_len).enumerate().for_each(|(y, dx)| {
+            let terms = |x| self.terms(Axis::output_index, [y, x], columns.out_len, self.outputs);
+            let runs = self.row_runs(columns.len, columns.stride == 1, terms);
             let (row_stride, weights) = (self.outputs, weights.view());
             Product { x: dy, weights, row_stride, runs: &runs, epilogue, out: dx }.run();
         });
     }
 
-    /// The terms of one pixel's sum; `source` is width and channels of the map that they read.
+    /// The terms of the sum of pixel `[y, x]`, one for each tap that reads a pixel and not padding, from a map of `width`
+    /// pixels in a row and `channels`. `index` maps an index along an axis and a tap to the index that is read.
     fn terms(
         &self,
-        y: impl Fn(usize) -> Option<usize>,
-        x: impl Fn(usize) -> Option<usize>,
-        source: (usize, usize),
+        index: impl Fn(Axis, usize, usize) -> Option<usize>,
+        [y, x]: [usize; 2],
+        width: usize,
+        channels: usize,
     ) -> Vec<Term> {
-        let taps = (0..self.kernel).flat_map(|ky| (0..self.kernel).map(move |kx| (ky, kx)));
-        taps.filter_map(|(ky, kx)| {
-            let start = (y(ky)? * source.0 + x(kx)?) * self.batch * source.1;
-            Some(Term { start, tap: ky * self.kernel + kx })
-        })
-        .collect()
+        let kernel = self.horizontal.kernel;
+        let term = |tap: usize| {
+            let row = index(self.vertical, y, tap / kernel)?;
+            let column = index(self.horizontal, x, tap % kernel)?;
+            Some(Term { start: (row * width + column) * self.batch * channels, tap })
+        };
+        (0..self.taps()).filter_map(term).collect()
     }
 
-    /// The terms of a row of pixels, with neighbours of the same taps merged into one run where `joined`.
-    fn runs(&self, width: usize, joined: bool, terms: impl Fn(usize) -> Vec<Term>) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
+    /// The terms of a row of `width` pixels, with neighbours of the same taps merged into one run where `merged`.
+    /// Pixels near the edges have fewer taps.
+    fn row_runs(
+        &self,
+        width: usize,
+        merged: bool,
+        terms: impl Fn(usize) -> Vec<Term>,
+    ) -> Vec<RowRun> {
+        let mut runs: Vec<RowRun> = Vec::new();
         for x in 0..width {
             let terms = terms(x);
             match runs.last_mut() {
                 Some(run)
-                    if joined
+                    if merged
                         && run.terms.iter().map(|t| t.tap).eq(terms.iter().map(|t| t.tap)) =>
                 {
                     run.rows += self.batch;
                 }
-                _ => runs.push(Run { first: x * self.batch, rows: self.batch, terms }),
+                _ => runs.push(RowRun { first_row: x * self.batch, rows: self.batch, terms }),
             }
         }
         runs
@@ -161,15 +122,15 @@ impl Conv {
     /// im2col: copies each output pixel's window of the input, `[out_height, out_width, batch, taps * inputs]`. Where
     /// input channels are few, one product of these columns is faster than one for each tap.
     pub(crate) fn im2col(&self, x: &[f32], out: &mut [f32]) {
-        let (rows, columns) = (self.rows(), self.columns());
+        let (rows, columns) = (self.vertical, self.horizontal);
         let (pixel, window) = (self.batch * self.inputs, self.taps() * self.inputs);
-        let row = columns.out * self.batch * window;
-        out.par_chunks_mut(row).enumerate().for_each(|(y, out)| {
+        let row_len = columns.out_len * self.batch * window;
+        out.par_chunks_mut(row_len).enumerate().for_each(|(y, out)| {
             for (out_x, windows) in out.chunks_exact_mut(self.batch * window).enumerate() {
                 for tap in 0..self.taps() {
-                    let (ky, kx) = (tap / self.kernel, tap % self.kernel);
-                    let source = rows.source(y, ky).zip(columns.source(out_x, kx));
-                    let source = source.map(|(y, x)| (y * self.width + x) * pixel);
+                    let (ky, kx) = (tap / self.horizontal.kernel, tap % self.horizontal.kernel);
+                    let source = rows.input_index(y, ky).zip(columns.input_index(out_x, kx));
+                    let source = source.map(|(y, x)| (y * columns.len + x) * pixel);
                     let images =
                         windows.chunks_exact_mut(window).map(|w| &mut w[tap * self.inputs..]);
                     for (image, to) in images.enumerate() {
@@ -186,16 +147,11 @@ impl Conv {
         });
     }
 
-    /// The 1x1 convolution over the columns of [`Conv::im2col`].
+    /// The 1x1 convolution over the columns of [`BatchConv::im2col`].
     pub(crate) fn over_columns(&self) -> Self {
-        Self {
-            height: self.out_height,
-            width: self.out_width,
-            inputs: self.taps() * self.inputs,
-            kernel: 1,
-            stride: 1,
-            padding: [0; 2],
-            ..*self
-        }
+        let pointwise =
+            |axis: Axis| Axis { len: axis.out_len, kernel: 1, stride: 1, padding: 0, ..axis };
+        let [vertical, horizontal] = [self.vertical, self.horizontal].map(pointwise);
+        Self { vertical, horizontal, inputs: self.taps() * self.inputs, ..*self }
     }
 }

@@ -1,14 +1,6 @@
 //! The gradient of a dense convolution's weights, for training. Each tap's `[inputs, outputs]` is the sum over images and
 //! output pixels of outer products of an input pixel and a gradient pixel. Tiles of `R` inputs by `V` vectors of outputs
 //! are summed in registers over a strip of pixels, and added to the gradient in memory after it.
-#![allow(
-    unsafe_code,
-    reason = "bounds checks in the innermost loop halve the speed; tests compare with burn's"
-)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
@@ -16,29 +8,30 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::arch;
-use super::conv::Conv;
-use super::tiles::{add, blocks_of, dispatch_tile, load, store, tile_rows};
+use super::conv::BatchConv;
+use super::tiles::{add, channel_blocks, dispatch_tile, load, store, tile_rows};
 
 /// Rows (pixels times images) of a strip: few enough to stay in the L1 cache.
 const STRIP: usize = 64;
 
-impl Conv {
+impl BatchConv {
     /// The gradient of the weights, `[inputs, taps, outputs]`.
-    pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         assert!(x.len() == self.in_len() && dy.len() == self.out_len());
+        let mut dw = vec![0.0; self.inputs * self.taps() * self.outputs];
         // Few tasks, since each reads all of its rows of both maps. Maps of many rows have few weights, so that separate
         // sums for each part of the rows cost little.
-        let height = self.out_height;
+        let height = self.vertical.out_len;
         let parts = if height >= 16 { 4 } else { 2 };
-        let share = self.inputs.div_ceil(16) * 8;
+        let group_inputs = self.inputs.div_ceil(16) * 8;
         let mut sums = vec![0.0; parts * dw.len()];
         let tasks = sums.chunks_exact_mut(dw.len()).enumerate().flat_map(|(part, sums)| {
             let rows = height * part / parts..height * (part + 1) / parts;
-            let groups = sums.chunks_mut(share * self.taps() * self.outputs).enumerate();
-            groups.map(move |(group, dw)| (rows.clone(), group * share, dw))
+            let groups = sums.chunks_mut(group_inputs * self.taps() * self.outputs).enumerate();
+            groups.map(move |(group, dw)| (rows.clone(), group * group_inputs, dw))
         });
         tasks.collect::<Vec<_>>().into_par_iter().for_each(|(rows, first, dw)| {
-            let count = share.min(self.inputs - first);
+            let count = group_inputs.min(self.inputs - first);
             arch().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
         });
         let len = dw.len();
@@ -48,12 +41,13 @@ impl Conv {
                 *dw = (0..parts).map(|part| sums[part * len + index]).sum();
             }
         });
+        dw
     }
 }
 
 /// Contribution of some rows of the output to the gradient of the weights of `count` inputs from `first` on.
 struct WeightGradient<'a> {
-    conv: Conv,
+    conv: BatchConv,
     x: &'a [f32],
     dy: &'a [f32],
     rows: Range<usize>,
@@ -63,9 +57,9 @@ struct WeightGradient<'a> {
     dw: &'a mut [f32],
 }
 
-/// Neighbouring output pixels of a row, and one tap.
+/// Neighbouring output pixels of a row, one tap, and the first of some output channels.
 struct Strip<'a> {
-    conv: &'a Conv,
+    conv: &'a BatchConv,
     /// The input from the first value that the tap reads on.
     x: &'a [f32],
     dy: &'a [f32],
@@ -82,11 +76,11 @@ impl WithSimd for WeightGradient<'_> {
         let conv = self.conv;
         let pixels = STRIP.div_ceil(conv.batch);
         for y in self.rows.clone() {
-            for from in (0..conv.out_width).step_by(pixels) {
-                for (first, width) in blocks_of::<S>(conv.outputs) {
+            for first in (0..conv.horizontal.out_len).step_by(pixels) {
+                for (first_vector, vectors) in channel_blocks::<S>(conv.outputs) {
                     for tap in 0..conv.taps() {
-                        let output = first * S::F32_LANES;
-                        self.strip(simd, (y, from..from + pixels), tap, (output, width));
+                        let output = first_vector * S::F32_LANES;
+                        self.strip(simd, (y, first..first + pixels), tap, (output, vectors));
                     }
                 }
             }
@@ -101,26 +95,27 @@ impl WeightGradient<'_> {
         simd: S,
         (y, pixels): (usize, Range<usize>),
         tap: usize,
-        (output, width): (usize, usize),
+        (output, vectors): (usize, usize),
     ) {
         let conv = &self.conv;
-        let Some(source_y) = conv.rows().source(y, tap / conv.kernel) else { return };
-        let valid = conv.columns().outputs(tap % conv.kernel);
+        let (ky, kx) = (tap / conv.horizontal.kernel, tap % conv.horizontal.kernel);
+        let Some(source_y) = conv.vertical.input_index(y, ky) else { return };
+        let valid = conv.horizontal.valid_outputs(kx);
         let pixels = pixels.start.max(valid.start)..pixels.end.min(valid.end);
         if pixels.is_empty() {
             return;
         }
-        let Some(source_x) = conv.columns().source(pixels.start, tap % conv.kernel) else { return };
+        let Some(source_x) = conv.horizontal.input_index(pixels.start, kx) else { return };
         let (x_pixel, dy_pixel) = (conv.batch * conv.inputs, conv.batch * conv.outputs);
-        let dy = &self.dy[y * conv.out_width * dy_pixel..];
-        let x = &self.x[(source_y * conv.width + source_x) * x_pixel + self.first..];
+        let dy = &self.dy[y * conv.horizontal.out_len * dy_pixel..];
+        let x = &self.x[(source_y * conv.horizontal.len + source_x) * x_pixel + self.first..];
         let dy = &dy[pixels.start * dy_pixel..pixels.end * dy_pixel];
         let mut input = 0;
         while input < self.count {
             let count = tile_rows::<S>(self.count - input);
             let strip = &Strip { conv, x: &x[input..], dy, tap, output };
             let dw = &mut self.dw[input * conv.taps() * conv.outputs..];
-            dispatch_tile!(simd, count, width, OuterProducts { strip, dw });
+            dispatch_tile!(simd, count, vectors, OuterProducts { strip, dw });
             input += count;
         }
     }
@@ -132,16 +127,18 @@ struct OuterProducts<'a, const R: usize, const V: usize> {
     dw: &'a mut [f32],
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const R: usize, const V: usize> WithSimd for OuterProducts<'_, R, V> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Strip { conv, x, dy, tap, output } = *self.strip;
-        let Conv { inputs, outputs, batch, .. } = *conv;
+        let BatchConv { inputs, outputs, batch, .. } = *conv;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for (pixel, dy) in dy.chunks_exact(batch * outputs).enumerate() {
-            let x = &x[pixel * conv.stride * batch * inputs..][..(batch - 1) * inputs + R];
+            let x =
+                &x[pixel * conv.horizontal.stride * batch * inputs..][..(batch - 1) * inputs + R];
             for (image, dy) in dy.chunks_exact(outputs).enumerate() {
                 let gradients = load::<S, V>(simd, &dy[output..]);
                 for row in 0..R {

@@ -4,83 +4,68 @@
 //! Away from the edges, a tile is four neighbouring outputs of one vector of channels. For each kernel row it loads the
 //! columns that the four windows cover once, and each of them serves all windows that overlap it. At the edges, outputs
 //! are computed one by one with the taps inside of the map.
-//!
-//! Other depthwise convolutions: `engine::depthwise` compiles this one with its epilogue; [`super::int8`] has that of
-//! int8 maps; `depthwise_gradient.rs` adds the gradients.
-#![allow(
-    unsafe_code,
-    reason = "bounds checks in the innermost loop halve the speed; tests compare with the definition"
-)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use super::arch;
+use super::axis::Axis;
 use super::tiles::{Epilogue, load, store};
+use crate::graph::Window;
 
 /// Vectors of channels that are summed at the same time where a window crosses an edge.
 const VECTORS: usize = 4;
 /// Neighbouring outputs that are summed at the same time elsewhere.
 const TILE: usize = 4;
-/// Multiples of [`VECTORS`] vectors of channels whose weights stay in the L1 cache while rows are computed.
+/// Channels whose weights stay in the L1 cache while rows are computed, in multiples of [`VECTORS`] vectors.
 const CHUNK: usize = 2;
 
 /// Shapes of a depthwise convolution of `[height, width, batch, channels]`. The slices that it reads and writes begin
 /// with the first pixel inside of a map's border, and the row strides include the borders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Depthwise {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
+    pub(crate) vertical: Axis,
+    pub(crate) horizontal: Axis,
     pub(crate) batch: usize,
     pub(crate) channels: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    /// Rows and columns of padding before the map.
-    pub(crate) padding: [usize; 2],
-    pub(crate) out_height: usize,
-    pub(crate) out_width: usize,
     /// Row stride of the input, in values.
-    pub(crate) row: usize,
+    pub(crate) row_stride: usize,
     /// Row stride of the output, in values.
-    pub(crate) out_row: usize,
+    pub(crate) out_row_stride: usize,
 }
 
 impl Depthwise {
+    /// For maps `[height, width, batch, channels]` without borders; `None` where the window does not fit.
+    pub(crate) fn new(
+        [height, width, batch, channels]: [usize; 4],
+        window: Window,
+    ) -> Option<Self> {
+        let (vertical, horizontal) = (Axis::new(window, height)?, Axis::new(window, width)?);
+        let row_strides = [width, horizontal.out_len].map(|width| width * batch * channels);
+        let [row_stride, out_row_stride] = row_strides;
+        Some(Self { vertical, horizontal, batch, channels, row_stride, out_row_stride })
+    }
+
+    pub(crate) fn taps(&self) -> usize {
+        self.vertical.kernel * self.horizontal.kernel
+    }
+
     /// Computes some rows of the output; `out` begins with the first of them. `weights` are
     /// `[kernel * kernel, channels]`.
-    pub(crate) fn rows(
+    pub(crate) fn run_rows(
         &self,
         (x, weights): (&[f32], &[f32]),
         rows: Range<usize>,
         epilogue: Epilogue<'_>,
         out: &mut [f32],
     ) {
-        assert!(weights.len() == self.kernel * self.kernel * self.channels);
+        assert!(weights.len() == self.taps() * self.channels);
         arch().dispatch(Rows { conv: *self, x, weights, rows, epilogue, out });
-    }
-
-    /// The taps along one axis that lie inside of the map, for output `out`.
-    #[inline(always)]
-    fn taps(&self, out: usize, len: usize, padding: usize) -> Range<usize> {
-        let start = out * self.stride;
-        padding.saturating_sub(start)..self.kernel.min((len + padding).saturating_sub(start))
-    }
-
-    /// The outputs of a row whose windows lie inside of the map, without regard to rows.
-    fn inside(&self) -> Range<usize> {
-        let [_, padding] = self.padding;
-        let first = padding.div_ceil(self.stride).min(self.out_width);
-        let end =
-            (self.width + padding).checked_sub(self.kernel).map_or(0, |at| at / self.stride + 1);
-        first..end.min(self.out_width).max(first)
     }
 }
 
+/// Some rows of the output.
 struct Rows<'a> {
     conv: Depthwise,
     x: &'a [f32],
@@ -105,7 +90,7 @@ impl WithSimd for Rows<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let Depthwise { channels, batch, kernel, stride, .. } = self.conv;
+        let Depthwise { vertical: Axis { kernel, stride, .. }, channels, batch, .. } = self.conv;
         let chunk = CHUNK * VECTORS * S::F32_LANES;
         for channel in (0..channels).step_by(chunk) {
             let end = channels.min(channel + chunk);
@@ -113,11 +98,11 @@ impl WithSimd for Rows<'_> {
                 for image in 0..batch {
                     let strip = Strip { y, image, channel, end };
                     match (kernel, stride) {
-                        (3, 1) => self.row::<S, 3, 1, 6>(simd, strip),
-                        (3, 2) => self.row::<S, 3, 2, 9>(simd, strip),
-                        (5, 1) => self.row::<S, 5, 1, 8>(simd, strip),
-                        (5, 2) => self.row::<S, 5, 2, 11>(simd, strip),
-                        _ => self.edge(simd, strip, 0..self.conv.out_width),
+                        (3, 1) => self.strip_outputs::<S, 3, 1, 6>(simd, strip),
+                        (3, 2) => self.strip_outputs::<S, 3, 2, 9>(simd, strip),
+                        (5, 1) => self.strip_outputs::<S, 5, 1, 8>(simd, strip),
+                        (5, 2) => self.strip_outputs::<S, 5, 2, 11>(simd, strip),
+                        _ => self.edge_outputs(simd, strip, 0..self.conv.horizontal.out_len),
                     }
                 }
             }
@@ -128,58 +113,60 @@ impl WithSimd for Rows<'_> {
 impl Rows<'_> {
     /// A row of the output for a `K`x`K` kernel of stride `T`, whose tiles read `C = (TILE - 1) * T + K` columns.
     #[inline(always)]
-    fn row<S: Simd, const K: usize, const T: usize, const C: usize>(
+    fn strip_outputs<S: Simd, const K: usize, const T: usize, const C: usize>(
         &mut self,
         simd: S,
         strip: Strip,
     ) {
-        let inside = self.conv.inside();
-        // Residuals after depthwise convolutions are rare, and supported by `edge` only.
+        let inside = self.conv.horizontal.inner_outputs();
+        // Residuals after depthwise convolutions are rare, and supported by `edge_outputs` only.
         if inside.len() < TILE || self.epilogue.residual.is_some() {
-            return self.edge(simd, strip, 0..self.conv.out_width);
+            return self.edge_outputs(simd, strip, 0..self.conv.horizontal.out_len);
         }
-        self.edge(simd, strip, 0..inside.start);
+        self.edge_outputs(simd, strip, 0..inside.start);
         let rest = strip.end - (strip.end - strip.channel) % S::F32_LANES;
         for channel in (strip.channel..rest).step_by(S::F32_LANES) {
-            let (strip, places) = (Strip { channel, ..strip }, inside.clone());
-            simd.vectorize(Tiles::<K, T, C> { rows: self, strip, places });
+            let (strip, outputs) = (Strip { channel, ..strip }, inside.clone());
+            simd.vectorize(Tiles::<K, T, C> { rows: self, strip, outputs });
         }
-        self.edge(simd, Strip { channel: rest, ..strip }, inside.clone());
-        self.edge(simd, strip, inside.end..self.conv.out_width);
+        self.edge_outputs(simd, Strip { channel: rest, ..strip }, inside.clone());
+        self.edge_outputs(simd, strip, inside.end..self.conv.horizontal.out_len);
     }
 
     /// Offset of the strip's first channel at an input pixel.
     #[inline(always)]
-    fn source(&self, strip: Strip, y: usize, x: usize) -> usize {
-        let Depthwise { batch, channels, row, .. } = self.conv;
-        y * row + (x * batch + strip.image) * channels + strip.channel
+    fn input_offset(&self, strip: Strip, y: usize, x: usize) -> usize {
+        let Depthwise { batch, channels, row_stride, .. } = self.conv;
+        y * row_stride + (x * batch + strip.image) * channels + strip.channel
     }
 
     /// Offset of the strip's first channel at an output pixel, from the first of the rows on.
     #[inline(always)]
-    fn target(&self, strip: Strip, x: usize) -> usize {
-        let Depthwise { batch, channels, out_row, .. } = self.conv;
-        (strip.y - self.rows.start) * out_row + (x * batch + strip.image) * channels + strip.channel
+    fn output_offset(&self, strip: Strip, x: usize) -> usize {
+        let Depthwise { batch, channels, out_row_stride, .. } = self.conv;
+        (strip.y - self.rows.start) * out_row_stride
+            + (x * batch + strip.image) * channels
+            + strip.channel
     }
 
     /// Computes outputs one by one, with the taps inside of the map.
     #[inline(always)]
-    fn edge<S: Simd>(&mut self, simd: S, mut strip: Strip, places: Range<usize>) {
-        while strip.channel < strip.end && !places.is_empty() {
-            let places = places.clone();
+    fn edge_outputs<S: Simd>(&mut self, simd: S, mut strip: Strip, outputs: Range<usize>) {
+        while strip.channel < strip.end && !outputs.is_empty() {
+            let outputs = outputs.clone();
             let vectors = (strip.end - strip.channel) / S::F32_LANES;
             let (rows, next) = (&mut *self, strip.channel + S::F32_LANES);
             strip.channel = match vectors {
                 VECTORS.. => {
-                    simd.vectorize(Edge::<VECTORS, true> { rows, strip, places });
+                    simd.vectorize(Edge::<VECTORS, true> { rows, strip, outputs });
                     strip.channel + VECTORS * S::F32_LANES
                 }
                 1.. => {
-                    simd.vectorize(Edge::<1, true> { rows, strip, places });
+                    simd.vectorize(Edge::<1, true> { rows, strip, outputs });
                     next
                 }
                 0 => {
-                    simd.vectorize(Edge::<1, false> { rows, strip, places });
+                    simd.vectorize(Edge::<1, false> { rows, strip, outputs });
                     next
                 }
             };
@@ -191,18 +178,20 @@ impl Rows<'_> {
 struct Edge<'a, 'b, const V: usize, const WHOLE: bool> {
     rows: &'a mut Rows<'b>,
     strip: Strip,
-    places: Range<usize>,
+    outputs: Range<usize>,
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, strip, places } = self;
-        let Depthwise { height, width, channels, kernel, stride, padding, .. } = rows.conv;
+        let Self { rows, strip, outputs } = self;
+        let Depthwise { vertical, horizontal, channels, .. } = rows.conv;
+        let Axis { kernel, stride, .. } = vertical;
         let count = if WHOLE { V * S::F32_LANES } else { strip.end - strip.channel };
-        let down = rows.conv.taps(strip.y, height, padding[0]);
+        let down = vertical.valid_taps(strip.y);
         let get = |values: &[f32], at: usize| {
             let values = &values[at..at + count];
             match WHOLE {
@@ -211,14 +200,16 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
                 false => load::<S, V>(simd, values),
             }
         };
-        for place in places {
+        for output in outputs {
             let mut sums = [simd.splat_f32s(0.0); V];
-            let across = rows.conv.taps(place, width, padding[1]);
+            let across = horizontal.valid_taps(output);
             for ky in down.clone() {
                 for kx in across.clone() {
-                    let (y, x) =
-                        (strip.y * stride + ky - padding[0], place * stride + kx - padding[1]);
-                    let values: [S::f32s; V] = get(rows.x, rows.source(strip, y, x));
+                    let (y, x) = (
+                        strip.y * stride + ky - vertical.padding,
+                        output * stride + kx - horizontal.padding,
+                    );
+                    let values: [S::f32s; V] = get(rows.x, rows.input_offset(strip, y, x));
                     let weights: [S::f32s; V] =
                         get(rows.weights, (ky * kernel + kx) * channels + strip.channel);
                     for v in 0..V {
@@ -226,7 +217,7 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
                     }
                 }
             }
-            let at = rows.target(strip, place);
+            let at = rows.output_offset(strip, output);
             let sums = rows.epilogue.apply(simd, sums, strip.channel..strip.channel + count, at);
             store(simd, &mut rows.out[at..at + count], &sums);
         }
@@ -237,39 +228,41 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
 struct Tiles<'a, 'b, const K: usize, const T: usize, const C: usize> {
     rows: &'a mut Rows<'b>,
     strip: Strip,
-    places: Range<usize>,
+    outputs: Range<usize>,
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, K, T, C> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, strip, places } = self;
-        let Depthwise { height, batch, channels, stride, padding, row, .. } = rows.conv;
+        let Self { rows, strip, outputs } = self;
+        let Depthwise { vertical, horizontal, batch, channels, row_stride, .. } = rows.conv;
         let (pixel, lanes) = (batch * channels, S::F32_LANES);
-        let down = rows.conv.taps(strip.y, height, padding[0]);
-        let y = strip.y * stride + down.start - padding[0];
-        let last = places.len() - TILE;
+        let down = vertical.valid_taps(strip.y);
+        let y = strip.y * vertical.stride + down.start - vertical.padding;
+        let last = outputs.len() - TILE;
         // Slices from the first value that is read or written to the last.
-        let x = &rows.x[rows.source(strip, y, places.start * stride - padding[1])..];
-        let x = &x[..(down.len() - 1) * row + ((places.len() - 1) * T + K - 1) * pixel + lanes];
+        let x = &rows.x[rows.input_offset(strip, y, outputs.start * T - horizontal.padding)..];
+        let x =
+            &x[..(down.len() - 1) * row_stride + ((outputs.len() - 1) * T + K - 1) * pixel + lanes];
         let weights = &rows.weights[down.start * K * channels + strip.channel..];
         let weights = &weights[..(down.len() * K - 1) * channels + lanes];
-        let at = rows.target(strip, places.start);
-        let out = &mut rows.out[at..at + (places.len() - 1) * pixel + lanes];
+        let at = rows.output_offset(strip, outputs.start);
+        let out = &mut rows.out[at..at + (outputs.len() - 1) * pixel + lanes];
         let bias = match rows.epilogue.bias {
             Some(bias) => load::<S, 1>(simd, &bias[strip.channel..strip.channel + lanes])[0],
             None => simd.splat_f32s(0.0),
         };
         // The sums start at the bias.
         let epilogue = Epilogue { bias: None, ..rows.epilogue };
-        for tile in 0..places.len().div_ceil(TILE) {
+        for tile in 0..outputs.len().div_ceil(TILE) {
             // The last tile may overlap the one before it.
             let first = (tile * TILE).min(last);
             let mut sums = [bias; TILE];
             for ky in 0..down.len() {
-                let values = ky * row + first * T * pixel;
+                let values = ky * row_stride + first * T * pixel;
                 let mut columns = [bias; C];
                 for column in 0..C {
                     // SAFETY: at most ky = down.len() - 1, first = last, and column C - 1 = (TILE - 1) * T + K - 1: the
@@ -279,15 +272,15 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
                 for kx in 0..K {
                     // SAFETY: at most (down.len() * K - 1) * channels: the last vector of the slice.
                     let weight = unsafe { vector::<S>(weights, (ky * K + kx) * channels) };
-                    for place in 0..TILE {
-                        sums[place] =
-                            simd.mul_add_e_f32s(columns[place * T + kx], weight, sums[place]);
+                    for output in 0..TILE {
+                        sums[output] =
+                            simd.mul_add_e_f32s(columns[output * T + kx], weight, sums[output]);
                     }
                 }
             }
-            for (place, sum) in sums.into_iter().enumerate() {
+            for (output, sum) in sums.into_iter().enumerate() {
                 let sum = epilogue.apply(simd, [sum], 0..lanes, 0);
-                let at = (first + place) * pixel;
+                let at = (first + output) * pixel;
                 store(simd, &mut out[at..at + lanes], &sum);
             }
         }
@@ -298,6 +291,7 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
 ///
 /// # Safety
 /// `values` has at least a vector's number of values from `at` on.
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 #[inline(always)]
 unsafe fn vector<S: Simd>(values: &[f32], at: usize) -> S::f32s {
     // SAFETY: within the slice, as the caller ensures; any bits are a valid vector, and unaligned reads need no alignment.
@@ -309,16 +303,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::graph::{Activation, Window};
-
-    fn values(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
+    use crate::graph::Activation;
+    use crate::kernel::tests::values;
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
@@ -329,20 +315,17 @@ mod tests {
             (kernel, stride, same, seed) in (1..7_usize, 1..4_usize, any::<bool>(), any::<u32>()),
         ) {
             let window = if same { Window::same(kernel, stride) } else { Window::centred(kernel, stride) };
-            let (Some(out_height), Some(out_width)) = (window.output(height), window.output(width)) else {
-                return Ok(());
-            };
-            let padding = [window.padding(height)[0], window.padding(width)[0]];
-            let [row, out_row] = [width, out_width].map(|width| width * batch * channels);
-            let conv = Depthwise { height, width, batch, channels, kernel, stride, padding, out_height, out_width, row, out_row };
+            let Some(conv) = Depthwise::new([height, width, batch, channels], window) else { return Ok(()) };
+            let (out_height, out_width) = (conv.vertical.out_len, conv.horizontal.out_len);
+            let padding = [height, width].map(|len| window.padding(len)[0]);
             let x = values(height * width * batch * channels, seed);
             let weights = values(kernel * kernel * channels, seed ^ 1);
             let bias = values(channels, seed ^ 2);
             let activation = [None, Some(Activation::Relu), Some(Activation::Relu6)][seed as usize % 3];
             let epilogue = Epilogue { bias: Some(&bias), residual: None, activation };
             let first = seed as usize % out_height;
-            let mut out = vec![7.0; (out_height - first) * out_row];
-            conv.rows((&x, &weights), first..out_height, epilogue, &mut out);
+            let mut out = vec![7.0; (out_height - first) * conv.out_row_stride];
+            conv.run_rows((&x, &weights), first..out_height, epilogue, &mut out);
             for (at, actual) in out.iter().enumerate() {
                 let (pixel, inner) = (at / (batch * channels), at % (batch * channels));
                 let (oy, ox) = (first + pixel / out_width, pixel % out_width);

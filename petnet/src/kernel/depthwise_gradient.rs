@@ -3,10 +3,6 @@
 //! The gradient of the input is a convolution of the output's gradient with the flipped kernel where the stride is 1,
 //! and a sum over the outputs that read each input otherwise. The gradient of the weights is a sum over pixels and
 //! images, in parts of the rows that are added in order.
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
@@ -14,6 +10,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::arch;
+use super::axis::Axis;
 use super::depthwise::Depthwise;
 use super::tiles::{Epilogue, add, load, store};
 
@@ -28,22 +25,20 @@ impl Depthwise {
     /// The gradient of the input from that of the output, both without borders. `weights` are
     /// `[kernel * kernel, channels]`.
     pub(crate) fn backward_input(&self, dy: &[f32], weights: &[f32], dx: &mut [f32]) {
-        let Self { batch, channels, width, kernel, stride, padding, .. } = *self;
-        let row = width * batch * channels;
-        if stride == 1 && padding.iter().all(|padding| *padding < kernel) {
+        let Self { vertical, horizontal, batch, channels, .. } = *self;
+        let row = horizontal.len * batch * channels;
+        let fits = [vertical, horizontal].iter().all(|axis| axis.padding < axis.kernel);
+        if vertical.stride == 1 && fits {
             let flipped: Vec<f32> = weights.rchunks_exact(channels).flatten().copied().collect();
             let forward = Self {
-                height: self.out_height,
-                width: self.out_width,
-                padding: padding.map(|padding| kernel - 1 - padding),
-                out_height: self.height,
-                out_width: self.width,
-                row: self.out_row,
-                out_row: self.row,
+                vertical: vertical.reversed(),
+                horizontal: horizontal.reversed(),
+                row_stride: self.out_row_stride,
+                out_row_stride: self.row_stride,
                 ..*self
             };
             dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
-                forward.rows((dy, &flipped), y..y + 1, Epilogue::default(), dx);
+                forward.run_rows((dy, &flipped), y..y + 1, Epilogue::default(), dx);
             });
             return;
         }
@@ -54,11 +49,11 @@ impl Depthwise {
 
     /// The gradient of the weights, `[kernel * kernel, channels]`.
     pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
-        let len = self.kernel * self.kernel * self.channels;
+        let (len, height) = (self.taps() * self.channels, self.vertical.out_len);
         let parts: Vec<Vec<f32>> = (0..PARTS)
             .into_par_iter()
             .map(|part| {
-                let rows = self.out_height * part / PARTS..self.out_height * (part + 1) / PARTS;
+                let rows = height * part / PARTS..height * (part + 1) / PARTS;
                 let mut dw = vec![0.0; len];
                 arch().dispatch(Weights { conv: *self, x, dy, rows, dw: &mut dw });
                 dw
@@ -69,21 +64,6 @@ impl Depthwise {
             dw.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
         }
         dw
-    }
-
-    /// Along one axis, the outputs that read input `at`, each with its tap.
-    fn targets(
-        &self,
-        at: usize,
-        padding: usize,
-        outputs: usize,
-    ) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let stride = self.stride;
-        (0..self.kernel).filter_map(move |tap| {
-            let scaled = (at + padding).checked_sub(tap)?;
-            let out = scaled / stride;
-            (scaled.is_multiple_of(stride) && out < outputs).then_some((out, tap))
-        })
     }
 }
 
@@ -102,19 +82,21 @@ impl WithSimd for InputRow<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { conv, dy, weights, y, dx } = self;
-        let Depthwise { batch, channels, kernel, padding, .. } = conv;
-        let rows: Vec<_> = conv.targets(y, padding[0], conv.out_height).collect();
+        let Depthwise { vertical, horizontal, batch, channels, .. } = conv;
+        let rows: Vec<_> = vertical.readers(y).collect();
         for (x, dx) in dx.chunks_exact_mut(batch * channels).enumerate() {
-            let columns: Vec<_> = conv.targets(x, padding[1], conv.out_width).collect();
+            let columns: Vec<_> = horizontal.readers(x).collect();
             for (image, dx) in dx.chunks_exact_mut(channels).enumerate() {
                 for (chunk, dx) in dx.chunks_mut(VECTORS * S::F32_LANES).enumerate() {
                     let channel = chunk * VECTORS * S::F32_LANES;
                     let mut sums = [simd.splat_f32s(0.0); VECTORS];
                     for &(oy, ky) in &rows {
                         for &(ox, kx) in &columns {
-                            let at = oy * conv.out_row + (ox * batch + image) * channels + channel;
+                            let at = oy * conv.out_row_stride
+                                + (ox * batch + image) * channels
+                                + channel;
                             let values = load::<S, VECTORS>(simd, &dy[at..at + dx.len()]);
-                            let at = (ky * kernel + kx) * channels + channel;
+                            let at = (ky * horizontal.kernel + kx) * channels + channel;
                             let weights = load::<S, VECTORS>(simd, &weights[at..at + dx.len()]);
                             for v in 0..VECTORS {
                                 sums[v] = simd.mul_add_e_f32s(values[v], weights[v], sums[v]);
@@ -142,13 +124,13 @@ impl WithSimd for Weights<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let Depthwise { batch, channels, out_width, kernel, .. } = self.conv;
-        let strip = (STRIP / (batch * channels)).clamp(1, out_width);
+        let Depthwise { horizontal: Axis { out_len, kernel, .. }, batch, channels, .. } = self.conv;
+        let strip = (STRIP / (batch * channels)).clamp(1, out_len);
         for y in self.rows.clone() {
-            for first in (0..out_width).step_by(strip) {
-                let places = first..(first + strip).min(out_width);
+            for first in (0..out_len).step_by(strip) {
+                let outputs = first..(first + strip).min(out_len);
                 for tap in 0..kernel * kernel {
-                    self.tap(simd, (y, places.clone()), [tap / kernel, tap % kernel]);
+                    self.tap(simd, y, outputs.clone(), [tap / kernel, tap % kernel]);
                 }
             }
         }
@@ -157,21 +139,17 @@ impl WithSimd for Weights<'_> {
 
 impl Weights<'_> {
     #[inline(always)]
-    fn tap<S: Simd>(&mut self, simd: S, (y, places): (usize, Range<usize>), [ky, kx]: [usize; 2]) {
-        let Depthwise { height, width, batch, channels, kernel, stride, padding, .. } = self.conv;
-        let source = (y * stride + ky).checked_sub(padding[0]).filter(|row| *row < height);
-        let Some(source) = source else { return };
-        let inside = |place: &usize| {
-            (place * stride + kx).checked_sub(padding[1]).is_some_and(|column| column < width)
-        };
+    fn tap<S: Simd>(&mut self, simd: S, y: usize, outputs: Range<usize>, [ky, kx]: [usize; 2]) {
+        let Depthwise { vertical, horizontal, batch, channels, .. } = self.conv;
+        let Some(source) = vertical.input_index(y, ky) else { return };
         let lanes = VECTORS * S::F32_LANES;
         for channel in (0..channels).step_by(lanes) {
             let count = lanes.min(channels - channel);
             let mut sums = [simd.splat_f32s(0.0); VECTORS];
-            for place in places.clone().filter(inside) {
-                let column = place * stride + kx - padding[1];
-                let x = source * self.conv.row + column * batch * channels + channel;
-                let dy = y * self.conv.out_row + place * batch * channels + channel;
+            for output in outputs.clone() {
+                let Some(column) = horizontal.input_index(output, kx) else { continue };
+                let x = source * self.conv.row_stride + column * batch * channels + channel;
+                let dy = y * self.conv.out_row_stride + output * batch * channels + channel;
                 for image in 0..batch {
                     let x = &self.x[x + image * channels..][..count];
                     let dy = &self.dy[dy + image * channels..][..count];
@@ -181,7 +159,7 @@ impl Weights<'_> {
                     }
                 }
             }
-            let dw = &mut self.dw[(ky * kernel + kx) * channels + channel..][..count];
+            let dw = &mut self.dw[(ky * horizontal.kernel + kx) * channels + channel..][..count];
             let sums = add(simd, sums, dw);
             store(simd, dw, &sums);
         }

@@ -7,11 +7,11 @@
 //!
 //! | operation | inference (`engine`) | training (`nn/cpu`) |
 //! |---|---|---|
-//! | dense convolution | `engine::dense::DenseConv::run`: Winograd, 1x1, row by row or im2col; each calls [`Product::run`] or [`Product::run_by_channels`] | `Conv::forward` -> [`Product::run`] |
-//! | its gradients | | input: `Conv::backward_input` -> [`Product::run`]; weights: `Conv::backward_weights` (`conv_gradient.rs`) |
-//! | depthwise convolution | `engine::depthwise::DepthwiseConv::run` -> [`Depthwise::rows`] | `nn::cpu::depthwise` -> [`Depthwise::rows`] |
+//! | dense convolution | `engine::dense::DenseConv::run`: Winograd, 1x1, row by row or im2col; each calls [`Product::run`] or [`Product::run_by_channels`] | `BatchConv::forward` -> [`Product::run`] |
+//! | its gradients | | input: `BatchConv::backward_input` -> [`Product::run`]; weights: `BatchConv::backward_weights` (`conv_gradient.rs`) |
+//! | depthwise convolution | `engine::depthwise::DepthwiseConv::run` -> [`Depthwise::run_rows`] | `nn::cpu::depthwise` -> [`Depthwise::run_rows`] |
 //! | its gradients | | `Depthwise::backward_input`, `Depthwise::backward_weights` (`depthwise_gradient.rs`) |
-//! | int8 convolutions | `engine::int8::conv` -> `int8::Product::run`, `int8::Depthwise::rows` | |
+//! | int8 convolutions | `engine::int8::conv` -> `int8::Product::run`, `int8::Depthwise::run_rows` | |
 //! | batch norm | folded into weights when the plan is compiled | `Norm` (`norm.rs`) |
 //! | max pool | `engine::simple::MaxPool`; fused into a dense convolution: `DenseConv::run` | `MaxPool2d`; fused into a batch norm: `Norm` |
 //!
@@ -24,7 +24,12 @@
 //! directions.
 //!
 //! Every sum is computed by one task in a fixed order, so that results do not depend on the number of threads.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over sums must unroll, or the sums are spilled"
+)]
 
+mod axis;
 #[cfg(feature = "flex")]
 mod buffers;
 #[cfg(feature = "flex")]
@@ -43,20 +48,40 @@ mod max_pool;
 mod norm;
 mod tiles;
 
+#[cfg(feature = "flex")]
+pub(crate) use self::{
+    buffers::acquire_buffer,
+    conv::BatchConv,
+    max_pool::MaxPool2d,
+    norm::{Affine, Norm, Statistics},
+};
 #[cfg(feature = "train")]
-pub(crate) use buffers::give;
-#[cfg(feature = "flex")]
-pub(crate) use buffers::take;
-#[cfg(feature = "flex")]
-pub(crate) use conv::Conv;
+pub(crate) use self::{buffers::release_buffer, norm::NormGradient};
 pub(crate) use depthwise::Depthwise;
-#[cfg(feature = "flex")]
-pub(crate) use max_pool::MaxPool2d;
-#[cfg(feature = "train")]
-pub(crate) use norm::NormGradient;
-#[cfg(feature = "flex")]
-pub(crate) use norm::{Affine, Follows, Norm, Statistics};
-pub(crate) use tiles::{Epilogue, Packed, PackedView, Product, Run, Term, load, store};
+pub(crate) use tiles::{Epilogue, PackedView, PackedWeights, Product, RowRun, Term, load, store};
+
+#[cfg(feature = "burn")]
+use crate::graph::Activation;
+
+/// Activation and pool after a convolution, its batch norm and a residual.
+#[cfg(feature = "burn")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NormEpilogue {
+    pub(crate) activation: Option<Activation>,
+    /// True for a 2x2 max pool of stride 2; a last odd row or column is dropped.
+    pub(crate) pool: bool,
+}
+
+/// Scale and shift of each channel that are a batch norm by given statistics.
+pub(crate) fn batch_norm_affine(
+    [gamma, beta, mean, variance]: [&[f32]; 4],
+    epsilon: f32,
+) -> [Vec<f32>; 2] {
+    let scale: Vec<f32> =
+        gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
+    let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+    [scale, shift]
+}
 
 /// The widest vector instructions of this machine: AVX-512, AVX2 or NEON, else scalar code.
 #[inline(always)]
@@ -68,6 +93,19 @@ pub(crate) fn arch() -> pulp::Arch {
     pulp::Arch::new()
 }
 
+/// Runs a block that is compiled for the widest vectors. The closure is inlined into the function that has their target
+/// features; otherwise it would be compiled without them.
+macro_rules! vectorized {
+    ($body:block) => {
+        $crate::kernel::arch().dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+
+pub(crate) use vectorized;
+
 /// Narrower vectors for tests, chosen by `PETNET_TEST_VECTORS`. They hold for the whole process, since packed weights
 /// depend on the width of the vectors.
 #[cfg(test)]
@@ -77,3 +115,18 @@ static FORCED: std::sync::LazyLock<Option<pulp::Arch>> =
         "avx2" => pulp::x86::V3::try_new().map(pulp::Arch::V3),
         _ => Some(pulp::Arch::Scalar),
     });
+
+#[cfg(test)]
+pub(crate) mod tests {
+    /// Pseudorandom 32-bit numbers of a linear congruential generator.
+    pub(crate) fn numbers(seed: u32) -> impl Iterator<Item = u32> {
+        let first = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let next = |state: &u32| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        std::iter::successors(Some(first), next).skip(1)
+    }
+
+    /// Pseudorandom values between -1 and 1.
+    pub(crate) fn values(count: usize, seed: u32) -> Vec<f32> {
+        numbers(seed).map(|bits| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0).take(count).collect()
+    }
+}

@@ -9,11 +9,11 @@
 
 use rayon::prelude::*;
 
-use super::arch;
+use super::{NormEpilogue, batch_norm_affine, vectorized};
 use crate::graph::Activation;
 
 /// Rows that are summed in f32; the sums of these chunks are added in f64.
-const ROWS: usize = 512;
+const CHUNK_ROWS: usize = 512;
 
 /// Shapes of a batch norm with its epilogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,18 +22,10 @@ pub(crate) struct Norm {
     pub(crate) width: usize,
     pub(crate) batch: usize,
     pub(crate) channels: usize,
-    pub(crate) follows: Follows,
+    pub(crate) epilogue: NormEpilogue,
 }
 
-/// Activation and pool after a batch norm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Follows {
-    pub(crate) activation: Option<Activation>,
-    /// True for a 2x2 max pool of stride 2; a last odd row or column is dropped.
-    pub(crate) pool: bool,
-}
-
-impl Follows {
+impl NormEpilogue {
     /// Smallest and largest output of the activation.
     fn bounds(self) -> [f32; 2] {
         self.activation.map_or([f32::NEG_INFINITY, f32::INFINITY], Activation::bounds)
@@ -57,9 +49,7 @@ pub(crate) struct Affine {
 impl Affine {
     pub(crate) fn new(statistics: &Statistics, gamma: &[f32], beta: &[f32], epsilon: f32) -> Self {
         let Statistics { mean, variance } = statistics;
-        let scale: Vec<f32> =
-            gamma.iter().zip(variance).map(|(gamma, v)| gamma / (v + epsilon).sqrt()).collect();
-        let shift = beta.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+        let [scale, shift] = batch_norm_affine([gamma, beta, mean, variance], epsilon);
         Self { scale, shift }
     }
 }
@@ -78,11 +68,11 @@ pub(crate) struct NormGradient<'a> {
 }
 
 /// Sums over all rows, for each channel.
-struct Sums {
+struct GradientSums<T> {
     /// Of `dy`.
-    plain: Vec<f64>,
+    dy: Vec<T>,
     /// Of `dy * (z - mean)`.
-    centred: Vec<f64>,
+    centred: Vec<T>,
 }
 
 impl Norm {
@@ -92,7 +82,7 @@ impl Norm {
 
     /// Height and width of the output.
     pub(crate) fn out_size(&self) -> (usize, usize) {
-        match self.follows.pool {
+        match self.epilogue.pool {
             true => (self.height / 2, self.width / 2),
             false => (self.height, self.width),
         }
@@ -108,7 +98,7 @@ impl Norm {
     pub(crate) fn statistics(&self, z: &[f32]) -> Statistics {
         let channels = self.channels;
         let chunks: Vec<_> = z
-            .par_chunks(ROWS * channels)
+            .par_chunks(CHUNK_ROWS * channels)
             .map(|rows| (rows.len() / channels, moments(rows, channels)))
             .collect();
         let (mut count, mut mean, mut squares) = (0.0, vec![0.0; channels], vec![0.0; channels]);
@@ -128,7 +118,7 @@ impl Norm {
         }
     }
 
-    /// Computes the output from the input and a residual of the same shape, which a pool excludes.
+    /// Computes the output from the input and, where there is no pool, a residual of the same shape.
     pub(crate) fn forward(
         &self,
         z: &[f32],
@@ -138,52 +128,44 @@ impl Norm {
     ) {
         assert!(z.len() == self.len() && out.len() == self.out_len());
         let Affine { scale, shift } = affine;
-        if self.follows.pool {
-            return self.pooled(z, affine, out);
+        if self.epilogue.pool {
+            return self.forward_pooled(z, affine, out);
         }
-        let [floor, ceiling] = self.follows.bounds();
-        let chunk = ROWS * self.channels;
+        let [floor, ceiling] = self.epilogue.bounds();
+        let chunk = CHUNK_ROWS * self.channels;
         out.par_chunks_mut(chunk).enumerate().for_each(|(index, out)| {
             let z = &z[index * chunk..][..out.len()];
             let residual = residual.map(|all| &all[index * chunk..][..out.len()]);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    let rows =
-                        out.chunks_exact_mut(self.channels).zip(z.chunks_exact(self.channels));
-                    for (row, (out, z)) in rows.enumerate() {
-                        for (((out, z), scale), shift) in
-                            out.iter_mut().zip(z).zip(scale).zip(shift)
-                        {
-                            *out = z * scale + shift;
-                        }
-                        if let Some(residual) = residual {
-                            let residual = &residual[row * self.channels..];
-                            out.iter_mut().zip(residual).for_each(|(out, other)| *out += other);
-                        }
-                        out.iter_mut().for_each(|out| *out = out.max(floor).min(ceiling));
+            vectorized!({
+                let rows = out.chunks_exact_mut(self.channels).zip(z.chunks_exact(self.channels));
+                for (row, (out, z)) in rows.enumerate() {
+                    for (((out, z), scale), shift) in out.iter_mut().zip(z).zip(scale).zip(shift) {
+                        *out = z * scale + shift;
                     }
-                },
-            );
+                    if let Some(residual) = residual {
+                        let residual = &residual[row * self.channels..];
+                        out.iter_mut().zip(residual).for_each(|(out, other)| *out += other);
+                    }
+                    out.iter_mut().for_each(|out| *out = out.max(floor).min(ceiling));
+                }
+            });
         });
     }
 
-    fn pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
-        let (channels, [floor, ceiling]) = (self.channels, self.follows.bounds());
+    /// The output with a pool, row by row.
+    fn forward_pooled(&self, z: &[f32], Affine { scale, shift }: &Affine, out: &mut [f32]) {
+        let (channels, [floor, ceiling]) = (self.channels, self.epilogue.bounds());
         out.par_chunks_mut(self.out_row()).enumerate().for_each(|(y, out)| {
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (column, out) in out.chunks_exact_mut(channels).enumerate() {
-                        let window = self.window(z, y, column);
-                        for c in 0..channels {
-                            let value = |k: usize| window[k][c] * scale[c] + shift[c];
-                            let largest = value(0).max(value(1)).max(value(2).max(value(3)));
-                            out[c] = largest.max(floor).min(ceiling);
-                        }
+            vectorized!({
+                for (column, out) in out.chunks_exact_mut(channels).enumerate() {
+                    let window = self.window(z, y, column);
+                    for c in 0..channels {
+                        let value = |k: usize| window[k][c] * scale[c] + shift[c];
+                        let largest = value(0).max(value(1)).max(value(2).max(value(3)));
+                        out[c] = largest.max(floor).min(ceiling);
                     }
-                },
-            );
+                }
+            });
         });
     }
 
@@ -202,14 +184,14 @@ impl Norm {
         })
     }
 
-    /// Writes the gradient of the input to `dz` and returns those of gamma and beta. Without a pool, `from.dy` becomes the
+    /// Writes the gradient of the input to `dz` and returns those of gamma and beta. Without a pool, `args.dy` becomes the
     /// gradient before the activation, which is that of the residual.
-    pub(crate) fn backward(&self, from: NormGradient<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
-        assert!(from.dy.len() == self.out_len() && dz.len() == self.len());
-        let NormGradient { dy, z, y, statistics, affine, epsilon } = from;
-        let sums = match self.follows.pool {
-            true => self.pooled_sums(dy, z, &statistics.mean, affine),
-            false => self.sums(dy, (z, y), &statistics.mean, affine),
+    pub(crate) fn backward(&self, args: NormGradient<'_>, dz: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+        assert!(args.dy.len() == self.out_len() && dz.len() == self.len());
+        let NormGradient { dy, z, y, statistics, affine, epsilon } = args;
+        let sums = match self.epilogue.pool {
+            true => self.pooled_gradient_sums(dy, z, &statistics.mean, affine),
+            false => self.gradient_sums(dy, (z, y), &statistics.mean, affine),
         };
         let rows = (self.len() / self.channels) as f64;
         let inverse: Vec<f64> =
@@ -220,156 +202,148 @@ impl Norm {
             let factor = -scale * inverse[c] * inverse[c] * sums.centred[c] / rows;
             z_factor[c] = factor as f32;
             offset[c] =
-                (-scale * sums.plain[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
+                (-scale * sums.dy[c] / rows - f64::from(statistics.mean[c]) * factor) as f32;
         }
-        let gradient = InputGradient { scale: &affine.scale, z_factor: &z_factor, offset: &offset };
-        match self.follows.pool {
-            true => self.unpool(dy, z, (affine, gradient), dz),
-            false => self.spread(dy, z, gradient, dz),
+        let terms = InputGradient { affine, z_factor: &z_factor, offset: &offset };
+        match self.epilogue.pool {
+            true => self.write_pooled_gradient(dy, z, terms, dz),
+            false => self.write_gradient(dy, z, terms, dz),
         }
         let gamma = sums.centred.iter().zip(&inverse).map(|(sum, i)| (sum * i) as f32).collect();
-        (gamma, sums.plain.iter().map(|sum| *sum as f32).collect())
+        (gamma, sums.dy.iter().map(|sum| *sum as f32).collect())
     }
 
     /// Sets the gradient to zero where the activation's is zero, and sums it.
-    fn sums(
+    fn gradient_sums(
         &self,
         dy: &mut [f32],
         (z, y): (&[f32], Option<&[f32]>),
         mean: &[f32],
         Affine { scale, shift }: &Affine,
-    ) -> Sums {
-        let (channels, [floor, ceiling]) = (self.channels, self.follows.bounds());
-        let has_activation = self.follows.activation.is_some();
-        let passes = move |value: f32| value > floor && value < ceiling;
-        let chunk = ROWS * channels;
+    ) -> GradientSums<f64> {
+        let (channels, [floor, ceiling]) = (self.channels, self.epilogue.bounds());
+        let has_activation = self.epilogue.activation.is_some();
+        let is_inside = move |value: f32| value > floor && value < ceiling;
+        let chunk = CHUNK_ROWS * channels;
         let parts = dy.par_chunks_mut(chunk).enumerate().map(|(index, dy)| {
-            let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
+            let mut sums = GradientSums::zeros(channels);
             let z = &z[index * chunk..][..dy.len()];
             let y = y.map(|y| &y[index * chunk..][..dy.len()]);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
-                        let z = &z[row * channels..][..channels];
-                        match y.map(|y| &y[row * channels..][..channels]) {
-                            _ if !has_activation => {}
-                            Some(y) => {
-                                for (dy, y) in dy.iter_mut().zip(y) {
-                                    *dy = if passes(*y) { *dy } else { 0.0 };
-                                }
-                            }
-                            None => {
-                                for (((dy, z), scale), shift) in
-                                    dy.iter_mut().zip(z).zip(scale).zip(shift)
-                                {
-                                    *dy = if passes(z * scale + shift) { *dy } else { 0.0 };
-                                }
+            vectorized!({
+                for (row, dy) in dy.chunks_exact_mut(channels).enumerate() {
+                    let z = &z[row * channels..][..channels];
+                    match y.map(|y| &y[row * channels..][..channels]) {
+                        _ if !has_activation => {}
+                        Some(y) => {
+                            for (dy, y) in dy.iter_mut().zip(y) {
+                                *dy = if is_inside(*y) { *dy } else { 0.0 };
                             }
                         }
-                        add(&mut plain, dy.iter().copied());
-                        add(
-                            &mut centred,
-                            dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)),
-                        );
+                        None => {
+                            for (((dy, z), scale), shift) in
+                                dy.iter_mut().zip(z).zip(scale).zip(shift)
+                            {
+                                *dy = if is_inside(z * scale + shift) { *dy } else { 0.0 };
+                            }
+                        }
                     }
-                },
-            );
-            (plain, centred)
+                    add(&mut sums.dy, dy.iter().copied());
+                    add(
+                        &mut sums.centred,
+                        dy.iter().zip(z).zip(mean).map(|((d, z), m)| d * (z - m)),
+                    );
+                }
+            });
+            sums
         });
-        Sums::merge(parts.collect(), channels)
+        GradientSums::merge(parts.collect(), channels)
     }
 
-    fn pooled_sums(
+    /// The sums with a pool: each gradient belongs to the largest of four inputs.
+    fn pooled_gradient_sums(
         &self,
         dy: &[f32],
         z: &[f32],
         mean: &[f32],
         Affine { scale, shift }: &Affine,
-    ) -> Sums {
-        let (channels, bounds) = (self.channels, self.follows.bounds());
+    ) -> GradientSums<f64> {
+        let (channels, bounds) = (self.channels, self.epilogue.bounds());
         let parts = dy.par_chunks(self.out_row()).enumerate().map(|(y, dy)| {
-            let (mut plain, mut centred) = (vec![0.0; channels], vec![0.0; channels]);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (column, dy) in dy.chunks_exact(channels).enumerate() {
-                        let window = self.window(z, y, column);
-                        for c in 0..channels {
-                            let values = window.map(|z| z[c]);
-                            let taken = pick(values, [scale[c], shift[c]], bounds);
-                            let from: f32 = (0..4).map(|k| taken[k] * (values[k] - mean[c])).sum();
-                            let any: f32 = taken.iter().sum();
-                            plain[c] += dy[c] * any;
-                            centred[c] += dy[c] * from;
-                        }
+            let mut sums = GradientSums::zeros(channels);
+            vectorized!({
+                for (column, dy) in dy.chunks_exact(channels).enumerate() {
+                    let window = self.window(z, y, column);
+                    for c in 0..channels {
+                        let values = window.map(|z| z[c]);
+                        let gradients = pool_gradients(values, [scale[c], shift[c]], bounds);
+                        let weighted: f32 =
+                            (0..4).map(|k| gradients[k] * (values[k] - mean[c])).sum();
+                        let total: f32 = gradients.iter().sum();
+                        sums.dy[c] += dy[c] * total;
+                        sums.centred[c] += dy[c] * weighted;
                     }
-                },
-            );
-            (plain, centred)
+                }
+            });
+            sums
         });
-        Sums::merge(parts.collect(), channels)
+        GradientSums::merge(parts.collect(), channels)
     }
 
-    fn spread(&self, dy: &[f32], z: &[f32], gradient: InputGradient<'_>, dz: &mut [f32]) {
-        let (channels, chunk) = (self.channels, ROWS * self.channels);
+    /// Writes the gradient of the input, without a pool.
+    fn write_gradient(&self, dy: &[f32], z: &[f32], terms: InputGradient<'_>, dz: &mut [f32]) {
+        let (channels, chunk) = (self.channels, CHUNK_ROWS * self.channels);
+        let scale = &terms.affine.scale;
         dz.par_chunks_mut(chunk).enumerate().for_each(|(index, dz)| {
             let (dy, z) = (&dy[index * chunk..][..dz.len()], &z[index * chunk..][..dz.len()]);
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
-                        let (dy, z) =
-                            (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
-                        for c in 0..channels {
-                            dz[c] = gradient.scale[c] * dy[c]
-                                + (gradient.z_factor[c] * z[c] + gradient.offset[c]);
-                        }
+            vectorized!({
+                for (row, dz) in dz.chunks_exact_mut(channels).enumerate() {
+                    let (dy, z) =
+                        (&dy[row * channels..][..channels], &z[row * channels..][..channels]);
+                    for c in 0..channels {
+                        dz[c] = scale[c] * dy[c] + (terms.z_factor[c] * z[c] + terms.offset[c]);
                     }
-                },
-            );
+                }
+            });
         });
     }
 
-    fn unpool(
+    /// Writes the gradient of the input with a pool, two rows at a time.
+    fn write_pooled_gradient(
         &self,
         dy: &[f32],
         z: &[f32],
-        (affine, gradient): (&Affine, InputGradient<'_>),
+        terms: InputGradient<'_>,
         dz: &mut [f32],
     ) {
+        let Affine { scale, shift } = terms.affine;
         let (channels, batch, out_width) = (self.channels, self.batch, self.out_size().1);
-        let bounds = self.follows.bounds();
+        let bounds = self.epilogue.bounds();
         let row = self.width * batch * channels;
         dz.par_chunks_mut(2 * row).enumerate().for_each(|(y, dz)| {
             let z_rows = &z[2 * y * row..][..dz.len()];
-            arch().dispatch(
-                #[inline(always)]
-                || {
-                    // An odd last row or column is in no window: it has only the terms of the statistics.
-                    for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels))
-                    {
+            vectorized!({
+                // An odd last row or column is in no window: it has only the terms of the statistics.
+                for (dz, z) in dz.chunks_exact_mut(channels).zip(z_rows.chunks_exact(channels)) {
+                    for c in 0..channels {
+                        dz[c] = terms.z_factor[c] * z[c] + terms.offset[c];
+                    }
+                }
+                let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
+                for column in 0..windows {
+                    let window = self.window(z, y, column);
+                    let dy = &dy[(y * out_width * batch + column) * channels..][..channels];
+                    let (x, image) = (column / batch, column % batch);
+                    for k in 0..4 {
+                        let pixel = (k / 2) * self.width + 2 * x + k % 2;
+                        let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
                         for c in 0..channels {
-                            dz[c] = gradient.z_factor[c] * z[c] + gradient.offset[c];
+                            let values = window.map(|z| z[c]);
+                            let gradients = pool_gradients(values, [scale[c], shift[c]], bounds);
+                            dz[c] += scale[c] * dy[c] * gradients[k];
                         }
                     }
-                    let windows = if dz.len() == 2 * row { out_width * batch } else { 0 };
-                    for column in 0..windows {
-                        let window = self.window(z, y, column);
-                        let dy = &dy[(y * out_width * batch + column) * channels..][..channels];
-                        let (x, image) = (column / batch, column % batch);
-                        for k in 0..4 {
-                            let pixel = (k / 2) * self.width + 2 * x + k % 2;
-                            let dz = &mut dz[(pixel * batch + image) * channels..][..channels];
-                            for c in 0..channels {
-                                let affine = [affine.scale[c], affine.shift[c]];
-                                let taken = pick(window.map(|z| z[c]), affine, bounds);
-                                dz[c] += gradient.scale[c] * dy[c] * taken[k];
-                            }
-                        }
-                    }
-                },
-            );
+                }
+            });
         });
     }
 }
@@ -377,61 +351,61 @@ impl Norm {
 /// The gradient of the input, for each channel: `scale * dy + z_factor * z + offset`.
 #[derive(Clone, Copy)]
 struct InputGradient<'a> {
-    scale: &'a [f32],
+    affine: &'a Affine,
     z_factor: &'a [f32],
     offset: &'a [f32],
 }
 
-impl Sums {
-    fn merge(parts: Vec<(Vec<f32>, Vec<f32>)>, channels: usize) -> Self {
-        let mut sums = Self { plain: vec![0.0; channels], centred: vec![0.0; channels] };
-        for (plain, centred) in parts {
-            for c in 0..channels {
-                sums.plain[c] += f64::from(plain[c]);
-                sums.centred[c] += f64::from(centred[c]);
-            }
+impl<T: Copy + Default> GradientSums<T> {
+    fn zeros(channels: usize) -> Self {
+        Self { dy: vec![T::default(); channels], centred: vec![T::default(); channels] }
+    }
+}
+
+impl GradientSums<f64> {
+    /// The sums of parts, added in order.
+    fn merge(parts: Vec<GradientSums<f32>>, channels: usize) -> Self {
+        let mut sums = Self::zeros(channels);
+        for part in parts {
+            add(&mut sums.dy, part.dy.into_iter().map(f64::from));
+            add(&mut sums.centred, part.centred.into_iter().map(f64::from));
         }
         sums
     }
 }
 
 #[inline(always)]
-fn add(sums: &mut [f32], values: impl Iterator<Item = f32>) {
+fn add<T: std::ops::AddAssign>(sums: &mut [T], values: impl Iterator<Item = T>) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
 /// The gradients of affine map, max pool and activation by the pool's four mapped values: 1 for the first of the largest
 /// ones, or 0 if it lies at a bound of the activation; 0 for the others.
 #[inline(always)]
-fn pick(values: [f32; 4], [scale, shift]: [f32; 2], [floor, ceiling]: [f32; 2]) -> [f32; 4] {
+fn pool_gradients(values: [f32; 4], [scale, shift]: [f32; 2], bounds: [f32; 2]) -> [f32; 4] {
+    let [floor, ceiling] = bounds;
     let mapped = values.map(|value| value * scale + shift);
     let largest = mapped[0].max(mapped[1]).max(mapped[2].max(mapped[3]));
-    let mut left = if largest > floor && largest < ceiling { 1.0 } else { 0.0 };
+    let mut remaining = if largest > floor && largest < ceiling { 1.0 } else { 0.0 };
     mapped.map(|value| {
-        let taken = if value == largest { left } else { 0.0 };
-        left -= taken;
-        taken
+        let gradient = if value == largest { remaining } else { 0.0 };
+        remaining -= gradient;
+        gradient
     })
 }
 
 /// Mean and sum of squared deviations of each channel.
 fn moments(rows: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
-    let share = channels as f32 / rows.len() as f32;
-    arch().dispatch(
-        #[inline(always)]
-        || {
-            for row in rows.chunks_exact(channels) {
-                add(&mut mean, row.iter().copied());
-            }
-            mean.iter_mut().for_each(|mean| *mean *= share);
-            for row in rows.chunks_exact(channels) {
-                add(
-                    &mut squares,
-                    row.iter().zip(&mean).map(|(value, mean)| (value - mean).powi(2)),
-                );
-            }
-        },
-    );
+    let inverse_count = channels as f32 / rows.len() as f32;
+    vectorized!({
+        for row in rows.chunks_exact(channels) {
+            add(&mut mean, row.iter().copied());
+        }
+        mean.iter_mut().for_each(|mean| *mean *= inverse_count);
+        for row in rows.chunks_exact(channels) {
+            add(&mut squares, row.iter().zip(&mean).map(|(value, mean)| (value - mean).powi(2)));
+        }
+    });
     (mean, squares)
 }

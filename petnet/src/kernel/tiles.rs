@@ -5,14 +5,6 @@
 //! multiply-adds. Weights are packed once, in the order in which this loop reads them (Goto and van de Geijn, "Anatomy of
 //! high-performance matrix multiplication", 2008). Inputs are not packed: a row of the product begins at any offset, and
 //! the next row lies at a fixed stride from it, so that a convolution reads its feature map in place.
-#![allow(
-    unsafe_code,
-    reason = "bounds checks in the innermost loop halve the speed; tests compare with burn's"
-)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::ops::Range;
 
@@ -22,60 +14,60 @@ use rayon::prelude::*;
 use super::arch;
 use crate::graph::Activation;
 
-/// Vector registers of the CPU.
+/// Size of the vectors that this CPU has, and of the tiles for them.
 #[derive(Debug, Clone, Copy)]
-struct Vectors {
+struct VectorUnit {
     /// Values of a vector.
     lanes: usize,
     /// Maximum number of vectors of output channels in a tile.
-    width: usize,
+    max_vectors: usize,
 }
 
-struct DetectVectors;
+struct DetectVectorUnit;
 
-impl WithSimd for DetectVectors {
-    type Output = Vectors;
+impl WithSimd for DetectVectorUnit {
+    type Output = VectorUnit;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Vectors {
-        Vectors { lanes: S::F32_LANES, width: width::<S>() }
+    fn with_simd<S: Simd>(self, _: S) -> VectorUnit {
+        VectorUnit { lanes: S::F32_LANES, max_vectors: max_vectors::<S>() }
     }
 }
 
 /// Maximum number of vectors in a tile. Sums, weights and one input value must fit the registers with some to spare:
 /// where they only just fit, compilers move sums between registers.
 #[inline(always)]
-const fn width<S: Simd>() -> usize {
+const fn max_vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
 }
 
-/// Packed weights: blocks of output channels of 1 to `width` vectors, each block `[taps, inputs, channels of the block]`.
+/// Packed weights: blocks of output channels of 1 to `max_vectors` vectors, each block `[taps, inputs, channels of the block]`.
 /// The last vector is padded with zeros.
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub(crate) struct PackedWeights {
     data: Vec<f32>,
     taps: usize,
     inputs: usize,
     outputs: usize,
-    vectors: Vectors,
+    unit: VectorUnit,
 }
 
-impl Packed {
+impl PackedWeights {
     /// Packs the values of `weight(tap, input, output)`.
     pub(crate) fn new(
         [taps, inputs, outputs]: [usize; 3],
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let vectors = arch().dispatch(DetectVectors);
-        let lanes = vectors.lanes;
+        let unit = arch().dispatch(DetectVectorUnit);
+        let lanes = unit.lanes;
         let mut data = vec![0.0; taps * inputs * outputs.next_multiple_of(lanes)];
         let mut rest = data.as_mut_slice();
-        for (first, width) in blocks(outputs.div_ceil(lanes), vectors.width) {
-            let (block, after) = rest.split_at_mut(taps * inputs * width * lanes);
+        for (first, vectors) in blocks(outputs.div_ceil(lanes), unit.max_vectors) {
+            let (block, after) = rest.split_at_mut(taps * inputs * vectors * lanes);
             rest = after;
             let first = first * lanes;
-            let used = (width * lanes).min(outputs - first);
-            let rows = block.par_chunks_exact_mut(width * lanes).with_min_len(64).enumerate();
+            let used = (vectors * lanes).min(outputs - first);
+            let rows = block.par_chunks_exact_mut(vectors * lanes).with_min_len(64).enumerate();
             rows.for_each(|(row, values)| {
                 let (tap, input) = (row / inputs, row % inputs);
                 for (output, value) in values[..used].iter_mut().enumerate() {
@@ -83,23 +75,23 @@ impl Packed {
                 }
             });
         }
-        Self { data, taps, inputs, outputs, vectors }
+        Self { data, taps, inputs, outputs, unit }
     }
 
     pub(crate) fn view(&self) -> PackedView<'_> {
-        let Self { taps, inputs, outputs, vectors, .. } = *self;
-        PackedView { data: &self.data, taps, inputs, outputs, vectors }
+        let Self { taps, inputs, outputs, unit, .. } = *self;
+        PackedView { data: &self.data, taps, inputs, outputs, unit }
     }
 }
 
-/// A borrow of [`Packed`] weights, of all output channels or of one block.
+/// A borrow of [`PackedWeights`], of all output channels or of one block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PackedView<'a> {
     data: &'a [f32],
     taps: usize,
     inputs: usize,
     outputs: usize,
-    vectors: Vectors,
+    unit: VectorUnit,
 }
 
 impl<'a> PackedView<'a> {
@@ -109,19 +101,19 @@ impl<'a> PackedView<'a> {
 
     /// The same weights with each `taps` neighbouring taps merged into one of `taps` times as many inputs, for inputs
     /// that are contiguous over these taps.
-    pub(crate) fn joined(self, taps: usize) -> Self {
+    pub(crate) fn merge_taps(self, taps: usize) -> Self {
         Self { taps: self.taps / taps, inputs: self.inputs * taps, ..self }
     }
 
     /// The blocks of output channels, each with the number of its first channel.
     pub(crate) fn blocks(self) -> impl Iterator<Item = (usize, Self)> {
-        let Self { taps, inputs, outputs, vectors: Vectors { lanes, width }, .. } = self;
+        let Self { taps, inputs, outputs, unit: VectorUnit { lanes, max_vectors }, .. } = self;
         let mut rest = self.data;
-        blocks(outputs.div_ceil(lanes), width).map(move |(first, width)| {
-            let (data, after) = rest.split_at(taps * inputs * width * lanes);
+        blocks(outputs.div_ceil(lanes), max_vectors).map(move |(first, vectors)| {
+            let (data, after) = rest.split_at(taps * inputs * vectors * lanes);
             rest = after;
             let first = first * lanes;
-            (first, PackedView { data, outputs: (outputs - first).min(width * lanes), ..self })
+            (first, PackedView { data, outputs: (outputs - first).min(vectors * lanes), ..self })
         })
     }
 }
@@ -129,54 +121,41 @@ impl<'a> PackedView<'a> {
 /// First vector and number of vectors of each block of output channels.
 #[cfg(feature = "train")]
 #[inline(always)]
-pub(super) fn blocks_of<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
-    blocks(outputs.div_ceil(S::F32_LANES), width::<S>())
+pub(super) fn channel_blocks<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    blocks(outputs.div_ceil(S::F32_LANES), max_vectors::<S>())
 }
 
-/// Divides vectors into blocks of at most `width`, as evenly as possible; each is its first vector and their number.
+/// Divides vectors into blocks of at most `max_vectors`, as evenly as possible; each is its first vector and their number.
 #[inline(always)]
-fn blocks(vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = vectors.div_ceil(width);
+pub(super) fn blocks(vectors: usize, max_vectors: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = vectors.div_ceil(max_vectors);
     (0..count).map(move |block| {
         let first = block * vectors / count;
         (first, (block + 1) * vectors / count - first)
     })
 }
 
-/// Number of rows of the next tile where `left` rows remain. Tiles are as even as possible, so that none has few rows:
-/// it would load its weights for little arithmetic.
+/// Number of rows of the next tile where `left` rows remain: at most 8, or 6 on CPUs with fewer than 32 vector registers.
+/// Tiles are as even as possible, so that none has few rows: it would load its weights for little arithmetic.
 #[inline(always)]
 pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
-    let most = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
-    left.div_ceil(left.div_ceil(most))
+    let max_rows = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
+    left.div_ceil(left.div_ceil(max_rows))
 }
 
 /// Runs `$tile` with its numbers of rows and vectors as constants, so that its sums are registers. `vectorize` makes each
 /// instance a function of its own; inlined, its sums would be spilled.
 macro_rules! dispatch_tile {
-    ($simd:ident, $rows:expr, $width:expr, $tile:ident $fields:tt) => {
-        match ($rows, $width) {
-            (8, 3) => $simd.vectorize($tile::<8, 3> $fields),
-            (8, 2) => $simd.vectorize($tile::<8, 2> $fields),
-            (8, _) => $simd.vectorize($tile::<8, 1> $fields),
-            (7, 3) => $simd.vectorize($tile::<7, 3> $fields),
-            (7, 2) => $simd.vectorize($tile::<7, 2> $fields),
-            (7, _) => $simd.vectorize($tile::<7, 1> $fields),
-            (6, 3) => $simd.vectorize($tile::<6, 3> $fields),
-            (6, 2) => $simd.vectorize($tile::<6, 2> $fields),
-            (6, _) => $simd.vectorize($tile::<6, 1> $fields),
-            (5, 3) => $simd.vectorize($tile::<5, 3> $fields),
-            (5, 2) => $simd.vectorize($tile::<5, 2> $fields),
-            (5, _) => $simd.vectorize($tile::<5, 1> $fields),
-            (4, 3) => $simd.vectorize($tile::<4, 3> $fields),
-            (4, 2) => $simd.vectorize($tile::<4, 2> $fields),
-            (4, _) => $simd.vectorize($tile::<4, 1> $fields),
-            (3, 3) => $simd.vectorize($tile::<3, 3> $fields),
-            (3, 2) => $simd.vectorize($tile::<3, 2> $fields),
-            (3, _) => $simd.vectorize($tile::<3, 1> $fields),
-            (2, 3) => $simd.vectorize($tile::<2, 3> $fields),
-            (2, 2) => $simd.vectorize($tile::<2, 2> $fields),
-            (2, _) => $simd.vectorize($tile::<2, 1> $fields),
+    ($simd:ident, $rows:expr, $vectors:expr, $tile:ident $fields:tt) => {
+        dispatch_tile!($simd, $rows, $vectors, $tile $fields, [8 7 6 5 4 3 2])
+    };
+    ($simd:ident, $rows:expr, $vectors:expr, $tile:ident $fields:tt, [$($r:literal)+]) => {
+        match ($rows, $vectors) {
+            $(
+                ($r, 3) => $simd.vectorize($tile::<$r, 3> $fields),
+                ($r, 2) => $simd.vectorize($tile::<$r, 2> $fields),
+                ($r, _) => $simd.vectorize($tile::<$r, 1> $fields),
+            )+
             (_, 3) => $simd.vectorize($tile::<1, 3> $fields),
             (_, 2) => $simd.vectorize($tile::<1, 2> $fields),
             (_, _) => $simd.vectorize($tile::<1, 1> $fields),
@@ -196,8 +175,8 @@ pub(crate) struct Term {
 
 /// Consecutive rows of the output that have the same terms.
 #[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) first: usize,
+pub(crate) struct RowRun {
+    pub(crate) first_row: usize,
     pub(crate) rows: usize,
     pub(crate) terms: Vec<Term>,
 }
@@ -214,7 +193,7 @@ pub(crate) struct Epilogue<'a> {
 
 impl Epilogue<'_> {
     /// The epilogue of the part of the output from offset `at` on.
-    pub(crate) fn from(self, at: usize) -> Self {
+    pub(crate) fn at_offset(self, at: usize) -> Self {
         Self { residual: self.residual.map(|all| &all[at..]), ..self }
     }
 
@@ -247,12 +226,12 @@ impl Epilogue<'_> {
         sums
     }
 
-    /// Applies it to sums in memory, of channels from `channel` on at offset `at` in the output, and writes them.
+    /// Applies it to the sums of all channels of a pixel, whose offset in the output is `at`, and writes them.
     #[inline(always)]
-    pub(crate) fn write(&self, sums: &[f32], channel: usize, at: usize, out: &mut [f32]) {
+    pub(crate) fn write(&self, sums: &[f32], at: usize, out: &mut [f32]) {
         match self.bias {
             Some(bias) => {
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[channel..]) {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
                     *out = sum + bias;
                 }
             }
@@ -268,14 +247,19 @@ impl Epilogue<'_> {
     }
 }
 
-/// A matrix product: of the pixels of one row of a feature map, or of all of its pixels.
+/// A sum over taps of products `[rows, inputs] x [inputs, outputs]`. Rows are the pixels (times images) of one row of a
+/// feature map, or of all of it.
 pub(crate) struct Product<'a> {
+    /// The feature map, of which each term reads `inputs` contiguous values for each row.
     pub(crate) x: &'a [f32],
+    /// `[taps, inputs, outputs]`.
     pub(crate) weights: PackedView<'a>,
     /// Values from the input of a row of the output to that of the next row.
     pub(crate) row_stride: usize,
-    pub(crate) runs: &'a [Run],
+    /// Together all rows of the output.
+    pub(crate) runs: &'a [RowRun],
     pub(crate) epilogue: Epilogue<'a>,
+    /// `[rows, outputs]`.
     pub(crate) out: &'a mut [f32],
 }
 
@@ -288,10 +272,13 @@ struct SharedOutput<'a> {
 }
 
 // SAFETY: it represents an exclusive borrow of plain numbers, of which each block writes its own channels only.
+#[expect(unsafe_code, reason = "blocks write disjoint channels of one output")]
 unsafe impl Send for SharedOutput<'_> {}
 // SAFETY: as above; blocks access disjoint values.
+#[expect(unsafe_code, reason = "blocks write disjoint channels of one output")]
 unsafe impl Sync for SharedOutput<'_> {}
 
+#[expect(unsafe_code, reason = "blocks write disjoint channels of one output")]
 impl<'a> SharedOutput<'a> {
     fn new(out: &'a mut [f32]) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), output: std::marker::PhantomData }
@@ -309,16 +296,18 @@ impl<'a> SharedOutput<'a> {
     }
 }
 
-/// The product of one block of output channels.
+/// The part of a [`Product`] for one block of output channels.
 struct Block<'a> {
     x: &'a [f32],
+    /// `[taps, inputs, channels of the block]`, the channels padded to whole vectors.
     weights: &'a [f32],
     inputs: usize,
     row_stride: usize,
-    runs: &'a [Run],
+    runs: &'a [RowRun],
+    /// The block's channels among those of the output.
     channels: Range<usize>,
-    /// Values of a row of the output.
-    row: usize,
+    /// Values of a row of the output: all of its channels.
+    out_row_len: usize,
     epilogue: Epilogue<'a>,
     out: SharedOutput<'a>,
 }
@@ -338,7 +327,7 @@ impl<'a> Product<'a> {
 
     fn blocks(self) -> impl Iterator<Item = Block<'a>> {
         let Self { x, weights, row_stride, runs, epilogue, out } = self;
-        let (row, out) = (weights.outputs, SharedOutput::new(out));
+        let (out_row_len, out) = (weights.outputs, SharedOutput::new(out));
         weights.blocks().map(move |(first, part)| Block {
             x,
             weights: part.data,
@@ -346,7 +335,7 @@ impl<'a> Product<'a> {
             row_stride,
             runs,
             channels: first..first + part.outputs,
-            row,
+            out_row_len,
             epilogue,
             out,
         })
@@ -358,15 +347,14 @@ impl WithSimd for Block<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let width = self.channels.len().div_ceil(S::F32_LANES);
+        let vectors = self.channels.len().div_ceil(S::F32_LANES);
         for run in self.runs {
             let mut row = 0;
             while row < run.rows {
-                let count = tile_rows::<S>(run.rows - row);
-                let out_row = run.first + row;
-                let (block, terms) = (&self, &run.terms);
-                dispatch_tile!(simd, count, width, Tile { block, terms, row, out_row });
-                row += count;
+                let rows = tile_rows::<S>(run.rows - row);
+                let (block, terms, out_row) = (&self, &run.terms, run.first_row + row);
+                dispatch_tile!(simd, rows, vectors, Tile { block, terms, row, out_row });
+                row += rows;
             }
         }
     }
@@ -382,14 +370,13 @@ struct Tile<'a, const R: usize, const V: usize> {
     out_row: usize,
 }
 
+#[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
 impl<const R: usize, const V: usize> WithSimd for Tile<'_, R, V> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let &Block {
-            x, weights, inputs, row_stride, ref channels, row: width, epilogue, out, ..
-        } = self.block;
+        let &Block { x, weights, inputs, row_stride, ref channels, epilogue, out, .. } = self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for term in self.terms {
@@ -408,7 +395,7 @@ impl<const R: usize, const V: usize> WithSimd for Tile<'_, R, V> {
             }
         }
         for (row, sums) in sums.into_iter().enumerate() {
-            let at = (self.out_row + row) * width + channels.start;
+            let at = (self.out_row + row) * self.block.out_row_len + channels.start;
             let sums = epilogue.apply(simd, sums, channels.clone(), at);
             // SAFETY: a block writes its own channels only, and one row after the other.
             let out = unsafe { out.part(at, channels.len()) };

@@ -9,8 +9,10 @@ use burn::tensor::{FloatDType, Tensor};
 
 #[cfg(feature = "flex")]
 use super::cpu;
-use super::ops::{self, Follows, POOL, activate, padding};
+use super::ops::{self, padding};
 use crate::graph::{Conv2d, Window};
+use crate::kernel::NormEpilogue;
+use crate::passes::FUSED_POOL;
 
 /// Feature maps in the layout that suits the device.
 #[derive(Debug, Clone)]
@@ -25,8 +27,8 @@ enum Layout {
     Hwnc(Tensor<4>),
 }
 
-/// A convolution's weights, and how its window moves.
-pub(super) struct Conv<'a> {
+/// A convolution with its weights.
+pub(super) struct ConvLayer<'a> {
     pub(super) config: Conv2d,
     pub(super) layer: &'a conv::Conv2d,
     /// True for 16-bit floats on a device with automatic differentiation. Grouped convolutions keep 32 bits: burn adds the products of a
@@ -46,7 +48,7 @@ impl FeatureMaps {
 
     /// From `[n, c, h, w]`, for burn's own operations on any device.
     #[cfg(all(test, feature = "train"))]
-    pub(super) fn plain(maps: Tensor<4>) -> Self {
+    pub(super) fn new_nchw(maps: Tensor<4>) -> Self {
         Self(Layout::Nchw(maps))
     }
 
@@ -69,7 +71,7 @@ impl FeatureMaps {
         })
     }
 
-    /// The largest value in each window.
+    /// Max pooling.
     pub(super) fn max_pool(self, window: Window) -> Self {
         Self(match self.0 {
             Layout::Nchw(maps) => Layout::Nchw(ops::pool(maps, window)), // [n, c, h', w']
@@ -94,88 +96,59 @@ impl FeatureMaps {
     }
 }
 
-impl Conv<'_> {
-    /// The residual is added before the activation.
-    pub(super) fn forward(
-        &self,
-        x: FeatureMaps,
-        norm: Option<&BatchNorm>,
-        residual: Option<FeatureMaps>,
-        follows: Follows,
-    ) -> FeatureMaps {
+impl ConvLayer<'_> {
+    /// The convolution; also its bias, where that is not added yet.
+    pub(super) fn forward(&self, x: FeatureMaps) -> (FeatureMaps, Option<Tensor<1>>) {
+        let (weight, bias) = (self.layer.weight.val(), self.layer.bias.as_ref().map(|b| b.val()));
         match x.0 {
-            Layout::Nchw(x) => {
-                let residual = residual.map(FeatureMaps::nchw);
-                FeatureMaps(Layout::Nchw(self.nchw(x, norm, residual, follows)))
-            }
+            Layout::Nchw(x) => (FeatureMaps(Layout::Nchw(self.nchw(x, weight, bias))), None),
             #[cfg(feature = "flex")]
             Layout::Hwnc(x) => {
-                let z = cpu::conv(x, self.layer.weight.val(), &self.config); // [h', w', n, outputs]
-                let bias = self.layer.bias.as_ref().map(|bias| bias.val());
-                FeatureMaps(Layout::Hwnc(cpu::follow(z, bias, norm, residual.map(hwnc), follows)))
+                (FeatureMaps(Layout::Hwnc(cpu::conv(x, weight, &self.config))), bias)
             }
         }
     }
 
-    fn nchw(
-        &self,
-        x: Tensor<4>,
-        norm: Option<&BatchNorm>,
-        residual: Option<Tensor<4>>,
-        follows: Follows,
-    ) -> Tensor<4> {
+    fn nchw(&self, x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let Conv2d { window, groups, .. } = self.config;
         let mut options = ConvOptions::new([window.stride; 2], [0; 2], [1; 2], groups);
         options.padding = padding(window, [height, width]);
-        let (weight, bias) = (self.layer.weight.val(), self.layer.bias.as_ref().map(|b| b.val()));
         // [n, outputs, h', w']
-        let x = if self.mixed && groups == 1 && x.device().is_autodiff() {
+        if self.mixed && groups == 1 && x.device().is_autodiff() {
             let bias = bias.map(|bias| bias.cast(FloatDType::F16));
             let x = conv2d(x.cast(FloatDType::F16), weight.cast(FloatDType::F16), bias, options);
             x.cast(FloatDType::F32)
         } else {
             conv2d(x, weight, bias, options)
-        };
-        follow_nchw(x, norm, residual, follows)
+        }
     }
 }
 
-/// Norm, residual, activation and pool of maps as they are.
-pub(super) fn follow(
+/// Bias, norm, residual, activation and pool, in this order.
+pub(super) fn apply_epilogue(
     x: FeatureMaps,
+    bias: Option<Tensor<1>>,
     norm: Option<&BatchNorm>,
     residual: Option<FeatureMaps>,
-    follows: Follows,
+    epilogue: NormEpilogue,
 ) -> FeatureMaps {
     FeatureMaps(match x.0 {
         Layout::Nchw(x) => {
-            Layout::Nchw(follow_nchw(x, norm, residual.map(FeatureMaps::nchw), follows))
+            debug_assert!(bias.is_none(), "added by the convolution");
+            let x = match norm {
+                Some(norm) => normalize(x, norm),
+                None => x,
+            };
+            let residual = residual.map(FeatureMaps::nchw);
+            let x = ops::add_and_activate(x, residual, epilogue.activation);
+            Layout::Nchw(if epilogue.pool { ops::pool(x, FUSED_POOL) } else { x })
         }
         #[cfg(feature = "flex")]
-        Layout::Hwnc(x) => Layout::Hwnc(cpu::follow(x, None, norm, residual.map(hwnc), follows)),
+        Layout::Hwnc(x) => {
+            Layout::Hwnc(cpu::apply_epilogue(x, bias, norm, residual.map(hwnc), epilogue))
+        }
     })
-}
-
-fn follow_nchw(
-    x: Tensor<4>,
-    norm: Option<&BatchNorm>,
-    residual: Option<Tensor<4>>,
-    Follows { activation, pool }: Follows,
-) -> Tensor<4> {
-    let x = match norm {
-        Some(norm) => normalize(x, norm),
-        None => x,
-    };
-    let x = match residual {
-        Some(residual) => x + residual,
-        None => x,
-    };
-    let x = match activation {
-        Some(function) => activate(x, function),
-        None => x,
-    };
-    if pool { ops::pool(x, POOL) } else { x }
 }
 
 /// Batch norm over the rows of `[n h w, c]`. burn's convolutions on GPUs leave a pixel's channels side by side in memory, so
@@ -185,7 +158,7 @@ fn normalize(x: Tensor<4>, norm: &BatchNorm) -> Tensor<4> {
     let rows = x.permute([0, 2, 3, 1]).reshape([n * h * w, c]);
     let rows = norm.forward(rows);
     #[cfg(feature = "train")]
-    ops::settle(norm);
+    ops::sync_running_statistics(norm);
     rows.reshape([n, h, w, c]).permute([0, 3, 1, 2]) // [n, c, h, w]
 }
 

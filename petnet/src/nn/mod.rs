@@ -28,16 +28,15 @@ use crate::arch::Normalization;
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, Result};
 use crate::graph::{self, Graph, Init, Op};
-use crate::passes::{self, Main, Step};
+use crate::kernel::NormEpilogue;
+use crate::passes::{self, MainOp, Step};
 
 impl Normalization {
     /// `[n, 3, h, w]` of 0 to 255 -> the same shape, about zero mean and unit variance.
     fn forward(&self, images: Tensor<4>) -> Tensor<4> {
         let device = images.device();
-        let scale = self.std.map(|s| 1.0 / (255.0 * s));
-        let shift = [0, 1, 2].map(|c| -self.mean[c] / self.std[c]);
-        let scale = Tensor::<1>::from_floats(scale, &device).reshape([1, 3, 1, 1]);
-        let shift = Tensor::<1>::from_floats(shift, &device).reshape([1, 3, 1, 1]);
+        let tensor = |values| Tensor::<1>::from_floats(values, &device).reshape([1, 3, 1, 1]);
+        let [scale, shift] = self.affine().map(tensor);
         images * scale + shift
     }
 }
@@ -67,34 +66,12 @@ pub struct Network {
     /// True where convolutions compute in 16-bit floats on a device with automatic differentiation.
     #[module(skip)]
     mixed: bool,
-    /// For each node, its place among the layers of its kind.
+    /// For each node, the index among the layers of its kind.
     #[module(skip)]
-    places: Vec<usize>,
+    layer_indices: Vec<usize>,
     convs: Vec<Conv2d>,
     norms: Vec<BatchNorm>,
     linears: Vec<Linear>,
-}
-
-/// The field of the burn module that holds a node's weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Conv,
-    Norm,
-    Linear,
-}
-
-fn kind(op: &Op) -> Option<Kind> {
-    match op {
-        Op::Conv2d(_) => Some(Kind::Conv),
-        Op::BatchNorm { .. } => Some(Kind::Norm),
-        Op::Linear { .. } => Some(Kind::Linear),
-        Op::Image
-        | Op::Activation { .. }
-        | Op::Add
-        | Op::MaxPool(_)
-        | Op::GlobalAvgPool
-        | Op::Dropout { .. } => None,
-    }
 }
 
 impl Network {
@@ -102,7 +79,7 @@ impl Network {
     /// by their [`Init`].
     pub fn new(graph: &Graph, normalization: Normalization, device: &Device) -> Self {
         let (mut convs, mut norms, mut linears) = (Vec::new(), Vec::new(), Vec::new());
-        let places = graph.nodes().iter().map(|node| match node.op {
+        let layer_indices = graph.nodes().iter().map(|node| match node.op {
             Op::Conv2d(config) => {
                 convs.push(conv(&config, device));
                 convs.len() - 1
@@ -118,10 +95,10 @@ impl Network {
             }
             _ => 0,
         });
-        let places = places.collect();
+        let layer_indices = layer_indices.collect();
         let steps = passes::fuse(graph);
         let graph = graph.clone();
-        Self { graph, steps, normalization, mixed: false, places, convs, norms, linears }
+        Self { graph, steps, normalization, mixed: false, layer_indices, convs, norms, linears }
     }
 
     /// With a checkpoint's weights.
@@ -167,8 +144,8 @@ impl Network {
     /// The output of [`Network::features`] -> logits `[n, classes]`.
     pub fn classify(&self, features: Tensor<2>) -> Tensor<2> {
         let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
-        nodes.fold(features, |x, (place, node)| match node.op {
-            Op::Linear { .. } => self.linears[self.places[place]].forward(x), // [n, outputs]
+        nodes.fold(features, |x, (index, node)| match node.op {
+            Op::Linear { .. } => self.linears[self.layer_indices[index]].forward(x), // [n, outputs]
             Op::Activation { function } => ops::activate(x, function),
             Op::Dropout { rate } => DropoutConfig::new(rate).init().forward(x),
             // A valid head has no other operation.
@@ -184,42 +161,46 @@ impl Network {
     /// `[n, 3, h, w]` of 0 to 255 -> the feature maps after the first `blocks` blocks, for [`Network::features_after`].
     pub fn trunk(&self, images: Tensor<4>, blocks: usize) -> FeatureMaps {
         let images = FeatureMaps::new(self.normalization.forward(images));
-        self.run(0, images, self.end_of(blocks) + 1)
+        self.run(0, images, self.end_of_blocks(blocks) + 1)
     }
 
     /// The output of [`Network::trunk`] with the same number of blocks -> global average pooling of the last feature maps, `[n, channels]`.
     pub fn features_after(&self, maps: FeatureMaps, blocks: usize) -> Tensor<2> {
-        self.run(self.end_of(blocks), maps, self.graph.pool()).mean()
+        self.run(self.end_of_blocks(blocks), maps, self.graph.pool()).mean()
     }
 
     /// Feature maps from values that the engine computed, `[h, w, n, c]`.
     #[cfg(feature = "train")]
-    pub(crate) fn given(values: Vec<f32>, shape: [usize; 4], device: &Device) -> FeatureMaps {
+    pub(crate) fn maps_of_engine(
+        values: Vec<f32>,
+        shape: [usize; 4],
+        device: &Device,
+    ) -> FeatureMaps {
         let maps = Tensor::<4>::from_data(TensorData::new(values, shape), device);
         FeatureMaps::new(maps.permute([2, 3, 0, 1])) // [n, c, h, w]
     }
 
     /// Index of the last node of the first `blocks` blocks; 0, the image, for none.
-    fn end_of(&self, blocks: usize) -> usize {
-        let place = blocks.checked_sub(1).and_then(|last| self.graph.blocks().get(last));
-        place.map_or(0, |end| end - 1)
+    fn end_of_blocks(&self, blocks: usize) -> usize {
+        let end = blocks.checked_sub(1).and_then(|last| self.graph.blocks().get(last));
+        end.map_or(0, |end| end - 1)
     }
 
-    /// Steps of the nodes behind `from`, whose feature maps are given, and before `to`.
+    /// Runs the steps of the nodes after `from`, whose feature maps are `given`, and before `to`.
     fn run(&self, from: usize, given: FeatureMaps, to: usize) -> FeatureMaps {
         let mut last = given;
         let steps = self.steps.iter().filter(|step| step.output > from && step.output < to);
         let steps: Vec<&Step> = steps.collect();
         // Only maps that a later step reads are kept: inference needs no others.
         let mut kept: Vec<(usize, FeatureMaps)> = vec![(from, last.clone())];
-        for (place, step) in steps.iter().enumerate() {
+        for (index, step) in steps.iter().enumerate() {
             let get = |node: usize| kept.iter().find(|(at, _)| *at == node).map(|(_, maps)| maps);
             let Some(input) = get(step.input).cloned() else { continue };
             let residual = step.epilogue.residual.and_then(get).cloned();
             last = self.step(step, input, residual);
             let reads =
                 |later: &&Step, node| later.input == node || later.epilogue.residual == Some(node);
-            kept.retain(|(node, _)| steps[place + 1..].iter().any(|later| reads(later, *node)));
+            kept.retain(|(node, _)| steps[index + 1..].iter().any(|later| reads(later, *node)));
             kept.push((step.output, last.clone()));
         }
         last
@@ -227,32 +208,30 @@ impl Network {
 
     fn step(&self, step: &Step, x: FeatureMaps, residual: Option<FeatureMaps>) -> FeatureMaps {
         let passes::Epilogue { norm, activation, pool, .. } = step.epilogue;
-        let norm = norm.map(|node| &self.norms[self.places[node]]);
-        let follows = ops::Follows { activation, pool };
-        match step.main {
-            Main::Conv(node) => {
-                let Op::Conv2d(config) = self.graph.nodes()[node].op else { return x };
-                let layer = &self.convs[self.places[node]];
-                let conv = maps::Conv { config, layer, mixed: self.mixed };
-                conv.forward(x, norm, residual, follows)
+        let norm = norm.map(|node| &self.norms[self.layer_indices[node]]);
+        let epilogue = NormEpilogue { activation, pool };
+        let (x, bias) = match step.main {
+            MainOp::Conv(node, config) => {
+                let layer = &self.convs[self.layer_indices[node]];
+                maps::ConvLayer { config, layer, mixed: self.mixed }.forward(x)
             }
-            Main::MaxPool(node) => match self.graph.nodes()[node].op {
-                Op::MaxPool(window) => x.max_pool(window),
-                _ => x,
-            },
-            Main::Identity => maps::follow(x, norm, residual, follows),
-        }
+            MainOp::MaxPool(_, window) => return x.max_pool(window),
+            MainOp::Identity => (x, None),
+        };
+        maps::apply_epilogue(x, bias, norm, residual, epilogue)
     }
 
     /// Paths, in burn's notation, of the parameters without weight decay: biases and batch norms.
     #[cfg(feature = "train")]
-    pub(crate) fn undecayed(&self) -> Vec<String> {
-        let places = self.places.iter().zip(self.graph.nodes());
-        let paths = places.flat_map(|(place, node)| match kind(&node.op) {
-            Some(Kind::Conv) => vec![format!("convs.{place}.bias")],
-            Some(Kind::Norm) => vec![format!("norms.{place}.gamma"), format!("norms.{place}.beta")],
-            Some(Kind::Linear) => vec![format!("linears.{place}.bias")],
-            None => Vec::new(),
+    pub(crate) fn without_weight_decay(&self) -> Vec<String> {
+        let layers = self.layer_indices.iter().zip(self.graph.nodes());
+        let paths = layers.flat_map(|(index, node)| match node.op {
+            Op::Conv2d(_) => vec![format!("convs.{index}.bias")],
+            Op::BatchNorm { .. } => {
+                vec![format!("norms.{index}.gamma"), format!("norms.{index}.beta")]
+            }
+            Op::Linear { .. } => vec![format!("linears.{index}.bias")],
+            _ => Vec::new(),
         });
         paths.collect()
     }

@@ -7,18 +7,23 @@ use burn::tensor::activation::relu;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 
-use crate::graph::{Activation, Padding, Window};
+use crate::graph::{Activation, Window};
 
-/// Activation and pool, after a convolution, its norm and a residual.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Follows {
-    pub(super) activation: Option<Activation>,
-    /// True for a 2 x 2 max pool.
-    pub(super) pool: bool,
+/// Residual add and activation, where there are any.
+pub(super) fn add_and_activate(
+    x: Tensor<4>,
+    residual: Option<Tensor<4>>,
+    activation: Option<Activation>,
+) -> Tensor<4> {
+    let x = match residual {
+        Some(residual) => x + residual,
+        None => x,
+    };
+    match activation {
+        Some(function) => activate(x, function),
+        None => x,
+    }
 }
-
-/// The pool of [`Follows::pool`].
-pub(super) const POOL: Window = Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
 
 pub(super) fn activate<const D: usize>(x: Tensor<D>, function: Activation) -> Tensor<D> {
     match function {
@@ -27,10 +32,10 @@ pub(super) fn activate<const D: usize>(x: Tensor<D>, function: Activation) -> Te
     }
 }
 
-/// Makes a batch's update of the running statistics their value. burn keeps an update aside until the same thread makes another,
+/// Applies the last update of the running statistics. burn keeps an update aside until the same thread makes another,
 /// and averages those of several threads; but the steps of a training run on any thread of the pool.
 #[cfg(feature = "train")]
-pub(super) fn settle(norm: &BatchNorm) {
+pub(super) fn sync_running_statistics(norm: &BatchNorm) {
     norm.running_mean.value_sync();
     norm.running_var.value_sync();
 }
@@ -48,8 +53,5 @@ pub(super) fn pool(x: Tensor<4>, window: Window) -> Tensor<4> {
 }
 
 pub(super) fn padding(window: Window, sides: [usize; 2]) -> [(usize, usize); 2] {
-    sides.map(|side| {
-        let [before, after] = window.padding(side);
-        (before, after)
-    })
+    sides.map(|side| window.padding(side).into())
 }

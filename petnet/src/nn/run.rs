@@ -22,7 +22,7 @@ impl Networks {
     /// A model's networks on a device.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where a source head is not one.
+    /// [`Error::Checkpoint`] for a source head that is not a network.
     pub(crate) fn load(checkpoint: &Checkpoint, device: &burn::tensor::Device) -> Result<Self> {
         let own = Network::load(checkpoint, device)?;
         let source = checkpoint.source_network()?;
@@ -42,7 +42,7 @@ impl Networks {
     /// `[n, 3, s, s]` -> each image's outputs.
     pub(crate) fn outputs(&self, images: Tensor<4>) -> Result<Vec<Outputs>> {
         let Some(source) = &self.source else { return outputs(&self.own, images) };
-        let [own, theirs] = match self.blocks {
+        let [own, source_features] = match self.blocks {
             Some(blocks) => {
                 let maps = self.own.trunk(images, blocks);
                 let own = self.own.features_after(maps.clone(), blocks); // [n, width]
@@ -53,8 +53,8 @@ impl Networks {
                 [features.clone(), features]
             }
         };
-        let theirs = answers(source, theirs)?.into_iter();
-        let pairs = answers(&self.own, own)?.into_iter().zip(theirs);
+        let source_features = outputs_of_features(source, source_features)?.into_iter();
+        let pairs = outputs_of_features(&self.own, own)?.into_iter().zip(source_features);
         let joined = pairs.map(|(own, Outputs { logits, features, .. })| Outputs {
             source: Some(SourceOutputs { logits, features }),
             ..own
@@ -65,13 +65,14 @@ impl Networks {
 
 /// `[n, 3, s, s]` -> each image's outputs.
 pub(crate) fn outputs(network: &Network, images: Tensor<4>) -> Result<Vec<Outputs>> {
-    answers(network, network.features(images))
+    outputs_of_features(network, network.features(images))
 }
 
 /// One image's outputs and heat map.
 pub(crate) fn explain(networks: &Networks, image: Tensor<4>) -> Result<(Outputs, Heat)> {
     let network = &networks.own;
-    let outputs = networks.outputs(image.clone())?.pop().ok_or_else(nothing)?;
+    let outputs = networks.outputs(image.clone())?.pop();
+    let outputs = outputs.ok_or_else(|| Error::Device("an answer is missing".into()))?;
     let maps = network.maps(image);
     let head = Head::new(network.graph(), &weights::read(network))
         .map_err(|reason| Error::checkpoint("<network>", reason))?;
@@ -80,15 +81,11 @@ pub(crate) fn explain(networks: &Networks, image: Tensor<4>) -> Result<(Outputs,
     let [_, channels, height, width] = maps.dims();
     let gradient = Tensor::<1>::from_floats(gradient.as_slice(), &maps.device());
     let heat = relu((maps * gradient.reshape([1, channels, 1, 1])).sum_dim(1)); // [1, 1, h, w]
-    Ok((outputs, Heat { height, width, values: numbers(heat)? }))
-}
-
-fn nothing() -> Error {
-    Error::Device("an answer is missing".into())
+    Ok((outputs, Heat { height, width, values: values(heat)? }))
 }
 
 /// Means of the last feature maps, `[n, width]` -> each image's outputs.
-pub(crate) fn answers(network: &Network, features: Tensor<2>) -> Result<Vec<Outputs>> {
+pub(crate) fn outputs_of_features(network: &Network, features: Tensor<2>) -> Result<Vec<Outputs>> {
     let logits = rows(network.classify(features.clone()))?; // [n, classes]
     let pairs = logits.into_iter().zip(rows(features)?);
     Ok(pairs.map(|(logits, features)| Outputs { logits, features, source: None }).collect())
@@ -99,16 +96,16 @@ pub(crate) fn to_tensor(bytes: Vec<u8>, size: usize, device: &burn::tensor::Devi
     let shape = [bytes.len() / (size * size * 3), size, size, 3];
     #[cfg(feature = "wgpu")]
     if !crate::device::is_on_host(device) {
-        return unpacked(bytes, shape, device).permute([0, 3, 1, 2]);
+        return unpack_bytes(bytes, shape, device).permute([0, 3, 1, 2]);
     }
     let data = TensorData::new(bytes, shape).convert::<f32>();
     Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
 }
 
-/// Bytes as floats. They go to the device four in an integer, a quarter of what floats would take, and are told apart there:
-/// not every GPU has integers of eight bits.
+/// Bytes as floats. They are sent to the device packed in 32-bit integers, a quarter of the size of floats, and unpacked
+/// there: not every GPU has 8-bit integers.
 #[cfg(feature = "wgpu")]
-fn unpacked(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::Device) -> Tensor<4> {
+fn unpack_bytes(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::Device) -> Tensor<4> {
     use burn::tensor::Int;
 
     let count = bytes.len();
@@ -117,7 +114,7 @@ fn unpacked(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::Device
         bytes.as_chunks::<4>().0.iter().map(|four| i32::from_le_bytes(*four)).collect();
     let words = Tensor::<1, Int>::from_ints(words.as_slice(), device); // [n / 4]
     let byte = |place: i32| {
-        // The sign is shifted in from the left, and masked away.
+        // The shift is arithmetic: the mask removes copies of the sign bit.
         words.clone().bitwise_right_shift_scalar(8 * place).bitwise_and_scalar(255).float()
     };
     let bytes: Tensor<2> = Tensor::stack((0..4).map(byte).collect(), 1); // [n / 4, 4]
@@ -125,7 +122,7 @@ fn unpacked(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::Device
 }
 
 /// A tensor's values, in order.
-fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let data = tensor.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
     data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))
 }
@@ -133,5 +130,5 @@ fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
 /// `[n, m]` -> a vector a row.
 pub(crate) fn rows(tensor: Tensor<2>) -> Result<Vec<Vec<f32>>> {
     let [_, columns] = tensor.dims();
-    Ok(numbers(tensor)?.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
+    Ok(values(tensor)?.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
 }

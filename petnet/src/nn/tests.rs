@@ -3,8 +3,7 @@
 use burn::module::Module as _;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::maps::Conv;
-use super::ops::Follows;
+use super::maps::{ConvLayer, apply_epilogue};
 use super::*;
 use crate::arch::Architecture;
 use crate::arch::tests::small;
@@ -41,10 +40,11 @@ impl Layer {
         &self,
         x: FeatureMaps,
         residual: Option<FeatureMaps>,
-        follows: Follows,
+        epilogue: NormEpilogue,
     ) -> FeatureMaps {
-        let conv = Conv { config: self.config, layer: &self.conv, mixed: false };
-        conv.forward(x, Some(&self.norm), residual, follows)
+        let conv = ConvLayer { config: self.config, layer: &self.conv, mixed: false };
+        let (x, bias) = conv.forward(x);
+        apply_epilogue(x, bias, Some(&self.norm), residual, epilogue)
     }
 }
 
@@ -52,16 +52,16 @@ impl Layer {
 fn run(
     layer: &Layer,
     [x, residual, gradient]: [Tensor<4>; 3],
-    follows: Follows,
+    epilogue: NormEpilogue,
     (fast, with_residual): (bool, bool),
 ) -> Vec<Vec<f32>> {
     let (x, residual) = (x.require_grad(), residual.require_grad());
     let maps = |maps: &Tensor<4>| match fast {
         true => FeatureMaps::new(maps.clone()),
-        false => FeatureMaps::plain(maps.clone()),
+        false => FeatureMaps::new_nchw(maps.clone()),
     };
     let added = with_residual.then(|| maps(&residual));
-    let out = layer.forward(maps(&x), added, follows).nchw();
+    let out = layer.forward(maps(&x), added, epilogue).nchw();
     let [n, c, h, w] = out.dims();
     let gradient = gradient.slice([0..n, 0..c, 0..h, 0..w]);
     let grads = (out.clone() * gradient).sum().backward();
@@ -131,10 +131,10 @@ fn the_kernels_give_what_burns_own_operations_give_and_their_gradients() {
             (Some(Activation::Relu6), false, false),
             (relu, true, false),
         ] {
-            let follows = Follows { activation, pool: pool && oh > 1 && ow > 1 };
-            let ours = run(&layer, tensors.clone(), follows, (true, residual));
-            let theirs = run(&layer, tensors.clone(), follows, (false, residual));
-            close(&ours, &theirs, &format!("case {case} {follows:?}"));
+            let epilogue = NormEpilogue { activation, pool: pool && oh > 1 && ow > 1 };
+            let ours = run(&layer, tensors.clone(), epilogue, (true, residual));
+            let theirs = run(&layer, tensors.clone(), epilogue, (false, residual));
+            close(&ours, &theirs, &format!("case {case} {epilogue:?}"));
         }
     }
 }
@@ -153,7 +153,7 @@ fn max_pools_give_what_burns_own_give_and_their_gradients() {
             let gradient = noise([n, c, sides[0], sides[1]], case as u64 + 9, &device);
             let [ours, theirs] = [true, false].map(|fast| {
                 let x = x.clone().require_grad();
-                let maps = |x| if fast { FeatureMaps::new(x) } else { FeatureMaps::plain(x) };
+                let maps = |x| if fast { FeatureMaps::new(x) } else { FeatureMaps::new_nchw(x) };
                 let out = maps(x.clone()).max_pool(window).nchw();
                 let gradients = (out.clone() * gradient.clone()).sum().backward();
                 let plain = flat(maps(x.clone().inner()).max_pool(window).nchw());
@@ -179,20 +179,20 @@ fn running_statistics_and_inference_agree_with_burns() {
     let first = Layer::new(config, &device);
     let mut second = Layer::new(config, &device);
     (second.conv, second.config) = (first.conv.clone(), first.config);
-    let follows = Follows { activation: Some(Activation::Relu), pool: false };
+    let epilogue = NormEpilogue { activation: Some(Activation::Relu), pool: false };
     for _ in 0..3 {
-        first.forward(FeatureMaps::plain(x.clone()), None, follows);
-        second.forward(FeatureMaps::new(x.clone()), None, follows);
+        first.forward(FeatureMaps::new_nchw(x.clone()), None, epilogue);
+        second.forward(FeatureMaps::new(x.clone()), None, epilogue);
     }
     let x = x.inner();
-    let follows = Follows { pool: true, ..follows };
+    let epilogue = NormEpilogue { pool: true, ..epilogue };
     let [first, second] = [first, second].map(|layer| Layer {
         config,
         conv: layer.conv.valid(),
         norm: layer.norm.valid(),
     });
-    let theirs = first.forward(FeatureMaps::plain(x.clone()), None, follows).nchw();
-    let ours = second.forward(FeatureMaps::new(x), None, follows).nchw();
+    let theirs = first.forward(FeatureMaps::new_nchw(x.clone()), None, epilogue).nchw();
+    let ours = second.forward(FeatureMaps::new(x), None, epilogue).nchw();
     let distance = (ours - theirs).abs().max().into_scalar::<f32>();
     assert!(distance < 1e-5, "{distance}");
 }
@@ -208,8 +208,8 @@ fn running_statistics_do_not_depend_on_the_thread_of_a_step() {
         layer.conv = first.conv.clone();
         for step in 0..3 {
             let x = noise([2, 3, 8, 8], step, &device.clone().autodiff());
-            let x = if fast { FeatureMaps::new(x) } else { FeatureMaps::plain(x) };
-            let pass = || layer.forward(x, None, Follows { activation: None, pool: false });
+            let x = if fast { FeatureMaps::new(x) } else { FeatureMaps::new_nchw(x) };
+            let pass = || layer.forward(x, None, NormEpilogue { activation: None, pool: false });
             match other_threads && step % 2 == 1 {
                 true => std::thread::scope(|scope| scope.spawn(pass).join().unwrap()),
                 false => pass(),
@@ -263,8 +263,8 @@ impl Network {
     /// The head as in inference, on a device that follows gradients.
     fn classify_without_dropout(&self, features: Tensor<2>) -> Tensor<2> {
         let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
-        nodes.fold(features, |x, (place, node)| match node.op {
-            Op::Linear { .. } => self.linears[self.places[place]].forward(x),
+        nodes.fold(features, |x, (index, node)| match node.op {
+            Op::Linear { .. } => self.linears[self.layer_indices[index]].forward(x),
             Op::Activation { function } => ops::activate(x, function),
             _ => x,
         })

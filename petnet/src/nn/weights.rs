@@ -3,37 +3,38 @@
 use burn::module::{Param, RunningState};
 use burn::tensor::{Tensor, TensorData};
 
-use super::{Kind, Network, kind};
+use super::Network;
 use crate::error::ModelError;
+use crate::graph::Op;
 use crate::passes;
 use crate::weights::{Weight, Weights};
 
 /// Reads every parameter and every running statistic.
 pub(crate) fn read(network: &Network) -> Weights {
     let mut weights = Weights::new();
-    for (node, place) in network.graph.nodes().iter().zip(&network.places) {
+    for (node, index) in network.graph.nodes().iter().zip(&network.layer_indices) {
         let mut put = |part: &str, weight: Weight| {
             weights.insert(format!("{}.{part}", node.name), weight);
         };
-        match kind(&node.op) {
-            Some(Kind::Conv) => {
-                let conv = &network.convs[*place];
-                put("weight", numbers(conv.weight.val()));
-                conv.bias.iter().for_each(|bias| put("bias", numbers(bias.val())));
+        match node.op {
+            Op::Conv2d(_) => {
+                let conv = &network.convs[*index];
+                put("weight", read_tensor(conv.weight.val()));
+                conv.bias.iter().for_each(|bias| put("bias", read_tensor(bias.val())));
             }
-            Some(Kind::Norm) => {
-                let norm = &network.norms[*place];
-                put("weight", numbers(norm.gamma.val()));
-                put("bias", numbers(norm.beta.val()));
-                put("running_mean", numbers(norm.running_mean.value_sync()));
-                put("running_var", numbers(norm.running_var.value_sync()));
+            Op::BatchNorm { .. } => {
+                let norm = &network.norms[*index];
+                put("weight", read_tensor(norm.gamma.val()));
+                put("bias", read_tensor(norm.beta.val()));
+                put("running_mean", read_tensor(norm.running_mean.value_sync()));
+                put("running_var", read_tensor(norm.running_var.value_sync()));
             }
-            Some(Kind::Linear) => {
-                let linear = &network.linears[*place];
-                put("weight", numbers(linear.weight.val()));
-                linear.bias.iter().for_each(|bias| put("bias", numbers(bias.val())));
+            Op::Linear { .. } => {
+                let linear = &network.linears[*index];
+                put("weight", read_tensor(linear.weight.val()));
+                linear.bias.iter().for_each(|bias| put("bias", read_tensor(bias.val())));
             }
-            None => {}
+            _ => {}
         }
     }
     weights
@@ -45,60 +46,60 @@ pub(crate) fn read(network: &Network) -> Weights {
 /// [`ModelError`] names the first weight that is missing, superfluous or of another shape.
 pub(crate) fn write(mut network: Network, weights: &Weights) -> Result<Network, ModelError> {
     passes::validate(network.graph.nodes().iter().flat_map(passes::parameters), weights)?;
-    let Network { graph, places, convs, norms, linears, .. } = &mut network;
-    for (node, place) in graph.nodes().iter().zip(places.iter()) {
+    let Network { graph, layer_indices, convs, norms, linears, .. } = &mut network;
+    for (node, index) in graph.nodes().iter().zip(layer_indices.iter()) {
         let get = |part: &str| {
             let name = format!("{}.{part}", node.name);
             weights.get(&name).ok_or(ModelError::MissingWeight(name))
         };
-        match kind(&node.op) {
-            Some(Kind::Conv) => {
-                let conv = &mut convs[*place];
+        match node.op {
+            Op::Conv2d(_) => {
+                let conv = &mut convs[*index];
                 conv.weight = replace(conv.weight.clone(), get("weight")?);
                 if let Some(bias) = conv.bias.take() {
                     conv.bias = Some(replace(bias, get("bias")?));
                 }
             }
-            Some(Kind::Norm) => {
-                let norm = &mut norms[*place];
+            Op::BatchNorm { .. } => {
+                let norm = &mut norms[*index];
                 norm.gamma = replace(norm.gamma.clone(), get("weight")?);
                 norm.beta = replace(norm.beta.clone(), get("bias")?);
-                renew(&norm.running_mean, get("running_mean")?);
-                renew(&norm.running_var, get("running_var")?);
+                set_statistic(&norm.running_mean, get("running_mean")?);
+                set_statistic(&norm.running_var, get("running_var")?);
             }
-            Some(Kind::Linear) => {
-                let linear = &mut linears[*place];
+            Op::Linear { .. } => {
+                let linear = &mut linears[*index];
                 linear.weight = replace(linear.weight.clone(), get("weight")?);
                 if let Some(bias) = linear.bias.take() {
                     linear.bias = Some(replace(bias, get("bias")?));
                 }
             }
-            None => {}
+            _ => {}
         }
     }
     Ok(network)
 }
 
-fn numbers<const D: usize>(tensor: Tensor<D>) -> Weight {
+fn read_tensor<const D: usize>(tensor: Tensor<D>) -> Weight {
     let shape = tensor.dims().to_vec();
     let values = tensor.into_data().try_into_vec_as().unwrap_or_default();
     Weight { shape, values }
 }
 
-fn data(weight: &Weight) -> TensorData {
+fn tensor_data(weight: &Weight) -> TensorData {
     TensorData::new(weight.values.clone(), weight.shape.clone())
 }
 
 fn replace<const D: usize>(param: Param<Tensor<D>>, weight: &Weight) -> Param<Tensor<D>> {
     param.map(|old| {
-        let new = Tensor::from_data(data(weight), &old.device());
+        let new = Tensor::from_data(tensor_data(weight), &old.device());
         if old.is_require_grad() { new.require_grad() } else { new }
     })
 }
 
-fn renew(running: &RunningState<Tensor<1>>, weight: &Weight) {
+fn set_statistic(running: &RunningState<Tensor<1>>, weight: &Weight) {
     let old = running.value_sync();
-    running.update(Tensor::from_data(data(weight), &old.device()));
+    running.update(Tensor::from_data(tensor_data(weight), &old.device()));
     running.value_sync();
 }
 

@@ -3,10 +3,10 @@
 //! Input `images`: `[n, 3, size, size]` floats of 0 to 255, channels in the order R, G, B: a decoded image,
 //! turned as its EXIF says, and resized with a Lanczos filter as [`Preprocess`](crate::preprocess::Preprocess)
 //! of the model has it (the file's metadata says `size` and `resize`). Normalisation is in the graph. Outputs
-//! are `logits` and `probabilities`, `[n, classes]` each, in the order of `labels` in the metadata, an array in JSON;
-//! [`ModelInfo::temperature`](crate::ModelInfo::temperature) is taken in. Probabilities are the softmax of the logits; of a
-//! multi-label model their sigmoids, and `thresholds` in the metadata has the least probability of each class, an array. What is unsure or strange to the
-//! model is not: its threshold is in the metadata.
+//! are `logits` and `probabilities`, `[n, classes]` each, in the order of `labels` in the metadata, an array in JSON.
+//! Probabilities are the softmax of the logits divided by [`ModelInfo::temperature`](crate::ModelInfo::temperature), or
+//! of a multi-label model their sigmoids; `thresholds` in the metadata is then an array of the least probability of each
+//! class. The decision that an answer is unsure is not in the graph: its threshold is in the metadata.
 
 mod proto;
 
@@ -27,7 +27,7 @@ use proto::{Attribute, Entry, Graph, Model, Node, OperatorSet, Tensor, ValueInfo
 
 /// The layout's version, and that of the operators: old enough for any reader of the last years.
 const IR_VERSION: i64 = 8;
-const OPERATORS: i64 = 13;
+const OPSET_VERSION: i64 = 13;
 
 impl Checkpoint {
     /// Writes the model as an ONNX file, atomically.
@@ -65,7 +65,7 @@ pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
             info.labels.len()
         ),
         graph: Some(graph),
-        opset_import: vec![OperatorSet { domain: String::new(), version: OPERATORS }],
+        opset_import: vec![OperatorSet { domain: String::new(), version: OPSET_VERSION }],
         metadata_props: metadata(info),
     };
     Ok(model.encode_to_vec())
@@ -103,38 +103,36 @@ impl<'a> Builder<'a> {
         let graph =
             Graph { name: info.graph.name().into(), input: vec![images], ..Graph::default() };
         let mut builder = Self { weights, graph, values: Vec::new() };
-        let (mean, std) = (info.normalization.mean, info.normalization.std);
-        let scale = std.map(|s| 1.0 / (255.0 * s)).to_vec();
-        let shift = [0, 1, 2].map(|c| -mean[c] / std[c]).to_vec();
+        let [scale, shift] = info.normalization.affine().map(Vec::from);
         for (name, values) in [("normalization.scale", scale), ("normalization.shift", shift)] {
-            builder.keep(name, &Weight { shape: vec![1, 3, 1, 1], values });
+            builder.add_initializer(name, &Weight { shape: vec![1, 3, 1, 1], values });
         }
         for (name, bound) in [("zero", 0.0), ("six", 6.0)] {
             let relu6 =
                 |node: &graph::Node| node.op == Op::Activation { function: Activation::Relu6 };
             if info.graph.nodes().iter().any(relu6) {
-                builder.keep(name, &Weight { shape: Vec::new(), values: vec![bound] });
+                builder.add_initializer(name, &Weight { shape: Vec::new(), values: vec![bound] });
             }
         }
         builder
     }
 
     /// Stores a constant under its name.
-    fn keep(&mut self, name: &str, weight: &Weight) {
+    fn add_initializer(&mut self, name: &str, weight: &Weight) {
         self.graph.initializer.push(Tensor::floats(name, &weight.shape, &weight.values));
     }
 
     /// Stores a weight; returns its name.
     fn weight(&mut self, name: String) -> Result<String, ModelError> {
         match self.weights.get(&name) {
-            Some(weight) => self.keep(&name, weight),
+            Some(weight) => self.add_initializer(&name, weight),
             None => return Err(ModelError::MissingWeight(name)),
         }
         Ok(name)
     }
 
     /// Adds an operation; returns the name of its output.
-    fn node(
+    fn add_node(
         &mut self,
         kind: &str,
         inputs: &[&str],
@@ -155,21 +153,20 @@ impl<'a> Builder<'a> {
         let sides = info.graph.sides(info.preprocess.size as usize)?;
         for node in info.graph.nodes() {
             let side = node.inputs.first().map_or([0; 2], |from| sides[*from]);
-            let value = self.add(node, side)?;
+            let value = self.convert(node, side)?;
             self.values.push(value);
         }
         let classes = Some(info.labels.len() as i64);
         let temperature = Weight { shape: vec![1], values: vec![info.temperature] };
-        self.keep("temperature", &temperature);
+        self.add_initializer("temperature", &temperature);
         let last = self.values.last().cloned().unwrap_or_default();
-        let logits = self.node("Identity", &[&last], vec![], "logits");
-        let cooled = self.node("Div", &[&logits, "temperature"], vec![], "cooled");
-        match info.task {
-            Task::SingleLabel => {
-                self.node("Softmax", &[&cooled], vec![Attribute::int("axis", 1)], "probabilities")
-            }
-            Task::MultiLabel { .. } => self.node("Sigmoid", &[&cooled], vec![], "probabilities"),
+        let logits = self.add_node("Identity", &[&last], vec![], "logits");
+        let scaled = self.add_node("Div", &[&logits, "temperature"], vec![], "cooled");
+        let (kind, attributes) = match info.task {
+            Task::SingleLabel => ("Softmax", vec![Attribute::int("axis", 1)]),
+            Task::MultiLabel { .. } => ("Sigmoid", vec![]),
         };
+        self.add_node(kind, &[&scaled], attributes, "probabilities");
         self.graph.output = ["logits", "probabilities"]
             .map(|name| ValueInfo::floats(name, &[None, classes]))
             .into();
@@ -177,7 +174,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Adds a node whose input has the given sides; returns the name of its value.
-    fn add(&mut self, node: &graph::Node, side: [usize; 2]) -> Result<String, ModelError> {
+    fn convert(&mut self, node: &graph::Node, side: [usize; 2]) -> Result<String, ModelError> {
         let mut inputs: Vec<String> =
             node.inputs.iter().map(|from| self.values[*from].clone()).collect();
         for (name, _) in passes::parameters(node) {
@@ -185,8 +182,9 @@ impl<'a> Builder<'a> {
         }
         let (kind, attributes) = match node.op {
             Op::Image => {
-                let scaled = self.node("Mul", &["images", "normalization.scale"], vec![], "scaled");
-                return Ok(self.node(
+                let scaled =
+                    self.add_node("Mul", &["images", "normalization.scale"], vec![], "scaled");
+                return Ok(self.add_node(
                     "Add",
                     &[&scaled, "normalization.shift"],
                     vec![],
@@ -210,15 +208,15 @@ impl<'a> Builder<'a> {
             Op::MaxPool(pool) => ("MaxPool", window(pool, side)),
             Op::GlobalAvgPool => {
                 let name = format!("{}.means", node.name);
-                let means = self.node("GlobalAveragePool", &[&inputs[0]], vec![], &name);
-                return Ok(self.node("Flatten", &[&means], vec![], &node.name));
+                let means = self.add_node("GlobalAveragePool", &[&inputs[0]], vec![], &name);
+                return Ok(self.add_node("Flatten", &[&means], vec![], &node.name));
             }
             // Nothing is dropped in inference.
             Op::Dropout { .. } => return Ok(inputs.swap_remove(0)),
             Op::Linear { .. } => ("Gemm", vec![]),
         };
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        Ok(self.node(kind, &inputs, attributes, &node.name))
+        Ok(self.add_node(kind, &inputs, attributes, &node.name))
     }
 }
 

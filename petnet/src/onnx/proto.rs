@@ -132,7 +132,7 @@ pub(super) struct ValueInfo {
 }
 
 impl ValueInfo {
-    /// Of a size that is not given there may be any number.
+    /// Sizes that are `None` are dynamic, with the name `n`.
     pub(super) fn floats(name: &str, sizes: &[Option<i64>]) -> Self {
         let dim = |size: &Option<i64>| Dimension {
             value: *size,

@@ -1,15 +1,15 @@
 //! Operator fusion: a convolution and the batch norm, sum, activation and max pool that follow it become one step, so that
 //! their feature map is written to memory once.
 
-use crate::graph::{Activation, Graph, Op, Padding, Window};
+use crate::graph::{Activation, Conv2d, Graph, Op, Padding, Window};
 
 /// The first operation of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Main {
-    /// A convolution, by its node.
-    Conv(usize),
-    /// A max pool, by its node.
-    MaxPool(usize),
+pub(crate) enum MainOp {
+    /// A convolution and its node.
+    Conv(usize, Conv2d),
+    /// A max pool and its node.
+    MaxPool(usize, Window),
     /// None: the step is a norm, sum or activation that follows no convolution.
     Identity,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Epilogue {
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
-    pub(crate) main: Main,
+    pub(crate) main: MainOp,
     /// The node that it reads.
     pub(crate) input: usize,
     pub(crate) epilogue: Epilogue,
@@ -37,7 +37,19 @@ pub(crate) struct Step {
     pub(crate) output: usize,
 }
 
-const POOL: Window = Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
+impl Step {
+    /// The convolution that the step begins with, unless it is depthwise.
+    pub(crate) fn dense_conv(&self) -> Option<Conv2d> {
+        match self.main {
+            MainOp::Conv(_, conv) if !conv.is_depthwise() => Some(conv),
+            _ => None,
+        }
+    }
+}
+
+/// The max pool that is fused into a step, [`Epilogue::pool`].
+pub(crate) const FUSED_POOL: Window =
+    Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
 
 /// The steps up to the global average pool, in the order in which they run.
 pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
@@ -49,29 +61,27 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
         if computed[index] {
             continue;
         }
-        let (main, mut last) = match node.op {
-            Op::Conv2d(_) => (Main::Conv(index), index),
-            Op::MaxPool(_) => (Main::MaxPool(index), index),
-            // The node becomes the first operation of the epilogue.
-            _ => (Main::Identity, node.inputs[0]),
-        };
         let input = node.inputs[0];
-        let mut epilogue = Epilogue::default();
-        if main == Main::Identity {
-            absorb(graph, index, (main, last), &computed, &mut epilogue);
-            last = index;
+        let (main, output) = match node.op {
+            Op::Conv2d(conv) => (MainOp::Conv(index, conv), index),
+            Op::MaxPool(window) => (MainOp::MaxPool(index, window), index),
+            _ => (MainOp::Identity, input),
+        };
+        let mut step = Step { main, input, epilogue: Epilogue::default(), output };
+        if step.main == MainOp::Identity {
+            // The node becomes the first operation of the epilogue.
+            absorb(graph, index, &computed, &mut step);
         }
-        computed[last] = true;
+        computed[index] = true;
         // The last map of a block is always written, so that training can start after any block.
-        while readers[last] == 1
-            && !graph.blocks().contains(&(last + 1))
-            && let Some(next) = reader(graph, last)
-            && absorb(graph, next, (main, last), &computed, &mut epilogue)
+        while readers[step.output] == 1
+            && !graph.blocks().contains(&(step.output + 1))
+            && let Some(next) = reader(graph, step.output)
+            && absorb(graph, next, &computed, &mut step)
         {
-            last = next;
-            computed[last] = true;
+            computed[next] = true;
         }
-        steps.push(Step { main, input, epilogue, output: last });
+        steps.push(step);
     }
     steps
 }
@@ -79,33 +89,25 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
 /// The first node before the pool that reads a node's output.
 fn reader(graph: &Graph, of: usize) -> Option<usize> {
     let nodes = graph.nodes()[..graph.pool()].iter();
-    nodes.skip(of + 1).position(|node| node.inputs.contains(&of)).map(|place| of + 1 + place)
+    nodes.skip(of + 1).position(|node| node.inputs.contains(&of)).map(|index| of + 1 + index)
 }
 
-/// Adds a node that reads `last` to an epilogue and returns true, if the order of operations allows it and its other input
-/// is computed.
-fn absorb(
-    graph: &Graph,
-    place: usize,
-    (main, last): (Main, usize),
-    computed: &[bool],
-    epilogue: &mut Epilogue,
-) -> bool {
-    let node = &graph.nodes()[place];
+/// Adds a node that reads a step's output to its epilogue and returns true, if the order of operations allows it and the
+/// node's other input is computed.
+fn absorb(graph: &Graph, index: usize, computed: &[bool], step: &mut Step) -> bool {
+    let node = &graph.nodes()[index];
+    let dense = step.dense_conv().is_some();
+    let Step { main, ref mut epilogue, output: last, .. } = *step;
+    // Max pools have no epilogue: it would gain nothing.
+    if matches!(main, MainOp::MaxPool(..)) {
+        return false;
+    }
     let Epilogue { norm, residual, activation, pool } = *epilogue;
-    let dense = match main {
-        // Max pools have no epilogue: it would gain nothing.
-        Main::MaxPool(_) => return false,
-        Main::Identity => false,
-        Main::Conv(conv) => {
-            matches!(graph.nodes()[conv].op, Op::Conv2d(conv) if !conv.is_depthwise())
-        }
-    };
     match node.op {
         Op::BatchNorm { .. }
             if norm.is_none() && residual.is_none() && activation.is_none() && !pool =>
         {
-            epilogue.norm = Some(place);
+            epilogue.norm = Some(index);
         }
         Op::Add if residual.is_none() && activation.is_none() && !pool => {
             let other = node.inputs.iter().copied().find(|from| *from != last).unwrap_or(last);
@@ -117,11 +119,12 @@ fn absorb(
         Op::Activation { function } if activation.is_none() && !pool => {
             epilogue.activation = Some(function);
         }
-        Op::MaxPool(window) if window == POOL && dense && residual.is_none() && !pool => {
+        Op::MaxPool(window) if window == FUSED_POOL && dense && residual.is_none() && !pool => {
             epilogue.pool = true;
         }
         _ => return false,
     }
+    step.output = index;
     true
 }
 
@@ -142,12 +145,12 @@ mod tests {
             let (graph, steps) = steps(name);
             let own_step = |op| match op {
                 Op::Conv2d(_) => true,
-                Op::MaxPool(window) => window != POOL,
+                Op::MaxPool(window) => window != FUSED_POOL,
                 _ => false,
             };
             let expected = graph.nodes().iter().filter(|node| own_step(node.op)).count();
             assert_eq!(steps.len(), expected, "{name}");
-            assert!(steps.iter().all(|step| step.main != Main::Identity), "{name}");
+            assert!(steps.iter().all(|step| step.main != MainOp::Identity), "{name}");
             assert_eq!(steps.last().map(|step| step.output), Some(graph.pool() - 1), "{name}");
         }
     }
@@ -156,7 +159,7 @@ mod tests {
     fn a_sum_is_fused_into_the_last_of_its_convolutions() {
         let (graph, steps) = steps("petnet");
         let second = steps.iter().find(|step| step.epilogue.residual.is_some()).unwrap();
-        let Main::Conv(conv) = second.main else { panic!("{second:?}") };
+        let MainOp::Conv(conv, _) = second.main else { panic!("{second:?}") };
         assert_eq!(graph.nodes()[conv].name, "blocks.0.second.conv");
         assert_eq!(second.epilogue.activation, Some(Activation::Relu));
         let (_, steps) = self::steps("simple_cnn");

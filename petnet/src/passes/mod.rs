@@ -7,7 +7,8 @@ mod program;
 mod weights;
 
 pub(crate) use count::{conv_flops, flops};
-pub(crate) use fuse::{Epilogue, Main, Step, fuse};
+#[cfg(feature = "burn")]
+pub(crate) use fuse::FUSED_POOL;
+pub(crate) use fuse::{Epilogue, MainOp, Step, fuse};
 pub(crate) use program::Program;
-pub(crate) use weights::parameters;
-pub(crate) use weights::validate;
+pub(crate) use weights::{parameters, validate};

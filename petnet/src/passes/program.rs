@@ -1,6 +1,6 @@
 //! Programs: the steps of a network and of a source head on the same trunk, with one numbering of nodes.
 
-use super::fuse::{Epilogue, Main, Step, fuse};
+use super::fuse::{Epilogue, MainOp, Step, fuse};
 use crate::graph::{Graph, GraphError, Node, SourceHead};
 
 /// The steps for an image up to the global average pools.
@@ -10,7 +10,7 @@ pub(crate) struct Program {
     pub(crate) nodes: Vec<Node>,
     pub(crate) steps: Vec<Step>,
     /// The nodes whose feature maps are averaged: the network's, then the source head's, which may be the same.
-    pub(crate) ends: Vec<usize>,
+    pub(crate) head_inputs: Vec<usize>,
     /// Height and width of each node's output.
     pub(crate) sides: Vec<[usize; 2]>,
 }
@@ -28,7 +28,7 @@ impl Program {
         let mut program = Self {
             nodes: graph.nodes().to_vec(),
             steps: fuse(graph),
-            ends: vec![end(graph)],
+            head_inputs: vec![head_input(graph)],
             sides: graph.sides(side)?,
         };
         if let Some(source) = source {
@@ -47,7 +47,7 @@ impl Program {
         let last = blocks.checked_sub(1).and_then(|last| graph.blocks().get(last));
         let end = last.ok_or(GraphError::Block(blocks))? - 1;
         program.steps.retain(|step| step.output <= end);
-        program.ends = vec![end];
+        program.head_inputs = vec![end];
         Ok(program)
     }
 
@@ -61,14 +61,14 @@ impl Program {
         }));
         let steps = fuse(source.graph()).into_iter().filter(|step| step.output >= shared);
         self.steps.extend(steps.map(|step| renumbered(step, renumber)));
-        self.ends.push(renumber(end(source.graph())));
+        self.head_inputs.push(renumber(head_input(source.graph())));
         self.sides.extend_from_slice(&source.graph().sides(side)?[shared..]);
         Ok(())
     }
 }
 
 /// The node that the global average pool reads.
-fn end(graph: &Graph) -> usize {
+fn head_input(graph: &Graph) -> usize {
     graph.nodes()[graph.pool()].inputs[0]
 }
 
@@ -77,9 +77,9 @@ fn renumbered(step: Step, renumber: impl Fn(usize) -> usize) -> Step {
     let Epilogue { norm, residual, activation, pool } = step.epilogue;
     Step {
         main: match step.main {
-            Main::Conv(node) => Main::Conv(renumber(node)),
-            Main::MaxPool(node) => Main::MaxPool(renumber(node)),
-            Main::Identity => Main::Identity,
+            MainOp::Conv(node, conv) => MainOp::Conv(renumber(node), conv),
+            MainOp::MaxPool(node, window) => MainOp::MaxPool(renumber(node), window),
+            MainOp::Identity => MainOp::Identity,
         },
         input: renumber(step.input),
         epilogue: Epilogue {

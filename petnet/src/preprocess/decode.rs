@@ -9,7 +9,7 @@ use image::codecs::png::PngDecoder;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
-use super::jpeg::Outline;
+use super::jpeg::JpegMarkers;
 use super::{Limits, Pixels, REDUCED, exif, format, webp};
 use crate::error::ImageError;
 
@@ -22,10 +22,10 @@ const WEBP_TABLES: u64 = 512;
 /// Largest size in bytes of the coefficients by which a JPEG's entropy decoder is ahead of its inverse DCT.
 const JPEG_QUEUE: u64 = 8 << 20;
 /// Size in bytes of rows, tables and other small buffers of a decoder.
-const SMALL: u64 = 1 << 20;
+const SMALL_BUFFERS: u64 = 1 << 20;
 
 /// An image, perhaps decoded at a reduced size, and its own width and height.
-pub(super) type Measured = (Pixels, (u32, u32));
+pub(super) type SizedPixels = (Pixels, (u32, u32));
 
 /// The method by which an image will be decoded, and the memory for it, from its header.
 pub(super) struct Plan<'a> {
@@ -78,28 +78,28 @@ impl<'a> Plan<'a> {
 
     /// The plan of a JPEG, from its markers alone: making a decoder takes as long as decoding a small image.
     fn jpeg(bytes: &'a [u8], limits: &Limits, side: Option<u32>) -> Result<Self, ImageError> {
-        let outline = Outline::of(bytes);
+        let markers = JpegMarkers::read(bytes);
         // Decoders fill missing pixels with grey and report no error.
-        let length = outline.length.ok_or_else(|| broken("the JPEG data ends too early"))?;
-        if outline.arithmetic {
+        let length = markers.length.ok_or_else(|| broken("the JPEG data ends too early"))?;
+        if markers.arithmetic {
             return Err(ImageError::Unsupported("JPEG with arithmetic coding".into()));
         }
-        let (bytes, size, orientation) = (&bytes[..length], outline.size, outline.orientation);
-        check_scans(&outline, limits)?;
+        let (bytes, size, orientation) = (&bytes[..length], markers.size, markers.orientation);
+        validate_scans(&markers, limits)?;
         let pixels = u64::from(size.0) * u64::from(size.1) * 3;
         let rotated = u64::from(swaps_sides(orientation));
         let shorter = size.0.min(size.1);
         let enough = |factor: &u32| {
             let side = side.map(|side| side.saturating_mul(2));
-            side.is_some_and(|side| shorter / factor >= side) && matches!(outline.components, 1 | 3)
+            side.is_some_and(|side| shorter / factor >= side) && matches!(markers.components, 1 | 3)
         };
         let factor = [8, 4].into_iter().find(enough);
         let times = if factor.is_some() { REDUCED } else { 1 };
-        check_size(size, limits.max_side, limits.max_pixels.saturating_mul(times))?;
+        validate_size(size, limits.max_side, limits.max_pixels.saturating_mul(times))?;
         let Some(factor) = factor else {
             // The decoder copies the file. A rotation needs the image twice.
-            let decoding = pixels + outline.kept() + 2 * length as u64;
-            let memory = decoding.max((1 + rotated) * pixels) + SMALL;
+            let decoding = pixels + markers.kept_coefficients() + 2 * length as u64;
+            let memory = decoding.max((1 + rotated) * pixels) + SMALL_BUFFERS;
             let method = Method::Jpeg;
             return Ok(Self { bytes, method, size, decoded: size, orientation, memory });
         };
@@ -108,8 +108,8 @@ impl<'a> Plan<'a> {
         // as many as are read while such a thread waits for a core.
         let decoded = (size.0.div_ceil(factor), size.1.div_ceil(factor));
         let reduced = u64::from(decoded.0) * u64::from(decoded.1) * 3;
-        let queued = outline.kept().max(outline.coefficients.min(JPEG_QUEUE));
-        let memory = outline.kept() + queued + (2 + rotated) * reduced + SMALL;
+        let queued = markers.kept_coefficients().max(markers.coefficients.min(JPEG_QUEUE));
+        let memory = markers.kept_coefficients() + queued + (2 + rotated) * reduced + SMALL_BUFFERS;
         Ok(Self { bytes, method: Method::ReducedJpeg, size, decoded, orientation, memory })
     }
 
@@ -121,7 +121,7 @@ impl<'a> Plan<'a> {
             let side = |at: usize| bytes.get(at..).and_then(|side| side.first_chunk());
             if let (Some(width), Some(height)) = (side(16), side(20)) {
                 let size = (u32::from_be_bytes(*width), u32::from_be_bytes(*height));
-                check_size(size, limits.max_side, limits.max_pixels)?;
+                validate_size(size, limits.max_side, limits.max_pixels)?;
             }
             bounds.max_alloc = Some(PNG_METADATA);
             let decoder = PngDecoder::with_limits(Cursor::new(bytes), bounds.clone());
@@ -132,14 +132,14 @@ impl<'a> Plan<'a> {
             Box::new(reader.into_decoder().map_err(from_image)?)
         };
         let size = decoder.dimensions();
-        check_size(size, limits.max_side, limits.max_pixels)?;
+        validate_size(size, limits.max_side, limits.max_pixels)?;
         let exif = decoder.exif_metadata().ok().flatten();
         let orientation = exif.and_then(|exif| exif::orientation(&exif));
         let orientation = orientation.unwrap_or(Orientation::NoTransforms);
         // A rotation needs the image twice.
         let pixels = u64::from(size.0) * u64::from(size.1);
         let rotation = if swaps_sides(orientation) { 2 * pixels * 3 } else { 0 };
-        let memory = memory(&*decoder, format, bytes)?.max(rotation) + SMALL;
+        let memory = memory(&*decoder, format, bytes)?.max(rotation) + SMALL_BUFFERS;
         bounds.max_alloc = Some(limits.max_alloc);
         decoder.set_limits(bounds).map_err(from_image)?;
         let method = Method::Other(decoder);
@@ -147,9 +147,9 @@ impl<'a> Plan<'a> {
     }
 
     /// Decodes the pixels, makes the image upright, and blends transparent pixels over white.
-    pub(super) fn run(self, limits: &Limits) -> Result<Measured, ImageError> {
+    pub(super) fn run(self, limits: &Limits) -> Result<SizedPixels, ImageError> {
         let Self { bytes, method, size, decoded, orientation, .. } = self;
-        let own = if swaps_sides(orientation) { (size.1, size.0) } else { size };
+        let original_size = if swaps_sides(orientation) { (size.1, size.0) } else { size };
         let image = match method {
             Method::Other(decoder) => {
                 let image = DynamicImage::from_decoder(decoder).map_err(from_image)?;
@@ -162,7 +162,7 @@ impl<'a> Plan<'a> {
                 None => return Self::new(bytes, limits, None)?.run(limits),
             },
         };
-        Ok((upright(image, orientation), own))
+        Ok((upright(image, orientation), original_size))
     }
 }
 
@@ -204,16 +204,8 @@ fn reduced_jpeg(bytes: &[u8], size: (u32, u32), decoded: (u32, u32)) -> Option<D
 
 /// True for an orientation that exchanges width and height.
 fn swaps_sides(orientation: Orientation) -> bool {
-    match orientation {
-        Orientation::Rotate90
-        | Orientation::Rotate270
-        | Orientation::Rotate90FlipH
-        | Orientation::Rotate270FlipH => true,
-        Orientation::NoTransforms
-        | Orientation::Rotate180
-        | Orientation::FlipHorizontal
-        | Orientation::FlipVertical => false,
-    }
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
 
 /// Upper bound of the memory in bytes that decoding the whole image to RGB takes.
@@ -249,7 +241,7 @@ fn memory(
     Ok(stored + converted.max(decoding))
 }
 
-fn check_size(
+fn validate_size(
     (width, height): (u32, u32),
     max_side: u32,
     max_pixels: u64,
@@ -267,12 +259,12 @@ fn check_size(
 }
 
 /// Limits the number of scans: decoding a scan takes time for all pixels of the image, even if the scan is empty.
-fn check_scans(outline: &Outline, limits: &Limits) -> Result<(), ImageError> {
-    let pixels = u64::from(outline.size.0) * u64::from(outline.size.1);
+fn validate_scans(markers: &JpegMarkers, limits: &Limits) -> Result<(), ImageError> {
+    let pixels = u64::from(markers.size.0) * u64::from(markers.size.1);
     let most = limits.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels.max(1);
     let limit = most.min(limits.max_scans);
-    if outline.scans > limit {
-        return Err(ImageError::TooManyScans { scans: outline.scans, limit });
+    if markers.scans > limit {
+        return Err(ImageError::TooManyScans { scans: markers.scans, limit });
     }
     Ok(())
 }
@@ -314,7 +306,9 @@ fn over_white(rgba: image::RgbaImage) -> image::RgbImage {
 }
 
 /// Runs a decoder and converts its panic to an error.
-pub(super) fn contain<T>(work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
+pub(super) fn catch_panics<T>(
+    work: impl FnOnce() -> Result<T, ImageError>,
+) -> Result<T, ImageError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(ImageError::DecoderPanicked))
 }
 

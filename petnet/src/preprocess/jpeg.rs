@@ -1,4 +1,4 @@
-//! The outline of a JPEG file, read from its markers without decoding anything: its number of scans, its end, and the
+//! A summary of a JPEG file, read from its markers without decoding anything: its number of scans, its end, and the
 //! memory that its frame needs. Source: ITU-T T.81, annex B.
 
 use image::metadata::Orientation;
@@ -12,7 +12,7 @@ const APP1: u8 = 0xe1;
 
 /// Summary of the markers of a JPEG file, up to its end marker.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Outline {
+pub(super) struct JpegMarkers {
     /// Width and height in pixels, the largest of all frames; zeros without one.
     pub(super) size: (u32, u32),
     /// Number of components of the last frame.
@@ -32,10 +32,10 @@ pub(super) struct Outline {
     pub(super) orientation: Orientation,
 }
 
-impl Outline {
+impl JpegMarkers {
     /// Reads the markers of a file that begins with the start marker.
-    pub(super) fn of(bytes: &[u8]) -> Self {
-        let mut outline = Self {
+    pub(super) fn read(bytes: &[u8]) -> Self {
+        let mut markers = Self {
             size: (0, 0),
             components: 0,
             scans: 0,
@@ -50,7 +50,7 @@ impl Outline {
             at = start;
             match marker {
                 EOI => {
-                    outline.length = Some(start);
+                    markers.length = Some(start);
                     break;
                 }
                 // Markers without a segment: TEM, restart markers in a scan, another start of image.
@@ -59,25 +59,25 @@ impl Outline {
             }
             let Some(segment) = segment(bytes, start) else { break };
             match marker {
-                SOS => outline.scans += 1,
+                SOS => markers.scans += 1,
                 // Start of frame; 0xc4 and 0xcc define tables, 0xc8 is reserved.
                 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
-                    outline.frame(segment);
-                    outline.keeps_coefficients |= matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
-                    outline.arithmetic |= marker > 0xc8;
+                    markers.frame(segment);
+                    markers.keeps_coefficients |= matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
+                    markers.arithmetic |= marker > 0xc8;
                 }
                 APP1 => {
                     let exif = segment.strip_prefix(b"Exif\0\0");
                     if let Some(found) = exif.and_then(exif::orientation) {
-                        outline.orientation = found;
+                        markers.orientation = found;
                     }
                 }
                 _ => (),
             }
             at = start + 2 + segment.len();
         }
-        outline.keeps_coefficients |= outline.scans > 1;
-        outline
+        markers.keeps_coefficients |= markers.scans > 1;
+        markers
     }
 
     /// Records a frame's size. The standard forbids a second frame, of which decoders take one or the other.
@@ -93,7 +93,7 @@ impl Outline {
     }
 
     /// Size in bytes of the coefficients that a decoder keeps.
-    pub(super) fn kept(&self) -> u64 {
+    pub(super) fn kept_coefficients(&self) -> u64 {
         if self.keeps_coefficients { self.coefficients } else { 0 }
     }
 }
@@ -148,14 +148,14 @@ mod tests {
             with_segment(&mut jpeg, SOS, &[1, 1, 0, 0, 63, 0]);
             jpeg.extend([5, 0xff, 0, 7, 0xff, 0xd0, 9, 0xff]);
         }
-        assert_eq!(Outline::of(&jpeg).length, None);
+        assert_eq!(JpegMarkers::read(&jpeg).length, None);
         jpeg.extend([0xff, EOI]);
         let length = jpeg.len();
         jpeg.extend([0xff, SOI, 0xff, SOS, 0, 2, 0xff, EOI]);
-        let outline = Outline::of(&jpeg);
-        assert_eq!((outline.scans, outline.length), (3, Some(length)));
-        assert_eq!((outline.size, outline.components), ((30, 20), 3));
-        assert_eq!(outline.coefficients, 2 * 2 * 6 * 64 * 2);
-        assert_eq!(Outline::of(&[0xff, SOI]).length, None);
+        let markers = JpegMarkers::read(&jpeg);
+        assert_eq!((markers.scans, markers.length), (3, Some(length)));
+        assert_eq!((markers.size, markers.components), ((30, 20), 3));
+        assert_eq!(markers.coefficients, 2 * 2 * 6 * 64 * 2);
+        assert_eq!(JpegMarkers::read(&[0xff, SOI]).length, None);
     }
 }

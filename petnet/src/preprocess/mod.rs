@@ -13,7 +13,7 @@ use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::UnsupportedFormat;
-use decode::{Measured, Plan, contain};
+use decode::{Plan, SizedPixels, catch_panics};
 pub use format::{FileKind, HEAD, recognise};
 
 use crate::error::ImageError;
@@ -55,7 +55,7 @@ impl Default for Limits {
 pub const REDUCED: u64 = 4;
 
 /// Ratio of width to height above which images are resized along the width first.
-const RIBBON: u32 = 8;
+const MAX_ASPECT_RATIO: u32 = 8;
 
 /// An RGB image, eight bits a channel, rows from the top, no padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,8 +152,8 @@ impl Preprocess {
         bytes: &[u8],
         limits: &Limits,
     ) -> Result<(Pixels, (u32, u32)), ImageError> {
-        let (pixels, own) = contain(|| decode_reduced(bytes, limits, self.size))?;
-        Ok((resize(&pixels, self.size, self.resize)?, own))
+        let (pixels, original_size) = decode_measured(bytes, limits, self.size)?;
+        Ok((resize(&pixels, self.size, self.resize)?, original_size))
     }
 
     /// Upper bound of the memory in bytes that [`Preprocess::run`] takes for this image, from its header alone. Servers
@@ -162,11 +162,11 @@ impl Preprocess {
     /// # Errors
     /// Those of [`Preprocess::run`] that the header shows.
     pub fn memory(&self, bytes: &[u8], limits: &Limits) -> Result<u64, ImageError> {
-        let plan = contain(|| Plan::new(bytes, limits, Some(self.size)))?;
+        let plan = catch_panics(|| Plan::new(bytes, limits, Some(self.size)))?;
         let size = u64::from(self.size);
         // The image between the two passes of a resize has one side of the new length and one of the old.
         let (width, height) = plan.decoded;
-        let kept = width.max(height).min(width.min(height).saturating_mul(RIBBON));
+        let kept = width.max(height).min(width.min(height).saturating_mul(MAX_ASPECT_RATIO));
         // The filter's weights are six times the longer side, as numbers of 8 and of 2 bytes.
         let between = u64::from(kept) * size * 3 + u64::from(width.max(height)) * 64;
         Ok(plan.memory + between + size * size * 3)
@@ -180,7 +180,7 @@ impl Preprocess {
 /// # Errors
 /// Any [`ImageError`]. Limits are checked before pixels are decoded, and a decoder's panic becomes an error.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels, ImageError> {
-    contain(|| Plan::new(bytes, limits, None)?.run(limits)).map(|(pixels, _)| pixels)
+    catch_panics(|| Plan::new(bytes, limits, None)?.run(limits)).map(|(pixels, _)| pixels)
 }
 
 /// Like [`decode`], but decodes a large JPEG at 1/4 or 1/8 of its size, as long as both sides keep at least twice `side`
@@ -198,12 +198,8 @@ pub(crate) fn decode_measured(
     bytes: &[u8],
     limits: &Limits,
     side: u32,
-) -> Result<Measured, ImageError> {
-    contain(|| decode_reduced(bytes, limits, side))
-}
-
-fn decode_reduced(bytes: &[u8], limits: &Limits, side: u32) -> Result<Measured, ImageError> {
-    Plan::new(bytes, limits, Some(side))?.run(limits)
+) -> Result<SizedPixels, ImageError> {
+    catch_panics(|| Plan::new(bytes, limits, Some(side))?.run(limits))
 }
 
 /// Resizes to a square of `size` with an antialiased Lanczos filter of three lobes, as Pillow does.
@@ -217,8 +213,8 @@ pub fn resize(pixels: &Pixels, size: u32, how: Resize) -> Result<Pixels, ImageEr
     };
     // The resizer reduces the height first and keeps the full width. For a very wide and low image, whose height may even
     // grow, the result between the passes could be larger than the image itself.
-    let ribbon = pixels.width / RIBBON > pixels.height && how == Resize::Stretch;
-    if ribbon {
+    let elongated = pixels.width / MAX_ASPECT_RATIO > pixels.height && how == Resize::Stretch;
+    if elongated {
         let narrow = resize_with(pixels, size, pixels.height, &options)?;
         return resize_with(&narrow, size, size, &options);
     }

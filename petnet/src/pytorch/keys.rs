@@ -1,23 +1,23 @@
-//! Which tensor is which layer's: PyTorch's names and layouts to petnet's.
+//! Conversion of a PyTorch file's tensors to petnet's weights: their names and layouts.
 
 use std::collections::BTreeSet;
 
-use crate::arch::{Architecture, Found, Keys, TABLE};
+use crate::arch::{Architecture, Keys, RecognisedNetwork, TABLE};
 use crate::error::ModelError;
 use crate::graph::Op;
 use crate::passes;
-use crate::weights::{Weight, Weights};
+use crate::weights::{Weight, Weights, transposed};
 
 /// Names of a file that an error lists.
-const LISTED: usize = 6;
+const MAX_LISTED_NAMES: usize = 6;
 
-/// A network, and its weights by petnet's names. All tensors are its own, or all that lie under one key of a checkpoint,
-/// beside other things; else it is refused.
-pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> {
+/// Recognises the network of a file's tensors; returns it with its weights by petnet's names. All tensors, or all of one key
+/// of a checkpoint that has other keys as well, must belong to the network.
+pub(super) fn convert(tensors: Weights) -> Result<(RecognisedNetwork, Weights), ModelError> {
     let as_named = unknown(&tensors);
-    let given = unprefixed(tensors);
+    let given = without_shared_prefix(tensors);
     let whole = match recognised(&given) {
-        Some(found) => take(found, given.clone()),
+        Some(found) => assign_weights(found, given.clone()),
         None => Err(as_named),
     };
     let whole_failed = match whole {
@@ -31,18 +31,22 @@ pub(super) fn arrange(tensors: Weights) -> Result<(Found, Weights), ModelError> 
         let names = given.iter().filter_map(|(name, weight)| {
             Some((name.strip_prefix(key)?.strip_prefix('.')?.to_string(), weight.clone()))
         });
-        unprefixed(names.collect())
+        without_shared_prefix(names.collect())
     };
-    let found = keys.into_iter().map(below).find_map(|part| take(recognised(&part)?, part).ok());
+    let found =
+        keys.into_iter().map(below).find_map(|part| assign_weights(recognised(&part)?, part).ok());
     found.ok_or(whole_failed)
 }
 
-fn recognised(given: &Weights) -> Option<Found> {
+fn recognised(given: &Weights) -> Option<RecognisedNetwork> {
     let keys = Keys(given);
     TABLE.iter().filter_map(|entry| entry.recognise).find_map(|known| known(&keys))
 }
 
-pub(super) fn take(found: Found, mut given: Weights) -> Result<(Found, Weights), ModelError> {
+pub(super) fn assign_weights(
+    found: RecognisedNetwork,
+    mut given: Weights,
+) -> Result<(RecognisedNetwork, Weights), ModelError> {
     let graph = found
         .architecture
         .graph(found.classes)
@@ -55,7 +59,7 @@ pub(super) fn take(found: Found, mut given: Weights) -> Result<(Found, Weights),
             let part = name.rsplit_once('.').map_or("", |(_, part)| part);
             let theirs = format!("{module}.{part}");
             let weight = match (given.remove(&theirs), node.op) {
-                (Some(weight), Op::Linear { .. }) if expected.len() == 2 => transposed(weight),
+                (Some(weight), Op::Linear { .. }) if expected.len() == 2 => linear_weight(weight),
                 (Some(weight), _) => weight,
                 // A convolution before a norm need not have one there, and has one of zeros here.
                 (None, Op::Conv2d(_)) if part == "bias" => {
@@ -82,15 +86,14 @@ pub(super) fn take(found: Found, mut given: Weights) -> Result<(Found, Weights),
     }
 }
 
-/// `[outputs, inputs]` there, `[inputs, outputs]` here.
-fn transposed(Weight { shape, values }: Weight) -> Weight {
-    let [_, inputs] = shape[..] else { return Weight { shape, values } };
-    let turned = (0..inputs).flat_map(|input| values.iter().skip(input).step_by(inputs).copied());
-    Weight { values: turned.collect(), shape: shape.into_iter().rev().collect() }
+/// The weight of a linear layer: PyTorch's `[outputs, inputs]` to `[inputs, outputs]`.
+fn linear_weight(Weight { shape, values }: Weight) -> Weight {
+    let [outputs, inputs] = shape[..] else { return Weight { shape, values } };
+    Weight { values: transposed(&values, inputs), shape: vec![inputs, outputs] }
 }
 
-/// Takes off what all names begin with, module by module: wrappers and the places where checkpoints keep weights.
-fn unprefixed(mut tensors: Weights) -> Weights {
+/// Removes the modules that all names begin with: wrappers, and the keys under which checkpoints store weights.
+fn without_shared_prefix(mut tensors: Weights) -> Weights {
     loop {
         let shared = tensors.keys().next().and_then(|name| name.split_once('.'));
         let Some(prefix) = shared.map(|(prefix, _)| format!("{prefix}.")) else { return tensors };
@@ -107,8 +110,8 @@ fn unprefixed(mut tensors: Weights) -> Weights {
 
 fn unknown(given: &Weights) -> ModelError {
     let names = || given.keys().map(String::as_str);
-    let first = names().take(LISTED).collect::<Vec<_>>().join(", ");
-    let more = if given.len() > LISTED { ", ..." } else { "" };
+    let first = names().take(MAX_LISTED_NAMES).collect::<Vec<_>>().join(", ");
+    let more = if given.len() > MAX_LISTED_NAMES { ", ..." } else { "" };
     let known = Architecture::names().collect::<Vec<_>>().join(", ");
     ModelError::UnknownNetwork { known, keys: given.len(), first: format!("{first}{more}") }
 }

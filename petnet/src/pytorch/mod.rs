@@ -52,7 +52,7 @@ impl Import {
         let file = tensors::read(path)?;
         let labels = match &self.labels[..] {
             [] => {
-                let named = names(&file.config).map_err(|e| Error::checkpoint(path, e))?;
+                let named = class_names(&file.config).map_err(|e| Error::checkpoint(path, e))?;
                 named.unwrap_or_default()
             }
             given => given.to_vec(),
@@ -68,7 +68,7 @@ impl Import {
         labels: impl FnOnce(usize) -> Vec<String>,
     ) -> Result<Checkpoint> {
         let refused = |reason: ModelError| Error::checkpoint(path, reason);
-        let (found, weights) = keys::arrange(file.tensors).map_err(refused)?;
+        let (found, weights) = keys::convert(file.tensors).map_err(refused)?;
         let labels = labels(found.classes);
         if labels.len() != found.classes {
             let (classes, named) = (found.classes, labels.len());
@@ -96,19 +96,19 @@ impl Import {
     /// no list of texts.
     pub fn class_names(path: impl AsRef<Path>) -> Result<Option<Vec<String>>> {
         let path = path.as_ref();
-        names(&tensors::config(path)?).map_err(|reason| Error::checkpoint(path, reason))
+        class_names(&tensors::config(path)?).map_err(|reason| Error::checkpoint(path, reason))
     }
 }
 
-fn names(config: &serde_json::Value) -> Result<Option<Vec<String>>, ModelError> {
+fn class_names(config: &serde_json::Value) -> Result<Option<Vec<String>>, ModelError> {
     let Some(names) = config.get("class_names") else { return Ok(None) };
     let names = serde_json::from_value(names.clone());
     names.map(Some).map_err(|e| ModelError::ClassNames(e.to_string()))
 }
 
-/// A file's model, whatever its classes are called.
+/// The model of a file, with classes named by their numbers.
 #[cfg(feature = "train")]
-pub(crate) fn unnamed(path: &Path) -> Result<Checkpoint> {
+pub(crate) fn with_numbered_classes(path: &Path) -> Result<Checkpoint> {
     let numbered = |classes| (0..classes).map(|class: usize| class.to_string()).collect();
     Import::default().checkpoint(tensors::read(path)?, path, numbered)
 }

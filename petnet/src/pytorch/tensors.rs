@@ -11,23 +11,23 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::error::{Error, ModelError, Result};
-use crate::storage::read_weight;
+use crate::storage::{floats, read_weight};
 use crate::weights::{Weight, Weights};
 
 const PYTORCH: &str = "PyTorch";
-/// Most values of all tensors together, a gigabyte: many times what the largest network here takes.
-const MOST_VALUES: usize = 1 << 28;
+/// Maximum number of values of all tensors, a gigabyte: many times those of the largest network here.
+const MAX_VALUES: usize = 1 << 28;
 /// Key of the optimiser's state, which lies beside the weights of a checkpoint and is as large.
-const OPTIMIZERS: &str = "optimizer";
+const OPTIMIZER_PREFIX: &str = "optimizer";
 
 pub(super) struct Contents {
     pub(super) tensors: Weights,
-    /// An object, or null.
+    /// A JSON object, or null.
     pub(super) config: Value,
 }
 
 pub(super) fn read(path: &Path) -> Result<Contents> {
-    let contents = if is_safetensors(path)? { safe(path)? } else { pickled(path)? };
+    let contents = if is_safetensors(path)? { read_safetensors(path)? } else { read_pickle(path)? };
     match contents.tensors.is_empty() {
         true => Err(Error::checkpoint(path, ModelError::Empty)),
         false => Ok(contents),
@@ -44,7 +44,7 @@ pub(super) fn config(path: &Path) -> Result<Value> {
         return Ok(Value::Null);
     }
     match PytorchReader::read_pickle_data(path, Some("config")) {
-        Ok(config) => Ok(value(config)),
+        Ok(config) => Ok(to_json(config)),
         Err(PytorchError::KeyNotFound(_)) => Ok(Value::Null),
         Err(error) => Err(damaged(path, PYTORCH, error)),
     }
@@ -58,7 +58,7 @@ fn is_safetensors(path: &Path) -> Result<bool> {
     Ok(start.get(8) == Some(&b'{'))
 }
 
-fn safe(path: &Path) -> Result<Contents> {
+fn read_safetensors(path: &Path) -> Result<Contents> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, "safetensors", e))?;
     let floats = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
@@ -70,47 +70,46 @@ fn safe(path: &Path) -> Result<Contents> {
     Ok(Contents { tensors: tensors.collect::<Result<_>>()?, config: Value::Null })
 }
 
-fn pickled(path: &Path) -> Result<Contents> {
+fn read_pickle(path: &Path) -> Result<Contents> {
     let failed = |e: PytorchError| damaged(path, PYTORCH, e);
     let mut found = PytorchReader::new(path).map_err(failed)?.into_tensors();
-    found.retain(|name, _| !name.starts_with(OPTIMIZERS));
+    found.retain(|name, _| !name.starts_with(OPTIMIZER_PREFIX));
     let values: usize = found.values().map(Tensor::num_elements).sum();
-    if values > MOST_VALUES {
-        let reason = ModelError::TooManyValues { values, limit: MOST_VALUES };
+    if values > MAX_VALUES {
+        let reason = ModelError::TooManyValues { values, limit: MAX_VALUES };
         return Err(Error::checkpoint(path, reason));
     }
     let mut tensors = Weights::new();
     for (name, tensor) in found {
         let bytes = tensor.read().map_err(|e| damaged(path, PYTORCH, e))?;
-        let Some(values) = numbers(tensor.dtype(), &bytes) else { continue };
+        let Some(values) = to_f32(tensor.dtype(), &bytes) else { continue };
         tensors.insert(name, Weight { shape: tensor.shape().to_vec(), values });
     }
     Ok(Contents { tensors, config: config(path)? })
 }
 
-/// `None` for what is no weight, as counters.
-fn numbers(kind: DType, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = || bytes.as_chunks().0.iter();
+/// `None` for types that weights do not have, such as that of counters.
+fn to_f32(kind: DType, bytes: &[u8]) -> Option<Vec<f32>> {
     Some(match kind {
-        DType::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_ne_bytes(*b) as f32).collect(),
-        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect(),
-        DType::F16 => halves().map(|b| f16::from_ne_bytes(*b).to_f32()).collect(),
-        DType::BF16 => halves().map(|b| bf16::from_ne_bytes(*b).to_f32()).collect(),
+        DType::F64 => floats(bytes, |value| f64::from_ne_bytes(value) as f32),
+        DType::F32 => floats(bytes, f32::from_ne_bytes),
+        DType::F16 => floats(bytes, |value| f16::from_ne_bytes(value).to_f32()),
+        DType::BF16 => floats(bytes, |value| bf16::from_ne_bytes(value).to_f32()),
         _ => return None,
     })
 }
 
 /// Values without an equivalent in JSON become null.
-fn value(pickle: PickleValue) -> Value {
+fn to_json(pickle: PickleValue) -> Value {
     match pickle {
         PickleValue::Bool(value) => json!(value),
         PickleValue::Int(value) => json!(value),
         PickleValue::Float(value) => json!(value),
         PickleValue::String(value) => json!(value),
-        PickleValue::List(values) => values.into_iter().map(value).collect(),
+        PickleValue::List(values) => values.into_iter().map(to_json).collect(),
         PickleValue::Dict(entries) => {
             let sorted: BTreeMap<_, _> = entries.into_iter().collect();
-            sorted.into_iter().map(|(key, entry)| (key, value(entry))).collect()
+            sorted.into_iter().map(|(key, entry)| (key, to_json(entry))).collect()
         }
         _ => Value::Null,
     }

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use serde::Deserialize;
 
-use super::keys::{arrange, take};
+use super::keys::{assign_weights, convert};
 use crate::arch::{Architecture, EfficientNetLiteConfig, Keys, Normalization, ResNetConfig, Stage};
-use crate::engine::{self, Engine};
+use crate::engine::{Engine, NetworkSpec};
 use crate::error::ModelError;
 use crate::nn::{Network, run, weights as nn_weights};
 use crate::weights::{Weight, Weights};
@@ -51,7 +51,7 @@ fn resnet18() -> Weights {
 
 #[test]
 fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
-    let (found, ours) = arrange(resnet18()).unwrap();
+    let (found, ours) = convert(resnet18()).unwrap();
     assert_eq!(found.architecture, Architecture::new(ResNetConfig::default()));
     let graph = found.architecture.graph(10).unwrap();
     let pixels: Vec<u8> =
@@ -60,10 +60,7 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let network = Network::new(&graph, Normalization::default(), &device);
     let network = nn_weights::write(network, &ours).unwrap();
     let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
-    let normalization = Normalization::default();
-    let compiled =
-        engine::Network { graph: &graph, source: None, normalization, side: 64, weights: &ours };
-    let engine = Engine::new(compiled).unwrap().run(&pixels);
+    let engine = Engine::new(NetworkSpec::new(&graph, 64, &ours)).unwrap().run(&pixels);
     for (photo, theirs) in fixture().logits.iter().enumerate() {
         for (engine, (burn, theirs)) in
             engine[photo].logits.iter().zip(burn[photo].logits.iter().zip(theirs))
@@ -80,12 +77,12 @@ fn the_first_three_stages_are_improved_cnn_and_what_does_not_fit_is_named() {
     weights.retain(|name, _| !name.starts_with("layer4"));
     weights.insert("fc.weight".into(), drawn("fc.weight", &[2, 256]));
     weights.insert("fc.bias".into(), drawn("fc.bias", &[2]));
-    let (found, _) = arrange(weights.clone()).unwrap();
+    let (found, _) = convert(weights.clone()).unwrap();
     assert_eq!((found.architecture.name(), found.classes), ("improved_cnn", 2));
     let broken = |change: &dyn Fn(&mut Weights)| {
         let mut weights = weights.clone();
         change(&mut weights);
-        arrange(weights).map(|_| ()).unwrap_err()
+        convert(weights).map(|_| ()).unwrap_err()
     };
     let error = broken(&|weights| drop(weights.remove("layer2.0.bn1.bias")));
     assert_eq!(error, ModelError::MissingWeight("layer2.0.bn1.bias".into()));
@@ -111,7 +108,7 @@ fn shapes_that_do_not_meet_are_refused() {
     let sound = |change: &dyn Fn(&mut Weights)| {
         let mut weights = resnet18();
         change(&mut weights);
-        arrange(weights).map(|_| ())
+        convert(weights).map(|_| ())
     };
     assert_eq!(sound(&|_| ()), Ok(()));
     let conv = |weights: &mut Weights, conv: &str, norm: &str, shape: [usize; 4]| {
@@ -159,11 +156,11 @@ fn weights_are_found_at_any_depth() {
     for prefix in ["state_dict.model.net.", "net.", "weights.", "module._orig_mod."] {
         let prefixed = |(name, weight): (String, Weight)| (format!("{prefix}{name}"), weight);
         let weights: Weights = small().into_iter().map(prefixed).collect();
-        let (found, taken) = arrange(weights.clone()).unwrap();
+        let (found, taken) = convert(weights.clone()).unwrap();
         assert_eq!((found.architecture.name(), taken.len()), ("improved_cnn", 77), "{prefix}");
         let mut beside = weights;
         beside.insert("loss.weight".into(), drawn("l", &[2]));
-        let (found, _) = arrange(beside).unwrap();
+        let (found, _) = convert(beside).unwrap();
         assert_eq!(found.architecture.name(), "improved_cnn", "{prefix}");
     }
     // Names of simple_cnn are free, also beside a loss's weights.
@@ -177,9 +174,9 @@ fn weights_are_found_at_any_depth() {
     for part in ["weight", "bias", "running_mean", "running_var"] {
         simple.insert(format!("state_dict.model.net.1.{part}"), drawn(part, &[4]));
     }
-    let (found, _) = arrange(simple).unwrap();
+    let (found, _) = convert(simple).unwrap();
     assert_eq!((found.architecture.name(), found.classes), ("simple_cnn", 2));
-    let error = arrange(Weights::from([("encoder.a.weight".into(), drawn("a", &[3, 3]))]));
+    let error = convert(Weights::from([("encoder.a.weight".into(), drawn("a", &[3, 3]))]));
     let error = error.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("encoder.a.weight"), "{error}");
 }
@@ -203,7 +200,7 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
     };
     let stages = vec![stage(1, 3, 1, 1, 8), stage(2, 5, 2, 3, 12), stage(1, 3, 2, 2, 16)];
     let config = EfficientNetLiteConfig { stem: 8, stages, head: 24, dropout: 0.0 };
-    let (found, weights) = take(config.found(&Keys(&given)).unwrap(), given).unwrap();
+    let (found, weights) = assign_weights(config.found(&Keys(&given)).unwrap(), given).unwrap();
     let graph = found.architecture.graph(5).unwrap();
     let device = Device::flex();
     // Normalised with a standard deviation of 4 in place of 128, values reach the bound of ReLU6.
@@ -221,9 +218,8 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
             (0..2 * side * side * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
         let images = run::to_tensor(pixels.clone(), side, &device);
         let burn = run::outputs(&network, images).unwrap();
-        let compiled =
-            engine::Network { graph: &graph, source: None, normalization, side, weights: &weights };
-        let plan = Engine::new(compiled).unwrap();
+        let network = NetworkSpec { normalization, ..NetworkSpec::new(&graph, side, &weights) };
+        let plan = Engine::new(network).unwrap();
         for ((engine, burn), theirs) in plan.run(&pixels).iter().zip(&burn).zip(&theirs) {
             for (engine, (burn, theirs)) in engine.logits.iter().zip(burn.logits.iter().zip(theirs))
             {

@@ -10,7 +10,7 @@ use super::{Freeze, Trainer};
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::dataset::Dataset;
 use crate::error::{Error, ModelError, Result};
-use crate::graph::{Graph, SourceHead, renamed};
+use crate::graph::{Graph, SourceHead, with_prefix};
 use crate::nn::{Network, weights};
 use crate::passes;
 use crate::pytorch;
@@ -168,7 +168,7 @@ impl InitialModel {
         let names = graph.nodes()[shared..].iter().flat_map(passes::parameters);
         let weights = names.filter_map(|(name, _)| {
             let weight = source.weights().get(&name)?.clone();
-            Some((renamed(&name), weight))
+            Some((with_prefix(&name), weight))
         });
         Ok(Some((head, weights.collect())))
     }
@@ -191,9 +191,9 @@ fn bundled() -> Result<Checkpoint> {
 
 /// A model file of petnet's or PyTorch's.
 fn read(path: &Path) -> Result<Checkpoint> {
-    match Checkpoint::load_own(path)? {
+    match Checkpoint::load_if_petnet(path)? {
         Some(checkpoint) => Ok(checkpoint),
-        None => pytorch::unnamed(path),
+        None => pytorch::with_numbered_classes(path),
     }
 }
 

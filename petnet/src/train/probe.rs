@@ -202,7 +202,7 @@ pub(super) fn fit(
     };
     observer.epoch(&report);
     let record = metrics.record(1);
-    let mut model = model.with_record(|info| {
+    let mut model = model.with_info(|info| {
         info.history = json!([report]);
         info.metrics = record;
         info.trained = unix_time();

@@ -72,7 +72,7 @@ pub(super) fn validation_settings(trainer: &Trainer, size: u32) -> LoaderSetting
 
 /// The optimiser of the settings; batch norms and biases are a group without weight decay.
 pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
-    let undecayed = ParamGroup::from_paths(model.undecayed());
+    let undecayed = ParamGroup::from_paths(model.without_weight_decay());
     let weight_decay = trainer.weight_decay as f32;
     let decay = (weight_decay > 0.0).then(|| WeightDecayConfig::new(weight_decay));
     match trainer.optimizer {

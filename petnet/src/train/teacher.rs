@@ -11,10 +11,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, Network as Compiled};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::preprocess::{Pixels, Resize, resize};
-use crate::quantization::Quantization;
 
 /// Settings of a distillation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,13 +85,7 @@ impl Teacher {
             return Err(Error::Config(format!("teacher {path} has other classes than the data")));
         }
         let side = info.preprocess.size;
-        let (graph, normalization) = (&info.graph, info.normalization);
-        let weights = model.weights();
-        let network = Compiled { graph, source: None, normalization, side: side as usize, weights };
-        let engine = match &info.quantization {
-            Some(Quantization { ranges }) => Engine::quantized(network, ranges),
-            None => Engine::new(network),
-        };
+        let engine = Engine::new(model.network());
         let engine = engine.map_err(|reason| Error::checkpoint(path, reason))?;
         Ok(Self { settings: settings.clone(), engine, side })
     }

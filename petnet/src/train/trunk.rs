@@ -4,11 +4,10 @@
 use burn::tensor::Device;
 
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Engine, Network as Compiled};
+use crate::engine::{Engine, NetworkSpec};
 use crate::error::{Error, Result};
 use crate::nn::run::to_tensor;
 use crate::nn::{FeatureMaps, Network};
-use crate::quantization::Quantization;
 
 /// The layers before those that are trained.
 pub(super) enum Trunk {
@@ -36,12 +35,8 @@ impl Trunk {
         if engine_for(engines, side).is_some() {
             return Ok(());
         }
-        let info = model.info();
-        let (graph, normalization) = (&info.graph, info.normalization);
-        let weights = model.weights();
-        let network = Compiled { graph, source: None, normalization, side, weights };
-        let ranges = info.quantization.as_ref().map(|Quantization { ranges }| ranges);
-        let engine = Engine::trunk(network, *blocks, ranges);
+        let network = NetworkSpec { side, ..model.network() };
+        let engine = Engine::trunk(network, *blocks);
         engines.push((side, engine.map_err(|reason| Error::checkpoint("<trunk>", reason))?));
         Ok(())
     }
@@ -70,7 +65,7 @@ impl Trunk {
         let maps = engine_for(engines, side).map(|engine| engine.maps(&images));
         let ([height, width], values) = maps.unwrap_or_default();
         let channels = values.len() / (height * width * count).max(1);
-        Network::given(values, [height, width, count, channels], device)
+        Network::maps_of_engine(values, [height, width, count, channels], device)
     }
 }
 

@@ -8,13 +8,13 @@ use crate::engine::compile::{self as f32_plan, Compiler};
 use crate::engine::plan::{Map, Step};
 use crate::engine::simple::MaxPool;
 use crate::error::ModelError;
-use crate::graph::Op;
-use crate::kernel::int8::{Requantize, supported};
-use crate::passes::{self, Epilogue, Main, Program};
+use crate::graph::Conv2d;
+use crate::kernel::int8::{Requantization, supported};
+use crate::passes::{self, Epilogue, MainOp, Program};
 use crate::weights::Weights;
 
 /// Upper bound of values before they are rounded to 32-bit integers.
-const LARGEST: f64 = (1_u32 << 30) as f64;
+const MAX_VALUE: f64 = (1_u32 << 30) as f64;
 
 /// The parts of an int8 plan. `None` where the CPU lacks the instructions, or the network has a step without an int8
 /// kernel: a norm, sum or activation that follows no convolution, a step other than a dense convolution that reads the
@@ -39,8 +39,8 @@ pub(in crate::engine) fn compile(
     let quantizer = Quantizer { compiler, params: &params, border: border(normalization) };
     let steps = program.steps.iter().map(|step| quantizer.step(step));
     let Some(kernels) = steps.collect::<Result<Option<Vec<_>>, _>>()? else { return Ok(None) };
-    let ends = program.ends.iter().map(|node| params[*node]).collect();
-    Ok(Some((Int8 { ends }, maps, kernels)))
+    let head_params = program.head_inputs.iter().map(|node| params[*node]).collect();
+    Ok(Some((Int8 { head_params }, maps, kernels)))
 }
 
 /// The parts of a plan without its heads.
@@ -57,7 +57,7 @@ fn params(program: &Program, ranges: &Ranges) -> Result<Vec<QuantParams>, ModelE
     for step in &program.steps {
         params[step.output] = match step.main {
             // The output of a max pool has values of its input.
-            Main::MaxPool(_) => params[step.input],
+            MainOp::MaxPool(..) => params[step.input],
             _ => {
                 let name = &program.nodes[step.output].name;
                 let range =
@@ -100,44 +100,44 @@ impl QuantizedWeights {
 
 impl Quantizer<'_> {
     fn step(&self, step: &passes::Step) -> Result<Option<Step<Kernel>>, ModelError> {
-        let (node, made) = match step.main {
-            Main::Identity => return Ok(None),
-            Main::MaxPool(node) => (node, self.max_pool(step, node)),
-            Main::Conv(node) => (node, self.conv(step, node)?),
+        let (node, kernel) = match step.main {
+            MainOp::Identity => return Ok(None),
+            MainOp::MaxPool(node, window) => {
+                let pool = MaxPool { window, output: self.compiler.shape(step.output) };
+                (node, Some((Kernel::MaxPool(pool), 0)))
+            }
+            MainOp::Conv(node, conv) => (node, self.conv(step, node, conv)?),
         };
         let (input, residual, output) = (step.input, step.epilogue.residual, step.output);
         let name = self.compiler.name(node).to_string();
-        Ok(made.map(|(kernel, flops)| Step { name, kernel, input, residual, output, flops }))
-    }
-
-    fn max_pool(&self, step: &passes::Step, node: usize) -> Option<(Kernel, u64)> {
-        let Op::MaxPool(window) = self.compiler.nodes[node].op else { return None };
-        let pool = MaxPool { window, output: self.compiler.shape(step.output) };
-        Some((Kernel::MaxPool(pool), 0))
+        Ok(kernel.map(|(kernel, flops)| Step { name, kernel, input, residual, output, flops }))
     }
 
     /// A convolution and its floating-point operations.
-    fn conv(&self, step: &passes::Step, node: usize) -> Result<Option<(Kernel, u64)>, ModelError> {
-        let Op::Conv2d(conv) = self.compiler.nodes[node].op else { return Ok(None) };
+    fn conv(
+        &self,
+        step: &passes::Step,
+        node: usize,
+        conv: Conv2d,
+    ) -> Result<Option<(Kernel, u64)>, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
         let Epilogue { norm, pool, .. } = step.epilogue;
         let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
-        let QuantizedWeights { weights, scale } = QuantizedWeights::new(&weights, conv.outputs);
-        let Some(requantize) = self.requantize(step, (&weights, &scale), &bias) else {
-            return Ok(None);
-        };
+        let quantized = QuantizedWeights::new(&weights, conv.outputs);
+        let Some(requantize) = self.requantize(step, &quantized, &bias) else { return Ok(None) };
+        let weights = &quantized.weights;
         let zero_point = self.params[step.input].zero_point;
         let kernel = if conv.is_depthwise() {
-            let conv =
-                Int8DepthwiseConv::new((conv.window, zero_point), &weights, &requantize, shapes);
+            let Conv2d { window, .. } = conv;
+            let conv = Int8DepthwiseConv::new(window, zero_point, weights, &requantize, shapes);
             Kernel::Depthwise(conv)
         } else {
-            let border = match step.input {
+            let padding_pixel = match step.input {
                 0 => self.border.to_vec(),
                 _ => vec![zero_point; conv.inputs],
             };
-            let spec = Int8ConvSpec { conv, pool, border };
-            Kernel::Dense(Int8DenseConv::new(spec, &weights, &requantize, shapes))
+            let spec = Int8ConvSpec { conv, pool, padding_pixel };
+            Kernel::Dense(Int8DenseConv::new(spec, weights, &requantize, shapes))
         };
         let sides = [shapes[0].height, shapes[0].width];
         let pixels = sides.map(|len| conv.window.output(len).unwrap_or_default());
@@ -150,16 +150,17 @@ impl Quantizer<'_> {
     fn requantize(
         &self,
         step: &passes::Step,
-        (weights, scales): (&[i8], &[f32]),
+        QuantizedWeights { weights, scale: scales }: &QuantizedWeights,
         bias: &[f32],
-    ) -> Option<Requantize> {
+    ) -> Option<Requantization> {
         let [input, output] = [step.input, step.output].map(|node| self.params[node]);
-        let (zero_point, residual) = match step.epilogue.residual.map(|node| self.params[node]) {
-            Some(QuantParams { scale, zero_point }) => {
-                (f32::from(zero_point), scale / output.scale)
-            }
-            None => (0.0, 0.0),
-        };
+        let (residual_zero_point, residual_scale) =
+            match step.epilogue.residual.map(|node| self.params[node]) {
+                Some(QuantParams { scale, zero_point }) => {
+                    (f32::from(zero_point), scale / output.scale)
+                }
+                None => (0.0, 0.0),
+            };
         let values = weights.len() / bias.len();
         let channels = weights.chunks_exact(values).zip(scales).zip(bias);
         let affine = channels.map(|((weights, weight_scale), bias)| {
@@ -167,14 +168,15 @@ impl Quantizer<'_> {
             let sum: i64 = weights.iter().copied().map(i64::from).sum();
             let largest: i64 =
                 weights.iter().map(|weight| 255 * i64::from(weight.unsigned_abs())).sum();
-            let excess = scale * f32::from(input.zero_point) * sum as f32 + residual * zero_point;
+            let excess = scale * f32::from(input.zero_point) * sum as f32
+                + residual_scale * residual_zero_point;
             let offset = bias / output.scale + f32::from(output.zero_point) - excess;
             let most = f64::from(scale) * largest as f64
                 + f64::from(offset.abs())
-                + 255.0 * f64::from(residual);
-            (most < LARGEST && largest < 1 << 30).then_some((scale, offset))
+                + 255.0 * f64::from(residual_scale);
+            (most < MAX_VALUE && largest < 1 << 30).then_some((scale, offset))
         });
         let (scale, offset) = affine.collect::<Option<Vec<_>>>()?.into_iter().unzip();
-        Some(Requantize { scale, offset, residual })
+        Some(Requantization { scale, offset, residual_scale })
     }
 }

@@ -14,8 +14,8 @@ use super::plan::Arithmetic;
 use super::shape::{Input, Shape};
 use super::simple::MaxPool;
 use crate::graph::Activation;
-use crate::kernel::arch;
 use crate::kernel::int8::SLACK;
+use crate::kernel::vectorized;
 
 /// Quantisation parameters of a map: a byte represents `scale * (byte - zero_point)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,7 +39,7 @@ impl QuantParams {
 /// Feature maps of bytes, and the parameters of those that heads read.
 #[derive(Debug)]
 pub(super) struct Int8 {
-    ends: Vec<QuantParams>,
+    head_params: Vec<QuantParams>,
 }
 
 #[derive(Debug)]
@@ -71,23 +71,20 @@ impl Arithmetic for Int8 {
         }
     }
 
-    fn means(&self, end: usize, shape: Shape, map: &[u8]) -> Vec<f32> {
+    fn means(&self, head: usize, shape: Shape, map: &[u8]) -> Vec<f32> {
         let mut sums = vec![0_u32; shape.channels];
-        arch().dispatch(
-            #[inline(always)]
-            || {
-                for pixel in shape.pixels(map) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += u32::from(*value));
-                }
-            },
-        );
+        vectorized!({
+            for pixel in shape.pixels(map) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += u32::from(*value));
+            }
+        });
         let (pixels, QuantParams { scale, zero_point }) =
-            ((shape.height * shape.width) as f32, self.ends[end]);
+            ((shape.height * shape.width) as f32, self.head_params[head]);
         sums.iter().map(|sum| (*sum as f32 / pixels - f32::from(zero_point)) * scale).collect()
     }
 
-    fn dequantize(&self, end: usize, value: u8) -> f32 {
-        let QuantParams { scale, zero_point } = self.ends[end];
+    fn dequantize(&self, head: usize, value: u8) -> f32 {
+        let QuantParams { scale, zero_point } = self.head_params[head];
         (f32::from(value) - f32::from(zero_point)) * scale
     }
 }

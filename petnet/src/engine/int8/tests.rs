@@ -1,9 +1,8 @@
 //! Int8 plans compared with f32 plans.
 
 use super::*;
-use crate::arch::Normalization;
 use crate::arch::tests::small;
-use crate::engine::{Engine, Network, Outputs, Plans, Ranges};
+use crate::engine::{Engine, NetworkSpec, Outputs, Plans, Ranges};
 use crate::error::ModelError;
 use crate::graph::{Builder, Graph, Window};
 use crate::kernel::int8::supported;
@@ -47,13 +46,7 @@ pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
 /// The f32 and the int8 engine of a network, the second with the ranges of the first on some images.
 pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
     let weights = weights(graph);
-    let network = Network {
-        graph,
-        source: None,
-        normalization: Normalization::default(),
-        side,
-        weights: &weights,
-    };
+    let network = NetworkSpec::new(graph, side, &weights);
     let float = Engine::new(network).unwrap();
     let mut ranges = Ranges::new();
     for image in pixels.chunks_exact(side * side * 3) {
@@ -62,7 +55,7 @@ pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] 
             pixel.iter().for_each(|value| (*low, *high) = (low.min(*value), high.max(*value)));
         });
     }
-    let int8 = Engine::quantized(network, &ranges).unwrap();
+    let int8 = Engine::new(NetworkSpec { ranges: Some(&ranges), ..network }).unwrap();
     [float, int8]
 }
 
@@ -133,18 +126,13 @@ fn a_network_without_int8_kernels_runs_in_f32() {
     // Values that are far outside of a range would overflow 32 bits when they are rounded.
     let graph = small()[1].graph(2).unwrap();
     let weights = weights(&graph);
-    let network = Network {
-        graph: &graph,
-        source: None,
-        normalization: Normalization::default(),
-        side: 32,
-        weights: &weights,
-    };
+    let network = NetworkSpec::new(&graph, 32, &weights);
     let names =
         passes::fuse(&graph).into_iter().map(|step| graph.nodes()[step.output].name.clone());
     let ranges: Ranges = names.map(|name| (name, [0.0, 1e-30])).collect();
-    assert!(matches!(Engine::quantized(network, &ranges).unwrap().0, Plans::F32(_)));
-    let missing = Engine::quantized(network, &Ranges::new());
+    let quantized = |ranges| Engine::new(NetworkSpec { ranges: Some(ranges), ..network });
+    assert!(matches!(quantized(&ranges).unwrap().0, Plans::F32(_)));
+    let missing = quantized(&Ranges::new());
     if supported() {
         assert!(matches!(missing, Err(ModelError::MissingRange(_))));
     }

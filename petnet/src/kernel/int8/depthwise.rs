@@ -11,19 +11,15 @@
     unsafe_code,
     reason = "the instructions have no safe form; tests compare with the definition"
 )]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::lanes::{Lanes, X16, X32, X64};
-use super::{CacheLine, Requantize, aligned, packed_index, supported, unroll};
+use super::lanes::{Lanes, Lanes16, Lanes32, Lanes64};
+use super::{CacheLine, Requantization, aligned, mask, packed_index, supported, unroll};
 
 /// Maximum size, in bytes, of a padded copy of all rows: it stays in the L1 cache.
-const COPY: usize = 20 << 10;
+const MAX_COPY_BYTES: usize = 20 << 10;
 
 thread_local! {
     /// A padded copy of the input of all rows or of one tile.
@@ -51,7 +47,7 @@ pub(crate) struct Geometry {
 pub(crate) struct Depthwise {
     geometry: Geometry,
     chunks: Vec<Chunk>,
-    residual: f32,
+    residual_scale: f32,
 }
 
 /// Neighbouring channels of one vector.
@@ -100,7 +96,7 @@ impl Tiling {
         start < 4 * quad + 4 && 4 * quad < start + self.kernel
     }
 
-    fn pairs(self) -> impl Iterator<Item = [usize; 2]> {
+    fn overlapping_pairs(self) -> impl Iterator<Item = [usize; 2]> {
         let all = (0..self.outputs)
             .flat_map(move |output| (0..self.quads).map(move |quad| [output, quad]));
         all.filter(move |[output, quad]| self.overlap(*output, *quad))
@@ -109,7 +105,7 @@ impl Tiling {
 
 impl Depthwise {
     /// `weights` are `[channels, kernel, kernel]`.
-    pub(crate) fn new(geometry: Geometry, weights: &[i8], requantize: &Requantize) -> Self {
+    pub(crate) fn new(geometry: Geometry, weights: &[i8], requantize: &Requantization) -> Self {
         let Geometry { channels, kernel, stride, .. } = geometry;
         assert!(kernel <= 12 && weights.len() == channels * kernel * kernel);
         let mut chunks = Vec::new();
@@ -133,11 +129,11 @@ impl Depthwise {
             chunks.push(Chunk { first, count, lanes, weights, scale, offset });
             first += count;
         }
-        Self { geometry, chunks, residual: requantize.residual }
+        Self { geometry, chunks, residual_scale: requantize.residual_scale }
     }
 
     /// Computes some rows of the output; `out` and the residual begin with the first of them.
-    pub(crate) fn rows(
+    pub(crate) fn run_rows(
         &self,
         x: &[u8],
         rows: Range<usize>,
@@ -163,9 +159,9 @@ impl Depthwise {
             // SAFETY: the CPU has the instructions, and the maps have the lengths of the geometry, as asserted.
             unsafe {
                 match chunk.lanes {
-                    64 => chunk_rows.run::<X64>(kernel, stride),
-                    32 => chunk_rows.run::<X32>(kernel, stride),
-                    _ => chunk_rows.run::<X16>(kernel, stride),
+                    64 => chunk_rows.run::<Lanes64>(kernel, stride),
+                    32 => chunk_rows.run::<Lanes32>(kernel, stride),
+                    _ => chunk_rows.run::<Lanes16>(kernel, stride),
                 }
             }
         }
@@ -177,7 +173,7 @@ impl Depthwise {
 fn pack([kernel, lanes]: [usize; 2], tiling: Tiling, weights: &[i8]) -> Vec<i8> {
     let mut packed = Vec::new();
     for row in 0..kernel {
-        for [output, quad] in tiling.pairs() {
+        for [output, quad] in tiling.overlapping_pairs() {
             let mut vectors = vec![0; lanes * 4];
             for (channel, weights) in weights.chunks_exact(kernel * kernel).enumerate() {
                 let at = packed_index(channel, 4, lanes / 16) * 4;
@@ -263,13 +259,13 @@ impl ChunkRows<'_> {
             height: (self.rows.len().max(1) - 1) * stride + kernel,
             width: (tiles - 1) * P * stride + 4 * Q,
         };
-        let copied = band.height * band.width * L::CHANNELS <= COPY;
+        let copied = band.height * band.width * L::CHANNELS <= MAX_COPY_BYTES;
         // SAFETY: all that a tile reads lies within the map or the copy.
         unsafe {
             if copied {
-                self.copy::<L>(band);
+                self.copy_padded::<L>(band);
             }
-            for (line, y) in self.rows.clone().enumerate() {
+            for (out_row, y) in self.rows.clone().enumerate() {
                 for tile in 0..tiles {
                     let [top, left] = start(y, tile * P);
                     let inside = top >= 0
@@ -278,7 +274,7 @@ impl ChunkRows<'_> {
                         && left as usize + 4 * Q <= width;
                     let input = if copied {
                         let row = band.width * L::CHANNELS;
-                        let at = line * stride * row + tile * P * stride * L::CHANNELS;
+                        let at = out_row * stride * row + tile * P * stride * L::CHANNELS;
                         TileInput {
                             x: self.buffer.as_ptr().cast::<u8>().add(at),
                             pixel: L::CHANNELS,
@@ -293,12 +289,16 @@ impl ChunkRows<'_> {
                             row: width * channels,
                         }
                     } else {
-                        self.copy::<L>(Region { start: [top, left], height: kernel, width: 4 * Q });
+                        self.copy_padded::<L>(Region {
+                            start: [top, left],
+                            height: kernel,
+                            width: 4 * Q,
+                        });
                         let (x, pixel) = (self.buffer.as_ptr().cast(), L::CHANNELS);
                         TileInput { x, pixel, row: 4 * Q * pixel }
                     };
                     let sums = self.tile::<L, K, T, P, Q>(input);
-                    let first = line * out_width + tile * P;
+                    let first = out_row * out_width + tile * P;
                     self.write::<L, P>(sums, first, P.min(out_width - tile * P));
                 }
             }
@@ -369,7 +369,7 @@ impl ChunkRows<'_> {
                 if output < count {
                     let at = (first + output) * self.conv.geometry.channels + self.chunk.first;
                     let residual = self.residual.map(|residual| {
-                        (L::load(residual.as_ptr().add(at), mask), self.conv.residual)
+                        (L::load(residual.as_ptr().add(at), mask), self.conv.residual_scale)
                     });
                     let bytes = L::requantize(sums[output], scale, offset, residual);
                     L::store(self.out.as_mut_ptr().add(at), bytes, mask);
@@ -383,7 +383,7 @@ impl ChunkRows<'_> {
     /// # Safety
     /// As [`ChunkRows::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn copy<L: Lanes>(&mut self, region: Region) {
+    unsafe fn copy_padded<L: Lanes>(&mut self, region: Region) {
         let Geometry { height, width, channels, zero_point, .. } = self.conv.geometry;
         let lines = (region.height * region.width * L::CHANNELS).div_ceil(64);
         if self.buffer.len() < lines {
@@ -420,10 +420,4 @@ impl ChunkRows<'_> {
             }
         }
     }
-}
-
-/// A mask with one bit for each channel.
-#[inline]
-fn mask(channels: usize) -> u64 {
-    u64::MAX >> (64 - channels)
 }

@@ -123,7 +123,7 @@ macro_rules! lanes {
 }
 
 lanes!(
-    X64, __m512i, 64, _mm512_setzero_si512,
+    Lanes64, __m512i, 64, _mm512_setzero_si512,
     |from, _mask| _mm512_loadu_si512(from.cast()),
     |to, bytes, _mask| _mm512_storeu_si512(to.cast(), bytes),
     |four| _mm512_broadcast_i32x4(four), _mm512_cvtepi32_ps,
@@ -134,7 +134,7 @@ lanes!(
 );
 
 lanes!(
-    X32, __m256i, 32, _mm256_setzero_si256,
+    Lanes32, __m256i, 32, _mm256_setzero_si256,
     |from, _mask| _mm256_loadu_si256(from.cast()),
     |to, bytes, _mask| _mm256_storeu_si256(to.cast(), bytes),
     |four| _mm256_broadcastsi128_si256(four), _mm256_cvtepi32_ps,
@@ -145,7 +145,7 @@ lanes!(
 );
 
 lanes!(
-    X16, __m128i, 16, _mm_setzero_si128,
+    Lanes16, __m128i, 16, _mm_setzero_si128,
     |from, mask| _mm_maskz_loadu_epi8(mask as u16, from.cast()),
     |to, bytes, mask| match mask as u16 {
         u16::MAX => _mm_storeu_si128(to.cast(), bytes),

@@ -17,7 +17,7 @@ mod products;
 mod tests;
 
 pub(crate) use depthwise::{Depthwise, Geometry};
-pub(crate) use products::{Packed, Product, Strides};
+pub(crate) use products::{PackedWeights, Product, Strides};
 
 /// Unrolls a loop over the numbers below a constant of at most 8, each a constant in its iteration; in a loop, the sums
 /// would be spilled.
@@ -51,6 +51,12 @@ fn aligned<T: Copy + Default, const N: usize>(values: &[T]) -> Vec<CacheLine<T, 
     lines.collect()
 }
 
+/// A mask with one bit for each of 1 to 64 channels.
+#[inline]
+fn mask(channels: usize) -> u64 {
+    u64::MAX >> (64 - channels)
+}
+
 /// Bytes after a map that products may read; their values have no effect.
 pub(crate) const SLACK: usize = 4;
 
@@ -64,13 +70,13 @@ pub(crate) fn supported() -> bool {
 
 /// Requantisation: the affine map from a convolution's 32-bit sums to the bytes of its output.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Requantize {
+pub(crate) struct Requantization {
     /// For each output channel.
     pub(crate) scale: Vec<f32>,
     /// For each output channel.
     pub(crate) offset: Vec<f32>,
     /// Scale of a residual's bytes.
-    pub(crate) residual: f32,
+    pub(crate) residual_scale: f32,
 }
 
 /// Index of a channel's 32-bit sum among the values of `vectors` vectors of `lanes` 128-bit lanes. Saturating packs

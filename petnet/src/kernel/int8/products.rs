@@ -8,34 +8,33 @@
     unsafe_code,
     reason = "the instructions have no safe form; tests compare with the definition"
 )]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops of constant length over sums must unroll, or the sums are spilled"
-)]
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::{CacheLine, Requantize, aligned, packed_index, supported, unroll};
+use super::{CacheLine, Requantization, aligned, mask, packed_index, supported, unroll};
+use crate::kernel::tiles::blocks;
 
 /// 32-bit sums of a vector.
 const LANES: usize = 16;
 /// Maximum number of vectors of output channels in a tile.
-const WIDTH: usize = 3;
+const MAX_VECTORS: usize = 3;
 /// Maximum number of pixels in a tile.
-const ROWS: usize = 8;
+const MAX_ROWS: usize = 8;
+/// Offsets of the windows of a tile's pixels in the input.
+type Windows = [usize; MAX_ROWS];
 
 /// Packed weights: blocks of output channels, each `[rows of the window, depth / 4, channels of the block, 4]`, with
 /// channels in the order of [`packed_index`].
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub(crate) struct PackedWeights {
     weights: Vec<CacheLine<i8, 64>>,
     /// Scale and offset, in the order of each block's sums.
     scale: Vec<CacheLine<f32, LANES>>,
     offset: Vec<CacheLine<f32, LANES>>,
-    residual: f32,
+    residual_scale: f32,
     /// Rows of the window.
     rows: usize,
     /// Bytes of a row of the window: its columns times channels, rounded up to a multiple of four.
@@ -43,18 +42,18 @@ pub(crate) struct Packed {
     outputs: usize,
 }
 
-impl Packed {
+impl PackedWeights {
     /// Packs the values of `weight(row, value, output)` for windows of `rows` rows of `run` contiguous values each.
     pub(crate) fn new(
         [rows, run]: [usize; 2],
-        requantize: &Requantize,
+        requantize: &Requantization,
         weight: impl Fn(usize, usize, usize) -> i8,
     ) -> Self {
         let outputs = requantize.scale.len();
         let (depth, vectors) = (run.next_multiple_of(4), outputs.div_ceil(LANES));
         let mut weights = vec![0; rows * depth * vectors * LANES];
         let [mut scale, mut offset] = [(); 2].map(|()| vec![0.0; vectors * LANES]);
-        for (first, width) in blocks(vectors) {
+        for (first, width) in blocks(vectors, MAX_VECTORS) {
             let (first, count) = (first * LANES, width * LANES);
             let block = &mut weights[first * rows * depth..][..count * rows * depth];
             for channel in 0..count.min(outputs - first) {
@@ -71,21 +70,13 @@ impl Packed {
             }
         }
         let (weights, scale, offset) = (aligned(&weights), aligned(&scale), aligned(&offset));
-        Self { weights, scale, offset, residual: requantize.residual, rows, depth, outputs }
+        let residual_scale = requantize.residual_scale;
+        Self { weights, scale, offset, residual_scale, rows, depth, outputs }
     }
 
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
-}
-
-/// First vector and number of vectors of each block of output channels.
-fn blocks(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = vectors.div_ceil(WIDTH);
-    (0..count).map(move |block| {
-        let first = block * vectors / count;
-        (first, (block + 1) * vectors / count - first)
-    })
 }
 
 /// Offsets of the output pixels' windows in the input, in bytes.
@@ -104,7 +95,7 @@ pub(crate) struct Strides {
 /// The product of some output pixels; `x` begins with the window of the first.
 pub(crate) struct Product<'a> {
     pub(crate) x: &'a [u8],
-    pub(crate) weights: &'a Packed,
+    pub(crate) weights: &'a PackedWeights,
     pub(crate) strides: Strides,
     /// Bytes of the residual, in the layout of `out`.
     pub(crate) residual: Option<&'a [u8]>,
@@ -126,7 +117,7 @@ impl Product<'_> {
 
     fn blocks(&mut self) -> impl Iterator<Item = Block<'_>> {
         let Self { x, weights: packed, strides, residual, out } = self;
-        let Packed { rows, depth, outputs, .. } = **packed;
+        let PackedWeights { rows, depth, outputs, .. } = **packed;
         let pixels = out.len() / outputs;
         assert!(supported() && out.len() == pixels * outputs);
         if let Some(last) = pixels.checked_sub(1) {
@@ -136,7 +127,7 @@ impl Product<'_> {
         }
         assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
         let out = out.as_mut_ptr();
-        blocks(outputs.div_ceil(LANES)).map(move |(first, width)| {
+        blocks(outputs.div_ceil(LANES), MAX_VECTORS).map(move |(first, width)| {
             let (channel, count) = (first * LANES, width * LANES);
             Block {
                 x: x.as_ptr(),
@@ -146,7 +137,7 @@ impl Product<'_> {
                 // SAFETY: the first channel of a block lies within each pixel.
                 out: unsafe { out.add(channel) },
                 residual: residual.map(|residual| residual[channel..].as_ptr()),
-                residual_scale: packed.residual,
+                residual_scale: packed.residual_scale,
                 channels: count.min(outputs - channel),
                 shape: [rows, depth, outputs],
                 strides: *strides,
@@ -186,7 +177,7 @@ macro_rules! tile {
             $(($rows, 1) => $block.tile::<$rows, 1>$arguments,
               ($rows, 2) => $block.tile::<$rows, 2>$arguments,
               ($rows, _) => $block.tile::<$rows, 3>$arguments,)+
-            _ => unreachable!("a tile has at most {ROWS} pixels"),
+            _ => unreachable!("a tile has at most {MAX_ROWS} pixels"),
         }
     };
 }
@@ -198,8 +189,8 @@ impl Block<'_> {
         while first < self.pixels {
             let left = self.pixels - first;
             // Tiles as even as possible: one of few pixels would load its weights for little arithmetic.
-            let count = left.div_ceil(left.div_ceil(ROWS));
-            let mut windows = [0; ROWS];
+            let count = left.div_ceil(left.div_ceil(MAX_ROWS));
+            let mut windows = [0; MAX_ROWS];
             for window in &mut windows[..count] {
                 *window = start;
                 (column, start) = (column + 1, start + pixel);
@@ -213,12 +204,12 @@ impl Block<'_> {
         }
     }
 
-    /// `R` pixels by `V` vectors of channels; `windows` are the offsets of the pixels' windows.
+    /// `R` pixels by `V` vectors of channels.
     ///
     /// # Safety
     /// The CPU has the instructions; the pixels are pixels of the output, and their windows lie within the input.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn tile<const R: usize, const V: usize>(&self, windows: &[usize; ROWS], first: usize) {
+    unsafe fn tile<const R: usize, const V: usize>(&self, windows: &Windows, first: usize) {
         // SAFETY: the caller ensures it; scale and offset have a value for each of the block's sums.
         unsafe {
             let sums = self.sums::<R, V>(windows);
@@ -248,10 +239,7 @@ impl Block<'_> {
     /// As [`Block::tile`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn sums<const R: usize, const V: usize>(
-        &self,
-        windows: &[usize; ROWS],
-    ) -> [[__m512i; V]; R] {
+    unsafe fn sums<const R: usize, const V: usize>(&self, windows: &Windows) -> [[__m512i; V]; R] {
         let [rows, depth, _] = self.shape;
         let mut sums = [[_mm512_setzero_si512(); V]; R];
         // SAFETY: windows lie within the input, as the caller ensures; weights are read in the packed order.
@@ -301,7 +289,7 @@ impl Block<'_> {
         residual: *const u8,
     ) -> [__m512; V] {
         // SAFETY: only the block's channels are read.
-        let bytes = unsafe { _mm512_maskz_loadu_epi8(self.mask(), residual.cast()) };
+        let bytes = unsafe { _mm512_maskz_loadu_epi8(mask(self.channels), residual.cast()) };
         let bytes = _mm512_permutexvar_epi32(to_packed_order(V), bytes);
         for vector in 0..V {
             // Widens four bytes of each 128-bit lane to 32 bits.
@@ -338,15 +326,9 @@ impl Block<'_> {
                     let last = _mm512_extracti32x4_epi32(bytes, 2);
                     _mm_storeu_si128(out.add(32).cast(), last);
                 }
-                _ => _mm512_mask_storeu_epi8(out.cast(), self.mask(), bytes),
+                _ => _mm512_mask_storeu_epi8(out.cast(), mask(self.channels), bytes),
             }
         }
-    }
-
-    /// One bit for each of the block's channels.
-    #[inline]
-    fn mask(&self) -> u64 {
-        u64::MAX >> (64 - self.channels)
     }
 }
 

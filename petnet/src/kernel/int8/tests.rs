@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::graph::Window;
+use crate::kernel::tests::numbers;
 
 /// True where this CPU can run the kernels; otherwise prints that the test is skipped.
 fn runs(test: &str) -> bool {
@@ -14,12 +15,7 @@ fn runs(test: &str) -> bool {
 }
 
 fn bytes(count: usize, seed: u32) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    (0..count).map(|_| next()).collect()
+    numbers(seed).map(|bits| (bits >> 24) as u8).take(count).collect()
 }
 
 /// From -127 to 127.
@@ -28,11 +24,11 @@ fn weights(count: usize, seed: u32) -> Vec<i8> {
 }
 
 /// Scales with which most sums of `depth` products fit a byte, but not all; where `exact`, scales of whole numbers.
-fn requantize(outputs: usize, depth: usize, exact: bool) -> Requantize {
+fn requantize(outputs: usize, depth: usize, exact: bool) -> Requantization {
     let scale = if exact { 1.0 } else { 1.0 / (127.0 * (depth as f32).sqrt()) };
     let scale = (0..outputs).map(|output| scale * (1 + output % 3) as f32).collect();
     let offset = (0..outputs).map(|output| (output * 7 % 50) as f32 + 64.0).collect();
-    Requantize { scale, offset, residual: 0.37 }
+    Requantization { scale, offset, residual_scale: 0.37 }
 }
 
 /// True for a byte of the output that equals its exact value up to rounding.
@@ -41,11 +37,11 @@ fn close(
     sum: i64,
     residual: Option<u8>,
     output: usize,
-    requantize: &Requantize,
+    requantize: &Requantization,
 ) -> bool {
     let [scale, offset] =
         [&requantize.scale, &requantize.offset].map(|values| f64::from(values[output]));
-    let added = residual.map_or(0.0, |byte| f64::from(byte) * f64::from(requantize.residual));
+    let added = residual.map_or(0.0, |byte| f64::from(byte) * f64::from(requantize.residual_scale));
     let value = (sum as f64 * scale + offset + added).clamp(0.0, 255.0);
     // Rounding changes a value by up to half a step, and a little more where sums in f32 are inexact.
     (f64::from(actual) - value).abs() < 0.5 + 1e-3
@@ -69,7 +65,7 @@ proptest! {
         let x: Vec<u8> = bytes(len + SLACK, seed).into_iter().map(|x| if exact { u8::from(x > 250) } else { x }).collect();
         let values = weights(outputs * depth, seed ^ 1);
         let affine = requantize(outputs, depth, exact);
-        let packed = Packed::new([kernel, kernel * inputs], &affine, |row, value, output| {
+        let packed = PackedWeights::new([kernel, kernel * inputs], &affine, |row, value, output| {
             values[output * depth + row * kernel * inputs + value]
         });
         let strides = Strides { width, pixel: stride * inputs, row: stride * pitch, window: pitch };
@@ -114,7 +110,7 @@ proptest! {
         let first = seed as usize % out_height;
         let residual = added.then(|| bytes((out_height - first) * out_width * channels, seed ^ 2));
         let mut out = vec![7; (out_height - first) * out_width * channels];
-        Depthwise::new(geometry, &values, &affine).rows(&x, first..out_height, residual.as_deref(), &mut out);
+        Depthwise::new(geometry, &values, &affine).run_rows(&x, first..out_height, residual.as_deref(), &mut out);
         for (at, actual) in out.iter().enumerate() {
             let (pixel, channel) = (at / channels, at % channels);
             let (oy, ox) = (first + pixel / out_width, pixel % out_width);

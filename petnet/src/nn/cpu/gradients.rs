@@ -6,13 +6,27 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
 fn tracked<const D: usize>(tensor: Tensor<D>) -> Tracked {
     tensor.try_into_primitive::<Autodiff<Flex>>().expect("`supports` was asked")
+}
+
+/// Records an operation for the backward pass, where one of its inputs is tracked, with the state that it needs there.
+fn record<B: Backward<Flex, N>, const N: usize>(
+    operation: B,
+    inputs: [NodeGuard; N],
+    out: FlexTensor,
+    state: impl FnOnce(&FlexTensor) -> B::State,
+) -> Tensor<4> {
+    let prepared = operation.prepare::<NoCheckpointing>(inputs).compute_bound();
+    Tensor::from_primitive::<Autodiff<Flex>>(match prepared.stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(state(&out), out),
+        OpsKind::UnTracked(prepared) => prepared.finish(out),
+    })
 }
 
 #[derive(Debug)]
@@ -32,21 +46,15 @@ pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4
     let input_has_gradient = x.is_tracked();
     let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
     let (x, weight, nodes) = (x.to_contiguous(), weight.to_contiguous(), [x_node, weight_node]);
-    Tensor::from_primitive::<Autodiff<Flex>>(if config.is_depthwise() {
+    if config.is_depthwise() {
         let out = depthwise(&x, &weight, window);
         let state = ConvState { x, columns: None, weight, window };
-        match DepthwiseBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish(state, out),
-            OpsKind::UnTracked(prepared) => prepared.finish(out),
-        }
+        record(DepthwiseBackward, nodes, out, |_| state)
     } else {
-        let (out, columns) = convolve(&x, &weight, window, input_has_gradient);
+        let (out, columns) = dense(&x, &weight, window, input_has_gradient);
         let state = ConvState { x, columns, weight, window };
-        match ConvBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish(state, out),
-            OpsKind::UnTracked(prepared) => prepared.finish(out),
-        }
-    })
+        record(ConvBackward, nodes, out, |_| state)
+    }
 }
 
 #[derive(Debug)]
@@ -59,18 +67,17 @@ impl Backward<Flex, 2> for DepthwiseBackward {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [x_node, weight_node] = ops.parents;
         let ConvState { x, weight, window, .. } = ops.state;
-        let conv = depthwise_of(&x, window);
-        let taps = conv.kernel * conv.kernel;
+        let conv = Depthwise::new(dims(&x), window).expect(FITS);
+        let taps = conv.taps();
         if let Some(node) = weight_node {
             let dw = conv.backward_weights(values(&x), values(&dy));
-            // `[taps, channels]` to `[channels, 1, k, k]`.
-            let dw = by_tap(&dw, conv.channels);
-            grads.register::<Flex>(node.id, tensor(dw, sizes::<4>(&weight)));
+            let dw = transposed(&dw, conv.channels); // [channels, 1, k, k]
+            grads.register::<Flex>(node.id, tensor(dw, dims::<4>(&weight)));
         }
         if let Some(node) = x_node {
-            let mut dx = kernel::take(conv.height * conv.row);
-            conv.backward_input(values(&dy), &by_tap(values(&weight), taps), &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, sizes::<4>(&x)));
+            let mut dx = kernel::acquire_buffer(conv.vertical.len * conv.row_stride);
+            conv.backward_input(values(&dy), &transposed(values(&weight), taps), &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&x)));
         }
         [dy, x].into_iter().for_each(recycle);
     }
@@ -83,47 +90,41 @@ impl Backward<Flex, 2> for ConvBackward {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [x_node, weight_node] = ops.parents;
         let ConvState { x, columns, weight, window } = ops.state;
-        let conv = shape_of(&x, &weight, window);
+        let conv = conv_of(&x, &weight, window);
         if let Some(node) = weight_node {
-            let shape: [usize; 4] = sizes(&weight);
+            let shape: [usize; 4] = dims(&weight);
             let (taps, inputs) = (conv.taps(), conv.inputs);
-            // Columns list all inputs of a tap, whole maps all taps of an input.
+            // Rows are `[tap, input]` for columns, `[input, tap]` for maps.
             let dw = match &columns {
                 Some(columns) => {
-                    let dw = weight_gradient(&conv.over_columns(), values(columns), values(&dy));
-                    fold(&dw, shape, |input, tap| tap * inputs + input)
+                    let dw = conv.over_columns().backward_weights(values(columns), values(&dy));
+                    to_burn_layout(&dw, shape, |input, tap| tap * inputs + input)
                 }
                 None => {
-                    let dw = weight_gradient(&conv, values(&x), values(&dy));
-                    fold(&dw, shape, |input, tap| input * taps + tap)
+                    let dw = conv.backward_weights(values(&x), values(&dy));
+                    to_burn_layout(&dw, shape, |input, tap| input * taps + tap)
                 }
             };
             grads.register::<Flex>(node.id, tensor(dw, shape));
         }
         if let Some(node) = x_node {
             let dx = input_gradient(&conv, values(&weight), values(&dy));
-            let shape = [conv.height, conv.width, conv.batch, conv.inputs];
-            grads.register::<Flex>(node.id, tensor(dx, shape));
+            grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&x)));
         }
         [Some(dy), Some(x), columns].into_iter().flatten().for_each(recycle);
     }
 }
 
-fn weight_gradient(conv: &Conv, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let mut dw = vec![0.0; conv.inputs * conv.taps() * conv.outputs];
-    conv.backward_weights(x, dy, &mut dw);
-    dw
-}
-
-/// The kernels' order, where `row` finds the outputs, to burn's `[outputs, inputs, k, k]`.
-fn fold(
+/// The gradient of weights in the kernels' layout to burn's, `[outputs, inputs, k, k]`; `row` is the row of outputs of an
+/// input and a tap.
+fn to_burn_layout(
     dw: &[f32],
     [outputs, inputs, k, _]: [usize; 4],
     row: impl Fn(usize, usize) -> usize + Sync,
 ) -> Vec<f32> {
     let taps = k * k;
-    let mut folded = vec![0.0; dw.len()];
-    let values = folded.par_chunks_exact_mut(inputs * taps).with_min_len(4).enumerate();
+    let mut weights = vec![0.0; dw.len()];
+    let values = weights.par_chunks_exact_mut(inputs * taps).with_min_len(4).enumerate();
     values.for_each(|(output, values)| {
         for (input, values) in values.chunks_exact_mut(taps).enumerate() {
             for (tap, value) in values.iter_mut().enumerate() {
@@ -131,15 +132,15 @@ fn fold(
             }
         }
     });
-    folded
+    weights
 }
 
-fn input_gradient(conv: &Conv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
+fn input_gradient(conv: &BatchConv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
     let (taps, inputs) = (conv.taps(), conv.inputs);
-    let packed = Packed::new([taps, conv.outputs, inputs], |tap, output, input| {
+    let packed = PackedWeights::new([taps, conv.outputs, inputs], |tap, output, input| {
         weights[(output * inputs + input) * taps + tap]
     });
-    let mut dx = kernel::take(conv.in_len());
+    let mut dx = kernel::acquire_buffer(conv.in_len());
     conv.backward_input(dy, &packed, &mut dx);
     dx
 }
@@ -147,7 +148,7 @@ fn input_gradient(conv: &Conv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
 #[derive(Debug)]
 struct MaxPoolBackward;
 
-/// The input's sizes, and which pixel of its window each output was.
+/// The input's sizes, and the index of each output in its window.
 #[derive(Debug, Clone)]
 struct MaxPoolState {
     pool: MaxPool2d,
@@ -159,14 +160,8 @@ pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     let (x, node) = tracked(x).into_parts();
     let x = x.to_contiguous();
     let (out, taps) = pool(&x, window);
-    let prepared = MaxPoolBackward.prepare::<NoCheckpointing>([node]).compute_bound();
-    Tensor::from_primitive::<Autodiff<Flex>>(match prepared.stateful() {
-        OpsKind::Tracked(prepared) => {
-            let (pool, sizes) = (pool_of(&x, window), sizes(&x));
-            prepared.finish(MaxPoolState { pool, sizes, taps }, out)
-        }
-        OpsKind::UnTracked(prepared) => prepared.finish(out),
-    })
+    let (pool, sizes) = (MaxPool2d::new(dims(&x), window).expect(FITS), dims(&x));
+    record(MaxPoolBackward, [node], out, |_| MaxPoolState { pool, sizes, taps })
 }
 
 impl Backward<Flex, 1> for MaxPoolBackward {
@@ -177,7 +172,7 @@ impl Backward<Flex, 1> for MaxPoolBackward {
         let MaxPoolState { pool, sizes, taps } = ops.state;
         let [node] = ops.parents;
         if let Some(node) = node {
-            let mut dx = kernel::take(pool.len());
+            let mut dx = kernel::acquire_buffer(pool.len());
             pool.backward(values(&dy), &taps, &mut dx);
             grads.register::<Flex>(node.id, tensor(dx, sizes));
         }
@@ -196,15 +191,16 @@ struct NormState {
     statistics: Statistics,
     affine: Affine,
     epsilon: f32,
-    follows: Follows,
+    epilogue: NormEpilogue,
 }
 
-pub(super) fn norm(
+/// Normalises by the batch's own statistics; the residual is added before the activation.
+pub(super) fn batch_norm(
     z: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
     epsilon: f64,
     residual: Option<Tensor<4>>,
-    follows: Follows,
+    epilogue: NormEpilogue,
 ) -> Normalized {
     let device = z.device().inner();
     let epsilon = epsilon as f32;
@@ -212,41 +208,34 @@ pub(super) fn norm(
     let residual = residual.map(tracked);
     let nodes = [z.node(), gamma.node(), beta.node()];
     let z = z.into_primitive().to_contiguous();
-    let norm = norm_of(&z, follows);
+    let norm = norm_of(&z, epilogue);
     let statistics = norm.statistics(values(&z));
     let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
     let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon);
-    let plain = |values: &[f32]| Tensor::from_floats(values, &device);
-    let (mean, variance) = (plain(&statistics.mean), plain(&statistics.variance));
+    let to_tensor = |values: &[f32]| Tensor::from_floats(values, &device);
+    let (mean, variance) = (to_tensor(&statistics.mean), to_tensor(&statistics.variance));
     let state = |z: FlexTensor, y: Option<FlexTensor>| NormState {
         z,
         y,
         statistics: statistics.clone(),
         affine: affine.clone(),
         epsilon,
-        follows,
+        epilogue,
     };
     let maps = match residual {
         None => {
-            let out = apply(&z, &affine, None, follows);
-            match NormBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-                OpsKind::Tracked(prepared) => prepared.finish(state(z, None), out),
-                OpsKind::UnTracked(prepared) => prepared.finish(out),
-            }
+            let out = normalize_by(&z, &affine, None, epilogue);
+            record(NormBackward, nodes, out, |_| state(z, None))
         }
         Some(residual) => {
             let (residual, node) = residual.into_parts();
             let residual = residual.to_contiguous();
-            let out = apply(&z, &affine, Some(&residual), follows);
+            let out = normalize_by(&z, &affine, Some(&residual), epilogue);
             let [a, b, c] = nodes;
-            let prepared = NormBackward.prepare::<NoCheckpointing>([a, b, c, node]);
-            match prepared.compute_bound().stateful() {
-                OpsKind::Tracked(prepared) => prepared.finish(state(z, Some(out.clone())), out),
-                OpsKind::UnTracked(prepared) => prepared.finish(out),
-            }
+            record(NormBackward, [a, b, c, node], out, |out| state(z, Some(out.clone())))
         }
     };
-    Normalized { maps: Tensor::from_primitive::<Autodiff<Flex>>(maps), mean, variance }
+    Normalized { maps, mean, variance }
 }
 
 impl<const N: usize> Backward<Flex, N> for NormBackward {
@@ -254,9 +243,9 @@ impl<const N: usize> Backward<Flex, N> for NormBackward {
 
     fn backward(self, ops: Ops<NormState, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let NormState { z, y, statistics, affine, epsilon, follows } = ops.state;
-        let norm = norm_of(&z, follows);
-        let mut dz = kernel::take(norm.len());
+        let NormState { z, y, statistics, affine, epsilon, epilogue } = ops.state;
+        let norm = norm_of(&z, epilogue);
+        let mut dz = kernel::acquire_buffer(norm.len());
         let from = NormGradient {
             dy: dy.storage_mut::<f32>(),
             z: values(&z),
@@ -267,7 +256,7 @@ impl<const N: usize> Backward<Flex, N> for NormBackward {
         };
         let (gamma, beta) = norm.backward(from, &mut dz);
         let mut dy = Some(dy);
-        let mut dz = Some(tensor(dz, sizes::<4>(&z)));
+        let mut dz = Some(tensor(dz, dims::<4>(&z)));
         let mut affine = [gamma, beta].map(|g| Some(tensor(g, [norm.channels])));
         for (place, parent) in ops.parents.into_iter().enumerate() {
             let gradient = match place {

@@ -13,17 +13,20 @@ use burn::nn::BatchNorm;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::ops::{self, POOL, activate};
+use super::ops;
 use crate::graph::{Conv2d, Window};
 use crate::kernel::{
-    self, Affine, Conv, Depthwise, Epilogue, Follows, MaxPool2d, Norm, Packed, Statistics,
+    self, Affine, BatchConv, Depthwise, Epilogue, MaxPool2d, Norm, NormEpilogue, PackedWeights,
+    Statistics,
 };
+use crate::passes::FUSED_POOL;
+use crate::weights::transposed;
 
-/// Buffers below this length are not worth keeping.
+/// Shorter buffers are not returned to the pool: allocating them is as fast.
 #[cfg(feature = "train")]
-const WORTH_KEEPING: usize = 1 << 14;
-/// With fewer input channels than this, im2col's columns are copied out.
-const FEW_INPUTS: usize = 8;
+const MIN_REUSED_LEN: usize = 1 << 14;
+/// With fewer input channels, im2col is faster.
+const MIN_DIRECT_INPUTS: usize = 8;
 
 /// True where tensors of this device can be passed to the kernels.
 pub(super) fn supports(device: &Device) -> bool {
@@ -44,49 +47,42 @@ pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4
     if x.device().is_autodiff() {
         return gradients::conv(x, weight, config);
     }
-    let (x, weight) = (plain(x), plain(weight));
+    let (x, weight) = (contiguous(x), contiguous(weight));
     let out = match config.is_depthwise() {
         true => depthwise(&x, &weight, config.window),
-        false => convolve(&x, &weight, config.window, false).0,
+        false => dense(&x, &weight, config.window, false).0,
     };
     Tensor::from_primitive::<Flex>(out)
 }
 
-/// The largest value in each window: `[h, w, n, c]` -> `[h', w', n, c]`.
+/// Max pooling: `[h, w, n, c]` -> `[h', w', n, c]`.
 pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     #[cfg(feature = "train")]
     if x.device().is_autodiff() {
         return gradients::max_pool(x, window);
     }
-    let (out, _) = pool(&plain(x), window);
+    let (out, _) = pool(&contiguous(x), window);
     Tensor::from_primitive::<Flex>(out)
 }
 
 /// Bias, norm, residual, activation and pool after a convolution.
-pub(super) fn follow(
+pub(super) fn apply_epilogue(
     z: Tensor<4>,
     bias: Option<Tensor<1>>,
     norm: Option<&BatchNorm>,
     residual: Option<Tensor<4>>,
-    follows: ops::Follows,
+    epilogue: NormEpilogue,
 ) -> Tensor<4> {
     match norm {
         // The fused kernel pools where there is no residual.
-        Some(norm) => normalize(z, bias, norm, residual, follows),
+        Some(norm) => normalize(z, bias, norm, residual, epilogue),
         None => {
             let z = match bias {
                 Some(bias) => z + bias.unsqueeze(), // [h, w, n, c]
                 None => z,
             };
-            let z = match residual {
-                Some(residual) => z + residual,
-                None => z,
-            };
-            let z = match follows.activation {
-                Some(function) => activate(z, function),
-                None => z,
-            };
-            if follows.pool { max_pool(z, POOL) } else { z }
+            let z = ops::add_and_activate(z, residual, epilogue.activation);
+            if epilogue.pool { max_pool(z, FUSED_POOL) } else { z }
         }
     }
 }
@@ -96,63 +92,48 @@ fn normalize(
     bias: Option<Tensor<1>>,
     norm: &BatchNorm,
     residual: Option<Tensor<4>>,
-    ops::Follows { activation, pool }: ops::Follows,
+    epilogue: NormEpilogue,
 ) -> Tensor<4> {
-    let follows = Follows { activation, pool };
     let (gamma, beta) = (norm.gamma.val(), norm.beta.val());
-    // Normalisation takes the mean, and with it any bias of the convolution, out again.
+    // Normalisation subtracts the mean, which includes any bias of the convolution.
     let bias = bias.map(|bias| bias.detach());
     #[cfg(feature = "train")]
     if z.device().is_autodiff() && norm.training.is_enabled() {
-        let normalized = self::norm(z, [gamma, beta], norm.epsilon, residual, follows);
+        let normalized = gradients::batch_norm(z, [gamma, beta], norm.epsilon, residual, epilogue);
         let mean = match bias {
             Some(bias) => normalized.mean + bias.inner(),
             None => normalized.mean,
         };
-        remember(norm, mean, normalized.variance);
+        update_running_statistics(norm, mean, normalized.variance);
         return normalized.maps;
     }
     let mean = match bias {
         Some(bias) => norm.running_mean.value() - bias,
         None => norm.running_mean.value(),
     };
-    let statistics = [gamma, beta, mean, norm.running_var.value()];
-    affine(z, statistics, norm.epsilon, residual, follows)
+    let [gamma, beta, mean, variance] =
+        [gamma, beta, mean, norm.running_var.value()].map(contiguous);
+    let statistics =
+        Statistics { mean: values(&mean).to_vec(), variance: values(&variance).to_vec() };
+    let affine = Affine::new(&statistics, values(&gamma), values(&beta), norm.epsilon as f32);
+    let residual = residual.map(contiguous);
+    let out = normalize_by(&contiguous(z), &affine, residual.as_ref(), epilogue);
+    Tensor::from_primitive::<Flex>(out)
 }
 
 /// Moves the running statistics towards those of a batch.
 #[cfg(feature = "train")]
-fn remember(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
+fn update_running_statistics(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
     let momentum = norm.momentum;
     for (running, new) in [(&norm.running_mean, mean), (&norm.running_var, variance)] {
         let old = running.value_sync();
         let new = Tensor::from_inner(new).to_device(&old.device());
         running.update((old * (1.0 - momentum) + new * momentum).detach());
     }
-    ops::settle(norm);
+    ops::sync_running_statistics(norm);
 }
 
-/// Normalises by the batch's own statistics; the residual is added before the activation.
-#[cfg(feature = "train")]
-use gradients::norm;
-
-/// Normalises by `gamma`, `beta` and given statistics.
-fn affine(
-    z: Tensor<4>,
-    [gamma, beta, mean, variance]: [Tensor<1>; 4],
-    epsilon: f64,
-    residual: Option<Tensor<4>>,
-    follows: Follows,
-) -> Tensor<4> {
-    let (z, residual) = (plain(z), residual.map(plain));
-    let [gamma, beta, mean, variance] = [gamma, beta, mean, variance].map(plain);
-    let statistics =
-        Statistics { mean: values(&mean).to_vec(), variance: values(&variance).to_vec() };
-    let affine = Affine::new(&statistics, values(&gamma), values(&beta), epsilon as f32);
-    Tensor::from_primitive::<Flex>(apply(&z, &affine, residual.as_ref(), follows))
-}
-
-fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+fn contiguous<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     let primitive = tensor.try_into_primitive::<Flex>();
     primitive.expect("`supports` was asked").to_contiguous()
 }
@@ -161,7 +142,7 @@ fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("a contiguous tensor of f32")
 }
 
-fn sizes<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.layout().shape().dims::<D>()
 }
 
@@ -169,133 +150,86 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 
-/// Padding and output sides of a window on maps of a size.
-struct Places {
-    padding: [usize; 2],
-    out_height: usize,
-    out_width: usize,
+/// A window fits each map of a valid graph: the graph's sides were computed for the image.
+const FITS: &str = "the graph's sides were worked out for this image";
+
+fn conv_of(x: &FlexTensor, weight: &FlexTensor, window: Window) -> BatchConv {
+    let [outputs, ..] = dims::<4>(weight);
+    BatchConv::new(dims(x), outputs, window).expect(FITS)
 }
 
-fn places(window: Window, height: usize, width: usize) -> Places {
-    let fits = "the graph's sides were worked out for this image";
-    Places {
-        padding: [height, width].map(|len| window.padding(len)[0]),
-        out_height: window.output(height).expect(fits),
-        out_width: window.output(width).expect(fits),
-    }
-}
-
-fn shape_of(x: &FlexTensor, weight: &FlexTensor, window: Window) -> Conv {
-    let [height, width, batch, inputs] = sizes(x);
-    let [outputs, _, kernel, _] = sizes(weight);
-    let Places { padding, out_height, out_width } = places(window, height, width);
-    let stride = window.stride;
-    Conv { height, width, batch, inputs, outputs, kernel, stride, padding, out_height, out_width }
-}
-
-/// The output and, where they were copied out and are wanted, the columns it was made from.
-fn convolve(
+/// A dense convolution: `[h', w', n, outputs]`, and im2col's columns `[h', w', n, taps * inputs]` where it has few inputs
+/// and these need no gradient.
+fn dense(
     x: &FlexTensor,
     weight: &FlexTensor,
     window: Window,
     input_has_gradient: bool,
 ) -> (FlexTensor, Option<FlexTensor>) {
-    let conv = shape_of(x, weight, window);
+    let conv = conv_of(x, weight, window);
     let weights = values(weight);
     let (taps, inputs) = (conv.taps(), conv.inputs);
-    let mut out = kernel::take(conv.out_len());
-    let shape = [conv.out_height, conv.out_width, conv.batch, conv.outputs];
-    let packed = Packed::new([taps, inputs, conv.outputs], |tap, input, output| {
+    let mut out = kernel::acquire_buffer(conv.out_len());
+    let shape = [conv.vertical.out_len, conv.horizontal.out_len, conv.batch, conv.outputs];
+    let packed = PackedWeights::new([taps, inputs, conv.outputs], |tap, input, output| {
         weights[(output * inputs + input) * taps + tap]
     });
-    if inputs >= FEW_INPUTS || input_has_gradient || taps == 1 {
+    if inputs >= MIN_DIRECT_INPUTS || input_has_gradient || taps == 1 {
         conv.forward(values(x), packed.view(), &mut out);
         return (tensor(out, shape), None);
     }
     let over_columns = conv.over_columns();
-    let mut columns = kernel::take(over_columns.in_len());
+    let mut columns = kernel::acquire_buffer(over_columns.in_len());
     conv.im2col(values(x), &mut columns);
-    over_columns.forward(&columns, packed.view().joined(taps), &mut out);
+    over_columns.forward(&columns, packed.view().merge_taps(taps), &mut out);
     let [height, width, batch, _] = shape;
     (tensor(out, shape), Some(tensor(columns, [height, width, batch, taps * inputs])))
 }
 
-fn depthwise_of(x: &FlexTensor, window: Window) -> Depthwise {
-    let [height, width, batch, channels] = sizes(x);
-    let Places { padding, out_height, out_width } = places(window, height, width);
-    let [row, out_row] = [width, out_width].map(|width| width * batch * channels);
-    let Window { kernel, stride, .. } = window;
-    Depthwise {
-        height,
-        width,
-        batch,
-        channels,
-        kernel,
-        stride,
-        padding,
-        out_height,
-        out_width,
-        row,
-        out_row,
-    }
-}
-
-/// `[channels, 1, k, k]` to the kernels' `[k * k, channels]`.
-fn by_tap(weights: &[f32], taps: usize) -> Vec<f32> {
-    (0..taps).flat_map(|tap| weights.iter().skip(tap).step_by(taps).copied()).collect()
-}
-
 fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor {
-    let conv = depthwise_of(x, window);
-    let weights = by_tap(values(weight), conv.kernel * conv.kernel);
-    let mut out = kernel::take(conv.out_height * conv.out_row);
+    let conv = Depthwise::new(dims(x), window).expect(FITS);
+    let weights = transposed(values(weight), conv.taps()); // [k * k, channels]
+    let mut out = kernel::acquire_buffer(conv.vertical.out_len * conv.out_row_stride);
     let x = values(x);
-    out.par_chunks_mut(conv.out_row).enumerate().for_each(|(y, out)| {
-        conv.rows((x, &weights), y..y + 1, Epilogue::default(), out);
+    out.par_chunks_mut(conv.out_row_stride).enumerate().for_each(|(y, out)| {
+        conv.run_rows((x, &weights), y..y + 1, Epilogue::default(), out);
     });
-    tensor(out, [conv.out_height, conv.out_width, conv.batch, conv.channels])
+    tensor(out, [conv.vertical.out_len, conv.horizontal.out_len, conv.batch, conv.channels])
 }
 
-fn pool_of(x: &FlexTensor, window: Window) -> MaxPool2d {
-    let [height, width, batch, channels] = sizes(x);
-    let Places { padding, out_height, out_width } = places(window, height, width);
-    let (lanes, Window { kernel, stride, .. }) = (batch * channels, window);
-    MaxPool2d { height, width, lanes, kernel, stride, padding, out_height, out_width }
-}
-
-/// The output, and which pixel of its window each value of it was.
+/// The output, and the index of each of its values in the window.
 fn pool(x: &FlexTensor, window: Window) -> (FlexTensor, Vec<u32>) {
-    let ([_, _, batch, channels], pool) = (sizes(x), pool_of(x, window));
-    let (mut out, mut taps) = (kernel::take(pool.out_len()), vec![0; pool.out_len()]);
+    let ([_, _, batch, channels], pool) = (dims(x), MaxPool2d::new(dims(x), window).expect(FITS));
+    let (mut out, mut taps) = (kernel::acquire_buffer(pool.out_len()), vec![0; pool.out_len()]);
     pool.forward(values(x), &mut out, &mut taps);
-    (tensor(out, [pool.out_height, pool.out_width, batch, channels]), taps)
+    (tensor(out, [pool.vertical.out_len, pool.horizontal.out_len, batch, channels]), taps)
 }
 
-fn norm_of(z: &FlexTensor, follows: Follows) -> Norm {
-    let [height, width, batch, channels] = sizes(z);
-    Norm { height, width, batch, channels, follows }
+fn norm_of(z: &FlexTensor, epilogue: NormEpilogue) -> Norm {
+    let [height, width, batch, channels] = dims(z);
+    Norm { height, width, batch, channels, epilogue }
 }
 
-fn apply(
+fn normalize_by(
     z: &FlexTensor,
     affine: &Affine,
     residual: Option<&FlexTensor>,
-    follows: Follows,
+    epilogue: NormEpilogue,
 ) -> FlexTensor {
-    let norm = norm_of(z, follows);
-    let mut out = kernel::take(norm.out_len());
+    let norm = norm_of(z, epilogue);
+    let mut out = kernel::acquire_buffer(norm.out_len());
     norm.forward(values(z), affine, residual.map(values), &mut out);
     let (height, width) = norm.out_size();
     tensor(out, [height, width, norm.batch, norm.channels])
 }
 
-/// Keeps a tensor's memory for the next one, if nothing else holds it.
+/// Returns a tensor's memory to the pool, if nothing else refers to it.
 #[cfg(feature = "train")]
 fn recycle(tensor: FlexTensor) {
     if tensor.is_unique()
-        && tensor.layout().num_elements() >= WORTH_KEEPING
+        && tensor.layout().num_elements() >= MIN_REUSED_LEN
         && let Ok(buffer) = tensor.into_data().try_into_vec_as::<f32>()
     {
-        kernel::give(buffer);
+        kernel::release_buffer(buffer);
     }
 }
