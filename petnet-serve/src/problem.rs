@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::standing::Standing;
 
 /// All kinds of problems, as metrics label them.
-pub(crate) const KINDS: [&str; 27] = [
+pub(crate) const KINDS: &[&str] = &[
     "bad_request",
     "broken_image",
     "decode_timeout",
