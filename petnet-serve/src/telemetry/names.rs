@@ -16,29 +16,33 @@ declare_metrics! { COUNTERS:
     PREDICTION_REQUESTS_TOTAL = "prediction_requests_total", "Images classified, by predicted class";
     PREDICTION_DECISIONS_TOTAL = "prediction_decisions_total", "Images classified, by decision: answered, or the reason for unsure";
     PREDICTION_ERRORS_TOTAL = "prediction_errors_total", "Prediction requests refused or failed, by reason";
-    HEALTH_CHECK_REQUESTS_TOTAL = "health_check_requests_total", "Requests to /health";
-    INPUT_IMAGE_SIZE_TOTAL = "input_image_size_total", "Bytes of encoded images received";
     PREPROCESSING_IMAGES_TOTAL = "preprocessing_images_total", "Images decoded and resized, or refused";
-    INFERENCE_PANICS_TOTAL = "inference_panics_total", "Panics of the network that were caught";
-    PREDICTIONS_ABANDONED_TOTAL = "predictions_abandoned_total", "Images whose client disconnected before they were classified";
     MODEL_RELOADS_TOTAL = "model_reloads_total", "Attempts to load a model, by result";
-    MODEL_REGISTRY_ERRORS_TOTAL = "model_registry_errors_total", "Failed lookups of a registered model's name";
-    DVC_PULLS_TOTAL = "dvc_pulls_total", "Models loaded whose file is listed in the DVC lock";
     FEEDBACK_TOTAL = "feedback_total", "Labels given to earlier predictions, by result";
-    FEEDBACK_STORE_ERRORS_TOTAL = "feedback_store_errors_total", "Failed operations of the feedback store";
     PET_ADOPTIONS_TOTAL = "pet_adoptions_total", "Adoptions reported, by species";
     PREDICTION_CACHE_REQUESTS_TOTAL = "prediction_cache_requests_total", "Lookups in the prediction cache, by result";
     SHADOW_PHOTOS_TOTAL = "shadow_photos_total", "Images sampled for the shadow model, by result";
     SHADOW_CLASSES_TOTAL = "shadow_classes_total", "Images classified by both models, by both predicted classes";
     SHADOW_DECISIONS_TOTAL = "shadow_decisions_total", "Images classified by both models, by both decisions";
     SHADOW_FEEDBACK_TOTAL = "shadow_feedback_total", "Labels given to images classified by both models, by model and result";
+    PROCESS_CPU_SECONDS_TOTAL = "process_cpu_seconds_total", "User and system CPU time in whole seconds";
+}
+
+// Without labels. They start at zero, so that Prometheus' `increase` includes the first event.
+declare_metrics! { COUNTERS_FROM_ZERO:
+    HEALTH_CHECK_REQUESTS_TOTAL = "health_check_requests_total", "Requests to /health";
+    INPUT_IMAGE_SIZE_TOTAL = "input_image_size_total", "Bytes of encoded images received";
+    INFERENCE_PANICS_TOTAL = "inference_panics_total", "Panics of the network that were caught";
+    PREDICTIONS_ABANDONED_TOTAL = "predictions_abandoned_total", "Images whose client disconnected before they were classified";
+    MODEL_REGISTRY_ERRORS_TOTAL = "model_registry_errors_total", "Failed lookups of a registered model's name";
+    DVC_PULLS_TOTAL = "dvc_pulls_total", "Models loaded whose file is listed in the DVC lock";
+    FEEDBACK_STORE_ERRORS_TOTAL = "feedback_store_errors_total", "Failed operations of the feedback store";
     DECODE_TIMEOUTS_TOTAL = "decode_timeouts_total", "Images refused because decoding took too long";
     CONNECTIONS_REFUSED_TOTAL = "connections_refused_total", "Connections closed because their address has too many";
     LOG_LINES_DROPPED_TOTAL = "log_lines_dropped_total", "Log lines dropped because they were not read in time";
     OTLP_EXPORT_ERRORS_TOTAL = "otlp_export_errors_total", "Failed exports of metrics to the OpenTelemetry collector";
     FEEDBACK_STORES_SET_ASIDE_TOTAL = "feedback_stores_set_aside_total", "Damaged feedback stores that were renamed and replaced";
     FEEDBACK_LABELS_LOST_TOTAL = "feedback_labels_lost_total", "Labels lost with damaged feedback stores";
-    PROCESS_CPU_SECONDS_TOTAL = "process_cpu_seconds_total", "User and system CPU time in whole seconds";
 }
 
 declare_metrics! { HISTOGRAMS:

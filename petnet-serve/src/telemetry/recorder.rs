@@ -18,25 +18,8 @@ const CONFIDENCE_BUCKETS: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999
 const DIFFERENCE_BUCKETS: [f64; 8] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0];
 const SESSION_BUCKETS: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-/// Counters without labels that start at zero, so that Prometheus' `increase` includes the first event; counters with the
-/// label `model` are initialised with the models.
-const FROM_ZERO: &[&str] = &[
-    names::HEALTH_CHECK_REQUESTS_TOTAL,
-    names::INPUT_IMAGE_SIZE_TOTAL,
-    names::INFERENCE_PANICS_TOTAL,
-    names::PREDICTIONS_ABANDONED_TOTAL,
-    names::MODEL_REGISTRY_ERRORS_TOTAL,
-    names::DVC_PULLS_TOTAL,
-    names::FEEDBACK_STORE_ERRORS_TOTAL,
-    names::DECODE_TIMEOUTS_TOTAL,
-    names::CONNECTIONS_REFUSED_TOTAL,
-    names::LOG_LINES_DROPPED_TOTAL,
-    names::OTLP_EXPORT_ERRORS_TOTAL,
-    names::FEEDBACK_STORES_SET_ASIDE_TOTAL,
-    names::FEEDBACK_LABELS_LOST_TOTAL,
-];
-
-/// Counters with one label of few values, which start at zero as well.
+/// Counters with one label of few values, which start at zero for each of them. Those with the label `model` are initialised
+/// with the models.
 const LABELS_FROM_ZERO: &[(&str, &str, &[&str])] = &[
     (names::PREDICTION_ERRORS_TOTAL, "error_type", KINDS),
     (names::PREPROCESSING_IMAGES_TOTAL, "result", &["ok", "refused"]),
@@ -48,6 +31,8 @@ const LABELS_FROM_ZERO: &[(&str, &str, &[&str])] = &[
 pub(crate) struct Recorder(PrometheusHandle);
 
 impl Recorder {
+    /// The recorder of this process, which the first call installs.
+    ///
     /// # Errors
     /// When another recorder is installed in this process.
     pub(crate) fn get() -> Result<Self> {
@@ -56,12 +41,12 @@ impl Recorder {
         handle.clone().map(Self).context("another metrics recorder is installed already")
     }
 
-    /// Sets gauges by `observe` and renders all metrics; a gauge that `observe` has not set is absent.
-    pub(crate) fn scrape(&self, observe: impl FnOnce()) -> String {
+    /// Sets gauges by `set_gauges` and renders all metrics; a gauge that `set_gauges` has not set is absent.
+    pub(crate) fn scrape(&self, set_gauges: impl FnOnce()) -> String {
         // One at a time: a concurrent scrape could remove gauges as idle before they are rendered.
         static ONE: Mutex<()> = Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        observe();
+        set_gauges();
         self.0.render()
     }
 
@@ -71,6 +56,7 @@ impl Recorder {
     }
 }
 
+/// Installs the recorder, with the help texts, buckets and initial values of all metrics.
 fn install() -> Result<PrometheusHandle> {
     let buckets = |name: &str| Matcher::Full(name.into());
     let handle = PrometheusBuilder::new()
@@ -84,7 +70,10 @@ fn install() -> Result<PrometheusHandle> {
     names::COUNTERS.iter().for_each(|(name, help)| describe_counter!(*name, *help));
     names::HISTOGRAMS.iter().for_each(|(name, help)| describe_histogram!(*name, *help));
     names::GAUGES.iter().for_each(|(name, help)| describe_gauge!(*name, *help));
-    FROM_ZERO.iter().for_each(|name| counter!(*name).increment(0));
+    for (name, help) in names::COUNTERS_FROM_ZERO {
+        describe_counter!(*name, *help);
+        counter!(*name).increment(0);
+    }
     for (name, label, values) in LABELS_FROM_ZERO {
         values.iter().for_each(|value| counter!(*name, *label => *value).increment(0));
     }
