@@ -10,20 +10,19 @@ use tokio::sync::{oneshot, watch};
 
 use crate::access::Keys;
 use crate::allocator;
+use crate::authorization::Priority;
 use crate::batcher::Batcher;
 use crate::feedback::Feedback;
 use crate::health::Health;
 use crate::memory::Memory;
 use crate::models::{Model, Models, Served, Target};
 use crate::problem::Problem;
-use crate::remote::{FetchLimits, Remote};
+use crate::remote::Remote;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::shadow::Shadow;
-use crate::standing::Priority;
 use crate::stats::Stats;
-use crate::telemetry::names;
-use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines};
+use crate::telemetry::{Machine, Rates, Recorder, Traces, dropped_lines, names};
 use crate::upload::Uploads;
 
 /// Phase of the service.
@@ -49,7 +48,7 @@ pub(crate) struct App {
     pub(crate) rates: Arc<Rates>,
     pub(crate) traces: Traces,
     pub(crate) sessions: Sessions,
-    pub(crate) feedback: Option<Feedback>,
+    pub(crate) feedback: Option<Arc<Feedback>>,
     pub(crate) stats: Stats,
     pub(crate) shadow: Option<Arc<Shadow>>,
     /// gRPC's health service.
@@ -66,9 +65,8 @@ impl App {
         let rates = Arc::new(Rates::default());
         let models = Models::new(&settings)?;
         let hosts = settings.image_hosts.clone();
-        let remote =
-            hosts.map(|hosts| Remote::new(hosts, FetchLimits::of(&settings))).transpose()?;
-        let feedback = Feedback::open(&settings)?;
+        let remote = hosts.map(|hosts| Remote::new(hosts, settings.clone())).transpose()?;
+        let feedback = Feedback::open(&settings)?.map(Arc::new);
         let memory = Arc::new(Memory::new(&settings));
         let (shared, digests) = (Arc::clone(&memory), feedback.is_some());
         Ok(Self {
@@ -76,7 +74,7 @@ impl App {
             health: Health::new(),
             models,
             batcher: Batcher::start(&settings, shared, Arc::clone(&rates), digests)?,
-            uploads: Uploads::new(Arc::clone(&memory), remote),
+            uploads: Uploads::new(settings.clone(), Arc::clone(&memory), remote),
             memory,
             keys: Keys::new(&settings)?,
             recorder,
@@ -116,17 +114,17 @@ impl App {
     pub(crate) fn scrape(&self) -> String {
         self.recorder.scrape(|| {
             gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-            self.machine.observe(self.feedback.as_ref().map(Feedback::folder));
+            self.machine.set_gauges(self.feedback.as_ref().map(|feedback| feedback.path()));
             gauge!(names::ACTIVE_USER_SESSIONS).set(self.sessions.active() as f64);
-            self.batcher.observe();
-            self.memory.observe();
+            self.batcher.set_gauges();
+            self.memory.set_gauges();
             gauge!(names::OPEN_CONNECTIONS).set(self.connections.load(Ordering::Relaxed) as f64);
             counter!(names::LOG_LINES_DROPPED_TOTAL).absolute(dropped_lines());
-            self.rates.observe();
+            self.rates.set_gauges();
             let models: Vec<_> = self.models.iter().filter_map(|served| served.get()).collect();
-            self.models.iter().for_each(|served| served.observe());
+            self.models.iter().for_each(|served| served.set_gauges());
             if let Some(feedback) = &self.feedback {
-                feedback.observe(&models);
+                feedback.set_gauges(&models);
             }
         })
     }
@@ -158,12 +156,12 @@ impl App {
 
     /// Reloads a model on a thread of its own; on failure the previous model remains in use.
     pub(crate) async fn reload(self: &Arc<Self>, served: &Arc<Served>) -> Result<Arc<Model>> {
-        let _claim = self.memory.loading().await;
+        let _claim = self.memory.claim_loading().await;
         let (app, served) = (Arc::clone(self), Arc::clone(served));
-        let (reply, loaded) = oneshot::channel();
+        let (sender, loaded) = oneshot::channel();
         let load = move || {
             // Fails where the caller was cancelled.
-            let _ = reply.send(served.reload(&app.settings));
+            let _ = sender.send(served.reload(&app.settings));
             allocator::trim();
         };
         std::thread::Builder::new().name("reload".into()).spawn(load)?;
@@ -181,10 +179,10 @@ impl App {
 
 /// Periodic maintenance that does not depend on metrics being scraped.
 pub(crate) async fn run_maintenance(app: Arc<App>) {
-    const EVERY: Duration = Duration::from_secs(5);
-    /// Ticks between two removals of old feedback.
-    const RARELY: u64 = 12;
-    let mut ticks = tokio::time::interval(EVERY);
+    const INTERVAL: Duration = Duration::from_secs(5);
+    /// Ticks between two removals of old feedback, and between two trims of the allocator.
+    const TICKS_PER_CLEANUP: u64 = 12;
+    let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for tick in 0.. {
         ticks.tick().await;
@@ -195,11 +193,11 @@ pub(crate) async fn run_maintenance(app: Arc<App>) {
             app.sessions.active();
             if let Some(feedback) = &app.feedback {
                 feedback.reopen();
-                if tick % RARELY == 0 {
+                if tick % TICKS_PER_CLEANUP == 0 {
                     feedback.retain();
                 }
             }
-            if tick % RARELY == 0 {
+            if tick % TICKS_PER_CLEANUP == 0 {
                 allocator::trim();
             }
         })

@@ -2,7 +2,7 @@
 //!
 //! That thread is a decoding thread that finds the network free, so that a single image needs no hand-over to another thread,
 //! which would have to wake up. A batch is formed from the images that wait, up to its maximum size; the network never waits
-//! for more. An image holds a place of its model's [`Queue`](crate::queue::Queue) from decoding to output. Places are assigned
+//! for more. An image holds a permit of its model's [`Queue`](crate::queue::Queue) from decoding to output. Permits are assigned
 //! image by image in order of arrival, so that a request with many images does not block others; an image that waits longer
 //! than a limit is refused.
 
@@ -18,59 +18,58 @@ use petnet::drift::ImageStatistics;
 use petnet::preprocess::Pixels;
 use tokio::sync::oneshot;
 
-use crate::cache::{Answers, Known};
+use crate::cache::{CacheEntry, PredictionCache};
 use crate::decoder::{Decoded, Decoders};
 use crate::memory::Memory;
 use crate::models::{Model, Target};
-use crate::outputs::{Answer, Classified, ImageFacts, Stage, Timings};
+use crate::outputs::{Classification, ImageMetadata, ModelOutput, Stage, Timings};
 use crate::problem::Problem;
-use crate::queue::Place;
+use crate::queue::Permit;
 use crate::settings::Settings;
-use crate::telemetry::Rates;
-use crate::telemetry::names;
+use crate::telemetry::{Rates, names};
 
-type Reply<T> = oneshot::Sender<Result<Answer<T>, Problem>>;
+type OutputSender<T> = oneshot::Sender<Result<ModelOutput<T>, Problem>>;
 
-enum Work {
-    Classify(Reply<Classified>),
-    Explain(Reply<Explanation>),
+/// The operation that a client requests on an image, with the channel that its output is sent on.
+enum Operation {
+    Classify(OutputSender<Classification>),
+    Explain(OutputSender<Explanation>),
 }
 
-impl Work {
-    /// True while a client waits for the answer; counts an abandoned prediction otherwise.
-    fn wanted(&self) -> bool {
-        let gone = match self {
-            Self::Classify(reply) => reply.is_closed(),
-            Self::Explain(reply) => reply.is_closed(),
+impl Operation {
+    /// True while a client waits for the output; counts an abandoned prediction otherwise.
+    fn is_awaited(&self) -> bool {
+        let abandoned = match self {
+            Self::Classify(sender) => sender.is_closed(),
+            Self::Explain(sender) => sender.is_closed(),
         };
-        if gone {
+        if abandoned {
             counter!(names::PREDICTIONS_ABANDONED_TOTAL).increment(1);
         }
-        !gone
+        !abandoned
     }
 
     fn fail(self, problem: Problem) {
         match self {
-            Self::Classify(reply) => drop(reply.send(Err(problem))),
-            Self::Explain(reply) => drop(reply.send(Err(problem))),
+            Self::Classify(sender) => drop(sender.send(Err(problem))),
+            Self::Explain(sender) => drop(sender.send(Err(problem))),
         }
     }
 }
 
+/// A decoded image that waits for the network.
 struct Job {
-    work: Work,
+    operation: Operation,
     model: Arc<Model>,
-    pixels: Pixels,
-    facts: ImageFacts,
-    decode: Stage,
+    decoded: Decoded,
     queued: Instant,
-    place: Place,
+    permit: Permit,
 }
 
 /// An image, encoded or as the network's input.
 pub(crate) enum ImageInput {
     Encoded(Bytes),
-    Ready(Pixels),
+    Pixels(Pixels),
 }
 
 impl From<Bytes> for ImageInput {
@@ -79,12 +78,12 @@ impl From<Bytes> for ImageInput {
     }
 }
 
-/// Takes images through decoding and the network.
+/// Decodes images, and runs the network on batches of them.
 pub(crate) struct Batcher {
     decoders: Decoders,
-    known: Answers,
-    /// Maximum wait for an answer.
-    patience: Duration,
+    cache: PredictionCache,
+    /// Maximum wait for an output.
+    request_timeout: Duration,
     queue: Arc<BatchQueue>,
 }
 
@@ -101,11 +100,11 @@ impl Batcher {
             max_batch: settings.max_batch,
             rates,
         });
-        let next = Arc::clone(&queue);
+        let batches = Arc::clone(&queue);
         Ok(Self {
-            decoders: Decoders::start(settings, memory, digests, move || next.run())?,
-            known: Answers::new(settings),
-            patience: settings.request_timeout,
+            decoders: Decoders::start(settings, memory, digests, move || batches.run())?,
+            cache: PredictionCache::new(settings),
+            request_timeout: settings.request_timeout,
             queue,
         })
     }
@@ -115,132 +114,126 @@ impl Batcher {
     }
 
     /// Sets the gauges of the prediction cache.
-    pub(crate) fn observe(&self) {
-        self.known.observe();
+    pub(crate) fn set_gauges(&self) {
+        self.cache.set_gauges();
     }
 
+    /// Classifies an image.
+    ///
     /// # Errors
-    /// The reason for which the image is refused; 503 when a place or the answer is not available in time.
+    /// The reason for which the image is refused; 503 when a permit or the output is not available in time.
     pub(crate) async fn classify(
         &self,
         target: &Target,
         image: impl Into<ImageInput>,
-    ) -> Result<Answer<Classified>, Problem> {
-        self.known_or_new(target, image.into(), target.place(None)).await
+    ) -> Result<ModelOutput<Classification>, Problem> {
+        self.classify_cached(target, image.into(), target.acquire(None)).await
     }
 
-    /// The cached answer for an image, or else a new one.
-    async fn known_or_new(
+    /// The cached output for an image; where there is none, the image is classified with `permit` and its output is cached.
+    async fn classify_cached(
         &self,
         target: &Target,
         image: ImageInput,
-        place: impl Future<Output = Result<Place, Problem>>,
-    ) -> Result<Answer<Classified>, Problem> {
+        permit: impl Future<Output = Result<Permit, Problem>>,
+    ) -> Result<ModelOutput<Classification>, Problem> {
         let key = match &image {
-            ImageInput::Encoded(bytes) => self.known.key(&target.model, bytes).await,
-            ImageInput::Ready(_) => None,
+            ImageInput::Encoded(bytes) => self.cache.key(&target.model, bytes).await,
+            ImageInput::Pixels(_) => None,
         };
-        if let Some(Known { classified, facts }) = key.as_ref().and_then(|key| self.known.get(key))
-        {
-            return Ok(Answer { value: classified, timings: None, facts });
+        let hit = key.as_ref().and_then(|key| self.cache.get(key));
+        if let Some(CacheEntry { classification, metadata }) = hit {
+            return Ok(ModelOutput { value: classification, timings: None, metadata });
         }
-        let answer = self.submit(Work::Classify, target, image, place.await?).await?;
+        let output = self.submit(Operation::Classify, target, image, permit.await?).await?;
         if let Some(key) = key {
-            let (classified, facts) = (answer.value.clone(), answer.facts.clone());
-            self.known.insert(key, Known { classified, facts });
+            let (classification, metadata) = (output.value.clone(), output.metadata.clone());
+            self.cache.insert(key, CacheEntry { classification, metadata });
         }
-        Ok(answer)
+        Ok(output)
     }
 
     /// Classifies several images concurrently; the outcomes are in the order of the images.
     ///
     /// # Errors
-    /// 503 when the first image gets no place in time; the others then wait for theirs.
+    /// 503 when the first image gets no permit in time; the others then wait for theirs.
     pub(crate) async fn classify_all<P: Into<ImageInput>>(
         &self,
         target: &Target,
         images: Vec<Result<P, Problem>>,
-    ) -> Result<Vec<Result<Answer<Classified>, Problem>>, Problem> {
-        let mut first = Some(target.place(None).await?);
-        let answers = images.into_iter().map(|image| {
+    ) -> Result<Vec<Result<ModelOutput<Classification>, Problem>>, Problem> {
+        let mut first = Some(target.acquire(None).await?);
+        let outputs = images.into_iter().map(|image| {
             let first = first.take();
             async move {
-                let place = async {
+                let permit = async {
                     match first {
-                        Some(place) => Ok(place),
-                        None => target.place(Some(self.patience)).await,
+                        Some(permit) => Ok(permit),
+                        None => target.acquire(Some(self.request_timeout)).await,
                     }
                 };
-                self.known_or_new(target, image?.into(), place).await
+                self.classify_cached(target, image?.into(), permit).await
             }
         });
-        Ok(join_all(answers).await)
+        Ok(join_all(outputs).await)
     }
 
+    /// Explains the classification of an image by Grad-CAM.
+    ///
     /// # Errors
     /// As [`Batcher::classify`].
     pub(crate) async fn explain(
         &self,
         target: &Target,
         image: Bytes,
-    ) -> Result<Answer<Explanation>, Problem> {
-        let place = target.place(None).await?;
-        self.submit(Work::Explain, target, image.into(), place).await
+    ) -> Result<ModelOutput<Explanation>, Problem> {
+        let permit = target.acquire(None).await?;
+        self.submit(Operation::Explain, target, image.into(), permit).await
     }
 
+    /// Decodes an image, queues it for the network, and waits for the output.
     async fn submit<T>(
         &self,
-        work: fn(Reply<T>) -> Work,
+        operation: fn(OutputSender<T>) -> Operation,
         target: &Target,
         image: ImageInput,
-        place: Place,
-    ) -> Result<Answer<T>, Problem> {
-        let (reply, answer) = oneshot::channel();
-        let work = work(reply);
-        let next = Next { queue: Arc::clone(&self.queue), model: Arc::clone(&target.model), place };
+        permit: Permit,
+    ) -> Result<ModelOutput<T>, Problem> {
+        let (sender, output) = oneshot::channel();
+        let operation = operation(sender);
+        let (queue, model) = (Arc::clone(&self.queue), Arc::clone(&target.model));
+        let enqueue = move |operation: Operation, decoded: Decoded| {
+            permit.record_progress();
+            let queued = Instant::now();
+            queue.lock().push_back(Job { operation, model, decoded, queued, permit });
+        };
         match image {
             ImageInput::Encoded(bytes) => {
-                let next = move |decode: &dyn Fn() -> Result<Decoded, Problem>| {
-                    if work.wanted() {
+                let (memory, decode) = self.decoders.prepare(&target.model, bytes)?;
+                let work = move || {
+                    if operation.is_awaited() {
                         match decode() {
-                            Ok(decoded) => next.queue(work, decoded),
-                            Err(problem) => work.fail(problem),
+                            Ok(decoded) => enqueue(operation, decoded),
+                            Err(problem) => operation.fail(problem),
                         }
                     }
                 };
-                self.decoders.decode(&target.model, bytes, next, answer).await
+                self.decoders.supervise(memory, work, output).await
             }
-            ImageInput::Ready(pixels) => {
+            ImageInput::Pixels(pixels) => {
                 let size = (pixels.width(), pixels.height());
                 let statistics = ImageStatistics::of(&pixels, size);
-                let facts = ImageFacts { statistics, sha256: None };
+                let metadata = ImageMetadata { statistics, sha256: None };
                 let stage = Stage { began: Instant::now(), took: Duration::ZERO };
-                next.queue(work, Decoded { pixels, facts, stage });
+                enqueue(operation, Decoded { pixels, metadata, stage });
                 self.decoders.wake();
-                match tokio::time::timeout(self.patience, answer).await {
-                    Ok(Ok(answer)) => answer,
+                match tokio::time::timeout(self.request_timeout, output).await {
+                    Ok(Ok(output)) => output,
                     Ok(Err(_)) => Err(Problem::internal()),
                     Err(_) => Err(target.overloaded()),
                 }
             }
         }
-    }
-}
-
-/// Queues a decoded image for the network.
-struct Next {
-    queue: Arc<BatchQueue>,
-    model: Arc<Model>,
-    place: Place,
-}
-
-impl Next {
-    fn queue(self, work: Work, decoded: Decoded) {
-        let Self { queue, model, place } = self;
-        place.note_progress();
-        let Decoded { pixels, facts, stage: decode } = decoded;
-        let queued = Instant::now();
-        queue.push(Job { work, model, pixels, facts, decode, queued, place });
     }
 }
 
@@ -254,66 +247,65 @@ struct BatchQueue {
 }
 
 impl BatchQueue {
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, job: Job) {
-        self.waiting().push_back(job);
-    }
-
-    /// Runs the network on the waiting images, unless another thread does. That thread checks the queue again after it has
-    /// released the lock, so that no image is left waiting.
+    /// Runs the network on batches of the waiting images, unless another thread does. That thread checks the queue again after
+    /// it has released the lock, so that no image is left waiting.
     fn run(&self) {
-        while !self.waiting().is_empty() {
+        while !self.lock().is_empty() {
             let _network = match self.network.try_lock() {
                 Ok(network) => network,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            let mut waiting = self.waiting();
-            let most = self.max_batch.min(waiting.len());
-            let jobs = waiting.drain(..most).filter(|job| job.work.wanted()).collect();
+            let mut waiting = self.lock();
+            let batch_size = self.max_batch.min(waiting.len());
+            let jobs =
+                waiting.drain(..batch_size).filter(|job| job.operation.is_awaited()).collect();
             drop(waiting);
-            self.serve(jobs);
+            self.run_batch(jobs);
         }
     }
 
-    fn serve(&self, mut jobs: Vec<Job>) {
+    /// Runs the network on a batch, once for each model of its jobs: after a reload, images that were decoded for the previous
+    /// model are still classified by it.
+    fn run_batch(&self, mut jobs: Vec<Job>) {
         let batch = Instant::now();
         while let Some(job) = jobs.first() {
-            // After a reload, images decoded for the old model are still answered by it.
-            let (model, queue) = (Arc::clone(&job.model), Arc::clone(job.place.queue()));
+            let (model, queue) = (Arc::clone(&job.model), Arc::clone(&job.permit.queue));
             let (same, others): (Vec<_>, Vec<_>) =
                 jobs.into_iter().partition(|job| Arc::ptr_eq(&job.model, &model));
-            let began = same.iter().map(|job| job.decode.began).min().unwrap_or(batch);
-            let photos = same.len();
-            answer(&model, same, batch, &self.rates);
-            queue.note_batch(began, photos);
+            let began = same.iter().map(|job| job.decoded.stage.began).min().unwrap_or(batch);
+            let images = same.len();
+            run_model(&model, same, batch, &self.rates);
+            queue.record_batch(began, images);
             jobs = others;
         }
     }
 }
 
 /// Runs the network once on all images to classify, and on each image to explain by itself.
-fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
-    let (mut images, mut replies) = (Vec::new(), Vec::new());
-    let photos = jobs.len();
+fn run_model(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
+    let (mut images, mut pending) = (Vec::new(), Vec::new());
+    let batch_size = jobs.len();
     let timings = |decode, queued: Instant, model: Stage| {
         let queue = Stage { began: queued, took: batch.saturating_duration_since(queued) };
-        Some(Timings { decode, queue, batch: Stage::since(batch), model, photos })
+        Some(Timings { decode, queue, batch: Stage::since(batch), model, batch_size })
     };
-    for Job { work, pixels, facts, decode, queued, place, .. } in jobs {
-        match work {
-            Work::Classify(reply) => {
+    for Job { operation, decoded, queued, permit, .. } in jobs {
+        let Decoded { pixels, metadata, stage } = decoded;
+        match operation {
+            Operation::Classify(sender) => {
                 images.push(pixels);
-                replies.push((reply, facts, (decode, queued), place));
+                pending.push((sender, metadata, (stage, queued), permit));
             }
-            Work::Explain(reply) => {
+            Operation::Explain(sender) => {
                 let began = Instant::now();
-                let outcome = contain(|| model.classifier.explain_pixels(&pixels));
-                let timings = timings(decode, queued, Stage::since(began));
-                let _ = reply.send(outcome.map(|value| Answer { value, timings, facts }));
+                let outcome = catch_panic(|| model.classifier.explain_pixels(&pixels));
+                let timings = timings(stage, queued, Stage::since(began));
+                let _ = sender.send(outcome.map(|value| ModelOutput { value, timings, metadata }));
             }
         }
     }
@@ -321,28 +313,28 @@ fn answer(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
         return;
     }
     histogram!(names::BATCH_SIZE, "model" => model.name.clone()).record(images.len() as f64);
-    rates.batch(images.len());
+    rates.record_batch(images.len());
     let began = Instant::now();
-    let outcome = contain(|| model.classifier.classify_and_embed(&images));
+    let outcome = catch_panic(|| model.classifier.classify_and_embed(&images));
     let pass = Stage::since(began);
     histogram!(names::INFERENCE_DURATION_SECONDS, "model" => model.name.clone()).record(pass.took);
     match outcome {
         Ok(predictions) => {
-            let replies = replies.into_iter().zip(predictions);
-            for ((reply, facts, (decode, queued), _place), (prediction, embedding)) in replies {
-                let timings = timings(decode, queued, pass);
-                let value = Classified { prediction, embedding };
-                let _ = reply.send(Ok(Answer { value, timings, facts }));
+            let pending = pending.into_iter().zip(predictions);
+            for ((sender, metadata, (stage, queued), _permit), (prediction, embedding)) in pending {
+                let timings = timings(stage, queued, pass);
+                let value = Classification { prediction, embedding };
+                let _ = sender.send(Ok(ModelOutput { value, timings, metadata }));
             }
         }
         Err(problem) => {
-            replies.into_iter().for_each(|(reply, ..)| drop(reply.send(Err(problem.clone()))));
+            pending.into_iter().for_each(|(sender, ..)| drop(sender.send(Err(problem.clone()))));
         }
     }
 }
 
 /// Turns a panic into an error, so that it fails one batch and not the thread.
-fn contain<T>(work: impl FnOnce() -> petnet::Result<T>) -> Result<T, Problem> {
+fn catch_panic<T>(work: impl FnOnce() -> petnet::Result<T>) -> Result<T, Problem> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
         Ok(outcome) => outcome.map_err(Problem::from),
         Err(_) => {

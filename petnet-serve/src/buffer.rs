@@ -1,11 +1,12 @@
-//! Bodies that are being received: a buffer that claims memory before it grows, and limits on how slowly bytes may arrive.
+//! Transfers of bodies: a buffer that claims memory before it grows, and limits on how slowly bytes may arrive or leave.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::memory::{Claim, Memory};
 use crate::problem::Problem;
+use crate::settings::Settings;
 
 /// Initial capacity of a body's buffer, in bytes.
 const INITIAL_CAPACITY: usize = 16 << 10;
@@ -15,29 +16,33 @@ pub(crate) struct Buffer<'a> {
     memory: &'a Memory,
     claim: Claim,
     bytes: Vec<u8>,
-    most: usize,
+    max_bytes: usize,
 }
 
 impl<'a> Buffer<'a> {
+    /// An empty buffer that grows to at most `max_bytes`.
+    ///
     /// # Errors
     /// 503 when no memory is free.
-    pub(crate) fn new(memory: &'a Memory, most: usize) -> Result<Self, Problem> {
-        Ok(Self { memory, claim: memory.buffer(0)?, bytes: Vec::new(), most })
+    pub(crate) fn new(memory: &'a Memory, max_bytes: usize) -> Result<Self, Problem> {
+        Ok(Self { memory, claim: memory.claim_buffer(0)?, bytes: Vec::new(), max_bytes })
     }
 
+    /// Appends bytes.
+    ///
     /// # Errors
     /// 413 above its maximum size, 503 when no memory is free.
     pub(crate) fn push(&mut self, data: &[u8]) -> Result<(), Problem> {
         let length = self.bytes.len() + data.len();
-        if length > self.most {
-            return Err(over(self.most));
+        if length > self.max_bytes {
+            return Err(body_too_large(self.max_bytes));
         }
         if length > self.bytes.capacity() {
             let capacity = length
                 .max(2 * self.bytes.capacity())
-                .clamp(INITIAL_CAPACITY, self.most.max(INITIAL_CAPACITY));
+                .clamp(INITIAL_CAPACITY, self.max_bytes.max(INITIAL_CAPACITY));
             // Growing copies: the old and the new allocation exist at the same time.
-            let claim = self.memory.buffer(capacity)?;
+            let claim = self.memory.claim_buffer(capacity)?;
             self.bytes.reserve_exact(capacity - self.bytes.len());
             self.claim = claim;
         }
@@ -50,26 +55,27 @@ impl<'a> Buffer<'a> {
     }
 }
 
-/// Limits for a body that is being received: the longest pause, and the lowest average rate after that allowance.
-pub(crate) struct Pace {
-    pause: Duration,
-    min_rate: u64,
-    began: Instant,
-    pub(crate) received: usize,
+/// Limits on how slowly bytes may be received or sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TransferLimits {
+    /// Maximum pause between two transfers of bytes.
+    pub(crate) max_pause: Duration,
+    /// Minimum average rate in bytes per second, after an allowance of one pause.
+    pub(crate) min_rate: u64,
 }
 
-impl Pace {
-    pub(crate) fn new(pause: Duration, min_rate: u64) -> Self {
-        Self { pause, min_rate, began: Instant::now(), received: 0 }
+impl TransferLimits {
+    pub(crate) fn of(settings: &Settings) -> Self {
+        Self { max_pause: settings.transfer_timeout, min_rate: settings.min_rate }
     }
 
-    /// The maximum wait for the next bytes.
-    pub(crate) fn patience(&self) -> Duration {
-        let earned = Duration::from_secs_f64(self.received as f64 / self.min_rate as f64);
-        (self.pause + earned).saturating_sub(self.began.elapsed()).min(self.pause)
+    /// Maximum wait for the next bytes, after `transferred` bytes in `elapsed`.
+    pub(crate) fn remaining(&self, transferred: u64, elapsed: Duration) -> Duration {
+        let earned = Duration::from_secs_f64(transferred as f64 / self.min_rate.max(1) as f64);
+        (self.max_pause + earned).saturating_sub(elapsed).min(self.max_pause)
     }
 }
 
-pub(crate) fn over(most: usize) -> Problem {
-    Problem::too_large(format!("the body is larger than {most} bytes"))
+pub(crate) fn body_too_large(max_bytes: usize) -> Problem {
+    Problem::too_large(format!("the body is larger than {max_bytes} bytes"))
 }

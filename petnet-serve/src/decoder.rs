@@ -15,15 +15,15 @@ use tokio::sync::oneshot;
 
 use crate::memory::Memory;
 use crate::models::Model;
-use crate::outputs::{ImageFacts, Stage};
+use crate::outputs::{ImageMetadata, Stage};
 use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
-/// An image as input of the network, and the facts about it that are kept.
+/// An image as input of the network, with its metadata and the duration of decoding.
 pub(crate) struct Decoded {
     pub(crate) pixels: Pixels,
-    pub(crate) facts: ImageFacts,
+    pub(crate) metadata: ImageMetadata,
     pub(crate) stage: Stage,
 }
 
@@ -48,7 +48,7 @@ impl Jobs {
         self.available.notify_one();
     }
 
-    fn next(&self) -> Job {
+    fn pop(&self) -> Job {
         let mut waiting = self.lock();
         loop {
             match waiting.pop_front() {
@@ -66,10 +66,10 @@ pub(crate) struct Decoders {
     jobs: Arc<Jobs>,
     memory: Arc<Memory>,
     limits: Limits,
-    /// Maximum wait for memory, and then for the output.
-    patience: Duration,
+    /// Maximum wait for memory, and again for the output.
+    request_timeout: Duration,
     /// Maximum time on a decoding thread.
-    timeout: Duration,
+    decode_timeout: Duration,
     /// True where the SHA-256 of each image is needed.
     digests: bool,
 }
@@ -91,13 +91,14 @@ impl Decoders {
             let (jobs, after) = (Arc::clone(&jobs), after.clone());
             std::thread::Builder::new().name(format!("decode-{number}")).spawn(move || {
                 loop {
-                    jobs.next()();
+                    jobs.pop()();
                     after();
                 }
             })?;
         }
-        let (patience, timeout) = (settings.request_timeout, settings.decode_timeout);
-        Ok(Self { jobs, memory, limits: settings.limits(), patience, timeout, digests })
+        let (request_timeout, decode_timeout) = (settings.request_timeout, settings.decode_timeout);
+        let limits = settings.limits();
+        Ok(Self { jobs, memory, limits, request_timeout, decode_timeout, digests })
     }
 
     /// Makes a thread run `after`.
@@ -105,22 +106,20 @@ impl Decoders {
         self.jobs.push(Box::new(|| ()));
     }
 
-    /// Decodes an image and resizes it to the model's input size. The decoding thread calls `next` with the function that
-    /// does so; `next` must lead to a message on `answer`.
+    /// The memory in bytes that decoding an image takes, and a function that decodes it and resizes it to the model's input
+    /// size, to be run on a decoding thread.
     ///
     /// # Errors
-    /// The reason for which the image is refused; 503 when memory or the answer is not available in time.
-    pub(crate) async fn decode<T>(
+    /// The reason for which the image is refused without decoding.
+    pub(crate) fn prepare(
         &self,
         model: &Model,
         bytes: Bytes,
-        next: impl FnOnce(&dyn Fn() -> Result<Decoded, Problem>) + Send + 'static,
-        answer: oneshot::Receiver<Result<T, Problem>>,
-    ) -> Result<T, Problem> {
+    ) -> Result<(u64, impl FnOnce() -> Result<Decoded, Problem> + Send + use<>), Problem> {
         let preprocess = model.classifier.info().preprocess;
-        let needed = preprocess.memory(&bytes, &self.limits).inspect_err(|_| count("refused"))?;
+        let memory = preprocess.memory(&bytes, &self.limits).inspect_err(|_| count("refused"))?;
         // The decoder must not allocate more than was estimated and claimed.
-        let (limits, digests) = (Limits { max_alloc: needed, ..self.limits }, self.digests);
+        let (limits, digests) = (Limits { max_alloc: memory, ..self.limits }, self.digests);
         let decode = move || {
             let began = Instant::now();
             let outcome = preprocess.run_measured(&bytes, &limits);
@@ -130,75 +129,79 @@ impl Decoders {
             let (pixels, original_size) = outcome?;
             let statistics = ImageStatistics::of(&pixels, original_size);
             let sha256 = digests.then(|| sha256(&bytes));
-            Ok(Decoded { pixels, facts: ImageFacts { statistics, sha256 }, stage })
+            Ok(Decoded { pixels, metadata: ImageMetadata { statistics, sha256 }, stage })
         };
-        self.supervise(needed, move || next(&decode), answer).await
+        Ok((memory, decode))
     }
 
-    /// Runs work on a decoding thread, with a claim on `memory` bytes.
+    /// Runs work on a decoding thread with a claim on `memory` bytes, and returns its result.
     ///
     /// # Errors
-    /// Those of the work; 413 or 503 for its memory, 422 or 503 for its time.
+    /// Those of the work and of [`Decoders::supervise`].
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         memory: u64,
         work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let (reply, answer) = oneshot::channel();
+        let (sender, output) = oneshot::channel();
         let work = move || {
             // The receiver is gone if the work took too long.
-            let _ = reply.send(work());
+            let _ = sender.send(work());
         };
-        self.supervise(memory, work, answer).await
+        self.supervise(memory, work, output).await
     }
 
-    /// Runs work on a decoding thread and waits for the answer that it leads to. The work may take `timeout` from its
-    /// start; the whole wait is limited by `patience`.
-    async fn supervise<T>(
+    /// Runs work on a decoding thread with a claim on `memory` bytes, and waits for the output, which the work sends itself or
+    /// queues an image for. The work may take `decode_timeout` from its start; the whole wait is limited by
+    /// `request_timeout`.
+    ///
+    /// # Errors
+    /// 413 or 503 for the memory, 422 or 503 for the time; 500 where no output is sent.
+    pub(crate) async fn supervise<T>(
         &self,
         memory: u64,
         work: impl FnOnce() + Send + 'static,
-        mut answer: oneshot::Receiver<Result<T, Problem>>,
+        mut output: oneshot::Receiver<Result<T, Problem>>,
     ) -> Result<T, Problem> {
-        let claim = self.memory.decoding(memory, self.patience).await?;
+        let claim = self.memory.claim_decoding(memory, self.request_timeout).await?;
         let times = Arc::new(Times::default());
-        let noted = Arc::clone(&times);
+        let job_times = Arc::clone(&times);
         let job = move || {
-            let _ = noted.started.set(Instant::now());
-            // A panic drops the sender of the answer, which ends the wait below.
+            let _ = job_times.started.set(Instant::now());
+            // A panic drops the sender of the output, which ends the wait below.
             let _ = catch_unwind(AssertUnwindSafe(work));
             drop(claim);
-            let _ = noted.ended.set(());
+            let _ = job_times.ended.set(());
         };
         self.jobs.push(Box::new(job));
-        let last = Instant::now() + self.patience;
-        let mut until = Instant::now() + self.timeout;
+        let request_end = Instant::now() + self.request_timeout;
+        let mut wake = Instant::now() + self.decode_timeout;
         loop {
-            let outcome = tokio::time::timeout_at(until.min(last).into(), &mut answer).await;
+            let outcome = tokio::time::timeout_at(wake.min(request_end).into(), &mut output).await;
             if let Ok(outcome) = outcome {
                 return outcome.unwrap_or_else(|_| Err(Problem::internal()));
             }
             let now = Instant::now();
-            until = match (times.started.get(), times.ended.get()) {
-                _ if now >= last => return Err(Problem::overloaded(1)),
-                (_, Some(())) => last,
-                (None, None) => now + self.timeout,
-                (Some(started), None) if *started + self.timeout <= now => {
+            wake = match (times.started.get(), times.ended.get()) {
+                _ if now >= request_end => return Err(Problem::overloaded(1)),
+                (_, Some(())) => request_end,
+                (None, None) => now + self.decode_timeout,
+                (Some(started), None) if *started + self.decode_timeout <= now => {
                     return Err(self.too_slow());
                 }
-                (Some(started), None) => *started + self.timeout,
+                (Some(started), None) => *started + self.decode_timeout,
             };
         }
     }
 
     fn too_slow(&self) -> Problem {
         counter!(names::DECODE_TIMEOUTS_TOTAL).increment(1);
-        let detail = format!("decoding takes longer than {:?}", self.timeout);
+        let detail = format!("decoding takes longer than {:?}", self.decode_timeout);
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "decode_timeout", detail)
     }
 }
 
-/// Start and end of a job.
+/// Start and end of a job; unset before they are reached.
 #[derive(Default)]
 struct Times {
     started: OnceLock<Instant>,

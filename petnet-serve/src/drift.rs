@@ -35,7 +35,7 @@ impl Drift {
     }
 
     /// Sets the gauges of the model of that name.
-    pub(crate) fn observe(&self, name: &str) {
+    pub(crate) fn set_gauges(&self, name: &str) {
         let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((_, window)) = &*window else { return };
         gauge!(names::DRIFT_WINDOW_PHOTOS, "model" => name.to_string()).set(window.len() as f64);

@@ -6,8 +6,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
 /// Maximum size of a request in bytes; it holds the name of a service only.
-const MESSAGE: usize = 16 << 10;
-const INFERENCE: &str = "inference.GRPCInferenceService";
+const MAX_MESSAGE: usize = 16 << 10;
+const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
 
 /// The health service and the status it last reported.
 pub(crate) struct Health {
@@ -21,7 +21,7 @@ impl Health {
     pub(crate) fn new() -> Self {
         let reporter = HealthReporter::new();
         let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        let server = server.max_decoding_message_size(MESSAGE);
+        let server = server.max_decoding_message_size(MAX_MESSAGE);
         Self { reporter, server, reported: Mutex::default() }
     }
 
@@ -37,7 +37,7 @@ impl Health {
             return;
         }
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", INFERENCE] {
+        for service in ["", INFERENCE_SERVICE] {
             self.reporter.set_service_status(service, status).await;
         }
     }

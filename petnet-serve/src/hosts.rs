@@ -71,7 +71,7 @@ pub(crate) fn is_global(ip: IpAddr) -> bool {
 
 /// Reasons for which an image could not be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum FetchError {
     Malformed(&'static str),
     NotListed,
     /// The name resolves to an address that is not public.
@@ -182,7 +182,7 @@ fn endpoint(url: &Url) -> Option<(Host<String>, u16)> {
 }
 
 /// A URL that matches the allow list.
-pub(crate) struct Target {
+pub(crate) struct AllowedUrl {
     pub(crate) url: Url,
     pub(crate) host: Host<String>,
     pub(crate) port: u16,
@@ -191,40 +191,40 @@ pub(crate) struct Target {
 }
 
 impl AllowedHosts {
-    /// Checks a URL of a client or of a redirect; the only constructor of [`Target`].
-    pub(crate) fn admit(&self, url: Url) -> Result<Target, Failure> {
+    /// Checks a URL of a client or of a redirect against the list; the only constructor of [`AllowedUrl`].
+    pub(crate) fn check(&self, url: Url) -> Result<AllowedUrl, FetchError> {
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(Failure::Malformed("the scheme of `url` must be https or http"));
+            return Err(FetchError::Malformed("the scheme of `url` must be https or http"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Failure::Malformed("`url` must not have a user name or a password"));
+            return Err(FetchError::Malformed("`url` must not have a user name or a password"));
         }
-        let malformed = Failure::Malformed("`url` is malformed");
+        let malformed = FetchError::Malformed("`url` is malformed");
         let (host, port) = endpoint(&url).ok_or(malformed)?;
-        if !self.0.iter().any(|entry| entry.admits(url.scheme(), &host, port)) {
-            return Err(Failure::NotListed);
+        if !self.0.iter().any(|entry| entry.matches(url.scheme(), &host, port)) {
+            return Err(FetchError::NotListed);
         }
         let uri = url[Position::BeforePath..Position::AfterQuery].parse().map_err(|_| malformed)?;
-        Ok(Target { url, host, port, uri })
+        Ok(AllowedUrl { url, host, port, uri })
     }
 }
 
 impl Entry {
-    fn admits(&self, scheme: &str, host: &Host<String>, port: u16) -> bool {
-        let matches = match (&self.host, host) {
+    fn matches(&self, scheme: &str, host: &Host<String>, port: u16) -> bool {
+        let host_matches = match (&self.host, host) {
             (Host::Domain(domain), Host::Domain(name)) if self.subdomains => {
-                let head = name.strip_suffix(domain.as_str());
-                head.is_some_and(|head| head.len() > 1 && head.ends_with('.'))
+                let subdomain = name.strip_suffix(domain.as_str());
+                subdomain.is_some_and(|label| label.len() > 1 && label.ends_with('.'))
             }
-            (own, other) => own == other,
+            (expected, host) => expected == host,
         };
-        matches && self.scheme == scheme && self.port == port
+        host_matches && self.scheme == scheme && self.port == port
     }
 }
 
-impl Target {
+impl AllowedUrl {
     /// The request; only its path and query come from the client of the service.
-    pub(crate) fn request(&self) -> Result<Request<Empty<Bytes>>, Failure> {
+    pub(crate) fn request(&self) -> Result<Request<Empty<Bytes>>, FetchError> {
         let host = match self.url.port() {
             Some(port) => format!("{}:{port}", self.host),
             None => self.host.to_string(),
@@ -235,13 +235,14 @@ impl Target {
             .header(ACCEPT_ENCODING, "identity")
             .header(USER_AGENT, AGENT)
             .header(CONNECTION, "close");
-        request.body(Empty::new()).map_err(|_| Failure::Malformed("`url` is malformed"))
+        request.body(Empty::new()).map_err(|_| FetchError::Malformed("`url` is malformed"))
     }
 
-    pub(crate) fn server_name(&self) -> Result<ServerName<'static>, Failure> {
+    /// The name or address that the certificate of the host must have.
+    pub(crate) fn server_name(&self) -> Result<ServerName<'static>, FetchError> {
         match &self.host {
             Host::Domain(name) => {
-                ServerName::try_from(name.clone()).map_err(|_| Failure::Unreachable)
+                ServerName::try_from(name.clone()).map_err(|_| FetchError::Unreachable)
             }
             Host::Ipv4(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
             Host::Ipv6(ip) => Ok(ServerName::from(IpAddr::from(*ip))),

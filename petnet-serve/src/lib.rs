@@ -4,10 +4,9 @@
 //! future for the shutdown, so that tests serve on a free port and stop at any time.
 
 mod access;
-mod address;
 mod allocator;
-mod answer;
 mod app;
+mod authorization;
 mod batcher;
 mod body;
 mod buffer;
@@ -20,8 +19,10 @@ pub mod fuzz;
 mod health;
 mod hosts;
 mod memory;
+mod model_source;
 mod models;
 mod outputs;
+mod prediction;
 mod problem;
 mod queue;
 mod registry;
@@ -32,7 +33,6 @@ mod sessions;
 mod settings;
 mod shadow;
 mod socket;
-mod standing;
 mod stats;
 mod telemetry;
 mod tls;
@@ -47,8 +47,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-pub use address::{ModelAddress, ModelSource};
 pub use hosts::AllowedHosts;
+pub use model_source::{ModelAddress, ModelSource};
 pub use settings::{LogFormat, MetricsAddr, Settings};
 pub use telemetry::{Log, start_log};
 

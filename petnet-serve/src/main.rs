@@ -18,7 +18,7 @@ const BAD_USAGE: u8 = 2;
 /// Exit status after a second signal.
 const INTERRUPTED: i32 = 130;
 /// Blocking threads for feedback, exports and large JSON; decoding and reloading have threads of their own.
-const BLOCKING: usize = 4;
+const BLOCKING_THREADS: usize = 4;
 /// Length of the listen backlog: connections that the kernel completes before the service accepts them.
 const BACKLOG: u32 = 1024;
 
@@ -71,7 +71,8 @@ fn main() -> ExitCode {
         Ok(started) => started,
         Err(error) => return fail(&error, BAD_USAGE),
     };
-    let runtime = Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING).build();
+    let runtime =
+        Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build();
     let runtime = match runtime.context("no runtime") {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
@@ -94,38 +95,27 @@ async fn serve(settings: Settings, address: SocketAddr) -> Result<()> {
         MetricsAddr::Off => None,
         MetricsAddr::At(address) => Some(bind(address, "--metrics-addr")?),
     };
-    let mut signals = Signals::new()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let (sender, reload) = tokio::sync::mpsc::channel(1);
     tokio::spawn(
         async move { while hangup.recv().await.is_some() && sender.send(()).await.is_ok() {} },
     );
     let stop = async move {
-        signals.next().await;
+        stop_signal(&mut terminate, &mut interrupt).await;
         // A second signal ends the process at once.
         tokio::spawn(async move {
-            signals.next().await;
+            stop_signal(&mut terminate, &mut interrupt).await;
             std::process::exit(INTERRUPTED);
         });
     };
     run(Listeners { api, metrics }, settings, reload, stop).await
 }
 
-/// The signals that end the service.
-struct Signals {
-    term: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let (term, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        Ok(Self { term: signal(term)?, interrupt: signal(interrupt)? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! { _ = self.term.recv() => (), _ = self.interrupt.recv() => () }
-    }
+/// Waits for SIGTERM or SIGINT.
+async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
 }
 
 fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {

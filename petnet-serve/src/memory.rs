@@ -15,13 +15,13 @@ use crate::settings::Settings;
 use crate::telemetry::names;
 
 /// Bytes reserved for the buffers and state of a connection.
-const CONNECTION: u64 = 32 << 10;
+const CONNECTION_BYTES: u64 = 32 << 10;
 /// Minimum budget of requests in bytes.
 const MIN_BUDGET: u64 = 16 << 20;
-/// Bytes of a semaphore's permit.
-const UNIT: u64 = 1 << 10;
+/// Bytes that a permit of a pool's semaphore stands for.
+const PERMIT_BYTES: u64 = 1 << 10;
 /// Resident memory in bytes assumed on systems without `/proc`.
-const ASSUMED: u64 = 96 << 20;
+const ASSUMED_RESIDENT: u64 = 96 << 20;
 
 /// The memory budget of requests. All sizes are in bytes.
 pub(crate) struct Memory {
@@ -35,13 +35,15 @@ pub(crate) struct Memory {
     before: u64,
     /// Additional peak memory while the first models were loaded.
     loading: AtomicU64,
-    buffers: Share,
-    decoding: Share,
+    buffers: Pool,
+    decoding: Pool,
 }
 
 /// The part of the budget for one purpose. Nothing can be claimed before it is opened.
-struct Share {
+struct Pool {
+    /// Free permits of [`PERMIT_BYTES`] each.
     free: Arc<Semaphore>,
+    /// Size in bytes.
     total: AtomicU64,
 }
 
@@ -50,45 +52,45 @@ struct Share {
 pub(crate) struct Claim(OwnedSemaphorePermit);
 
 impl Claim {
-    /// Adds another claim on the same share.
+    /// Adds another claim on the same pool.
     pub(crate) fn merge(&mut self, other: Self) {
         self.0.merge(other.0);
     }
 
     /// Returns all but `bytes` to the budget.
     pub(crate) fn shrink(&mut self, bytes: usize) {
-        let spare = self.0.num_permits().saturating_sub(units(bytes as u64) as usize);
+        let spare = self.0.num_permits().saturating_sub(permits(bytes as u64) as usize);
         drop(self.0.split(spare));
     }
 }
 
 /// Bytes whose claim is dropped with the last reference to them.
-struct Held {
+struct ClaimedBytes {
     bytes: Vec<u8>,
     _claim: Claim,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ClaimedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 /// Bytes together with their claim.
-pub(crate) fn held(bytes: Vec<u8>, claim: Claim) -> Bytes {
-    Bytes::from_owner(Held { bytes, _claim: claim })
+pub(crate) fn claimed_bytes(bytes: Vec<u8>, claim: Claim) -> Bytes {
+    Bytes::from_owner(ClaimedBytes { bytes, _claim: claim })
 }
 
-impl Share {
-    fn closed() -> Self {
+impl Pool {
+    fn empty() -> Self {
         Self { free: Arc::new(Semaphore::new(0)), total: AtomicU64::new(0) }
     }
 
     fn open(&self, bytes: u64) {
-        // In whole units: rounding up would let a claim for everything need one permit too many, and wait forever.
-        let units = (bytes / UNIT).min(u64::from(u32::MAX));
-        self.total.store(units * UNIT, Ordering::Relaxed);
-        self.free.add_permits(units as usize);
+        // In whole permits: rounding up would let a claim for everything need one permit too many, and wait forever.
+        let permits = (bytes / PERMIT_BYTES).min(u64::from(u32::MAX));
+        self.total.store(permits * PERMIT_BYTES, Ordering::Relaxed);
+        self.free.add_permits(permits as usize);
     }
 
     fn total(&self) -> u64 {
@@ -96,33 +98,34 @@ impl Share {
     }
 
     fn in_use(&self) -> u64 {
-        self.total().saturating_sub(self.free.available_permits() as u64 * UNIT)
+        self.total().saturating_sub(self.free.available_permits() as u64 * PERMIT_BYTES)
     }
 
-    fn fits(&self, bytes: u64) -> Result<u32, Problem> {
+    fn check_size(&self, bytes: u64) -> Result<u32, Problem> {
         if bytes > self.total() {
             let [needed, total] = [bytes, self.total()].map(|bytes| bytes.div_ceil(1 << 20));
             let detail = format!("this takes {needed} MB of memory, {total} MB are available");
             return Err(Problem::too_large(detail));
         }
-        Ok(units(bytes))
+        Ok(permits(bytes))
     }
 }
 
-fn units(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
+/// The number of permits for a number of bytes, rounded up.
+fn permits(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX)
 }
 
 impl Memory {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
             limit: settings.memory_limit(),
-            connections: settings.connections() as u64 * CONNECTION,
+            connections: settings.connections() as u64 * CONNECTION_BYTES,
             cache: settings.cache_bytes(),
             before: resident("VmRSS:").unwrap_or(0),
             loading: AtomicU64::new(0),
-            buffers: Share::closed(),
-            decoding: Share::closed(),
+            buffers: Pool::empty(),
+            decoding: Pool::empty(),
         }
     }
 
@@ -132,7 +135,7 @@ impl Memory {
     /// # Errors
     /// When that is less than [`MIN_BUDGET`].
     pub(crate) fn open(&self) -> Result<()> {
-        let resident = resident("VmRSS:").unwrap_or(ASSUMED);
+        let resident = resident("VmRSS:").unwrap_or(ASSUMED_RESIDENT);
         let peak = self::resident("VmHWM:").unwrap_or(resident);
         self.loading.store(peak.saturating_sub(self.before), Ordering::Relaxed);
         let needed = resident + self.connections + self.cache;
@@ -166,35 +169,38 @@ impl Memory {
     /// Claims memory for a buffer.
     ///
     /// # Errors
-    /// 413 for more than the whole share, 503 for more than is free.
-    pub(crate) fn buffer(&self, bytes: usize) -> Result<Claim, Problem> {
-        let units = self.buffers.fits(bytes as u64)?;
-        let free = Arc::clone(&self.buffers.free).try_acquire_many_owned(units);
+    /// 413 for more than the whole pool, 503 for more than is free.
+    pub(crate) fn claim_buffer(&self, bytes: usize) -> Result<Claim, Problem> {
+        let permits = self.buffers.check_size(bytes as u64)?;
+        let free = Arc::clone(&self.buffers.free).try_acquire_many_owned(permits);
         free.map(Claim).map_err(|_| Problem::out_of_memory())
     }
 
     /// Claims memory for decoding, in order of arrival.
     ///
     /// # Errors
-    /// 413 for more than the whole share, 503 when it is not free within `patience`.
-    pub(crate) async fn decoding(&self, bytes: u64, patience: Duration) -> Result<Claim, Problem> {
-        let units = self.decoding.fits(bytes)?;
-        let free = Arc::clone(&self.decoding.free).acquire_many_owned(units);
-        match tokio::time::timeout(patience, free).await {
+    /// 413 for more than the whole pool, 503 when it is not free within `timeout`.
+    pub(crate) async fn claim_decoding(
+        &self,
+        bytes: u64,
+        timeout: Duration,
+    ) -> Result<Claim, Problem> {
+        let permits = self.decoding.check_size(bytes)?;
+        let free = Arc::clone(&self.decoding.free).acquire_many_owned(permits);
+        match tokio::time::timeout(timeout, free).await {
             Ok(Ok(permit)) => Ok(Claim(permit)),
             Ok(Err(_)) | Err(_) => Err(Problem::out_of_memory()),
         }
     }
 
-    /// Claims memory for loading a model, in order of arrival: as much as the first load took, at most the whole share.
-    pub(crate) async fn loading(&self) -> Option<Claim> {
+    /// Claims memory for loading a model, in order of arrival: as much as the first load took, at most the whole pool.
+    pub(crate) async fn claim_loading(&self) -> Option<Claim> {
         let bytes = self.loading.load(Ordering::Relaxed).min(self.decoding.total());
-        let free = Arc::clone(&self.decoding.free).acquire_many_owned(units(bytes));
+        let free = Arc::clone(&self.decoding.free).acquire_many_owned(permits(bytes));
         free.await.ok().map(Claim)
     }
 
-    /// Sets the gauges.
-    pub(crate) fn observe(&self) {
+    pub(crate) fn set_gauges(&self) {
         gauge!(names::MEMORY_LIMIT_BYTES).set(self.limit as f64);
         for (purpose, share) in [("buffers", &self.buffers), ("decoding", &self.decoding)] {
             gauge!(names::MEMORY_BUDGET_BYTES, "purpose" => purpose).set(share.total() as f64);
@@ -215,7 +221,7 @@ mod tests {
     use super::*;
 
     fn memory(limit: u64) -> Memory {
-        let (buffers, decoding) = (Share::closed(), Share::closed());
+        let (buffers, decoding) = (Pool::empty(), Pool::empty());
         let loading = AtomicU64::new(0);
         Memory { limit, connections: 0, cache: 0, before: 0, loading, buffers, decoding }
     }
@@ -223,30 +229,30 @@ mod tests {
     #[tokio::test]
     async fn a_claim_is_returned_with_the_last_reference() {
         let memory = memory(1 << 30);
-        assert_eq!(memory.buffer(1).unwrap_err().status, 413, "nothing before it is opened");
+        assert_eq!(memory.claim_buffer(1).unwrap_err().status, 413, "nothing before it is opened");
         memory.buffers.open(10 << 20);
-        // Not a whole number of units.
+        // Not a whole number of permits.
         memory.decoding.open((10 << 20) + 1);
-        let mut claim = memory.buffer(6 << 20).unwrap();
-        assert_eq!(memory.buffer(6 << 20).unwrap_err().status, 503);
+        let mut claim = memory.claim_buffer(6 << 20).unwrap();
+        assert_eq!(memory.claim_buffer(6 << 20).unwrap_err().status, 503);
         claim.shrink(1 << 20);
-        let more = memory.buffer(6 << 20).unwrap();
+        let more = memory.claim_buffer(6 << 20).unwrap();
         claim.merge(more);
         assert_eq!(memory.buffers.in_use(), 7 << 20);
-        let bytes = held(vec![7; 3], claim);
+        let bytes = claimed_bytes(vec![7; 3], claim);
         let slice = bytes.slice(1..);
         drop(bytes);
         assert_eq!((memory.buffers.in_use(), &slice[..]), (7 << 20, &[7, 7][..]));
         drop(slice);
         assert_eq!(memory.buffers.in_use(), 0);
-        let patience = Duration::from_millis(20);
-        let all = memory.decoding(10 << 20, patience).await.unwrap();
-        assert_eq!(memory.decoding(1, patience).await.unwrap_err().status, 503);
+        let timeout = Duration::from_millis(20);
+        let all = memory.claim_decoding(10 << 20, timeout).await.unwrap();
+        assert_eq!(memory.claim_decoding(1, timeout).await.unwrap_err().status, 503);
         drop(all);
-        assert!(memory.decoding(1, patience).await.is_ok());
+        assert!(memory.claim_decoding(1, timeout).await.is_ok());
         memory.loading.store(1 << 30, Ordering::Relaxed);
-        let loading = tokio::time::timeout(patience, memory.loading()).await.unwrap();
-        assert_eq!(memory.decoding(1, patience).await.unwrap_err().status, 503);
+        let loading = tokio::time::timeout(timeout, memory.claim_loading()).await.unwrap();
+        assert_eq!(memory.claim_decoding(1, timeout).await.unwrap_err().status, 503);
         drop(loading);
     }
 

@@ -14,7 +14,7 @@ pub(crate) struct Timings {
     pub(crate) batch: Stage,
     pub(crate) model: Stage,
     /// Number of images in the batch.
-    pub(crate) photos: usize,
+    pub(crate) batch_size: usize,
 }
 
 /// Start and duration of one stage.
@@ -31,24 +31,24 @@ impl Stage {
 }
 
 /// An output of the network, and the image that it belongs to.
-pub(crate) struct Answer<T> {
+pub(crate) struct ModelOutput<T> {
     pub(crate) value: T,
     /// `None` for an output from the prediction cache.
     pub(crate) timings: Option<Timings>,
-    pub(crate) facts: ImageFacts,
+    pub(crate) metadata: ImageMetadata,
 }
 
 /// Outputs of one pass through the network.
 #[derive(Clone)]
-pub(crate) struct Classified {
+pub(crate) struct Classification {
     pub(crate) prediction: Prediction,
     /// The features, of norm 1: a by-product of the prediction.
     pub(crate) embedding: Vec<f32>,
 }
 
-/// The facts about an image that are kept after its pixels are dropped.
+/// The metadata of an image, which is kept after its pixels are dropped.
 #[derive(Clone)]
-pub(crate) struct ImageFacts {
+pub(crate) struct ImageMetadata {
     pub(crate) statistics: ImageStatistics,
     /// SHA-256 of its bytes in hex; `None` where feedback is off.
     pub(crate) sha256: Option<String>,

@@ -8,10 +8,10 @@ use hyper::{Response, StatusCode};
 use petnet::{Error, ImageError};
 use serde_json::json;
 
-use crate::standing::Standing;
+use crate::authorization::Authorization;
 
-/// All kinds of problems, as metrics label them.
-pub(crate) const KINDS: [&str; 27] = [
+/// All kinds of problems: the values of the label `error_type`.
+pub(crate) const KINDS: &[&str] = &[
     "bad_request",
     "broken_image",
     "decode_timeout",
@@ -48,17 +48,18 @@ pub(crate) struct Problem {
     pub(crate) detail: String,
     /// Label for metrics, one of [`KINDS`].
     pub(crate) kind: &'static str,
-    /// Seconds, for the header field `Retry-After`.
-    retry_after: Option<u64>,
+    /// Seconds after which the client may try again, for the header field `Retry-After`.
+    pub(crate) retry_after: Option<u64>,
     allow: Option<&'static str>,
-    /// Standing of the key that the request was charged to.
-    standing: Option<Box<Standing>>,
+    /// State of the rate limits that the request was charged to.
+    rate_limit: Option<Box<Authorization>>,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
         debug_assert!(KINDS.contains(&kind), "{kind}");
-        Self { status, detail: detail.into(), kind, retry_after: None, allow: None, standing: None }
+        let detail = detail.into();
+        Self { status, detail, kind, retry_after: None, allow: None, rate_limit: None }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -73,32 +74,36 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed; see its log")
     }
 
+    /// A refusal for the state of the service; the client may try again after `seconds`.
+    fn unavailable(kind: &'static str, detail: impl Into<String>, seconds: u64) -> Self {
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail);
+        Self { retry_after: Some(seconds), ..problem }
+    }
+
     pub(crate) fn not_ready() -> Self {
-        let detail = "no model is loaded";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", detail).retry_after(1)
+        Self::unavailable("not_ready", "no model is loaded", 1)
     }
 
     pub(crate) fn overloaded(seconds: u64) -> Self {
         let detail = format!("too many images are waiting; try again in {seconds} s");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(seconds)
+        Self::unavailable("overloaded", detail, seconds)
     }
 
     pub(crate) fn out_of_memory() -> Self {
-        let detail = "no memory is free for this request; try again in 1 s";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "memory", detail).retry_after(1)
+        Self::unavailable("memory", "no memory is free for this request; try again in 1 s", 1)
     }
 
     /// The rate limit of a key is exceeded.
-    pub(crate) fn limited(standing: Standing, wait: Duration) -> Self {
+    pub(crate) fn rate_limited(authorization: Authorization, wait: Duration) -> Self {
         let seconds = wait.as_secs_f64().ceil() as u64;
         let detail = format!("the key has used up its requests; try again in {seconds} s");
         let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
-        Self { standing: Some(Box::new(standing)), ..problem.retry_after(seconds) }
+        Self { rate_limit: Some(Box::new(authorization)), retry_after: Some(seconds), ..problem }
     }
 
-    /// Adds the standing of the key that the refused request was charged to.
-    pub(crate) fn with_standing(self, standing: Standing) -> Self {
-        Self { standing: Some(self.standing.unwrap_or_else(|| Box::new(standing))), ..self }
+    /// Adds the state of the rate limits that the refused request was charged to.
+    pub(crate) fn with_authorization(self, authorization: Authorization) -> Self {
+        Self { rate_limit: Some(Box::new(authorization)), ..self }
     }
 
     /// True where the same request may succeed later.
@@ -110,15 +115,6 @@ impl Problem {
         let detail = format!("this path takes {allow}");
         let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
         Self { allow: Some(allow), ..problem }
-    }
-
-    /// Seconds after which the client may try again.
-    pub(crate) fn retry_seconds(&self) -> Option<u64> {
-        self.retry_after
-    }
-
-    fn retry_after(self, seconds: u64) -> Self {
-        Self { retry_after: Some(seconds), ..self }
     }
 
     pub(crate) fn json(&self) -> serde_json::Value {
@@ -141,8 +137,8 @@ impl Problem {
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
-        if let Some(standing) = &self.standing {
-            standing.write(headers);
+        if let Some(authorization) = &self.rate_limit {
+            authorization.add_headers(headers);
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

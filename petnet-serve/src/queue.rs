@@ -1,7 +1,7 @@
-//! Admission control of a model: a limited number of places for images in flight, and the images that wait for a place.
+//! Admission control of a model: a limited number of images in flight, and the images that wait.
 //!
-//! An image holds a place (a semaphore's permit) from decoding to output. Each model has its own places, so that many images
-//! for one model do not delay those for another. Batch callers share a quarter of a model's places, which bounds the number
+//! An image holds a permit of a semaphore from decoding to output. Each model has its own permits, so that many images
+//! for one model do not delay those for another. Batch callers share a quarter of a model's permits, which bounds the number
 //! of their images that an image of an interactive caller waits for.
 
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 use metrics::{counter, gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::authorization::Priority;
 use crate::problem::Problem;
-use crate::standing::Priority;
 use crate::telemetry::names;
 
 /// Time without progress after which the images in flight count as stuck.
 const STUCK: Duration = Duration::from_secs(5);
-/// Batch callers may use one of this many places.
-const BATCH_SHARE: usize = 4;
+/// Batch callers share the permits divided by this number.
+const BATCH_DIVISOR: usize = 4;
 
-/// A model's places and the images that wait for them.
+/// A model's permits, and the images that wait for them.
 pub(crate) struct Queue {
     name: String,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// Second permit that an image of a batch caller needs.
     batch: Arc<Semaphore>,
     capacity: usize,
@@ -31,7 +31,7 @@ pub(crate) struct Queue {
     waiting: AtomicUsize,
     /// Number of waiting images of batch callers.
     batch_waiting: AtomicUsize,
-    /// Maximum wait for a place.
+    /// Maximum wait for a permit.
     timeout: Duration,
     progress: Progress,
     service_time: ServiceTime,
@@ -46,7 +46,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn note(&self) {
+    fn record(&self) {
         self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 }
@@ -67,7 +67,7 @@ impl ServiceTime {
 
     /// Records the end of a batch whose first image began to be decoded at `began`. While images wait, the time counts from
     /// the end of the previous batch: decoding, or another model, may be the bottleneck.
-    fn note(&self, began: Instant, images: usize) {
+    fn record(&self, began: Instant, images: usize) {
         let now = self.start.elapsed().as_nanos() as u64;
         let began = began.saturating_duration_since(self.start).as_nanos() as u64;
         let since = self.ended.swap(now, Ordering::Relaxed).max(began);
@@ -78,56 +78,41 @@ impl ServiceTime {
 }
 
 /// The right of one image to be decoded and classified.
-pub(crate) struct Place {
-    queue: Arc<Queue>,
+pub(crate) struct Permit {
+    pub(crate) queue: Arc<Queue>,
     _permit: OwnedSemaphorePermit,
     _batch: Option<OwnedSemaphorePermit>,
 }
 
-impl Place {
-    fn new(
-        queue: &Arc<Queue>,
-        permit: OwnedSemaphorePermit,
-        batch: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        if queue.progress.active.fetch_add(1, Ordering::Relaxed) == 0 {
-            queue.progress.note();
-        }
-        Self { queue: Arc::clone(queue), _permit: permit, _batch: batch }
-    }
-
+impl Permit {
     /// Records that the image is decoded.
-    pub(crate) fn note_progress(&self) {
-        self.queue.progress.note();
-    }
-
-    pub(crate) fn queue(&self) -> &Arc<Queue> {
-        &self.queue
+    pub(crate) fn record_progress(&self) {
+        self.queue.progress.record();
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.queue.progress.note();
+        self.queue.progress.record();
         self.queue.progress.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Counts an image as waiting until it is dropped.
-struct Waiting<'a> {
+struct WaitingGuard<'a> {
     count: &'a AtomicUsize,
-    /// True once the image has its place or is refused; else its client has disconnected.
+    /// True once the image has its permit or is refused; else its client has disconnected.
     ended: bool,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingGuard<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self { count, ended: false }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
         if !self.ended {
@@ -137,13 +122,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl Queue {
-    /// A queue with `capacity` places for the model of that name; images that would wait longer than `timeout` are refused.
+    /// A queue with `capacity` permits for the model of that name; images that would wait longer than `timeout` are refused.
     pub(crate) fn new(name: &str, capacity: usize, timeout: Duration) -> Self {
         let start = Instant::now();
         Self {
             name: name.into(),
-            places: Arc::new(Semaphore::new(capacity)),
-            batch: Arc::new(Semaphore::new(capacity.div_ceil(BATCH_SHARE))),
+            permits: Arc::new(Semaphore::new(capacity)),
+            batch: Arc::new(Semaphore::new(capacity.div_ceil(BATCH_DIVISOR))),
             capacity,
             waiting: AtomicUsize::new(0),
             batch_waiting: AtomicUsize::new(0),
@@ -158,11 +143,12 @@ impl Queue {
     /// # Errors
     /// 503 with the estimated wait in seconds.
     pub(crate) fn check_wait(&self, priority: Priority) -> Result<(), Problem> {
-        if self.wait(priority) > self.timeout { Err(self.overloaded(priority)) } else { Ok(()) }
+        let is_too_long = self.estimated_wait(priority) > self.timeout;
+        if is_too_long { Err(self.overloaded(priority)) } else { Ok(()) }
     }
 
-    /// Estimated time until the images that wait now have their places.
-    fn wait(&self, priority: Priority) -> Duration {
+    /// Estimated time until the images that wait now have their permits.
+    fn estimated_wait(&self, priority: Priority) -> Duration {
         let interactive = self.waiting.load(Ordering::Relaxed);
         let ahead = match priority {
             Priority::Interactive => interactive,
@@ -172,38 +158,44 @@ impl Queue {
     }
 
     pub(crate) fn overloaded(&self, priority: Priority) -> Problem {
-        Problem::overloaded(self.wait(priority).as_secs_f64().ceil().clamp(1.0, 60.0) as u64)
+        let seconds = self.estimated_wait(priority).as_secs_f64().ceil();
+        Problem::overloaded(seconds.clamp(1.0, 60.0) as u64)
     }
 
-    /// Waits for a place, in order of arrival.
+    /// Waits for a permit, in order of arrival.
     ///
     /// # Errors
-    /// 503 when none is free within `patience`, or within the queue's timeout where it is `None`.
-    pub(crate) async fn place(
+    /// 503 when none is free within `timeout`, or within that of the queue where it is `None`.
+    pub(crate) async fn acquire(
         self: &Arc<Self>,
         priority: Priority,
-        patience: Option<Duration>,
-    ) -> Result<Place, Problem> {
+        timeout: Option<Duration>,
+    ) -> Result<Permit, Problem> {
         let count = match priority {
             Priority::Interactive => &self.waiting,
             Priority::Batch => &self.batch_waiting,
         };
-        let mut waiting = Waiting::new(count);
+        let mut waiting = WaitingGuard::new(count);
         let permits = async {
             let batch = match priority {
                 Priority::Interactive => None,
                 Priority::Batch => Some(Arc::clone(&self.batch).acquire_owned().await?),
             };
             Ok::<_, tokio::sync::AcquireError>((
-                Arc::clone(&self.places).acquire_owned().await?,
+                Arc::clone(&self.permits).acquire_owned().await?,
                 batch,
             ))
         };
-        let permits = tokio::time::timeout(patience.unwrap_or(self.timeout), permits).await;
+        let permits = tokio::time::timeout(timeout.unwrap_or(self.timeout), permits).await;
         waiting.ended = true;
         drop(waiting);
         match permits {
-            Ok(Ok((permit, batch))) => Ok(Place::new(self, permit, batch)),
+            Ok(Ok((permit, batch))) => {
+                if self.progress.active.fetch_add(1, Ordering::Relaxed) == 0 {
+                    self.progress.record();
+                }
+                Ok(Permit { queue: Arc::clone(self), _permit: permit, _batch: batch })
+            }
             Ok(Err(_)) | Err(_) => Err(self.overloaded(priority)),
         }
     }
@@ -221,13 +213,12 @@ impl Queue {
     }
 
     /// Records a batch that has just ended.
-    pub(crate) fn note_batch(&self, began: Instant, images: usize) {
-        self.service_time.note(began, images);
+    pub(crate) fn record_batch(&self, began: Instant, images: usize) {
+        self.service_time.record(began, images);
     }
 
-    /// Sets the gauges.
-    pub(crate) fn observe(&self) {
-        let depth = self.capacity - self.places.available_permits().min(self.capacity);
+    pub(crate) fn set_gauges(&self) {
+        let depth = self.capacity - self.permits.available_permits().min(self.capacity);
         let waiting =
             [&self.waiting, &self.batch_waiting].map(|count| count.load(Ordering::Relaxed));
         let set = |name: &'static str, value: usize| {
@@ -244,19 +235,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn batch_callers_leave_places_to_interactive_ones() {
+    async fn batch_callers_leave_permits_to_interactive_ones() {
         let queue = Arc::new(Queue::new("m", 8, Duration::from_millis(20)));
-        let held =
-            [queue.place(Priority::Batch, None).await, queue.place(Priority::Batch, None).await];
+        let held = [
+            queue.acquire(Priority::Batch, None).await,
+            queue.acquire(Priority::Batch, None).await,
+        ];
         assert!(held.iter().all(Result::is_ok));
-        assert_eq!(queue.place(Priority::Batch, None).await.err().unwrap().status, 503);
+        assert_eq!(queue.acquire(Priority::Batch, None).await.err().unwrap().status, 503);
         let mut others = Vec::new();
         for _ in 0..6 {
-            others.push(queue.place(Priority::Interactive, None).await.unwrap());
+            others.push(queue.acquire(Priority::Interactive, None).await.unwrap());
         }
-        assert!(queue.place(Priority::Interactive, None).await.is_err());
+        assert!(queue.acquire(Priority::Interactive, None).await.is_err());
         drop(held);
-        assert!(queue.place(Priority::Batch, None).await.is_ok());
+        assert!(queue.acquire(Priority::Batch, None).await.is_ok());
         assert!(!queue.is_idle());
         drop(others);
         assert!(queue.is_idle() && !queue.is_stuck());

@@ -18,14 +18,14 @@ pub(crate) struct Registered {
 
 /// The version that a name resolved to last.
 #[derive(Serialize, Deserialize)]
-struct Known {
+struct CachedVersion {
     name: String,
     version: String,
     sha256: String,
 }
 
 /// The version that the name resolves to now.
-pub(crate) fn current(settings: &Settings, model: &str) -> Result<ModelVersion> {
+pub(crate) fn resolve(settings: &Settings, model: &str) -> Result<ModelVersion> {
     version(model, &server(settings, model)?)
 }
 
@@ -40,18 +40,16 @@ pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<Registered> {
     let cache = Cache::of(settings, &server, model);
     match version(model, &server) {
         Ok(version) => cache.complete(&server, version),
-        Err(error) if is_transient(&error) => match cache.last() {
-            Some(registered) => {
-                let error = format!("{error:#}");
-                tracing::warn!(
-                    error,
-                    version = registered.version,
-                    "the registry cannot be reached; the cached model is used"
-                );
-                Ok(registered)
-            }
-            None => Err(error),
-        },
+        Err(error) if is_transient(&error) => {
+            let Some(registered) = cache.last_version() else { return Err(error) };
+            let error = format!("{error:#}");
+            tracing::warn!(
+                error,
+                version = registered.version,
+                "the registry cannot be reached; the cached model is used"
+            );
+            Ok(registered)
+        }
         Err(error) => Err(error),
     }
 }
@@ -82,8 +80,8 @@ impl Cache {
     }
 
     fn complete(&self, server: &Server, version: ModelVersion) -> Result<Registered> {
-        let kept = version.sha256().and_then(|digest| self.read(digest));
-        let bytes = match kept {
+        let cached = version.sha256().and_then(|digest| self.read(digest));
+        let bytes = match cached {
             Some(bytes) => bytes,
             None => {
                 let bytes = server.weights(&version)?;
@@ -92,29 +90,30 @@ impl Cache {
             }
         };
         let registered = Registered { name: version.name, version: version.version, bytes };
-        if let Err(error) = self.keep(&registered) {
+        if let Err(error) = self.store(&registered) {
             let folder = self.folder.display().to_string();
             tracing::warn!(folder, error = format!("{error:#}"), "the model cannot be cached");
         }
         Ok(registered)
     }
 
-    fn keep(&self, registered: &Registered) -> Result<()> {
+    fn store(&self, registered: &Registered) -> Result<()> {
         std::fs::create_dir_all(&self.folder)?;
         let Registered { name, version, bytes } = registered;
-        let known = Known { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
-        let file = self.file(&known.sha256);
+        let cached =
+            CachedVersion { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
+        let file = self.file(&cached.sha256);
         if !file.is_file() {
             write_atomically(&file, bytes)?;
         }
-        Ok(write_atomically(&self.pointer, &serde_json::to_vec(&known)?)?)
+        Ok(write_atomically(&self.pointer, &serde_json::to_vec(&cached)?)?)
     }
 
-    fn last(&self) -> Option<Registered> {
+    fn last_version(&self) -> Option<Registered> {
         let text = std::fs::read(&self.pointer).ok()?;
-        let known: Known = serde_json::from_slice(&text).ok()?;
-        let bytes = self.read(&known.sha256)?;
-        Some(Registered { name: known.name, version: known.version, bytes })
+        let cached: CachedVersion = serde_json::from_slice(&text).ok()?;
+        let bytes = self.read(&cached.sha256)?;
+        Some(Registered { name: cached.name, version: cached.version, bytes })
     }
 
     /// A file of the cache, if its content still has the digest that it is named by.

@@ -20,17 +20,18 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::app::App;
 use crate::body::Body;
+use crate::buffer::TransferLimits;
 use crate::problem::Problem;
 use crate::routes::{self, ListenerKind};
 use crate::settings::Settings;
-use crate::socket::{Client, Pace};
+use crate::socket::Client;
 use crate::telemetry::names;
 use crate::tls::Tls;
 
 /// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
-const WINDOW: u32 = 128 << 10;
+const FLOW_CONTROL_WINDOW: u32 = 128 << 10;
 /// Maximum number of concurrent HTTP/2 streams of a connection.
-const STREAMS: u32 = 64;
+const MAX_STREAMS: u32 = 64;
 
 /// All listeners and their connections.
 pub(crate) struct Server {
@@ -48,7 +49,7 @@ struct ConnectionLimit {
 }
 
 /// Counts a connection until it is dropped.
-struct Slot {
+struct ConnectionGuard {
     limit: Arc<ConnectionLimit>,
     address: IpAddr,
     _free: OwnedSemaphorePermit,
@@ -62,18 +63,22 @@ impl ConnectionLimit {
     }
 
     /// `None` where the address has reached its limit.
-    fn admit(self: &Arc<Self>, address: IpAddr, free: OwnedSemaphorePermit) -> Option<Slot> {
+    fn acquire(
+        self: &Arc<Self>,
+        address: IpAddr,
+        free: OwnedSemaphorePermit,
+    ) -> Option<ConnectionGuard> {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let count = addresses.entry(address).or_default();
         if *count >= self.per_address {
             return None;
         }
         *count += 1;
-        Some(Slot { limit: Arc::clone(self), address, _free: free })
+        Some(ConnectionGuard { limit: Arc::clone(self), address, _free: free })
     }
 }
 
-impl Drop for Slot {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let mut addresses = self.limit.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = addresses.get_mut(&self.address) {
@@ -115,7 +120,7 @@ impl Server {
                     },
                     () = app.closing() => return,
                 };
-                let Some(slot) = limit.admit(address, free) else {
+                let Some(guard) = limit.acquire(address, free) else {
                     counter!(names::CONNECTIONS_REFUSED_TOTAL).increment(1);
                     continue;
                 };
@@ -123,7 +128,7 @@ impl Server {
                     app: Arc::clone(&app),
                     kind,
                     peer: address,
-                    state: Arc::new(State::new()),
+                    state: Arc::new(ConnectionState::new()),
                 };
                 let tls = tls.clone();
                 tokio::spawn(async move {
@@ -131,7 +136,7 @@ impl Server {
                     count.connections.fetch_add(1, Ordering::Relaxed);
                     connection.serve(stream, tls).await;
                     count.connections.fetch_sub(1, Ordering::Relaxed);
-                    drop(slot);
+                    drop(guard);
                 });
             }
         });
@@ -139,53 +144,53 @@ impl Server {
 
     /// Waits until all connections have ended, at most for `grace`.
     pub(crate) async fn finish(self, grace: Duration) {
-        let empty = async {
+        let all_ended = async {
             for limit in &self.limits {
                 // All permits are free once the last connection has ended.
                 let _ = limit.free.acquire_many(limit.total as u32).await;
             }
         };
-        if timeout(grace, empty).await.is_err() {
+        if timeout(grace, all_ended).await.is_err() {
             tracing::warn!("connections did not finish within the grace period");
         }
     }
 }
 
 /// Counts of a connection's requests.
-struct State {
+struct ConnectionState {
     begun: AtomicUsize,
     open: AtomicUsize,
     /// Time at which the connection began or its last request ended.
-    idle: Mutex<Instant>,
+    last_end: Mutex<Instant>,
 }
 
-impl State {
+impl ConnectionState {
     fn new() -> Self {
         let (begun, open) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { begun, open, idle: Mutex::new(Instant::now()) }
+        Self { begun, open, last_end: Mutex::new(Instant::now()) }
     }
 
     /// Time since which no request is open; `None` while one is.
     fn idle_since(&self) -> Option<Instant> {
-        let idle = *self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.open.load(Ordering::Acquire) == 0).then_some(idle)
+        let last_end = *self.last_end.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.open.load(Ordering::Acquire) == 0).then_some(last_end)
     }
 }
 
 /// Counts a request as open until it is dropped, which happens too when its client disconnects.
-struct Open(Arc<State>);
+struct OpenRequest(Arc<ConnectionState>);
 
-impl Open {
-    fn new(state: &Arc<State>) -> Self {
+impl OpenRequest {
+    fn new(state: &Arc<ConnectionState>) -> Self {
         state.begun.fetch_add(1, Ordering::Relaxed);
         state.open.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(state))
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
-        *self.0.idle.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.last_end.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.0.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -194,23 +199,23 @@ struct Connection {
     app: Arc<App>,
     kind: ListenerKind,
     peer: IpAddr,
-    state: Arc<State>,
+    state: Arc<ConnectionState>,
 }
 
 impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
         let settings = &self.app.settings;
-        let pace = Pace { pause: settings.transfer_timeout, rate: settings.min_rate };
+        let limits = TransferLimits::of(settings);
         let client = Client::new(stream);
         let Some(tls) = tls else {
-            let timed_out = self.run(client.io(pace)).await;
+            let timed_out = self.run(client.io(limits)).await;
             if timed_out {
                 client.send_text(&request_timeout());
             }
             return;
         };
         // A client whose handshake fails or times out cannot read an HTTP response.
-        let handshake = timeout(settings.header_timeout, tls.acceptor().accept(client.io(pace)));
+        let handshake = timeout(settings.header_timeout, tls.acceptor().accept(client.io(limits)));
         let handshake = tokio::select! {
             outcome = handshake => outcome,
             () = self.app.closing() => return,
@@ -233,13 +238,13 @@ impl Connection {
             .http2()
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(settings.max_header).unwrap_or(u32::MAX))
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .max_send_buf_size(WINDOW as usize)
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(FLOW_CONTROL_WINDOW)
+            .initial_connection_window_size(FLOW_CONTROL_WINDOW)
+            .max_send_buf_size(FLOW_CONTROL_WINDOW as usize)
             .keep_alive_interval(settings.header_timeout)
             .keep_alive_timeout(settings.header_timeout);
-        let service = service_fn(|request| self.answer(request));
+        let service = service_fn(|request| self.respond(request));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
         tokio::select! {
             // Protocol errors of the client are not logged.
@@ -271,16 +276,16 @@ impl Connection {
         }
     }
 
-    fn answer(
+    fn respond(
         &self,
         request: hyper::Request<hyper::body::Incoming>,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        let open = Open::new(&self.state);
+        let open = OpenRequest::new(&self.state);
         let (app, kind, peer) = (Arc::clone(&self.app), self.kind, self.peer);
         async move {
-            let reply = routes::handle(&app, kind, peer, request).await;
+            let response = routes::respond(&app, kind, peer, request).await;
             drop(open);
-            Ok(reply)
+            Ok(response)
         }
     }
 }

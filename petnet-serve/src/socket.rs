@@ -11,16 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::buffer::TransferLimits;
+
 /// First bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI";
-
-/// Maximum pause and minimum rate of a transfer.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
-    pub(crate) pause: Duration,
-    /// Average rate in bytes per second.
-    pub(crate) rate: u64,
-}
 
 /// A handle to a client's socket; clones share one descriptor.
 #[derive(Clone)]
@@ -37,11 +31,11 @@ impl Client {
     }
 
     /// A reader and writer that ends the connection when the client reads too slowly.
-    pub(crate) fn io(&self, pace: Pace) -> Socket {
+    pub(crate) fn io(&self, limits: TransferLimits) -> Socket {
         Socket {
             client: self.clone(),
-            pace,
-            seen: false,
+            limits,
+            detected: false,
             written: 0,
             waited: Duration::ZERO,
             wait: None,
@@ -60,9 +54,9 @@ impl Client {
 /// The socket as hyper and rustls read and write it.
 pub(crate) struct Socket {
     client: Client,
-    pace: Pace,
-    /// True once a first byte was read.
-    seen: bool,
+    limits: TransferLimits,
+    /// True once the protocol is known from the first bytes.
+    detected: bool,
     written: u64,
     /// Total time for which writes have waited.
     waited: Duration,
@@ -73,12 +67,10 @@ pub(crate) struct Socket {
 impl Socket {
     /// Waits for the socket to take more, and fails once the pause or the average rate is exceeded.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        let allowed = self.pace.pause
-            + Duration::from_secs_f64(self.written as f64 / self.pace.rate.max(1) as f64);
-        let left = allowed.saturating_sub(self.waited).min(self.pace.pause);
-        let begin = || (Instant::now(), Box::pin(tokio::time::sleep(left)));
-        let (_, end) = self.wait.get_or_insert_with(begin);
-        ready!(end.as_mut().poll(context));
+        let remaining = self.limits.remaining(self.written, self.waited);
+        let begin = || (Instant::now(), Box::pin(tokio::time::sleep(remaining)));
+        let (_, timer) = self.wait.get_or_insert_with(begin);
+        ready!(timer.as_mut().poll(context));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the answer is read too slowly"))
     }
 }
@@ -93,8 +85,8 @@ impl AsyncRead for Socket {
             ready!(self.client.stream.poll_read_ready(context))?;
             match self.client.stream.try_read(to.initialize_unfilled()) {
                 Ok(length) => {
-                    if !self.seen && length > 0 {
-                        self.seen = true;
+                    if !self.detected && length > 0 {
+                        self.detected = true;
                         let first = &to.initialize_unfilled()[..length];
                         let http2 = first.starts_with(PREFACE);
                         self.client.http2.store(http2, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::telemetry::Note;
+use crate::telemetry::RequestDetails;
 
 /// Sums since the start of the process, by the model's name.
 #[derive(Default)]
@@ -41,18 +41,18 @@ impl Sum {
 }
 
 impl Stats {
-    /// Adds a request; `note` is `None` for one that failed. Images found in the prediction cache have no timings.
-    pub(crate) fn add(&self, model: &str, took: Duration, note: Option<&Note>) {
+    /// Adds a request; `details` is `None` for one that failed. Images found in the prediction cache have no timings.
+    pub(crate) fn add(&self, model: &str, took: Duration, details: Option<&RequestDetails>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains_key(model) {
             all.insert(model.into(), Sums::default());
         }
         let Some(sums) = all.get_mut(model) else { return };
-        let Some(note) = note else { return sums.fail.add(took) };
+        let Some(details) = details else { return sums.fail.add(took) };
         sums.success.add(took);
         sums.last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        sums.images += note.images as u64;
-        for timings in &note.timings {
+        sums.images += details.images as u64;
+        for timings in &details.timings {
             sums.queue.add(timings.queue.took);
             sums.decode.add(timings.decode.took);
             sums.model.add(timings.model.took);

@@ -17,7 +17,7 @@ use petnet::preprocess::{FileKind, recognise};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::buffer::{Buffer, Pace, over};
+use crate::buffer::{Buffer, TransferLimits, body_too_large};
 use crate::memory::{Claim, Memory};
 use crate::problem::Problem;
 use crate::remote::Remote;
@@ -25,9 +25,9 @@ use crate::settings::Settings;
 use crate::telemetry::names;
 
 /// Maximum size of a body without images, in bytes.
-const SMALL: usize = 1 << 20;
-const LATE: &str = "the body did not arrive in time";
-const CUT: &str = "the body ended too early";
+const MAX_JSON: usize = 1 << 20;
+const BODY_TIMEOUT: &str = "the body did not arrive in time";
+const BODY_INCOMPLETE: &str = "the body ended too early";
 
 /// An encoded image, and the file name that a multipart form gives it.
 pub(crate) struct UploadedImage {
@@ -48,7 +48,7 @@ impl Upload {
     /// The bytes of the only image.
     ///
     /// # Errors
-    /// 400 for several.
+    /// 400 for several images.
     pub(crate) fn only(&self) -> Result<Bytes, Problem> {
         match &self.images[..] {
             [image] => Ok(image.bytes.clone()),
@@ -62,63 +62,62 @@ impl Upload {
 
 /// Reads request bodies within the memory budget.
 pub(crate) struct Uploads {
+    settings: Settings,
     memory: Arc<Memory>,
     /// `None` where images are not fetched by URL.
     remote: Option<Remote>,
 }
 
 impl Uploads {
-    pub(crate) fn new(memory: Arc<Memory>, remote: Option<Remote>) -> Self {
-        Self { memory, remote }
+    pub(crate) fn new(settings: Settings, memory: Arc<Memory>, remote: Option<Remote>) -> Self {
+        Self { settings, memory, remote }
     }
 
     /// Reads the images of a request.
     ///
     /// # Errors
     /// 400, 408, 411, 413, 415, or 503 when no memory is free; for `url` those of [`Remote::fetch`] as well.
-    pub(crate) async fn read(
-        &self,
-        request: &mut Request<Incoming>,
-        settings: &Settings,
-    ) -> Result<Upload, Problem> {
-        check_length(request, settings.max_body)?;
+    pub(crate) async fn read(&self, request: &mut Request<Incoming>) -> Result<Upload, Problem> {
+        check_length(request, self.settings.max_body)?;
         if let Some(coding) = request.headers().get(CONTENT_ENCODING) {
             let coding = String::from_utf8_lossy(coding.as_bytes());
             let detail =
                 format!("Content-Encoding `{coding}` is not supported: send the image without");
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
         }
-        let form = Form::of(&content_type(request.headers()))?;
-        let (body, mut claim) = self.collect(request, settings.max_body, settings).await?;
+        let format = BodyFormat::of(&content_type(request.headers()))?;
+        let (body, mut claim) = self.collect(request, self.settings.max_body).await?;
         let size = body.len();
         let began = Instant::now();
-        let parsed = match form {
-            Form::Raw => Ok(Parsed::of(body)),
+        let parsed = match format {
+            BodyFormat::Image => Ok(Parsed::of(body)),
             // The content type may be wrong or missing: the format is recognised from the bytes.
-            Form::Other(kind) => match recognise(&body) {
+            BodyFormat::Other(content_type) => match recognise(&body) {
                 FileKind::Image | FileKind::Unsupported(_) => Ok(Parsed::of(body)),
-                FileKind::NoImage => Err(unsupported(&kind)),
+                FileKind::NoImage => Err(unsupported(&content_type)),
             },
-            Form::Json => {
+            BodyFormat::Json => {
                 // For the text without white space, and for its decoded bytes.
-                claim.merge(self.memory.buffer(2 * size)?);
+                claim.merge(self.memory.claim_buffer(2 * size)?);
                 match from_json(&body) {
                     Err(problem) => Err(problem),
-                    Ok((Source::Bytes(bytes), model)) => Ok(Parsed { model, ..Parsed::of(bytes) }),
-                    Ok((Source::Url(url), model)) => {
+                    Ok((JsonImage::Bytes(bytes), model)) => {
+                        Ok(Parsed { model, ..Parsed::of(bytes) })
+                    }
+                    Ok((JsonImage::Url(url), model)) => {
                         drop(body);
                         // The body's memory must not be held while a slow host responds.
                         claim.shrink(0);
-                        let (bytes, fetched) = self.fetch(&url, settings.max_body).await?;
+                        let (bytes, fetched) = self.fetch(&url).await?;
                         claim.merge(fetched);
                         Ok(Parsed { model, ..Parsed::of(bytes) })
                     }
                 }
             }
-            Form::Multipart(boundary) => {
+            BodyFormat::Multipart(boundary) => {
                 // For the parser's own buffer, and for the parts.
-                claim.merge(self.memory.buffer(2 * size)?);
-                multipart(body, boundary, settings.max_parts).await
+                claim.merge(self.memory.claim_buffer(2 * size)?);
+                multipart(body, boundary, self.settings.max_parts).await
             }
         };
         histogram!(names::VALIDATION_DURATION_SECONDS).record(began.elapsed());
@@ -133,12 +132,12 @@ impl Uploads {
     ///
     /// # Errors
     /// 400 without an allow list of hosts; else those of [`Remote::fetch`].
-    async fn fetch(&self, url: &str, most: usize) -> Result<(Bytes, Claim), Problem> {
+    async fn fetch(&self, url: &str) -> Result<(Bytes, Claim), Problem> {
         let Some(remote) = &self.remote else {
             let detail = "images are not fetched by `url` here: see --image-hosts";
             return Err(Problem::new(StatusCode::BAD_REQUEST, "url_not_allowed", detail));
         };
-        remote.fetch(url, Buffer::new(&self.memory, most)?).await
+        remote.fetch(url, Buffer::new(&self.memory, self.settings.max_body)?).await
     }
 
     /// Reads the bytes of a body, with the claim on their memory.
@@ -148,48 +147,47 @@ impl Uploads {
     pub(crate) async fn read_bytes(
         &self,
         request: &mut Request<Incoming>,
-        settings: &Settings,
     ) -> Result<(Bytes, Claim), Problem> {
-        check_length(request, settings.max_body)?;
-        self.collect(request, settings.max_body, settings).await
+        check_length(request, self.settings.max_body)?;
+        self.collect(request, self.settings.max_body).await
     }
 
-    /// Reads a JSON body of at most [`SMALL`] bytes.
+    /// Reads a JSON body of at most [`MAX_JSON`] bytes.
     ///
     /// # Errors
     /// 400, 408, 411, 413, 415, or 503 when no memory is free.
     pub(crate) async fn read_json<T: DeserializeOwned>(
         &self,
         request: &mut Request<Incoming>,
-        settings: &Settings,
     ) -> Result<T, Problem> {
-        check_length(request, SMALL)?;
-        if !matches!(Form::of(&content_type(request.headers()))?, Form::Json) {
+        check_length(request, MAX_JSON)?;
+        if !matches!(BodyFormat::of(&content_type(request.headers()))?, BodyFormat::Json) {
             let detail = "send application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
         }
-        let (body, _claim) = self.collect(request, SMALL, settings).await?;
+        let (body, _claim) = self.collect(request, MAX_JSON).await?;
         serde_json::from_slice(&body)
             .map_err(|error| Problem::bad_request(format!("the JSON is invalid: {error}")))
     }
 
-    /// Receives the body, within the limits of [`Pace`].
+    /// Receives the body, at most `max_bytes` of it, within [`TransferLimits`].
     async fn collect(
         &self,
         request: &mut Request<Incoming>,
-        most: usize,
-        settings: &Settings,
+        max_bytes: usize,
     ) -> Result<(Bytes, Claim), Problem> {
         let body = request.body_mut();
-        let mut buffer = Buffer::new(&self.memory, most)?;
-        let mut pace = Pace::new(settings.transfer_timeout, settings.min_rate);
+        let mut buffer = Buffer::new(&self.memory, max_bytes)?;
+        let limits = TransferLimits::of(&self.settings);
+        let (began, mut received) = (Instant::now(), 0);
         loop {
-            let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", LATE);
-            let frame = tokio::time::timeout(pace.patience(), body.frame()).await.map_err(late)?;
+            let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", BODY_TIMEOUT);
+            let limit = limits.remaining(received, began.elapsed());
+            let frame = tokio::time::timeout(limit, body.frame()).await.map_err(late)?;
             let Some(frame) = frame else { return Ok(buffer.finish()) };
-            let frame = frame.map_err(|_| Problem::bad_request(CUT))?;
+            let frame = frame.map_err(|_| Problem::bad_request(BODY_INCOMPLETE))?;
             if let Ok(data) = frame.into_data() {
-                pace.received += data.len();
+                received += data.len() as u64;
                 buffer.push(&data)?;
             }
         }
@@ -209,33 +207,34 @@ impl Parsed {
 }
 
 /// The format that a body's content type names.
-enum Form {
+enum BodyFormat {
     Multipart(String),
-    Raw,
+    Image,
     Json,
-    /// Any other type, in lower case; empty where there is none.
+    /// Any other content type, in lower case; empty where there is none.
     Other(String),
 }
 
-impl Form {
-    fn of(kind: &str) -> Result<Self, Problem> {
-        let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+impl BodyFormat {
+    fn of(content_type: &str) -> Result<Self, Problem> {
+        let essence =
+            content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match essence.as_str() {
-            "multipart/form-data" => multer::parse_boundary(kind)
+            "multipart/form-data" => multer::parse_boundary(content_type)
                 .map(Self::Multipart)
                 .map_err(|_| Problem::bad_request("the multipart boundary is missing")),
             "application/json" => Ok(Self::Json),
-            "application/octet-stream" => Ok(Self::Raw),
-            image if image.starts_with("image/") => Ok(Self::Raw),
+            "application/octet-stream" => Ok(Self::Image),
+            image if image.starts_with("image/") => Ok(Self::Image),
             _ => Ok(Self::Other(essence)),
         }
     }
 }
 
-fn unsupported(kind: &str) -> Problem {
-    let reason = match kind {
+fn unsupported(content_type: &str) -> Problem {
+    let reason = match content_type {
         "" => "there is no Content-Type, and the body is no image".to_string(),
-        kind => format!("the Content-Type `{kind}` is not supported"),
+        _ => format!("the Content-Type `{content_type}` is not supported"),
     };
     let detail = format!(
         "{reason}: send multipart/form-data with a field `file`, an image, or JSON with a base64 `image` or a `url`"
@@ -243,15 +242,16 @@ fn unsupported(kind: &str) -> Problem {
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
 }
 
-fn check_length(request: &Request<Incoming>, most: usize) -> Result<(), Problem> {
+fn check_length(request: &Request<Incoming>, max_bytes: usize) -> Result<(), Problem> {
     let headers = request.headers();
-    let known = headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
-    if request.version() < Version::HTTP_2 && !known {
+    let has_length =
+        headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
+    if request.version() < Version::HTTP_2 && !has_length {
         let detail = "send Content-Length or Transfer-Encoding: chunked";
         return Err(Problem::new(StatusCode::LENGTH_REQUIRED, "length", detail));
     }
-    if request.body().size_hint().lower() > most as u64 {
-        return Err(over(most));
+    if request.body().size_hint().lower() > max_bytes as u64 {
+        return Err(body_too_large(max_bytes));
     }
     Ok(())
 }
@@ -261,13 +261,13 @@ fn content_type(headers: &HeaderMap) -> String {
 }
 
 /// The image of a JSON body.
-enum Source {
+enum JsonImage {
     Bytes(Bytes),
     Url(String),
 }
 
 /// The image of a JSON body, and the model that it names.
-fn from_json(body: &[u8]) -> Result<(Source, Option<String>), Problem> {
+fn from_json(body: &[u8]) -> Result<(JsonImage, Option<String>), Problem> {
     /// Text that is borrowed unless it has escapes; serde borrows for `Cow`, but not for `Option<Cow>`.
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -283,15 +283,15 @@ fn from_json(body: &[u8]) -> Result<(Source, Option<String>), Problem> {
         let forms = "neither {\"image\": base64} nor {\"url\": address}";
         Problem::bad_request(format!("the JSON is {forms}: {e}"))
     })?;
-    let source = match (image, url) {
-        (Some(Text(image)), None) => from_base64(&image).map(Source::Bytes)?,
-        (None, Some(Text(url))) => Source::Url(url.into_owned()),
+    let image = match (image, url) {
+        (Some(Text(image)), None) => from_base64(&image).map(JsonImage::Bytes)?,
+        (None, Some(Text(url))) => JsonImage::Url(url.into_owned()),
         (None, None) | (Some(_), Some(_)) => {
             let detail = "the JSON must have either `image` (base64) or `url`";
             return Err(Problem::bad_request(detail));
         }
     };
-    Ok((source, model))
+    Ok((image, model))
 }
 
 /// Decodes base64 in the standard or the URL-safe alphabet (RFC 4648), with or without white space and padding; the text
@@ -328,18 +328,18 @@ pub(crate) fn parse(body: &Bytes) {
 }
 
 /// Reads the parts named `file`, and the one named `model`.
-async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Parsed, Problem> {
+async fn multipart(body: Bytes, boundary: String, max_parts: usize) -> Result<Parsed, Problem> {
     /// Maximum length of a model's name in bytes.
-    const NAME: usize = 256;
+    const MAX_NAME: usize = 256;
     let broken = |e: multer::Error| Problem::bad_request(format!("broken multipart body: {e}"));
     let whole = futures_util::stream::once(async move { Ok::<_, std::io::Error>(body) });
     let mut parts = multer::Multipart::new(whole, boundary);
     let (mut images, mut model) = (Vec::new(), None);
-    let mut seen = 0;
+    let mut part_count = 0;
     while let Some(field) = parts.next_field().await.map_err(broken)? {
-        seen += 1;
-        if seen > most {
-            return Err(Problem::too_large(format!("more than {most} parts")));
+        part_count += 1;
+        if part_count > max_parts {
+            return Err(Problem::too_large(format!("more than {max_parts} parts")));
         }
         match field.name() {
             Some("file") => {
@@ -349,7 +349,7 @@ async fn multipart(body: Bytes, boundary: String, most: usize) -> Result<Parsed,
             }
             Some("model") => {
                 let name = field.bytes().await.map_err(broken)?;
-                let name = std::str::from_utf8(&name).ok().filter(|name| name.len() <= NAME);
+                let name = std::str::from_utf8(&name).ok().filter(|name| name.len() <= MAX_NAME);
                 let name = name.ok_or_else(|| Problem::bad_request("`model` is not a name"))?;
                 // An HTML form sends fields that were not filled in.
                 model = Some(name.to_string()).filter(|name| !name.is_empty());

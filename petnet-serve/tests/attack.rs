@@ -50,7 +50,7 @@ fn at_once(
     })
 }
 
-fn until(condition: &str, patience: Duration, mut done: impl FnMut() -> bool) {
+fn wait_until(condition: &str, patience: Duration, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while began.elapsed() < patience {
         if done() {
@@ -118,7 +118,7 @@ fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
 fn a_second_signal_ends_at_once() {
     let mut server = small(&["--drain-delay", "30s"]);
     server.signal("-TERM");
-    until("draining", Duration::from_secs(5), || server.get("/readyz").status == 503);
+    wait_until("draining", Duration::from_secs(5), || server.get("/readyz").status == 503);
     server.signal("-INT");
     assert_eq!(server.wait(Duration::from_secs(2)), Some(130));
 }
@@ -140,8 +140,8 @@ fn a_client_that_does_not_read_is_disconnected_and_no_address_has_all_connection
         .collect();
     std::thread::sleep(Duration::from_millis(300));
     // This address had as many connections as it may have.
-    until("places are free again", Duration::from_secs(8), || {
-        let reply = server.attempt(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    wait_until("places are free again", Duration::from_secs(8), || {
+        let reply = server.try_send(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         reply.is_some_and(|reply| reply.status == 200)
     });
     drop(streams);
@@ -171,11 +171,11 @@ fn idle_connections_end_with_either_protocol() {
     for _ in 0..40 {
         server.connect().write_all(b"P").unwrap();
     }
-    until("places are free again", Duration::from_secs(5), || {
-        let reply = server.attempt(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    wait_until("places are free again", Duration::from_secs(5), || {
+        let reply = server.try_send(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         reply.is_some_and(|reply| reply.status == 200)
     });
-    until("all descriptors are closed", Duration::from_secs(5), || server.descriptors() < 40);
+    wait_until("all descriptors are closed", Duration::from_secs(5), || server.descriptors() < 40);
 }
 
 /// F5: request bodies that stall.
@@ -197,7 +197,7 @@ fn stalled_bodies_hold_no_more_than_the_budget() {
         streams.iter().for_each(|mut stream| drop(stream.write(&part[..100_000])));
         std::thread::sleep(Duration::from_millis(50));
     }
-    until("others are served", Duration::from_secs(10), || {
+    wait_until("others are served", Duration::from_secs(10), || {
         server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status == 200
     });
     drop(streams);
@@ -244,7 +244,7 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     let mut server = small(&settings);
     let answer = server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).json();
     let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
-    assert_eq!(server.tell("/feedback", &label).0, 200);
+    assert_eq!(server.post_json("/feedback", &label).0, 200);
     server.signal("-KILL");
     server.wait_killed();
     // All pages of all files of the database, except the file with the number of labels.
@@ -294,7 +294,7 @@ fn a_model_whose_outputs_are_not_finite_is_refused() {
             .spawn()
             .unwrap();
         let ended = || child.try_wait().unwrap().is_some();
-        until("the end", Duration::from_secs(10), ended);
+        wait_until("the end", Duration::from_secs(10), ended);
         let message = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
         assert!(message.contains(reason), "{message}");
         assert_eq!(child.wait().unwrap().code(), Some(1));
@@ -307,7 +307,7 @@ fn a_model_whose_outputs_are_not_finite_is_refused() {
         let mut series = metrics.iter().filter(|(name, _)| name.starts_with("model_reloads_total"));
         series.any(|(name, count)| name.contains("refused") && *count >= 1.0)
     };
-    until("the refusal", Duration::from_secs(10), refused);
+    wait_until("the refusal", Duration::from_secs(10), refused);
     within_budget(&server, "a model without finite outputs");
 }
 
@@ -376,7 +376,7 @@ fn a_log_reader_that_stops_does_not_block_requests() {
         stream.read_to_string(&mut reply).ok()?;
         Some(reply)
     };
-    until("ready", Duration::from_secs(20), || {
+    wait_until("ready", Duration::from_secs(20), || {
         ask("/readyz").is_some_and(|reply| reply.contains(" 200 "))
     });
     for number in 0..8000 {
@@ -387,7 +387,7 @@ fn a_log_reader_that_stops_does_not_block_requests() {
     assert!(dropped.unwrap().parse::<f64>().unwrap() > 0.0, "{dropped:?}");
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     let began = Instant::now();
-    until("the end", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
+    wait_until("the end", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
     println!("ended in {:?}", began.elapsed());
 }
 
@@ -404,7 +404,7 @@ fn a_signal_while_the_model_is_fetched_ends_the_start() {
         .unwrap();
     let _asked = registry.accept().unwrap();
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
-    until("the end", Duration::from_secs(3), || child.try_wait().unwrap().is_some());
+    wait_until("the end", Duration::from_secs(3), || child.try_wait().unwrap().is_some());
 }
 
 /// F12: invalid settings.

@@ -45,7 +45,7 @@ fn the_same_bytes_get_the_same_answer_without_the_network() {
     let id = second["prediction_id"].as_str().unwrap();
     let label = second["predicted_class"].as_str().unwrap();
     let (status, answer) =
-        server.tell("/feedback", &serde_json::json!({ "prediction_id": id, "label": label }));
+        server.post_json("/feedback", &serde_json::json!({ "prediction_id": id, "label": label }));
     assert_eq!(status, 200, "{answer}");
 }
 

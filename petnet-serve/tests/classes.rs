@@ -76,7 +76,7 @@ fn five_shapes_are_learned_and_named_in_every_response() {
         assert_eq!(names, SHAPES);
         right += usize::from(answer["predicted_class"] == *name);
         let given = json!({ "prediction_id": answer["prediction_id"], "label": name });
-        assert_eq!(server.tell("/feedback", &given).0, 200);
+        assert_eq!(server.post_json("/feedback", &given).0, 200);
     }
     assert!(right >= 4, "{right} of 5");
     let metrics = server.metrics();

@@ -4,7 +4,7 @@
 mod common;
 
 use base64::Engine as _;
-use common::{Server, multipart, test_image, until};
+use common::{Server, multipart, test_image, wait_until};
 use image::ImageFormat;
 
 #[test]
@@ -216,7 +216,7 @@ fn ids_and_traces_of_clients_are_logged() {
     let reply = server.post("/predict", &headers, &test_image(ImageFormat::Png));
     assert_eq!(reply.header("x-request-id"), Some("order-66"));
     let find = || server.log().into_iter().find(|line| line["id"] == "order-66");
-    until("the request has a log line", || find().is_some());
+    wait_until("the request has a log line", || find().is_some());
     let line = find().unwrap();
     assert_eq!(line["trace"], trace);
     assert_eq!(line["status"], 200);

@@ -40,10 +40,10 @@ fn labels_are_accepted_one_by_one_and_in_batches_and_the_last_one_counts() {
     let right = answers[0]["predicted_class"].clone();
     let wrong = if right == "cat" { "dog" } else { "cat" };
     let (status, body) =
-        server.tell("/feedback", &json!({ "prediction_id": id(0), "label": wrong }));
+        server.post_json("/feedback", &json!({ "prediction_id": id(0), "label": wrong }));
     assert_eq!((status, &body["correct"]), (200, &json!(false)), "{body}");
     let (status, body) =
-        server.tell("/feedback", &json!({ "prediction_id": id(0), "label": right }));
+        server.post_json("/feedback", &json!({ "prediction_id": id(0), "label": right }));
     assert_eq!((status, &body["correct"]), (200, &json!(true)), "{body}");
     let nobody = "0193f7f2-5c1e-7d3a-9b0c-2f6a4e8d1c55";
     let many = json!({ "feedback": [
@@ -52,7 +52,7 @@ fn labels_are_accepted_one_by_one_and_in_batches_and_the_last_one_counts() {
         { "prediction_id": nobody, "label": "cat" },
         { "prediction_id": id(2), "label": right },
     ] });
-    let (status, body) = server.tell("/feedback", &many);
+    let (status, body) = server.post_json("/feedback", &many);
     let entries = body["feedback"].as_array().unwrap();
     assert_eq!(status, 200);
     assert_eq!(entries[0]["correct"], false);
@@ -90,7 +90,7 @@ fn every_refusal_has_a_reason() {
         ("/events/adoption", json!({ "species": "dragon" }), 422),
         ("/events/adoption", json!({ "species": "cat", "name": "Tom" }), 400),
     ] {
-        let (answered, problem) = server.tell(path, &body);
+        let (answered, problem) = server.post_json(path, &body);
         assert_eq!(answered, status, "{path} {problem}");
         assert!(!problem["detail"].as_str().unwrap().is_empty());
     }
@@ -103,7 +103,7 @@ fn every_refusal_has_a_reason() {
     );
     assert_eq!(server.get("/feedback/export?after=4711").status, 400);
     let off = Server::start(&[]);
-    assert_eq!(off.tell("/feedback", &json!({ "prediction_id": id, "label": "cat" })).0, 501);
+    assert_eq!(off.post_json("/feedback", &json!({ "prediction_id": id, "label": "cat" })).0, 501);
     assert_eq!(off.get("/feedback/export").status, 501);
     assert_eq!(off.get("/version").json()["feedback"], false);
     assert_eq!(server.get("/version").json()["feedback"], true);
@@ -124,7 +124,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
                 scope.spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
                         let ask = post("/predict", &[("content-type", "image/png")], image);
-                        let Some(reply) = server.attempt(&ask) else { return };
+                        let Some(reply) = server.try_send(&ask) else { return };
                         let Ok(answer) = serde_json::from_slice::<Value>(&reply.body) else {
                             return;
                         };
@@ -133,7 +133,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
                         let body = json!({ "prediction_id": id, "label": "cat" }).to_string();
                         let json = [("content-type", "application/json")];
                         let tell = post("/feedback", &json, body.as_bytes());
-                        let told = if thread > 0 { server.attempt(&tell) } else { None };
+                        let told = if thread > 0 { server.try_send(&tell) } else { None };
                         if told.is_some_and(|reply| reply.status == 200) {
                             labels.lock().unwrap().insert(id, "cat");
                         }
@@ -160,7 +160,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     }
     for id in &predictions {
         let (status, body) =
-            server.tell("/feedback", &json!({ "prediction_id": id, "label": "dog" }));
+            server.post_json("/feedback", &json!({ "prediction_id": id, "label": "dog" }));
         assert_eq!(status, 200, "{body}");
     }
     let metrics = server.metrics();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Server, test_image, until};
+use common::{Server, test_image, wait_until};
 use image::ImageFormat;
 
 /// The SHA-256 of a key, as of `printf %s KEY | sha256sum`.
@@ -91,19 +91,19 @@ fn a_key_whose_limit_is_exceeded_gets_retry_after() {
     // An invalid file changes nothing; an unchanged key keeps the state of its limits; a changed one starts again.
     std::fs::write(&file, "- {name: shop}").unwrap();
     server.signal("-HUP");
-    until("the refusal is logged", || {
+    wait_until("the refusal is logged", || {
         server.log().iter().any(|line| line.to_string().contains("the keys were refused"))
     });
     assert_eq!(ask().status, 429);
     std::fs::write(&file, keys("requests_per_day: 3").replace("reports", "export")).unwrap();
     server.signal("-HUP");
-    until("the other keys", || {
+    wait_until("the other keys", || {
         server.log().iter().any(|line| line.to_string().contains("keys are in use"))
     });
     assert_eq!(ask().status, 429);
     std::fs::write(&file, keys("requests_per_day: 4")).unwrap();
     server.signal("-HUP");
-    until("the new limit", || ask().status == 200);
+    wait_until("the new limit", || ask().status == 200);
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn version(server: &Server) -> String {
     server.get("/version").json()["model"]["version"].as_str().unwrap().to_string()
 }
 
-fn until(condition: &str, mut done: impl FnMut() -> bool) {
+fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if done() {
             return;
@@ -83,7 +83,7 @@ impl Load {
     /// Waits until further requests have been answered, so that every restart or reload is under load.
     fn go_on(&self) {
         let before = self.sent.load(Ordering::Relaxed);
-        until("more requests", || self.sent.load(Ordering::Relaxed) >= before + 6);
+        wait_until("more requests", || self.sent.load(Ordering::Relaxed) >= before + 6);
     }
 
     fn finish(self) -> (usize, usize) {
@@ -116,7 +116,7 @@ fn twenty_restarts_lose_no_request() {
     for turn in 0..20 {
         let which = turn % 2;
         servers[which].signal("-TERM");
-        until("not ready", || {
+        wait_until("not ready", || {
             load.probe(which, addresses[which]);
             !load.ready[which].load(Ordering::Relaxed)
         });
@@ -141,7 +141,7 @@ fn twenty_reloads_lose_no_request_and_each_takes_effect() {
         let before = version(&server);
         write_model(&path, 0.5 + f32::from(turn + 1) / 100.0);
         server.signal("-HUP");
-        until("the new version", || version(&server) != before);
+        wait_until("the new version", || version(&server) != before);
         load.go_on();
     }
     let (sent, failed) = load.finish();
@@ -157,19 +157,19 @@ fn a_changed_file_is_reloaded_and_a_broken_one_is_not() {
     let server = Server::start(&["--model", path.to_str().unwrap(), "--watch", "50ms"]);
     let first = version(&server);
     write_model(&path, 0.6);
-    until("the new version", || version(&server) != first);
+    wait_until("the new version", || version(&server) != first);
     let second = version(&server);
     let refused = || {
         let text = String::from_utf8(server.get("/metrics").body).unwrap();
         text.contains("model_reloads_total{model=\"model\",result=\"refused\"} 1")
     };
     fs::write(&path, b"no model").unwrap();
-    until("the refusal", refused);
+    wait_until("the refusal", refused);
     assert_eq!(version(&server), second, "the old model stays");
     let headers = [("content-type", "image/png")];
     assert_eq!(server.post("/predict", &headers, &test_image(ImageFormat::Png)).status, 200);
     write_model(&path, 0.7);
-    until("the repaired file", || version(&server) != second);
+    wait_until("the repaired file", || version(&server) != second);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn while_draining_requests_are_served_and_connections_closed() {
     let mut server = Server::start(&["--drain-delay", "1s"]);
     assert_eq!(server.get("/readyz").status, 200);
     server.signal("-TERM");
-    until("draining", || server.get("/readyz").status == 503);
+    wait_until("draining", || server.get("/readyz").status == 503);
     assert_eq!(server.get("/livez").status, 200);
     let request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
     let reply = server.send(request);

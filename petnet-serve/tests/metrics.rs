@@ -96,11 +96,11 @@ fn every_family_is_in_the_table_and_its_cause_moves_it() {
         let other = if predicted == "cat" { "dog" } else { "cat" };
         let label = if right { predicted } else { other };
         let given = json!({ "prediction_id": answer["prediction_id"], "label": label });
-        let (status, body) = server.tell("/feedback", &given);
+        let (status, body) = server.post_json("/feedback", &given);
         assert_eq!(status, 200, "{body}");
     }
-    assert_eq!(server.tell("/events/adoption", &json!({ "species": "cat" })).0, 202);
-    assert_eq!(server.tell("/events/adoption", &json!({ "species": "x\"y" })).0, 422);
+    assert_eq!(server.post_json("/events/adoption", &json!({ "species": "cat" })).0, 202);
+    assert_eq!(server.post_json("/events/adoption", &json!({ "species": "x\"y" })).0, 422);
     let after = server.metrics();
     rose(&before, &after, label);
     stand(&after);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Server, multipart, test_image, until, variant};
+use common::{Server, multipart, test_image, variant, wait_until};
 use image::ImageFormat;
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ fn each_model_answers_by_its_name_and_is_replaced_alone() {
 
     // A changed file replaces its own model, and feedback belongs to the model that made the prediction.
     variant(0.6).save(&file, petnet::Precision::F16).unwrap();
-    until("the second model's new file", || {
+    wait_until("the second model's new file", || {
         predict(&server, "/predict?model=second")["model"]["version"] != versions[1]["version"]
     });
     assert_eq!(predict(&server, "/predict")["model"], versions[0]);
@@ -116,14 +116,14 @@ fn a_shadow_model_classifies_sampled_images_and_feedback_evaluates_both() {
             let answer = predict(&server, "/predict");
             let count = || server.get("/shadow").json()["photos"].as_u64().unwrap_or(0);
             let before = count();
-            until("the shadow model", || count() > before || before > 0);
+            wait_until("the shadow model", || count() > before || before > 0);
             answer
         })
         .collect();
-    until("all images", || server.get("/shadow").json()["photos"] == 3);
+    wait_until("all images", || server.get("/shadow").json()["photos"] == 3);
     let class = answers[0]["predicted_class"].clone();
     let given = json!({ "prediction_id": answers[0]["prediction_id"], "label": class });
-    assert_eq!(server.tell("/feedback", &given).0, 200);
+    assert_eq!(server.post_json("/feedback", &given).0, 200);
     let shadow = server.get("/shadow").json();
     assert_eq!((&shadow["agreement"], &shadow["skipped"]), (&json!(1.0), &json!(0)));
     assert_eq!(shadow["feedback"]["both_right"], 1);
@@ -158,7 +158,7 @@ fn an_image_is_fetched_from_a_listed_host_alone() {
     });
     let listed = format!("http://127.0.0.1:{port}");
     let server = Server::start(&["--image-hosts", &listed]);
-    let ask = |server: &Server, url: String| server.tell("/predict", &json!({ "url": url }));
+    let ask = |server: &Server, url: String| server.post_json("/predict", &json!({ "url": url }));
     let (status, answer) = ask(&server, format!("{listed}/rex.jpg"));
     assert_eq!(status, 200, "{answer}");
     assert_eq!(answer["probabilities"], predict(&server, "/predict")["probabilities"]);
@@ -170,7 +170,7 @@ fn an_image_is_fetched_from_a_listed_host_alone() {
     ] {
         assert_eq!(ask(&server, url.clone()).0, 400, "{url}");
     }
-    let (status, _) = server.tell("/predict", &json!({ "url": listed, "image": "aGk=" }));
+    let (status, _) = server.post_json("/predict", &json!({ "url": listed, "image": "aGk=" }));
     assert_eq!(status, 400);
     assert_eq!(ask(&Server::start(&[]), listed).0, 400, "off by default");
 }

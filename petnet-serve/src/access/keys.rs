@@ -11,10 +11,10 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use serde::Deserialize;
 
-use crate::standing::{Priority, Standing};
+use crate::authorization::{Authorization, Priority};
 
 /// Maximum number of keys in a file: each is a label value of metrics.
-const MOST: usize = 256;
+const MAX_KEYS: usize = 256;
 const DAY: Duration = Duration::from_hours(24);
 
 /// A group of paths that a key may use.
@@ -43,10 +43,10 @@ impl Scope {
     }
 }
 
-/// A key as declared in the file.
+/// The configuration of a key in the file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Declared {
+pub(super) struct KeyConfig {
     pub(super) name: String,
     /// SHA-256 of the key, in hex.
     sha256: String,
@@ -63,7 +63,7 @@ fn default_scopes() -> Vec<Scope> {
     vec![Scope::Predict, Scope::Feedback]
 }
 
-impl Declared {
+impl KeyConfig {
     /// A key of the setting `--api-keys-sha256`: it has all scopes and no limits.
     pub(super) fn unlimited(number: usize, sha256: &str) -> Self {
         Self {
@@ -84,10 +84,10 @@ impl Declared {
         let name = || format!("--api-keys {}", path.display());
         let text = std::fs::read_to_string(path).with_context(name)?;
         let keys: Vec<Self> = serde_yaml::from_str(&text).with_context(name)?;
-        ensure!(keys.len() <= MOST, "{}: {} keys, of {MOST} at most", name(), keys.len());
-        let fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        ensure!(keys.len() <= MAX_KEYS, "{}: {} keys, of {MAX_KEYS} at most", name(), keys.len());
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         for Self { name: key, .. } in &keys {
-            let valid = (1..=64).contains(&key.len()) && key.chars().all(fit);
+            let valid = (1..=64).contains(&key.len()) && key.chars().all(is_allowed);
             ensure!(
                 valid,
                 "{}: the name `{key}` is invalid, must be 1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-`",
@@ -100,84 +100,86 @@ impl Declared {
 
 /// A key in use.
 pub(crate) struct Key {
-    pub(super) declared: Declared,
+    pub(super) config: KeyConfig,
     pub(super) digest: [u8; 32],
     limits: Vec<Limit>,
-    /// All limits, in the format of [`Standing::policy`].
+    /// All limits, in the format of [`Authorization::rate_limit_policy`].
     policy: String,
 }
 
 impl Key {
+    /// A key with unused limits.
+    ///
     /// # Errors
     /// When the digest is not a SHA-256 in hex.
-    pub(super) fn new(declared: Declared) -> Result<Self> {
-        let digest = digest(&declared.sha256)?;
-        let second = declared.requests_per_second.map(|most| {
-            Limit::new("second", most, Duration::from_secs(1), Quota::per_second(most))
+    pub(super) fn new(config: KeyConfig) -> Result<Self> {
+        let digest = digest(&config.sha256)?;
+        let second = config.requests_per_second.map(|count| {
+            Limit::new("second", count, Duration::from_secs(1), Quota::per_second(count))
         });
-        let day = declared.requests_per_day.and_then(|most| {
-            let quota = Quota::with_period(DAY / most.get())?.allow_burst(most);
-            Some(Limit::new("day", most, DAY, quota))
+        let day = config.requests_per_day.and_then(|count| {
+            let quota = Quota::with_period(DAY / count.get())?.allow_burst(count);
+            Some(Limit::new("day", count, DAY, quota))
         });
         let limits: Vec<Limit> = second.into_iter().chain(day).collect();
         let policies = limits.iter().map(Limit::policy);
         let policy = policies.collect::<Vec<_>>().join(", ");
-        Ok(Self { declared, digest, limits, policy })
+        Ok(Self { config, digest, limits, policy })
     }
 
-    pub(super) fn has(&self, scope: Scope) -> bool {
-        self.declared.scopes.contains(&scope)
+    pub(super) fn has_scope(&self, scope: Scope) -> bool {
+        self.config.scopes.contains(&scope)
     }
 
     /// Charges one request to each limit, and stops at the first that is exceeded: a request that is refused by the limit per
     /// second must not count for the day.
     ///
     /// # Errors
-    /// The standing of the limits up to the exceeded one, and the wait until it allows a request.
-    pub(super) fn take(&self) -> Result<Standing, (Standing, Duration)> {
+    /// The state of the limits up to the exceeded one, and the wait until it allows a request.
+    pub(super) fn charge(&self) -> Result<Authorization, (Authorization, Duration)> {
         let (mut states, mut wait) = (Vec::new(), None);
         for limit in &self.limits {
-            let (left, until) = limit.take();
-            states.push(format!("\"{}\";r={left}", limit.name));
+            let (remaining, until) = limit.charge();
+            states.push(format!("\"{}\";r={remaining}", limit.name));
             wait = until;
             if wait.is_some() {
                 break;
             }
         }
-        let standing = Standing {
-            policy: self.policy.clone(),
-            state: states.join(", "),
-            priority: self.declared.priority,
+        let authorization = Authorization {
+            rate_limit_policy: self.policy.clone(),
+            rate_limit: states.join(", "),
+            priority: self.config.priority,
         };
         match wait {
-            None => Ok(standing),
-            Some(wait) => Err((standing, wait)),
+            None => Ok(authorization),
+            Some(wait) => Err((authorization, wait)),
         }
     }
 }
 
-/// A limit of `most` requests per window, by the generic cell rate algorithm (GCRA, as implemented by `governor`): bursts of
-/// `most` are allowed, and requests become available again at an even rate.
+/// A limit of `max_requests` per window, by the generic cell rate algorithm (GCRA, as implemented by `governor`): bursts of
+/// `max_requests` are allowed, and requests become available again at an even rate.
 struct Limit {
     name: &'static str,
-    most: NonZeroU32,
+    max_requests: NonZeroU32,
     window: Duration,
     limiter: RateLimiter<NotKeyed, InMemoryState, MonotonicClock, StateInformationMiddleware>,
 }
 
 impl Limit {
-    fn new(name: &'static str, most: NonZeroU32, window: Duration, quota: Quota) -> Self {
+    fn new(name: &'static str, max_requests: NonZeroU32, window: Duration, quota: Quota) -> Self {
         let limiter = RateLimiter::direct_with_clock(quota, MonotonicClock)
             .with_middleware::<StateInformationMiddleware>();
-        Self { name, most, window, limiter }
+        Self { name, max_requests, window, limiter }
     }
 
     fn policy(&self) -> String {
-        format!("\"{}\";q={};w={}", self.name, self.most, self.window.as_secs())
+        format!("\"{}\";q={};w={}", self.name, self.max_requests, self.window.as_secs())
     }
 
     /// Charges a request: the number of requests left, and the wait where the limit is exceeded.
-    fn take(&self) -> (u32, Option<Duration>) {
+    fn charge(&self) -> (u32, Option<Duration>) {
         match self.limiter.check() {
             Ok(state) => (state.remaining_burst_capacity(), None),
             Err(until) => (0, Some(until.wait_time_from(MonotonicClock.now()))),

@@ -13,12 +13,23 @@ use metrics::counter;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::authorization::Authorization;
 use crate::problem::Problem;
 use crate::settings::Settings;
-use crate::standing::Standing;
 use crate::telemetry::names;
 pub(crate) use keys::Scope;
-use keys::{Declared, Key};
+use keys::{Key, KeyConfig};
+
+/// Access to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Needs no key.
+    Open,
+    /// Needs a key with the scope; open while no key is set.
+    Key(Scope),
+    /// Needs a key with the scope `admin`; refused while no key is set.
+    Operator,
+}
 
 /// The accepted keys.
 pub(crate) struct Keys {
@@ -29,6 +40,8 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// Reads the keys of the settings and of the file.
+    ///
     /// # Errors
     /// When a declared key is invalid, or two have the same digest or name.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
@@ -48,24 +61,24 @@ impl Keys {
 
     fn load(&self) -> Result<()> {
         let unlimited = self.unlimited.iter().zip(1..);
-        let mut all: Vec<Declared> =
-            unlimited.map(|(sha256, number)| Declared::unlimited(number, sha256)).collect();
+        let mut all: Vec<KeyConfig> =
+            unlimited.map(|(sha256, number)| KeyConfig::unlimited(number, sha256)).collect();
         if let Some(file) = &self.file {
-            all.extend(Declared::read(file)?);
+            all.extend(KeyConfig::read(file)?);
         }
         let old = self.current.load();
         let keys =
-            all.into_iter().map(|declared| match old.iter().find(|key| key.declared == declared) {
+            all.into_iter().map(|config| match old.iter().find(|key| key.config == config) {
                 Some(same) => Ok(Arc::clone(same)),
-                None => Key::new(declared).map(Arc::new),
+                None => Key::new(config).map(Arc::new),
             });
         let keys: Vec<Arc<Key>> = keys.collect::<Result<_>>()?;
-        for (place, key) in keys.iter().enumerate() {
-            let before = keys[..place].iter().find(|other| other.digest == key.digest);
-            let name = &key.declared.name;
-            ensure!(before.is_none(), "the key `{name}` has the digest of another key");
-            let before = keys[..place].iter().find(|other| other.declared.name == *name);
-            ensure!(before.is_none(), "two keys have the name `{name}`");
+        for (index, key) in keys.iter().enumerate() {
+            let (earlier, name) = (&keys[..index], &key.config.name);
+            let is_repeated = earlier.iter().any(|other| other.digest == key.digest);
+            ensure!(!is_repeated, "the key `{name}` has the digest of another key");
+            let is_repeated = earlier.iter().any(|other| other.config.name == *name);
+            ensure!(!is_repeated, "two keys have the name `{name}`");
         }
         self.current.store(Arc::new(keys));
         Ok(())
@@ -81,46 +94,42 @@ impl Keys {
         self.find(headers).is_some()
     }
 
-    /// Checks a request to a path that is open while no key is set, and charges it to the key's limits.
+    /// Authorizes a request by its key, and charges it to the key's limits.
     ///
     /// # Errors
-    /// 401 without a valid key, 403 for a key without the scope, 429 for one whose limits are exceeded.
-    pub(crate) fn check(&self, headers: &HeaderMap, scope: Scope) -> Result<Standing, Problem> {
-        if self.is_open() { Ok(Standing::default()) } else { self.require(headers, scope) }
-    }
-
-    /// Checks a request to a path that always needs a key.
-    ///
-    /// # Errors
-    /// As [`Keys::check`], and 403 while no key is set.
-    pub(crate) fn require(&self, headers: &HeaderMap, scope: Scope) -> Result<Standing, Problem> {
-        if self.is_open() {
-            let detail = "set PETNET_API_KEYS or PETNET_API_KEYS_SHA256 to use this path";
-            return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
-        }
+    /// 401 without a valid key, 403 for a key without the scope, 429 for one whose limits are exceeded; for
+    /// [`Access::Operator`] also 403 while no key is set.
+    pub(crate) fn authorize(
+        &self,
+        headers: &HeaderMap,
+        access: Access,
+    ) -> Result<Authorization, Problem> {
+        let scope = match access {
+            Access::Open => return Ok(Authorization::default()),
+            Access::Key(_) if self.is_open() => return Ok(Authorization::default()),
+            Access::Operator if self.is_open() => {
+                let detail = "set PETNET_API_KEYS or PETNET_API_KEYS_SHA256 to use this path";
+                return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
+            }
+            Access::Key(scope) => scope,
+            Access::Operator => Scope::Admin,
+        };
         let Some(key) = self.find(headers) else {
             let detail = "send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`";
             return Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail));
         };
-        let name = key.declared.name.clone();
+        let name = key.config.name.clone();
         let count = |result: &'static str| {
             counter!(names::API_KEY_REQUESTS_TOTAL, "key" => name, "result" => result).increment(1);
         };
-        if !key.has(scope) {
+        if !key.has_scope(scope) {
             count("forbidden");
             let detail = format!("the key has no scope `{}`", scope.name());
             return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
         }
-        match key.take() {
-            Ok(standing) => {
-                count("allowed");
-                Ok(standing)
-            }
-            Err((standing, wait)) => {
-                count("limited");
-                Err(Problem::limited(standing, wait))
-            }
-        }
+        let charged = key.charge();
+        count(if charged.is_ok() { "allowed" } else { "limited" });
+        charged.map_err(|(authorization, wait)| Problem::rate_limited(authorization, wait))
     }
 
     fn find(&self, headers: &HeaderMap) -> Option<Arc<Key>> {
@@ -158,10 +167,10 @@ mod tests {
     #[test]
     fn any_of_the_keys_is_accepted_in_either_header() {
         let keys = keys(&["0".repeat(64), SECRET.into()]).unwrap();
-        let check = |headers: &HeaderMap| keys.check(headers, Scope::Predict);
+        let check = |headers: &HeaderMap| keys.authorize(headers, Access::Key(Scope::Predict));
         assert!(check(&headers("authorization", "Bearer secret")).is_ok());
         assert!(check(&headers("authorization", "bearer secret")).is_ok());
-        assert!(keys.require(&headers("x-api-key", "secret"), Scope::Admin).is_ok());
+        assert!(keys.authorize(&headers("x-api-key", "secret"), Access::Operator).is_ok());
         let refused = check(&headers("x-api-key", "Secret")).unwrap_err();
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
         assert_eq!(check(&HeaderMap::new()).unwrap_err().status, StatusCode::UNAUTHORIZED);
@@ -170,8 +179,8 @@ mod tests {
     #[test]
     fn without_keys_all_paths_are_open_but_those_that_always_need_one() {
         let open = keys(&[]).unwrap();
-        assert!(open.check(&HeaderMap::new(), Scope::Predict).is_ok());
-        let refused = open.require(&HeaderMap::new(), Scope::Admin).unwrap_err();
+        assert!(open.authorize(&HeaderMap::new(), Access::Key(Scope::Predict)).is_ok());
+        let refused = open.authorize(&HeaderMap::new(), Access::Operator).unwrap_err();
         assert_eq!(refused.status, StatusCode::FORBIDDEN);
         assert!(keys(&["secret".into()]).is_err());
     }

@@ -1,6 +1,6 @@
 //! User feedback: predictions and the labels that users give them, on disk, and quality metrics from them.
 
-mod figures;
+mod quality;
 mod store;
 mod table;
 
@@ -16,18 +16,18 @@ use uuid::Uuid;
 use crate::models::Model;
 use crate::settings::Settings;
 use crate::telemetry::names;
-use figures::Evaluations;
+use quality::Evaluations;
 use store::{Recovery, Store, is_damage};
 
-pub(crate) use store::{Labelled, Predicted};
+pub(crate) use store::{LabelledPrediction, StoredPrediction};
 
 /// The store, and the feedback of the last days in memory.
 pub(crate) struct Feedback {
     /// `None` while a store that failed is closed and not yet open again.
     store: RwLock<Option<Store>>,
     path: PathBuf,
-    keep: Duration,
-    most: u64,
+    retention: Duration,
+    max_bytes: u64,
     /// True from a failure of the store until it is open again.
     failed: AtomicBool,
     /// True where the failure was caused by damaged files.
@@ -39,9 +39,9 @@ pub(crate) struct Feedback {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
     /// The label is stored: its prediction, the label in the model's spelling, and `right` if both are equal.
-    Taken { predicted: Predicted, actual: String, right: bool },
+    Stored { predicted: StoredPrediction, actual: String, right: bool },
     /// The prediction does not exist, or is too old.
-    Unknown,
+    UnknownPrediction,
     /// The model of the prediction has no such label.
     UnknownLabel,
 }
@@ -57,8 +57,8 @@ impl Feedback {
             Some(path) => (path, true),
             None => (Settings::FEEDBACK, false),
         };
-        let (keep, most) = (settings.feedback_keep, settings.feedback_max_bytes);
-        match Self::start(Path::new(path), keep, most) {
+        let (retention, max_bytes) = (settings.feedback_keep, settings.feedback_max_bytes);
+        match Self::start(Path::new(path), retention, max_bytes) {
             Ok(feedback) => Ok(Some(feedback)),
             Err(error) if !explicit => {
                 tracing::warn!(error = format!("{error:#}"), "feedback is off");
@@ -68,11 +68,11 @@ impl Feedback {
         }
     }
 
-    fn start(path: &Path, keep: Duration, most: u64) -> Result<Self> {
-        let (store, recovery) = Store::open(path, keep, most)?;
-        report(&recovery);
+    fn start(path: &Path, retention: Duration, max_bytes: u64) -> Result<Self> {
+        let (store, recovery) = Store::open(path, retention, max_bytes)?;
+        report_recovery(&recovery);
         let mut evaluations = Evaluations::default();
-        for labelled in store.labelled(None) {
+        for labelled in store.labels_after(None) {
             let (id, labelled) = labelled?;
             evaluations.insert(id, &labelled);
         }
@@ -80,8 +80,8 @@ impl Feedback {
         Ok(Self {
             store: RwLock::new(Some(store)),
             path: path.into(),
-            keep,
-            most,
+            retention,
+            max_bytes,
             failed: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             evaluations: Mutex::new(evaluations),
@@ -89,7 +89,7 @@ impl Feedback {
     }
 
     /// Calls `work` with the store. Every failure is counted; only the first is logged until the store works again.
-    fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
+    fn with_store<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         let outcome = match store.as_ref() {
             Some(store) => work(store),
@@ -115,9 +115,9 @@ impl Feedback {
         *store = None;
         let damaged = self.damaged.load(Ordering::Relaxed);
         let open = if damaged { Store::replace } else { Store::open };
-        match open(&self.path, self.keep, self.most) {
+        match open(&self.path, self.retention, self.max_bytes) {
             Ok((opened, recovery)) => {
-                report(&recovery);
+                report_recovery(&recovery);
                 self.damaged.store(false, Ordering::Relaxed);
                 *store = Some(opened);
                 self.failed.store(false, Ordering::Relaxed);
@@ -131,46 +131,46 @@ impl Feedback {
     }
 
     /// Stores a prediction for later feedback. A failure of the store does not fail the request.
-    pub(crate) fn predicted(&self, id: Uuid, predicted: &Predicted) {
-        // `with` has counted and logged a failure.
-        let _ = self.with(|store| store.predicted(id, predicted));
+    pub(crate) fn store_prediction(&self, id: Uuid, predicted: &StoredPrediction) {
+        // `with_store` has counted and logged a failure.
+        let _ = self.with_store(|store| store.insert_prediction(id, predicted));
     }
 
-    /// Stores labels; they are on disk when this returns. `known` returns a label in the spelling of the prediction's model,
-    /// or `None` for a label that the model does not have.
+    /// Stores labels; they are on disk when this returns. `canonical_label` returns a label in the spelling of the
+    /// prediction's model, or `None` for a label that the model does not have.
     ///
     /// # Errors
     /// When the store fails; then no label is stored.
-    pub(crate) fn label(
+    pub(crate) fn store_labels(
         &self,
         labels: &[(Uuid, String)],
         authenticated: bool,
-        known: impl Fn(&Predicted, &str) -> Option<String>,
+        canonical_label: impl Fn(&StoredPrediction, &str) -> Option<String>,
     ) -> Result<Vec<Outcome>> {
         let at = now();
-        let mut taken = Vec::new();
-        let outcomes = self.with(|store| {
+        let mut stored = Vec::new();
+        let outcomes = self.with_store(|store| {
             let mut outcomes = Vec::new();
-            for (id, given) in labels {
+            for (id, submitted) in labels {
                 let Some(predicted) = store.find(*id)? else {
-                    outcomes.push(Outcome::Unknown);
+                    outcomes.push(Outcome::UnknownPrediction);
                     continue;
                 };
-                let Some(actual) = known(&predicted, given) else {
+                let Some(actual) = canonical_label(&predicted, submitted) else {
                     outcomes.push(Outcome::UnknownLabel);
                     continue;
                 };
                 let right = predicted.label == actual;
-                let labelled = Labelled { predicted, actual, at, authenticated };
-                let Labelled { predicted, actual, .. } = labelled.clone();
-                taken.push((*id, labelled));
-                outcomes.push(Outcome::Taken { predicted, actual, right });
+                let labelled = LabelledPrediction { predicted, actual, at, authenticated };
+                let LabelledPrediction { predicted, actual, .. } = labelled.clone();
+                stored.push((*id, labelled));
+                outcomes.push(Outcome::Stored { predicted, actual, right });
             }
-            store.label(&taken)?;
+            store.insert_labels(&stored)?;
             Ok(outcomes)
         })?;
         let mut evaluations = self.evaluations.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.iter().for_each(|(id, labelled)| evaluations.insert(*id, labelled));
+        stored.iter().for_each(|(id, labelled)| evaluations.insert(*id, labelled));
         Ok(outcomes)
     }
 
@@ -179,12 +179,12 @@ impl Feedback {
         &self,
         after: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<(Uuid, Labelled)>> {
-        self.with(|store| store.labelled(after).take(limit).collect())
+    ) -> Result<Vec<(Uuid, LabelledPrediction)>> {
+        self.with_store(|store| store.labels_after(after).take(limit).collect())
     }
 
     /// Sets the gauges: of the store, and of the models that serve.
-    pub(crate) fn observe(&self, models: &[Arc<Model>]) {
+    pub(crate) fn set_gauges(&self, models: &[Arc<Model>]) {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(Ok(bytes)) = store.as_ref().map(Store::bytes) {
             gauge!(names::FEEDBACK_STORE_BYTES).set(bytes as f64);
@@ -192,22 +192,22 @@ impl Feedback {
         drop(store);
         let mut evaluations = self.evaluations.lock().unwrap_or_else(PoisonError::into_inner);
         evaluations.expire(now());
-        models.iter().for_each(|model| evaluations.observe(model, now()));
+        models.iter().for_each(|model| evaluations.set_gauges(model, now()));
     }
 
-    pub(crate) fn folder(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Removes entries that are too old, or exceed the maximum size.
     pub(crate) fn retain(&self) {
-        // `with` has counted and logged a failure.
-        let _ = self.with(Store::retain);
+        // `with_store` has counted and logged a failure.
+        let _ = self.with_store(Store::retain);
     }
 }
 
 /// Logs and counts the damage that was found.
-fn report(recovery: &Recovery) {
+fn report_recovery(recovery: &Recovery) {
     let Recovery { set_aside, lost } = recovery;
     if let Some(folder) = set_aside {
         counter!(names::FEEDBACK_STORES_SET_ASIDE_TOTAL).increment(1);

@@ -21,9 +21,9 @@ use uuid::Uuid;
 use super::table::Table;
 
 /// Size of the block cache in bytes.
-const CACHE: u64 = 4 << 20;
+const BLOCK_CACHE_BYTES: u64 = 4 << 20;
 /// Size of the write-ahead journal in bytes, the minimum that the database accepts.
-const JOURNAL: u64 = 64 << 20;
+const JOURNAL_BYTES: u64 = 64 << 20;
 /// Number of removed entries after which a keyspace is compacted.
 const COMPACT_AFTER: u64 = 50_000;
 /// Number of read errors after which the recovery of a damaged store stops.
@@ -31,7 +31,7 @@ const MAX_ERRORS: usize = 1000;
 
 /// A prediction as it was sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Predicted {
+pub(crate) struct StoredPrediction {
     /// The most likely class, or all predicted classes of a multi-label model, see
     /// [`Prediction::label_text`](petnet::Prediction::label_text).
     pub(crate) label: String,
@@ -44,8 +44,8 @@ pub(crate) struct Predicted {
 
 /// A prediction and its actual class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Labelled {
-    pub(crate) predicted: Predicted,
+pub(crate) struct LabelledPrediction {
+    pub(crate) predicted: StoredPrediction,
     pub(crate) actual: String,
     /// Time at which the label was given, in milliseconds since 1970.
     pub(crate) at: u64,
@@ -55,7 +55,7 @@ pub(crate) struct Labelled {
 }
 
 /// Name of the file with the number of labels in the database, by which labels lost to damage are counted.
-const COUNT: &str = "labels.json";
+const COUNT_FILE: &str = "labels.json";
 
 /// The database and the number of its labels.
 pub(crate) struct Store {
@@ -63,10 +63,10 @@ pub(crate) struct Store {
     database: Database,
     predictions: Table,
     labels: Table,
-    /// Number of labels; locked while labels are added or removed, until [`COUNT`] is written.
+    /// Number of labels; locked while labels are added or removed, until [`COUNT_FILE`] is written.
     count: Mutex<u64>,
-    keep: Duration,
-    most: u64,
+    retention: Duration,
+    max_bytes: u64,
 }
 
 /// Damage that was found when a store was opened.
@@ -83,13 +83,17 @@ impl Store {
     ///
     /// # Errors
     /// When the folder cannot be written, or another process has locked it.
-    pub(crate) fn open(path: &Path, keep: Duration, most: u64) -> Result<(Self, Recovery)> {
-        let known = Self::known_count(path);
-        match Self::read(path, keep, most) {
-            Err(error) if is_damage(&error) => Self::replace(path, keep, most),
+    pub(crate) fn open(
+        path: &Path,
+        retention: Duration,
+        max_bytes: u64,
+    ) -> Result<(Self, Recovery)> {
+        let recorded = Self::read_count(path);
+        match Self::read(path, retention, max_bytes) {
+            Err(error) if is_damage(&error) => Self::replace(path, retention, max_bytes),
             opened => {
                 let store = opened.with_context(|| format!("feedback store {}", path.display()))?;
-                let lost = known.saturating_sub(*store.counted());
+                let lost = recorded.saturating_sub(*store.lock_count());
                 Ok((store, Recovery { set_aside: None, lost }))
             }
         }
@@ -100,38 +104,43 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub(crate) fn replace(path: &Path, keep: Duration, most: u64) -> Result<(Self, Recovery)> {
+    pub(crate) fn replace(
+        path: &Path,
+        retention: Duration,
+        max_bytes: u64,
+    ) -> Result<(Self, Recovery)> {
         let context = || format!("feedback store {}", path.display());
-        let known = Self::known_count(path);
+        let recorded = Self::read_count(path);
         let aside = path.with_extension(format!("damaged-{}", Uuid::now_v7()));
         std::fs::rename(path, &aside).with_context(context)?;
-        let store = Self::read(path, keep, most).with_context(context)?;
+        let store = Self::read(path, retention, max_bytes).with_context(context)?;
         if let Ok((_, _, damaged)) = Self::open_database(&aside) {
             store.copy_labels(&damaged).with_context(context)?;
         }
-        let lost = known.saturating_sub(*store.counted());
+        let lost = recorded.saturating_sub(*store.lock_count());
         Ok((store, Recovery { set_aside: Some(aside), lost }))
     }
 
     /// Opens a store and reads all of its labels.
-    fn read(path: &Path, keep: Duration, most: u64) -> Result<Self> {
+    fn read(path: &Path, retention: Duration, max_bytes: u64) -> Result<Self> {
         std::fs::create_dir_all(path)?;
         let (database, predictions, labels) = Self::open_database(path)?;
         let count = Mutex::new(0);
-        let store = Self { path: path.into(), database, predictions, labels, count, keep, most };
+        let store =
+            Self { path: path.into(), database, predictions, labels, count, retention, max_bytes };
         let mut read = 0;
-        for labelled in store.labelled(None) {
+        for labelled in store.labels_after(None) {
             labelled?;
             read += 1;
         }
-        *store.counted() = read;
+        *store.lock_count() = read;
         store.write_count(read)?;
         Ok(store)
     }
 
     /// Copies the readable labels of a damaged store.
     fn copy_labels(&self, damaged: &Table) -> Result<()> {
-        let mut count = self.counted();
+        let mut count = self.lock_count();
         // Each unreadable block yields one error.
         let mut errors = 0;
         for entry in damaged.keyspace.iter() {
@@ -148,28 +157,28 @@ impl Store {
         self.write_count(*count)
     }
 
-    fn counted(&self) -> MutexGuard<'_, u64> {
+    fn lock_count(&self) -> MutexGuard<'_, u64> {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_database(path: &Path) -> fjall::Result<(Database, Table, Table)> {
         let database = Database::builder(path)
-            .cache_size(CACHE)
+            .cache_size(BLOCK_CACHE_BYTES)
             .worker_threads(1)
-            .max_journaling_size(JOURNAL)
+            .max_journaling_size(JOURNAL_BYTES)
             .open()?;
         let predictions = Table::open(&database, "predictions")?;
         let labels = Table::open(&database, "labels")?;
         Ok((database, predictions, labels))
     }
 
-    fn known_count(path: &Path) -> u64 {
-        let text = std::fs::read(path.join(COUNT)).unwrap_or_default();
+    fn read_count(path: &Path) -> u64 {
+        let text = std::fs::read(path.join(COUNT_FILE)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or(0)
     }
 
     fn write_count(&self, count: u64) -> Result<()> {
-        Ok(write_atomically(&self.path.join(COUNT), count.to_string().as_bytes())?)
+        Ok(write_atomically(&self.path.join(COUNT_FILE), count.to_string().as_bytes())?)
     }
 
     /// Size on disk in bytes.
@@ -178,24 +187,24 @@ impl Store {
     }
 
     /// Stores a prediction; it is written to the operating system, but not synced to disk, when this returns.
-    pub(crate) fn predicted(&self, id: Uuid, predicted: &Predicted) -> Result<()> {
+    pub(crate) fn insert_prediction(&self, id: Uuid, predicted: &StoredPrediction) -> Result<()> {
         self.predictions.insert(*id.as_bytes(), serde_json::to_vec(predicted)?)
     }
 
     /// The prediction of this id, unless it was removed or never existed.
-    pub(crate) fn find(&self, id: Uuid) -> Result<Option<Predicted>> {
+    pub(crate) fn find(&self, id: Uuid) -> Result<Option<StoredPrediction>> {
         if let Some(value) = self.predictions.keyspace.get(id.as_bytes())? {
             return Ok(Some(serde_json::from_slice(&value)?));
         }
         let Some(value) = self.labels.keyspace.get(id.as_bytes())? else { return Ok(None) };
-        let labelled: Labelled = serde_json::from_slice(&value)?;
+        let labelled: LabelledPrediction = serde_json::from_slice(&value)?;
         Ok(Some(labelled.predicted))
     }
 
     /// Stores labels, all or none; they are synced to disk when this returns. A second label of a prediction replaces the
     /// first.
-    pub(crate) fn label(&self, labels: &[(Uuid, Labelled)]) -> Result<()> {
-        let mut count = self.counted();
+    pub(crate) fn insert_labels(&self, labels: &[(Uuid, LabelledPrediction)]) -> Result<()> {
+        let mut count = self.lock_count();
         let mut new = HashSet::new();
         let mut entries = Vec::with_capacity(labels.len());
         for (id, labelled) in labels {
@@ -212,10 +221,10 @@ impl Store {
     }
 
     /// Labels after an id, in the order of their predictions.
-    pub(crate) fn labelled(
+    pub(crate) fn labels_after(
         &self,
         after: Option<Uuid>,
-    ) -> impl Iterator<Item = Result<(Uuid, Labelled)>> {
+    ) -> impl Iterator<Item = Result<(Uuid, LabelledPrediction)>> {
         let from = after.map_or(Bound::Unbounded, |id| Bound::Excluded(id.into_bytes()));
         self.labels.keyspace.range::<[u8; 16], _>((from, Bound::Unbounded)).map(|entry| {
             let (key, value) = entry.into_inner()?;
@@ -226,12 +235,12 @@ impl Store {
     /// Removes entries that are too old, and the oldest of those above the maximum size, of which a quarter is for labels.
     pub(crate) fn retain(&self) -> Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let oldest = now.saturating_sub(self.keep).as_millis() as u64;
-        let quarter = self.most / 4;
-        if prune(&self.predictions, oldest, self.most - quarter)?.1 {
+        let oldest = now.saturating_sub(self.retention).as_millis() as u64;
+        let quarter = self.max_bytes / 4;
+        if prune(&self.predictions, oldest, self.max_bytes - quarter)?.1 {
             self.predictions.compact()?;
         }
-        let mut count = self.counted();
+        let mut count = self.lock_count();
         // After a crash, labels that are removed below must not be counted as lost.
         self.write_count(0)?;
         let (removed, worth_compacting) = prune(&self.labels, oldest, quarter)?;
@@ -242,12 +251,12 @@ impl Store {
     }
 }
 
-/// Removes entries that are older than `oldest`, and the oldest of those above `most` bytes. Returns their number, and true
+/// Removes entries that are older than `oldest`, and the oldest of those above `max_bytes`. Returns their number, and true
 /// where the keyspace should be compacted.
-fn prune(table: &Table, oldest: u64, most: u64) -> Result<(u64, bool)> {
-    let over = table.keyspace.disk_space().saturating_sub(most);
+fn prune(table: &Table, oldest: u64, max_bytes: u64) -> Result<(u64, bool)> {
+    let over = table.keyspace.disk_space().saturating_sub(max_bytes);
     // A tenth more than necessary, so that not every call compacts.
-    let excess = if over > 0 { over + most / 10 } else { 0 };
+    let excess = if over > 0 { over + max_bytes / 10 } else { 0 };
     let removed = remove_oldest(table, oldest, excess)?;
     Ok((removed, removed > 0 && (over > 0 || removed >= COMPACT_AFTER)))
 }
@@ -301,9 +310,19 @@ fn remove_oldest(table: &Table, oldest: u64, excess: u64) -> Result<u64> {
 mod tests {
     use super::*;
 
-    fn predicted(number: usize) -> Predicted {
+    fn predicted(number: usize) -> StoredPrediction {
         let label = ["cat", "dog"][number % 2].into();
-        Predicted { label, confidence: 0.9, model: "m".into(), sha256: format!("{number:064}") }
+        StoredPrediction {
+            label,
+            confidence: 0.9,
+            model: "m".into(),
+            sha256: format!("{number:064}"),
+        }
+    }
+
+    fn labelled(number: usize, actual: &str) -> LabelledPrediction {
+        let (predicted, actual) = (predicted(number), actual.into());
+        LabelledPrediction { predicted, actual, at: 7, authenticated: true }
     }
 
     fn id(milliseconds: u64, number: usize) -> Uuid {
@@ -315,103 +334,86 @@ mod tests {
     #[test]
     fn stored_predictions_are_found_after_a_restart_and_the_last_label_counts() {
         let folder = tempfile::tempdir().unwrap();
-        let keep = Duration::from_secs(3600);
+        let retention = Duration::from_secs(3600);
         let ids: Vec<Uuid> = (0..10).map(|_| Uuid::now_v7()).collect();
-        let labelled = |number: usize, actual: &str| {
-            (
-                ids[number],
-                Labelled {
-                    predicted: predicted(number),
-                    actual: actual.into(),
-                    at: 7,
-                    authenticated: true,
-                },
-            )
-        };
+        let labelled = |number: usize, actual: &str| (ids[number], labelled(number, actual));
         {
-            let (store, recovery) = Store::open(folder.path(), keep, 1 << 30).unwrap();
+            let (store, recovery) = Store::open(folder.path(), retention, 1 << 30).unwrap();
             assert_eq!(recovery, Recovery::default());
             for (number, id) in ids.iter().enumerate() {
-                store.predicted(*id, &predicted(number)).unwrap();
+                store.insert_prediction(*id, &predicted(number)).unwrap();
             }
-            store.label(&[labelled(1, "cat"), labelled(4, "cat"), labelled(2, "dog")]).unwrap();
-            store.label(&[labelled(1, "dog")]).unwrap();
-            assert!(Store::open(folder.path(), keep, 1 << 30).is_err(), "one process at a time");
+            store
+                .insert_labels(&[labelled(1, "cat"), labelled(4, "cat"), labelled(2, "dog")])
+                .unwrap();
+            store.insert_labels(&[labelled(1, "dog")]).unwrap();
+            assert!(
+                Store::open(folder.path(), retention, 1 << 30).is_err(),
+                "one process at a time"
+            );
         }
-        let (store, recovery) = Store::open(folder.path(), keep, 1 << 30).unwrap();
+        let (store, recovery) = Store::open(folder.path(), retention, 1 << 30).unwrap();
         assert_eq!(recovery, Recovery::default());
         store.retain().unwrap();
         assert_eq!(store.find(ids[3]).unwrap(), Some(predicted(3)));
         assert_eq!(store.find(Uuid::now_v7()).unwrap(), None);
-        let all: Vec<_> = store.labelled(None).collect::<Result<_>>().unwrap();
+        let all: Vec<_> = store.labels_after(None).collect::<Result<_>>().unwrap();
         assert_eq!(all, [labelled(1, "dog"), labelled(2, "dog"), labelled(4, "cat")]);
-        let rest: Vec<_> = store.labelled(Some(ids[1])).collect::<Result<_>>().unwrap();
+        let rest: Vec<_> = store.labels_after(Some(ids[1])).collect::<Result<_>>().unwrap();
         assert_eq!(rest, &all[1..]);
     }
 
     #[test]
     fn labels_added_while_old_ones_are_removed_are_all_kept_and_counted() {
         let folder = tempfile::tempdir().unwrap();
-        let keep = Duration::from_secs(3600);
-        let (store, _) = Store::open(folder.path(), keep, 1 << 30).unwrap();
-        let label = || {
-            let labelled = Labelled {
-                predicted: predicted(0),
-                actual: "cat".into(),
-                at: 7,
-                authenticated: false,
-            };
-            store.label(&[(Uuid::now_v7(), labelled)])
-        };
+        let retention = Duration::from_secs(3600);
+        let (store, _) = Store::open(folder.path(), retention, 1 << 30).unwrap();
+        let label = || store.insert_labels(&[(Uuid::now_v7(), labelled(0, "cat"))]);
         std::thread::scope(|scope| {
             let writers = [0, 1].map(|_| scope.spawn(|| (0..50).try_for_each(|_| label())));
             (0..50).try_for_each(|_| store.retain()).unwrap();
             writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
         });
-        assert_eq!(store.labelled(None).count(), 100);
-        assert_eq!(Store::known_count(folder.path()), 100);
+        assert_eq!(store.labels_after(None).count(), 100);
+        assert_eq!(Store::read_count(folder.path()), 100);
     }
 
     /// Flips one bit at a time at several offsets of every file of a closed store.
     #[test]
     fn with_any_one_bit_flipped_it_opens_and_counts_what_is_lost() {
         let folder = tempfile::tempdir().unwrap();
-        let keep = Duration::from_secs(3600);
+        let retention = Duration::from_secs(3600);
         let path = folder.path().join("store");
-        let label = |number| Labelled {
-            predicted: predicted(number),
-            actual: "cat".into(),
-            at: 7,
-            authenticated: true,
-        };
         {
-            let (store, _) = Store::open(&path, keep, 1 << 30).unwrap();
-            let all: Vec<_> = (0..20).map(|number| (Uuid::now_v7(), label(number))).collect();
-            store.label(&all[..10]).unwrap();
+            let (store, _) = Store::open(&path, retention, 1 << 30).unwrap();
+            let all: Vec<_> =
+                (0..20).map(|number| (Uuid::now_v7(), labelled(number, "cat"))).collect();
+            store.insert_labels(&all[..10]).unwrap();
             store.labels.keyspace.rotate_memtable_and_wait().unwrap();
-            store.label(&all[10..]).unwrap();
+            store.insert_labels(&all[10..]).unwrap();
         }
         let files = files(&path);
         let read = |file: &PathBuf| (file.clone(), std::fs::read(file).unwrap());
         let contents: Vec<_> = files.iter().map(read).collect();
         let (mut flips, mut rescued) = (0, 0);
-        for (file, bytes) in contents.iter().filter(|(file, _)| !file.ends_with(COUNT)) {
+        for (file, bytes) in contents.iter().filter(|(file, _)| !file.ends_with(COUNT_FILE)) {
             let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-            for place in (0..written).step_by((written / 6).max(1)) {
+            for offset in (0..written).step_by((written / 6).max(1)) {
                 let _ = std::fs::remove_dir_all(&path);
                 for (file, bytes) in &contents {
                     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
                     std::fs::write(file, bytes).unwrap();
                 }
                 let mut flipped = bytes.clone();
-                flipped[place] ^= 0x10;
+                flipped[offset] ^= 0x10;
                 std::fs::write(file, flipped).unwrap();
-                let context = format!("byte {place} of {}", file.display());
-                let (store, recovery) = Store::open(&path, keep, 1 << 30).expect(&context);
-                let readable = store.labelled(None).filter(|label| label.is_ok()).count() as u64;
+                let context = format!("byte {offset} of {}", file.display());
+                let (store, recovery) = Store::open(&path, retention, 1 << 30).expect(&context);
+                let readable =
+                    store.labels_after(None).filter(|label| label.is_ok()).count() as u64;
                 assert_eq!(readable + recovery.lost, 20, "{context}: {recovery:?}");
                 rescued += usize::from(recovery.set_aside.is_some() && readable > 0);
-                store.label(&[(Uuid::now_v7(), label(0))]).expect(&context);
+                store.insert_labels(&[(Uuid::now_v7(), labelled(0, "cat"))]).expect(&context);
                 flips += 1;
             }
         }
@@ -433,9 +435,9 @@ mod tests {
         let (store, _) = Store::open(folder.path(), Duration::from_secs(60), 1 << 20).unwrap();
         let ids: Vec<Uuid> = (0..30_000).map(|number| id(now, number)).collect();
         let old = id(now - 61_000, 0);
-        store.predicted(old, &predicted(0)).unwrap();
+        store.insert_prediction(old, &predicted(0)).unwrap();
         for (number, id) in ids.iter().enumerate() {
-            store.predicted(*id, &predicted(number)).unwrap();
+            store.insert_prediction(*id, &predicted(number)).unwrap();
         }
         store.retain().unwrap();
         assert_eq!(store.find(old).unwrap(), None);

@@ -6,9 +6,9 @@ use anyhow::Result;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 
 /// Size of the memtable in bytes at which it is flushed.
-const BUFFER: u64 = 4 << 20;
+const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Overhead of an entry in the memtable in bytes, in addition to key and value.
-const ENTRY: u64 = 64;
+const ENTRY_OVERHEAD: u64 = 64;
 
 /// A keyspace that requests each flush once. Above its own limit, the database requests a flush at every write: a thousand
 /// requests fill its worker's queue, and the worker then waits forever to add to it (fjall 3.1, pull request 323). The
@@ -28,13 +28,13 @@ impl Table {
     pub(super) fn insert(&self, key: [u8; 16], value: Vec<u8>) -> Result<()> {
         let bytes = (key.len() + value.len()) as u64;
         self.keyspace.insert(key, value)?;
-        self.wrote(1, bytes)
+        self.record_write(1, bytes)
     }
 
     pub(super) fn remove(&self, key: fjall::Slice) -> Result<()> {
         let bytes = key.len() as u64;
         self.keyspace.remove(key)?;
-        self.wrote(1, bytes)
+        self.record_write(1, bytes)
     }
 
     /// Writes entries, all or none.
@@ -50,7 +50,7 @@ impl Table {
             batch.insert(&self.keyspace, key, value);
         }
         batch.commit()?;
-        self.wrote(count, bytes)
+        self.record_write(count, bytes)
     }
 
     /// Flushes the memtable and compacts all files, which frees the space of removed entries.
@@ -60,11 +60,11 @@ impl Table {
         Ok(self.keyspace.major_compact()?)
     }
 
-    fn wrote(&self, entries: u64, bytes: u64) -> Result<()> {
-        let new = entries * ENTRY + bytes;
+    fn record_write(&self, entries: u64, bytes: u64) -> Result<()> {
+        let new = entries * ENTRY_OVERHEAD + bytes;
         let before = self.written.fetch_add(new, Ordering::Relaxed);
         // Only the write that crosses the limit requests a flush.
-        if before < BUFFER && before + new >= BUFFER {
+        if before < MEMTABLE_BYTES && before + new >= MEMTABLE_BYTES {
             self.written.store(0, Ordering::Relaxed);
             self.keyspace.rotate_memtable()?;
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::counter;
 
 use super::Served;
-use crate::address::ModelAddress;
+use crate::model_source::ModelAddress;
 use crate::registry;
 use crate::settings::Settings;
 use crate::telemetry::names;
@@ -18,27 +18,27 @@ pub(crate) async fn follow<F: Future<Output = ()>>(
     settings: Settings,
     reload: impl Fn() -> F,
 ) {
-    let look = match &served.source.address {
+    let interval = match &served.source.address {
         ModelAddress::Registered(_) => settings.follow.unwrap_or_default(),
         ModelAddress::File(_) => settings.watch,
         ModelAddress::Bundled => Duration::ZERO,
     };
-    if look.is_zero() {
+    if interval.is_zero() {
         return;
     }
     let loaded = || *served.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut ticks = tokio::time::interval(look);
+    let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut seen = loaded();
+    let mut last_seen = loaded();
     loop {
         ticks.tick().await;
         let changed = match &served.source.address {
-            ModelAddress::Registered(name) => promoted(&served, &settings, name).await,
+            ModelAddress::Registered(name) => version_changed(&served, &settings, name).await,
             ModelAddress::File(_) => {
-                let now = served.stamp();
-                let settled = now == seen && now != loaded();
-                seen = now;
-                settled
+                let now = served.file_stamp();
+                let complete = now == last_seen && now != loaded();
+                last_seen = now;
+                complete
             }
             ModelAddress::Bundled => false,
         };
@@ -49,9 +49,9 @@ pub(crate) async fn follow<F: Future<Output = ()>>(
 }
 
 /// True when the model's name resolves to a version other than the loaded one.
-async fn promoted(served: &Served, settings: &Settings, name: &str) -> bool {
-    let (settings, asked) = (settings.clone(), name.to_string());
-    let current = tokio::task::spawn_blocking(move || registry::current(&settings, &asked)).await;
+async fn version_changed(served: &Served, settings: &Settings, name: &str) -> bool {
+    let (settings, name) = (settings.clone(), name.to_string());
+    let current = tokio::task::spawn_blocking(move || registry::resolve(&settings, &name)).await;
     match current.unwrap_or_else(|e| Err(e.into())) {
         Ok(version) => {
             // A model that was unloaded by request is not loaded again here.

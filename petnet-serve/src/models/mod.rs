@@ -12,21 +12,21 @@ use hyper::StatusCode;
 use metrics::counter;
 use petnet::Decision;
 
-use crate::address::{ModelAddress, ModelSource};
+use crate::authorization::Priority;
 use crate::drift::Drift;
+use crate::model_source::{ModelAddress, ModelSource};
 use crate::problem::Problem;
-use crate::queue::{Place, Queue};
+use crate::queue::{Permit, Queue};
 use crate::settings::Settings;
-use crate::standing::Priority;
 use crate::telemetry::names;
 
 pub(crate) use follow::follow;
-pub(crate) use model::{CLASSES, Model};
+pub(crate) use model::{MAX_METRIC_CLASSES, Model};
 
 /// Maximum number of models: each is a label value of metrics.
-const MOST: usize = 16;
+const MAX_MODELS: usize = 16;
 /// Suffix of the name under which a model takes tensors of pixels.
-pub(crate) const PIXELS: &str = "-pixels";
+pub(crate) const PIXELS_SUFFIX: &str = "-pixels";
 
 /// All models, of which the first is the default.
 pub(crate) struct Models {
@@ -42,11 +42,11 @@ pub(crate) struct Served {
     pub(crate) drift: Drift,
     /// The stamp of the file that was loaded last. It is taken before the file is read, so that a change during the read is
     /// noticed.
-    loaded: Mutex<Option<Stamp>>,
+    loaded: Mutex<Option<FileStamp>>,
 }
 
 /// Modification time and length of a model's file, by which a change is noticed.
-type Stamp = (SystemTime, u64);
+type FileStamp = (SystemTime, u64);
 
 /// The model for a request's images, and their priority.
 #[derive(Clone)]
@@ -57,18 +57,14 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Refuses a request before its body is read, if the estimated wait exceeds the timeout.
-    ///
-    /// # Errors
-    /// 503 with the estimated wait in seconds.
+    /// See [`Queue::check_wait`].
     pub(crate) fn check_wait(&self) -> Result<(), Problem> {
         self.served.queue.check_wait(self.priority)
     }
 
-    /// # Errors
-    /// As [`Queue::place`].
-    pub(crate) async fn place(&self, patience: Option<Duration>) -> Result<Place, Problem> {
-        self.served.queue.place(self.priority, patience).await
+    /// See [`Queue::acquire`].
+    pub(crate) async fn acquire(&self, timeout: Option<Duration>) -> Result<Permit, Problem> {
+        self.served.queue.acquire(self.priority, timeout).await
     }
 
     pub(crate) fn overloaded(&self) -> Problem {
@@ -77,7 +73,7 @@ impl Target {
 }
 
 impl Served {
-    fn new(source: ModelSource, places: usize, settings: &Settings) -> Self {
+    fn new(source: ModelSource, permits: usize, settings: &Settings) -> Self {
         // Counters start at zero, so that Prometheus' `increase` includes the first event.
         let name = || source.name.clone();
         for result in ["loaded", "refused"] {
@@ -90,7 +86,7 @@ impl Served {
                 .increment(0);
         }
         Self {
-            queue: Arc::new(Queue::new(&source.name, places, settings.queue_timeout)),
+            queue: Arc::new(Queue::new(&source.name, permits, settings.queue_timeout)),
             source,
             current: ArcSwapOption::empty(),
             drift: Drift::new(settings.drift_window),
@@ -107,6 +103,8 @@ impl Served {
         self.current.load_full()
     }
 
+    /// The model in use, for images of a priority.
+    ///
     /// # Errors
     /// 503 while no model is loaded.
     pub(crate) fn target(self: &Arc<Self>, priority: Priority) -> Result<Target, Problem> {
@@ -125,7 +123,7 @@ impl Served {
     /// # Errors
     /// When it cannot be loaded; the failure is counted and logged here.
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
-        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = self.stamp();
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = self.file_stamp();
         let loaded = Model::load(&self.source, settings);
         let count = |result: &'static str| {
             let name = self.source.name.clone();
@@ -148,47 +146,55 @@ impl Served {
         }
     }
 
-    fn stamp(&self) -> Option<Stamp> {
+    fn file_stamp(&self) -> Option<FileStamp> {
         let ModelAddress::File(path) = &self.source.address else { return None };
         let file = std::fs::metadata(path).ok()?;
         Some((file.modified().ok()?, file.len()))
     }
 
-    /// Sets the gauges.
-    pub(crate) fn observe(&self) {
-        self.queue.observe();
-        self.drift.observe(self.name());
+    pub(crate) fn set_gauges(&self) {
+        self.queue.set_gauges();
+        self.drift.set_gauges(self.name());
         if let Some(model) = self.get() {
-            model.observe();
+            model.set_gauges();
         }
     }
 }
 
 impl Models {
+    /// The models of the settings, none of which is loaded yet.
+    ///
     /// # Errors
     /// When there are too many models, or two of one name.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
         let sources = &settings.models;
-        ensure!(sources.len() <= MOST, "--model: {} models, of {MOST} at most", sources.len());
-        for (place, ModelSource { name, address }) in sources.iter().enumerate() {
-            let twice = sources[..place].iter().any(|other| other.name == *name);
-            ensure!(!twice, "--model: two models are called `{name}`: name them, NAME={address}");
+        ensure!(
+            sources.len() <= MAX_MODELS,
+            "--model: {} models, of {MAX_MODELS} at most",
+            sources.len()
+        );
+        for (index, ModelSource { name, address }) in sources.iter().enumerate() {
+            let repeated = sources[..index].iter().any(|other| other.name == *name);
             ensure!(
-                !name.ends_with(PIXELS) && !name.is_empty(),
+                !repeated,
+                "--model: two models are called `{name}`: name them, NAME={address}"
+            );
+            ensure!(
+                !name.ends_with(PIXELS_SUFFIX) && !name.is_empty(),
                 "--model: `{name}` cannot be a model's name: name it, NAME={address}"
             );
         }
-        let places = settings.queue.div_ceil(sources.len().max(1));
+        let permits = settings.queue.div_ceil(sources.len().max(1));
         let mut served = sources.iter().map(|source| {
-            let served = Served::new(source.clone(), places, settings);
+            let served = Served::new(source.clone(), permits, settings);
             Arc::new(served)
         });
         let default = served.next().ok_or_else(|| anyhow::anyhow!("--model: no model is named"))?;
         let others = served.collect();
         let models = Self { default, others };
         if let Some(shadow) = &settings.shadow {
-            let known = models.others.iter().any(|served| served.name() == shadow);
-            ensure!(known, "--shadow {shadow}: no --model but the first is called so");
+            let exists = models.others.iter().any(|served| served.name() == shadow);
+            ensure!(exists, "--shadow {shadow}: no --model but the first is called so");
         }
         Ok(models)
     }
@@ -210,7 +216,8 @@ impl Models {
     pub(crate) fn find(&self, name: Option<&str>) -> Result<&Arc<Served>, Problem> {
         let Some(name) = name else { return Ok(&self.default) };
         let found = self.iter().find(|served| served.name() == name);
-        found.ok_or_else(|| unknown(name, self.iter().map(|served| served.name().to_string())))
+        found
+            .ok_or_else(|| unknown_model(name, self.iter().map(|served| served.name().to_string())))
     }
 
     /// The loaded model of that version, or else the default model.
@@ -231,8 +238,8 @@ impl Models {
 }
 
 /// The refusal of an unknown model, with the names of those that exist.
-pub(crate) fn unknown(name: &str, known: impl Iterator<Item = String>) -> Problem {
-    let known = known.collect::<Vec<_>>().join(", ");
-    let detail = format!("there is no model `{name}`: there is {known}");
+pub(crate) fn unknown_model(name: &str, names: impl Iterator<Item = String>) -> Problem {
+    let names = names.collect::<Vec<_>>().join(", ");
+    let detail = format!("there is no model `{name}`: there is {names}");
     Problem::new(StatusCode::NOT_FOUND, "unknown_model", detail)
 }

@@ -1,4 +1,4 @@
-//! A loaded model.
+//! A loaded model: read from its source, validated and run once.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,13 +12,13 @@ use petnet::preprocess::Pixels;
 use petnet::{Checkpoint, Classifier};
 use serde::Deserialize;
 
-use crate::address::{ModelAddress, ModelSource};
+use crate::model_source::{ModelAddress, ModelSource};
 use crate::registry;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
 /// Number of classes with a label value of their own in metrics; further classes share `other`.
-pub(crate) const CLASSES: usize = 32;
+pub(crate) const MAX_METRIC_CLASSES: usize = 32;
 
 /// A loaded model that has run once.
 pub(crate) struct Model {
@@ -52,7 +52,8 @@ impl Model {
             ModelAddress::File(path) => std::fs::read(path).with_context(address)?,
         };
         let sha256 = sha256(&bytes);
-        let pulled = settings.dvc_lock.as_deref().map(|lock| names(lock, &bytes)).transpose()?;
+        let is_pulled =
+            settings.dvc_lock.as_deref().map(|lock| is_dvc_output(lock, &bytes)).transpose()?;
         let checkpoint = Checkpoint::from_bytes(&bytes).with_context(address)?;
         let classifier =
             Classifier::new(checkpoint, settings.device)?.with_limits(settings.limits());
@@ -66,7 +67,7 @@ impl Model {
             loaded: SystemTime::now(),
         };
         model.warm_up()?;
-        if pulled == Some(true) {
+        if is_pulled == Some(true) {
             counter!(names::DVC_PULLS_TOTAL).increment(1);
         }
         Ok(model)
@@ -74,12 +75,12 @@ impl Model {
 
     /// A class's name as a label value of metrics, whose number is limited.
     pub(crate) fn class(&self, index: usize) -> String {
-        let name = self.classifier.labels().get(index).filter(|_| index < CLASSES);
+        let name = self.classifier.labels().get(index).filter(|_| index < MAX_METRIC_CLASSES);
         name.map_or("other".into(), Clone::clone)
     }
 
     /// Sets the gauges that describe this model.
-    pub(crate) fn observe(&self) {
+    pub(crate) fn set_gauges(&self) {
         let info = self.classifier.info();
         gauge!(
             names::MODEL_INFO,
@@ -103,11 +104,11 @@ impl Model {
     /// Runs the network once: buffers are allocated before the first request, and a model that fails is never used.
     fn warm_up(&self) -> Result<()> {
         let size = self.classifier.info().preprocess.size;
-        let blank = Pixels::new(size, size, vec![128; (size * size * 3) as usize]);
-        let blank = blank.context("the model's input size is 0")?;
+        let grey = Pixels::new(size, size, vec![128; (size * size * 3) as usize]);
+        let grey = grey.context("the model's input size is 0")?;
         // One image per core, so that every thread allocates its buffers.
         let count = std::thread::available_parallelism().map_or(1, usize::from);
-        let outputs = self.classifier.classify_and_embed(&vec![blank; count])?;
+        let outputs = self.classifier.classify_and_embed(&vec![grey; count])?;
         let finite = outputs.iter().all(|(prediction, features)| {
             let probabilities = prediction.probabilities().iter();
             probabilities.chain(features).all(|value| value.is_finite())
@@ -118,7 +119,7 @@ impl Model {
 }
 
 /// True when a `dvc.lock` names a file of these bytes among its outputs.
-fn names(lock: &Path, bytes: &[u8]) -> Result<bool> {
+fn is_dvc_output(lock: &Path, bytes: &[u8]) -> Result<bool> {
     #[derive(Deserialize)]
     struct Lock {
         #[serde(default)]

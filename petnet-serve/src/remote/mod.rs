@@ -8,7 +8,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -29,88 +29,59 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::{Host, Url};
 
-use crate::buffer::{Buffer, Pace};
-use crate::hosts::{AllowedHosts, Failure, Target, is_global};
+use crate::buffer::{Buffer, TransferLimits};
+use crate::hosts::{AllowedHosts, AllowedUrl, FetchError, is_global};
 use crate::memory::Claim;
 use crate::problem::Problem;
 use crate::settings::Settings;
 
 /// Maximum number of redirects.
-const REDIRECTS: usize = 3;
+const MAX_REDIRECTS: usize = 3;
 /// Maximum length of a URL in bytes. Presigned URLs of object stores have up to about 2,500.
-const LONGEST: usize = 8 << 10;
+const MAX_URL: usize = 8 << 10;
 /// Maximum number of a name's IP addresses that are tried.
-const ATTEMPTS: usize = 4;
+const MAX_ADDRESSES: usize = 4;
 /// Size of a connection's read buffer in bytes, which also limits the response headers.
 const READ_BUFFER: usize = 64 << 10;
 
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
+impl From<FetchError> for Problem {
+    fn from(error: FetchError) -> Self {
         const UNREACHABLE: &str = "no connection to the host of `url` could be made";
         let (allowed, failed) = ("url_not_allowed", "url_failed");
         let (refused, gateway) = (StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_GATEWAY);
-        let (status, kind, detail) = match failure {
-            Failure::Malformed(detail) => return Self::bad_request(detail),
-            Failure::NotListed => {
+        let (status, kind, detail) = match error {
+            FetchError::Malformed(detail) => return Self::bad_request(detail),
+            FetchError::NotListed => {
                 let detail = "images are not fetched from the host, port or scheme of `url`";
                 (StatusCode::BAD_REQUEST, allowed, detail)
             }
             // One text for both, so that clients cannot find out which internal names exist.
-            Failure::NotPublic => (gateway, allowed, UNREACHABLE),
-            Failure::Unreachable => (gateway, failed, UNREACHABLE),
-            Failure::RedirectNotListed => {
+            FetchError::NotPublic => (gateway, allowed, UNREACHABLE),
+            FetchError::Unreachable => (gateway, failed, UNREACHABLE),
+            FetchError::RedirectNotListed => {
                 (refused, allowed, "`url` redirects to an address that is not allowed")
             }
-            Failure::TooManyRedirects => (refused, failed, "`url` redirects too often"),
-            Failure::Status(status) => {
+            FetchError::TooManyRedirects => (refused, failed, "`url` redirects too often"),
+            FetchError::Status(status) => {
                 let code = if status.is_server_error() { gateway } else { refused };
                 let detail = format!("the server of `url` answered {}", status.as_u16());
                 return Self::new(code, failed, detail);
             }
-            Failure::Encoded => {
+            FetchError::Encoded => {
                 (refused, failed, "the server of `url` answered with a Content-Encoding")
             }
-            Failure::TooLarge(most) => {
-                return Self::too_large(format!("the image at `url` is larger than {most} bytes"));
+            FetchError::TooLarge(max_bytes) => {
+                let detail = format!("the image at `url` is larger than {max_bytes} bytes");
+                return Self::too_large(detail);
             }
-            Failure::Broken => (gateway, failed, "the connection to the host of `url` broke"),
-            Failure::TimedOut => {
+            FetchError::Broken => (gateway, failed, "the connection to the host of `url` broke"),
+            FetchError::TimedOut => {
                 let detail = "the image at `url` did not arrive in time";
                 (StatusCode::GATEWAY_TIMEOUT, "url_timeout", detail)
             }
-            Failure::Busy => return Self::overloaded(1),
+            FetchError::Busy => return Self::overloaded(1),
         };
         Self::new(status, kind, detail)
-    }
-}
-
-/// Limits of fetching images.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FetchLimits {
-    /// Maximum size of an image in bytes.
-    pub(crate) max_bytes: usize,
-    /// Maximum time for a permit, and again for name resolution, connection, TLS, redirects and headers together.
-    pub(crate) headers: Duration,
-    /// Maximum pause while an image is received.
-    pub(crate) pause: Duration,
-    /// Minimum rate at which an image is received, in bytes per second, after the allowance of one pause.
-    pub(crate) min_rate: u64,
-    /// Maximum time for the whole fetch.
-    pub(crate) total: Duration,
-    /// Maximum number of concurrent fetches; further ones wait in order of arrival.
-    pub(crate) concurrent: usize,
-}
-
-impl FetchLimits {
-    pub(crate) fn of(settings: &Settings) -> Self {
-        Self {
-            max_bytes: settings.max_body,
-            headers: settings.fetch_header_timeout,
-            pause: settings.transfer_timeout,
-            min_rate: settings.min_rate,
-            total: settings.fetch_timeout,
-            concurrent: settings.max_fetches,
-        }
     }
 }
 
@@ -121,10 +92,10 @@ trait Network: Send + Sync + 'static {
     async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream>;
 }
 
-struct System;
+struct SystemNetwork;
 
 #[async_trait]
-impl Network for System {
+impl Network for SystemNetwork {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
     }
@@ -137,30 +108,32 @@ impl Network for System {
 /// Fetches images by URL.
 pub(crate) struct Remote {
     hosts: AllowedHosts,
-    limits: FetchLimits,
+    settings: Settings,
     network: Arc<dyn Network>,
     tls: TlsConnector,
     permits: Arc<Semaphore>,
 }
 
 /// A response, with the task of the connection that its body is read from.
-struct Answer {
+struct ConnectedResponse {
     response: Response<Incoming>,
     /// Dropping it ends the task.
     _connection: JoinSet<hyper::Result<()>>,
 }
 
 impl Remote {
+    /// Fetches from `hosts`, with the limits of the settings.
+    ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub(crate) fn new(hosts: AllowedHosts, limits: FetchLimits) -> Result<Self> {
+    pub(crate) fn new(hosts: AllowedHosts, settings: Settings) -> Result<Self> {
         let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        Self::with(hosts, limits, Arc::new(System), roots)
+        Self::with_network(hosts, settings, Arc::new(SystemNetwork), roots)
     }
 
-    fn with(
+    fn with_network(
         hosts: AllowedHosts,
-        limits: FetchLimits,
+        settings: Settings,
         network: Arc<dyn Network>,
         roots: RootCertStore,
     ) -> Result<Self> {
@@ -170,8 +143,8 @@ impl Remote {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let permits = Arc::new(Semaphore::new(limits.concurrent.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { hosts, limits, network, tls: Arc::new(config).into(), permits })
+        let permits = Arc::new(Semaphore::new(settings.max_fetches.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { hosts, settings, network, tls: Arc::new(config).into(), permits })
     }
 
     /// The image at a URL, with the claim on its memory.
@@ -189,47 +162,50 @@ impl Remote {
         url: &str,
         buffer: Buffer<'_>,
     ) -> Result<(Bytes, Claim), Problem> {
-        if url.len() > LONGEST {
-            return Err(Failure::Malformed("`url` is too long").into());
+        if url.len() > MAX_URL {
+            return Err(FetchError::Malformed("`url` is too long").into());
         }
-        let url = Url::parse(url).map_err(|_| Failure::Malformed("`url` is no absolute URL"))?;
-        let target = self.hosts.admit(url)?;
+        let url = Url::parse(url).map_err(|_| FetchError::Malformed("`url` is no absolute URL"))?;
+        let target = self.hosts.check(url)?;
         let began = tokio::time::Instant::now();
-        let (queued, end) = (began + self.limits.headers, began + self.limits.total);
+        let (queued, end) =
+            (began + self.settings.fetch_header_timeout, began + self.settings.fetch_timeout);
         let permit = timeout_at(queued.min(end), Arc::clone(&self.permits).acquire_owned()).await;
-        let permit = permit.ok().and_then(Result::ok).ok_or(Failure::Busy)?;
+        let permit = permit.ok().and_then(Result::ok).ok_or(FetchError::Busy)?;
         let image = self.receive(target, Arc::new(permit), buffer);
-        timeout_at(end, image).await.map_err(|_| Failure::TimedOut)?
+        timeout_at(end, image).await.map_err(|_| FetchError::TimedOut)?
     }
 
     async fn receive(
         &self,
-        target: Target,
+        target: AllowedUrl,
         permit: Arc<OwnedSemaphorePermit>,
         mut buffer: Buffer<'_>,
     ) -> Result<(Bytes, Claim), Problem> {
-        let answer = timeout(self.limits.headers, self.follow(target, &permit));
-        let Answer { response, _connection } = answer.await.map_err(|_| Failure::TimedOut)??;
+        let connected = timeout(self.settings.fetch_header_timeout, self.follow(target, &permit));
+        let ConnectedResponse { response, _connection } =
+            connected.await.map_err(|_| FetchError::TimedOut)??;
         if response.status() != StatusCode::OK {
-            return Err(Failure::Status(response.status()).into());
+            return Err(FetchError::Status(response.status()).into());
         }
         if is_encoded(response.headers()) {
-            return Err(Failure::Encoded.into());
+            return Err(FetchError::Encoded.into());
         }
         let mut body = response.into_body();
-        let most = self.limits.max_bytes;
-        if body.size_hint().lower() > most as u64 {
-            return Err(Failure::TooLarge(most).into());
+        let max_bytes = self.settings.max_body;
+        if body.size_hint().lower() > max_bytes as u64 {
+            return Err(FetchError::TooLarge(max_bytes).into());
         }
-        let mut pace = Pace::new(self.limits.pause, self.limits.min_rate);
+        let limits = TransferLimits::of(&self.settings);
+        let (began, mut received) = (Instant::now(), 0);
         loop {
-            let frame =
-                timeout(pace.patience(), body.frame()).await.map_err(|_| Failure::TimedOut)?;
+            let limit = limits.remaining(received as u64, began.elapsed());
+            let frame = timeout(limit, body.frame()).await.map_err(|_| FetchError::TimedOut)?;
             let Some(frame) = frame else { return Ok(buffer.finish()) };
-            let Ok(data) = frame.map_err(|_| Failure::Broken)?.into_data() else { continue };
-            pace.received += data.len();
-            if pace.received > most {
-                return Err(Failure::TooLarge(most).into());
+            let Ok(data) = frame.map_err(|_| FetchError::Broken)?.into_data() else { continue };
+            received += data.len();
+            if received > max_bytes {
+                return Err(FetchError::TooLarge(max_bytes).into());
             }
             buffer.push(&data)?;
         }
@@ -238,59 +214,59 @@ impl Remote {
     /// Follows redirects; returns the first response that is none.
     async fn follow(
         &self,
-        mut target: Target,
+        mut target: AllowedUrl,
         permit: &Arc<OwnedSemaphorePermit>,
-    ) -> Result<Answer, Failure> {
-        for _ in 0..=REDIRECTS {
-            let answer = self.send(&target, permit).await?;
-            let Some(location) = location(&answer.response) else { return Ok(answer) };
-            let url = target.url.join(location).map_err(|_| Failure::RedirectNotListed)?;
-            target = self.hosts.admit(url).map_err(|_| Failure::RedirectNotListed)?;
+    ) -> Result<ConnectedResponse, FetchError> {
+        for _ in 0..=MAX_REDIRECTS {
+            let connected = self.send(&target, permit).await?;
+            let Some(location) = location(&connected.response) else { return Ok(connected) };
+            let url = target.url.join(location).map_err(|_| FetchError::RedirectNotListed)?;
+            target = self.hosts.check(url).map_err(|_| FetchError::RedirectNotListed)?;
         }
-        Err(Failure::TooManyRedirects)
+        Err(FetchError::TooManyRedirects)
     }
 
     async fn send(
         &self,
-        target: &Target,
+        target: &AllowedUrl,
         permit: &Arc<OwnedSemaphorePermit>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<ConnectedResponse, FetchError> {
         let request = target.request()?;
         let stream = self.connect(target, permit).await?;
         if target.url.scheme() == "http" {
-            return exchange(stream, request).await;
+            return send_request(stream, request).await;
         }
         let stream = self.tls.connect(target.server_name()?, stream).await.map_err(|error| {
             tracing::debug!(host = %target.host, %error, "TLS with the host of an image failed");
-            Failure::Unreachable
+            FetchError::Unreachable
         })?;
-        exchange(stream, request).await
+        send_request(stream, request).await
     }
 
     async fn connect(
         &self,
-        target: &Target,
+        target: &AllowedUrl,
         permit: &Arc<OwnedSemaphorePermit>,
-    ) -> Result<TcpStream, Failure> {
+    ) -> Result<TcpStream, FetchError> {
         let addresses = match &target.host {
             Host::Domain(name) => self.resolve(name, permit).await?,
             Host::Ipv4(ip) => vec![IpAddr::from(*ip)],
             Host::Ipv6(ip) => vec![IpAddr::from(*ip)],
         };
         // An unresponsive address must leave time for the others.
-        let patience = self.limits.headers / addresses.len().max(1) as u32;
-        let mut failure = Failure::Unreachable;
+        let connect_timeout = self.settings.fetch_header_timeout / addresses.len().max(1) as u32;
+        let mut last_error = FetchError::Unreachable;
         for ip in addresses {
             let address = SocketAddr::new(ip, target.port);
-            match timeout(patience, self.network.connect(address)).await {
+            match timeout(connect_timeout, self.network.connect(address)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => {
                     tracing::debug!(host = %target.host, %address, %error, "no connection");
                 }
-                Err(_) => failure = Failure::TimedOut,
+                Err(_) => last_error = FetchError::TimedOut,
             }
         }
-        Err(failure)
+        Err(last_error)
     }
 
     /// Resolves a name once; all of its addresses must be public.
@@ -298,7 +274,7 @@ impl Remote {
         &self,
         name: &str,
         permit: &Arc<OwnedSemaphorePermit>,
-    ) -> Result<Vec<IpAddr>, Failure> {
+    ) -> Result<Vec<IpAddr>, FetchError> {
         let (network, host, permit) =
             (Arc::clone(&self.network), name.to_string(), Arc::clone(permit));
         // The system's resolver cannot be cancelled: a resolution that outlasts its fetch keeps the permit, which limits the
@@ -310,33 +286,36 @@ impl Remote {
         });
         let mut addresses = match resolved.await {
             Ok(Ok(addresses)) if !addresses.is_empty() => addresses,
-            Ok(_) | Err(_) => return Err(Failure::Unreachable),
+            Ok(_) | Err(_) => return Err(FetchError::Unreachable),
         };
         if !addresses.iter().all(|ip| is_global(*ip)) {
             tracing::warn!(
                 host = name,
                 "the name of an allowed host resolves to an address that is not public"
             );
-            return Err(Failure::NotPublic);
+            return Err(FetchError::NotPublic);
         }
-        addresses.truncate(ATTEMPTS);
+        addresses.truncate(MAX_ADDRESSES);
         Ok(addresses)
     }
 }
 
 /// Sends a request on a connection of its own.
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, Failure>
+async fn send_request<S>(
+    stream: S,
+    request: Request<Empty<Bytes>>,
+) -> Result<ConnectedResponse, FetchError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut client = http1::Builder::new();
     client.max_buf_size(READ_BUFFER);
     let opened = client.handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = opened.map_err(|_| Failure::Broken)?;
+    let (mut sender, connection) = opened.map_err(|_| FetchError::Broken)?;
     let mut task = JoinSet::new();
     task.spawn(connection);
-    let response = sender.send_request(request).await.map_err(|_| Failure::Broken)?;
-    Ok(Answer { response, _connection: task })
+    let response = sender.send_request(request).await.map_err(|_| FetchError::Broken)?;
+    Ok(ConnectedResponse { response, _connection: task })
 }
 
 /// The target of a redirect.

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use hyper::Request;
-use hyper::body::Incoming;
 use serde::Serialize;
 
-use super::images::{Images, Single};
-use super::{Reply, text};
+use super::images::Images;
+use super::{HandlerResult, HttpRequest, typed_response};
 use crate::app::App;
 use crate::problem::Problem;
-use crate::telemetry::{Note, milliseconds};
+use crate::telemetry::{RequestDetails, milliseconds};
 
 /// The response. `serde_json` writes the shortest digits that parse to the same f32.
 #[derive(Serialize)]
@@ -30,23 +28,20 @@ struct Named<'a> {
 }
 
 /// Embeds an image. It is neither counted as a prediction nor stored for feedback.
-pub(super) async fn embed(
-    app: &Arc<App>,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    let Single { images: Images { target, upload, accepted }, answer } =
-        Single::classify(app, request).await?;
+pub(super) async fn embed(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+    let (Images { target, upload, received }, output) = Images::classify(app, request).await?;
     let (model, bytes) = (&target.model, upload.size);
-    let embedding = &answer.value.embedding;
+    let embedding = &output.value.embedding;
     let body = Body {
         embedding,
         length: embedding.len(),
         model: Named { name: &model.name, version: &model.version, sha256: &model.sha256 },
-        processing_time_ms: milliseconds(accepted.elapsed()),
+        processing_time_ms: milliseconds(received.elapsed()),
     };
     let body = serde_json::to_vec(&body).map_err(|_| Problem::internal())?;
-    let mut reply = text("application/json", body);
-    let (accepted, timings) = (Some(accepted), answer.timings.into_iter().collect());
-    reply.extensions_mut().insert(Note { accepted, timings, images: 1, bytes, ..Note::default() });
-    Ok(reply)
+    let mut response = typed_response("application/json", body);
+    let (received, timings) = (Some(received), output.timings.into_iter().collect());
+    let details = RequestDetails { received, timings, images: 1, bytes, ..Default::default() };
+    response.extensions_mut().insert(details);
+    Ok(response)
 }

@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
+use hyper::StatusCode;
 use metrics::counter;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Reply, json as json_reply};
+use super::{HandlerResult, HttpRequest, json_response};
 use crate::app::App;
-use crate::models::CLASSES;
+use crate::authorization::Priority;
+use crate::models::MAX_METRIC_CLASSES;
 use crate::problem::Problem;
-use crate::standing::Priority;
 use crate::telemetry::names;
 
 #[derive(Deserialize)]
@@ -21,25 +20,24 @@ struct Adoption {
     species: String,
 }
 
-pub(super) async fn adoption(
-    app: &Arc<App>,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    let Adoption { species } = app.uploads.read_json(request, &app.settings).await?;
+pub(super) async fn adoption(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+    let Adoption { species } = app.uploads.read_json(request).await?;
     let target = app.target(None, Priority::default())?;
-    let known: Vec<&str> = target
+    let species_labels: Vec<&str> = target
         .model
         .classifier
         .labels()
         .iter()
-        .take(CLASSES)
+        .take(MAX_METRIC_CLASSES)
         .map(String::as_str)
         .chain(["other"])
         .collect();
-    if !known.contains(&species.as_str()) {
-        let detail = format!("`species` is one of {}", known.join(", "));
+    if !species_labels.contains(&species.as_str()) {
+        let detail = format!("`species` is one of {}", species_labels.join(", "));
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail));
     }
     counter!(names::PET_ADOPTIONS_TOTAL, "species" => species.clone()).increment(1);
-    Ok(json_reply(StatusCode::ACCEPTED, &json!({ "species": species })))
+    let mut response = json_response(&json!({ "species": species }));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
 }

@@ -4,36 +4,32 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use hyper::body::Incoming;
-use hyper::header::{HeaderName, HeaderValue};
-use hyper::{Request, StatusCode};
+use hyper::header::HeaderValue;
 use petnet::Explanation;
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode_at_least};
 use serde_json::{Value, json};
 
 use super::images::Images;
-use super::negotiate::{Form, preferred};
-use super::predict::note;
-use super::{Reply, json as json_reply, new_id, text};
-use crate::answer::{describe, remember};
+use super::negotiate::{Representation, preferred};
+use super::predict::prediction_details;
+use super::{HandlerResult, HttpRequest, json_response, new_id, typed_response};
 use crate::app::App;
-use crate::outputs::Answer;
+use crate::outputs::ModelOutput;
+use crate::prediction::{prediction_fields, record_prediction};
 use crate::problem::Problem;
-use crate::telemetry::{Note, milliseconds};
+use crate::telemetry::{RequestDetails, milliseconds};
 
 /// Longer side of the overlay image, in pixels.
 const SIDE: u32 = 512;
 
-pub(super) async fn explain(
-    app: &Arc<App>,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    let wants_json = preferred(request.headers(), [Form::Png, Form::Json]) == Form::Json;
-    let Images { target, upload, accepted: began } = Images::read(app, request).await?;
+pub(super) async fn explain(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+    let wants_json = preferred(request.headers(), [Representation::Png, Representation::Json])
+        == Representation::Json;
+    let Images { target, upload, received } = Images::read(app, request).await?;
     let bytes = upload.size;
     let image = upload.only()?;
-    let answer = app.batcher.explain(&target, image.clone()).await?;
-    let Answer { value: explanation, timings, facts } = answer;
+    let output = app.batcher.explain(&target, image.clone()).await?;
+    let ModelOutput { value: explanation, timings, metadata } = output;
     let limits = app.settings.limits();
     let large = Preprocess { size: SIDE, resize: Resize::Stretch };
     // In addition to decoding: two images of the overlay's size, and the PNG file.
@@ -42,32 +38,33 @@ pub(super) async fn explain(
     let (explanation, png) = app.batcher.decoders().run(memory, drawn).await?;
     let prediction = explanation.prediction();
     let id = new_id();
-    remember(app, &target, id, (prediction, &facts));
-    let mut fields = describe(prediction, &target.model, id);
-    let mut reply = if wants_json {
+    record_prediction(app, &target, id, (prediction, &metadata));
+    let mut fields = prediction_fields(prediction, &target.model, id);
+    let mut response = if wants_json {
         let encoded = base64::engine::general_purpose::STANDARD.encode(&png);
         let (width, height) = explanation.size();
         let heat = json!({ "width": width, "height": height, "values": explanation.heat() });
         fields.insert("heatmap".into(), heat);
         fields.insert("overlay".into(), format!("data:image/png;base64,{encoded}").into());
-        fields.insert("processing_time_ms".into(), milliseconds(began.elapsed()).into());
-        json_reply(StatusCode::OK, &Value::Object(fields))
+        fields.insert("processing_time_ms".into(), milliseconds(received.elapsed()).into());
+        json_response(&Value::Object(fields))
     } else {
-        let mut reply = text("image/png", png);
-        if let Ok(label) = HeaderValue::from_str(prediction.label()) {
-            reply.headers_mut().insert(HeaderName::from_static("x-predicted-class"), label);
+        let mut response = typed_response("image/png", png);
+        for (name, text) in [
+            ("x-predicted-class", prediction.label()),
+            ("x-confidence", prediction.confidence().to_string().as_str()),
+            ("x-decision", prediction.decision().name()),
+        ] {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                response.headers_mut().insert(name, value);
+            }
         }
-        let confidence = HeaderValue::from_str(&prediction.confidence().to_string());
-        if let Ok(confidence) = confidence {
-            reply.headers_mut().insert(HeaderName::from_static("x-confidence"), confidence);
-        }
-        let decision = HeaderValue::from_static(prediction.decision().name());
-        reply.headers_mut().insert(HeaderName::from_static("x-decision"), decision);
-        reply
+        response
     };
-    let (accepted, timings) = (Some(began), timings.into_iter().collect());
-    reply.extensions_mut().insert(Note { accepted, timings, bytes, ..note(prediction, id) });
-    Ok(reply)
+    let (received, timings) = (Some(received), timings.into_iter().collect());
+    let details = prediction_details(prediction, id);
+    response.extensions_mut().insert(RequestDetails { received, timings, bytes, ..details });
+    Ok(response)
 }
 
 /// The image with the heat map over it, as a PNG file.

@@ -4,20 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LINK};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{StatusCode, Uri};
 use metrics::counter;
 use petnet::Task;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Reply, json as json_reply, query, text};
-use crate::answer::LONGEST_LABEL;
+use super::{HandlerResult, HttpRequest, json_response, query_parameter, typed_response};
 use crate::app::App;
-use crate::feedback::{Feedback, Labelled, Outcome, Predicted};
+use crate::feedback::{Feedback, LabelledPrediction, Outcome, StoredPrediction};
 use crate::models::Model;
+use crate::prediction::MAX_LABEL_LENGTH;
 use crate::problem::Problem;
 use crate::telemetry::names;
 
@@ -26,78 +25,77 @@ const MAX_SUBMITTED: usize = 1000;
 /// Maximum number of labels in a response of the export.
 const MAX_EXPORTED: usize = 5000;
 /// Maximum number of bytes of a label, in memory and as a line together.
-const LABEL: usize = 1024;
+const MAX_LABEL_BYTES: usize = 1024;
 
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Body {
-    One(Given),
-    Many { feedback: Vec<Given> },
+    One(SubmittedLabel),
+    Many { feedback: Vec<SubmittedLabel> },
 }
 
 #[derive(Deserialize)]
-struct Given {
+struct SubmittedLabel {
     prediction_id: Uuid,
     label: String,
 }
 
-pub(super) async fn submit(
-    app: &Arc<App>,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    check_enabled(app)?;
-    let body: Body = app.uploads.read_json(request, &app.settings).await?;
-    let (given, many) = match body {
-        Body::One(given) => (vec![given], false),
+pub(super) async fn submit(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+    let feedback = enabled_feedback(app)?;
+    let body: Body = app.uploads.read_json(request).await?;
+    let (submitted, many) = match body {
+        Body::One(submitted) => (vec![submitted], false),
         Body::Many { feedback } => (feedback, true),
     };
-    if given.len() > MAX_SUBMITTED {
+    if submitted.len() > MAX_SUBMITTED {
         return Err(Problem::too_large(format!("more than {MAX_SUBMITTED} labels")));
     }
     let authenticated = app.keys.is_authenticated(request.headers());
-    let outcomes = store(app, given, authenticated).await?;
-    for (outcome, given) in &outcomes {
-        if let (Some(shadow), Outcome::Taken { actual, .. }) = (&app.shadow, outcome) {
-            shadow.evaluate(given.prediction_id, actual);
+    let outcomes = store(app, feedback, submitted, authenticated).await?;
+    for (outcome, submitted) in &outcomes {
+        if let (Some(shadow), Outcome::Stored { actual, .. }) = (&app.shadow, outcome) {
+            shadow.evaluate(submitted.prediction_id, actual);
         }
         let result = match outcome {
-            Outcome::Taken { right: true, .. } => "right",
-            Outcome::Taken { right: false, .. } => "wrong",
-            Outcome::Unknown | Outcome::UnknownLabel => "refused",
+            Outcome::Stored { right: true, .. } => "right",
+            Outcome::Stored { right: false, .. } => "wrong",
+            Outcome::UnknownPrediction | Outcome::UnknownLabel => "refused",
         };
         counter!(names::FEEDBACK_TOTAL, "result" => result).increment(1);
     }
-    let mut entries = outcomes.into_iter().map(|(outcome, given)| describe(app, outcome, given));
+    let mut entries =
+        outcomes.into_iter().map(|(outcome, submitted)| describe(app, outcome, submitted));
     if many {
         let entries = entries.map(|entry| entry.unwrap_or_else(|e| json!({ "error": e.json() })));
         let body = json!({ "feedback": entries.collect::<Vec<_>>() });
-        return Ok(json_reply(StatusCode::OK, &body));
+        return Ok(json_response(&body));
     }
     let entry = entries.next().unwrap_or_else(|| Err(Problem::internal()))?;
-    Ok(json_reply(StatusCode::OK, &entry))
+    Ok(json_response(&entry))
 }
 
 /// Stores the labels, and returns the outcome of each.
 async fn store(
     app: &Arc<App>,
-    given: Vec<Given>,
+    feedback: Arc<Feedback>,
+    submitted: Vec<SubmittedLabel>,
     authenticated: bool,
-) -> Result<Vec<(Outcome, Given)>, Problem> {
+) -> Result<Vec<(Outcome, SubmittedLabel)>, Problem> {
     // Labels are validated against those of a loaded model.
     app.models.default().get().ok_or_else(Problem::not_ready)?;
     let shared = Arc::clone(app);
-    let labels: Vec<(Uuid, String)> =
-        given.iter().map(|given| (given.prediction_id, given.label.clone())).collect();
+    let labels: Vec<(Uuid, String)> = submitted
+        .iter()
+        .map(|submitted| (submitted.prediction_id, submitted.label.clone()))
+        .collect();
     let outcomes = tokio::task::spawn_blocking(move || {
-        let known = |predicted: &Predicted, given: &str| {
-            known_label(&*shared.models.of_version(&predicted.model)?, given)
+        let canonical = |predicted: &StoredPrediction, submitted: &str| {
+            canonical_label(&*shared.models.of_version(&predicted.model)?, submitted)
         };
-        let feedback = shared.feedback.as_ref();
-        feedback.map(|feedback| feedback.label(&labels, authenticated, known))
+        feedback.store_labels(&labels, authenticated, canonical)
     });
-    let outcomes = outcomes.await.map_err(|_| Problem::internal())?.transpose();
-    let outcomes = outcomes.map_err(failed)?.unwrap_or_default();
-    Ok(outcomes.into_iter().zip(given).collect())
+    let outcomes = outcomes.await.map_err(|_| Problem::internal())?.map_err(failed)?;
+    Ok(outcomes.into_iter().zip(submitted).collect())
 }
 
 fn unknown_label(app: &App) -> Problem {
@@ -118,65 +116,59 @@ fn unknown_label(app: &App) -> Problem {
 
 /// A label in the form of [`Prediction::label_text`](petnet::Prediction::label_text); `None` for one that the model does not
 /// have.
-fn known_label(model: &Model, given: &str) -> Option<String> {
+fn canonical_label(model: &Model, submitted: &str) -> Option<String> {
     let labels = model.classifier.labels();
-    if given.len() > LONGEST_LABEL {
+    if submitted.len() > MAX_LABEL_LENGTH {
         return None;
     }
     match &model.classifier.info().task {
-        Task::SingleLabel => labels.iter().find(|label| *label == given).cloned(),
+        Task::SingleLabel => labels.iter().find(|label| *label == submitted).cloned(),
         Task::MultiLabel { .. } => {
-            let named: BTreeSet<&str> = given.split('|').filter(|name| !name.is_empty()).collect();
-            let known: Vec<&str> =
+            let named: BTreeSet<&str> =
+                submitted.split('|').filter(|name| !name.is_empty()).collect();
+            let named_labels: Vec<&str> =
                 labels.iter().map(String::as_str).filter(|label| named.contains(label)).collect();
-            (known.len() == named.len()).then(|| known.join("|"))
+            (named_labels.len() == named.len()).then(|| named_labels.join("|"))
         }
     }
 }
 
-fn describe(app: &App, outcome: Outcome, given: Given) -> Result<Value, Problem> {
+fn describe(app: &App, outcome: Outcome, submitted: SubmittedLabel) -> Result<Value, Problem> {
     match outcome {
-        Outcome::Taken { predicted, right, .. } => Ok(json!({
-            "prediction_id": given.prediction_id,
-            "label": given.label,
+        Outcome::Stored { predicted, right, .. } => Ok(json!({
+            "prediction_id": submitted.prediction_id,
+            "label": submitted.label,
             "predicted_class": predicted.label,
             "correct": right,
         })),
-        Outcome::Unknown => {
+        Outcome::UnknownPrediction => {
             let detail =
-                format!("there is no prediction {}, or it is too old", given.prediction_id);
+                format!("there is no prediction {}, or it is too old", submitted.prediction_id);
             Err(Problem::new(StatusCode::NOT_FOUND, "unknown_prediction", detail))
         }
         Outcome::UnknownLabel => Err(unknown_label(app)),
     }
 }
 
-pub(super) async fn export(
-    app: &Arc<App>,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    check_enabled(app)?;
+pub(super) async fn export(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+    let feedback = enabled_feedback(app)?;
     let after = after(request.uri())?;
-    let _claim = app.memory.buffer(MAX_EXPORTED * LABEL)?;
-    let shared = Arc::clone(app);
-    let labels = tokio::task::spawn_blocking(move || {
-        shared.feedback.as_ref().map(|feedback| feedback.export(after, MAX_EXPORTED))
-    });
-    let labels = labels.await.map_err(|_| Problem::internal())?.transpose().map_err(failed)?;
-    let labels = labels.unwrap_or_default();
+    let _claim = app.memory.claim_buffer(MAX_EXPORTED * MAX_LABEL_BYTES)?;
+    let labels = tokio::task::spawn_blocking(move || feedback.export(after, MAX_EXPORTED));
+    let labels = labels.await.map_err(|_| Problem::internal())?.map_err(failed)?;
     let lines: String = labels.iter().map(|(id, labelled)| line(*id, labelled)).collect();
-    let mut reply = text("application/x-ndjson", lines);
+    let mut response = typed_response("application/x-ndjson", lines);
     if let Some((last, _)) = labels.last().filter(|_| labels.len() == MAX_EXPORTED) {
         let next = format!("</feedback/export?after={last}>; rel=\"next\"");
         if let Ok(next) = HeaderValue::from_str(&next) {
-            reply.headers_mut().insert(LINK, next);
+            response.headers_mut().insert(LINK, next);
         }
     }
-    Ok(reply)
+    Ok(response)
 }
 
-fn line(id: Uuid, labelled: &Labelled) -> String {
-    let Labelled { predicted, actual, at, authenticated } = labelled;
+fn line(id: Uuid, labelled: &LabelledPrediction) -> String {
+    let LabelledPrediction { predicted, actual, at, authenticated } = labelled;
     let at = UNIX_EPOCH + Duration::from_millis(*at);
     let entry = json!({
         "prediction_id": id,
@@ -193,14 +185,14 @@ fn line(id: Uuid, labelled: &Labelled) -> String {
 
 /// The query parameter `after`, a prediction id.
 fn after(uri: &Uri) -> Result<Option<Uuid>, Problem> {
-    let Some(id) = query(uri, "after") else { return Ok(None) };
+    let Some(id) = query_parameter(uri, "after") else { return Ok(None) };
     id.parse().map(Some).map_err(|_| Problem::bad_request("`after` is a prediction_id"))
 }
 
-fn check_enabled(app: &App) -> Result<&Feedback, Problem> {
+fn enabled_feedback(app: &App) -> Result<Arc<Feedback>, Problem> {
     let detail = "feedback is switched off: start the server with --feedback FOLDER";
     let off = || Problem::new(StatusCode::NOT_IMPLEMENTED, "feedback_off", detail);
-    app.feedback.as_ref().ok_or_else(off)
+    app.feedback.clone().ok_or_else(off)
 }
 
 /// The response to a failure of the store, which [`Feedback`] has logged and counted.

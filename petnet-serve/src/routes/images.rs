@@ -3,15 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use hyper::Request;
-use hyper::body::Incoming;
-
-use super::query;
+use super::{HttpRequest, query_parameter};
 use crate::app::App;
+use crate::authorization::Priority;
 use crate::models::Target;
-use crate::outputs::{Answer, Classified};
+use crate::outputs::{Classification, ModelOutput};
 use crate::problem::Problem;
-use crate::standing::Priority;
 use crate::upload::Upload;
 
 /// The images of a request whose body was read completely.
@@ -19,7 +16,7 @@ pub(super) struct Images {
     pub(super) target: Target,
     pub(super) upload: Upload,
     /// Time at which the request's body was complete.
-    pub(super) accepted: Instant,
+    pub(super) received: Instant,
 }
 
 impl Images {
@@ -28,16 +25,13 @@ impl Images {
     /// # Errors
     /// 404 for an unknown model, 503 where too many images wait for it, and those of
     /// [`Uploads::read`](crate::upload::Uploads::read).
-    pub(super) async fn read(
-        app: &Arc<App>,
-        request: &mut Request<Incoming>,
-    ) -> Result<Self, Problem> {
-        let parameter = query(request.uri(), "model");
+    pub(super) async fn read(app: &Arc<App>, request: &mut HttpRequest) -> Result<Self, Problem> {
+        let parameter = query_parameter(request.uri(), "model");
         let priority = priority(request);
         let mut target = app.target(parameter.as_deref(), priority)?;
         target.check_wait()?;
-        let upload = app.uploads.read(request, &app.settings).await?;
-        let accepted = Instant::now();
+        let upload = app.uploads.read(request).await?;
+        let received = Instant::now();
         match (&parameter, &upload.model) {
             (Some(parameter), Some(field)) if parameter != field => {
                 let detail = format!("two models are named: `{parameter}` and `{field}`");
@@ -46,30 +40,24 @@ impl Images {
             (None, Some(field)) => target = app.target(Some(field), priority)?,
             (Some(_) | None, _) => (),
         }
-        Ok(Self { target, upload, accepted })
+        Ok(Self { target, upload, received })
     }
-}
 
-/// The priority of the request's key.
-pub(super) fn priority<B>(request: &Request<B>) -> Priority {
-    request.extensions().get().copied().unwrap_or_default()
-}
-
-/// A request with one image, and the model's output for it.
-pub(super) struct Single {
-    pub(super) images: Images,
-    pub(super) answer: Answer<Classified>,
-}
-
-impl Single {
+    /// Reads a request with one image, and classifies the image.
+    ///
     /// # Errors
     /// Those of [`Images::read`]; 400 for several images, and the reason for which the image is refused.
     pub(super) async fn classify(
         app: &Arc<App>,
-        request: &mut Request<Incoming>,
-    ) -> Result<Self, Problem> {
-        let images = Images::read(app, request).await?;
-        let answer = app.batcher.classify(&images.target, images.upload.only()?).await?;
-        Ok(Self { images, answer })
+        request: &mut HttpRequest,
+    ) -> Result<(Self, ModelOutput<Classification>), Problem> {
+        let images = Self::read(app, request).await?;
+        let output = app.batcher.classify(&images.target, images.upload.only()?).await?;
+        Ok((images, output))
     }
+}
+
+/// The priority of the request's key.
+pub(super) fn priority(request: &HttpRequest) -> Priority {
+    request.extensions().get().copied().unwrap_or_default()
 }

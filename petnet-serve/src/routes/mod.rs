@@ -33,16 +33,15 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::access::Scope;
 use crate::app::App;
+use crate::authorization::Authorization;
 use crate::body::Body;
-use crate::memory::held;
+use crate::memory::claimed_bytes;
 use crate::problem::Problem;
 use crate::shadow::Samples;
-use crate::standing::Standing;
-use crate::telemetry::{Note, Parent, Record};
+use crate::telemetry::{ParentSpan, Record, RequestDetails};
 
-use table::{Access, Entry, Route};
+use table::{Entry, Route};
 
 pub(crate) use grpc::report_health;
 pub(crate) use table::TABLE;
@@ -58,88 +57,94 @@ pub(crate) enum ListenerKind {
     Metrics,
 }
 
+/// A request whose body is not received yet.
+type HttpRequest = Request<Incoming>;
 /// A response whose body is complete in memory.
-pub(crate) type Reply = Response<Bytes>;
+type FullResponse = Response<Bytes>;
+/// The response of a handler, or the problem for which it refuses the request.
+type HandlerResult = Result<FullResponse, Problem>;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Delay of a response that refuses a request for overload, which slows clients down that retry at once.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Larger bodies of responses, in bytes, claim memory.
-const SMALL: usize = 16 << 10;
+const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
+/// Maximum size in bytes of a response body that claims no memory.
+const MAX_UNCLAIMED_BODY: usize = 16 << 10;
 
-/// Answers a request; a panic of its handler becomes a response with status 500.
-pub(crate) async fn handle(
+/// The response to a request; a panic of its handler becomes a response with status 500.
+pub(crate) async fn respond(
     app: &Arc<App>,
     listener: ListenerKind,
     peer: IpAddr,
-    mut request: Request<Incoming>,
+    mut request: HttpRequest,
 ) -> Response<Body> {
     let began = Instant::now();
     let (method, version) = (request.method().clone(), request.version());
     let id = request_id(request.headers());
-    let parent = parent(request.headers());
-    let (route, mut reply) = if listener == ListenerKind::Api && grpc::is_call(request.headers()) {
-        let known = grpc::Method::find(request.uri().path());
-        let work = AssertUnwindSafe(grpc::answer(app, known, request)).catch_unwind();
-        let failed = |_| grpc::refuse(app, Problem::internal());
-        (known.map_or("unknown", grpc::Method::path), work.await.unwrap_or_else(failed))
+    let parent = parent_span(request.headers());
+    let is_grpc = listener == ListenerKind::Api && grpc::is_call(request.headers());
+    let (route, mut response) = if is_grpc {
+        let method = grpc::find(request.uri().path());
+        let call = AssertUnwindSafe(grpc::respond(app, method, request)).catch_unwind();
+        let failed = |_| grpc::problem_response(app, Problem::internal());
+        (method.map_or("unknown", |method| method.path), call.await.unwrap_or_else(failed))
     } else {
-        answer_http(app, listener, peer, &mut request).await
+        respond_http(app, listener, peer, &mut request).await
     };
-    add_headers(app, reply.headers_mut(), &id, version);
-    let note = reply.extensions_mut().remove::<Note>().unwrap_or_default();
+    add_common_headers(app, response.headers_mut(), &id, version);
+    let details = response.extensions_mut().remove::<RequestDetails>().unwrap_or_default();
     // A refused gRPC call has the HTTP status 200; its problem has the status that is logged.
-    let status = note.problem.as_ref().map_or(reply.status(), |problem| problem.status);
+    let status = details.problem.as_ref().map_or(response.status(), |problem| problem.status);
     let took = began.elapsed();
     let record =
-        Record { id: &id, parent, method: &method, route, status, began, took, note: &note };
+        Record { id: &id, parent, method: &method, route, status, began, took, details: &details };
     record.write(&app.rates, &app.traces);
-    reply
+    response
 }
 
-/// Answers a request other than gRPC's; returns the path of its route and the response.
-async fn answer_http(
+/// The path of the route of a request other than gRPC's, and the response.
+async fn respond_http(
     app: &Arc<App>,
     listener: ListenerKind,
     peer: IpAddr,
-    request: &mut Request<Incoming>,
+    request: &mut HttpRequest,
 ) -> (&'static str, Response<Body>) {
-    let known = table::find(request.uri().path());
-    let route = known.as_ref().map_or("unknown", |(entry, _)| entry.path);
-    if known.as_ref().is_some_and(|(entry, _)| entry.has_session) {
+    let matched = table::find(request.uri().path());
+    let route = matched.as_ref().map_or("unknown", |(entry, _)| entry.path);
+    if matched.as_ref().is_some_and(|(entry, _)| entry.has_session) {
         app.sessions.touch(request.headers(), peer);
     }
-    let outcome = match known {
+    let outcome = match matched {
         Some((entry, model)) if listener == ListenerKind::Api || entry.route == Route::Metrics => {
-            let work = AssertUnwindSafe(dispatch(app, (listener, entry), &model, request));
-            work.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
+            let call = AssertUnwindSafe(check_and_call(app, (listener, entry), &model, request));
+            call.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
         Some(_) | None => {
             Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such path"))
         }
     };
-    let mut reply = match outcome.and_then(|reply| claimed(app, reply)) {
-        Ok(reply) => reply,
-        Err(problem) => refuse(app, route, problem, request).await,
+    let mut response = match outcome.and_then(|response| claim_body(app, response)) {
+        Ok(response) => response,
+        Err(problem) => problem_response(app, route, problem, request).await,
     };
-    let samples = reply.extensions_mut().remove::<Samples>();
-    let reply = reply.map(|body| {
+    let samples = response.extensions_mut().remove::<Samples>();
+    let response = response.map(|body| {
         let body = Body::from(body);
         match samples {
             Some(samples) => body.with_samples(app.shadow.as_ref(), samples),
             None => body,
         }
     });
-    (route, reply)
+    (route, response)
 }
 
-async fn dispatch(
+/// Checks host, method and key of a request, and calls the handler of its route.
+async fn check_and_call(
     app: &Arc<App>,
     (listener, entry): (ListenerKind, &'static Entry),
     model: &str,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
+    request: &mut HttpRequest,
+) -> HandlerResult {
     check_host(request)?;
     if request.method() == Method::OPTIONS && app.settings.cors_origin.is_some() {
         return Ok(Response::default());
@@ -147,47 +152,35 @@ async fn dispatch(
     if !entry.allow.split(", ").any(|name| name == request.method().as_str()) {
         return Err(Problem::method(entry.allow));
     }
-    let standing = match listener {
+    let authorization = match listener {
         // The metrics listener is not exposed to clients, and needs no key.
-        ListenerKind::Metrics => Standing::default(),
-        ListenerKind::Api => permit(app, entry.access, request.headers())?,
+        ListenerKind::Metrics => Authorization::default(),
+        ListenerKind::Api => app.keys.authorize(request.headers(), entry.access)?,
     };
-    request.extensions_mut().insert(standing.priority);
-    match answer(app, entry.route, model, request).await {
-        Ok(mut reply) => {
-            standing.write(reply.headers_mut());
-            Ok(reply)
+    request.extensions_mut().insert(authorization.priority);
+    match call_handler(app, entry.route, model, request).await {
+        Ok(mut response) => {
+            authorization.add_headers(response.headers_mut());
+            Ok(response)
         }
-        Err(problem) => Err(problem.with_standing(standing)),
+        Err(problem) => Err(problem.with_authorization(authorization)),
     }
 }
 
-/// Checks the key of a request, and charges the request to the key's limits.
-///
-/// # Errors
-/// 401 for a missing key, 403 for one without the scope, 429 for one whose limits are exceeded.
-fn permit(app: &App, access: Access, headers: &HeaderMap) -> Result<Standing, Problem> {
-    match access {
-        Access::Open => Ok(Standing::default()),
-        Access::Key(scope) => app.keys.check(headers, scope),
-        Access::Operator => app.keys.require(headers, Scope::Admin),
-    }
-}
-
-async fn answer(
+async fn call_handler(
     app: &Arc<App>,
     route: Route,
     model: &str,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
+    request: &mut HttpRequest,
+) -> HandlerResult {
     match route {
         Route::Home => Ok(pages::home(app, request.headers())),
-        Route::Docs => Ok(pages::docs()),
-        Route::DocsScript => Ok(pages::viewer_script(request.headers())),
-        Route::DocsStyle => Ok(pages::viewer_style(request.headers())),
-        Route::OpenApi => Ok(pages::openapi()),
+        Route::Docs => Ok(pages::DOCS.response()),
+        Route::DocsScript => Ok(pages::VIEWER_SCRIPT.response(request.headers())),
+        Route::DocsStyle => Ok(pages::VIEWER_STYLE.response(request.headers())),
+        Route::OpenApi => Ok(typed_response("application/json", pages::OPENAPI)),
         Route::Health => Ok(status::health(app)),
-        Route::Live => Ok(json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))),
+        Route::Live => Ok(json_response(&serde_json::json!({ "status": "alive" }))),
         Route::Ready => Ok(status::ready(app)),
         Route::Metrics => Ok(status::metrics(app)),
         Route::Version => Ok(status::version(app)),
@@ -202,7 +195,7 @@ async fn answer(
         Route::Reload => admin::reload(app, request.uri()).await,
         Route::Shadow => shadow::shadow(app, request.headers()),
         Route::V2 => Ok(v2::server()),
-        Route::V2Live => Ok(json(StatusCode::OK, &serde_json::json!({ "live": true }))),
+        Route::V2Live => Ok(json_response(&serde_json::json!({ "live": true }))),
         Route::V2Ready => v2::ready(app),
         Route::V2Model => v2::metadata(app, model),
         Route::V2ModelReady => v2::model_ready(app, model),
@@ -210,13 +203,13 @@ async fn answer(
         Route::V2ModelStats => v2::stats(app, model),
         Route::V2Infer => v2::infer(app, model, request).await,
         Route::V2Index => Ok(v2::index(app)),
-        Route::V2Load => v2::load(app, model).await.map(v2::done),
-        Route::V2Unload => v2::unload(app, model).map(v2::done),
+        Route::V2Load => v2::load(app, model).await.map(v2::empty_response),
+        Route::V2Unload => v2::unload(app, model).map(v2::empty_response),
     }
 }
 
 /// HTTP/1.1 requires exactly one `Host` field (RFC 9112, section 3.2).
-fn check_host(request: &Request<Incoming>) -> Result<(), Problem> {
+fn check_host(request: &HttpRequest) -> Result<(), Problem> {
     let hosts = request.headers().get_all(HOST).iter().count();
     if request.version() == Version::HTTP_11 && hosts != 1 {
         let detail = format!("the request has {hosts} Host fields, must have one");
@@ -226,39 +219,42 @@ fn check_host(request: &Request<Incoming>) -> Result<(), Problem> {
 }
 
 /// Claims memory for the body of a response, until the client has read it.
-fn claimed(app: &App, reply: Reply) -> Result<Reply, Problem> {
-    if reply.body().len() <= SMALL {
-        return Ok(reply);
+fn claim_body(app: &App, response: FullResponse) -> HandlerResult {
+    if response.body().len() <= MAX_UNCLAIMED_BODY {
+        return Ok(response);
     }
-    let claim = app.memory.buffer(reply.body().len())?;
-    Ok(reply.map(|body| match body.try_into_mut() {
-        Ok(own) => held(own.into(), claim),
+    let claim = app.memory.claim_buffer(response.body().len())?;
+    Ok(response.map(|body| match body.try_into_mut() {
+        Ok(owned) => claimed_bytes(owned.into(), claim),
         // Static pages are part of the binary.
         Err(shared) => shared,
     }))
 }
 
-async fn refuse(
+/// The response to a refused request, after the rest of its body is read.
+async fn problem_response(
     app: &App,
     route: &'static str,
     problem: Problem,
-    request: &mut Request<Incoming>,
-) -> Reply {
-    let mut reply = if route.starts_with("/v2") { v2::error(&problem) } else { problem.response() };
+    request: &mut HttpRequest,
+) -> FullResponse {
+    let mut response =
+        if route.starts_with("/v2") { v2::error(&problem) } else { problem.response() };
     if problem.is_overload() {
         tokio::select! {
-            () = async { tokio::join!(tokio::time::sleep(PAUSE), drain(request)); } => (),
+            () = async { tokio::join!(tokio::time::sleep(OVERLOAD_DELAY), drain(request)); } => (),
             () = app.closing() => (),
         }
-    } else if reply.status().is_client_error() {
+    } else if response.status().is_client_error() {
         drain(request).await;
     }
-    reply.extensions_mut().insert(Note { problem: Some(problem), ..Note::default() });
-    reply
+    let details = RequestDetails { problem: Some(problem), ..Default::default() };
+    response.extensions_mut().insert(details);
+    response
 }
 
 /// Adds the headers that all responses have.
-fn add_headers(app: &App, headers: &mut HeaderMap, id: &str, version: Version) {
+fn add_common_headers(app: &App, headers: &mut HeaderMap, id: &str, version: Version) {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
@@ -279,40 +275,40 @@ fn add_headers(app: &App, headers: &mut HeaderMap, id: &str, version: Version) {
 
 /// Reads the rest of a refused request for a short time: closing the connection with unread bytes would reset it before the
 /// client has read the response.
-async fn drain(request: &mut Request<Incoming>) {
-    const MOST: usize = 64 << 20;
-    const LONGEST: Duration = Duration::from_secs(1);
+async fn drain(request: &mut HttpRequest) {
+    const MAX_BYTES: usize = 64 << 20;
+    const TIMEOUT: Duration = Duration::from_secs(1);
     // A client that waits for "100 Continue" sends no body.
     if request.body().is_end_stream() || request.headers().contains_key(EXPECT) {
         return;
     }
     let body = request.body_mut();
     let reading = async {
-        let mut seen = 0;
+        let mut received = 0;
         while let Some(Ok(frame)) = body.frame().await {
-            seen += frame.data_ref().map_or(0, Bytes::len);
-            if seen > MOST {
+            received += frame.data_ref().map_or(0, Bytes::len);
+            if received > MAX_BYTES {
                 return;
             }
         }
     };
-    let _ = tokio::time::timeout(LONGEST, reading).await;
+    let _ = tokio::time::timeout(TIMEOUT, reading).await;
 }
 
-fn json(status: StatusCode, value: &Value) -> Reply {
-    let mut reply = text("application/json", value.to_string());
-    *reply.status_mut() = status;
-    reply
+/// A JSON response with status 200.
+fn json_response(value: &Value) -> FullResponse {
+    typed_response("application/json", value.to_string())
 }
 
-fn text(kind: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(body.into());
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    reply
+/// A response with status 200.
+fn typed_response(content_type: &'static str, body: impl Into<Bytes>) -> FullResponse {
+    let mut response = Response::new(body.into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }
 
 /// A query parameter.
-fn query(uri: &Uri, name: &str) -> Option<String> {
+fn query_parameter(uri: &Uri, name: &str) -> Option<String> {
     let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
 }
@@ -331,6 +327,6 @@ fn new_id() -> Uuid {
     Uuid::now_v7()
 }
 
-fn parent(headers: &HeaderMap) -> Option<Parent> {
-    Parent::parse(headers.get(TRACE_PARENT)?.to_str().ok()?)
+fn parent_span(headers: &HeaderMap) -> Option<ParentSpan> {
+    ParentSpan::parse(headers.get(TRACE_PARENT)?.to_str().ok()?)
 }

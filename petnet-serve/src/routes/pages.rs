@@ -14,12 +14,12 @@ use hyper::header::{
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::negotiate::{Form, preferred};
-use super::{Reply, TABLE, json as json_reply, text};
+use super::negotiate::{Representation, preferred};
+use super::{FullResponse, TABLE, json_response, typed_response};
 use crate::app::App;
 use crate::sessions::{SESSION_COOKIE, cookie};
 
-const OPENAPI: &str = include_str!("../../assets/openapi.json");
+pub(super) const OPENAPI: &str = include_str!("../../assets/openapi.json");
 
 static HOME: LazyLock<Page> = LazyLock::new(|| {
     let html = include_str!("../../assets/page.html")
@@ -27,30 +27,35 @@ static HOME: LazyLock<Page> = LazyLock::new(|| {
         .replacen("/*page.js*/", include_str!("../../assets/page.js"), 1);
     Page::new(html, "")
 });
-static SHADOW: LazyLock<Page> =
+/// The operator's page for the shadow model.
+pub(super) static SHADOW: LazyLock<Page> =
     LazyLock::new(|| Page::new(include_str!("../../assets/shadow.html").to_string(), ""));
-static DOCS: LazyLock<Page> =
+pub(super) static DOCS: LazyLock<Page> =
     LazyLock::new(|| Page::new(include_str!("../../assets/docs.html").to_string(), " 'self'"));
 
-static VIEWER_SCRIPT: Vendored = Vendored::new(
+/// The script of the viewer in `/docs`.
+pub(super) static VIEWER_SCRIPT: CompressedFile = CompressedFile::new(
     "text/javascript; charset=utf-8",
     include_bytes!("../../assets/vendor/swagger-ui-bundle.js.gz"),
 );
-static VIEWER_STYLE: Vendored = Vendored::new(
+/// The style sheet of the viewer in `/docs`.
+pub(super) static VIEWER_STYLE: CompressedFile = CompressedFile::new(
     "text/css; charset=utf-8",
     include_bytes!("../../assets/vendor/swagger-ui.css.gz"),
 );
 
 /// `/`: the web page for browsers, JSON for other clients.
-pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
-    let mut reply = if preferred(headers, [Form::Json, Form::Html]) == Form::Html {
-        let mut reply = HOME.reply();
+pub(super) fn home(app: &App, headers: &HeaderMap) -> FullResponse {
+    let mut response = if preferred(headers, [Representation::Json, Representation::Html])
+        == Representation::Html
+    {
+        let mut response = HOME.response();
         if cookie(headers).is_none()
             && let Ok(cookie) = HeaderValue::from_str(&new_cookie(app))
         {
-            reply.headers_mut().insert(SET_COOKIE, cookie);
+            response.headers_mut().insert(SET_COOKIE, cookie);
         }
-        reply
+        response
     } else {
         let endpoints: Vec<&str> = TABLE.iter().map(|entry| entry.path).collect();
         let body = json!({
@@ -60,10 +65,10 @@ pub(super) fn home(app: &App, headers: &HeaderMap) -> Reply {
             "models": app.models.iter().map(|served| served.name()).collect::<Vec<_>>(),
             "endpoints": endpoints,
         });
-        json_reply(hyper::StatusCode::OK, &body)
+        json_response(&body)
     };
-    reply.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
-    reply
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    response
 }
 
 /// A session cookie, by which the clients of the page are counted.
@@ -76,45 +81,22 @@ fn new_cookie(app: &App) -> String {
         .to_string()
 }
 
-pub(super) fn docs() -> Reply {
-    DOCS.reply()
-}
-
-/// The script of the viewer in `/docs`.
-pub(super) fn viewer_script(headers: &HeaderMap) -> Reply {
-    VIEWER_SCRIPT.reply(headers)
-}
-
-/// The style sheet of the viewer in `/docs`.
-pub(super) fn viewer_style(headers: &HeaderMap) -> Reply {
-    VIEWER_STYLE.reply(headers)
-}
-
-/// The operator's page for the shadow model.
-pub(super) fn shadow() -> Reply {
-    SHADOW.reply()
-}
-
-pub(super) fn openapi() -> Reply {
-    text("application/json", OPENAPI)
-}
-
 /// A page, and its content security policy, which permits its own script and style only.
-struct Page {
+pub(super) struct Page {
     html: Bytes,
     policy: HeaderValue,
 }
 
 impl Page {
-    /// `more` are further permitted sources of scripts and styles.
-    fn new(html: String, more: &str) -> Self {
-        let policy = security_policy(&html, more);
+    /// `sources` are further permitted sources of scripts and styles.
+    fn new(html: String, sources: &str) -> Self {
+        let policy = security_policy(&html, sources);
         Self { html: html.into(), policy }
     }
 
-    fn reply(&self) -> Reply {
-        let mut reply = text("text/html; charset=utf-8", self.html.clone());
-        let headers = reply.headers_mut();
+    pub(super) fn response(&self) -> FullResponse {
+        let mut response = typed_response("text/html; charset=utf-8", self.html.clone());
+        let headers = response.headers_mut();
         headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
         headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
@@ -122,11 +104,11 @@ impl Page {
             HeaderName::from_static("permissions-policy"),
             HeaderValue::from_static("camera=(self), microphone=(), geolocation=()"),
         );
-        reply
+        response
     }
 }
 
-fn security_policy(html: &str, more: &str) -> HeaderValue {
+fn security_policy(html: &str, sources: &str) -> HeaderValue {
     let hash = |tag: &str| {
         let inside = html
             .split_once(&format!("<{tag}>"))
@@ -135,7 +117,7 @@ fn security_policy(html: &str, more: &str) -> HeaderValue {
         base64::engine::general_purpose::STANDARD.encode(Sha256::digest(inside))
     };
     let policy = format!(
-        "default-src 'none'; script-src 'sha256-{}'{more}; style-src 'sha256-{}'{more}; \
+        "default-src 'none'; script-src 'sha256-{}'{sources}; style-src 'sha256-{}'{sources}; \
          img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'self'; \
          frame-ancestors 'none'",
         hash("script"),
@@ -146,29 +128,29 @@ fn security_policy(html: &str, more: &str) -> HeaderValue {
 }
 
 /// A file in the program's binary, compressed with gzip.
-struct Vendored {
-    kind: &'static str,
+pub(super) struct CompressedFile {
+    content_type: &'static str,
     gzip: &'static [u8],
     /// The decompressed file, set by the first client that does not accept gzip.
     plain: OnceLock<Bytes>,
 }
 
-impl Vendored {
-    const fn new(kind: &'static str, gzip: &'static [u8]) -> Self {
-        Self { kind, gzip, plain: OnceLock::new() }
+impl CompressedFile {
+    const fn new(content_type: &'static str, gzip: &'static [u8]) -> Self {
+        Self { content_type, gzip, plain: OnceLock::new() }
     }
 
-    fn reply(&self, headers: &HeaderMap) -> Reply {
+    pub(super) fn response(&self, headers: &HeaderMap) -> FullResponse {
         let compressed = accepts_gzip(headers);
         let body = if compressed { Bytes::from_static(self.gzip) } else { self.plain() };
-        let mut reply = text(self.kind, body);
-        let headers = reply.headers_mut();
+        let mut response = typed_response(self.content_type, body);
+        let headers = response.headers_mut();
         if compressed {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
-        reply
+        response
     }
 
     fn plain(&self) -> Bytes {
@@ -194,7 +176,7 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routes::Access;
+    use crate::access::Access;
 
     #[test]
     fn the_page_has_its_style_and_its_script_in_their_places() {
@@ -210,16 +192,16 @@ mod tests {
         let header =
             |value| HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]);
         for accepts in ["gzip", "br, GZIP;q=0.5", "deflate,gzip"] {
-            let reply = VIEWER_SCRIPT.reply(&header(accepts));
-            assert_eq!(reply.headers()[CONTENT_ENCODING], "gzip", "{accepts}");
-            assert_eq!(reply.body()[..2], [0x1f, 0x8b]);
+            let response = VIEWER_SCRIPT.response(&header(accepts));
+            assert_eq!(response.headers()[CONTENT_ENCODING], "gzip", "{accepts}");
+            assert_eq!(response.body()[..2], [0x1f, 0x8b]);
         }
         for refuses in ["", "br", "gzip;q=0", "identity, gzip; q=0.0"] {
-            let reply = VIEWER_SCRIPT.reply(&header(refuses));
-            assert!(!reply.headers().contains_key(CONTENT_ENCODING), "{refuses}");
-            assert!(reply.body().starts_with(b"/*! For license information"));
+            let response = VIEWER_SCRIPT.response(&header(refuses));
+            assert!(!response.headers().contains_key(CONTENT_ENCODING), "{refuses}");
+            assert!(response.body().starts_with(b"/*! For license information"));
         }
-        let style = VIEWER_STYLE.reply(&HeaderMap::new());
+        let style = VIEWER_STYLE.response(&HeaderMap::new());
         assert!(std::str::from_utf8(style.body()).unwrap().contains(".swagger-ui"));
     }
 
@@ -233,7 +215,7 @@ mod tests {
         ours.sort_unstable();
         theirs.sort_unstable();
         assert_eq!(ours, theirs);
-        for entry in &TABLE {
+        for entry in TABLE {
             let method = if entry.allow == "POST" { "post" } else { "get" };
             let operation = &paths[entry.path][method];
             assert!(operation.is_object(), "{method} {}", entry.path);

@@ -2,43 +2,36 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
 use petnet::Prediction;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::images::{Images, Single};
-use super::{Reply, json as json_reply, new_id};
-use crate::answer::{describe, remember};
+use super::images::Images;
+use super::{HandlerResult, HttpRequest, json_response, new_id};
 use crate::app::App;
-use crate::problem::Problem;
+use crate::prediction::{prediction_fields, record_prediction};
 use crate::shadow::Samples;
-use crate::telemetry::{Note, milliseconds};
+use crate::telemetry::{RequestDetails, milliseconds};
 
-pub(super) async fn one(app: &Arc<App>, request: &mut Request<Incoming>) -> Result<Reply, Problem> {
-    let Single { images: Images { target, upload, accepted }, answer } =
-        Single::classify(app, request).await?;
+pub(super) async fn one(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+    let (Images { target, upload, received }, output) = Images::classify(app, request).await?;
     let id = new_id();
-    let prediction = &answer.value.prediction;
-    remember(app, &target, id, (prediction, &answer.facts));
-    let mut fields = describe(prediction, &target.model, id);
-    fields.insert("processing_time_ms".into(), milliseconds(accepted.elapsed()).into());
-    let mut reply = json_reply(StatusCode::OK, &Value::Object(fields));
+    let prediction = &output.value.prediction;
+    record_prediction(app, &target, id, (prediction, &output.metadata));
+    let mut fields = prediction_fields(prediction, &target.model, id);
+    fields.insert("processing_time_ms".into(), milliseconds(received.elapsed()).into());
+    let mut response = json_response(&Value::Object(fields));
     let mut samples = Samples::default();
     samples.offer(app.shadow.as_ref(), &target, (id, prediction), &upload.only()?);
-    reply.extensions_mut().insert(samples);
-    let (accepted, timings) = (Some(accepted), answer.timings.into_iter().collect());
-    let note = note(prediction, id);
-    reply.extensions_mut().insert(Note { accepted, timings, bytes: upload.size, ..note });
-    Ok(reply)
+    response.extensions_mut().insert(samples);
+    let (received, timings) = (Some(received), output.timings.into_iter().collect());
+    let (bytes, details) = (upload.size, prediction_details(prediction, id));
+    response.extensions_mut().insert(RequestDetails { received, timings, bytes, ..details });
+    Ok(response)
 }
 
-pub(super) async fn many(
-    app: &Arc<App>,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    let Images { target, upload, accepted } = Images::read(app, request).await?;
+pub(super) async fn many(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+    let Images { target, upload, received } = Images::read(app, request).await?;
     let images = upload.images.len();
     let encoded = upload.images.iter().map(|image| Ok(image.bytes.clone())).collect();
     let outcomes = app.batcher.classify_all(&target, encoded).await?;
@@ -49,11 +42,11 @@ pub(super) async fn many(
         .enumerate()
         .map(|(index, (outcome, image))| {
             let mut fields = match outcome {
-                Ok(answer) => {
-                    let (id, prediction) = (new_id(), &answer.value.prediction);
-                    remember(app, &target, id, (prediction, &answer.facts));
+                Ok(output) => {
+                    let (id, prediction) = (new_id(), &output.value.prediction);
+                    record_prediction(app, &target, id, (prediction, &output.metadata));
                     samples.offer(app.shadow.as_ref(), &target, (id, prediction), &image.bytes);
-                    describe(prediction, &target.model, id)
+                    prediction_fields(prediction, &target.model, id)
                 }
                 Err(problem) => Map::from_iter([("error".to_string(), problem.json())]),
             };
@@ -66,24 +59,25 @@ pub(super) async fn many(
         .collect();
     let body = json!({
         "predictions": entries,
-        "processing_time_ms": milliseconds(accepted.elapsed()),
+        "processing_time_ms": milliseconds(received.elapsed()),
     });
-    let mut reply = json_reply(StatusCode::OK, &body);
-    reply.extensions_mut().insert(samples);
-    let timings = outcomes.iter().flatten().filter_map(|answer| answer.timings).collect();
-    let (accepted, bytes) = (Some(accepted), upload.size);
-    reply.extensions_mut().insert(Note { accepted, timings, images, bytes, ..Note::default() });
-    Ok(reply)
+    let mut response = json_response(&body);
+    response.extensions_mut().insert(samples);
+    let timings = outcomes.iter().flatten().filter_map(|output| output.timings).collect();
+    let (received, bytes) = (Some(received), upload.size);
+    let details = RequestDetails { received, timings, images, bytes, ..Default::default() };
+    response.extensions_mut().insert(details);
+    Ok(response)
 }
 
 /// The log fields of one image.
-pub(super) fn note(prediction: &Prediction, id: Uuid) -> Note {
-    Note {
+pub(super) fn prediction_details(prediction: &Prediction, id: Uuid) -> RequestDetails {
+    RequestDetails {
         prediction_id: Some(id.to_string()),
         label: Some(prediction.label().to_string()),
         confidence: Some(prediction.confidence()),
         decision: Some(prediction.decision()),
         images: 1,
-        ..Note::default()
+        ..Default::default()
     }
 }

@@ -3,8 +3,8 @@
 use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderValue, VARY};
 
-use super::negotiate::{Form, preferred};
-use super::{Reply, json, pages};
+use super::negotiate::{Representation, preferred};
+use super::{HandlerResult, json_response, pages};
 use crate::app::App;
 use crate::problem::Problem;
 
@@ -12,16 +12,18 @@ use crate::problem::Problem;
 ///
 /// # Errors
 /// 404 where no shadow model is set.
-pub(super) fn shadow(app: &App, headers: &HeaderMap) -> Result<Reply, Problem> {
+pub(super) fn shadow(app: &App, headers: &HeaderMap) -> HandlerResult {
     let shadow = app.shadow.as_ref().ok_or_else(|| {
         let detail = "there is no shadow model: start the server with --shadow NAME";
         Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
     })?;
-    let mut reply = if preferred(headers, [Form::Json, Form::Html]) == Form::Html {
-        pages::shadow()
+    let mut response = if preferred(headers, [Representation::Json, Representation::Html])
+        == Representation::Html
+    {
+        pages::SHADOW.response()
     } else {
-        json(StatusCode::OK, &shadow.json())
+        json_response(&shadow.json())
     };
-    reply.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
-    Ok(reply)
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    Ok(response)
 }

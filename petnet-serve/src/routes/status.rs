@@ -6,13 +6,13 @@ use hyper::StatusCode;
 use metrics::counter;
 use serde_json::{Value, json};
 
-use super::{Reply, json as json_reply, text};
+use super::{FullResponse, json_response, typed_response};
 use crate::app::App;
 use crate::models::Model;
 use crate::telemetry::names;
 
 /// `/health`, with the fields of the Python service (PyTorch + FastAPI).
-pub(super) fn health(app: &App) -> Reply {
+pub(super) fn health(app: &App) -> FullResponse {
     counter!(names::HEALTH_CHECK_REQUESTS_TOTAL).increment(1);
     let loaded = app.is_loaded();
     let body = json!({
@@ -21,11 +21,15 @@ pub(super) fn health(app: &App) -> Reply {
         "device": app.settings.device.to_string(),
         "timestamp": timestamp(SystemTime::now()),
     });
-    json_reply(if loaded { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+    let mut response = json_response(&body);
+    if !loaded {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    response
 }
 
 /// `/readyz`: 200 while the service should get traffic.
-pub(super) fn ready(app: &App) -> Reply {
+pub(super) fn ready(app: &App) -> FullResponse {
     let loaded = app.is_loaded();
     let (status, word) = match (app.serving(), loaded, app.models.is_stuck()) {
         (true, true, false) => (StatusCode::OK, "ready"),
@@ -33,14 +37,16 @@ pub(super) fn ready(app: &App) -> Reply {
         (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
-    json_reply(status, &json!({ "status": word }))
+    let mut response = json_response(&json!({ "status": word }));
+    *response.status_mut() = status;
+    response
 }
 
-pub(super) fn metrics(app: &App) -> Reply {
-    text("text/plain; version=0.0.4", app.scrape())
+pub(super) fn metrics(app: &App) -> FullResponse {
+    typed_response("text/plain; version=0.0.4", app.scrape())
 }
 
-pub(super) fn version(app: &App) -> Reply {
+pub(super) fn version(app: &App) -> FullResponse {
     let models: Vec<Value> =
         app.models.iter().filter_map(|served| served.get()).map(|model| entry(&model)).collect();
     let model = app.models.default().get().map(|model| entry(&model));
@@ -53,7 +59,7 @@ pub(super) fn version(app: &App) -> Reply {
         "shadow": app.settings.shadow,
         "feedback": app.feedback.is_some(),
     });
-    json_reply(StatusCode::OK, &body)
+    json_response(&body)
 }
 
 fn entry(model: &Model) -> Value {
@@ -76,7 +82,7 @@ fn entry(model: &Model) -> Value {
 }
 
 /// `/artifacts/compare`: running and expected versions; `match` is null where no version is expected.
-pub(super) fn compare(app: &App) -> Reply {
+pub(super) fn compare(app: &App) -> FullResponse {
     let settings = &app.settings;
     let model = app.models.default().get().map(|model| model.sha256.clone());
     let entry = |running: Option<&str>, expected: Option<&str>| {
@@ -86,10 +92,11 @@ pub(super) fn compare(app: &App) -> Reply {
     let (model, model_same) = entry(model.as_deref(), settings.expect_model_sha256.as_deref());
     let (build, build_same) =
         entry(Some(env!("CARGO_PKG_VERSION")), settings.expect_version.as_deref());
-    let known: Vec<bool> = [model_same, build_same].into_iter().flatten().collect();
-    let all = if known.is_empty() { Value::Null } else { known.iter().all(|same| *same).into() };
+    let results: Vec<bool> = [model_same, build_same].into_iter().flatten().collect();
+    let all =
+        if results.is_empty() { Value::Null } else { results.iter().all(|same| *same).into() };
     let body = json!({ "match": all, "model_sha256": model, "version": build });
-    json_reply(StatusCode::OK, &body)
+    json_response(&body)
 }
 
 fn timestamp(time: SystemTime) -> String {

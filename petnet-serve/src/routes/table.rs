@@ -5,18 +5,7 @@ use std::sync::LazyLock;
 use matchit::Router;
 use percent_encoding::percent_decode_str;
 
-use crate::access::Scope;
-
-/// Access to a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Needs no key.
-    Open,
-    /// Needs a key with the scope; open while no key is set.
-    Key(Scope),
-    /// Needs a key with the scope `admin`; refused while no key is set.
-    Operator,
-}
+use crate::access::{Access, Scope};
 
 /// A route of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +71,7 @@ const fn session(entry: Entry) -> Entry {
     Entry { has_session: true, ..entry }
 }
 
-pub(crate) static TABLE: [Entry; 31] = [
+pub(crate) static TABLE: &[Entry] = &[
     session(entry(Route::Home, "/", GET, Access::Open)),
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
@@ -120,7 +109,7 @@ pub(crate) static TABLE: [Entry; 31] = [
 static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
     const MODEL: &str = "/v2/models/{model}";
     let mut router = Router::new();
-    for entry in &TABLE {
+    for entry in TABLE {
         let versioned = entry.path.strip_prefix(MODEL);
         let versioned = versioned.map(|rest| format!("{MODEL}/versions/{{version}}{rest}"));
         for path in versioned.into_iter().chain([entry.path.to_string()]) {

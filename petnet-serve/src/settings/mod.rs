@@ -12,8 +12,8 @@ use petnet::Device;
 use petnet::preprocess::Limits;
 use serde::{Serialize, Serializer};
 
-use crate::address::ModelSource;
 use crate::hosts::AllowedHosts;
+use crate::model_source::ModelSource;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -405,9 +405,9 @@ fn connections(text: &str) -> Result<usize, String> {
     number(text, 1 << 20)
 }
 
-fn number(text: &str, most: usize) -> Result<usize, String> {
+fn number(text: &str, max: usize) -> Result<usize, String> {
     let number: usize = text.parse().map_err(|error| format!("{error}"))?;
-    if (1..=most).contains(&number) { Ok(number) } else { Err(format!("must be from 1 to {most}")) }
+    if (1..=max).contains(&number) { Ok(number) } else { Err(format!("must be from 1 to {max}")) }
 }
 
 fn as_text<T: std::fmt::Debug, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {

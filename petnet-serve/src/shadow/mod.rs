@@ -4,9 +4,9 @@
 //! The shadow model never delays a response. Its images wait in a short queue of their own, which claims memory from the
 //! budget of requests; they are classified one at a time, with batch priority, while the service is idle, or skipped.
 
-mod figures;
+mod comparison;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,16 +16,16 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use crate::authorization::Priority;
 use crate::batcher::Batcher;
 use crate::memory::{Claim, Memory};
 use crate::models::{Model, Models, Served, Target};
 use crate::settings::Settings;
-use crate::standing::Priority;
 use crate::telemetry::names;
-use figures::{Figures, Pair};
+use comparison::{Comparison, Pair};
 
 /// Capacity of the shadow model's queue, in images.
-const CAPACITY: usize = 16;
+const QUEUE_CAPACITY: usize = 16;
 /// Maximum time that an image waits for the service to be idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval between two checks if the service is idle.
@@ -57,7 +57,9 @@ impl Samples {
         if !Arc::ptr_eq(&target.served, &shadow.champion) || !shadow.is_sampled(id) {
             return;
         }
-        let Ok(memory) = shadow.memory.buffer(image.len()) else { return shadow.count("skipped") };
+        let Ok(memory) = shadow.memory.claim_buffer(image.len()) else {
+            return shadow.count("skipped");
+        };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Sample {
             id,
             champion: Arc::clone(&target.model),
@@ -86,15 +88,15 @@ pub(crate) struct Shadow {
     waiting: mpsc::Sender<Sample>,
     /// The receiver, which the task of [`Shadow::run`] takes.
     samples: Mutex<Option<mpsc::Receiver<Sample>>>,
-    figures: Mutex<Figures>,
+    comparison: Mutex<Comparison>,
 }
 
 impl Shadow {
     /// `None` without `--shadow`, whose name [`Models::new`] has validated.
     pub(crate) fn new(settings: &Settings, models: &Models, memory: Arc<Memory>) -> Option<Self> {
         let served = Arc::clone(models.find(Some(settings.shadow.as_deref()?)).ok()?);
-        let (waiting, samples) = mpsc::channel(CAPACITY);
-        let figures = Mutex::default();
+        let (waiting, samples) = mpsc::channel(QUEUE_CAPACITY);
+        let comparison = Mutex::default();
         let shadow = Self {
             served,
             champion: Arc::clone(models.default()),
@@ -102,7 +104,7 @@ impl Shadow {
             share: settings.shadow_share,
             waiting,
             samples: Mutex::new(Some(samples)),
-            figures,
+            comparison,
         };
         for result in ["agreed", "disagreed", "failed", "skipped"] {
             counter!(names::SHADOW_PHOTOS_TOTAL, "model" => shadow.name(), "result" => result)
@@ -127,8 +129,8 @@ impl Shadow {
         self.lock().count(result);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Figures> {
-        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Comparison> {
+        self.comparison.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records the user feedback on an image, if the shadow model has classified it.
@@ -155,18 +157,18 @@ impl Shadow {
     }
 
     async fn classify(&self, models: &Models, batcher: &Batcher, sample: Sample) {
-        let waited = async {
+        let idle = async {
             while !models.is_idle() {
                 tokio::time::sleep(IDLE_POLL).await;
             }
         };
-        let idle = tokio::time::timeout(IDLE_TIMEOUT, waited).await.is_ok();
+        let idle = tokio::time::timeout(IDLE_TIMEOUT, idle).await.is_ok();
         let Ok(target) = self.served.target(Priority::Batch) else { return self.count("skipped") };
         if !idle {
             return self.count("skipped");
         }
         match batcher.classify(&target, sample.image.clone()).await {
-            Ok(answer) => self.note(&sample, &target.model, &answer.value.prediction),
+            Ok(output) => self.compare(&sample, &target.model, &output.value.prediction),
             Err(problem) => {
                 self.count("failed");
                 tracing::warn!(problem = problem.detail, "the shadow model failed");
@@ -174,7 +176,8 @@ impl Shadow {
         }
     }
 
-    fn note(&self, sample: &Sample, model: &Model, prediction: &Prediction) {
+    /// Compares the predictions of both models for an image.
+    fn compare(&self, sample: &Sample, model: &Model, prediction: &Prediction) {
         let Sample { id, champion, prediction: first, .. } = sample;
         let pair = Pair::new((champion, first), (model, prediction));
         self.count(if pair.agree() { "agreed" } else { "disagreed" });
@@ -183,7 +186,7 @@ impl Shadow {
         let [decision, other] = [first, prediction].map(|p| p.decision().name());
         counter!(names::SHADOW_DECISIONS_TOTAL, "champion" => decision, "shadow" => other)
             .increment(1);
-        histogram!(names::SHADOW_DIFFERENCE, "model" => self.name()).record(pair.difference());
+        histogram!(names::SHADOW_DIFFERENCE, "model" => self.name()).record(pair.difference);
         self.lock().insert(*id, pair);
     }
 }

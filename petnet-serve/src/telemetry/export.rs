@@ -9,10 +9,9 @@ use percent_encoding::percent_decode_str;
 use prost::Message as _;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 
+use super::names;
 use super::otlp::request;
 use super::traces::{agent, resource};
-
-use crate::telemetry::names;
 
 /// Default of OTEL_METRIC_EXPORT_INTERVAL.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -35,9 +34,9 @@ impl MetricsExport {
         scrape: impl Fn() -> String + Send + 'static,
     ) -> Result<Option<Self>> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let Some(target) = Target::new(endpoint, variable)? else { return Ok(None) };
-        let interval = target.interval;
-        let mut exporter = Exporter::new(target, scrape);
+        let Some(collector) = Collector::new(endpoint, variable)? else { return Ok(None) };
+        let interval = collector.interval;
+        let mut exporter = Exporter::new(collector, scrape);
         let (stop, stopped) = channel();
         let (report, finished) = channel();
         let export = move || {
@@ -71,13 +70,13 @@ impl MetricsExport {
 }
 
 /// Address, headers and interval of the export.
-struct Target {
+struct Collector {
     url: Uri,
     headers: Vec<(HeaderName, HeaderValue)>,
     interval: Duration,
 }
 
-impl Target {
+impl Collector {
     fn new(
         endpoint: Option<&str>,
         variable: impl Fn(&str) -> Option<String>,
@@ -116,7 +115,7 @@ fn header(pair: &str) -> Option<(HeaderName, HeaderValue)> {
 }
 
 struct Exporter<F> {
-    target: Target,
+    collector: Collector,
     agent: ureq::Agent,
     scrape: F,
     started: SystemTime,
@@ -124,8 +123,8 @@ struct Exporter<F> {
 }
 
 impl<F: Fn() -> String> Exporter<F> {
-    fn new(target: Target, scrape: F) -> Self {
-        Self { target, agent: agent(), scrape, started: SystemTime::now(), healthy: true }
+    fn new(collector: Collector, scrape: F) -> Self {
+        Self { collector, agent: agent(), scrape, started: SystemTime::now(), healthy: true }
     }
 
     /// Exports once; logs only when exports begin to fail and when they succeed again.
@@ -150,15 +149,19 @@ impl<F: Fn() -> String> Exporter<F> {
         let body = request(&exposition, resource(), self.started)?.encode_to_vec();
         let mut post = self
             .agent
-            .post(&self.target.url)
+            .post(&self.collector.url)
             .header("content-type", "application/x-protobuf")
             .header("user-agent", concat!("petnet-serve/", env!("CARGO_PKG_VERSION")));
-        for (name, value) in &self.target.headers {
+        for (name, value) in &self.collector.headers {
             post = post.header(name, value);
         }
-        let mut reply = post.send(&body[..])?;
-        ensure!(reply.status().is_success(), "the collector responded with {}", reply.status());
-        let body = reply.body_mut().with_config().limit(1 << 20).read_to_vec()?;
+        let mut response = post.send(&body[..])?;
+        ensure!(
+            response.status().is_success(),
+            "the collector responded with {}",
+            response.status()
+        );
+        let body = response.body_mut().with_config().limit(1 << 20).read_to_vec()?;
         let partial = ExportMetricsServiceResponse::decode(&body[..])
             .ok()
             .and_then(|response| response.partial_success)
@@ -175,8 +178,8 @@ impl<F: Fn() -> String> Exporter<F> {
 mod tests {
     use super::*;
 
-    fn target(endpoint: Option<&str>, variables: &[(&str, &str)]) -> Result<Option<Target>> {
-        Target::new(endpoint, |name| {
+    fn parse(endpoint: Option<&str>, variables: &[(&str, &str)]) -> Result<Option<Collector>> {
+        Collector::new(endpoint, |name| {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_string())
         })
@@ -185,10 +188,10 @@ mod tests {
     #[test]
     fn the_environment_names_collector_headers_and_interval() {
         let base = Some("http://collector:4318/");
-        let plain = target(base, &[]).unwrap().unwrap();
+        let plain = parse(base, &[]).unwrap().unwrap();
         assert_eq!(plain.url, "http://collector:4318/v1/metrics");
         assert_eq!((plain.headers.len(), plain.interval), (0, INTERVAL));
-        let own = target(
+        let own = parse(
             None,
             &[
                 ("OTEL_METRICS_EXPORTER", "prometheus, otlp"),
@@ -209,15 +212,15 @@ mod tests {
             .collect();
         assert_eq!(headers, [("authorization", "Bearer a,b"), ("x", "1")]);
         for interval in ["0", "-1", "1m"] {
-            let kept = target(base, &[("OTEL_METRIC_EXPORT_INTERVAL", interval)]);
+            let kept = parse(base, &[("OTEL_METRIC_EXPORT_INTERVAL", interval)]);
             assert_eq!(kept.unwrap().unwrap().interval, INTERVAL);
         }
-        assert!(target(None, &[]).unwrap().is_none());
+        assert!(parse(None, &[]).unwrap().is_none());
         for other in ["none", "prometheus"] {
-            assert!(target(base, &[("OTEL_METRICS_EXPORTER", other)]).unwrap().is_none());
+            assert!(parse(base, &[("OTEL_METRICS_EXPORTER", other)]).unwrap().is_none());
         }
         for wrong in ["collector:4318", "grpc://collector", "http://a b", ""] {
-            assert!(target(Some(wrong), &[]).is_err(), "{wrong}");
+            assert!(parse(Some(wrong), &[]).is_err(), "{wrong}");
         }
     }
 
@@ -234,9 +237,8 @@ mod tests {
                 request.respond(response).unwrap();
             }
         });
-        let mut exporter = Exporter::new(target(Some(&endpoint), &[]).unwrap().unwrap(), || {
-            exposition.to_string()
-        });
+        let mut exporter =
+            Exporter::new(parse(Some(&endpoint), &[]).unwrap().unwrap(), || exposition.to_string());
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || {
             let healthy = [(); 3].map(|()| {

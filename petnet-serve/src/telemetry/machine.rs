@@ -28,7 +28,7 @@ impl Machine {
     }
 
     /// Sets the gauges of process, clock, GPUs and the disk below `folder`.
-    pub(crate) fn observe(&self, folder: Option<&Path>) {
+    pub(crate) fn set_gauges(&self, folder: Option<&Path>) {
         let process = collect();
         if let Some(bytes) = process.resident_memory_bytes {
             gauge!(names::PROCESS_MEMORY_USAGE_MB).set(bytes as f64 / MEGABYTE);
@@ -62,7 +62,7 @@ impl Machine {
         gauge!(names::CURRENT_HOUR).set(hour as f64);
         gauge!(names::CURRENT_DAY_OF_WEEK).set(day as f64);
         for gpu in gpus() {
-            gpu.observe();
+            gpu.set_gauges();
         }
         if let Some(disk) = folder.and_then(|folder| rustix::fs::statvfs(folder).ok()) {
             gauge!(names::DISK_FREE_BYTES).set(disk.f_bavail as f64 * disk.f_frsize as f64);
@@ -99,7 +99,7 @@ struct Gpu {
 }
 
 impl Gpu {
-    fn observe(&self) {
+    fn set_gauges(&self) {
         let name = &self.name;
         if let Some(busy) = self.busy {
             gauge!(names::GPU_UTILIZATION_RATIO, "gpu" => name.clone()).set(busy);

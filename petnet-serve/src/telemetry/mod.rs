@@ -29,10 +29,10 @@ pub(crate) use export::MetricsExport;
 pub(crate) use machine::Machine;
 pub(crate) use rates::Rates;
 pub(crate) use recorder::Recorder;
-pub(crate) use traces::{EXPORT_TIMEOUT, Parent, Traces};
+pub(crate) use traces::{EXPORT_TIMEOUT, ParentSpan, Traces};
 
 /// Maximum number of log lines that wait to be written; further ones are dropped and counted.
-const LINES: usize = 4096;
+const MAX_LINES: usize = 4096;
 
 /// Keeps the log's thread running; dropping it flushes waiting lines.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub fn start_log(settings: &Settings) -> Result<Log> {
     let filter: Targets = settings.log_level.parse().context("--log")?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(LINES)
+        .buffered_lines_limit(MAX_LINES)
         .thread_name("log")
         .finish(std::io::stderr());
     let _ = DROPPED.set(writer.error_counter());
@@ -75,15 +75,15 @@ pub(crate) fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// Facts for the request's log line, metrics and trace that only its handler knows; an extension of the response.
+/// Details for the request's log line, metrics and trace that only its handler knows; an extension of the response.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Note {
+pub(crate) struct RequestDetails {
     pub(crate) prediction_id: Option<String>,
     pub(crate) label: Option<String>,
     pub(crate) confidence: Option<f32>,
     pub(crate) decision: Option<Decision>,
     /// Time at which the body was complete.
-    pub(crate) accepted: Option<Instant>,
+    pub(crate) received: Option<Instant>,
     /// One for each image that the network has run on.
     pub(crate) timings: Vec<Timings>,
     pub(crate) images: usize,
@@ -94,22 +94,23 @@ pub(crate) struct Note {
 /// A request that has ended.
 pub(crate) struct Record<'a> {
     pub(crate) id: &'a str,
-    pub(crate) parent: Option<Parent>,
+    pub(crate) parent: Option<ParentSpan>,
     pub(crate) method: &'a Method,
     pub(crate) route: &'static str,
     pub(crate) status: StatusCode,
     pub(crate) began: Instant,
     pub(crate) took: Duration,
-    pub(crate) note: &'a Note,
+    pub(crate) details: &'a RequestDetails,
 }
 
 impl Record<'_> {
+    /// Writes the log line, and records metrics and trace.
     pub(crate) fn write(&self, rates: &Rates, traces: &Traces) {
         self.count();
-        rates.request(self.status.is_server_error());
+        rates.record_request(self.status.is_server_error());
         let trace = traces.record(self).or_else(|| self.parent.map(|parent| parent.trace()));
-        let note = self.note;
-        let only = |stage: fn(&Timings) -> Stage| match note.timings.as_slice() {
+        let details = self.details;
+        let stage_ms = |stage: fn(&Timings) -> Stage| match details.timings.as_slice() {
             [timings] => Some(milliseconds(stage(timings).took)),
             _ => None,
         };
@@ -121,16 +122,16 @@ impl Record<'_> {
             route = self.route,
             status = self.status.as_u16(),
             ms = milliseconds(self.took),
-            bytes = note.bytes,
-            photos = note.images,
-            decode_ms = only(|timings| timings.decode),
-            queue_ms = only(|timings| timings.queue),
-            model_ms = only(|timings| timings.model),
-            prediction_id = note.prediction_id.as_deref(),
-            label = note.label.as_deref(),
-            confidence = note.confidence,
-            decision = note.decision.map(Decision::name),
-            problem = note.problem.as_ref().map(|p| p.detail.as_str()),
+            bytes = details.bytes,
+            photos = details.images,
+            decode_ms = stage_ms(|timings| timings.decode),
+            queue_ms = stage_ms(|timings| timings.queue),
+            model_ms = stage_ms(|timings| timings.model),
+            prediction_id = details.prediction_id.as_deref(),
+            label = details.label.as_deref(),
+            confidence = details.confidence,
+            decision = details.decision.map(Decision::name),
+            problem = details.problem.as_ref().map(|p| p.detail.as_str()),
         );
     }
 
@@ -138,7 +139,7 @@ impl Record<'_> {
         let status = self.status.as_str().to_string();
         counter!(
             names::API_REQUESTS_TOTAL,
-            "endpoint" => self.route, "method" => known(self.method), "status" => status
+            "endpoint" => self.route, "method" => method_label(self.method), "status" => status
         )
         .increment(1);
         histogram!(names::API_REQUEST_LATENCY_SECONDS, "endpoint" => self.route).record(self.took);
@@ -147,7 +148,7 @@ impl Record<'_> {
         if predicts {
             histogram!(names::PREDICTION_LATENCY_SECONDS).record(self.took);
         }
-        if let Some(Problem { kind, .. }) = self.note.problem {
+        if let Some(Problem { kind, .. }) = self.details.problem {
             counter!(names::API_ERRORS_TOTAL, "endpoint" => self.route, "error_type" => kind)
                 .increment(1);
             if predicts || ["/embed", "/explain"].contains(&self.route) {
@@ -163,7 +164,7 @@ pub(crate) fn milliseconds(time: Duration) -> f64 {
 }
 
 /// The method as a label value: methods that clients invent must not become label values.
-fn known(method: &Method) -> &'static str {
+fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",

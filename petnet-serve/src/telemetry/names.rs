@@ -1,89 +1,109 @@
-//! Names of all metrics; [`recorder`](super::recorder) has their help texts.
+//! Names and help texts of all metrics. A test compares the names with `docs/metrics.md`.
 
-pub(crate) const ACTIVE_USER_SESSIONS: &str = "active_user_sessions";
-pub(crate) const API_ERROR_RATE: &str = "api_error_rate";
-pub(crate) const API_ERRORS_TOTAL: &str = "api_errors_total";
-pub(crate) const API_KEY_REQUESTS_TOTAL: &str = "api_key_requests_total";
-pub(crate) const API_PREDICTIONS_TOTAL: &str = "api_predictions_total";
-pub(crate) const API_REQUEST_LATENCY_SECONDS: &str = "api_request_latency_seconds";
-pub(crate) const API_REQUESTS_TOTAL: &str = "api_requests_total";
-pub(crate) const BATCH_QUEUE_CAPACITY: &str = "batch_queue_capacity";
-pub(crate) const BATCH_QUEUE_DEPTH: &str = "batch_queue_depth";
-pub(crate) const BATCH_QUEUE_WAITING: &str = "batch_queue_waiting";
-pub(crate) const BATCH_SIZE: &str = "batch_size";
-pub(crate) const BATCH_SIZE_AVG: &str = "batch_size_avg";
-pub(crate) const BATCH_THROUGHPUT_IMAGES_PER_SECOND: &str = "batch_throughput_images_per_second";
-pub(crate) const BUILD_INFO: &str = "build_info";
-pub(crate) const CONNECTIONS_REFUSED_TOTAL: &str = "connections_refused_total";
-pub(crate) const CURRENT_DAY_OF_WEEK: &str = "current_day_of_week";
-pub(crate) const CURRENT_HOUR: &str = "current_hour";
-pub(crate) const DATA_VERSION_TIMESTAMP: &str = "data_version_timestamp";
-pub(crate) const DECODE_TIMEOUTS_TOTAL: &str = "decode_timeouts_total";
-pub(crate) const DISK_FREE_BYTES: &str = "disk_free_bytes";
-pub(crate) const DISK_SIZE_BYTES: &str = "disk_size_bytes";
-pub(crate) const DRIFT_PSI: &str = "drift_psi";
-pub(crate) const DRIFT_WINDOW_PHOTOS: &str = "drift_window_photos";
-pub(crate) const DVC_PULLS_TOTAL: &str = "dvc_pulls_total";
-pub(crate) const FEEDBACK_LABELS_LOST_TOTAL: &str = "feedback_labels_lost_total";
-pub(crate) const FEEDBACK_PHOTOS: &str = "feedback_photos";
-pub(crate) const FEEDBACK_STORE_BYTES: &str = "feedback_store_bytes";
-pub(crate) const FEEDBACK_STORE_ERRORS_TOTAL: &str = "feedback_store_errors_total";
-pub(crate) const FEEDBACK_STORES_SET_ASIDE_TOTAL: &str = "feedback_stores_set_aside_total";
-pub(crate) const FEEDBACK_TOTAL: &str = "feedback_total";
-pub(crate) const GPU_MEMORY_USED_BYTES: &str = "gpu_memory_used_bytes";
-pub(crate) const GPU_MEMORY_USED_MB: &str = "gpu_memory_used_mb";
-pub(crate) const GPU_UTILIZATION_PERCENT: &str = "gpu_utilization_percent";
-pub(crate) const GPU_UTILIZATION_RATIO: &str = "gpu_utilization_ratio";
-pub(crate) const HEALTH_CHECK_REQUESTS_TOTAL: &str = "health_check_requests_total";
-pub(crate) const INFERENCE_DURATION_SECONDS: &str = "inference_duration_seconds";
-pub(crate) const INFERENCE_PANICS_TOTAL: &str = "inference_panics_total";
-pub(crate) const INPUT_IMAGE_SIZE_TOTAL: &str = "input_image_size_total";
-pub(crate) const LOG_LINES_DROPPED_TOTAL: &str = "log_lines_dropped_total";
-pub(crate) const MEMORY_BUDGET_BYTES: &str = "memory_budget_bytes";
-pub(crate) const MEMORY_CLAIMED_BYTES: &str = "memory_claimed_bytes";
-pub(crate) const MEMORY_LIMIT_BYTES: &str = "memory_limit_bytes";
-pub(crate) const MODEL_ACCURACY: &str = "model_accuracy";
-pub(crate) const MODEL_CALIBRATION_ERROR: &str = "model_calibration_error";
-pub(crate) const MODEL_CONFUSION_PHOTOS: &str = "model_confusion_photos";
-pub(crate) const MODEL_F1_SCORE: &str = "model_f1_score";
-pub(crate) const MODEL_INFO: &str = "model_info";
-pub(crate) const MODEL_LAST_TRAINED_TIMESTAMP: &str = "model_last_trained_timestamp";
-pub(crate) const MODEL_LOADED_TIMESTAMP_SECONDS: &str = "model_loaded_timestamp_seconds";
-pub(crate) const MODEL_PRECISION: &str = "model_precision";
-pub(crate) const MODEL_PREDICTION_CONFIDENCE: &str = "model_prediction_confidence";
-pub(crate) const MODEL_RECALL: &str = "model_recall";
-pub(crate) const MODEL_REGISTRY_ERRORS_TOTAL: &str = "model_registry_errors_total";
-pub(crate) const MODEL_RELOADS_TOTAL: &str = "model_reloads_total";
-pub(crate) const OPEN_CONNECTIONS: &str = "open_connections";
-pub(crate) const OTLP_EXPORT_ERRORS_TOTAL: &str = "otlp_export_errors_total";
-pub(crate) const PET_ADOPTIONS_TOTAL: &str = "pet_adoptions_total";
-pub(crate) const PREDICTION_CACHE_BYTES: &str = "prediction_cache_bytes";
-pub(crate) const PREDICTION_CACHE_CAPACITY_BYTES: &str = "prediction_cache_capacity_bytes";
-pub(crate) const PREDICTION_CACHE_ENTRIES: &str = "prediction_cache_entries";
-pub(crate) const PREDICTION_CACHE_REQUESTS_TOTAL: &str = "prediction_cache_requests_total";
-pub(crate) const PREDICTION_DECISIONS_TOTAL: &str = "prediction_decisions_total";
-pub(crate) const PREDICTION_ERRORS_TOTAL: &str = "prediction_errors_total";
-pub(crate) const PREDICTION_LATENCY_SECONDS: &str = "prediction_latency_seconds";
-pub(crate) const PREDICTION_REQUESTS_TOTAL: &str = "prediction_requests_total";
-pub(crate) const PREDICTIONS_ABANDONED_TOTAL: &str = "predictions_abandoned_total";
-pub(crate) const PREPROCESSING_DURATION_SECONDS: &str = "preprocessing_duration_seconds";
-pub(crate) const PREPROCESSING_IMAGES_TOTAL: &str = "preprocessing_images_total";
-pub(crate) const PROCESS_CPU_SECONDS_TOTAL: &str = "process_cpu_seconds_total";
-pub(crate) const PROCESS_CPU_USAGE_PERCENT: &str = "process_cpu_usage_percent";
-pub(crate) const PROCESS_MAX_FDS: &str = "process_max_fds";
-pub(crate) const PROCESS_MEMORY_USAGE_MB: &str = "process_memory_usage_mb";
-pub(crate) const PROCESS_OPEN_FDS: &str = "process_open_fds";
-pub(crate) const PROCESS_RESIDENT_MEMORY_BYTES: &str = "process_resident_memory_bytes";
-pub(crate) const PROCESS_START_TIME_SECONDS: &str = "process_start_time_seconds";
-pub(crate) const PROCESS_THREADS: &str = "process_threads";
-pub(crate) const PROCESS_VIRTUAL_MEMORY_BYTES: &str = "process_virtual_memory_bytes";
-pub(crate) const PROCESS_VIRTUAL_MEMORY_MAX_BYTES: &str = "process_virtual_memory_max_bytes";
-pub(crate) const REQUESTS_PER_MINUTE: &str = "requests_per_minute";
-pub(crate) const SERVICE_UPTIME_SECONDS: &str = "service_uptime_seconds";
-pub(crate) const SHADOW_CLASSES_TOTAL: &str = "shadow_classes_total";
-pub(crate) const SHADOW_DECISIONS_TOTAL: &str = "shadow_decisions_total";
-pub(crate) const SHADOW_DIFFERENCE: &str = "shadow_difference";
-pub(crate) const SHADOW_FEEDBACK_TOTAL: &str = "shadow_feedback_total";
-pub(crate) const SHADOW_PHOTOS_TOTAL: &str = "shadow_photos_total";
-pub(crate) const USER_SESSION_DURATION_SECONDS: &str = "user_session_duration_seconds";
-pub(crate) const VALIDATION_DURATION_SECONDS: &str = "validation_duration_seconds";
+/// Declares the metrics of one type: a constant with the name of each, and a table of all names with their help texts.
+macro_rules! declare_metrics {
+    ($table:ident: $($constant:ident = $name:literal, $help:literal;)*) => {
+        $(pub(crate) const $constant: &str = $name;)*
+        pub(super) const $table: &[(&str, &str)] = &[$(($constant, $help)),*];
+    };
+}
+
+declare_metrics! { COUNTERS:
+    API_REQUESTS_TOTAL = "api_requests_total", "Requests, by endpoint, method and status";
+    API_ERRORS_TOTAL = "api_errors_total", "Requests refused or failed, by endpoint and reason";
+    API_KEY_REQUESTS_TOTAL = "api_key_requests_total", "Requests with an API key, by name of the key and result";
+    API_PREDICTIONS_TOTAL = "api_predictions_total", "Images classified, by predicted class";
+    PREDICTION_REQUESTS_TOTAL = "prediction_requests_total", "Images classified, by predicted class";
+    PREDICTION_DECISIONS_TOTAL = "prediction_decisions_total", "Images classified, by decision: answered, or the reason for unsure";
+    PREDICTION_ERRORS_TOTAL = "prediction_errors_total", "Prediction requests refused or failed, by reason";
+    PREPROCESSING_IMAGES_TOTAL = "preprocessing_images_total", "Images decoded and resized, or refused";
+    MODEL_RELOADS_TOTAL = "model_reloads_total", "Attempts to load a model, by result";
+    FEEDBACK_TOTAL = "feedback_total", "Labels given to earlier predictions, by result";
+    PET_ADOPTIONS_TOTAL = "pet_adoptions_total", "Adoptions reported, by species";
+    PREDICTION_CACHE_REQUESTS_TOTAL = "prediction_cache_requests_total", "Lookups in the prediction cache, by result";
+    SHADOW_PHOTOS_TOTAL = "shadow_photos_total", "Images sampled for the shadow model, by result";
+    SHADOW_CLASSES_TOTAL = "shadow_classes_total", "Images classified by both models, by both predicted classes";
+    SHADOW_DECISIONS_TOTAL = "shadow_decisions_total", "Images classified by both models, by both decisions";
+    SHADOW_FEEDBACK_TOTAL = "shadow_feedback_total", "Labels given to images classified by both models, by model and result";
+    PROCESS_CPU_SECONDS_TOTAL = "process_cpu_seconds_total", "User and system CPU time in whole seconds";
+}
+
+// Without labels. They start at zero, so that Prometheus' `increase` includes the first event.
+declare_metrics! { COUNTERS_FROM_ZERO:
+    HEALTH_CHECK_REQUESTS_TOTAL = "health_check_requests_total", "Requests to /health";
+    INPUT_IMAGE_SIZE_TOTAL = "input_image_size_total", "Bytes of encoded images received";
+    INFERENCE_PANICS_TOTAL = "inference_panics_total", "Panics of the network that were caught";
+    PREDICTIONS_ABANDONED_TOTAL = "predictions_abandoned_total", "Images whose client disconnected before they were classified";
+    MODEL_REGISTRY_ERRORS_TOTAL = "model_registry_errors_total", "Failed lookups of a registered model's name";
+    DVC_PULLS_TOTAL = "dvc_pulls_total", "Models loaded whose file is listed in the DVC lock";
+    FEEDBACK_STORE_ERRORS_TOTAL = "feedback_store_errors_total", "Failed operations of the feedback store";
+    DECODE_TIMEOUTS_TOTAL = "decode_timeouts_total", "Images refused because decoding took too long";
+    CONNECTIONS_REFUSED_TOTAL = "connections_refused_total", "Connections closed because their address has too many";
+    LOG_LINES_DROPPED_TOTAL = "log_lines_dropped_total", "Log lines dropped because they were not read in time";
+    OTLP_EXPORT_ERRORS_TOTAL = "otlp_export_errors_total", "Failed exports of metrics to the OpenTelemetry collector";
+    FEEDBACK_STORES_SET_ASIDE_TOTAL = "feedback_stores_set_aside_total", "Damaged feedback stores that were renamed and replaced";
+    FEEDBACK_LABELS_LOST_TOTAL = "feedback_labels_lost_total", "Labels lost with damaged feedback stores";
+}
+
+declare_metrics! { HISTOGRAMS:
+    API_REQUEST_LATENCY_SECONDS = "api_request_latency_seconds", "Time from a request's headers to its response, by endpoint";
+    PREDICTION_LATENCY_SECONDS = "prediction_latency_seconds", "Time from a prediction request's headers to its response";
+    VALIDATION_DURATION_SECONDS = "validation_duration_seconds", "Time to parse and validate a request's body";
+    PREPROCESSING_DURATION_SECONDS = "preprocessing_duration_seconds", "Time to decode and resize an image";
+    INFERENCE_DURATION_SECONDS = "inference_duration_seconds", "Time of a forward pass";
+    BATCH_SIZE = "batch_size", "Images in a batch";
+    MODEL_PREDICTION_CONFIDENCE = "model_prediction_confidence", "Confidence of each prediction, by predicted class";
+    SHADOW_DIFFERENCE = "shadow_difference", "Total variation distance of both models' predictions for an image";
+    USER_SESSION_DURATION_SECONDS = "user_session_duration_seconds", "Time from the first to the last request of ended sessions";
+}
+
+declare_metrics! { GAUGES:
+    REQUESTS_PER_MINUTE = "requests_per_minute", "Requests in the last 60 s";
+    API_ERROR_RATE = "api_error_rate", "Share of responses with status 500 and above in the last 5 min";
+    BATCH_QUEUE_DEPTH = "batch_queue_depth", "Images in flight";
+    BATCH_QUEUE_CAPACITY = "batch_queue_capacity", "Maximum number of images in flight";
+    BATCH_QUEUE_WAITING = "batch_queue_waiting", "Images that wait to be in flight";
+    PREDICTION_CACHE_ENTRIES = "prediction_cache_entries", "Entries of the prediction cache";
+    PREDICTION_CACHE_BYTES = "prediction_cache_bytes", "Size of the prediction cache";
+    PREDICTION_CACHE_CAPACITY_BYTES = "prediction_cache_capacity_bytes", "Maximum size of the prediction cache";
+    OPEN_CONNECTIONS = "open_connections", "Open connections";
+    MEMORY_LIMIT_BYTES = "memory_limit_bytes", "Memory limit of the process";
+    MEMORY_BUDGET_BYTES = "memory_budget_bytes", "Memory budget of requests, by purpose";
+    MEMORY_CLAIMED_BYTES = "memory_claimed_bytes", "Memory claimed by requests, by purpose";
+    BATCH_SIZE_AVG = "batch_size_avg", "Mean number of images in a batch in the last 5 min";
+    BATCH_THROUGHPUT_IMAGES_PER_SECOND = "batch_throughput_images_per_second", "Images per second through the network in the last 60 s";
+    MODEL_INFO = "model_info", "Always 1; the labels describe the model in use";
+    MODEL_LOADED_TIMESTAMP_SECONDS = "model_loaded_timestamp_seconds", "Time at which the model was loaded, in seconds since 1970";
+    MODEL_LAST_TRAINED_TIMESTAMP = "model_last_trained_timestamp", "Time at which the model was trained, in seconds since 1970";
+    DATA_VERSION_TIMESTAMP = "data_version_timestamp", "Time at which the model's training data was prepared, in seconds since 1970";
+    FEEDBACK_PHOTOS = "feedback_photos", "Images with feedback in the window";
+    MODEL_ACCURACY = "model_accuracy", "Accuracy on images with feedback";
+    MODEL_PRECISION = "model_precision", "Precision of the class on images with feedback";
+    MODEL_RECALL = "model_recall", "Recall of the class on images with feedback";
+    MODEL_F1_SCORE = "model_f1_score", "Harmonic mean of precision and recall";
+    MODEL_CONFUSION_PHOTOS = "model_confusion_photos", "Images with feedback, by actual and predicted class";
+    MODEL_CALIBRATION_ERROR = "model_calibration_error", "Expected calibration error over 15 bins";
+    FEEDBACK_STORE_BYTES = "feedback_store_bytes", "Size of the feedback store on disk";
+    DRIFT_PSI = "drift_psi", "Population stability index of recent images against the model's reference";
+    DRIFT_WINDOW_PHOTOS = "drift_window_photos", "Recent images that drift is computed from";
+    ACTIVE_USER_SESSIONS = "active_user_sessions", "Clients seen within the idle time";
+    BUILD_INFO = "build_info", "Always 1; the version is a label";
+    SERVICE_UPTIME_SECONDS = "service_uptime_seconds", "Time since the service started";
+    CURRENT_HOUR = "current_hour", "Hour of the day, UTC";
+    CURRENT_DAY_OF_WEEK = "current_day_of_week", "Day of the week, UTC, Monday is 0";
+    PROCESS_CPU_USAGE_PERCENT = "process_cpu_usage_percent", "CPU utilisation, 100 is one core";
+    PROCESS_MEMORY_USAGE_MB = "process_memory_usage_mb", "Resident memory in 10^6 bytes";
+    GPU_UTILIZATION_PERCENT = "gpu_utilization_percent", "GPU utilisation, from 0 to 100";
+    GPU_UTILIZATION_RATIO = "gpu_utilization_ratio", "GPU utilisation, from 0 to 1";
+    GPU_MEMORY_USED_MB = "gpu_memory_used_mb", "GPU memory in use in 10^6 bytes";
+    GPU_MEMORY_USED_BYTES = "gpu_memory_used_bytes", "GPU memory in use";
+    DISK_FREE_BYTES = "disk_free_bytes", "Free space on the feedback store's file system";
+    DISK_SIZE_BYTES = "disk_size_bytes", "Size of the feedback store's file system";
+    PROCESS_RESIDENT_MEMORY_BYTES = "process_resident_memory_bytes", "Resident memory";
+    PROCESS_VIRTUAL_MEMORY_BYTES = "process_virtual_memory_bytes", "Virtual memory";
+    PROCESS_VIRTUAL_MEMORY_MAX_BYTES = "process_virtual_memory_max_bytes", "Limit of virtual memory";
+    PROCESS_OPEN_FDS = "process_open_fds", "Open file descriptors";
+    PROCESS_MAX_FDS = "process_max_fds", "Limit of open file descriptors";
+    PROCESS_THREADS = "process_threads", "Threads";
+    PROCESS_START_TIME_SECONDS = "process_start_time_seconds", "Time at which the process started, in seconds since 1970";
+}

@@ -34,14 +34,14 @@ impl Default for Rates {
 }
 
 impl Rates {
-    pub(crate) fn request(&self, failed: bool) {
+    pub(crate) fn record_request(&self, failed: bool) {
         self.add(self.began.elapsed(), |counts| {
             counts.requests += 1;
             counts.errors += u64::from(failed);
         });
     }
 
-    pub(crate) fn batch(&self, images: usize) {
+    pub(crate) fn record_batch(&self, images: usize) {
         self.add(self.began.elapsed(), |counts| {
             counts.batches += 1;
             counts.images += images as u64;
@@ -53,8 +53,7 @@ impl Rates {
         self.sum(self.began.elapsed(), seconds)
     }
 
-    /// Sets the gauges.
-    pub(crate) fn observe(&self) {
+    pub(crate) fn set_gauges(&self) {
         let (minute, minutes) = (self.last(60), self.last(300));
         gauge!(names::REQUESTS_PER_MINUTE).set(minute.requests as f64);
         if minutes.requests > 0 {

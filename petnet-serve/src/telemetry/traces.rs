@@ -28,6 +28,8 @@ pub(crate) const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Traces(Option<(SdkTracerProvider, SdkTracer)>);
 
 impl Traces {
+    /// Starts the exporter for the collector at `endpoint`.
+    ///
     /// # Errors
     /// When the collector's URL is invalid.
     pub(crate) fn start(endpoint: Option<&str>) -> Result<Self> {
@@ -51,7 +53,7 @@ impl Traces {
     pub(crate) fn record(&self, record: &Record<'_>) -> Option<String> {
         let (_, tracer) = self.0.as_ref()?;
         let clock = Clock::now();
-        let parent = record.parent.map_or_else(Context::new, Parent::context);
+        let parent = record.parent.map_or_else(Context::new, ParentSpan::context);
         let mut builder = SpanBuilder::from_name(record.route)
             .with_kind(SpanKind::Server)
             .with_start_time(clock.at(record.began));
@@ -63,7 +65,7 @@ impl Traces {
         ]);
         let mut root = tracer.build_with_context(builder, &parent);
         if record.status.is_server_error() {
-            let problem = record.note.problem.as_ref().map_or("", |problem| problem.kind);
+            let problem = record.details.problem.as_ref().map_or("", |problem| problem.kind);
             root.set_status(Status::error(problem));
         }
         let ended = record.began + record.took;
@@ -125,21 +127,21 @@ pub(super) fn resource() -> &'static Resource {
 
 /// The stages of a request in order; that of a batch has its number of images.
 fn stages(record: &Record<'_>, ended: Instant) -> Vec<(&'static str, Stage, Option<usize>)> {
-    let note = record.note;
+    let details = record.details;
     let between = |from: Instant, to: Instant| Stage {
         began: from,
         took: to.saturating_duration_since(from),
     };
-    let accept = note.accepted.map(|at| ("accept", between(record.began, at), None));
-    let images = note.timings.iter().flat_map(|timings| {
+    let accept = details.received.map(|at| ("accept", between(record.began, at), None));
+    let images = details.timings.iter().flat_map(|timings| {
         [
             ("decode", timings.decode, None),
             ("queue", timings.queue, None),
-            ("batch", timings.batch, Some(timings.photos)),
+            ("batch", timings.batch, Some(timings.batch_size)),
             ("model", timings.model, None),
         ]
     });
-    let last = note.timings.iter().map(|timings| timings.batch.began + timings.batch.took).max();
+    let last = details.timings.iter().map(|timings| timings.batch.began + timings.batch.took).max();
     let respond = last.map(|at| ("respond", between(at, ended), None));
     accept.into_iter().chain(images).chain(respond).collect()
 }
@@ -159,13 +161,13 @@ impl Clock {
 
 /// The caller's span, from a W3C `traceparent`: `00-<32 hex>-<16 hex>-<2 hex>`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Parent {
+pub(crate) struct ParentSpan {
     trace: TraceId,
     span: SpanId,
     flags: TraceFlags,
 }
 
-impl Parent {
+impl ParentSpan {
     pub(crate) fn parse(header: &str) -> Option<Self> {
         let mut parts = header.split('-');
         let (version, trace, span, flags) =
@@ -214,10 +216,10 @@ mod tests {
     #[test]
     fn a_valid_traceparent_is_parsed_and_an_invalid_one_is_not() {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let parent = Parent::parse(&format!("00-{trace}-00f067aa0ba902b7-01")).unwrap();
+        let parent = ParentSpan::parse(&format!("00-{trace}-00f067aa0ba902b7-01")).unwrap();
         assert_eq!(parent.trace(), trace);
         assert!(parent.flags.is_sampled());
-        assert!(Parent::parse(&format!("cc-{trace}-00f067aa0ba902b7-01-more")).is_some());
+        assert!(ParentSpan::parse(&format!("cc-{trace}-00f067aa0ba902b7-01-more")).is_some());
         for wrong in [
             String::new(),
             "00".into(),
@@ -228,7 +230,7 @@ mod tests {
             format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
             format!("00-{}-00f067aa0ba902b7-01", "g".repeat(32)),
         ] {
-            assert_eq!(Parent::parse(&wrong), None, "{wrong}");
+            assert_eq!(ParentSpan::parse(&wrong), None, "{wrong}");
         }
     }
 }

@@ -44,23 +44,23 @@ impl Server {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut early = Vec::new();
+        let mut entries = Vec::new();
         let address = loop {
             let line = lines.next().expect("the server ended before it was ready").unwrap();
             let Ok(entry) = serde_json::from_str::<Value>(&line) else { panic!("{line}") };
             let address = entry["address"].as_str().map(|a| a.parse().unwrap());
             let ready = entry["message"] == "ready";
-            early.push(entry);
+            entries.push(entry);
             if let (true, Some(address)) = (ready, address) {
                 break address;
             }
         };
-        let log = Arc::new(Mutex::new(early));
-        let written = Arc::clone(&log);
+        let log = Arc::new(Mutex::new(entries));
+        let shared_log = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 if let Ok(entry) = serde_json::from_str(&line) {
-                    written.lock().unwrap().push(entry);
+                    shared_log.lock().unwrap().push(entry);
                 }
             }
         });
@@ -76,16 +76,16 @@ impl Server {
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
-    /// The exit status, within `patience`.
-    pub(crate) fn wait(&mut self, patience: Duration) -> Option<i32> {
+    /// The exit status, within `timeout`.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> Option<i32> {
         let began = Instant::now();
-        while began.elapsed() < patience {
+        while began.elapsed() < timeout {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("still running after {patience:?}");
+        panic!("still running after {timeout:?}");
     }
 
     /// Waits for a server that was killed.
@@ -124,7 +124,7 @@ impl Server {
     }
 
     /// Posts JSON; returns the status and the JSON of the response.
-    pub(crate) fn tell(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) fn post_json(&self, path: &str, body: &Value) -> (u16, Value) {
         let headers = [("content-type", "application/json")];
         let reply = self.post(path, &headers, body.to_string().as_bytes());
         (reply.status, reply.json())
@@ -152,7 +152,7 @@ impl Server {
     }
 
     /// The response of a server that may stop at any time.
-    pub(crate) fn attempt(&self, bytes: &[u8]) -> Option<Reply> {
+    pub(crate) fn try_send(&self, bytes: &[u8]) -> Option<Reply> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         stream.write_all(bytes).ok()?;
         let mut reply = Vec::new();
@@ -240,7 +240,7 @@ pub(crate) fn test_image(format: ImageFormat) -> Vec<u8> {
 }
 
 /// A drawn PNG by its number, of about 96 x 96 pixels; brightness and aspect ratio vary as those of camera images do.
-pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
+pub(crate) fn drawn(number: u32, brightness: f32) -> Vec<u8> {
     let spread = |salt: u32| {
         let mixed = number.wrapping_mul(2_654_435_761).rotate_left(salt);
         (mixed >> 8) as f32 / (1 << 24) as f32
@@ -250,7 +250,7 @@ pub(crate) fn drawn(number: u32, light: f32) -> Vec<u8> {
     let period = 4.0 + 20.0 * spread(17);
     let image = RgbImage::from_fn(width, height, |x, y| {
         let wave = ((x as f32 / period).sin() + (y as f32 / period).cos()) / 2.0;
-        let value = (light * (base + swing * wave)).clamp(0.0, 255.0);
+        let value = (brightness * (base + swing * wave)).clamp(0.0, 255.0);
         Rgb([value as u8, (value * 0.9) as u8, (value * 0.7) as u8])
     });
     let mut bytes = Cursor::new(Vec::new());
@@ -278,13 +278,13 @@ pub(crate) fn drawn_model(folder: &std::path::Path, images: u32) -> std::path::P
         })
         .collect();
     let path = folder.join("drawn.safetensors");
-    let judged = checkpoint.with_reference(Some(Reference::learn(&samples)));
-    judged.save(&path, petnet::Precision::F16).unwrap();
+    let model = checkpoint.with_reference(Some(Reference::learn(&samples)));
+    model.save(&path, petnet::Precision::F16).unwrap();
     path
 }
 
 /// Waits until a condition holds, for a minute at most.
-pub(crate) fn until(condition: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
         assert!(began.elapsed() < Duration::from_secs(60), "{condition}");

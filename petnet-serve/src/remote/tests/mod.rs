@@ -1,7 +1,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -20,14 +20,17 @@ const KEY: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tl
 const PUBLIC: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
 const IMAGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nimage";
 
-const LIMITS: FetchLimits = FetchLimits {
-    max_bytes: 100_000,
-    headers: Duration::from_secs(20),
-    pause: Duration::from_secs(20),
-    min_rate: 1024,
-    total: Duration::from_secs(40),
-    concurrent: 4,
-};
+fn settings() -> Settings {
+    Settings {
+        max_body: 100_000,
+        fetch_header_timeout: Duration::from_secs(20),
+        transfer_timeout: Duration::from_secs(20),
+        min_rate: 1024,
+        fetch_timeout: Duration::from_secs(40),
+        max_fetches: 4,
+        ..Settings::default()
+    }
+}
 
 fn hosts(text: &str) -> AllowedHosts {
     text.parse().unwrap()
@@ -102,8 +105,8 @@ impl Server {
     }
 
     /// A [`Remote`] that may fetch from this server only.
-    fn remote(&self, limits: FetchLimits) -> Remote {
-        Remote::new(hosts(&format!("http://{}", self.address)), limits).unwrap()
+    fn remote(&self, settings: Settings) -> Remote {
+        Remote::new(hosts(&format!("http://{}", self.address)), settings).unwrap()
     }
 
     fn heads(&self) -> Vec<String> {
@@ -165,12 +168,12 @@ impl Fake {
         self.connections.lock().unwrap().clone()
     }
 
-    fn remote(self, hosts: &str, limits: FetchLimits) -> (Remote, Arc<Self>) {
+    fn remote(self, hosts: &str, settings: Settings) -> (Remote, Arc<Self>) {
         let network = Arc::new(self);
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(CERTIFICATE).unwrap()).unwrap();
         let shared: Arc<dyn Network> = Arc::clone(&network) as _;
-        (Remote::with(self::hosts(hosts), limits, shared, roots).unwrap(), network)
+        (Remote::with_network(self::hosts(hosts), settings, shared, roots).unwrap(), network)
     }
 }
 
@@ -191,8 +194,8 @@ impl Network for Fake {
     }
 }
 
-fn admits(list: &str, url: &str) -> bool {
-    Url::parse(url).is_ok_and(|url| hosts(list).admit(url).is_ok())
+fn is_allowed(list: &str, url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| hosts(list).check(url).is_ok())
 }
 
 #[test]
@@ -261,7 +264,7 @@ fn only_listed_addresses_are_admitted() {
         "http://167772165:9000/",
         "http://[::ffff:10.0.0.5]:9000/",
     ] {
-        assert!(admits(LIST, url), "{url}");
+        assert!(is_allowed(LIST, url), "{url}");
     }
     for url in [
         "http://a.example/",
@@ -297,7 +300,7 @@ fn only_listed_addresses_are_admitted() {
         "https:///",
         "",
     ] {
-        assert!(!admits(LIST, url), "{url}");
+        assert!(!is_allowed(LIST, url), "{url}");
     }
 }
 
@@ -334,8 +337,14 @@ fn no_spelling_of_an_address_passes_a_list_of_names() {
         "0",
         "0.0.0.0",
     ] {
-        assert!(!admits("*.b.example,http://*.b.example", &format!("http://{host}/")), "{host}");
-        assert!(!admits("*.b.example,http://*.b.example", &format!("https://{host}/")), "{host}");
+        assert!(
+            !is_allowed("*.b.example,http://*.b.example", &format!("http://{host}/")),
+            "{host}"
+        );
+        assert!(
+            !is_allowed("*.b.example,http://*.b.example", &format!("https://{host}/")),
+            "{host}"
+        );
     }
 }
 
@@ -429,7 +438,7 @@ fn only_public_addresses_are_global() {
 #[tokio::test]
 async fn an_image_is_fetched_with_headers_of_the_service_alone() {
     let server = Server::constant(IMAGE).await;
-    let remote = server.remote(LIMITS);
+    let remote = server.remote(settings());
     assert_eq!(fetch(&remote, &server.url("/a%20b/é.jpg?x=|y#z")).await.unwrap(), "image");
     let head = server.heads().remove(0).to_ascii_lowercase();
     let mut lines: Vec<&str> = head.lines().collect();
@@ -451,10 +460,10 @@ async fn bodies_of_each_kind_arrive_whole() {
         "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nimage",
     ] {
         let server = Server::constant(answer).await;
-        assert_eq!(fetch(&server.remote(LIMITS), &server.url("/")).await.unwrap(), "image");
+        assert_eq!(fetch(&server.remote(settings()), &server.url("/")).await.unwrap(), "image");
     }
     let server = Server::constant("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nimage").await;
-    let problem = fetch(&server.remote(LIMITS), &server.url("/")).await.unwrap_err();
+    let problem = fetch(&server.remote(settings()), &server.url("/")).await.unwrap_err();
     let broke = "the connection to the host of `url` broke";
     assert_eq!(parts(&problem), (502, "url_failed", broke));
 }
@@ -463,9 +472,9 @@ async fn bodies_of_each_kind_arrive_whole() {
 async fn addresses_that_are_not_listed_are_refused_without_a_connection() {
     let server = Server::constant(IMAGE).await;
     let (remote, network) =
-        Fake::new(server.address, [&["93.184.215.14"]]).remote("a.example", LIMITS);
+        Fake::new(server.address, [&["93.184.215.14"]]).remote("a.example", settings());
     let unlisted = "images are not fetched from the host, port or scheme of `url`";
-    let long = format!("https://a.example/{}", "x".repeat(LONGEST));
+    let long = format!("https://a.example/{}", "x".repeat(MAX_URL));
     for (url, expected) in [
         ("https://evil.example/", (400, "url_not_allowed", unlisted)),
         ("http://a.example/", (400, "url_not_allowed", unlisted)),
@@ -499,18 +508,18 @@ async fn other_responses_are_reported_by_their_status_only() {
         ("banana", 502, "the connection to the host of `url` broke"),
     ] {
         let server = Server::constant(format!("HTTP/1.1 {head}\r\n\r\nsecret")).await;
-        let problem = fetch(&server.remote(LIMITS), &server.url("/")).await.unwrap_err();
+        let problem = fetch(&server.remote(settings()), &server.url("/")).await.unwrap_err();
         assert_eq!(parts(&problem), (code, "url_failed", detail));
     }
     let head = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(2 * READ_BUFFER));
     let server = Server::constant(head).await;
-    let problem = fetch(&server.remote(LIMITS), &server.url("/")).await.unwrap_err();
+    let problem = fetch(&server.remote(settings()), &server.url("/")).await.unwrap_err();
     assert_eq!(problem.status, 502, "headers are limited");
 }
 
 #[tokio::test]
 async fn an_image_that_is_too_large_is_refused_by_its_length_and_while_it_is_received() {
-    let limits = FetchLimits { max_bytes: 1000, ..LIMITS };
+    let limits = Settings { max_body: 1000, ..settings() };
     let expected = (413, "too_large", "the image at `url` is larger than 1000 bytes");
     // The body is never sent: the image is refused by its Content-Length.
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n".to_vec();
@@ -527,12 +536,12 @@ async fn an_image_that_is_too_large_is_refused_by_its_length_and_while_it_is_rec
     let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunked = endless(head, "10\r\nabcdefghijklmnop\r\n").await;
     for server in [announced, until_close, chunked] {
-        let problem = fetch(&server.remote(limits), &server.url("/")).await.unwrap_err();
+        let problem = fetch(&server.remote(limits.clone()), &server.url("/")).await.unwrap_err();
         assert_eq!(parts(&problem), expected);
     }
     let whole = format!("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}", "x".repeat(1000));
     let server = Server::constant(whole).await;
-    assert_eq!(fetch(&server.remote(limits), &server.url("/")).await.unwrap().len(), 1000);
+    assert_eq!(fetch(&server.remote(limits.clone()), &server.url("/")).await.unwrap().len(), 1000);
 }
 
 #[tokio::test]
@@ -551,14 +560,18 @@ async fn slow_servers_end_a_fetch() {
         })
     };
     let (trickling, endless) = (trickle(50, "x").await, trickle(50, "0123456789").await);
-    let early = FetchLimits { headers: short, ..LIMITS };
-    let pace = FetchLimits { pause: short, ..LIMITS };
-    let total = FetchLimits { total: Duration::from_secs(1), min_rate: 1, ..LIMITS };
-    for (server, limits) in
-        [(silent, early), (dripping, early), (paused, pace), (trickling, pace), (endless, total)]
-    {
+    let early = Settings { fetch_header_timeout: short, ..settings() };
+    let pace = Settings { transfer_timeout: short, ..settings() };
+    let total = Settings { fetch_timeout: Duration::from_secs(1), min_rate: 1, ..settings() };
+    for (server, limits) in [
+        (silent, &early),
+        (dripping, &early),
+        (paused, &pace),
+        (trickling, &pace),
+        (endless, &total),
+    ] {
         let began = Instant::now();
-        let problem = fetch(&server.remote(limits), &server.url("/")).await.unwrap_err();
+        let problem = fetch(&server.remote(limits.clone()), &server.url("/")).await.unwrap_err();
         let late = "the image at `url` did not arrive in time";
         assert_eq!(parts(&problem), (504, "url_timeout", late));
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -592,7 +605,7 @@ async fn redirects_are_followed_within_the_list_only() {
     .await;
     let list = format!("http://{},a.example", server.address);
     let network = Fake::new(server.address, [&["192.168.0.1"]]);
-    let (remote, network) = network.remote(&list, LIMITS);
+    let (remote, network) = network.remote(&list, settings());
     for path in ["/image", "/1", "/2", "/3"] {
         assert_eq!(fetch(&remote, &server.url(path)).await.unwrap(), "image", "{path}");
     }
@@ -634,15 +647,15 @@ async fn a_name_must_resolve_to_public_addresses_only() {
     ] {
         let network = Fake::new(server.address, [addresses]);
         // An address on the list does not permit names that resolve to it.
-        let (remote, network) = network.remote("http://a.example,http://127.0.0.1", LIMITS);
+        let (remote, network) = network.remote("http://a.example,http://127.0.0.1", settings());
         let problem = fetch(&remote, "http://a.example/").await.unwrap_err();
         assert_eq!(parts(&problem), (502, kind, unreachable), "{addresses:?}");
         assert_eq!(network.connections(), []);
     }
-    let (remote, _) = Fake::new(server.address, []).remote("http://a.example", LIMITS);
+    let (remote, _) = Fake::new(server.address, []).remote("http://a.example", settings());
     let problem = fetch(&remote, "http://a.example/").await.unwrap_err();
     assert_eq!(parts(&problem), (502, "url_failed", unreachable), "no such name");
-    let remote = Remote::new(hosts("http://localhost"), LIMITS).unwrap();
+    let remote = Remote::new(hosts("http://localhost"), settings()).unwrap();
     let problem = fetch(&remote, "http://localhost/").await.unwrap_err();
     assert_eq!(parts(&problem), (502, "url_not_allowed", unreachable), "the system's resolver");
 }
@@ -651,7 +664,7 @@ async fn a_name_must_resolve_to_public_addresses_only() {
 async fn a_name_is_resolved_once() {
     let server = Server::constant(IMAGE).await;
     let network = Fake::new(server.address, [&["93.184.215.14"], &["127.0.0.1"]]);
-    let (remote, network) = network.remote("http://a.example:8080", LIMITS);
+    let (remote, network) = network.remote("http://a.example:8080", settings());
     assert_eq!(fetch(&remote, "http://a.example.:8080/").await.unwrap(), "image");
     assert_eq!(network.resolutions.load(Ordering::Relaxed), 1);
     assert_eq!(network.connections(), [SocketAddr::new(PUBLIC, 8080)]);
@@ -666,7 +679,7 @@ async fn an_unresponsive_address_leaves_time_for_the_next() {
     let server = Server::constant(IMAGE).await;
     let mut network = Fake::new(server.address, [&["2606:4700::1111", "93.184.215.14"]]);
     network.silent = vec!["2606:4700::1111".parse().unwrap()];
-    let limits = FetchLimits { headers: Duration::from_secs(2), ..LIMITS };
+    let limits = Settings { fetch_header_timeout: Duration::from_secs(2), ..settings() };
     let (remote, network) = network.remote("http://a.example", limits);
     assert_eq!(fetch(&remote, "http://a.example/").await.unwrap(), "image");
     assert_eq!(network.connections().len(), 2);
@@ -686,7 +699,7 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
     let server = Server::start_with(Some(tls), |_| vec![(0, IMAGE.into())]).await;
     let public: &[&str] = &["93.184.215.14"];
     let network = Fake::new(server.address, [public, public]);
-    let (remote, network) = network.remote("localhost,a.example", LIMITS);
+    let (remote, network) = network.remote("localhost,a.example", settings());
     assert_eq!(fetch(&remote, "https://localhost/").await.unwrap(), "image");
     assert_eq!(network.connections(), [SocketAddr::new(PUBLIC, 443)]);
     let problem = fetch(&remote, "https://a.example/").await.unwrap_err();
@@ -695,15 +708,15 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
     // The certificate is not signed by a public root.
     let network = Arc::new(Fake::new(server.address, [public]));
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let remote = Remote::with(hosts("localhost"), LIMITS, network, roots).unwrap();
+    let remote = Remote::with_network(hosts("localhost"), settings(), network, roots).unwrap();
     assert_eq!(fetch(&remote, "https://localhost/").await.unwrap_err().kind, "url_failed");
 }
 
 #[tokio::test]
 async fn the_number_of_concurrent_fetches_is_limited() {
     let server = Server::start(|_| vec![(300, IMAGE.into())]).await;
-    let one = FetchLimits { concurrent: 1, ..LIMITS };
-    let remote = server.remote(one);
+    let one = Settings { max_fetches: 1, ..settings() };
+    let remote = server.remote(one.clone());
     let began = Instant::now();
     let url = server.url("/");
     let (first, second) = tokio::join!(fetch(&remote, &url), fetch(&remote, &url));
@@ -712,7 +725,7 @@ async fn the_number_of_concurrent_fetches_is_limited() {
     // A resolution that outlasts its fetch keeps the permit, so that the next fetch gets none in time.
     let mut network = Fake::new(server.address, [&["93.184.215.14"], &["93.184.215.14"]]);
     network.pause = Duration::from_secs(2);
-    let limits = FetchLimits { headers: Duration::from_millis(300), ..one };
+    let limits = Settings { fetch_header_timeout: Duration::from_millis(300), ..one };
     let (remote, network) = network.remote("http://a.example", limits);
     assert_eq!(fetch(&remote, "http://a.example/").await.unwrap_err().kind, "url_timeout");
     let problem = fetch(&remote, "http://a.example/").await.unwrap_err();
@@ -727,7 +740,7 @@ async fn memory_is_claimed_while_the_image_is_received() {
     let server = Server::constant(whole).await;
     let memory = Memory::new(&Settings { memory: Some(4096), ..Settings::default() });
     memory.open().unwrap();
-    let remote = server.remote(LIMITS);
+    let remote = server.remote(settings());
     let buffer = Buffer::new(&memory, 1000).unwrap();
     let problem = remote.fetch(&server.url("/"), buffer).await.unwrap_err();
     assert_eq!(problem.status, 413, "the buffer's own limit");

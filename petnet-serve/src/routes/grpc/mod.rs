@@ -15,15 +15,14 @@ use hyper::{Request, Response, StatusCode};
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 
-use super::table::Access;
 use super::v2::check_ready;
-use crate::access::Scope;
+use crate::access::{Access, Scope};
 use crate::app::App;
 use crate::body::Body;
 use crate::memory::Claim;
 use crate::problem::Problem;
 use crate::shadow::Samples;
-use crate::telemetry::Note;
+use crate::telemetry::RequestDetails;
 use service::Api;
 
 /// Messages of the protocol and the trait of its service, generated from `proto/inference.proto` by `scripts/grpc-code.sh`.
@@ -33,124 +32,97 @@ mod proto {
 }
 
 /// Maximum size of a message other than an inference request, in bytes.
-const SMALL: usize = 16 << 10;
+const MAX_MESSAGE: usize = 16 << 10;
 
 /// A method of the services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
-    ServerLive,
-    ServerReady,
-    ModelReady,
-    ServerMetadata,
-    ModelMetadata,
-    ModelInfer,
-    RepositoryIndex,
-    RepositoryModelLoad,
-    RepositoryModelUnload,
-    HealthCheck,
-    HealthWatch,
+#[derive(Debug)]
+pub(super) struct Method {
+    pub(super) path: &'static str,
+    /// As that of the corresponding HTTP route.
+    access: Access,
+    service: Service,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Service {
+    Inference,
+    Health,
     Reflection,
     ReflectionAlpha,
 }
 
-impl Method {
-    const ALL: [Self; 13] = [
-        Self::ServerLive,
-        Self::ServerReady,
-        Self::ModelReady,
-        Self::ServerMetadata,
-        Self::ModelMetadata,
-        Self::ModelInfer,
-        Self::RepositoryIndex,
-        Self::RepositoryModelLoad,
-        Self::RepositoryModelUnload,
-        Self::HealthCheck,
-        Self::HealthWatch,
-        Self::Reflection,
-        Self::ReflectionAlpha,
-    ];
+const PREDICT: Access = Access::Key(Scope::Predict);
 
-    pub(super) fn find(path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.path() == path)
-    }
+const fn inference(path: &'static str, access: Access) -> Method {
+    Method { path, access, service: Service::Inference }
+}
 
-    pub(super) fn path(self) -> &'static str {
-        match self {
-            Self::ServerLive => "/inference.GRPCInferenceService/ServerLive",
-            Self::ServerReady => "/inference.GRPCInferenceService/ServerReady",
-            Self::ModelReady => "/inference.GRPCInferenceService/ModelReady",
-            Self::ServerMetadata => "/inference.GRPCInferenceService/ServerMetadata",
-            Self::ModelMetadata => "/inference.GRPCInferenceService/ModelMetadata",
-            Self::ModelInfer => "/inference.GRPCInferenceService/ModelInfer",
-            Self::RepositoryIndex => "/inference.GRPCInferenceService/RepositoryIndex",
-            Self::RepositoryModelLoad => "/inference.GRPCInferenceService/RepositoryModelLoad",
-            Self::RepositoryModelUnload => "/inference.GRPCInferenceService/RepositoryModelUnload",
-            Self::HealthCheck => "/grpc.health.v1.Health/Check",
-            Self::HealthWatch => "/grpc.health.v1.Health/Watch",
-            Self::Reflection => "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            Self::ReflectionAlpha => {
-                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-            }
-        }
-    }
+const fn open(path: &'static str, service: Service) -> Method {
+    Method { path, access: Access::Open, service }
+}
 
-    /// Access to the method, as that of the corresponding HTTP route.
-    fn access(self) -> Access {
-        match self {
-            Self::ServerLive
-            | Self::ServerReady
-            | Self::ModelReady
-            | Self::ServerMetadata
-            | Self::HealthCheck
-            | Self::HealthWatch
-            | Self::Reflection
-            | Self::ReflectionAlpha => Access::Open,
-            Self::ModelMetadata | Self::ModelInfer | Self::RepositoryIndex => {
-                Access::Key(Scope::Predict)
-            }
-            Self::RepositoryModelLoad | Self::RepositoryModelUnload => Access::Operator,
-        }
-    }
+static METHODS: &[Method] = &[
+    inference("/inference.GRPCInferenceService/ServerLive", Access::Open),
+    inference("/inference.GRPCInferenceService/ServerReady", Access::Open),
+    inference("/inference.GRPCInferenceService/ModelReady", Access::Open),
+    inference("/inference.GRPCInferenceService/ServerMetadata", Access::Open),
+    inference("/inference.GRPCInferenceService/ModelMetadata", PREDICT),
+    inference("/inference.GRPCInferenceService/ModelInfer", PREDICT),
+    inference("/inference.GRPCInferenceService/RepositoryIndex", PREDICT),
+    inference("/inference.GRPCInferenceService/RepositoryModelLoad", Access::Operator),
+    inference("/inference.GRPCInferenceService/RepositoryModelUnload", Access::Operator),
+    open("/grpc.health.v1.Health/Check", Service::Health),
+    open("/grpc.health.v1.Health/Watch", Service::Health),
+    open("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Service::Reflection),
+    open(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        Service::ReflectionAlpha,
+    ),
+];
+
+/// The method of a path.
+pub(super) fn find(path: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|method| method.path == path)
 }
 
 /// True for a gRPC request.
 pub(super) fn is_call(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Reports changes of the service's readiness to clients of `Health/Watch`: within a second, or at once when the service
 /// begins to drain.
 pub(crate) async fn report_health(app: Arc<App>) {
-    const EVERY: Duration = Duration::from_secs(1);
+    const INTERVAL: Duration = Duration::from_secs(1);
     loop {
         app.health.update(check_ready(&app).is_ok()).await;
         // The wait usually ends by its timeout.
-        let _ = tokio::time::timeout(EVERY, app.draining()).await;
+        let _ = tokio::time::timeout(INTERVAL, app.draining()).await;
         if !app.serving() {
             return app.health.update(false).await;
         }
     }
 }
 
-/// Answers a call.
-pub(super) async fn answer(
+/// The response to a call.
+pub(super) async fn respond(
     app: &Arc<App>,
-    method: Option<Method>,
+    method: Option<&'static Method>,
     mut request: Request<Incoming>,
 ) -> Response<Body> {
-    let deadline = timeout(request.headers());
-    let work = async {
+    let timeout = grpc_timeout(request.headers());
+    let call = async {
         let method = method.ok_or_else(|| {
             let detail = "there is no such method";
             Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
         })?;
-        let standing = super::permit(app, method.access(), request.headers())?;
-        request.extensions_mut().insert(standing.priority);
-        dispatch(app, method, request).await
+        let authorization = app.keys.authorize(request.headers(), method.access)?;
+        request.extensions_mut().insert(authorization.priority);
+        call_service(app, method.service, request).await
     };
-    let outcome = match deadline {
-        None => work.await,
-        Some(limit) => match tokio::time::timeout(limit, work).await {
+    let outcome = match timeout {
+        None => call.await,
+        Some(limit) => match tokio::time::timeout(limit, call).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 let detail = "the deadline of the call has passed";
@@ -158,87 +130,81 @@ pub(super) async fn answer(
             }
         },
     };
-    outcome.unwrap_or_else(|problem| refuse(app, problem))
+    outcome.unwrap_or_else(|problem| problem_response(app, problem))
 }
 
 /// The response to a call that is refused before it reaches its service.
-pub(super) fn refuse(app: &Arc<App>, problem: Problem) -> Response<Body> {
-    let outcome = Outcome::default();
+pub(super) fn problem_response(app: &Arc<App>, problem: Problem) -> Response<Body> {
+    let outcome = CallOutcome::default();
     let status = outcome.fail(problem);
-    outcome.close(app, status.into_http())
+    outcome.attach(app, status.into_http())
 }
 
-async fn dispatch(
+async fn call_service(
     app: &Arc<App>,
-    method: Method,
+    service: Service,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Problem> {
     // The error type is `Infallible`: a service reports failures in the status of its response.
-    let Ok(reply) = match method {
-        Method::HealthCheck | Method::HealthWatch => {
+    let Ok(response) = match service {
+        Service::Inference => return infer(app, request).await,
+        Service::Health => {
             app.health.update(check_ready(app).is_ok()).await;
             app.health.server().call(request).await
         }
-        Method::Reflection => {
+        Service::Reflection => {
             let service = reflection().build_v1().map_err(|_| Problem::internal())?;
-            service.max_decoding_message_size(SMALL).call(request).await
+            service.max_decoding_message_size(MAX_MESSAGE).call(request).await
         }
-        Method::ReflectionAlpha => {
+        Service::ReflectionAlpha => {
             let service = reflection().build_v1alpha().map_err(|_| Problem::internal())?;
-            service.max_decoding_message_size(SMALL).call(request).await
+            service.max_decoding_message_size(MAX_MESSAGE).call(request).await
         }
-        Method::ServerLive
-        | Method::ServerReady
-        | Method::ModelReady
-        | Method::ServerMetadata
-        | Method::ModelMetadata
-        | Method::ModelInfer
-        | Method::RepositoryIndex
-        | Method::RepositoryModelLoad
-        | Method::RepositoryModelUnload => return infer(app, request).await,
     };
-    Ok(reply.map(Body::from))
+    Ok(response.map(Body::from))
 }
 
-/// Reads a call of the inference service within the memory budget, and answers it.
+/// Reads a call of the inference service within the memory budget, and calls the service.
 async fn infer(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Response<Body>, Problem> {
     let priority = super::images::priority(&request);
-    let (bytes, mut claim) = app.uploads.read_bytes(&mut request, &app.settings).await?;
+    let (bytes, mut claim) = app.uploads.read_bytes(&mut request).await?;
     // For the decoded message, and for raw floats as values and as pixels.
-    claim.merge(app.memory.buffer(bytes.len() * 3)?);
-    let outcome = Outcome::default();
+    claim.merge(app.memory.claim_buffer(bytes.len() * 3)?);
+    let outcome = CallOutcome::default();
     let api = Api { app: Arc::clone(app), priority, bytes: bytes.len(), outcome: outcome.clone() };
     let mut server = proto::grpc_inference_service_server::GrpcInferenceServiceServer::new(api)
         .max_decoding_message_size(app.settings.max_body);
-    let Ok(reply) = server.call(request.map(|_| Full::new(bytes))).await;
+    let Ok(response) = server.call(request.map(|_| Full::new(bytes))).await;
     drop::<Claim>(claim);
-    Ok(outcome.close(app, reply))
+    Ok(outcome.attach(app, response))
 }
 
-/// The facts of a call for its log line, and the images sampled for the shadow model.
+/// The details of a call for its log line, and the images sampled for the shadow model.
 #[derive(Clone, Default)]
-struct Outcome(Arc<OnceLock<(Note, Samples)>>);
+struct CallOutcome(Arc<OnceLock<(RequestDetails, Samples)>>);
 
-impl Outcome {
-    fn set(&self, note: Note, samples: Samples) {
+impl CallOutcome {
+    fn set(&self, details: RequestDetails, samples: Samples) {
         // Set once: a call has one response.
-        let _ = self.0.set((note, samples));
+        let _ = self.0.set((details, samples));
     }
 
     /// Records the problem of a call that is refused, and returns its status.
     fn fail(&self, problem: Problem) -> Status {
         let status = status(&problem);
-        self.set(Note { problem: Some(problem), ..Note::default() }, Samples::default());
+        let details = RequestDetails { problem: Some(problem), ..Default::default() };
+        self.set(details, Samples::default());
         status
     }
 
-    fn close(self, app: &Arc<App>, reply: Response<tonic::body::Body>) -> Response<Body> {
-        let mut reply = reply.map(Body::from);
-        if let Some((note, samples)) = self.0.get().cloned() {
-            reply.extensions_mut().insert(note);
-            reply = reply.map(|body| body.with_samples(app.shadow.as_ref(), samples));
+    /// Attaches the details and the sampled images to the response.
+    fn attach(self, app: &Arc<App>, response: Response<tonic::body::Body>) -> Response<Body> {
+        let mut response = response.map(Body::from);
+        if let Some((details, samples)) = self.0.get().cloned() {
+            response.extensions_mut().insert(details);
+            response = response.map(|body| body.with_samples(app.shadow.as_ref(), samples));
         }
-        reply
+        response
     }
 }
 
@@ -258,7 +224,7 @@ fn status(problem: &Problem) -> Status {
         _ => Code::Internal,
     };
     let mut status = Status::new(code, problem.detail.clone());
-    if let Some(seconds) = problem.retry_seconds() {
+    if let Some(seconds) = problem.retry_after {
         let pushback = (seconds * 1000).to_string();
         if let Ok(value) = pushback.parse() {
             status.metadata_mut().insert("grpc-retry-pushback-ms", value);
@@ -268,7 +234,7 @@ fn status(problem: &Problem) -> Status {
 }
 
 /// The value of the header `grpc-timeout`: at most eight digits and a unit.
-fn timeout(headers: &HeaderMap) -> Option<Duration> {
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -302,7 +268,7 @@ mod tests {
     #[test]
     fn deadlines_have_digits_and_a_unit() {
         let of = |text: &str| {
-            timeout(&HeaderMap::from_iter([(
+            grpc_timeout(&HeaderMap::from_iter([(
                 "grpc-timeout".parse().unwrap(),
                 text.parse().unwrap(),
             )]))
@@ -314,9 +280,9 @@ mod tests {
 
     #[test]
     fn each_method_has_a_path_of_its_own() {
-        for method in Method::ALL {
-            assert_eq!(Method::find(method.path()), Some(method));
+        for method in METHODS {
+            assert!(find(method.path).is_some_and(|found| std::ptr::eq(found, method)));
         }
-        assert_eq!(Method::find("/inference.GRPCInferenceService/Other"), None);
+        assert!(find("/inference.GRPCInferenceService/Other").is_none());
     }
 }

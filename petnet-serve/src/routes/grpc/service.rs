@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::Outcome;
+use super::CallOutcome;
 use super::proto::grpc_inference_service_server::GrpcInferenceService;
 use super::proto::infer_parameter::ParameterChoice;
 use super::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -21,12 +21,12 @@ use super::proto::{
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
 use crate::app::App;
+use crate::authorization::Priority;
 use crate::problem::Problem;
-use crate::routes::v2::infer::{Inferred, classify, compute, requested_outputs};
+use crate::routes::v2::infer::{Inference, classify, output_tensor, requested_outputs};
 use crate::routes::v2::tensor::{Contents, Input, OutputParameters, RequestedOutput};
-use crate::routes::v2::{self, EXTENSIONS, Form, PLATFORM};
-use crate::standing::Priority;
-use crate::telemetry::Note;
+use crate::routes::v2::{self, EXTENSIONS, Format, PLATFORM};
+use crate::telemetry::RequestDetails;
 
 /// The inference service for one call.
 pub(super) struct Api {
@@ -34,32 +34,32 @@ pub(super) struct Api {
     pub(super) priority: Priority,
     /// Length of the message in bytes.
     pub(super) bytes: usize,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: CallOutcome,
 }
 
 impl Api {
-    fn reply<T>(&self, outcome: Result<T, Problem>) -> Result<Response<T>, Status> {
+    fn response<T>(&self, outcome: Result<T, Problem>) -> Result<Response<T>, Status> {
         outcome.map(Response::new).map_err(|problem| self.outcome.fail(problem))
     }
 
     async fn infer(&self, mut request: ModelInferRequest) -> Result<ModelInferResponse, Problem> {
-        let (app, accepted) = (&self.app, Instant::now());
-        let (target, form) = v2::find(app, &request.model_name, self.priority)?;
+        let (app, received) = (&self.app, Instant::now());
+        let (target, format) = v2::find(app, &request.model_name, self.priority)?;
         target.check_wait()?;
         let requested = request.outputs.iter().map(requested).collect::<Result<Vec<_>, _>>()?;
-        let (input, mut raw) = input(&mut request, form)?;
+        let (input, mut raw) = input(&mut request, format)?;
         let values = input.values(&mut raw, app.settings.max_parts)?;
         if !raw.is_empty() {
             return Err(Problem::bad_request("there are bytes after the input's values"));
         }
         let name = request.model_name;
-        let inferred = classify(app, &target, form, values).await;
-        let note = inferred.as_ref().ok().map(|inferred| &inferred.note);
-        app.stats.add(&name, accepted.elapsed(), note);
-        let Inferred { answers, note, samples } = inferred?;
+        let inference = classify(app, &target, format, values).await;
+        let details = inference.as_ref().ok().map(|inference| &inference.details);
+        app.stats.add(&name, received.elapsed(), details);
+        let Inference { classified, details, samples } = inference?;
         let (mut outputs, mut contents) = (Vec::new(), Vec::new());
         for requested in &*requested_outputs(&requested)? {
-            let output = compute(&target.model, requested, &answers)?;
+            let output = output_tensor(&target.model, requested, &classified)?;
             contents.push(Bytes::from(output.raw()));
             outputs.push(InferOutputTensor {
                 name: output.name.into(),
@@ -68,8 +68,8 @@ impl Api {
                 ..InferOutputTensor::default()
             });
         }
-        let note = Note { accepted: Some(accepted), bytes: self.bytes, ..note };
-        self.outcome.set(note, samples);
+        let details = RequestDetails { received: Some(received), bytes: self.bytes, ..details };
+        self.outcome.set(details, samples);
         Ok(ModelInferResponse {
             model_name: name,
             model_version: target.model.version.clone(),
@@ -82,14 +82,14 @@ impl Api {
 }
 
 /// The only input of a request, and the raw bytes of its values.
-fn input(request: &mut ModelInferRequest, form: Form) -> Result<(Input, Bytes), Problem> {
+fn input(request: &mut ModelInferRequest, format: Format) -> Result<(Input, Bytes), Problem> {
     let wrong = |detail: String| Problem::bad_request(detail);
     let inputs = std::mem::take(&mut request.inputs);
     let [InferInputTensor { name, datatype, shape, contents, .. }] =
         <[InferInputTensor; 1]>::try_from(inputs)
-            .map_err(|_| wrong(format!("there must be one input, `{}`", form.input())))?;
-    if name != form.input() {
-        let detail = format!("unknown input `{name}`, must be `{}`", form.input());
+            .map_err(|_| wrong(format!("there must be one input, `{}`", format.input())))?;
+    if name != format.input() {
+        let detail = format!("unknown input `{name}`, must be `{}`", format.input());
         return Err(Problem::bad_request(detail));
     }
     let mut raw = std::mem::take(&mut request.raw_input_contents);
@@ -103,7 +103,7 @@ fn input(request: &mut ModelInferRequest, form: Form) -> Result<(Input, Bytes), 
         (None, Some(_)) => {
             return Err(wrong("`raw_input_contents` has more entries than inputs".into()));
         }
-        (Some(values), None) if form == Form::Encoded => {
+        (Some(values), None) if format == Format::Encoded => {
             (Contents::Elements(values.bytes_contents), Bytes::new())
         }
         (Some(values), None) => (Contents::Floats(values.fp32_contents), Bytes::new()),
@@ -114,23 +114,19 @@ fn input(request: &mut ModelInferRequest, form: Form) -> Result<(Input, Bytes), 
 
 /// An output that a request names.
 fn requested(output: &InferRequestedOutputTensor) -> Result<RequestedOutput, Problem> {
-    let number = match output.parameters.get("classification") {
-        None => Ok(None),
-        Some(parameter) => match parameter.parameter_choice {
-            Some(ParameterChoice::Int64Param(number)) => u64::try_from(number).map(Some),
-            Some(ParameterChoice::Uint64Param(number)) => Ok(Some(number)),
-            Some(
-                ParameterChoice::BoolParam(_)
-                | ParameterChoice::StringParam(_)
-                | ParameterChoice::DoubleParam(_),
-            )
-            | None => {
-                return Err(Problem::bad_request("`classification` must be a number of classes"));
-            }
-        },
+    let wrong = || Problem::bad_request("`classification` must be a number of classes");
+    let choice = output
+        .parameters
+        .get("classification")
+        .map(|parameter| parameter.parameter_choice.as_ref());
+    let classification = match choice {
+        None => None,
+        Some(Some(ParameterChoice::Int64Param(count))) => {
+            Some(u64::try_from(*count).map_err(|_| wrong())?)
+        }
+        Some(Some(ParameterChoice::Uint64Param(count))) => Some(*count),
+        Some(_) => return Err(wrong()),
     };
-    let classification =
-        number.map_err(|_| Problem::bad_request("`classification` must be a number of classes"))?;
     let parameters = OutputParameters { classification, ..OutputParameters::default() };
     Ok(RequestedOutput { name: output.name.clone(), parameters })
 }
@@ -141,14 +137,14 @@ impl GrpcInferenceService for Api {
         &self,
         _: Request<ServerLiveRequest>,
     ) -> Result<Response<ServerLiveResponse>, Status> {
-        self.reply(Ok(ServerLiveResponse { live: true }))
+        self.response(Ok(ServerLiveResponse { live: true }))
     }
 
     async fn server_ready(
         &self,
         _: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        self.reply(Ok(ServerReadyResponse { ready: v2::check_ready(&self.app).is_ok() }))
+        self.response(Ok(ServerReadyResponse { ready: v2::check_ready(&self.app).is_ok() }))
     }
 
     async fn model_ready(
@@ -157,7 +153,7 @@ impl GrpcInferenceService for Api {
     ) -> Result<Response<ModelReadyResponse>, Status> {
         let name = request.into_inner().name;
         let found = v2::find(&self.app, &name, self.priority);
-        self.reply(match found {
+        self.response(match found {
             Ok(_) => Ok(ModelReadyResponse { ready: true }),
             Err(problem) if problem.is_overload() => Ok(ModelReadyResponse { ready: false }),
             Err(problem) => Err(problem),
@@ -168,7 +164,7 @@ impl GrpcInferenceService for Api {
         &self,
         _: Request<ServerMetadataRequest>,
     ) -> Result<Response<ServerMetadataResponse>, Status> {
-        self.reply(Ok(ServerMetadataResponse {
+        self.response(Ok(ServerMetadataResponse {
             name: env!("CARGO_PKG_NAME").into(),
             version: env!("CARGO_PKG_VERSION").into(),
             extensions: EXTENSIONS.map(String::from).into(),
@@ -186,8 +182,8 @@ impl GrpcInferenceService for Api {
             shape,
         };
         let found = v2::find(&self.app, &name, self.priority);
-        self.reply(found.map(|(target, form)| {
-            let input = (form.input(), form.datatype(), form.shape(&target.model));
+        self.response(found.map(|(target, format)| {
+            let input = (format.input(), format.datatype(), format.shape(&target.model));
             ModelMetadataResponse {
                 name,
                 versions: vec![target.model.version.clone()],
@@ -202,7 +198,7 @@ impl GrpcInferenceService for Api {
         &self,
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
-        self.reply(self.infer(request.into_inner()).await)
+        self.response(self.infer(request.into_inner()).await)
     }
 
     async fn repository_index(
@@ -217,7 +213,7 @@ impl GrpcInferenceService for Api {
             reason: entry.reason.into(),
         });
         let models = models.filter(|model| !only_ready || model.state == "READY").collect();
-        self.reply(Ok(RepositoryIndexResponse { models }))
+        self.response(Ok(RepositoryIndexResponse { models }))
     }
 
     async fn repository_model_load(
@@ -225,7 +221,7 @@ impl GrpcInferenceService for Api {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
         let loaded = v2::load(&self.app, &request.into_inner().model_name).await;
-        self.reply(loaded.map(|()| RepositoryModelLoadResponse {}))
+        self.response(loaded.map(|()| RepositoryModelLoadResponse {}))
     }
 
     async fn repository_model_unload(
@@ -233,6 +229,6 @@ impl GrpcInferenceService for Api {
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
         let unloaded = v2::unload(&self.app, &request.into_inner().model_name);
-        self.reply(unloaded.map(|()| RepositoryModelUnloadResponse {}))
+        self.response(unloaded.map(|()| RepositoryModelUnloadResponse {}))
     }
 }

@@ -9,33 +9,34 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
-use hyper::body::Incoming;
+use hyper::StatusCode;
 use hyper::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
 };
-use hyper::{Request as HttpRequest, StatusCode};
 use petnet::Prediction;
 use petnet::preprocess::Pixels;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::tensor::{Computed, Input, Output, OutputParameters, Request, RequestedOutput, Values};
-use super::{Form, Reply};
-use crate::answer::remember;
+use super::Format;
+use super::tensor::{
+    Input, Output, OutputParameters, OutputValues, Request, RequestedOutput, Values,
+};
 use crate::app::App;
 use crate::batcher::ImageInput;
 use crate::buffer::Buffer;
 use crate::memory::Claim;
 use crate::models::{Model, Target};
-use crate::outputs::{Answer, Classified};
+use crate::outputs::{Classification, ModelOutput};
+use crate::prediction::record_prediction;
 use crate::problem::Problem;
-use crate::routes::{new_id, text};
+use crate::routes::{FullResponse, HandlerResult, HttpRequest, new_id, typed_response};
 use crate::shadow::Samples;
-use crate::telemetry::Note;
+use crate::telemetry::RequestDetails;
 
 /// Maximum bytes of parsed values per byte of JSON: the two bytes `1,` are a float of four, in a vector whose capacity may be
 /// twice its length.
-const VALUES: usize = 5;
+const PARSED_BYTES: usize = 5;
 /// Maximum number of requested outputs; an output may be requested several times, with different parameters.
 const MAX_OUTPUTS: usize = 16;
 
@@ -44,98 +45,99 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-cont
 pub(super) async fn infer(
     app: &Arc<App>,
     target: &Target,
-    form: Form,
-    request: &mut HttpRequest<Incoming>,
-) -> Result<Reply, Problem> {
+    format: Format,
+    request: &mut HttpRequest,
+) -> HandlerResult {
     let began = Instant::now();
-    let name = form.name(&target.model.name);
-    let outcome = answer(app, target, form, request).await;
-    app.stats.add(&name, began.elapsed(), outcome.as_ref().ok().map(|(_, note, _)| note));
-    let (payload, note, samples) = outcome?;
-    let mut reply = payload.reply(request.headers().get(ACCEPT_ENCODING))?;
-    reply.extensions_mut().insert(note);
-    reply.extensions_mut().insert(samples);
-    Ok(reply)
+    let name = format.name(&target.model.name);
+    let outcome = infer_images(app, target, format, request).await;
+    app.stats.add(&name, began.elapsed(), outcome.as_ref().ok().map(|(_, details, _)| details));
+    let (payload, details, samples) = outcome?;
+    let mut response = payload.response(request.headers().get(ACCEPT_ENCODING))?;
+    response.extensions_mut().insert(details);
+    response.extensions_mut().insert(samples);
+    Ok(response)
 }
 
-async fn answer(
+async fn infer_images(
     app: &Arc<App>,
     target: &Target,
-    form: Form,
-    request: &mut HttpRequest<Incoming>,
-) -> Result<(Payload, Note, Samples), Problem> {
+    format: Format,
+    request: &mut HttpRequest,
+) -> Result<(Payload, RequestDetails, Samples), Problem> {
     target.check_wait()?;
-    let (body, claim) = app.uploads.read_bytes(request, &app.settings).await?;
+    let (body, claim) = app.uploads.read_bytes(request).await?;
     let bytes = body.len();
-    let accepted = Some(Instant::now());
+    let received = Some(Instant::now());
     let (headers, parsing) = (request.headers().clone(), Arc::clone(app));
     // On a blocking thread: parsing megabytes of JSON would delay the runtime's other tasks.
     let parsed = tokio::task::spawn_blocking(move || {
-        let (body, mut claim) = expand(&parsing, (body, claim), &headers)?;
+        let (body, mut claim) = decompress(&parsing, (body, claim), &headers)?;
         let head = header_length(&headers)?;
         let json = head.unwrap_or(body.len()).min(body.len());
         // Raw floats are copied, and converted to pixels of one byte.
-        claim.merge(parsing.memory.buffer(VALUES * json + (body.len() - json) * 5 / 4)?);
-        let (request, binary) = Request::parse(&body, head, form.input())?;
+        let values = PARSED_BYTES * json + (body.len() - json) * 5 / 4;
+        claim.merge(parsing.memory.claim_buffer(values)?);
+        let (request, binary) = Request::parse(&body, head, format.input())?;
         Ok::<_, Problem>((request, binary, claim))
     });
     let (mut request, mut binary, _claim) = parsed.await.map_err(|_| Problem::internal())??;
     let inputs = <[Input; 1]>::try_from(std::mem::take(&mut request.inputs));
     let [input] = inputs.map_err(|_| {
-        Problem::bad_request(format!("there must be one input, `{}`", form.input()))
+        Problem::bad_request(format!("there must be one input, `{}`", format.input()))
     })?;
-    if input.name != form.input() {
-        let detail = format!("unknown input `{}`, must be `{}`", input.name, form.input());
+    if input.name != format.input() {
+        let detail = format!("unknown input `{}`, must be `{}`", input.name, format.input());
         return Err(Problem::bad_request(detail));
     }
     let values = input.values(&mut binary, app.settings.max_parts)?;
     if !binary.is_empty() {
         return Err(Problem::bad_request("there are bytes after the last input"));
     }
-    let Inferred { answers, note, samples } = classify(app, target, form, values).await?;
-    let payload = respond(&target.model, form, &request, &answers)?;
-    Ok((payload, Note { accepted, bytes, ..note }, samples))
+    let Inference { classified, details, samples } = classify(app, target, format, values).await?;
+    let payload = encode_response(&target.model, format, &request, &classified)?;
+    Ok((payload, RequestDetails { received, bytes, ..details }, samples))
 }
 
-/// Answers with the ids of their predictions.
-pub(in crate::routes) type Answers = [(Uuid, Answer<Classified>)];
+/// Outputs for images, with the ids of the predictions.
+pub(crate) type ClassifiedImages = [(Uuid, ModelOutput<Classification>)];
 
 /// The outputs for all images of a request.
-pub(in crate::routes) struct Inferred {
-    pub(in crate::routes) answers: Vec<(Uuid, Answer<Classified>)>,
-    pub(in crate::routes) note: Note,
-    pub(in crate::routes) samples: Samples,
+pub(crate) struct Inference {
+    pub(crate) classified: Vec<(Uuid, ModelOutput<Classification>)>,
+    pub(crate) details: RequestDetails,
+    pub(crate) samples: Samples,
 }
 
 /// Classifies the values of a request's input.
 ///
 /// # Errors
 /// 400 for values that are not images for the model, and the reason for which an image is refused.
-pub(in crate::routes) async fn classify(
+pub(crate) async fn classify(
     app: &App,
     target: &Target,
-    form: Form,
+    format: Format,
     values: Values,
-) -> Result<Inferred, Problem> {
+) -> Result<Inference, Problem> {
     let encoded = match &values {
         Values::Bytes(images) => images.clone(),
         Values::Floats { .. } => Vec::new(),
     };
-    let images = images(&target.model, form, values)?;
+    let images = images(&target.model, format, values)?;
     let outcomes = app.batcher.classify_all(target, images).await?;
-    let answers = outcomes.into_iter().map(|outcome| Ok((new_id(), outcome?)));
-    let answers = answers.collect::<Result<Vec<_>, Problem>>()?;
+    let classified = outcomes.into_iter().map(|outcome| Ok((new_id(), outcome?)));
+    let classified = classified.collect::<Result<Vec<_>, Problem>>()?;
     let mut samples = Samples::default();
-    for (place, (id, answer)) in answers.iter().enumerate() {
-        let prediction = &answer.value.prediction;
-        remember(app, target, *id, (prediction, &answer.facts));
-        if let Some(image) = encoded.get(place) {
+    for (index, (id, output)) in classified.iter().enumerate() {
+        let prediction = &output.value.prediction;
+        record_prediction(app, target, *id, (prediction, &output.metadata));
+        if let Some(image) = encoded.get(index) {
             samples.offer(app.shadow.as_ref(), target, (*id, prediction), image);
         }
     }
-    let timings = answers.iter().filter_map(|(_, answer)| answer.timings).collect();
-    let note = Note { timings, images: answers.len(), ..Note::default() };
-    Ok(Inferred { answers, note, samples })
+    let timings = classified.iter().filter_map(|(_, output)| output.timings).collect();
+    let details = RequestDetails { timings, images: classified.len(), ..Default::default() };
+    Ok(Inference { classified, details, samples })
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
@@ -146,7 +148,7 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
 }
 
 /// Decompresses the body; the result is limited like an uncompressed body.
-fn expand(
+fn decompress(
     app: &App,
     (body, claim): (Bytes, Claim),
     headers: &HeaderMap,
@@ -180,9 +182,9 @@ struct Payload {
 
 impl Payload {
     /// The response, compressed where `Accept-Encoding` is exactly `gzip` or `deflate`.
-    fn reply(self, accepted: Option<&HeaderValue>) -> Result<Reply, Problem> {
-        let accepted = accepted.map(HeaderValue::as_bytes);
-        let (coding, bytes) = match accepted {
+    fn response(self, received: Option<&HeaderValue>) -> HandlerResult {
+        let received = received.map(HeaderValue::as_bytes);
+        let (coding, bytes) = match received {
             Some(b"gzip") => {
                 let mut to = GzEncoder::new(Vec::new(), Compression::fast());
                 (Some("gzip"), to.write_all(&self.bytes).and_then(|()| to.finish()))
@@ -193,31 +195,31 @@ impl Payload {
             }
             _ => (None, Ok(self.bytes)),
         };
-        let kind =
+        let content_type =
             if self.head.is_some() { "application/octet-stream" } else { "application/json" };
-        let mut reply = text(kind, bytes.map_err(|_| Problem::internal())?);
+        let mut response = typed_response(content_type, bytes.map_err(|_| Problem::internal())?);
         if let Some(length) = self.head {
-            reply.headers_mut().insert(HEADER_LENGTH, length.into());
+            response.headers_mut().insert(HEADER_LENGTH, length.into());
         }
         if let Some(coding) = coding {
-            reply.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
         }
-        Ok(reply)
+        Ok(response)
     }
 }
 
 type Images = Vec<Result<ImageInput, Problem>>;
 
-fn images(model: &Model, form: Form, values: Values) -> Result<Images, Problem> {
-    match (form, values) {
-        (Form::Encoded, Values::Bytes(images)) => {
+fn images(model: &Model, format: Format, values: Values) -> Result<Images, Problem> {
+    match (format, values) {
+        (Format::Encoded, Values::Bytes(images)) => {
             Ok(images.into_iter().map(|image| Ok(ImageInput::Encoded(image))).collect())
         }
-        (Form::Pixels, Values::Floats { shape, values }) => from_nchw(model, &shape, &values),
+        (Format::Pixels, Values::Floats { shape, values }) => from_nchw(model, &shape, &values),
         _ => Err(Problem::bad_request(format!(
             "input `{}` must have datatype {}",
-            form.input(),
-            form.datatype()
+            format.input(),
+            format.datatype()
         ))),
     }
 }
@@ -237,24 +239,24 @@ fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Images, P
         let bytes = (0..plane)
             .flat_map(|at| [0, 1, 2].map(|channel| channels[channel * plane + at].round() as u8));
         Pixels::new(size, size, bytes.collect())
-            .map(ImageInput::Ready)
+            .map(ImageInput::Pixels)
             .ok_or_else(Problem::internal)
     });
     Ok(images.collect())
 }
 
-fn respond(
+fn encode_response(
     model: &Model,
-    form: Form,
+    format: Format,
     request: &Request,
-    answers: &Answers,
+    classified: &ClassifiedImages,
 ) -> Result<Payload, Problem> {
     let requested = requested_outputs(&request.outputs)?;
     let by_default = request.parameters.binary_data_output;
     let (mut tensors, mut binary) = (Vec::new(), Vec::new());
     let mut any = false;
     for requested in &*requested {
-        let output = compute(model, requested, answers)?;
+        let output = output_tensor(model, requested, classified)?;
         let binary_data = requested.parameters.binary_data.or(by_default);
         let (tensor, raw) = output.write(binary_data.unwrap_or_default());
         tensors.push(tensor);
@@ -262,7 +264,7 @@ fn respond(
         binary.extend(raw.unwrap_or_default());
     }
     let mut body = json!({
-        "model_name": form.name(&model.name),
+        "model_name": format.name(&model.name),
         "model_version": model.version,
         "outputs": tensors,
     });
@@ -278,7 +280,7 @@ fn respond(
 ///
 /// # Errors
 /// 413 for too many.
-pub(in crate::routes) fn requested_outputs(
+pub(crate) fn requested_outputs(
     requested: &[RequestedOutput],
 ) -> Result<Cow<'_, [RequestedOutput]>, Problem> {
     if requested.len() > MAX_OUTPUTS {
@@ -298,36 +300,37 @@ pub(in crate::routes) fn requested_outputs(
 ///
 /// # Errors
 /// 400 for an unknown output.
-pub(in crate::routes) fn compute(
+pub(crate) fn output_tensor(
     model: &Model,
     requested: &RequestedOutput,
-    answers: &Answers,
+    classified: &ClassifiedImages,
 ) -> Result<Output, Problem> {
-    let images = answers.len();
+    let images = classified.len();
     let labels = model.classifier.labels();
-    let predictions = answers.iter().map(|(_, answer)| &answer.value.prediction);
-    let texts = |name, texts| Output { name, shape: vec![images], values: Computed::Texts(texts) };
+    let predictions = classified.iter().map(|(_, output)| &output.value.prediction);
+    let texts =
+        |name, texts| Output { name, shape: vec![images], values: OutputValues::Texts(texts) };
     match (requested.name.as_str(), requested.parameters.classification) {
         ("probabilities", None) => {
             let values = predictions.flat_map(|p| p.probabilities().iter().copied()).collect();
             let shape = vec![images, labels.len()];
-            Ok(Output { name: "probabilities", shape, values: Computed::Floats(values) })
+            Ok(Output { name: "probabilities", shape, values: OutputValues::Floats(values) })
         }
-        ("probabilities", Some(most)) => {
-            let most = (most as usize).clamp(1, labels.len());
-            let ranked = predictions.flat_map(|p| ranking(p, labels, most)).collect();
-            let shape = vec![images, most];
-            Ok(Output { name: "probabilities", shape, values: Computed::Texts(ranked) })
+        ("probabilities", Some(count)) => {
+            let count = (count as usize).clamp(1, labels.len());
+            let ranked = predictions.flat_map(|p| ranking(p, labels, count)).collect();
+            let shape = vec![images, count];
+            Ok(Output { name: "probabilities", shape, values: OutputValues::Texts(ranked) })
         }
         ("label", None) => Ok(texts("label", predictions.map(|p| p.label_text()).collect())),
         ("embedding", None) => {
-            let embeddings = answers.iter().flat_map(|(_, answer)| &answer.value.embedding);
+            let embeddings = classified.iter().flat_map(|(_, output)| &output.value.embedding);
             let shape = vec![images, model.classifier.embedding_len()];
-            let values = Computed::Floats(embeddings.copied().collect());
+            let values = OutputValues::Floats(embeddings.copied().collect());
             Ok(Output { name: "embedding", shape, values })
         }
         ("prediction_id", None) => {
-            Ok(texts("prediction_id", answers.iter().map(|(id, _)| id.to_string()).collect()))
+            Ok(texts("prediction_id", classified.iter().map(|(id, _)| id.to_string()).collect()))
         }
         ("decision", None) => {
             Ok(texts("decision", predictions.map(|p| p.decision().to_string()).collect()))
@@ -340,18 +343,18 @@ pub(in crate::routes) fn compute(
 }
 
 /// The most likely classes as `value:index:label`, the format of Triton's classification extension.
-fn ranking(prediction: &Prediction, labels: &[String], most: usize) -> Vec<String> {
+fn ranking(prediction: &Prediction, labels: &[String], count: usize) -> Vec<String> {
     let mut ranked: Vec<(usize, f32)> =
         prediction.probabilities().iter().copied().enumerate().collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let named = ranked.into_iter().take(most);
+    let named = ranked.into_iter().take(count);
     named.map(|(index, value)| format!("{value:.6}:{index}:{}", labels[index])).collect()
 }
 
 /// An error in the protocol's format.
-pub(in crate::routes) fn error(problem: &Problem) -> Reply {
-    let mut reply = problem.response();
-    *reply.body_mut() = json!({ "error": problem.detail }).to_string().into();
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    reply
+pub(crate) fn error(problem: &Problem) -> FullResponse {
+    let mut response = problem.response();
+    *response.body_mut() = json!({ "error": problem.detail }).to_string().into();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }

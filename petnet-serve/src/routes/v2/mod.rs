@@ -8,16 +8,16 @@ pub(super) mod tensor;
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
-use serde_json::{Value, json};
+use hyper::StatusCode;
+use serde::Serialize;
+use serde_json::json;
 
 use super::images::priority;
-use super::{Reply, json as json_reply};
+use super::{FullResponse, HandlerResult, HttpRequest, json_response};
 use crate::app::App;
-use crate::models::{Model, PIXELS, Served, Target, unknown};
+use crate::authorization::Priority;
+use crate::models::{Model, PIXELS_SUFFIX, Served, Target, unknown_model};
 use crate::problem::Problem;
-use crate::standing::Priority;
 
 pub(super) use infer::error;
 
@@ -33,21 +33,21 @@ pub(crate) fn parse_tensors(body: &bytes::Bytes, head: Option<usize>) -> Result<
 
 /// Format of the input images.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Format {
     /// Encoded files: input `image`, BYTES `[n]`.
     Encoded,
     /// Decoded pixels: input `pixels`, FP32 `[n, 3, size, size]` (NCHW), RGB, from 0 to 255.
     Pixels,
 }
 
-impl Form {
+impl Format {
     const ALL: [Self; 2] = [Self::Encoded, Self::Pixels];
 
     /// The protocol's name of a model with inputs of this format.
     pub(super) fn name(self, model: &str) -> String {
         match self {
             Self::Encoded => model.into(),
-            Self::Pixels => format!("{model}{PIXELS}"),
+            Self::Pixels => format!("{model}{PIXELS_SUFFIX}"),
         }
     }
 
@@ -78,18 +78,21 @@ impl Form {
 ///
 /// # Errors
 /// 404 for an unknown name, 503 while the model is not loaded.
-pub(super) fn find(app: &App, name: &str, priority: Priority) -> Result<(Target, Form), Problem> {
-    let (served, form) = served(app, name)?;
-    Ok((app.target(Some(served.name()), priority)?, form))
+pub(super) fn find(app: &App, name: &str, priority: Priority) -> Result<(Target, Format), Problem> {
+    let (served, format) = served(app, name)?;
+    Ok((app.target(Some(served.name()), priority)?, format))
 }
 
-fn served<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<Served>, Form), Problem> {
-    let found = Form::ALL.into_iter().find_map(|form| {
+fn served<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<Served>, Format), Problem> {
+    let found = Format::ALL.into_iter().find_map(|format| {
         let mut all = app.models.iter();
-        all.find(|served| form.name(served.name()) == name).map(|served| (served, form))
+        all.find(|served| format.name(served.name()) == name).map(|served| (served, format))
     });
     found.ok_or_else(|| {
-        unknown(name, app.models.iter().flat_map(|served| Form::ALL.map(|f| f.name(served.name()))))
+        unknown_model(
+            name,
+            app.models.iter().flat_map(|served| Format::ALL.map(|f| f.name(served.name()))),
+        )
     })
 }
 
@@ -103,21 +106,25 @@ pub(super) const EXTENSIONS: [&str; 5] = [
 ];
 
 /// The server's name, version and extensions.
-pub(super) fn server() -> Reply {
+pub(super) fn server() -> FullResponse {
     let body = json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
         "extensions": EXTENSIONS,
     });
-    json_reply(StatusCode::OK, &body)
+    json_response(&body)
 }
 
+/// The readiness of the server.
+///
 /// # Errors
 /// 503 while it is not ready.
-pub(super) fn ready(app: &App) -> Result<Reply, Problem> {
-    check_ready(app).map(|()| json_reply(StatusCode::OK, &json!({ "ready": true })))
+pub(super) fn ready(app: &App) -> HandlerResult {
+    check_ready(app).map(|()| json_response(&json!({ "ready": true })))
 }
 
+/// Checks the readiness of the server.
+///
 /// # Errors
 /// 503 while the default model is not loaded, and while the service drains.
 pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
@@ -131,44 +138,48 @@ pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The readiness of a model.
+///
 /// # Errors
 /// 404 for an unknown name, 503 while the model is not loaded.
-pub(super) fn model_ready(app: &App, name: &str) -> Result<Reply, Problem> {
-    find(app, name, Priority::default()).map(|_| json_reply(StatusCode::OK, &json!({})))
+pub(super) fn model_ready(app: &App, name: &str) -> HandlerResult {
+    find(app, name, Priority::default()).map(|_| json_response(&json!({})))
 }
 
+/// The statistics of a model, as Triton's extension defines them.
+///
 /// # Errors
 /// As [`model_ready`].
-pub(super) fn stats(app: &App, name: &str) -> Result<Reply, Problem> {
+pub(super) fn stats(app: &App, name: &str) -> HandlerResult {
     let (target, _) = find(app, name, Priority::default())?;
     let stats = app.stats.json(name, &target.model.version);
-    Ok(json_reply(StatusCode::OK, &json!({ "model_stats": [stats] })))
+    Ok(json_response(&json!({ "model_stats": [stats] })))
 }
 
+/// Runs a model on the input of a request.
+///
 /// # Errors
 /// As [`model_ready`], and the reasons for which a request is refused.
-pub(super) async fn infer(
-    app: &Arc<App>,
-    name: &str,
-    request: &mut Request<Incoming>,
-) -> Result<Reply, Problem> {
-    let (target, form) = find(app, name, priority(request))?;
-    infer::infer(app, &target, form, request).await
+pub(super) async fn infer(app: &Arc<App>, name: &str, request: &mut HttpRequest) -> HandlerResult {
+    let (target, format) = find(app, name, priority(request))?;
+    infer::infer(app, &target, format, request).await
 }
 
+/// Inputs and outputs of a model.
+///
 /// # Errors
 /// As [`model_ready`].
-pub(super) fn metadata(app: &App, name: &str) -> Result<Reply, Problem> {
-    let (target, form) = find(app, name, Priority::default())?;
+pub(super) fn metadata(app: &App, name: &str) -> HandlerResult {
+    let (target, format) = find(app, name, Priority::default())?;
     let tensor = |(name, datatype, shape): &(&str, &str, Vec<i64>)| json!({ "name": name, "datatype": datatype, "shape": shape });
     let body = json!({
         "name": name,
         "versions": [target.model.version],
         "platform": PLATFORM,
-        "inputs": [tensor(&(form.input(), form.datatype(), form.shape(&target.model)))],
+        "inputs": [tensor(&(format.input(), format.datatype(), format.shape(&target.model)))],
         "outputs": outputs(&target.model).iter().map(tensor).collect::<Vec<_>>(),
     });
-    Ok(json_reply(StatusCode::OK, &body))
+    Ok(json_response(&body))
 }
 
 /// The platform of all models, as the protocol names it.
@@ -191,33 +202,33 @@ pub(super) fn outputs(model: &Model) -> [(&'static str, &'static str, Vec<i64>);
 ///
 /// # Errors
 /// As [`model_ready`].
-pub(super) fn config(app: &App, name: &str) -> Result<Reply, Problem> {
-    let (target, form) = find(app, name, Priority::default())?;
+pub(super) fn config(app: &App, name: &str) -> HandlerResult {
+    let (target, format) = find(app, name, Priority::default())?;
     // Triton's own types: TYPE_FP32, and TYPE_STRING for BYTES.
-    let kind = |datatype: &str| match datatype {
+    let triton_type = |datatype: &str| match datatype {
         "BYTES" => "TYPE_STRING".to_string(),
         other => format!("TYPE_{other}"),
     };
-    let tensor = |(name, datatype, dims): &(&str, &str, Vec<i64>)| json!({ "name": name, "data_type": kind(datatype), "dims": dims });
+    let tensor = |(name, datatype, dims): &(&str, &str, Vec<i64>)| json!({ "name": name, "data_type": triton_type(datatype), "dims": dims });
     let body = json!({
         "name": name,
         "platform": PLATFORM,
         "backend": PLATFORM,
         // 0: the batch dimension is part of the shapes, and is not added to them.
         "max_batch_size": 0,
-        "input": [tensor(&(form.input(), form.datatype(), form.shape(&target.model)))],
+        "input": [tensor(&(format.input(), format.datatype(), format.shape(&target.model)))],
         "output": outputs(&target.model).iter().map(tensor).collect::<Vec<_>>(),
     });
-    Ok(json_reply(StatusCode::OK, &body))
+    Ok(json_response(&body))
 }
 
 /// The repository's index.
-pub(super) fn index(app: &App) -> Reply {
-    let entries = repository(app).into_iter().map(|Entry { name, version, state, reason }| json!({ "name": name, "version": version, "state": state, "reason": reason }));
-    json_reply(StatusCode::OK, &Value::Array(entries.collect()))
+pub(super) fn index(app: &App) -> FullResponse {
+    json_response(&json!(repository(app)))
 }
 
 /// A model of the repository.
+#[derive(Serialize)]
 pub(super) struct Entry {
     pub(super) name: String,
     /// Empty while the model is not loaded.
@@ -235,8 +246,8 @@ pub(super) fn repository(app: &App) -> Vec<Entry> {
             None => ("UNAVAILABLE", "unloaded"),
         };
         let version = model.map(|model| model.version.clone()).unwrap_or_default();
-        Form::ALL.map(|form| Entry {
-            name: form.name(served.name()),
+        Format::ALL.map(|format| Entry {
+            name: format.name(served.name()),
             version: version.clone(),
             state,
             reason,
@@ -267,6 +278,6 @@ pub(super) fn unload(app: &App, name: &str) -> Result<(), Problem> {
 }
 
 /// The response to a successful load or unload.
-pub(super) fn done((): ()) -> Reply {
-    json_reply(StatusCode::OK, &json!({}))
+pub(super) fn empty_response((): ()) -> FullResponse {
+    json_response(&json!({}))
 }

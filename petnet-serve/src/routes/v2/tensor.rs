@@ -9,38 +9,38 @@ use crate::problem::Problem;
 
 /// An inference request's JSON.
 #[derive(Deserialize)]
-pub(in crate::routes) struct Request {
-    pub(in crate::routes) id: Option<String>,
+pub(crate) struct Request {
+    pub(crate) id: Option<String>,
     #[serde(default)]
-    pub(in crate::routes) parameters: RequestParameters,
-    pub(in crate::routes) inputs: Vec<Input>,
+    pub(crate) parameters: RequestParameters,
+    pub(crate) inputs: Vec<Input>,
     #[serde(default)]
-    pub(in crate::routes) outputs: Vec<RequestedOutput>,
+    pub(crate) outputs: Vec<RequestedOutput>,
 }
 
 #[derive(Default, Deserialize)]
-pub(in crate::routes) struct RequestParameters {
-    pub(in crate::routes) binary_data_output: Option<bool>,
+pub(crate) struct RequestParameters {
+    pub(crate) binary_data_output: Option<bool>,
 }
 
 /// An output that a request names.
 #[derive(Clone, Deserialize)]
-pub(in crate::routes) struct RequestedOutput {
-    pub(in crate::routes) name: String,
+pub(crate) struct RequestedOutput {
+    pub(crate) name: String,
     #[serde(default)]
-    pub(in crate::routes) parameters: OutputParameters,
+    pub(crate) parameters: OutputParameters,
 }
 
 #[derive(Clone, Default, Deserialize)]
-pub(in crate::routes) struct OutputParameters {
-    pub(in crate::routes) binary_data: Option<bool>,
+pub(crate) struct OutputParameters {
+    pub(crate) binary_data: Option<bool>,
     /// Number of classes to return, the most likely first.
-    pub(in crate::routes) classification: Option<u64>,
+    pub(crate) classification: Option<u64>,
 }
 
 #[derive(Deserialize)]
-pub(in crate::routes) struct Input {
-    pub(in crate::routes) name: String,
+pub(crate) struct Input {
+    pub(crate) name: String,
     shape: Vec<i64>,
     datatype: String,
     #[serde(default)]
@@ -64,7 +64,7 @@ struct Data {
 }
 
 /// The values of a gRPC input.
-pub(in crate::routes) enum Contents {
+pub(crate) enum Contents {
     /// Length in bytes of the values in `raw_input_contents`.
     Raw(usize),
     Floats(Vec<f32>),
@@ -126,7 +126,7 @@ impl<'de> Visitor<'de> for Fill<'_> {
 }
 
 /// The values of an input.
-pub(in crate::routes) enum Values {
+pub(crate) enum Values {
     /// Encoded images, `[n]`.
     Bytes(Vec<Bytes>),
     /// A tensor in row-major order.
@@ -135,11 +135,11 @@ pub(in crate::routes) enum Values {
 
 impl Request {
     /// Parses a body into its JSON and the raw bytes after it. `head` is the length of the JSON where the client sent it; 0
-    /// means that the body is one encoded image, for the input named `only`.
-    pub(in crate::routes) fn parse(
+    /// means that the body is one encoded image, for the input named `input_name`.
+    pub(crate) fn parse(
         body: &Bytes,
         head: Option<usize>,
-        only: &str,
+        input_name: &str,
     ) -> Result<(Self, Bytes), Problem> {
         let head = head.unwrap_or(body.len());
         if head > body.len() {
@@ -154,7 +154,7 @@ impl Request {
             let element: Bytes = [&length[..], body].concat().into();
             let size = Some(element.len() as u64);
             let input = Input {
-                name: only.into(),
+                name: input_name.into(),
                 shape: vec![1],
                 datatype: "BYTES".into(),
                 parameters: InputParameters { binary_data_size: size },
@@ -175,7 +175,7 @@ impl Request {
 
 impl Input {
     /// A gRPC input.
-    pub(in crate::routes) fn new(
+    pub(crate) fn new(
         name: String,
         (datatype, shape): (String, Vec<i64>),
         contents: Contents,
@@ -190,24 +190,20 @@ impl Input {
     }
 
     /// The values, from the JSON or from the front of `binary`, which advances past them. The first dimension is at most
-    /// `most`.
-    pub(in crate::routes) fn values(
-        self,
-        binary: &mut Bytes,
-        most: usize,
-    ) -> Result<Values, Problem> {
+    /// `max_images`.
+    pub(crate) fn values(self, binary: &mut Bytes, max_images: usize) -> Result<Values, Problem> {
         let name = self.name;
         let wrong = |detail: &str| Problem::bad_request(format!("input `{name}`: {detail}"));
         let shape: Option<Vec<usize>> =
             self.shape.iter().map(|side| usize::try_from(*side).ok()).collect();
         let shape = shape.ok_or_else(|| wrong("a dimension of the shape is negative"))?;
-        if shape.first().is_some_and(|images| *images > most) {
-            return Err(Problem::too_large(format!("more than {most} images")));
+        if shape.first().is_some_and(|images| *images > max_images) {
+            return Err(Problem::too_large(format!("more than {max_images} images")));
         }
         let count = shape.iter().try_fold(1usize, |all, side| all.checked_mul(*side));
         let count = count.ok_or_else(|| wrong("the shape is too large"))?;
-        if self.datatype == "BYTES" && count > most {
-            return Err(Problem::too_large(format!("more than {most} images")));
+        if self.datatype == "BYTES" && count > max_images {
+            return Err(Problem::too_large(format!("more than {max_images} images")));
         }
         let raw = match self.parameters.binary_data_size {
             Some(size) if size as usize > binary.len() => {
@@ -239,21 +235,22 @@ impl Input {
             (other, ..) => return Err(wrong(&format!("datatype {other} is not supported"))),
         };
         let values = values.ok_or_else(|| wrong("the data is not of its datatype"))?;
-        let seen = match &values {
+        let length = match &values {
             Values::Bytes(elements) => elements.len(),
             Values::Floats { values, .. } => values.len(),
         };
-        if seen != count {
-            return Err(wrong(&format!("{seen} values, the shape has {count}")));
+        if length != count {
+            return Err(wrong(&format!("{length} values, the shape has {count}")));
         }
         Ok(values)
     }
 }
 
-/// Splits raw BYTES into elements, each after its length (u32, little-endian). Returns at most one more than `most`.
-fn elements(mut raw: Bytes, most: usize) -> Option<Vec<Bytes>> {
+/// Splits raw BYTES into elements, each after its length (u32, little-endian). Returns at most one more than
+/// `max_count`.
+fn elements(mut raw: Bytes, max_count: usize) -> Option<Vec<Bytes>> {
     let mut elements = Vec::new();
-    while !raw.is_empty() && elements.len() <= most {
+    while !raw.is_empty() && elements.len() <= max_count {
         let length = u32::from_le_bytes(*raw.first_chunk()?) as usize;
         if raw.len() < 4 + length {
             return None;
@@ -265,31 +262,31 @@ fn elements(mut raw: Bytes, most: usize) -> Option<Vec<Bytes>> {
 }
 
 /// An output tensor.
-pub(in crate::routes) struct Output {
-    pub(in crate::routes) name: &'static str,
-    pub(in crate::routes) shape: Vec<usize>,
-    pub(in crate::routes) values: Computed,
+pub(crate) struct Output {
+    pub(crate) name: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: OutputValues,
 }
 
 /// Values of an output tensor.
-pub(in crate::routes) enum Computed {
+pub(crate) enum OutputValues {
     Floats(Vec<f32>),
     Texts(Vec<String>),
 }
 
 impl Output {
-    pub(in crate::routes) fn datatype(&self) -> &'static str {
+    pub(crate) fn datatype(&self) -> &'static str {
         match self.values {
-            Computed::Floats(_) => "FP32",
-            Computed::Texts(_) => "BYTES",
+            OutputValues::Floats(_) => "FP32",
+            OutputValues::Texts(_) => "BYTES",
         }
     }
 
     /// The values in little-endian bytes; each text follows its length (u32).
-    pub(in crate::routes) fn raw(&self) -> Vec<u8> {
+    pub(crate) fn raw(&self) -> Vec<u8> {
         match &self.values {
-            Computed::Floats(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Computed::Texts(texts) => texts
+            OutputValues::Floats(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            OutputValues::Texts(texts) => texts
                 .iter()
                 .flat_map(|text| {
                     let length = (text.len() as u32).to_le_bytes();
@@ -300,7 +297,7 @@ impl Output {
     }
 
     /// The tensor's JSON; where `binary` is true, with its values as raw bytes instead, to be sent after the JSON.
-    pub(in crate::routes) fn write(&self, binary: bool) -> (Value, Option<Vec<u8>>) {
+    pub(crate) fn write(&self, binary: bool) -> (Value, Option<Vec<u8>>) {
         let datatype = self.datatype();
         let mut tensor = json!({ "name": self.name, "shape": self.shape, "datatype": datatype });
         if binary {
@@ -309,8 +306,8 @@ impl Output {
             return (tensor, Some(raw));
         }
         tensor["data"] = match &self.values {
-            Computed::Floats(values) => json!(values),
-            Computed::Texts(texts) => json!(texts),
+            OutputValues::Floats(values) => json!(values),
+            OutputValues::Texts(texts) => json!(texts),
         };
         (tensor, None)
     }

@@ -7,8 +7,8 @@ use metrics::gauge;
 use petnet::metrics::{class_metrics, ece, reliability};
 use uuid::Uuid;
 
-use super::Labelled;
-use crate::models::{CLASSES, Model};
+use super::LabelledPrediction;
+use crate::models::{MAX_METRIC_CLASSES, Model};
 use crate::telemetry::names;
 
 /// Names of the windows and their lengths in milliseconds, the longest last.
@@ -40,7 +40,7 @@ pub(super) struct Evaluations {
 
 impl Evaluations {
     /// Adds feedback; a second label of a prediction replaces the first.
-    pub(super) fn insert(&mut self, id: Uuid, labelled: &Labelled) {
+    pub(super) fn insert(&mut self, id: Uuid, labelled: &LabelledPrediction) {
         let evaluated = Evaluated {
             at: labelled.at,
             model: hash(&labelled.predicted.model),
@@ -57,56 +57,56 @@ impl Evaluations {
     }
 
     /// Sets the gauges of one model, except those without feedback.
-    pub(super) fn observe(&self, model: &Model, now: u64) {
+    pub(super) fn set_gauges(&self, model: &Model, now: u64) {
         let version = hash(&model.version);
         let labels = model.classifier.labels();
         let single = model.classifier.info().task.is_single_label();
-        let places = labels.iter().take(CLASSES).enumerate();
-        let places: HashMap<u64, usize> =
-            places.map(|(place, label)| (hash(label), place)).collect();
+        let classes = labels.iter().take(MAX_METRIC_CLASSES).enumerate();
+        let classes: HashMap<u64, usize> =
+            classes.map(|(index, label)| (hash(label), index)).collect();
         for (window, length) in WINDOWS {
             let recent = |evaluated: &&Evaluated| now.saturating_sub(evaluated.at) < length;
             let of_model = self.by_id.values().filter(|evaluated| evaluated.model == version);
-            let figures = Figures::of(of_model.filter(recent), &places);
-            if figures.answers.is_empty() {
+            let window_metrics = WindowMetrics::of(of_model.filter(recent), &classes);
+            if window_metrics.predictions.is_empty() {
                 continue;
             }
             let of = (model.name.as_str(), window);
-            figures.observe(of);
+            window_metrics.set_gauges(of);
             // For a multi-label prediction, only the correctness of the whole set of labels is known here.
             if single {
-                figures.observe_classes(of, labels);
+                window_metrics.set_class_gauges(of, labels);
             }
         }
     }
 }
 
 /// Counts of one window.
-struct Figures {
-    /// Confusion matrix `[actual][predicted]`; the last row and column are for classes beyond [`CLASSES`].
+struct WindowMetrics {
+    /// Confusion matrix `[actual][predicted]`; the last row and column are for classes beyond [`MAX_METRIC_CLASSES`].
     confusion: Vec<Vec<usize>>,
     /// Confidence and correctness of each prediction.
-    answers: Vec<(f32, bool)>,
+    predictions: Vec<(f32, bool)>,
 }
 
-impl Figures {
+impl WindowMetrics {
     fn of<'a>(
         evaluated: impl Iterator<Item = &'a Evaluated>,
-        places: &HashMap<u64, usize>,
+        classes: &HashMap<u64, usize>,
     ) -> Self {
-        let mut confusion = vec![vec![0; CLASSES + 1]; CLASSES + 1];
-        let place = |name: u64| places.get(&name).copied().unwrap_or(CLASSES);
-        let answers = evaluated.map(|evaluated| {
-            confusion[place(evaluated.actual)][place(evaluated.predicted)] += 1;
+        let mut confusion = vec![vec![0; MAX_METRIC_CLASSES + 1]; MAX_METRIC_CLASSES + 1];
+        let index = |name: u64| classes.get(&name).copied().unwrap_or(MAX_METRIC_CLASSES);
+        let predictions = evaluated.map(|evaluated| {
+            confusion[index(evaluated.actual)][index(evaluated.predicted)] += 1;
             (evaluated.confidence, evaluated.actual == evaluated.predicted)
         });
-        let answers = answers.collect();
-        Self { confusion, answers }
+        let predictions = predictions.collect();
+        Self { confusion, predictions }
     }
 
-    fn observe(&self, (model, window): (&str, &'static str)) {
-        let images = self.answers.len();
-        let right = self.answers.iter().filter(|(_, right)| *right).count();
+    fn set_gauges(&self, (model, window): (&str, &'static str)) {
+        let images = self.predictions.len();
+        let right = self.predictions.iter().filter(|(_, right)| *right).count();
         let set = |name: &'static str, value: f64| {
             gauge!(name, "model" => model.to_string(), "window" => window).set(value);
         };
@@ -114,31 +114,38 @@ impl Figures {
         set(names::MODEL_ACCURACY, right as f64 / images as f64);
     }
 
-    fn observe_classes(&self, of: (&str, &'static str), labels: &[String]) {
+    fn set_class_gauges(&self, of: (&str, &'static str), labels: &[String]) {
         let (model, window) = of;
-        let error = ece(&reliability(self.answers.iter().copied()));
+        let error = ece(&reliability(self.predictions.iter().copied()));
         let name = model.to_string();
         gauge!(names::MODEL_CALIBRATION_ERROR, "model" => name, "window" => window).set(error);
-        for (class, label) in labels.iter().enumerate().take(CLASSES) {
-            let figures = class_metrics(&self.confusion, class);
+        for (class, label) in labels.iter().enumerate().take(MAX_METRIC_CLASSES) {
+            let scores = class_metrics(&self.confusion, class);
             let predicted: usize = self.confusion.iter().map(|row| row[class]).sum();
-            let set = |name: &'static str, value: f64, counted: usize| {
-                if counted > 0 {
+            let set = |name: &'static str, value: f64, count: usize| {
+                if count > 0 {
                     let (class, model) = (label.clone(), model.to_string());
                     gauge!(name, "class" => class, "model" => model, "window" => window).set(value);
                 }
             };
-            set(names::MODEL_PRECISION, figures.precision, predicted);
-            set(names::MODEL_RECALL, figures.recall, figures.support);
-            set(names::MODEL_F1_SCORE, figures.f1_score, predicted + figures.support);
-            if figures.support > 0 {
-                self.observe_row(class, of, labels);
+            set(names::MODEL_PRECISION, scores.precision, predicted);
+            set(names::MODEL_RECALL, scores.recall, scores.support);
+            set(names::MODEL_F1_SCORE, scores.f1_score, predicted + scores.support);
+            if scores.support > 0 {
+                self.set_confusion_gauges(class, of, labels);
             }
         }
     }
 
-    fn observe_row(&self, actual: usize, (model, window): (&str, &'static str), labels: &[String]) {
-        for (predicted, count) in labels.iter().zip(&self.confusion[actual]).take(CLASSES) {
+    fn set_confusion_gauges(
+        &self,
+        actual: usize,
+        (model, window): (&str, &'static str),
+        labels: &[String],
+    ) {
+        for (predicted, count) in
+            labels.iter().zip(&self.confusion[actual]).take(MAX_METRIC_CLASSES)
+        {
             let (actual, predicted) = (labels[actual].clone(), predicted.clone());
             gauge!(
                 names::MODEL_CONFUSION_PHOTOS,

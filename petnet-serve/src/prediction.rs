@@ -7,29 +7,29 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::feedback::Predicted;
+use crate::feedback::StoredPrediction;
 use crate::models::{Model, Target};
-use crate::outputs::ImageFacts;
+use crate::outputs::ImageMetadata;
 use crate::telemetry::names;
 
 /// Maximum length of a label's text in bytes in the feedback store: a line of the export has two of them.
-pub(crate) const LONGEST_LABEL: usize = 400;
+pub(crate) const MAX_LABEL_LENGTH: usize = 400;
 
 /// Counts a prediction, adds it to the drift window, and stores it for later user feedback.
-pub(crate) fn remember(
+pub(crate) fn record_prediction(
     app: &App,
     target: &Target,
     id: Uuid,
-    (prediction, image): (&Prediction, &ImageFacts),
+    (prediction, image): (&Prediction, &ImageMetadata),
 ) {
     let model = &*target.model;
     let class = model.class(prediction.index());
-    let answered = match prediction.indices() {
+    let predicted_classes = match prediction.indices() {
         None => vec![class.clone()],
         Some([]) => vec!["none".into()],
         Some(indices) => indices.iter().map(|index| model.class(*index)).collect(),
     };
-    for class in answered {
+    for class in predicted_classes {
         let name = || model.name.clone();
         counter!(names::PREDICTION_REQUESTS_TOTAL, "class_predicted" => class.clone(), "model" => name())
             .increment(1);
@@ -46,20 +46,24 @@ pub(crate) fn remember(
     target.served.drift.push(&model.version, reference, sample);
     let label = prediction.label_text();
     // A longer text cannot get feedback: `/feedback` refuses labels of that length as well.
-    let kept = app.feedback.as_ref().filter(|_| label.len() <= LONGEST_LABEL);
-    if let (Some(feedback), Some(sha256)) = (kept, &image.sha256) {
-        let predicted = Predicted {
+    let store = app.feedback.as_ref().filter(|_| label.len() <= MAX_LABEL_LENGTH);
+    if let (Some(feedback), Some(sha256)) = (store, &image.sha256) {
+        let predicted = StoredPrediction {
             label,
             confidence: prediction.confidence(),
             model: model.version.clone(),
             sha256: sha256.clone(),
         };
-        feedback.predicted(id, &predicted);
+        feedback.store_prediction(id, &predicted);
     }
 }
 
 /// The fields of the Python service (PyTorch + FastAPI), whose clients are supported, and those that petnet adds.
-pub(crate) fn describe(prediction: &Prediction, model: &Model, id: Uuid) -> Map<String, Value> {
+pub(crate) fn prediction_fields(
+    prediction: &Prediction,
+    model: &Model,
+    id: Uuid,
+) -> Map<String, Value> {
     let labels = model.classifier.labels();
     let probabilities: Map<String, Value> = labels
         .iter()

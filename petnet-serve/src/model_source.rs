@@ -1,4 +1,4 @@
-//! Addresses of models on the command line.
+//! Sources of models on the command line: a name and an address.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

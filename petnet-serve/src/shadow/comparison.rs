@@ -10,13 +10,13 @@ use uuid::Uuid;
 use crate::models::Model;
 
 /// Number of the largest differences that are kept.
-const DIFFERENCES: usize = 20;
+const MAX_DIFFERENCES: usize = 20;
 /// Number of predictions of both models that are kept for later user feedback.
-const PREDICTIONS: usize = 10_000;
+const MAX_PREDICTIONS: usize = 10_000;
 
 /// One model's prediction.
 #[derive(Debug, Clone)]
-struct Answer {
+struct ModelPrediction {
     /// Version of the model.
     version: String,
     label: String,
@@ -26,7 +26,7 @@ struct Answer {
     decision: &'static str,
 }
 
-impl Answer {
+impl ModelPrediction {
     fn new(model: &Model, prediction: &Prediction) -> Self {
         Self {
             version: model.version.clone(),
@@ -46,16 +46,17 @@ impl Answer {
 /// Both models' predictions for one image.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {
-    champion: Answer,
-    shadow: Answer,
-    difference: f64,
+    champion: ModelPrediction,
+    shadow: ModelPrediction,
+    /// From 0 (equal) to 1, see [`distance`].
+    pub(super) difference: f64,
 }
 
 impl Pair {
     pub(super) fn new(champion: (&Model, &Prediction), shadow: (&Model, &Prediction)) -> Self {
         let difference = distance(champion, shadow);
         let [champion, shadow] =
-            [champion, shadow].map(|(model, prediction)| Answer::new(model, prediction));
+            [champion, shadow].map(|(model, prediction)| ModelPrediction::new(model, prediction));
         Self { champion, shadow, difference }
     }
 
@@ -67,11 +68,6 @@ impl Pair {
     /// Both classes, as metrics name them.
     pub(super) fn classes(&self) -> [String; 2] {
         [self.champion.class.clone(), self.shadow.class.clone()]
-    }
-
-    /// From 0 (equal) to 1, see [`distance`].
-    pub(super) fn difference(&self) -> f64 {
-        self.difference
     }
 }
 
@@ -94,8 +90,8 @@ fn distance((first, a): (&Model, &Prediction), (second, b): (&Model, &Prediction
     }
 }
 
-/// Agreement, differences and user feedback of two models. Another version of either model resets the figures.
-pub(super) struct Figures {
+/// Agreement, differences and user feedback of two models. Another version of either model resets the comparison.
+pub(super) struct Comparison {
     since: SystemTime,
     versions: Option<[String; 2]>,
     results: BTreeMap<&'static str, u64>,
@@ -112,7 +108,7 @@ pub(super) struct Figures {
     feedback: [u64; 4],
 }
 
-impl Default for Figures {
+impl Default for Comparison {
     fn default() -> Self {
         Self {
             since: SystemTime::now(),
@@ -128,7 +124,7 @@ impl Default for Figures {
     }
 }
 
-impl Figures {
+impl Comparison {
     pub(super) fn count(&mut self, result: &'static str) {
         *self.results.entry(result).or_default() += 1;
     }
@@ -146,16 +142,16 @@ impl Figures {
         let labels = [pair.champion.label.clone(), pair.shadow.label.clone()];
         self.labels.insert(id, labels);
         self.order.push_back(id);
-        if self.order.len() > PREDICTIONS
+        if self.order.len() > MAX_PREDICTIONS
             && let Some(oldest) = self.order.pop_front()
         {
             self.labels.remove(&oldest);
         }
-        let place =
+        let index =
             self.differences.partition_point(|(_, other)| other.difference >= pair.difference);
-        if place < DIFFERENCES && pair.difference > 0.0 {
-            self.differences.insert(place, (id, pair));
-            self.differences.truncate(DIFFERENCES);
+        if index < MAX_DIFFERENCES && pair.difference > 0.0 {
+            self.differences.insert(index, (id, pair));
+            self.differences.truncate(MAX_DIFFERENCES);
         }
     }
 
@@ -163,15 +159,15 @@ impl Figures {
     /// for an unknown image, and for further feedback on the same image.
     pub(super) fn evaluate(&mut self, id: Uuid, actual: &str) -> Option<[(&'static str, bool); 2]> {
         let [champion, shadow] = self.labels.remove(&id)?.map(|label| label == actual);
-        let place = usize::from(!champion) * 2 + usize::from(!shadow);
-        self.feedback[place] += 1;
+        let index = usize::from(!champion) * 2 + usize::from(!shadow);
+        self.feedback[index] += 1;
         Some([("champion", champion), ("shadow", shadow)])
     }
 
     pub(super) fn json(&self, champion: &str, (shadow, share): (&str, f64)) -> Value {
         let result = |name: &str| self.results.get(name).copied().unwrap_or(0);
         let compared = result("agreed") + result("disagreed");
-        let version = |place: usize| self.versions.as_ref().map(|versions| versions[place].clone());
+        let version = |index: usize| self.versions.as_ref().map(|versions| versions[index].clone());
         let [both, first, second, neither] = self.feedback;
         let classes = self.classes.iter().map(|([champion, shadow], count)| {
             json!({ "champion": champion, "shadow": shadow, "photos": count })
@@ -214,10 +210,10 @@ mod tests {
     use super::*;
 
     fn pair(labels: [&str; 2], versions: [&str; 2], difference: f64) -> Pair {
-        let [champion, shadow] = [0, 1].map(|place| Answer {
-            version: versions[place].into(),
-            label: labels[place].into(),
-            class: labels[place].into(),
+        let [champion, shadow] = [0, 1].map(|index| ModelPrediction {
+            version: versions[index].into(),
+            label: labels[index].into(),
+            class: labels[index].into(),
             confidence: 0.9,
             decision: "answered",
         });
@@ -226,28 +222,34 @@ mod tests {
 
     #[test]
     fn the_largest_differences_are_kept_and_feedback_evaluates_both_models() {
-        let mut figures = Figures::default();
+        let mut comparison = Comparison::default();
         let ids: Vec<Uuid> = (0..30).map(Uuid::from_u128).collect();
         for (number, id) in ids.iter().enumerate() {
             let labels = if number % 3 == 0 { ["cat", "dog"] } else { ["cat", "cat"] };
             let pair = pair(labels, ["1", "2"], number as f64 / 30.0);
-            figures.count(if pair.agree() { "agreed" } else { "disagreed" });
-            figures.insert(*id, pair);
+            comparison.count(if pair.agree() { "agreed" } else { "disagreed" });
+            comparison.insert(*id, pair);
         }
-        let kept: Vec<_> = figures.differences.iter().map(|(id, _)| *id).collect();
-        assert_eq!(kept, ids.iter().rev().take(DIFFERENCES).copied().collect::<Vec<_>>());
-        assert_eq!(figures.evaluate(ids[0], "cat"), Some([("champion", true), ("shadow", false)]));
-        assert_eq!(figures.evaluate(ids[0], "cat"), None, "only the first feedback counts");
-        assert_eq!(figures.evaluate(ids[3], "dog"), Some([("champion", false), ("shadow", true)]));
-        let json = figures.json("a", ("b", 0.5));
+        let kept: Vec<_> = comparison.differences.iter().map(|(id, _)| *id).collect();
+        assert_eq!(kept, ids.iter().rev().take(MAX_DIFFERENCES).copied().collect::<Vec<_>>());
+        assert_eq!(
+            comparison.evaluate(ids[0], "cat"),
+            Some([("champion", true), ("shadow", false)])
+        );
+        assert_eq!(comparison.evaluate(ids[0], "cat"), None, "only the first feedback counts");
+        assert_eq!(
+            comparison.evaluate(ids[3], "dog"),
+            Some([("champion", false), ("shadow", true)])
+        );
+        let json = comparison.json("a", ("b", 0.5));
         assert_eq!((&json["photos"], &json["agreement"]), (&json!(30), &json!(20.0 / 30.0)));
         assert_eq!(json["feedback"]["only_champion_right"], 1);
         assert_eq!(json["feedback"]["only_shadow_right"], 1);
-        figures.insert(ids[1], pair(["cat", "cat"], ["1", "3"], 0.1));
+        comparison.insert(ids[1], pair(["cat", "cat"], ["1", "3"], 0.1));
         assert_eq!(
-            figures.json("a", ("b", 0.5))["photos"],
+            comparison.json("a", ("b", 0.5))["photos"],
             1,
-            "another version resets the figures"
+            "another version resets the comparison"
         );
     }
 }
