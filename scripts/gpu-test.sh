@@ -5,8 +5,9 @@
 #   scripts/gpu-test.sh [BINARY] [DEVICE]
 #
 # Without BINARY, petnet-train is built with the feature `vulkan` (an hour on two cores). DEVICE is `wgpu` by default; `cpu`
-# tests the script itself. STEPS=200 is the number of measured steps; MODELS="simple_cnn:128:32 .." lists NAME:SIZE:BATCH; COUNT=1 only
-# counts the kernels of a step, which are the same on software Vulkan.
+# tests the script itself. STEPS=200 is the number of measured steps; MODELS="simple_cnn:128:32 .." lists NAME:SIZE:BATCH; PRECISION=f16 has
+# convolutions compute in 16 bits, PyTorch's by autocast. COUNT=1 only counts the kernels of a step, which are the same on software
+# Vulkan; TIME=1 only adds up the time of each kernel, which makes a step slower.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
@@ -14,6 +15,7 @@ binary=${1:-}
 device=${2:-wgpu}
 models=${MODELS:-simple_cnn:128:32 petnet:128:256 efficientnet_lite0:160:64}
 steps=${STEPS:-200}
+precision=${PRECISION:-f32}
 if [ -z "$binary" ]; then
     export CARGO_TARGET_DIR=${PETNET_WGPU_TARGET:-$here/target/wgpu}
     cargo build --release -p petnet-train --features vulkan
@@ -47,19 +49,20 @@ PYTHON
 train() {
     "$binary" fit --data shapes --out "models/$1" --device "$device" --set "model={name: $1}" --set init=none --set freeze=0 \
         --set image_size="$2" --set batch_size="$3" --set num_epochs="$4" --set quantize=false --set num_workers="$(nproc)" \
-        --set warmup_epochs=0 --set checkpoint.every_n_steps=0 --set logging.log_every_n_steps=1 >"$5" 2>&1
+        --set precision="$precision" --set warmup_epochs=0 --set checkpoint.every_n_steps=0 --set logging.log_every_n_steps=1 >"$5" 2>&1
 }
 
-if [ -n "${COUNT:-}" ]; then
-    # cubecl writes a line for each kernel that is launched.
+if [ -n "${COUNT:-}${TIME:-}" ]; then
+    # cubecl writes a line for each kernel that is launched, or a table of their times.
+    level=$([ -n "${COUNT:-}" ] && echo minimal || echo basic)
     for model in $models; do
         IFS=: read -r name size batch <<<"$model"
         # Once without counting: kernels that are tried are launched as well.
         rm -f cubecl.toml launches.txt
         train "$name" "$size" "$batch" 1 "$name.log" || { tail -3 "$name.log" >&2; exit 1; }
-        printf '[profiling]\nlogger = { level = "minimal", file = "launches.txt" }\n' >cubecl.toml
+        printf '[profiling]\nlogger = { level = "%s", file = "launches.txt" }\n' "$level" >cubecl.toml
         train "$name" "$size" "$batch" 1 "$name.log" || { tail -3 "$name.log" >&2; exit 1; }
-        python3 "$here/scripts/gpu_check.py" launches "$name" "$name.log" launches.txt
+        python3 "$here/scripts/gpu_check.py" "$([ -n "${COUNT:-}" ] && echo launches || echo times)" "$name" "$name.log" launches.txt
     done
     exit
 fi
@@ -71,7 +74,7 @@ for model in $models; do
         train "$name" "$size" "$batch" "$epochs" "$name-$run.log" || { tail -3 "$name-$run.log" >&2; exit 1; }
         python3 "$here/scripts/gpu_check.py" speed "$name $size px, batch $batch, $run run" "$name-$run.log"
     done
-    python3 "$here/scripts/gpu_check.py" pytorch "$name" "$size" "$batch" "$steps"
+    python3 "$here/scripts/gpu_check.py" pytorch "$name" "$size" "$batch" "$steps" "$precision"
 done
 du -sh "$work/cache" 2>/dev/null | sed 's/^/kernels on disk: /' || true
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.used,driver_version --format=csv,noheader || true

@@ -33,8 +33,25 @@ def launches(name, log, file):
         print(f"  {count / taken:8.1f}  {kernel}")
 
 
-def pytorch(name, size, batch, steps):
-    """Images/s of PyTorch in 32-bit floats on the same card, eager, on synthetic data."""
+def times(name, log, file):
+    """Time of each kind of kernel in a training, from cubecl's last table."""
+    tables = open(file, errors="replace").read().split("| Name ")
+    rows = re.findall(r"^\| (\S.*?) +\| ([0-9.]+)(ns|µs|ms|s) +\| (\d+) +\|", tables[-1], re.MULTILINE)
+    seconds = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+    kernels = collections.defaultdict(lambda: [0.0, 0])
+    for kernel, value, unit, count in rows:
+        if kernel != "Total":
+            kind = kernels[re.sub(r"_[0-9a-f]{6,}", "", kernel)]
+            kind[0] += float(value) * seconds[unit]
+            kind[1] += int(count)
+    total = sum(time for time, _ in kernels.values())
+    print(f"{name}: {total * 1000:.1f} ms in kernels, {sum(count for _, count in kernels.values())} launches")
+    for kernel, (time, count) in sorted(kernels.items(), key=lambda item: -item[1][0])[:25]:
+        print(f"  {time * 1000:9.2f} ms {100 * time / total:5.1f} % {count:6}  {kernel}")
+
+
+def pytorch(name, size, batch, steps, precision):
+    """Images/s of PyTorch on the same card, eager, on synthetic data; `f16` is its automatic mixed precision."""
     try:
         import torch
         from torch import nn
@@ -56,10 +73,16 @@ def pytorch(name, size, batch, steps):
     targets = torch.randint(0, 2, (batch,), device="cuda")
     loss = nn.CrossEntropyLoss()
 
+    half = precision == "f16"
+    scaler = torch.amp.GradScaler("cuda", enabled=half)
+
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss(model(images), targets).backward()
-        optimizer.step()
+        with torch.autocast("cuda", torch.float16, enabled=half):
+            error = loss(model(images), targets)
+        scaler.scale(error).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     for _ in range(20):
         step()
@@ -68,8 +91,8 @@ def pytorch(name, size, batch, steps):
     for _ in range(steps):
         step()
     torch.cuda.synchronize()
-    print(f"{name}: PyTorch {torch.__version__} fp32 {batch * steps / (time.monotonic() - began):.0f} images/s")
+    print(f"{name}: PyTorch {torch.__version__} {precision} {batch * steps / (time.monotonic() - began):.0f} images/s")
 
 
 if __name__ == "__main__":
-    {"speed": speed, "launches": launches, "pytorch": pytorch}[sys.argv[1]](*sys.argv[2:])
+    {"speed": speed, "launches": launches, "times": times, "pytorch": pytorch}[sys.argv[1]](*sys.argv[2:])

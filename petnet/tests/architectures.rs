@@ -8,10 +8,10 @@ mod common;
 mod networks;
 #[path = "common/toy.rs"]
 mod toy;
+#[path = "common/training.rs"]
+mod training;
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::draw_folder;
 use petnet::arch::Architecture;
@@ -20,12 +20,7 @@ use petnet::train::{Fitted, Freeze, InitialWeights, Observer, Optimizer, Schedul
 use petnet::{Checkpoint, Classifier, Dataset, Device, Error, Precision, Trainer};
 use tempfile::tempdir;
 use toy::ToyConfig;
-
-/// burn-flex draws weights from one generator for the whole process: trainings take turns.
-fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use training::{alone, weights};
 
 /// Every architecture, and one that the table does not know.
 fn small() -> Vec<Architecture> {
@@ -49,12 +44,6 @@ fn trainer(architecture: Architecture) -> Trainer {
         augment: Augment { horizontal_flip: 0.5, ..Augment::none() },
         ..Trainer::default()
     }
-}
-
-fn weights(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
-    let bytes = checkpoint.to_bytes(Precision::F32).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
 }
 
 /// Ends a training after some steps.

@@ -260,6 +260,11 @@ fn svg(paint: impl FnOnce(&Area<SVGBackend<'_>>) -> Result<()>) -> Result<String
     Ok(text)
 }
 
+/// A number below an axis, without the rounding error of multiples of the step: 2, 0.3, 0.0005.
+fn tick(value: &f64) -> String {
+    ((value * 1e6).round() / 1e6).to_string()
+}
+
 fn draw<B: DrawingBackend>(area: &Area<B>, frame: &Frame<'_>, lines: &[Line<'_>]) -> Result<()> {
     let failed = |e: DrawingAreaErrorKind<B::ErrorType>| anyhow!("drawing {}: {e}", frame.title);
     area.fill(&WHITE).map_err(failed)?;
@@ -278,6 +283,8 @@ fn draw<B: DrawingBackend>(area: &Area<B>, frame: &Frame<'_>, lines: &[Line<'_>]
         .y_labels(6)
         .x_desc(frame.x.0)
         .y_desc(frame.y.0)
+        .x_label_formatter(&tick)
+        .y_label_formatter(&tick)
         .label_style(("sans-serif", 12))
         .draw()
         .map_err(failed)?;

@@ -1,17 +1,25 @@
 //! Small trainings.
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use petnet::Trainer;
 use petnet::arch::{Architecture, SimpleCnnConfig};
 use petnet::augment::Augment;
 use petnet::train::{Optimizer, Schedule};
+use petnet::{Checkpoint, Precision, Trainer};
 
 /// burn-flex draws weights from one generator for the whole process: trainings take turns.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The bytes of every weight, by name.
+pub(crate) fn weights(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
+    let bytes = checkpoint.to_bytes(Precision::F32).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
 }
 
 /// A network of 16 features on 24 pixels, for twelve epochs.
