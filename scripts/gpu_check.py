@@ -66,7 +66,11 @@ def pytorch(name, size, batch, steps, precision):
     sys.path.insert(0, str(Path(__file__).parent.parent / "benches/peers"))
     import torch_twin
 
-    model = torch_twin.NETWORKS[name](size)
+    try:
+        model = torch_twin.NETWORKS[name](size)
+    except ImportError as missing:
+        print(f"{name}: {missing}")
+        return
     model = model.cuda().train()
     optimizer = torch.optim.AdamW(model.parameters())
     images = torch.randint(0, 256, (batch, 3, size, size), device="cuda").float()

@@ -351,6 +351,7 @@ impl<'a> Fit<'a> {
             .read()
             .map_err(|error| with_remedy(error, self.trainer, self.train.size()))?;
         let progress = &mut self.state.progress;
+        let first = progress.images == 0;
         for metrics in &steps {
             progress.loss_sum += f64::from(metrics.loss) * metrics.images as f64;
             progress.correct += metrics.correct;
@@ -358,7 +359,10 @@ impl<'a> Fit<'a> {
         }
         let Some(last) = steps.last() else { return Ok(()) };
         let images: usize = steps.iter().map(|metrics| metrics.images).sum();
-        self.images_per_second = images as f64 / self.last_read.elapsed().as_secs_f64();
+        // The time before an epoch's first read includes the validation of the epoch before.
+        if !first {
+            self.images_per_second = images as f64 / self.last_read.elapsed().as_secs_f64();
+        }
         self.last_read = Instant::now();
         self.last_loss = last.loss;
         Ok(())

@@ -268,7 +268,8 @@ pub struct StepReport {
     pub accuracy: f64,
     /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Images per second, the wait for the batch included; on a GPU those of the last 16 steps.
+    /// Images per second, the wait for the batch included; on a GPU those of the last 16 steps. That
+    /// of the epoch before in an epoch's first step.
     pub images_per_second: f64,
     /// Seconds of the epoch so far in which training waited for a batch.
     pub waited: f64,
