@@ -35,6 +35,9 @@ fn by_default_a_few_images_are_enough_for_classes_of_ones_own() {
     draw_folder(root.path(), &["diagonal", "horizontal", "vertical"], 16);
     let (train, valid) = Dataset::open(root.path()).unwrap().split(0.75).unwrap();
     let trainer = Trainer { image_size: 96, ..Trainer::default() };
+    let wrong = Trainer { precise_bn_images: 8, ..trainer.clone() };
+    let error = wrong.fit(&train, &valid).unwrap_err().to_string();
+    assert!(error.contains("precise_bn_images is 8, must be 0 with freeze"), "{error}");
     let fitted = trainer.fit(&train, &valid).unwrap();
     assert!(fitted.history[0].val_accuracy > 0.9, "{:?}", fitted.history);
     assert!(fitted.best.info().source.is_none(), "nothing needs it");

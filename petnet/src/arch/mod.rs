@@ -224,11 +224,19 @@ impl Architecture {
         self.config.name()
     }
 
-    /// A name of the table whose settings these are: `resnet` of other widths goes by `resnet18`.
+    /// A name of the table whose settings these are: `resnet` of other widths goes by `resnet18`, the first name that is a
+    /// number longer.
     fn entry_name(&self) -> &str {
         let own = self.name();
-        let prefixed = || Self::names().find(|name| name.starts_with(own));
-        if Self::names().any(|name| name == own) { own } else { prefixed().unwrap_or(own) }
+        let is_member = |name: &&str| {
+            let number = name.strip_prefix(own).unwrap_or_default();
+            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+        };
+        if Self::names().any(|name| name == own) {
+            own
+        } else {
+            Self::names().find(is_member).unwrap_or(own)
+        }
     }
 
     /// The network for a number of classes.

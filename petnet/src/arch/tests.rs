@@ -58,6 +58,29 @@ fn settings_that_are_left_out_keep_the_defaults_of_the_name() {
 }
 
 #[test]
+fn a_network_of_ones_own_is_no_entry_whose_name_begins_like_its_name() {
+    #[derive(Debug, Serialize)]
+    struct Own(&'static str);
+
+    impl Config for Own {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
+            SimpleCnnConfig::default().graph(classes)
+        }
+    }
+
+    for name in ["efficientnet", "res", "p", ""] {
+        let own = Architecture::new(Own(name));
+        assert_eq!((own.entry_name(), own.entry().is_none()), (name, true));
+    }
+    let wide = ResNetConfig { widths: vec![8, 16], ..Default::default() };
+    assert_eq!(Architecture::new(wide).entry_name(), "resnet18");
+}
+
+#[test]
 fn settings_that_make_no_network_are_refused() {
     let refused = |architecture: Architecture, reason: &str| {
         let error = architecture.graph(2).unwrap_err().to_string();

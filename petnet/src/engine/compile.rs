@@ -87,13 +87,15 @@ fn add_borders(Program { steps, .. }: &Program, maps: &mut [Option<Map>]) {
             widen(maps, step.input, border);
         }
     }
-    // A residual has the layout of the output. In reverse order, borders propagate along chains of sums; the second round
-    // is for maps that are part of several.
-    for _ in 0..2 {
+    // A residual has the layout of the output: borders propagate along chains of sums, until nothing changes.
+    let mut changed = true;
+    while std::mem::take(&mut changed) {
         for step in steps.iter().rev() {
             let Some(residual) = step.epilogue.residual else { continue };
-            let border = |node: usize| maps[node].map_or(0, |map: Map| map.shape.border);
-            let border = border(residual).max(border(step.output));
+            let borders =
+                [residual, step.output].map(|node| maps[node].map_or(0, |map| map.shape.border));
+            changed |= borders[0] != borders[1];
+            let border = borders[0].max(borders[1]);
             widen(maps, residual, border);
             widen(maps, step.output, border);
         }

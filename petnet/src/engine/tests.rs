@@ -66,6 +66,22 @@ fn unusual() -> Graph {
     net.build().unwrap()
 }
 
+/// A chain of sums, whose first map needs a wider border than all others.
+fn chained_sums() -> Graph {
+    let mut net = Builder::new("chained sums");
+    let first = net.conv_norm("stem", Builder::IMAGE, 8, Window::same(3, 2));
+    let mut x = first;
+    for name in ["second", "third", "fourth"] {
+        let inner = net.conv_norm(name, x, 8, Window::centred(3, 1));
+        x = net.add(inner, x);
+    }
+    let wide = net.conv_norm("wide", first, 8, Window::centred(7, 1));
+    let x = net.add(wide, x);
+    let features = net.global_avg_pool(x);
+    net.linear("head", features, 3);
+    net.build().unwrap()
+}
+
 #[test]
 fn the_engine_agrees_with_burn() {
     let device = Device::flex();
@@ -96,7 +112,7 @@ fn the_engine_agrees_with_burn() {
     let sides =
         [33, 48, 64].into_iter().flat_map(|side| small().into_iter().map(move |a| (a, side)));
     let graphs = cases.into_iter().chain(sides).map(|(a, side)| (a.graph(3).unwrap(), side));
-    let unusual = [15, 32].map(|side| (unusual(), side));
+    let unusual = [(unusual(), 15), (unusual(), 32), (chained_sums(), 24)];
     for (number, (graph, side)) in graphs.chain(unusual).enumerate() {
         device.seed(number as u64);
         let weights = weights(&graph, &device);

@@ -382,8 +382,13 @@ impl Trainer {
         let graph = self.architecture.graph(train.classes().len())?;
         let initial = self.initial_weights(&graph, train.classes())?;
         self.precision.loss_scale(&self.device.open()?)?;
+        let frozen = match initial {
+            Some(_) => self.frozen(&graph, train.len()),
+            None => Freeze::Nothing,
+        };
+        self.validate_frozen(frozen)?;
         match initial {
-            Some(initial) if self.frozen(&graph, train.len()) == Freeze::Backbone => {
+            Some(initial) if frozen == Freeze::Backbone => {
                 probe::fit(self, &initial, train, valid, observer)
             }
             initial => fit::Fit::new(self, initial, train, valid)?.run(observer),

@@ -5,22 +5,25 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::preprocess::MAX_SIZE;
 
+fn bad(key: &str, value: &dyn std::fmt::Display, range: &str) -> Result<()> {
+    Err(Error::Config(format!("{key} is {value}, must be {range}")))
+}
+
 impl Trainer {
     /// Refuses settings that do not apply to multi-label data.
     pub(super) fn validate_task(&self, train: &Dataset) -> Result<()> {
         let refused = |what| Err(Error::Config(format!("{what} is not for multi-label data")));
-        match train.is_multi_label() {
-            true if self.distillation.is_some() => refused("distillation"),
-            true if self.balanced => refused("balanced"),
-            true | false => Ok(()),
+        if !train.is_multi_label() {
+            return Ok(());
         }
+        if self.distillation.is_some() {
+            return refused("distillation");
+        }
+        if self.balanced { refused("balanced") } else { Ok(()) }
     }
 
     /// Refuses values out of range, and settings that contradict each other; names the key.
     pub(super) fn validate(&self) -> Result<()> {
-        let bad = |key: &str, value: &dyn std::fmt::Display, range: &str| {
-            Err(Error::Config(format!("{key} is {value}, must be {range}")))
-        };
         // The number of classes does not matter here.
         let graph = self.architecture.graph(1)?;
         if self.epochs == 0 {
@@ -61,14 +64,20 @@ impl Trainer {
         {
             return bad("freeze", &frozen, &format!("at most {blocks}, the network's blocks"));
         }
-        if freeze != Freeze::Nothing && self.precise_bn_images > 0 {
-            return bad("precise_bn_images", &self.precise_bn_images, "0 with freeze");
-        }
+        self.validate_frozen(freeze)?;
         let amounts = [("grad_clip", self.grad_clip), ("warmup_epochs", self.warmup_epochs)];
         if let Some((key, value)) = amounts.iter().find(|(_, value)| !(0.0..).contains(value)) {
             return bad(key, value, "at least 0");
         }
         self.distillation.iter().try_for_each(Distillation::validate)?;
         self.augment.validate()
+    }
+
+    /// Refuses settings that have no effect on frozen layers; also for layers that are frozen by default.
+    pub(super) fn validate_frozen(&self, freeze: Freeze) -> Result<()> {
+        if freeze != Freeze::Nothing && self.precise_bn_images > 0 {
+            return bad("precise_bn_images", &self.precise_bn_images, "0 with freeze");
+        }
+        Ok(())
     }
 }
