@@ -27,8 +27,7 @@ fn table() -> BTreeSet<String> {
 fn family(series: &str) -> String {
     let name = series.split('{').next().unwrap();
     let stem = ["_bucket", "_sum", "_count"].into_iter().find_map(|part| name.strip_suffix(part));
-    let histogram = stem.filter(|_| !name.starts_with("api_") || !name.ends_with("_total"));
-    histogram.unwrap_or(name).to_string()
+    stem.unwrap_or(name).to_string()
 }
 
 /// Sum over all series of a metric whose labels contain each of `labels`.

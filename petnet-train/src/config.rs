@@ -245,9 +245,16 @@ mod tests {
     }
 
     #[test]
-    fn the_quickstart_file_is_valid() {
-        let text = include_str!("../../configs/quickstart.yaml");
-        assert!(Config::parse(text).is_ok());
+    fn the_other_committed_files_are_valid() {
+        for text in [
+            include_str!("../../configs/cats-vs-dogs.yaml"),
+            include_str!("../../configs/petnet.yaml"),
+            include_str!("../../configs/quickstart.yaml"),
+            include_str!("../../configs/reference.yaml"),
+        ] {
+            let config = Config::parse(text).expect("known keys");
+            config.trainer(2, Device::Cpu).expect("two classes");
+        }
     }
 
     #[test]

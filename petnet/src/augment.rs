@@ -35,7 +35,7 @@ pub struct Augment {
     pub crop_scale: f32,
     /// Widest aspect ratio of a random crop, at least 1 (4:3 is 1.33).
     pub crop_ratio: f32,
-    /// Largest rotation in degrees, either way.
+    /// Largest rotation in degrees, either way, 0 to 255.
     pub rotation: f32,
     /// Largest shift as a share of the side, either way.
     pub shift: f32,
@@ -49,7 +49,7 @@ pub struct Augment {
     pub contrast: f32,
     /// Largest change of saturation as a share, either way.
     pub saturation: f32,
-    /// Largest rotation of the hue in degrees, either way.
+    /// Largest rotation of the hue in degrees, either way, 0 to 255.
     pub hue: f32,
     /// Probability of a slight blur (3 x 3 binomial).
     pub blur: f32,
@@ -156,6 +156,14 @@ impl Augment {
         if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..=1.0).contains(v)) {
             return Err(Error::Config(format!(
                 "augmentation.{key} is {value}, must lie between 0 and 1"
+            )));
+        }
+        let amounts =
+            [("rotation", self.rotation), ("hue", self.hue), ("noise_std", self.noise_std)];
+        let in_range = |value: f32| (0.0..=255.0).contains(&value);
+        if let Some((key, value)) = amounts.iter().find(|(_, value)| !in_range(*value)) {
+            return Err(Error::Config(format!(
+                "augmentation.{key} is {value}, must lie between 0 and 255"
             )));
         }
         if self.crop_scale < 0.05 || !(1.0..=4.0).contains(&self.crop_ratio) {

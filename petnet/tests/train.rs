@@ -160,6 +160,7 @@ fn settings_out_of_range_are_named() {
     let distillation = |temperature, weight, features| {
         Some(Distillation { teacher: "none".into(), temperature, weight, features })
     };
+    let plateau = |factor| Schedule::ReduceLrOnPlateau { factor, patience: 1 };
     let frozen = |blocks, precise_bn_images| Trainer {
         freeze: Some(Freeze::Blocks(blocks)),
         precise_bn_images,
@@ -188,6 +189,9 @@ fn settings_out_of_range_are_named() {
         (Trainer { distillation: distillation(2.0, 1.5, 0.0), ..tiny() }, "weight is 1.5"),
         (Trainer { distillation: distillation(0.0, 0.9, 0.0), ..tiny() }, "temperature must be"),
         (Trainer { distillation: distillation(2.0, 0.9, -1.0), ..tiny() }, "features at least 0"),
+        (Trainer { schedule: plateau(0.0), ..tiny() }, "scheduler.factor is 0, must be"),
+        (Trainer { schedule: plateau(1.5), ..tiny() }, "scheduler.factor is 1.5, must be"),
+        (Trainer { augment: Augment { hue: -1.0, ..Augment::none() }, ..tiny() }, "hue is -1"),
         (Trainer { augment: Augment { blur: 2.0, ..Augment::none() }, ..tiny() }, "blur is 2"),
     ];
     for (trainer, key) in wrong {

@@ -1,6 +1,6 @@
 //! Validation of the settings of a training.
 
-use super::{Distillation, Freeze, Trainer};
+use super::{Distillation, Freeze, Schedule, Trainer};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::preprocess::MAX_SIZE;
@@ -53,6 +53,11 @@ impl Trainer {
         ];
         if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
             return bad(key, value, "at least 0 and below 1");
+        }
+        if let Schedule::ReduceLrOnPlateau { factor, .. } = self.schedule
+            && !(factor > 0.0 && factor < 1.0)
+        {
+            return bad("scheduler.factor", &factor, "above 0 and below 1");
         }
         if self.precise_bn_images > 0 && self.ema_decay > 0.0 {
             return bad("precise_bn_images", &self.precise_bn_images, "0 where ema_decay is not");
