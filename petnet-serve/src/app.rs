@@ -15,7 +15,7 @@ use crate::batcher::Batcher;
 use crate::feedback::Feedback;
 use crate::health::Health;
 use crate::memory::Memory;
-use crate::models::{Model, Models, Served, Target};
+use crate::models::{Model, Models, RequestModel, ServedModel};
 use crate::problem::Problem;
 use crate::remote::Remote;
 use crate::sessions::Sessions;
@@ -133,7 +133,11 @@ impl App {
     ///
     /// # Errors
     /// 404 for an unknown name; 503 while the model is not loaded, or the memory budget is not open yet.
-    pub(crate) fn target(&self, name: Option<&str>, priority: Priority) -> Result<Target, Problem> {
+    pub(crate) fn target(
+        &self,
+        name: Option<&str>,
+        priority: Priority,
+    ) -> Result<RequestModel, Problem> {
         let served = self.models.find(name)?;
         if self.memory.is_open() { served.target(priority) } else { Err(Problem::not_ready()) }
     }
@@ -155,7 +159,7 @@ impl App {
     }
 
     /// Reloads a model on a thread of its own; on failure the previous model remains in use.
-    pub(crate) async fn reload(self: &Arc<Self>, served: &Arc<Served>) -> Result<Arc<Model>> {
+    pub(crate) async fn reload(self: &Arc<Self>, served: &Arc<ServedModel>) -> Result<Arc<Model>> {
         let _claim = self.memory.claim_loading().await;
         let (app, served) = (Arc::clone(self), Arc::clone(served));
         let (sender, loaded) = oneshot::channel();
@@ -171,7 +175,7 @@ impl App {
     /// Reloads all models, one after the other; where one cannot be loaded, the previous model remains in use.
     pub(crate) async fn reload_all(self: &Arc<Self>) {
         for served in self.models.iter() {
-            // `Served::reload` has logged and counted a failure.
+            // `ServedModel::reload` has logged and counted a failure.
             let _ = self.reload(served).await;
         }
     }

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::cache::{CacheEntry, PredictionCache};
 use crate::decoder::{Decoded, Decoders};
 use crate::memory::Memory;
-use crate::models::{Model, Target};
+use crate::models::{Model, RequestModel};
 use crate::outputs::{Classification, ImageMetadata, ModelOutput, Stage, Timings};
 use crate::problem::Problem;
 use crate::queue::Permit;
@@ -58,7 +58,7 @@ impl Operation {
 }
 
 /// A decoded image that waits for the network.
-struct Job {
+struct NetworkJob {
     operation: Operation,
     model: Arc<Model>,
     decoded: Decoded,
@@ -124,7 +124,7 @@ impl Batcher {
     /// The reason for which the image is refused; 503 when a permit or the output is not available in time.
     pub(crate) async fn classify(
         &self,
-        target: &Target,
+        target: &RequestModel,
         image: impl Into<ImageInput>,
     ) -> Result<ModelOutput<Classification>, Problem> {
         self.classify_cached(target, image.into(), target.acquire(None)).await
@@ -133,7 +133,7 @@ impl Batcher {
     /// The cached output for an image; where there is none, the image is classified with `permit` and its output is cached.
     async fn classify_cached(
         &self,
-        target: &Target,
+        target: &RequestModel,
         image: ImageInput,
         permit: impl Future<Output = Result<Permit, Problem>>,
     ) -> Result<ModelOutput<Classification>, Problem> {
@@ -159,7 +159,7 @@ impl Batcher {
     /// 503 when the first image gets no permit in time; the others then wait for theirs.
     pub(crate) async fn classify_all<P: Into<ImageInput>>(
         &self,
-        target: &Target,
+        target: &RequestModel,
         images: Vec<Result<P, Problem>>,
     ) -> Result<Vec<Result<ModelOutput<Classification>, Problem>>, Problem> {
         let mut first = Some(target.acquire(None).await?);
@@ -184,7 +184,7 @@ impl Batcher {
     /// As [`Batcher::classify`].
     pub(crate) async fn explain(
         &self,
-        target: &Target,
+        target: &RequestModel,
         image: Bytes,
     ) -> Result<ModelOutput<Explanation>, Problem> {
         let permit = target.acquire(None).await?;
@@ -195,7 +195,7 @@ impl Batcher {
     async fn submit<T>(
         &self,
         operation: fn(OutputSender<T>) -> Operation,
-        target: &Target,
+        target: &RequestModel,
         image: ImageInput,
         permit: Permit,
     ) -> Result<ModelOutput<T>, Problem> {
@@ -205,7 +205,7 @@ impl Batcher {
         let enqueue = move |operation: Operation, decoded: Decoded| {
             permit.record_progress();
             let queued = Instant::now();
-            queue.lock().push_back(Job { operation, model, decoded, queued, permit });
+            queue.lock().push_back(NetworkJob { operation, model, decoded, queued, permit });
         };
         match image {
             ImageInput::Encoded(bytes) => {
@@ -239,7 +239,7 @@ impl Batcher {
 
 /// Decoded images that wait for the network, and the lock that its thread holds.
 struct BatchQueue {
-    waiting: Mutex<VecDeque<Job>>,
+    waiting: Mutex<VecDeque<NetworkJob>>,
     /// Held by the thread that runs the network.
     network: Mutex<()>,
     max_batch: usize,
@@ -247,7 +247,7 @@ struct BatchQueue {
 }
 
 impl BatchQueue {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<NetworkJob>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -271,7 +271,7 @@ impl BatchQueue {
 
     /// Runs the network on a batch, once for each model of its jobs: after a reload, images that were decoded for the previous
     /// model are still classified by it.
-    fn run_batch(&self, mut jobs: Vec<Job>) {
+    fn run_batch(&self, mut jobs: Vec<NetworkJob>) {
         let batch = Instant::now();
         while let Some(job) = jobs.first() {
             let (model, queue) = (Arc::clone(&job.model), Arc::clone(&job.permit.queue));
@@ -287,14 +287,14 @@ impl BatchQueue {
 }
 
 /// Runs the network once on all images to classify, and on each image to explain by itself.
-fn run_model(model: &Model, jobs: Vec<Job>, batch: Instant, rates: &Rates) {
+fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch: Instant, rates: &Rates) {
     let (mut images, mut pending) = (Vec::new(), Vec::new());
     let batch_size = jobs.len();
     let timings = |decode, queued: Instant, model: Stage| {
         let queue = Stage { began: queued, took: batch.saturating_duration_since(queued) };
         Some(Timings { decode, queue, batch: Stage::since(batch), model, batch_size })
     };
-    for Job { operation, decoded, queued, permit, .. } in jobs {
+    for NetworkJob { operation, decoded, queued, permit, .. } in jobs {
         let Decoded { pixels, metadata, stage } = decoded;
         match operation {
             Operation::Classify(sender) => {

@@ -28,27 +28,27 @@ pub(crate) struct Decoded {
 }
 
 /// A job for a decoding thread.
-type Job = Box<dyn FnOnce() + Send>;
+type DecodeJob = Box<dyn FnOnce() + Send>;
 
 /// A FIFO queue of jobs. Threads that wait for a job sleep on a condition variable at once: the receivers of channels and
 /// the workers of thread pools spin first, which takes CPU time from the network.
 #[derive(Default)]
 struct Jobs {
-    waiting: Mutex<VecDeque<Job>>,
+    waiting: Mutex<VecDeque<DecodeJob>>,
     available: Condvar,
 }
 
 impl Jobs {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<DecodeJob>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, job: Job) {
+    fn push(&self, job: DecodeJob) {
         self.lock().push_back(job);
         self.available.notify_one();
     }
 
-    fn pop(&self) -> Job {
+    fn pop(&self) -> DecodeJob {
         let mut waiting = self.lock();
         loop {
             match waiting.pop_front() {

@@ -132,7 +132,7 @@ fn watch(app: &Arc<App>, mut reloads: mpsc::Receiver<()>, tls: Option<Arc<Tls>>)
         let (app, served) = (Arc::clone(app), Arc::clone(served));
         let follow = async move {
             let reload = || async {
-                // `Served::reload` has logged and counted a failure.
+                // `ServedModel::reload` has logged and counted a failure.
                 let _ = app.reload(&served).await;
             };
             models::follow(Arc::clone(&served), app.settings.clone(), reload).await;

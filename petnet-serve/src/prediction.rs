@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::feedback::StoredPrediction;
-use crate::models::{Model, Target};
+use crate::models::{Model, RequestModel};
 use crate::outputs::ImageMetadata;
 use crate::telemetry::names;
 
@@ -18,7 +18,7 @@ pub(crate) const MAX_LABEL_LENGTH: usize = 400;
 /// Counts a prediction, adds it to the drift window, and stores it for later user feedback.
 pub(crate) fn record_prediction(
     app: &App,
-    target: &Target,
+    target: &RequestModel,
     id: Uuid,
     (prediction, image): (&Prediction, &ImageMetadata),
 ) {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::classifier::Classifier;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::logistic::{Choice, Linear, Samples};
+use crate::logistic::{ChosenPenalty, Linear, Samples};
 use crate::prediction::softmax;
 use crate::preprocess::Pixels;
 use crate::similar::Index;
@@ -184,7 +184,7 @@ fn out_of_fold(
 ) -> Vec<Vec<f32>> {
     let classes = dataset.classes().len();
     let all = Samples { features, width, targets, classes, class_weights: None };
-    let Choice { l2, .. } = Linear::choose_penalty(&all, SEED);
+    let ChosenPenalty { l2, .. } = Linear::choose_penalty(&all, SEED);
     let folds = folds(dataset, targets);
     let layers: Vec<Linear> = (0..FOLDS)
         .into_par_iter()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics::counter;
 
-use super::Served;
+use super::ServedModel;
 use crate::model_source::ModelAddress;
 use crate::registry;
 use crate::settings::Settings;
@@ -14,7 +14,7 @@ use crate::telemetry::names;
 /// Calls `reload` when the model's file has changed and was then unchanged for one interval, or when its registered name
 /// resolves to another version and `--follow` is set. Returns only where there is nothing to watch.
 pub(crate) async fn follow<F: Future<Output = ()>>(
-    served: Arc<Served>,
+    served: Arc<ServedModel>,
     settings: Settings,
     reload: impl Fn() -> F,
 ) {
@@ -49,7 +49,7 @@ pub(crate) async fn follow<F: Future<Output = ()>>(
 }
 
 /// True when the model's name resolves to a version other than the loaded one.
-async fn version_changed(served: &Served, settings: &Settings, name: &str) -> bool {
+async fn version_changed(served: &ServedModel, settings: &Settings, name: &str) -> bool {
     let (settings, name) = (settings.clone(), name.to_string());
     let current = tokio::task::spawn_blocking(move || registry::resolve(&settings, &name)).await;
     match current.unwrap_or_else(|e| Err(e.into())) {

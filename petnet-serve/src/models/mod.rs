@@ -30,12 +30,12 @@ pub(crate) const PIXELS_SUFFIX: &str = "-pixels";
 
 /// All models, of which the first is the default.
 pub(crate) struct Models {
-    default: Arc<Served>,
-    others: Vec<Arc<Served>>,
+    default: Arc<ServedModel>,
+    others: Vec<Arc<ServedModel>>,
 }
 
 /// A name that clients use, and the model that it currently refers to.
-pub(crate) struct Served {
+pub(crate) struct ServedModel {
     source: ModelSource,
     current: ArcSwapOption<Model>,
     queue: Arc<Queue>,
@@ -50,13 +50,13 @@ type FileStamp = (SystemTime, u64);
 
 /// The model for a request's images, and their priority.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct RequestModel {
     pub(crate) model: Arc<Model>,
-    pub(crate) served: Arc<Served>,
+    pub(crate) served: Arc<ServedModel>,
     priority: Priority,
 }
 
-impl Target {
+impl RequestModel {
     /// See [`Queue::check_wait`].
     pub(crate) fn check_wait(&self) -> Result<(), Problem> {
         self.served.queue.check_wait(self.priority)
@@ -72,7 +72,7 @@ impl Target {
     }
 }
 
-impl Served {
+impl ServedModel {
     fn new(source: ModelSource, permits: usize, settings: &Settings) -> Self {
         // Counters start at zero, so that Prometheus' `increase` includes the first event.
         let name = || source.name.clone();
@@ -107,9 +107,9 @@ impl Served {
     ///
     /// # Errors
     /// 503 while no model is loaded.
-    pub(crate) fn target(self: &Arc<Self>, priority: Priority) -> Result<Target, Problem> {
+    pub(crate) fn target(self: &Arc<Self>, priority: Priority) -> Result<RequestModel, Problem> {
         let model = self.get().ok_or_else(Problem::not_ready)?;
-        Ok(Target { model, served: Arc::clone(self), priority })
+        Ok(RequestModel { model, served: Arc::clone(self), priority })
     }
 
     /// Unloads the model; requests are refused until another one is loaded.
@@ -186,7 +186,7 @@ impl Models {
         }
         let permits = settings.queue.div_ceil(sources.len().max(1));
         let mut served = sources.iter().map(|source| {
-            let served = Served::new(source.clone(), permits, settings);
+            let served = ServedModel::new(source.clone(), permits, settings);
             Arc::new(served)
         });
         let default = served.next().ok_or_else(|| anyhow::anyhow!("--model: no model is named"))?;
@@ -200,12 +200,12 @@ impl Models {
     }
 
     /// The model of requests that name none.
-    pub(crate) fn default(&self) -> &Arc<Served> {
+    pub(crate) fn default(&self) -> &Arc<ServedModel> {
         &self.default
     }
 
     /// All of them, the default first.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Served>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<ServedModel>> {
         std::iter::once(&self.default).chain(&self.others)
     }
 
@@ -213,7 +213,7 @@ impl Models {
     ///
     /// # Errors
     /// 404 for an unknown name.
-    pub(crate) fn find(&self, name: Option<&str>) -> Result<&Arc<Served>, Problem> {
+    pub(crate) fn find(&self, name: Option<&str>) -> Result<&Arc<ServedModel>, Problem> {
         let Some(name) = name else { return Ok(&self.default) };
         let found = self.iter().find(|served| served.name() == name);
         found

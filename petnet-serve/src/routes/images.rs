@@ -6,14 +6,14 @@ use std::time::Instant;
 use super::{HttpRequest, query_parameter};
 use crate::app::App;
 use crate::authorization::Priority;
-use crate::models::Target;
+use crate::models::RequestModel;
 use crate::outputs::{Classification, ModelOutput};
 use crate::problem::Problem;
 use crate::upload::Upload;
 
 /// The images of a request whose body was read completely.
 pub(super) struct Images {
-    pub(super) target: Target,
+    pub(super) target: RequestModel,
     pub(super) upload: Upload,
     /// Time at which the request's body was complete.
     pub(super) received: Instant,

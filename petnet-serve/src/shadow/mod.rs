@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::authorization::Priority;
 use crate::batcher::Batcher;
 use crate::memory::{Claim, Memory};
-use crate::models::{Model, Models, Served, Target};
+use crate::models::{Model, Models, RequestModel, ServedModel};
 use crate::settings::Settings;
 use crate::telemetry::names;
 use comparison::{Comparison, Pair};
@@ -49,7 +49,7 @@ impl Samples {
     pub(crate) fn offer(
         &mut self,
         shadow: Option<&Arc<Shadow>>,
-        target: &Target,
+        target: &RequestModel,
         (id, prediction): (Uuid, &Prediction),
         image: &Bytes,
     ) {
@@ -81,8 +81,8 @@ impl Samples {
 
 /// The shadow model, and its comparison with the default model.
 pub(crate) struct Shadow {
-    served: Arc<Served>,
-    champion: Arc<Served>,
+    served: Arc<ServedModel>,
+    champion: Arc<ServedModel>,
     memory: Arc<Memory>,
     share: f64,
     waiting: mpsc::Sender<Sample>,

@@ -114,7 +114,7 @@ pub(super) fn border_width(window: Window, len: usize) -> usize {
 /// Maps that heads read are kept to the end.
 pub(super) fn assign_slots(Program { steps, head_inputs, .. }: &Program, maps: &mut [Option<Map>]) {
     let reads =
-        |step: &passes::Step, node| step.input == node || step.epilogue.residual == Some(node);
+        |step: &passes::FusedStep, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
     let mut free: Vec<usize> = Vec::new();
     for (index, step) in steps.iter().enumerate() {
@@ -155,9 +155,9 @@ pub(super) struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn step(&self, step: &passes::Step) -> Result<Step, ModelError> {
+    fn step(&self, step: &passes::FusedStep) -> Result<Step, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.shape(node));
-        let passes::Epilogue { norm, residual, activation, pool } = step.epilogue;
+        let passes::FusedOps { norm, residual, activation, pool } = step.epilogue;
         let (kernel, flops) = match step.main {
             MainOp::Conv(node, conv) => {
                 let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;

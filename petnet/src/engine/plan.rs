@@ -13,7 +13,7 @@ use super::shape::{Input, Shape};
 use super::simple::{Elementwise, MaxPool};
 
 /// The number format of feature maps, and the kernels for it: f32 or int8.
-pub(super) trait Arithmetic: std::fmt::Debug + Send + Sync {
+pub(super) trait MapFormat: std::fmt::Debug + Send + Sync {
     /// A value of a map.
     type Value: std::fmt::Debug + Default + Copy + Send + Sync;
     /// A step between two maps.
@@ -40,7 +40,7 @@ pub(super) trait Arithmetic: std::fmt::Debug + Send + Sync {
 
 /// A network that is ready to run.
 #[derive(Debug)]
-pub(super) struct Plan<A: Arithmetic = F32> {
+pub(super) struct Plan<A: MapFormat = F32> {
     arithmetic: A,
     /// The feature map of each node; `None` where the output is not written to memory, or has no map (features).
     maps: Vec<Option<Map>>,
@@ -69,7 +69,7 @@ pub(super) struct F32 {
     pub(super) border: [f32; 3],
 }
 
-impl Arithmetic for F32 {
+impl MapFormat for F32 {
     type Value = f32;
     type Kernel = Kernel;
     const SLACK: usize = 0;
@@ -141,7 +141,7 @@ pub(super) enum Kernel {
 }
 
 /// The memory of one pass: its slots. Borders are written once, when it is allocated: zeros, and
-/// [`Arithmetic::border`] in the image's map, which has slot 0.
+/// [`MapFormat::border`] in the image's map, which has slot 0.
 type Arena<T> = Vec<Vec<T>>;
 
 /// Logits and features of one image.
@@ -187,7 +187,7 @@ pub(crate) struct Heat {
 }
 
 /// `run`, `maps`, `explain`, `profile` and `observe` are those of [`super::Engine`].
-impl<A: Arithmetic> Plan<A> {
+impl<A: MapFormat> Plan<A> {
     pub(super) fn new(
         arithmetic: A,
         maps: Vec<Option<Map>>,

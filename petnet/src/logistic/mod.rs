@@ -54,7 +54,7 @@ pub(crate) struct Linear {
 
 /// A penalty that was chosen by cross-validation.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Choice {
+pub(crate) struct ChosenPenalty {
     /// The penalty, or the middle one where there were fewer than two samples a class.
     pub(crate) l2: f32,
     /// Share of held-out samples classified correctly, as a mean over folds; `None` where there were fewer than two
@@ -74,9 +74,9 @@ impl Linear {
 
     /// Chooses `l2` by the log loss of five-fold cross-validation, with each class spread evenly over the folds, on at most
     /// 6,000 samples. The standardisation is common to the folds, as it does not depend on the classes.
-    pub(crate) fn choose_penalty(samples: &Samples, seed: u64) -> Choice {
+    pub(crate) fn choose_penalty(samples: &Samples, seed: u64) -> ChosenPenalty {
         let data = Data::new(samples, MAX_VALIDATED);
-        let mut best = Choice { l2: PENALTIES[PENALTIES.len() / 2], accuracy: None };
+        let mut best = ChosenPenalty { l2: PENALTIES[PENALTIES.len() / 2], accuracy: None };
         let present = data.targets.chunk_by(|left, right| left == right).count();
         if present == 0 || data.targets.len() < 2 * present {
             return best;
@@ -101,7 +101,7 @@ impl Linear {
             let (log_loss, accuracy) = (mean(|scores| scores.0), mean(|scores| scores.1));
             worse += 1;
             if lowest.is_none_or(|lowest| log_loss < lowest) {
-                (best, lowest) = (Choice { l2, accuracy: Some(accuracy) }, Some(log_loss));
+                (best, lowest) = (ChosenPenalty { l2, accuracy: Some(accuracy) }, Some(log_loss));
                 worse = 0;
             }
             // In practice the log loss has one minimum, and the weakest penalties take most of the time.

@@ -58,7 +58,7 @@ struct Chosen {
 }
 
 fn chosen(samples: &Samples, seed: u64) -> Chosen {
-    let Choice { l2, accuracy } = Linear::choose_penalty(samples, seed);
+    let ChosenPenalty { l2, accuracy } = Linear::choose_penalty(samples, seed);
     Chosen { linear: Linear::fit(samples, l2, None), l2, accuracy }
 }
 

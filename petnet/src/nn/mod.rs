@@ -29,7 +29,7 @@ use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::error::{Error, Result};
 use crate::graph::{self, Graph, Init, Op};
 use crate::kernel::NormEpilogue;
-use crate::passes::{self, MainOp, Step};
+use crate::passes::{self, FusedStep, MainOp};
 
 impl Normalization {
     /// `[n, 3, h, w]` of 0 to 255 -> the same shape, about zero mean and unit variance.
@@ -60,7 +60,7 @@ pub struct Network {
     graph: Graph,
     /// The steps up to the global average pool.
     #[module(skip)]
-    steps: Vec<Step>,
+    steps: Vec<FusedStep>,
     #[module(skip)]
     normalization: Normalization,
     /// True where convolutions compute in 16-bit floats on a device with automatic differentiation.
@@ -190,7 +190,7 @@ impl Network {
     fn run(&self, from: usize, given: FeatureMaps, to: usize) -> FeatureMaps {
         let mut last = given;
         let steps = self.steps.iter().filter(|step| step.output > from && step.output < to);
-        let steps: Vec<&Step> = steps.collect();
+        let steps: Vec<&FusedStep> = steps.collect();
         // Only maps that a later step reads are kept: inference needs no others.
         let mut kept: Vec<(usize, FeatureMaps)> = vec![(from, last.clone())];
         for (index, step) in steps.iter().enumerate() {
@@ -198,16 +198,17 @@ impl Network {
             let Some(input) = get(step.input).cloned() else { continue };
             let residual = step.epilogue.residual.and_then(get).cloned();
             last = self.step(step, input, residual);
-            let reads =
-                |later: &&Step, node| later.input == node || later.epilogue.residual == Some(node);
+            let reads = |later: &&FusedStep, node| {
+                later.input == node || later.epilogue.residual == Some(node)
+            };
             kept.retain(|(node, _)| steps[index + 1..].iter().any(|later| reads(later, *node)));
             kept.push((step.output, last.clone()));
         }
         last
     }
 
-    fn step(&self, step: &Step, x: FeatureMaps, residual: Option<FeatureMaps>) -> FeatureMaps {
-        let passes::Epilogue { norm, activation, pool, .. } = step.epilogue;
+    fn step(&self, step: &FusedStep, x: FeatureMaps, residual: Option<FeatureMaps>) -> FeatureMaps {
+        let passes::FusedOps { norm, activation, pool, .. } = step.epilogue;
         let norm = norm.map(|node| &self.norms[self.layer_indices[node]]);
         let epilogue = NormEpilogue { activation, pool };
         let (x, bias) = match step.main {

@@ -16,7 +16,7 @@ pub(crate) enum MainOp {
 
 /// Norm, residual, activation and pool after the main operation, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Epilogue {
+pub(crate) struct FusedOps {
     /// A batch norm, by its node.
     pub(crate) norm: Option<usize>,
     /// A feature map to add, by its node.
@@ -28,16 +28,16 @@ pub(crate) struct Epilogue {
 
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Step {
+pub(crate) struct FusedStep {
     pub(crate) main: MainOp,
     /// The node that it reads.
     pub(crate) input: usize,
-    pub(crate) epilogue: Epilogue,
+    pub(crate) epilogue: FusedOps,
     /// Its last node, whose output it writes.
     pub(crate) output: usize,
 }
 
-impl Step {
+impl FusedStep {
     /// The convolution that the step begins with, unless it is depthwise.
     pub(crate) fn dense_conv(&self) -> Option<Conv2d> {
         match self.main {
@@ -47,12 +47,12 @@ impl Step {
     }
 }
 
-/// The max pool that is fused into a step, [`Epilogue::pool`].
+/// The max pool that is fused into a step, [`FusedOps::pool`].
 pub(crate) const FUSED_POOL: Window =
     Window { kernel: 2, stride: 2, padding: Padding::Explicit(0) };
 
 /// The steps up to the global average pool, in the order in which they run.
-pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
+pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
     let readers = graph.readers();
     let mut computed = vec![false; graph.nodes().len()];
     computed[0] = true;
@@ -67,7 +67,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
             Op::MaxPool(window) => (MainOp::MaxPool(index, window), index),
             _ => (MainOp::Identity, input),
         };
-        let mut step = Step { main, input, epilogue: Epilogue::default(), output };
+        let mut step = FusedStep { main, input, epilogue: FusedOps::default(), output };
         if step.main == MainOp::Identity {
             // The node becomes the first operation of the epilogue.
             absorb(graph, index, &computed, &mut step);
@@ -94,15 +94,15 @@ fn reader(graph: &Graph, of: usize) -> Option<usize> {
 
 /// Adds a node that reads a step's output to its epilogue and returns true, if the order of operations allows it and the
 /// node's other input is computed.
-fn absorb(graph: &Graph, index: usize, computed: &[bool], step: &mut Step) -> bool {
+fn absorb(graph: &Graph, index: usize, computed: &[bool], step: &mut FusedStep) -> bool {
     let node = &graph.nodes()[index];
     let dense = step.dense_conv().is_some();
-    let Step { main, ref mut epilogue, output: last, .. } = *step;
+    let FusedStep { main, ref mut epilogue, output: last, .. } = *step;
     // Max pools have no epilogue: it would gain nothing.
     if matches!(main, MainOp::MaxPool(..)) {
         return false;
     }
-    let Epilogue { norm, residual, activation, pool } = *epilogue;
+    let FusedOps { norm, residual, activation, pool } = *epilogue;
     match node.op {
         Op::BatchNorm { .. }
             if norm.is_none() && residual.is_none() && activation.is_none() && !pool =>
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::arch::Architecture;
 
-    fn steps(name: &str) -> (Graph, Vec<Step>) {
+    fn steps(name: &str) -> (Graph, Vec<FusedStep>) {
         let graph = Architecture::named(name).unwrap().graph(2).unwrap();
         let steps = fuse(&graph);
         (graph, steps)

@@ -9,6 +9,6 @@ mod weights;
 pub(crate) use count::{conv_flops, flops};
 #[cfg(feature = "burn")]
 pub(crate) use fuse::FUSED_POOL;
-pub(crate) use fuse::{Epilogue, MainOp, Step, fuse};
+pub(crate) use fuse::{FusedOps, FusedStep, MainOp, fuse};
 pub(crate) use program::Program;
 pub(crate) use weights::{parameters, validate};

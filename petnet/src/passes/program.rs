@@ -1,6 +1,6 @@
 //! Programs: the steps of a network and of a source head on the same trunk, with one numbering of nodes.
 
-use super::fuse::{Epilogue, MainOp, Step, fuse};
+use super::fuse::{FusedOps, FusedStep, MainOp, fuse};
 use crate::graph::{Graph, GraphError, Node, SourceHead};
 
 /// The steps for an image up to the global average pools.
@@ -8,7 +8,7 @@ use crate::graph::{Graph, GraphError, Node, SourceHead};
 pub(crate) struct Program {
     /// The network's nodes, then those that only the source head has.
     pub(crate) nodes: Vec<Node>,
-    pub(crate) steps: Vec<Step>,
+    pub(crate) steps: Vec<FusedStep>,
     /// The nodes whose feature maps are averaged: the network's, then the source head's, which may be the same.
     pub(crate) head_inputs: Vec<usize>,
     /// Height and width of each node's output.
@@ -73,16 +73,16 @@ fn head_input(graph: &Graph) -> usize {
 }
 
 /// A step with its nodes renumbered.
-fn renumbered(step: Step, renumber: impl Fn(usize) -> usize) -> Step {
-    let Epilogue { norm, residual, activation, pool } = step.epilogue;
-    Step {
+fn renumbered(step: FusedStep, renumber: impl Fn(usize) -> usize) -> FusedStep {
+    let FusedOps { norm, residual, activation, pool } = step.epilogue;
+    FusedStep {
         main: match step.main {
             MainOp::Conv(node, conv) => MainOp::Conv(renumber(node), conv),
             MainOp::MaxPool(node, window) => MainOp::MaxPool(renumber(node), window),
             MainOp::Identity => MainOp::Identity,
         },
         input: renumber(step.input),
-        epilogue: Epilogue {
+        epilogue: FusedOps {
             norm: norm.map(&renumber),
             residual: residual.map(&renumber),
             activation,

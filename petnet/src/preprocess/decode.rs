@@ -89,13 +89,13 @@ impl<'a> Plan<'a> {
         let pixels = u64::from(size.0) * u64::from(size.1) * 3;
         let rotated = u64::from(swaps_sides(orientation));
         let shorter = size.0.min(size.1);
-        let enough = |factor: &u32| {
+        let keeps_twice_the_side = |factor: &u32| {
             let side = side.map(|side| side.saturating_mul(2));
             side.is_some_and(|side| shorter / factor >= side) && matches!(markers.components, 1 | 3)
         };
-        let factor = [8, 4].into_iter().find(enough);
-        let times = if factor.is_some() { REDUCED } else { 1 };
-        validate_size(size, limits.max_side, limits.max_pixels.saturating_mul(times))?;
+        let factor = [8, 4].into_iter().find(keeps_twice_the_side);
+        let pixel_limit_factor = if factor.is_some() { REDUCED } else { 1 };
+        validate_size(size, limits.max_side, limits.max_pixels.saturating_mul(pixel_limit_factor))?;
         let Some(factor) = factor else {
             // The decoder copies the file. A rotation needs the image twice.
             let decoding = pixels + markers.kept_coefficients() + 2 * length as u64;

@@ -12,8 +12,8 @@ use super::loss::{Loss, Outcome};
 use super::precise_bn::precise_bn;
 use super::precision::LossScale;
 use super::setup::{
-    EVALUATION_BATCH, describe, identity, optimizer, save_model, training_settings, unix_time,
-    validation_settings,
+    EVALUATION_BATCH, describe, fixed_settings, optimizer, save_model, training_settings,
+    unix_time, validation_settings,
 };
 use super::state::{Progress, State};
 use super::tally::{Tally, with_remedy};
@@ -75,9 +75,9 @@ impl<'a> Fit<'a> {
         model.set_mixed_precision(loss_scale.is_some());
         let teacher = trainer.distillation.as_ref();
         let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
-        let identity = identity(&info, valid);
+        let fixed_settings = fixed_settings(&info, valid);
         let average = (trainer.ema_decay > 0.0).then(|| model.valid());
-        let progress = Progress { identity, ..Default::default() };
+        let progress = Progress { fixed_settings, ..Default::default() };
         let optimizer = optimizer(trainer, &model);
         let mut fit = Self {
             trainer,

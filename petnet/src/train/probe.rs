@@ -16,7 +16,7 @@ use crate::classifier::Classifier;
 use crate::dataset::{Dataset, Target};
 use crate::engine::Head;
 use crate::error::{Error, Result};
-use crate::logistic::{Choice, Linear, Samples};
+use crate::logistic::{ChosenPenalty, Linear, Samples};
 use crate::weights::Weight;
 
 /// Largest number of images for which their mirror images are used too; for more they hardly change the layer.
@@ -68,7 +68,7 @@ impl Features {
 
     /// A layer for single-label data. The penalty is chosen on the first `images`, without their mirror images: an image
     /// and its mirror image in different folds would favour a penalty that is too weak.
-    fn one_layer(
+    fn fit_single_label(
         &self,
         classes: usize,
         images: usize,
@@ -77,14 +77,14 @@ impl Features {
     ) -> Linear {
         let targets: Vec<usize> = self.targets.iter().filter_map(Target::class).collect();
         let samples = |images: usize| self.samples(&targets[..images], classes, class_weights);
-        let Choice { l2, accuracy } = Linear::choose_penalty(&samples(images), seed);
+        let ChosenPenalty { l2, accuracy } = Linear::choose_penalty(&samples(images), seed);
         tracing::info!(l2, accuracy, images, "last layer by logistic regression");
         Linear::fit(&samples(targets.len()), l2, None)
     }
 
     /// A layer for multi-label data, with one binary classifier per class in its columns. The penalty is chosen for the
     /// class whose share of the first `images` is closest to one half.
-    fn one_column_per_class(&self, classes: usize, images: usize, seed: u64) -> Linear {
+    fn fit_multi_label(&self, classes: usize, images: usize, seed: u64) -> Linear {
         // 1 for the images that have a class, 0 for the others.
         let binary_targets = |class: usize| {
             let targets = self.targets.iter();
@@ -137,8 +137,8 @@ fn with_last_layer(
     let class_weights = trainer.balanced.then(|| class_weights(train));
     let weights = class_weights.as_deref();
     let Linear { weights, bias } = match train.is_multi_label() {
-        false => features.one_layer(classes, train.len(), trainer.seed, weights),
-        true => features.one_column_per_class(classes, train.len(), trainer.seed),
+        false => features.fit_single_label(classes, train.len(), trainer.seed, weights),
+        true => features.fit_multi_label(classes, train.len(), trainer.seed),
     };
     let model = model.with_last_layer(
         Weight { shape: vec![features.width, classes], values: weights },

@@ -117,9 +117,9 @@ pub(super) fn unix_time() -> Option<u64> {
 }
 
 /// The settings that a resumed training must share with the one that was stopped.
-pub(super) fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
-    let mut identity = info.settings.clone();
-    if let Some(map) = identity.as_object_mut() {
+pub(super) fn fixed_settings(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
+    let mut fixed_settings = info.settings.clone();
+    if let Some(map) = fixed_settings.as_object_mut() {
         // Threads and cache do not change the result.
         map.remove("num_workers");
         map.remove("cache_mb");
@@ -129,5 +129,5 @@ pub(super) fn identity(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
         map.insert("training data".into(), json!(info.data_digest));
         map.insert("validation data".into(), json!(valid.digest()));
     }
-    identity
+    fixed_settings
 }

@@ -34,10 +34,8 @@ pub(super) struct Progress {
     /// Sum of the losses of the current epoch's images.
     pub(super) loss_sum: f64,
     /// Number of images of the current epoch that were classified correctly.
-    #[serde(rename = "right")]
     pub(super) correct: usize,
     /// Number of images of the current epoch.
-    #[serde(rename = "seen")]
     pub(super) images: usize,
     pub(super) plateau: Plateau,
     pub(super) best_score: Option<f64>,
@@ -48,7 +46,7 @@ pub(super) struct Progress {
     pub(super) waited: f64,
     pub(super) history: Vec<EpochReport>,
     /// Settings and digests of data that a resumed training must share.
-    pub(super) identity: serde_json::Value,
+    pub(super) fixed_settings: serde_json::Value,
 }
 
 /// Weights, optimiser and progress: all that a step changes.
@@ -102,7 +100,7 @@ impl State {
             return Err(failed(&"the content does not match its checksum"));
         }
         let progress: Progress = serde_json::from_str(text).map_err(|e| failed(&e))?;
-        if let Some(key) = difference(&progress.identity, &self.progress.identity) {
+        if let Some(key) = difference(&progress.fixed_settings, &self.progress.fixed_settings) {
             return Err(Error::Config(format!(
                 "cannot resume {}: `{key}` differs from the run that wrote it",
                 path.display()

@@ -26,7 +26,7 @@ use crate::app::App;
 use crate::batcher::ImageInput;
 use crate::buffer::Buffer;
 use crate::memory::Claim;
-use crate::models::{Model, Target};
+use crate::models::{Model, RequestModel};
 use crate::outputs::{Classification, ModelOutput};
 use crate::prediction::record_prediction;
 use crate::problem::Problem;
@@ -44,7 +44,7 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-cont
 
 pub(super) async fn infer(
     app: &Arc<App>,
-    target: &Target,
+    target: &RequestModel,
     format: Format,
     request: &mut HttpRequest,
 ) -> HandlerResult {
@@ -61,7 +61,7 @@ pub(super) async fn infer(
 
 async fn infer_images(
     app: &Arc<App>,
-    target: &Target,
+    target: &RequestModel,
     format: Format,
     request: &mut HttpRequest,
 ) -> Result<(Payload, RequestDetails, Samples), Problem> {
@@ -115,7 +115,7 @@ pub(crate) struct Inference {
 /// 400 for values that are not images for the model, and the reason for which an image is refused.
 pub(crate) async fn classify(
     app: &App,
-    target: &Target,
+    target: &RequestModel,
     format: Format,
     values: Values,
 ) -> Result<Inference, Problem> {

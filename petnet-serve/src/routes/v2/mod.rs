@@ -16,7 +16,7 @@ use super::images::priority;
 use super::{FullResponse, HandlerResult, HttpRequest, json_response};
 use crate::app::App;
 use crate::authorization::Priority;
-use crate::models::{Model, PIXELS_SUFFIX, Served, Target, unknown_model};
+use crate::models::{Model, PIXELS_SUFFIX, RequestModel, ServedModel, unknown_model};
 use crate::problem::Problem;
 
 pub(super) use infer::error;
@@ -78,12 +78,16 @@ impl Format {
 ///
 /// # Errors
 /// 404 for an unknown name, 503 while the model is not loaded.
-pub(super) fn find(app: &App, name: &str, priority: Priority) -> Result<(Target, Format), Problem> {
+pub(super) fn find(
+    app: &App,
+    name: &str,
+    priority: Priority,
+) -> Result<(RequestModel, Format), Problem> {
     let (served, format) = served(app, name)?;
     Ok((app.target(Some(served.name()), priority)?, format))
 }
 
-fn served<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<Served>, Format), Problem> {
+fn served<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<ServedModel>, Format), Problem> {
     let found = Format::ALL.into_iter().find_map(|format| {
         let mut all = app.models.iter();
         all.find(|served| format.name(served.name()) == name).map(|served| (served, format))

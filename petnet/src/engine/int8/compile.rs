@@ -10,7 +10,7 @@ use crate::engine::simple::MaxPool;
 use crate::error::ModelError;
 use crate::graph::Conv2d;
 use crate::kernel::int8::{Requantization, supported};
-use crate::passes::{self, Epilogue, MainOp, Program};
+use crate::passes::{self, FusedOps, MainOp, Program};
 use crate::weights::Weights;
 
 /// Upper bound of values before they are rounded to 32-bit integers.
@@ -99,7 +99,7 @@ impl QuantizedWeights {
 }
 
 impl Quantizer<'_> {
-    fn step(&self, step: &passes::Step) -> Result<Option<Step<Kernel>>, ModelError> {
+    fn step(&self, step: &passes::FusedStep) -> Result<Option<Step<Kernel>>, ModelError> {
         let (node, kernel) = match step.main {
             MainOp::Identity => return Ok(None),
             MainOp::MaxPool(node, window) => {
@@ -116,12 +116,12 @@ impl Quantizer<'_> {
     /// A convolution and its floating-point operations.
     fn conv(
         &self,
-        step: &passes::Step,
+        step: &passes::FusedStep,
         node: usize,
         conv: Conv2d,
     ) -> Result<Option<(Kernel, u64)>, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
-        let Epilogue { norm, pool, .. } = step.epilogue;
+        let FusedOps { norm, pool, .. } = step.epilogue;
         let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
         let quantized = QuantizedWeights::new(&weights, conv.outputs);
         let Some(requantize) = self.requantize(step, &quantized, &bias) else { return Ok(None) };
@@ -149,7 +149,7 @@ impl Quantizer<'_> {
     /// `None` where sums may overflow 32 bits.
     fn requantize(
         &self,
-        step: &passes::Step,
+        step: &passes::FusedStep,
         QuantizedWeights { weights, scale: scales }: &QuantizedWeights,
         bias: &[f32],
     ) -> Option<Requantization> {

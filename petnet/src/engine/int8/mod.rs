@@ -10,7 +10,7 @@ mod tests;
 pub(super) use compile::compile;
 
 use self::conv::{Int8DenseConv, Int8DepthwiseConv};
-use super::plan::Arithmetic;
+use super::plan::MapFormat;
 use super::shape::{Input, Shape};
 use super::simple::MaxPool;
 use crate::graph::Activation;
@@ -49,7 +49,7 @@ pub(super) enum Kernel {
     MaxPool(MaxPool),
 }
 
-impl Arithmetic for Int8 {
+impl MapFormat for Int8 {
     type Value = u8;
     type Kernel = Kernel;
     const SLACK: usize = SLACK;
