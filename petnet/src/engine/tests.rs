@@ -252,7 +252,7 @@ fn specs() -> impl Strategy<Value = (ConvSpec, [Shape; 2], bool, u32)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 400 }, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn a_convolution_equals_its_definition((spec, shapes, parallel, seed) in specs()) {

@@ -307,7 +307,7 @@ mod tests {
     use crate::kernel::tests::values;
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 200 }, failure_persistence: None, ..Default::default() })]
 
         #[test]
         fn a_depthwise_convolution_equals_its_definition(
