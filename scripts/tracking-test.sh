@@ -67,7 +67,7 @@ PETNET_MODEL_CACHE=$run/cache setsid "$serve" --host 127.0.0.1 --port 18000 --me
 service=$!
 started+=("$service")
 sleep 3
-version() { curl -s 127.0.0.1:18000/version | grep -o '"registry_version":"[0-9]*"'; }
+version() { curl -s 127.0.0.1:18000/version | grep -o '"registry_version":"[0-9]*"' | head -1; }
 [ "$(version)" = '"registry_version":"1"' ]
 "$train" fit --config tracked.yaml --data data --out second --epochs 1 --quiet
 "$train" evaluate --model second/best.safetensors --data data --out r2 --quiet
