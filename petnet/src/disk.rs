@@ -13,8 +13,8 @@ pub(crate) const NPY_MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
 /// Bytes before the values of a NumPy file: magic, length, and a description that is padded to fill them.
 const NPY_HEADER: usize = 128;
 
-/// The first [`NPY_HEADER`] bytes of a matrix in NumPy's `.npy` format, version 1.0; its values follow row by row. `dtype` is
-/// such as `<f4`.
+/// The bytes before the values of a matrix in NumPy's `.npy` format, version 1.0; its values follow row by row. `dtype` is such
+/// as `<f4`.
 pub fn npy_header(dtype: &str, rows: usize, columns: usize) -> Vec<u8> {
     let text =
         format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
