@@ -144,6 +144,14 @@ pub(crate) static TABLE: &[Entry] = &[
     entry!("simple_cnn", SimpleCnnConfig::default(), Normalization::IMAGENET, STRETCHED, Some(simple_cnn::recognise)),
 ];
 
+/// Names that networks of other settings than the table's have, each with the entry of its kind.
+const OTHER_SETTINGS: [(&str, &str); 4] = [
+    ("efficientnet_lite", "efficientnet_lite0"),
+    ("efficientnet_lite3", "efficientnet_lite0"),
+    ("efficientnet_lite4", "efficientnet_lite0"),
+    ("resnet", "resnet18"),
+];
+
 /// The defaults of an entry with the given settings in their place.
 fn parse<C>(default: C, given: &Map<String, Value>) -> serde_json::Result<Architecture>
 where
@@ -224,19 +232,12 @@ impl Architecture {
         self.config.name()
     }
 
-    /// A name of the table whose settings these are: `resnet` of other widths goes by `resnet18`, the first name that is a
-    /// number longer.
+    /// The name in the table of the same kind of network, `resnet18` for a `resnet` of other widths; the network's own
+    /// name where the table has none.
     fn entry_name(&self) -> &str {
         let own = self.name();
-        let is_member = |name: &&str| {
-            let number = name.strip_prefix(own).unwrap_or_default();
-            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
-        };
-        if Self::names().any(|name| name == own) {
-            own
-        } else {
-            Self::names().find(is_member).unwrap_or(own)
-        }
+        let known = OTHER_SETTINGS.iter().find(|(name, _)| *name == own);
+        known.map_or(own, |(_, entry)| entry)
     }
 
     /// The network for a number of classes.

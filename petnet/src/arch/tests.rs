@@ -57,27 +57,38 @@ fn settings_that_are_left_out_keep_the_defaults_of_the_name() {
     assert_eq!(wide.with("dropout", 0.25).unwrap().name(), "resnet");
 }
 
+/// A network of another crate.
+#[derive(Debug, Serialize)]
+struct Foreign {
+    #[serde(skip)]
+    name: &'static str,
+}
+
+impl Config for Foreign {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn graph(&self, _: usize) -> Result<Graph, GraphError> {
+        crate::graph::Builder::new(self.name).build()
+    }
+}
+
 #[test]
-fn a_network_of_ones_own_is_no_entry_whose_name_begins_like_its_name() {
-    #[derive(Debug, Serialize)]
-    struct Own(&'static str);
-
-    impl Config for Own {
-        fn name(&self) -> &str {
-            self.0
-        }
-
-        fn graph(&self, classes: usize) -> Result<Graph, GraphError> {
-            SimpleCnnConfig::default().graph(classes)
-        }
-    }
-
+fn a_name_that_begins_like_one_of_the_table_is_not_that_one() {
     for name in ["efficientnet", "res", "p", ""] {
-        let own = Architecture::new(Own(name));
-        assert_eq!((own.entry_name(), own.entry().is_none()), (name, true));
+        let foreign = Architecture::new(Foreign { name });
+        assert_eq!(foreign.normalization(), Normalization::default(), "{name}");
+        assert_eq!(foreign.preprocess(), STRETCHED, "{name}");
+        assert_eq!(serde_json::to_value(&foreign).unwrap()["name"], name);
     }
-    let wide = ResNetConfig { widths: vec![8, 16], ..Default::default() };
-    assert_eq!(Architecture::new(wide).entry_name(), "resnet18");
+    let lite = EfficientNetLiteConfig { head: 64, ..EfficientNetLiteConfig::lite(0) };
+    let lite = Architecture::new(lite);
+    assert_eq!(
+        (lite.name(), lite.normalization()),
+        ("efficientnet_lite", Normalization::SYMMETRIC)
+    );
+    assert_eq!(serde_json::to_value(&lite).unwrap()["name"], "efficientnet_lite0");
 }
 
 #[test]
