@@ -58,7 +58,7 @@ pub(crate) struct Fit {
 
 impl Fit {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        let mut config = Config::load_with(self.config.as_deref(), &self.sets)?;
+        let mut config = Config::load(self.config.as_deref(), &self.sets)?;
         terminal::start_log(output, config.log_level());
         config.trainer.epochs = self.epochs.unwrap_or(config.trainer.epochs);
         config.program.data_dir = self.data.unwrap_or(config.program.data_dir);

@@ -45,7 +45,7 @@ pub(crate) struct LrFind {
 
 impl LrFind {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        let mut config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
+        let mut config = Config::load(self.config.as_deref(), &[])?;
         terminal::start_log(output, config.log_level());
         config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
         let (train, _) = data::open(&config.program.data_dir, config.program.multi_label)?;
