@@ -97,7 +97,7 @@ pub(crate) fn exit(outcome: &anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Prints an error once and chooses the exit status.
+/// Prints an error once, with its causes.
 fn report(error: &anyhow::Error) -> ExitCode {
     // Errors of the library repeat their cause in their message; only causes that the message lacks are appended.
     let mut text = error.to_string();
@@ -107,17 +107,23 @@ fn report(error: &anyhow::Error) -> ExitCode {
         }
     }
     say_error!("error: {text}");
-    if matches!(error.downcast_ref(), Some(petnet::Error::Interrupted)) {
-        return ExitCode::from(INTERRUPTED);
+    ExitCode::from(exit_status(error))
+}
+
+/// The exit status after an error, by all errors of its chain of causes.
+fn exit_status(error: &anyhow::Error) -> u8 {
+    let causes = || error.chain().filter_map(|cause| cause.downcast_ref::<petnet::Error>());
+    let interrupted = |cause: &petnet::Error| matches!(cause, petnet::Error::Interrupted);
+    let setting = |cause: &petnet::Error| {
+        matches!(cause, petnet::Error::Config(_) | petnet::Error::Device(_))
+    };
+    if causes().any(interrupted) {
+        INTERRUPTED
+    } else if error.chain().any(|cause| cause.is::<UsageError>()) || causes().any(setting) {
+        BAD_USAGE
+    } else {
+        1
     }
-    let usage = error.chain().any(|cause| {
-        cause.is::<UsageError>()
-            || matches!(
-                cause.downcast_ref(),
-                Some(petnet::Error::Config(_) | petnet::Error::Device(_))
-            )
-    });
-    ExitCode::from(if usage { BAD_USAGE } else { 1 })
 }
 
 /// A progress bar over `length` items, hidden with `--quiet` and where standard error is no terminal.
@@ -144,4 +150,21 @@ fn progress(bar: ProgressBar, template: &str, title: &str, output: Output) -> Pr
     let style = ProgressStyle::with_template(template);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         .with_prefix(title.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] petnet::Error);
+
+    #[test]
+    fn the_exit_status_is_that_of_the_cause() {
+        let status = |error: petnet::Error| exit_status(&Outer(error).into());
+        assert_eq!(status(petnet::Error::Interrupted), INTERRUPTED);
+        assert_eq!(status(petnet::Error::Device("none".into())), BAD_USAGE);
+        assert_eq!(status(petnet::Error::Dataset("empty".into())), 1);
+    }
 }
