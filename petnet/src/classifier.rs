@@ -229,9 +229,7 @@ impl Classifier {
         let label = self.info.labels[index].clone();
         Prediction { label, index, probabilities, classes, ood_score, decision }
     }
-}
 
-impl Classifier {
     /// Indices and names of the classes whose probability reaches their threshold, likeliest first.
     fn reached(&self, probabilities: &[f32], thresholds: &[f32]) -> (Vec<usize>, Vec<String>) {
         let pairs = probabilities.iter().zip(thresholds);

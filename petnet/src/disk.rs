@@ -28,15 +28,16 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// Writes a temporary file in the folder of `path`, flushes it to the disk and renames it to `path`, so that a crash leaves the
-/// old content or the new one.
+/// Writes a temporary file `.NAME.*.partial` in the folder of `path`, flushes it to the disk and renames it to `path`, so that
+/// a crash leaves the old content or the new one.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".partial");
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    builder.prefix(&prefix).suffix(".partial");
     // As for any new file: the process's umask applies.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

@@ -9,10 +9,10 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use petnet::disk::write_atomically;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::{EmbeddingFile, EmbeddingFormat};
@@ -41,7 +41,6 @@ pub(super) struct Progress {
     #[serde(rename = "photos")]
     pub(super) images: u64,
     pub(super) failed: u64,
-    #[serde(rename = "trail")]
     paths: PathDigest,
 }
 
@@ -144,7 +143,7 @@ impl Parts {
             self.close(open)?;
         }
         let summary = serde_json::to_vec(&self.finished)?;
-        replace(&self.success(), &summary)?;
+        write_atomically(&self.success(), &summary)?;
         Ok(self.finished)
     }
 
@@ -176,7 +175,7 @@ impl Parts {
         renamed.with_context(|| part.display().to_string())?;
         progress.parts += 1;
         let file = self.folder.join(format!("_progress-{:05}.json", self.shard.index));
-        replace(&file, &serde_json::to_vec(&progress)?)?;
+        write_atomically(&file, &serde_json::to_vec(&progress)?)?;
         self.finished = progress;
         Ok(())
     }
@@ -215,7 +214,7 @@ impl Parts {
 fn require_same_settings(folder: &Path, own: &Settings) -> Result<()> {
     let path = folder.join("_petnet.json");
     if !path.is_file() {
-        replace(&path, &serde_json::to_vec_pretty(own)?)?;
+        write_atomically(&path, &serde_json::to_vec_pretty(own)?)?;
     }
     // Read back even after writing: another shard may have written the file first.
     let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
@@ -240,13 +239,4 @@ fn require_same_settings(folder: &Path, own: &Settings) -> Result<()> {
 pub(super) fn partial_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.partial", uuid::Uuid::new_v4().simple()))
-}
-
-/// Writes a small file atomically.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = partial_path(path);
-    File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&partial, path))
-        .with_context(|| path.display().to_string())
 }

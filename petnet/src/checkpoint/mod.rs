@@ -423,9 +423,13 @@ fn parse_info(text: &str) -> Result<ModelInfo, ModelError> {
     serde_json::from_str(text).map_err(unreadable)
 }
 
-fn digest<'a>(info: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+/// SHA-256, in hexadecimal digits, of the metadata and the tensors of a safetensors file, in any order.
+pub(crate) fn digest<'a>(
+    metadata: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> String {
     let mut hash = Sha256::new();
-    hash.update(info);
+    hash.update(metadata);
     let mut sorted: Vec<_> = tensors.collect();
     sorted.sort();
     for (name, data) in sorted {

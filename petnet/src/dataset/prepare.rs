@@ -13,7 +13,7 @@ use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
 use crate::disk::{sha256, write_atomically};
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, Source, contained};
+use crate::files::{Counts, MANIFEST, Source, contained};
 use crate::preprocess::{Pixels, resize_with};
 
 /// Version of the layout of manifests.
@@ -122,7 +122,7 @@ pub struct PreparedImage {
 
 impl Manifest {
     /// Name of the file in a prepared folder.
-    pub const FILE: &str = "manifest.json";
+    pub const FILE: &str = MANIFEST;
 }
 
 impl Prepare {

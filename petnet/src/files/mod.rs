@@ -15,7 +15,7 @@ pub(crate) use names::{class_key, contained};
 pub use names::{entry_path, left_out};
 pub use source::{Entry, walk};
 #[cfg(feature = "train")]
-pub(crate) use source::{Listing, Source};
+pub(crate) use source::{Listing, MANIFEST, Source};
 
 /// Entry point for fuzzing: lists an archive and reads its first files.
 #[cfg(fuzzing)]

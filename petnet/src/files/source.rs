@@ -17,7 +17,7 @@ use crate::error::{Error, ImageError, Result};
 type Zip = ZipArchive<BufReader<File>>;
 
 /// The file by which a prepared folder is recognised.
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// Reads files by their paths of [`Source::list`], from any number of threads.
 #[derive(Debug)]

@@ -147,18 +147,16 @@ pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
 /// instance a function of its own; inlined, its sums would be spilled.
 macro_rules! dispatch_tile {
     ($simd:ident, $rows:expr, $vectors:expr, $tile:ident $fields:tt) => {
-        dispatch_tile!($simd, $rows, $vectors, $tile $fields, [8 7 6 5 4 3 2])
+        dispatch_tile!($simd, $rows, $vectors, $tile $fields, [8 7 6 5 4 3 2 1])
     };
     ($simd:ident, $rows:expr, $vectors:expr, $tile:ident $fields:tt, [$($r:literal)+]) => {
         match ($rows, $vectors) {
             $(
                 ($r, 3) => $simd.vectorize($tile::<$r, 3> $fields),
                 ($r, 2) => $simd.vectorize($tile::<$r, 2> $fields),
-                ($r, _) => $simd.vectorize($tile::<$r, 1> $fields),
+                ($r, 1) => $simd.vectorize($tile::<$r, 1> $fields),
             )+
-            (_, 3) => $simd.vectorize($tile::<1, 3> $fields),
-            (_, 2) => $simd.vectorize($tile::<1, 2> $fields),
-            (_, _) => $simd.vectorize($tile::<1, 1> $fields),
+            (rows, vectors) => unreachable!("a tile of {rows} rows by {vectors} vectors"),
         }
     };
 }

@@ -11,10 +11,10 @@ use burn::store::ModuleRecord;
 use burn::tensor::Bytes;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::EpochReport;
 use super::schedule::Plateau;
+use crate::checkpoint::digest;
 use crate::disk::write_atomically;
 use crate::error::{Error, ModelError, Result};
 use crate::nn::Network;
@@ -128,18 +128,6 @@ impl State {
 fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> Error {
     let (format, reason) = ("training state", reason.to_string());
     Error::checkpoint(path, ModelError::Damaged { format, reason })
-}
-
-fn digest<'a>(progress: &str, parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let mut hash = Sha256::new();
-    hash.update(progress);
-    let mut sorted: Vec<_> = parts.collect();
-    sorted.sort();
-    for (name, bytes) in sorted {
-        hash.update(name);
-        hash.update(bytes);
-    }
-    hex::encode(hash.finalize())
 }
 
 /// First key for which the values differ.
