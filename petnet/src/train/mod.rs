@@ -2,7 +2,7 @@
 //!
 //! Every random number is a function of (seed, epoch, step), and the whole state is saved to one file at intervals. A
 //! training that was killed and resumed therefore ends with the same weights, bit for bit on one CPU device, as one that
-//! was not interrupted.
+//! was not interrupted. The fit of the last layer alone ([`Freeze::Backbone`]) has no steps and saves no state: it starts over.
 
 mod clip;
 mod ema;
@@ -179,7 +179,8 @@ pub struct Trainer {
     /// Steps between saved states within an epoch; 0 saves at the end of epochs only.
     #[serde(skip)]
     pub save_every: usize,
-    /// True to resume from the state in `out`, where there is one.
+    /// True to resume from the state in `out`, where there is one. Without effect where only the last layer is trained: its
+    /// fit takes seconds to minutes, saves no state and starts over.
     #[serde(skip)]
     pub resume: bool,
 }
@@ -304,7 +305,8 @@ pub trait Observer {
     fn features(&mut self, _done: usize, _total: usize) {}
     /// Called after every epoch and its validation.
     fn epoch(&mut self, _report: &EpochReport) {}
-    /// Called after every step; `true` saves the state and ends with [`Error::Interrupted`].
+    /// Called after every step; `true` saves the state and ends with [`Error::Interrupted`]. Where only the last layer is
+    /// trained, it is called after each pass over all images, and nothing is saved.
     fn stop(&self) -> bool {
         false
     }

@@ -168,7 +168,7 @@ fn prepared(initial: &InitialModel, train: &Dataset, trainer: &Trainer) -> Resul
     if trainer.quantize { model.quantized_on(train, trainer.preprocess()) } else { Ok(model) }
 }
 
-/// Trains the last layer alone.
+/// Trains the last layer alone. No state is saved on the way, and none is resumed.
 pub(super) fn fit(
     trainer: &Trainer,
     initial: &InitialModel,
