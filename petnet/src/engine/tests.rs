@@ -268,7 +268,7 @@ proptest! {
         // The border must not be written.
         let mut out = vec![7.0; shape.len()];
         let read = Input { values: &map, shape: input, parallel };
-        if groups == 1 && !spec.conv.is_depthwise() {
+        if !spec.conv.is_depthwise() {
             let conv = DenseConv::new(spec, &weights, bias.clone(), shapes);
             conv.run(read, residual.as_deref(), &mut out);
         } else {

@@ -110,6 +110,7 @@ fn absorb(graph: &Graph, index: usize, computed: &[bool], step: &mut FusedStep) 
             epilogue.norm = Some(index);
         }
         Op::Add if residual.is_none() && activation.is_none() && !pool => {
+            // Both inputs of `x + x` are the map that the step reads: the residual is then that map too.
             let other = node.inputs.iter().copied().find(|from| *from != last).unwrap_or(last);
             if !computed[other] {
                 return false;
@@ -162,7 +163,11 @@ mod tests {
         let MainOp::Conv(conv, _) = second.main else { panic!("{second:?}") };
         assert_eq!(graph.nodes()[conv].name, "blocks.0.second.conv");
         assert_eq!(second.epilogue.activation, Some(Activation::Relu));
-        let (_, steps) = self::steps("simple_cnn");
+    }
+
+    #[test]
+    fn a_max_pool_is_fused_into_the_convolution_before_it() {
+        let (_, steps) = steps("simple_cnn");
         assert!(steps.iter().all(|step| step.epilogue.pool));
     }
 }
