@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::{CacheLine, Requantization, aligned, mask, packed_index, supported, unroll};
 use crate::kernel::tiles::blocks;
 
-/// 32-bit sums of a vector.
+/// Number of 32-bit sums in a vector of 512 bits.
 const LANES: usize = 16;
 /// Maximum number of vectors of output channels in a tile.
 const MAX_VECTORS: usize = 3;
@@ -43,25 +43,26 @@ pub(crate) struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// Packs the values of `weight(row, value, output)` for windows of `rows` rows of `run` contiguous values each.
+    /// Packs the values of `weight(row, value, output)` for windows of `rows` rows of `row_values` contiguous values
+    /// each.
     pub(crate) fn new(
-        [rows, run]: [usize; 2],
+        [rows, row_values]: [usize; 2],
         requantize: &Requantization,
         weight: impl Fn(usize, usize, usize) -> i8,
     ) -> Self {
         let outputs = requantize.scale.len();
-        let (depth, vectors) = (run.next_multiple_of(4), outputs.div_ceil(LANES));
+        let (depth, vectors) = (row_values.next_multiple_of(4), outputs.div_ceil(LANES));
         let mut weights = vec![0; rows * depth * vectors * LANES];
         let [mut scale, mut offset] = [(); 2].map(|()| vec![0.0; vectors * LANES]);
-        for (first, width) in blocks(vectors, MAX_VECTORS) {
-            let (first, count) = (first * LANES, width * LANES);
+        for (first, block_vectors) in blocks(vectors, MAX_VECTORS) {
+            let (first, count) = (first * LANES, block_vectors * LANES);
             let block = &mut weights[first * rows * depth..][..count * rows * depth];
             for channel in 0..count.min(outputs - first) {
-                let at = packed_index(channel, width, 4);
+                let at = packed_index(channel, block_vectors, 4);
                 scale[first + at] = requantize.scale[first + channel];
                 offset[first + at] = requantize.offset[first + channel];
                 for (row, value) in
-                    (0..rows).flat_map(|row| (0..run).map(move |value| (row, value)))
+                    (0..rows).flat_map(|row| (0..row_values).map(move |value| (row, value)))
                 {
                     let group = (row * depth + value) / 4;
                     block[(group * count + at) * 4 + value % 4] =
@@ -127,22 +128,24 @@ impl Product<'_> {
         }
         assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
         let out = out.as_mut_ptr();
-        blocks(outputs.div_ceil(LANES), MAX_VECTORS).map(move |(first, width)| {
-            let (channel, count) = (first * LANES, width * LANES);
+        blocks(outputs.div_ceil(LANES), MAX_VECTORS).map(move |(first, vectors)| {
+            let (channel, count) = (first * LANES, vectors * LANES);
             Block {
                 x: x.as_ptr(),
                 weights: packed.weights[channel * rows * depth / 64..].as_ptr().cast(),
-                affine: [&packed.scale, &packed.offset]
-                    .map(|values| values[first..].as_ptr().cast()),
+                scale: packed.scale[first..].as_ptr().cast(),
+                offset: packed.offset[first..].as_ptr().cast(),
                 // SAFETY: the first channel of a block lies within each pixel.
                 out: unsafe { out.add(channel) },
                 residual: residual.map(|residual| residual[channel..].as_ptr()),
                 residual_scale: packed.residual_scale,
                 channels: count.min(outputs - channel),
-                shape: [rows, depth, outputs],
+                rows,
+                depth,
+                outputs,
                 strides: *strides,
                 pixels,
-                width,
+                vectors,
                 output: PhantomData,
             }
         })
@@ -153,17 +156,23 @@ impl Product<'_> {
 struct Block<'a> {
     x: *const u8,
     weights: *const i8,
-    affine: [*const f32; 2],
+    /// Factor of each sum, which is converted to f32, and the value that is added to it.
+    scale: *const f32,
+    offset: *const f32,
     out: *mut u8,
     residual: Option<*const u8>,
     residual_scale: f32,
     channels: usize,
-    /// Rows of the window, bytes of each, and bytes of a pixel of the output.
-    shape: [usize; 3],
+    /// Rows of the window.
+    rows: usize,
+    /// Bytes of a row of the window.
+    depth: usize,
+    /// Bytes of a pixel of the output.
+    outputs: usize,
     strides: Strides,
     pixels: usize,
     /// Vectors of the block's channels.
-    width: usize,
+    vectors: usize,
     output: PhantomData<&'a mut [u8]>,
 }
 
@@ -173,7 +182,7 @@ unsafe impl Send for Block<'_> {}
 /// Runs a tile with its numbers of pixels and vectors as constants, so that its sums are registers.
 macro_rules! tile {
     ($block:ident, $pixels:expr, $arguments:tt, [$($rows:literal)+]) => {
-        match ($pixels, $block.width) {
+        match ($pixels, $block.vectors) {
             $(($rows, 1) => $block.tile::<$rows, 1>$arguments,
               ($rows, 2) => $block.tile::<$rows, 2>$arguments,
               ($rows, _) => $block.tile::<$rows, 3>$arguments,)+
@@ -215,11 +224,11 @@ impl Block<'_> {
             let sums = self.sums::<R, V>(windows);
             let [mut scale, mut offset] = [[_mm512_setzero_ps(); V]; 2];
             for vector in 0..V {
-                scale[vector] = _mm512_loadu_ps(self.affine[0].add(vector * LANES));
-                offset[vector] = _mm512_loadu_ps(self.affine[1].add(vector * LANES));
+                scale[vector] = _mm512_loadu_ps(self.scale.add(vector * LANES));
+                offset[vector] = _mm512_loadu_ps(self.offset.add(vector * LANES));
             }
             unroll!(R, |row| {
-                let at = (first + row) * self.shape[2];
+                let at = (first + row) * self.outputs;
                 let mut values = [_mm512_setzero_ps(); V];
                 for vector in 0..V {
                     let sum = _mm512_cvtepi32_ps(sums[row][vector]);
@@ -240,7 +249,7 @@ impl Block<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn sums<const R: usize, const V: usize>(&self, windows: &Windows) -> [[__m512i; V]; R] {
-        let [rows, depth, _] = self.shape;
+        let Self { rows, depth, .. } = *self;
         let mut sums = [[_mm512_setzero_si512(); V]; R];
         // SAFETY: windows lie within the input, as the caller ensures; weights are read in the packed order.
         unsafe {
