@@ -225,12 +225,12 @@ impl Augment {
         // The middle one of an odd number stays as it is.
         let back = &mut back[count % 2 * size..];
         for (a, b) in front.chunks_exact_mut(size).zip(back.chunks_exact_mut(size).rev()) {
-            for y in rows.clone() {
-                let line = (y * side + columns.start) * 3..(y * side + columns.end) * 3;
+            for row in rows.clone() {
+                let line = (row * side + columns.start) * 3..(row * side + columns.end) * 3;
                 for (a, b) in a[line.clone()].iter_mut().zip(&mut b[line]) {
-                    let (x, y) = (f32::from(*a), f32::from(*b));
-                    *a = (x * share + y * (1.0 - share) + 0.5) as u8;
-                    *b = (y * share + x * (1.0 - share) + 0.5) as u8;
+                    let (own, other) = (f32::from(*a), f32::from(*b));
+                    *a = (own * share + other * (1.0 - share) + 0.5) as u8;
+                    *b = (other * share + own * (1.0 - share) + 0.5) as u8;
                 }
             }
         }

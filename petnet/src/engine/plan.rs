@@ -18,7 +18,7 @@ pub(super) trait MapFormat: std::fmt::Debug + Send + Sync {
     type Value: std::fmt::Debug + Default + Copy + Send + Sync;
     /// A step between two maps.
     type Kernel: std::fmt::Debug + Send + Sync;
-    /// Values after a map that kernels may read, without effect.
+    /// Number of values after the end of a map that kernels may read; results do not depend on them.
     const SLACK: usize;
 
     /// A pixel of the border of the image's map.
@@ -65,7 +65,7 @@ pub(super) struct PlanHead {
 pub(super) struct F32 {
     pub(super) scale: [f32; 3],
     pub(super) shift: [f32; 3],
-    /// A pixel of its border: the value that represents zero.
+    /// A pixel of the border of the image's map: the values that represent zero.
     pub(super) border: [f32; 3],
 }
 

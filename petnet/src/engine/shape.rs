@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-/// Parts of a 1x1 convolution are whole tiles: the maximum number of rows (pixels) of a tile product. f32 tiles have 6 rows
-/// on CPUs with fewer than 32 vector registers (`kernel/tiles.rs`), where the last tiles of a part have fewer.
+/// Maximum number of rows (pixels) of a tile product. The pixels of a 1x1 convolution are divided among threads in multiples
+/// of it, so that the parts are whole tiles. On CPUs with fewer than 32 vector registers, f32 tiles have 6 rows
+/// (`kernel/tiles.rs`), and the last tiles of a part have fewer.
 const TILE_ROWS: usize = 8;
 
 /// Size of a map without its border, and the width of the border.

@@ -348,6 +348,8 @@ impl TileTransform<4, 2> for F2x2 {
 struct F4x4;
 
 impl TileTransform<6, 4> for F4x4 {
+    /// The rows of `B'` are `4a - 5c + e`, `-4b - 4c + d + e`, `4b - 4c - d + e`, `-2b - c + 2d + e`, `2b - c - 2d + e` and
+    /// `4b - 5d + f`; the four in the middle are the sums and differences of their even and odd terms.
     #[inline(always)]
     fn input<S: Simd>(simd: S, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 6] {
         let (two, four) = (simd.splat_f32s(2.0), simd.splat_f32s(4.0));

@@ -102,7 +102,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// True where each channel is convolved alone.
+    /// True where each channel is convolved alone, unless there is only one: its convolution counts as dense.
     pub fn is_depthwise(&self) -> bool {
         self.groups > 1
     }
@@ -432,7 +432,9 @@ impl Graph {
 
     /// Smallest side of an image, in pixels, that leaves a pixel at the end.
     pub fn min_side(&self) -> usize {
-        (1..=MAX_CHANNELS).find(|side| self.sides(*side).is_ok()).unwrap_or(MAX_CHANNELS)
+        /// The largest side that is tried, in pixels: larger than images that networks take.
+        const MAX_SIDE: usize = 8192;
+        (1..=MAX_SIDE).find(|side| self.sides(*side).is_ok()).unwrap_or(MAX_SIDE)
     }
 
     /// For each node, how many others read it.

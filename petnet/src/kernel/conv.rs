@@ -49,8 +49,9 @@ impl BatchConv {
     pub(crate) fn forward(&self, x: &[f32], weights: PackedView<'_>, out: &mut [f32]) {
         assert!(x.len() == self.in_len() && out.len() == self.out_len());
         let columns = self.horizontal;
-        // Rows of a run lie at one stride in the input. Neighbouring pixels do where the stride is 1, as the images of a
-        // pixel are followed by those of the next, and in a batch of one image, in which a row is a pixel.
+        // A row of the product is a pixel of one image, and the rows of a run must lie at one stride in the input. The
+        // images of a pixel lie `inputs` values apart and are followed by those of the next pixel. Output pixels can
+        // therefore share a run where the convolution's stride is 1, or in a batch of one image, at any stride.
         let merged = columns.stride == 1 || self.batch == 1;
         let row_stride = self.inputs * if self.batch == 1 { columns.stride } else { 1 };
         let (row_len, epilogue) =

@@ -13,16 +13,19 @@ use super::tiles::{add, channel_blocks, dispatch_tile, load, store, tile_rows};
 
 /// Rows (pixels times images) of a strip: few enough to stay in the L1 cache.
 const STRIP: usize = 64;
+/// Values of the gradient that one task adds up over the parts of the rows: 16 KiB of each part.
+const SUM_CHUNK: usize = 1 << 12;
 
 impl BatchConv {
     /// The gradient of the weights, `[inputs, taps, outputs]`.
     pub(crate) fn backward_weights(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         assert!(x.len() == self.in_len() && dy.len() == self.out_len());
         let mut dw = vec![0.0; self.inputs * self.taps() * self.outputs];
-        // Few tasks, since each reads all of its rows of both maps. Maps of many rows have few weights, so that separate
-        // sums for each part of the rows cost little.
+        // Few tasks (parts of the rows times groups of inputs), since each reads all of its rows of both maps. Maps of many
+        // rows have few weights, so that separate sums for each of four parts of the rows cost little.
         let height = self.vertical.out_len;
         let parts = if height >= 16 { 4 } else { 2 };
+        // Two groups of inputs, in multiples of the 8 rows of a tile.
         let group_inputs = self.inputs.div_ceil(16) * 8;
         let mut sums = vec![0.0; parts * dw.len()];
         let tasks = sums.chunks_exact_mut(dw.len()).enumerate().flat_map(|(part, sums)| {
@@ -35,9 +38,9 @@ impl BatchConv {
             arch().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
         });
         let len = dw.len();
-        dw.par_chunks_mut(1 << 12).enumerate().for_each(|(chunk, dw)| {
+        dw.par_chunks_mut(SUM_CHUNK).enumerate().for_each(|(chunk, dw)| {
             for (index, dw) in dw.iter_mut().enumerate() {
-                let index = chunk * (1 << 12) + index;
+                let index = chunk * SUM_CHUNK + index;
                 *dw = (0..parts).map(|part| sums[part * len + index]).sum();
             }
         });

@@ -17,7 +17,8 @@ use crate::error::ImageError;
 const PNG_METADATA: u64 = 1 << 20;
 /// Largest number of scans of an image with [`Limits::max_pixels`]; smaller images may have more. Encoders write about ten.
 const SCANS_OF_LARGEST: u64 = 16;
-/// Memory in bytes per byte of lossless WebP: eleven bytes can define tables of prefix codes of 4096 bytes.
+/// Memory in bytes per byte of lossless WebP: eleven bytes can define tables of prefix codes of 4096 bytes, which is 372 per
+/// byte, rounded up to a power of two.
 const WEBP_TABLES: u64 = 512;
 /// Largest size in bytes of the coefficients by which a JPEG's entropy decoder is ahead of its inverse DCT.
 const JPEG_QUEUE: u64 = 8 << 20;
