@@ -31,14 +31,14 @@ pub(super) fn compile(
     let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
     let kernels = program.steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
     // The bytes of the image as they are, or normalised; the border represents zero.
-    let arithmetic = if folds {
+    let format = if folds {
         let border = normalization.mean.map(|mean| mean * 255.0);
         F32 { scale: [1.0; 3], shift: [0.0; 3], border }
     } else {
         let [scale, shift] = normalization.affine();
         F32 { scale, shift, border: [0.0; 3] }
     };
-    Ok(Plan::new(arithmetic, maps, kernels, plan_heads(program, heads)))
+    Ok(Plan::new(format, maps, kernels, plan_heads(program, heads)))
 }
 
 /// Each head with the node whose feature map it reads.
@@ -158,6 +158,10 @@ impl Compiler<'_> {
     fn step(&self, step: &passes::FusedStep) -> Result<Step, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.shape(node));
         let passes::FusedOps { norm, residual, activation, pool } = step.epilogue;
+        debug_assert!(
+            residual.is_none_or(|residual| self.shape(residual) == shapes[1]),
+            "a residual has the layout of the output"
+        );
         let (kernel, flops) = match step.main {
             MainOp::Conv(node, conv) => {
                 let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;
@@ -173,7 +177,7 @@ impl Compiler<'_> {
                     ))
                 } else {
                     Kernel::Dense(DenseConv::new(
-                        ConvSpec { conv, activation, pool },
+                        ConvSpec { conv, activation, fused_max_pool: pool },
                         &weights,
                         bias,
                         shapes,

@@ -39,7 +39,7 @@ pub(super) struct ConvSpec {
     pub(super) conv: Conv2d,
     pub(super) activation: Option<Activation>,
     /// True for a 2x2 max pool of stride 2.
-    pub(super) pool: bool,
+    pub(super) fused_max_pool: bool,
 }
 
 /// A dense convolution with its epilogue and packed weights, compiled for maps of one size.
@@ -82,7 +82,7 @@ impl DenseConv {
                 weights[(output * inputs + input) * taps + tap]
             })
         };
-        let pointwise = window == Window::centred(1, 1) && !spec.pool;
+        let pointwise = window == Window::centred(1, 1) && !spec.fused_max_pool;
         let weights = match winograd {
             Some(side) => Weights::Winograd(Winograd::new(side, inputs, weights)),
             None if pointwise && input.border + output.border == 0 => Weights::Pointwise(packed()),
@@ -93,7 +93,7 @@ impl DenseConv {
 
     /// Computes the inside of `out`, whose border stays as it is; a residual has the layout of `out`, border included.
     pub(super) fn run(&self, input: Input<'_>, residual: Option<&[f32]>, out: &mut [f32]) {
-        let (shape, pool) = (self.output, self.spec.pool);
+        let (shape, pool) = (self.output, self.spec.fused_max_pool);
         let bias = Some(self.bias.as_slice());
         let epilogue = Epilogue { bias, residual, activation: self.spec.activation };
         let weights = match &self.weights {

@@ -119,11 +119,11 @@ impl Engine {
         let NetworkSpec { normalization, weights, ranges, .. } = network;
         #[cfg(target_arch = "x86_64")]
         if let Some(ranges) = ranges
-            && let Some((arithmetic, maps, steps)) =
+            && let Some((format, maps, steps)) =
                 int8::compile(program, normalization, weights, ranges)?
         {
             let heads = compile::plan_heads(program, heads);
-            return Ok(Self(Plans::Int8(Plan::new(arithmetic, maps, steps, heads))));
+            return Ok(Self(Plans::Int8(Plan::new(format, maps, steps, heads))));
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ranges;

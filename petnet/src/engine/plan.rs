@@ -40,17 +40,17 @@ pub(super) trait MapFormat: std::fmt::Debug + Send + Sync {
 
 /// A network that is ready to run.
 #[derive(Debug)]
-pub(super) struct Plan<A: MapFormat = F32> {
-    arithmetic: A,
+pub(super) struct Plan<F: MapFormat = F32> {
+    format: F,
     /// The feature map of each node; `None` where the output is not written to memory, or has no map (features).
     maps: Vec<Option<Map>>,
-    steps: Vec<Step<A::Kernel>>,
+    steps: Vec<Step<F::Kernel>>,
     /// The network's own head, then the source head if there is one.
     heads: Vec<PlanHead>,
     /// Length of each slot, in values. Maps with disjoint lifetimes share a slot.
     slots: Vec<usize>,
     /// Memory for the next passes.
-    arenas: Mutex<Vec<Arena<A::Value>>>,
+    arenas: Mutex<Vec<Arena<F::Value>>>,
 }
 
 /// A head, and the node whose feature map it reads.
@@ -187,19 +187,19 @@ pub(crate) struct Heat {
 }
 
 /// `run`, `maps`, `explain`, `profile` and `observe` are those of [`super::Engine`].
-impl<A: MapFormat> Plan<A> {
+impl<F: MapFormat> Plan<F> {
     pub(super) fn new(
-        arithmetic: A,
+        format: F,
         maps: Vec<Option<Map>>,
-        steps: Vec<Step<A::Kernel>>,
+        steps: Vec<Step<F::Kernel>>,
         heads: Vec<PlanHead>,
     ) -> Self {
         let count = maps.iter().flatten().map(|map| map.slot + 1).max().unwrap_or_default();
         let mut slots = vec![0; count];
         for map in maps.iter().flatten() {
-            slots[map.slot] = (map.shape.len() + A::SLACK).max(slots[map.slot]);
+            slots[map.slot] = (map.shape.len() + F::SLACK).max(slots[map.slot]);
         }
-        Self { arithmetic, maps, steps, heads, slots, arenas: Mutex::default() }
+        Self { format, maps, steps, heads, slots, arenas: Mutex::default() }
     }
 
     pub(super) fn run(&self, pixels: &[u8]) -> Vec<Outputs> {
@@ -215,14 +215,14 @@ impl<A: MapFormat> Plan<A> {
 
     /// One image's outputs and heat map (Selvaraju et al., "Grad-CAM", 2017).
     pub(super) fn explain(&self, pixels: &[u8]) -> (Outputs, Heat) {
-        let read = |arena: &Arena<A::Value>| {
+        let read = |arena: &Arena<F::Value>| {
             let outputs = self.outputs(arena);
             let class = crate::metrics::argmax(&outputs.logits);
             let own = &self.heads[0];
             let gradient = own.head.gradient(&outputs.features, class);
             let (shape, map) = self.head_map(own, arena);
-            let dot = |pixel: &[A::Value]| {
-                let values = pixel.iter().map(|value| self.arithmetic.dequantize(0, *value));
+            let dot = |pixel: &[F::Value]| {
+                let values = pixel.iter().map(|value| self.format.dequantize(0, *value));
                 values.zip(&gradient).map(|(x, g)| x * g).sum::<f32>()
             };
             let values = shape.pixels(map).map(|pixel| dot(pixel).max(0.0)).collect();
@@ -236,10 +236,10 @@ impl<A: MapFormat> Plan<A> {
         let image = self.map(0).shape;
         let size = image.height * image.width * image.channels;
         let own = &self.heads[0];
-        let read = |arena: &Arena<A::Value>| {
+        let read = |arena: &Arena<F::Value>| {
             let (shape, map) = self.head_map(own, arena);
             let pixels = shape.pixels(map).flatten();
-            pixels.map(|value| self.arithmetic.dequantize(0, *value)).collect::<Vec<f32>>()
+            pixels.map(|value| self.format.dequantize(0, *value)).collect::<Vec<f32>>()
         };
         let images = pixels.par_chunks_exact(size);
         let maps: Vec<Vec<f32>> =
@@ -266,9 +266,9 @@ impl<A: MapFormat> Plan<A> {
     pub(super) fn observe(
         &self,
         pixels: &[u8],
-        mut on_pixel: impl FnMut(usize, &[A::Value]) + Send,
+        mut on_pixel: impl FnMut(usize, &[F::Value]) + Send,
     ) {
-        let on_step = |output: Option<StepOutput<'_, A::Value>>| {
+        let on_step = |output: Option<StepOutput<'_, F::Value>>| {
             if let Some(StepOutput { node, shape, map }) = output {
                 shape.pixels(map).for_each(|pixel| on_pixel(node, pixel));
             }
@@ -280,8 +280,8 @@ impl<A: MapFormat> Plan<A> {
     fn run_single<T: Send>(
         &self,
         pixels: &[u8],
-        on_step: impl FnMut(Option<StepOutput<'_, A::Value>>) + Send,
-        read: impl FnOnce(&Arena<A::Value>) -> T + Send,
+        on_step: impl FnMut(Option<StepOutput<'_, F::Value>>) + Send,
+        read: impl FnOnce(&Arena<F::Value>) -> T + Send,
     ) -> T {
         // The pool is entered once and not for each step, since waking threads takes long.
         rayon::scope(|_| {
@@ -296,22 +296,22 @@ impl<A: MapFormat> Plan<A> {
         &self,
         pixels: &[u8],
         parallel: bool,
-        mut on_step: impl FnMut(Option<StepOutput<'_, A::Value>>),
-        read: impl FnOnce(&Arena<A::Value>) -> T,
+        mut on_step: impl FnMut(Option<StepOutput<'_, F::Value>>),
+        read: impl FnOnce(&Arena<F::Value>) -> T,
     ) -> T {
         let mut arena = self.acquire_arena();
-        self.arithmetic.load(pixels, self.map(0).shape, &mut arena[0]);
+        self.format.load(pixels, self.map(0).shape, &mut arena[0]);
         on_step(None);
         for step in &self.steps {
             let output = self.map(step.output);
             // The output's slot differs from those of the inputs.
             let mut out = std::mem::take(&mut arena[output.slot]);
             let input = self.map(step.input);
-            let values = &arena[input.slot][..input.shape.len() + A::SLACK];
+            let values = &arena[input.slot][..input.shape.len() + F::SLACK];
             let residual = step.residual.map(|node| self.map(node));
             let residual = residual.map(|map| &arena[map.slot][..map.shape.len()]);
             let input = Input { values, shape: input.shape, parallel };
-            A::run(&step.kernel, input, residual, &mut out[..output.shape.len()]);
+            F::run(&step.kernel, input, residual, &mut out[..output.shape.len()]);
             on_step(Some(StepOutput { node: step.output, shape: output.shape, map: &out }));
             arena[output.slot] = out;
         }
@@ -325,10 +325,10 @@ impl<A: MapFormat> Plan<A> {
         self.maps[node].expect("a plan's steps read and write maps only")
     }
 
-    fn outputs(&self, arena: &Arena<A::Value>) -> Outputs {
+    fn outputs(&self, arena: &Arena<F::Value>) -> Outputs {
         let mut outputs = self.heads.iter().enumerate().map(|(number, plan_head)| {
             let (shape, map) = self.head_map(plan_head, arena);
-            let features = self.arithmetic.means(number, shape, map);
+            let features = self.format.means(number, shape, map);
             (plan_head.head.run(&features), features)
         });
         let (logits, features) = outputs.next().unwrap_or_default();
@@ -337,24 +337,24 @@ impl<A: MapFormat> Plan<A> {
     }
 
     /// The feature map that a head reads.
-    fn head_map<'a>(&self, head: &PlanHead, arena: &'a Arena<A::Value>) -> (Shape, &'a [A::Value]) {
+    fn head_map<'a>(&self, head: &PlanHead, arena: &'a Arena<F::Value>) -> (Shape, &'a [F::Value]) {
         let Map { shape, slot } = self.map(head.node);
         (shape, &arena[slot])
     }
 
-    fn acquire_arena(&self) -> Arena<A::Value> {
+    fn acquire_arena(&self) -> Arena<F::Value> {
         let kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.unwrap_or_else(|| {
-            let zeros = |len: &usize| vec![A::Value::default(); *len];
-            let mut arena: Arena<A::Value> = self.slots.iter().map(zeros).collect();
+            let zeros = |len: &usize| vec![F::Value::default(); *len];
+            let mut arena: Arena<F::Value> = self.slots.iter().map(zeros).collect();
             let pixels = arena[0].as_chunks_mut::<3>().0.iter_mut();
-            pixels.for_each(|pixel| *pixel = self.arithmetic.border());
+            pixels.for_each(|pixel| *pixel = self.format.border());
             arena
         })
     }
 
     /// Keeps memory for a later pass, at most as many arenas as threads.
-    fn release_arena(&self, arena: Arena<A::Value>) {
+    fn release_arena(&self, arena: Arena<F::Value>) {
         let mut kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < rayon::current_num_threads() {
             kept.push(arena);

@@ -196,7 +196,7 @@ impl Definition<'_> {
 
     /// A value of the output, with max pool, residual and activation.
     fn with_epilogue(&self, [y, x, output]: [usize; 3], residual: f32) -> f64 {
-        let sum = if self.spec.pool {
+        let sum = if self.spec.fused_max_pool {
             let pixels = [(0, 0), (0, 1), (1, 0), (1, 1)];
             let pooled = pixels.map(|(dy, dx)| self.at(2 * y + dy, 2 * x + dx, output));
             pooled.into_iter().fold(f64::NEG_INFINITY, f64::max)
@@ -245,7 +245,7 @@ fn specs() -> impl Strategy<Value = (ConvSpec, [Shape; 2], bool, u32)> {
             let own = if groups == 1 { needs } else { 0 };
             let input = Shape { height, width, channels: inputs, border: own + border / 2 };
             let output = Shape { height: size[0], width: size[1], channels: outputs, border };
-            let spec = ConvSpec { conv, activation, pool };
+            let spec = ConvSpec { conv, activation, fused_max_pool: pool };
             (size[0] * size[1] > 0).then_some((spec, [input, output], parallel, seed))
         },
     )
@@ -264,7 +264,7 @@ proptest! {
         let bias = values(outputs, seed ^ 2);
         let mut map = vec![0.0; input.len()];
         indices(input).zip(&x).for_each(|(at, value)| map[offset(input, at)] = *value);
-        let residual = (!spec.pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
+        let residual = (!spec.fused_max_pool && seed % 2 == 0).then(|| values(shape.len(), seed ^ 3));
         // The border must not be written.
         let mut out = vec![7.0; shape.len()];
         let read = Input { values: &map, shape: input, parallel };

@@ -26,7 +26,7 @@ use rayon::prelude::*;
 
 use super::shape::{Input, Shape};
 use crate::kernel::{
-    Epilogue, PackedView, PackedWeights, Product, RowRun, Term, arch, load, store,
+    Epilogue, PackedView, PackedWeights, Product, RowRun, Term, load, store, vector_arch,
 };
 
 /// Maximum number of values of transformed input at a time, so that they stay in the L2 cache.
@@ -91,17 +91,17 @@ impl Winograd {
         Self { side, inputs, weights: packed }
     }
 
-    /// Computes the inside of `out` of a given shape, which is `pool` times smaller than the convolution's. The input has
+    /// Computes the inside of `out` of a given shape, which is `pool_factor` times smaller than the convolution's. The input has
     /// a border of at least one pixel; a residual has the layout of `out`, border included.
     pub(super) fn run(
         &self,
         input: Input<'_>,
         epilogue: Epilogue<'_>,
-        (shape, pool): (Shape, usize),
+        (shape, pool_factor): (Shape, usize),
         out: &mut [f32],
     ) {
-        let columns = (shape.width * pool).div_ceil(self.side);
-        let rows = (shape.height * pool).div_ceil(self.side);
+        let columns = (shape.width * pool_factor).div_ceil(self.side);
+        let rows = (shape.height * pool_factor).div_ceil(self.side);
         let row_of_tiles = (self.side + 2).pow(2) * self.inputs * columns;
         // A chunk of rows of tiles for each thread, but no larger than the cache.
         let share = if input.parallel { rows.div_ceil(rayon::current_num_threads()) } else { rows };
@@ -109,7 +109,7 @@ impl Winograd {
         // Few tiles are one chunk, whose output channels are divided among threads.
         let by_channels = input.parallel && rows * columns < 2 * MIN_TILES;
         let chunk_rows = if by_channels { rows } else { fitting.min(share) };
-        let height = chunk_rows * self.side / pool;
+        let height = chunk_rows * self.side / pool_factor;
         let inside = &mut out[shape.inner_rows()];
         let chunks = inside.par_chunks_mut(height * shape.row_len()).enumerate();
         chunks.with_min_len(input.min_parts()).for_each(|(chunk, out)| {
@@ -118,10 +118,10 @@ impl Winograd {
             let tiles = Tiles { first, rows, columns };
             let [mut x, mut sums] = SCRATCH.take();
             x.resize((self.side + 2).pow(2) * tiles.count() * self.inputs, 0.0);
-            let (arch, side, weights) = (arch(), self.side, self.weights.view());
+            let (arch, side, weights) = (vector_arch(), self.side, self.weights.view());
             arch.dispatch(InputTransform { input, tiles: &tiles, side, transformed: &mut x });
             self.multiply(&x, tiles.count(), by_channels, &mut sums);
-            let (tiles, first) = (&tiles, first * side / pool);
+            let (tiles, first) = (&tiles, first * side / pool_factor);
             arch.dispatch(OutputTransform {
                 sums: &sums,
                 tiles,
@@ -129,7 +129,7 @@ impl Winograd {
                 weights,
                 epilogue: epilogue.at_offset((shape.border + first) * shape.row_len()),
                 shape,
-                pool,
+                pool_factor,
                 first,
                 out,
             });
@@ -235,9 +235,9 @@ struct OutputTransform<'a> {
     weights: PackedView<'a>,
     /// Of the output from the first row of `out` on.
     epilogue: Epilogue<'a>,
-    /// Shape of the whole output, which is `pool` times smaller than the convolution's.
+    /// Shape of the whole output, which is `pool_factor` times smaller than the convolution's.
     shape: Shape,
-    pool: usize,
+    pool_factor: usize,
     /// Number of the first row of `out`.
     first: usize,
     out: &'a mut [f32],
@@ -305,12 +305,12 @@ impl OutputTransform<'_> {
         [down, right]: [usize; 2],
         channels: Range<usize>,
     ) {
-        let Self { shape, pool, first, epilogue, .. } = *self;
-        let side = M / pool;
+        let Self { shape, pool_factor, first, epilogue, .. } = *self;
+        let side = M / pool_factor;
         for y in 0..side.min(shape.height - down * side) {
             for x in 0..side.min(shape.width - right * side) {
-                let mut value = pixels[y * pool][x * pool];
-                if pool == 2 {
+                let mut value = pixels[y * pool_factor][x * pool_factor];
+                if pool_factor == 2 {
                     let (up, low) = (&pixels[2 * y], &pixels[2 * y + 1]);
                     let right = simd.max_f32s(up[2 * x + 1], low[2 * x + 1]);
                     value = simd.max_f32s(simd.max_f32s(value, low[2 * x]), right);

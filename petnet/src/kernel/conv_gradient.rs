@@ -7,9 +7,9 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::arch;
 use super::conv::BatchConv;
 use super::tiles::{add, channel_blocks, dispatch_tile, load, store, tile_rows};
+use super::vector_arch;
 
 /// Rows (pixels times images) of a strip: few enough to stay in the L1 cache.
 const STRIP: usize = 64;
@@ -35,7 +35,7 @@ impl BatchConv {
         });
         tasks.collect::<Vec<_>>().into_par_iter().for_each(|(rows, first, dw)| {
             let count = group_inputs.min(self.inputs - first);
-            arch().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
+            vector_arch().dispatch(WeightGradient { conv: *self, x, dy, rows, first, count, dw });
         });
         let len = dw.len();
         dw.par_chunks_mut(SUM_CHUNK).enumerate().for_each(|(chunk, dw)| {

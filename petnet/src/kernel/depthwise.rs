@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::arch;
 use super::axis::Axis;
 use super::tiles::{Epilogue, load, store};
+use super::vector_arch;
 use crate::graph::Window;
 
 /// Vectors of channels that are summed at the same time where a window crosses an edge.
@@ -61,7 +61,7 @@ impl Depthwise {
         out: &mut [f32],
     ) {
         assert!(weights.len() == self.taps() * self.channels);
-        arch().dispatch(Rows { conv: *self, x, weights, rows, epilogue, out });
+        vector_arch().dispatch(Rows { conv: *self, x, weights, rows, epilogue, out });
     }
 }
 

@@ -9,10 +9,10 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::arch;
 use super::axis::Axis;
 use super::depthwise::Depthwise;
 use super::tiles::{Epilogue, add, load, store};
+use super::vector_arch;
 
 /// Vectors of channels that are summed at the same time.
 const VECTORS: usize = 4;
@@ -43,7 +43,7 @@ impl Depthwise {
             return;
         }
         dx.par_chunks_mut(row).enumerate().for_each(|(y, dx)| {
-            arch().dispatch(InputRow { conv: *self, dy, weights, y, dx });
+            vector_arch().dispatch(InputRow { conv: *self, dy, weights, y, dx });
         });
     }
 
@@ -55,7 +55,7 @@ impl Depthwise {
             .map(|part| {
                 let rows = height * part / PARTS..height * (part + 1) / PARTS;
                 let mut dw = vec![0.0; len];
-                arch().dispatch(Weights { conv: *self, x, dy, rows, dw: &mut dw });
+                vector_arch().dispatch(Weights { conv: *self, x, dy, rows, dw: &mut dw });
                 dw
             })
             .collect();

@@ -85,7 +85,7 @@ pub(crate) fn batch_norm_affine(
 
 /// The widest vector instructions of this machine: AVX-512, AVX2 or NEON, else scalar code.
 #[inline(always)]
-pub(crate) fn arch() -> pulp::Arch {
+pub(crate) fn vector_arch() -> pulp::Arch {
     #[cfg(test)]
     if let Some(arch) = *FORCED {
         return arch;
@@ -97,7 +97,7 @@ pub(crate) fn arch() -> pulp::Arch {
 /// features; otherwise it would be compiled without them.
 macro_rules! vectorized {
     ($body:block) => {
-        $crate::kernel::arch().dispatch(
+        $crate::kernel::vector_arch().dispatch(
             #[inline(always)]
             || $body,
         )

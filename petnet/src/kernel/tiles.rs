@@ -11,7 +11,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::arch;
+use super::vector_arch;
 use crate::graph::Activation;
 
 /// Size of the vectors that this CPU has, and of the tiles for them.
@@ -58,7 +58,7 @@ impl PackedWeights {
         [taps, inputs, outputs]: [usize; 3],
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let unit = arch().dispatch(DetectVectorUnit);
+        let unit = vector_arch().dispatch(DetectVectorUnit);
         let lanes = unit.lanes;
         let mut data = vec![0.0; taps * inputs * outputs.next_multiple_of(lanes)];
         let mut rest = data.as_mut_slice();
@@ -135,12 +135,12 @@ pub(super) fn blocks(vectors: usize, max_vectors: usize) -> impl Iterator<Item =
     })
 }
 
-/// Number of rows of the next tile where `left` rows remain: at most 8, or 6 on CPUs with fewer than 32 vector registers.
+/// Number of rows of the next tile where `rows_left` rows remain: at most 8, or 6 on CPUs with fewer than 32 vector registers.
 /// Tiles are as even as possible, so that none has few rows: it would load its weights for little arithmetic.
 #[inline(always)]
-pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
+pub(super) fn tile_rows<S: Simd>(rows_left: usize) -> usize {
     let max_rows = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
-    left.div_ceil(left.div_ceil(max_rows))
+    rows_left.div_ceil(rows_left.div_ceil(max_rows))
 }
 
 /// Runs `$tile` with its numbers of rows and vectors as constants, so that its sums are registers. `vectorize` makes each
@@ -295,7 +295,7 @@ impl<'a> SharedOutput<'a> {
 }
 
 /// The part of a [`Product`] for one block of output channels.
-struct Block<'a> {
+struct ChannelBlock<'a> {
     x: &'a [f32],
     /// `[taps, inputs, channels of the block]`, the channels padded to whole vectors.
     weights: &'a [f32],
@@ -313,20 +313,20 @@ struct Block<'a> {
 impl<'a> Product<'a> {
     /// Computes the whole output on this thread.
     pub(crate) fn run(self) {
-        self.blocks().for_each(|block| arch().dispatch(block));
+        self.blocks().for_each(|block| vector_arch().dispatch(block));
     }
 
     /// Computes the whole output, with blocks of output channels in parallel: each thread reads only its part of the
     /// weights.
     pub(crate) fn run_by_channels(self) {
-        let blocks: Vec<Block<'_>> = self.blocks().collect();
-        blocks.into_par_iter().for_each(|block| arch().dispatch(block));
+        let blocks: Vec<ChannelBlock<'_>> = self.blocks().collect();
+        blocks.into_par_iter().for_each(|block| vector_arch().dispatch(block));
     }
 
-    fn blocks(self) -> impl Iterator<Item = Block<'a>> {
+    fn blocks(self) -> impl Iterator<Item = ChannelBlock<'a>> {
         let Self { x, weights, row_stride, runs, epilogue, out } = self;
         let (out_row_len, out) = (weights.outputs, SharedOutput::new(out));
-        weights.blocks().map(move |(first, part)| Block {
+        weights.blocks().map(move |(first, part)| ChannelBlock {
             x,
             weights: part.data,
             inputs: part.inputs,
@@ -340,7 +340,7 @@ impl<'a> Product<'a> {
     }
 }
 
-impl WithSimd for Block<'_> {
+impl WithSimd for ChannelBlock<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -360,7 +360,7 @@ impl WithSimd for Block<'_> {
 
 /// The micro-kernel: `R` rows of the output by `V` vectors of its channels.
 struct Tile<'a, const R: usize, const V: usize> {
-    block: &'a Block<'a>,
+    block: &'a ChannelBlock<'a>,
     terms: &'a [Term],
     /// The tile's first row within its run.
     row: usize,
@@ -374,7 +374,8 @@ impl<const R: usize, const V: usize> WithSimd for Tile<'_, R, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let &Block { x, weights, inputs, row_stride, ref channels, epilogue, out, .. } = self.block;
+        let &ChannelBlock { x, weights, inputs, row_stride, ref channels, epilogue, out, .. } =
+            self.block;
         let weights = S::as_simd_f32s(weights).0.as_chunks::<V>().0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for term in self.terms {

@@ -2,7 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use crate::kernel::arch;
+use crate::kernel::vector_arch;
 
 /// Queries per tile.
 const QUERIES: usize = 4;
@@ -12,7 +12,7 @@ const QUERIES: usize = 4;
 /// The order of summation does not depend on the other rows and queries, so that the bits of a product depend on the width
 /// of the vectors alone.
 pub(super) fn products(rows: &[f32], queries: &[f32], len: usize, out: &mut [f32]) {
-    arch().dispatch(Block { rows, queries, len, out });
+    vector_arch().dispatch(Block { rows, queries, len, out });
 }
 
 struct Block<'a> {

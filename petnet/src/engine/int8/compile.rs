@@ -136,7 +136,7 @@ impl Quantizer<'_> {
                 0 => self.border.to_vec(),
                 _ => vec![zero_point; conv.inputs],
             };
-            let spec = Int8ConvSpec { conv, pool, padding_pixel };
+            let spec = Int8ConvSpec { conv, fused_max_pool: pool, padding_pixel };
             Kernel::Dense(Int8DenseConv::new(spec, weights, &requantize, shapes))
         };
         let sides = [shapes[0].height, shapes[0].width];

@@ -27,7 +27,7 @@ thread_local! {
 pub(super) struct Int8ConvSpec {
     pub(super) conv: Conv2d,
     /// True for a 2x2 max pool of stride 2.
-    pub(super) pool: bool,
+    pub(super) fused_max_pool: bool,
     /// A pixel of padding: the bytes that represent zero.
     pub(super) padding_pixel: Vec<u8>,
 }
@@ -64,7 +64,7 @@ impl Int8DenseConv {
         if window.kernel == 1
             && window.stride == 1
             && self.padding() == [[0; 2]; 2]
-            && !self.spec.pool
+            && !self.spec.fused_max_pool
         {
             return self.pointwise(input, residual, out);
         }
@@ -73,7 +73,7 @@ impl Int8DenseConv {
         let parts = out.par_chunks_mut(rows * row).enumerate();
         parts.with_min_len(input.min_parts()).for_each(|(part, out)| {
             let residual = residual.map(|residual| &residual[part * rows * row..]);
-            match self.spec.pool {
+            match self.spec.fused_max_pool {
                 true => self.run_rows_pooled(input, part * rows, out),
                 false => self.run_rows(input, part * rows, residual, out),
             }
@@ -93,7 +93,7 @@ impl Int8DenseConv {
 
     /// Number of rows of the output of a band.
     fn band_rows(&self) -> usize {
-        let pooled = if self.spec.pool { 2 } else { 1 };
+        let pooled = if self.spec.fused_max_pool { 2 } else { 1 };
         (BAND_BYTES / (self.padded_row_len() * self.spec.conv.window.stride * pooled)).max(1)
     }
 

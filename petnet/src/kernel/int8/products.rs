@@ -107,16 +107,16 @@ pub(crate) struct Product<'a> {
 impl Product<'_> {
     /// Computes the whole output on this thread.
     pub(crate) fn run(mut self) {
-        self.blocks().for_each(Block::run);
+        self.blocks().for_each(ChannelBlock::run);
     }
 
     /// Computes the whole output, with blocks of output channels in parallel.
     pub(crate) fn run_by_channels(mut self) {
-        let blocks: Vec<Block<'_>> = self.blocks().collect();
-        blocks.into_par_iter().for_each(Block::run);
+        let blocks: Vec<ChannelBlock<'_>> = self.blocks().collect();
+        blocks.into_par_iter().for_each(ChannelBlock::run);
     }
 
-    fn blocks(&mut self) -> impl Iterator<Item = Block<'_>> {
+    fn blocks(&mut self) -> impl Iterator<Item = ChannelBlock<'_>> {
         let Self { x, weights: packed, strides, residual, out } = self;
         let PackedWeights { rows, depth, outputs, .. } = **packed;
         let pixels = out.len() / outputs;
@@ -130,7 +130,7 @@ impl Product<'_> {
         let out = out.as_mut_ptr();
         blocks(outputs.div_ceil(LANES), MAX_VECTORS).map(move |(first, vectors)| {
             let (channel, count) = (first * LANES, vectors * LANES);
-            Block {
+            ChannelBlock {
                 x: x.as_ptr(),
                 weights: packed.weights[channel * rows * depth / 64..].as_ptr().cast(),
                 scale: packed.scale[first..].as_ptr().cast(),
@@ -153,7 +153,7 @@ impl Product<'_> {
 }
 
 /// One block of output channels of a [`Product`] whose lengths are validated.
-struct Block<'a> {
+struct ChannelBlock<'a> {
     x: *const u8,
     weights: *const i8,
     /// Factor of each sum, which is converted to f32, and the value that is added to it.
@@ -177,7 +177,7 @@ struct Block<'a> {
 }
 
 // SAFETY: it reads shared borrows; of the exclusively borrowed output, each block writes its own channels only.
-unsafe impl Send for Block<'_> {}
+unsafe impl Send for ChannelBlock<'_> {}
 
 /// Runs a tile with its numbers of pixels and vectors as constants, so that its sums are registers.
 macro_rules! tile {
@@ -191,7 +191,7 @@ macro_rules! tile {
     };
 }
 
-impl Block<'_> {
+impl ChannelBlock<'_> {
     fn run(self) {
         let Strides { width, pixel, row, .. } = self.strides;
         let (mut column, mut start, mut first) = (0, 0, 0);
@@ -245,7 +245,7 @@ impl Block<'_> {
     /// The sums of `R` pixels.
     ///
     /// # Safety
-    /// As [`Block::tile`].
+    /// As [`ChannelBlock::tile`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn sums<const R: usize, const V: usize>(&self, windows: &Windows) -> [[__m512i; V]; R] {
