@@ -155,8 +155,8 @@ impl Classifier {
     /// # Errors
     /// [`Error::Image`].
     pub fn inspect(&self, bytes: &[u8]) -> Result<(Pixels, ImageStatistics)> {
-        let (pixels, own) = self.info.preprocess.run_measured(bytes, &self.limits)?;
-        let statistics = ImageStatistics::of(&pixels, own);
+        let (pixels, original_size) = self.info.preprocess.run_measured(bytes, &self.limits)?;
+        let statistics = ImageStatistics::of(&pixels, original_size);
         Ok((pixels, statistics))
     }
 

@@ -114,7 +114,7 @@ fn frozen_blocks_stay_as_they_were_and_the_others_learn() {
         for freeze in [Freeze::Blocks(1), Freeze::Blocks(graph.blocks().len()), Freeze::Backbone] {
             let end = match freeze {
                 Freeze::Blocks(blocks) => graph.blocks()[blocks - 1],
-                _ => graph.pool(),
+                _ => graph.global_pool(),
             };
             let (frozen, learning) = graph.nodes().split_at(end);
             let after = weights(&tuned(freeze).fit(&data, &data).unwrap().last);

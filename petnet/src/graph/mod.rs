@@ -377,7 +377,7 @@ impl Graph {
     }
 
     /// Index of the global average pool: nodes before it compute feature maps, nodes after it features.
-    pub fn pool(&self) -> usize {
+    pub fn global_pool(&self) -> usize {
         self.pool
     }
 

@@ -119,6 +119,6 @@ pub(crate) fn with_prefix(name: &str) -> String {
 /// Validates that a network can be divided after its first `shared` nodes: at the end of a block or after the global average
 /// pool. Only there later nodes read a single output.
 fn validate_split(graph: &Graph, shared: usize) -> Result<(), GraphError> {
-    let fits = shared == graph.pool() + 1 || graph.blocks().contains(&shared);
+    let fits = shared == graph.global_pool() + 1 || graph.blocks().contains(&shared);
     if fits { Ok(()) } else { Err(GraphError::Block(shared)) }
 }

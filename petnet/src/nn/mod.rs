@@ -143,7 +143,7 @@ impl Network {
 
     /// The output of [`Network::features`] -> logits `[n, classes]`.
     pub fn classify(&self, features: Tensor<2>) -> Tensor<2> {
-        let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
+        let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.global_pool() + 1);
         nodes.fold(features, |x, (index, node)| match node.op {
             Op::Linear { .. } => self.linears[self.layer_indices[index]].forward(x), // [n, outputs]
             Op::Activation { function } => ops::activate(x, function),
@@ -155,7 +155,7 @@ impl Network {
 
     /// `[n, 3, h, w]` of 0 to 255 -> the last feature maps.
     pub(crate) fn maps(&self, images: Tensor<4>) -> FeatureMaps {
-        self.run(0, FeatureMaps::new(self.normalization.forward(images)), self.graph.pool())
+        self.run(0, FeatureMaps::new(self.normalization.forward(images)), self.graph.global_pool())
     }
 
     /// `[n, 3, h, w]` of 0 to 255 -> the feature maps after the first `blocks` blocks, for [`Network::features_after`].
@@ -166,7 +166,7 @@ impl Network {
 
     /// The output of [`Network::trunk`] with the same number of blocks -> global average pooling of the last feature maps, `[n, channels]`.
     pub fn features_after(&self, maps: FeatureMaps, blocks: usize) -> Tensor<2> {
-        self.run(self.end_of_blocks(blocks), maps, self.graph.pool()).mean()
+        self.run(self.end_of_blocks(blocks), maps, self.graph.global_pool()).mean()
     }
 
     /// Feature maps from values that the engine computed, `[h, w, n, c]`.

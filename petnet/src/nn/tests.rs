@@ -262,7 +262,7 @@ fn the_heat_map_is_what_automatic_differentiation_gives() {
 impl Network {
     /// The head as in inference, on a device that follows gradients.
     fn classify_without_dropout(&self, features: Tensor<2>) -> Tensor<2> {
-        let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.pool() + 1);
+        let nodes = self.graph.nodes().iter().enumerate().skip(self.graph.global_pool() + 1);
         nodes.fold(features, |x, (index, node)| match node.op {
             Op::Linear { .. } => self.linears[self.layer_indices[index]].forward(x),
             Op::Activation { function } => ops::activate(x, function),

@@ -57,7 +57,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
     let mut computed = vec![false; graph.nodes().len()];
     computed[0] = true;
     let mut steps = Vec::new();
-    for (index, node) in graph.nodes()[..graph.pool()].iter().enumerate() {
+    for (index, node) in graph.nodes()[..graph.global_pool()].iter().enumerate() {
         if computed[index] {
             continue;
         }
@@ -88,7 +88,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
 
 /// The first node before the pool that reads a node's output.
 fn reader(graph: &Graph, of: usize) -> Option<usize> {
-    let nodes = graph.nodes()[..graph.pool()].iter();
+    let nodes = graph.nodes()[..graph.global_pool()].iter();
     nodes.skip(of + 1).position(|node| node.inputs.contains(&of)).map(|index| of + 1 + index)
 }
 
@@ -152,7 +152,11 @@ mod tests {
             let expected = graph.nodes().iter().filter(|node| own_step(node.op)).count();
             assert_eq!(steps.len(), expected, "{name}");
             assert!(steps.iter().all(|step| step.main != MainOp::Identity), "{name}");
-            assert_eq!(steps.last().map(|step| step.output), Some(graph.pool() - 1), "{name}");
+            assert_eq!(
+                steps.last().map(|step| step.output),
+                Some(graph.global_pool() - 1),
+                "{name}"
+            );
         }
     }
 

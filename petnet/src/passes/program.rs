@@ -69,7 +69,7 @@ impl Program {
 
 /// The node that the global average pool reads.
 fn head_input(graph: &Graph) -> usize {
-    graph.nodes()[graph.pool()].inputs[0]
+    graph.nodes()[graph.global_pool()].inputs[0]
 }
 
 /// A step with its nodes renumbered.

@@ -12,7 +12,7 @@ use super::loss::{Loss, Outcome};
 use super::precise_bn::precise_bn;
 use super::precision::LossScale;
 use super::setup::{
-    EVALUATION_BATCH, describe, fixed_settings, optimizer, save_model, training_settings,
+    EVALUATION_BATCH, model_info, optimizer, fixed_settings, training_settings,
     unix_time, validation_settings,
 };
 use super::state::{Progress, State};
@@ -50,11 +50,11 @@ pub(super) struct Fit<'a> {
     last_loss: f32,
     state: State,
     best: Option<Checkpoint>,
-    clock: Instant,
+    since_saved: Instant,
     trunk: Trunk,
     teacher: Option<Teacher>,
     /// Weights of the source head.
-    source: Weights,
+    source_head_weights: Weights,
 }
 
 impl<'a> Fit<'a> {
@@ -67,7 +67,7 @@ impl<'a> Fit<'a> {
         let inner_device = trainer.device.open()?;
         let device = inner_device.clone().autodiff();
         let loss_scale = trainer.precision.loss_scale(&inner_device)?;
-        let mut info = describe(trainer, train)?;
+        let mut info = model_info(trainer, train)?;
         // The initial weights depend on the seed alone.
         device.seed(trainer.seed);
         let InitialNetwork { mut model, trunk, source } =
@@ -93,10 +93,10 @@ impl<'a> Fit<'a> {
             device,
             state: State { model, average, optimizer, progress },
             best: None,
-            clock: Instant::now(),
+            since_saved: Instant::now(),
             trunk,
             teacher,
-            source,
+            source_head_weights: source,
         };
         if let Some(out) = &trainer.out {
             std::fs::create_dir_all(out).map_err(Error::io(out))?;
@@ -164,7 +164,7 @@ impl<'a> Fit<'a> {
         self.state.model = weights::write(self.state.model.clone(), &weights)
             .map_err(|reason| Error::checkpoint("<network>", reason))?;
         observer.compilation_finished(began.elapsed().as_secs_f64());
-        (self.clock, self.last_read) = (Instant::now(), Instant::now());
+        (self.since_saved, self.last_read) = (Instant::now(), Instant::now());
         Ok(())
     }
 
@@ -194,7 +194,7 @@ impl<'a> Fit<'a> {
         best: bool,
     ) -> Result<Checkpoint> {
         let checkpoint = self.checkpoint(metrics.record(epoch))?;
-        save_model(self.trainer, &checkpoint, best)?;
+        self.trainer.save_model(&checkpoint, best)?;
         if best {
             self.best = Some(checkpoint.clone());
         }
@@ -266,7 +266,7 @@ impl<'a> Fit<'a> {
             for batch in self.train.epoch(self.state.progress.epoch, 0) {
                 let Some(rate) = rates.next() else { return Ok(()) };
                 self.step(batch?, rate)?;
-                self.read()?;
+                self.read_tally()?;
                 if !after_step(self.last_loss, &self.report(rate)) {
                     return Ok(());
                 }
@@ -307,7 +307,7 @@ impl<'a> Fit<'a> {
         progress.updates += 1;
         let first = progress.images == 0;
         if first || self.tally.is_full() {
-            self.read()?;
+            self.read_tally()?;
         }
         Ok(())
     }
@@ -345,7 +345,7 @@ impl<'a> Fit<'a> {
     }
 
     /// Reads the metrics of all steps since the last read.
-    fn read(&mut self) -> Result<()> {
+    fn read_tally(&mut self) -> Result<()> {
         let steps = self
             .tally
             .read()
@@ -387,7 +387,7 @@ impl<'a> Fit<'a> {
     }
 
     fn finish_epoch(&mut self) -> Result<EpochReport> {
-        self.read()?;
+        self.read_tally()?;
         let metrics = self.validate()?;
         // The epoch's last step is already counted.
         let learning_rate = self.learning_rate(self.state.progress.updates.saturating_sub(1));
@@ -467,15 +467,15 @@ impl<'a> Fit<'a> {
             measured => measured,
         };
         let mut all = weights::read(&network);
-        all.extend(self.source.clone());
+        all.extend(self.source_head_weights.clone());
         Checkpoint::new(info, all).map_err(|reason| Error::checkpoint("<network>", reason))
     }
 
     fn save_state(&mut self) -> Result<()> {
         // Fails where a loss was not finite: such a state must not be saved.
-        self.read()?;
+        self.read_tally()?;
         self.state.progress.seconds = self.seconds();
-        self.clock = Instant::now();
+        self.since_saved = Instant::now();
         match &self.trainer.out {
             Some(out) => self.state.save(&out.join(Trainer::STATE)),
             None => Ok(()),
@@ -483,6 +483,6 @@ impl<'a> Fit<'a> {
     }
 
     fn seconds(&self) -> f64 {
-        self.state.progress.seconds + self.clock.elapsed().as_secs_f64()
+        self.state.progress.seconds + self.since_saved.elapsed().as_secs_f64()
     }
 }

@@ -176,7 +176,8 @@ impl InitialModel {
 
 /// True where two networks are the same up to their features.
 fn same_backbone(theirs: &Graph, ours: &Graph) -> bool {
-    theirs.pool() == ours.pool() && theirs.nodes()[..=ours.pool()] == ours.nodes()[..=ours.pool()]
+    theirs.global_pool() == ours.global_pool()
+        && theirs.nodes()[..=ours.global_pool()] == ours.nodes()[..=ours.global_pool()]
 }
 
 #[cfg(feature = "pretrained")]

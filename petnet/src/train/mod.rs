@@ -418,6 +418,18 @@ impl Trainer {
         })
     }
 
+    /// Writes a model to the last file, and to the best one where it is the best.
+    fn save_model(&self, model: &Checkpoint, best: bool) -> Result<()> {
+        let Some(out) = &self.out else { return Ok(()) };
+        if best {
+            model.save(out.join(Self::BEST), Precision::F32)?;
+        }
+        if !self.save_best_only {
+            model.save(out.join(Self::LAST), Precision::F32)?;
+        }
+        Ok(())
+    }
+
     /// Side of the network's input in training, in an epoch counted from 0.
     fn size_in(&self, epoch: usize) -> u32 {
         let mut ends = 0.0;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::initial::InitialModel;
-use super::setup::{class_weights, describe, save_model, unix_time};
+use super::setup::{class_weights, model_info, unix_time};
 use super::validation::ValidationMetrics;
 use super::{EpochReport, Fitted, Observer, Trainer};
 use crate::augment::Augment;
@@ -164,7 +164,7 @@ fn head(model: &Checkpoint) -> Result<Head> {
 
 /// The model with the initial weights, and with a last layer of zeros for the data's classes.
 fn prepared(initial: &InitialModel, train: &Dataset, trainer: &Trainer) -> Result<Checkpoint> {
-    let model = initial.model(describe(trainer, train)?)?;
+    let model = initial.model(model_info(trainer, train)?)?;
     if trainer.quantize { model.quantized_on(train, trainer.preprocess()) } else { Ok(model) }
 }
 
@@ -178,7 +178,7 @@ pub(super) fn fit(
 ) -> Result<Fitted> {
     let began = Instant::now();
     let model = prepared(initial, train, trainer)?;
-    let source = initial.required_source_head(trainer, model.info().graph.pool() + 1)?;
+    let source = initial.required_source_head(trainer, model.info().graph.global_pool() + 1)?;
     let (model, train_metrics) = with_last_layer(model, train, trainer, observer)?;
     let classifier = Classifier::new(model.clone(), trainer.device)?;
     let metrics = match valid.is_multi_label() {
@@ -216,7 +216,7 @@ pub(super) fn fit(
     }
     if let Some(out) = &trainer.out {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
-        save_model(trainer, &model, true)?;
+        trainer.save_model(&model, true)?;
     }
     Ok(Fitted { best: model.clone(), last: model, history: vec![report] })
 }

@@ -1,4 +1,5 @@
-//! The parts of a training: the model's description, loaders, class weights and the optimiser.
+//! The parts of a training by its settings: the model's description, loaders, class weights and the optimiser; the settings
+//! that a resumed training must share.
 
 use std::time::SystemTime;
 
@@ -11,7 +12,7 @@ use serde_json::json;
 
 use super::{Optimizer, Trainer};
 use crate::augment::Augment;
-use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
+use crate::checkpoint::ModelInfo;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::loader::LoaderSettings;
@@ -23,7 +24,7 @@ use crate::task::Task;
 pub(super) const EVALUATION_BATCH: usize = 64;
 
 /// The description of a model before it is trained.
-pub(super) fn describe(trainer: &Trainer, train: &Dataset) -> Result<ModelInfo> {
+pub(super) fn model_info(trainer: &Trainer, train: &Dataset) -> Result<ModelInfo> {
     let classes = train.classes().to_vec();
     let graph = trainer.architecture.graph(classes.len())?;
     let mut info = ModelInfo::new(graph, classes, trainer.preprocess());
@@ -98,18 +99,6 @@ pub(super) fn optimizer(trainer: &Trainer, model: &Network) -> ModuleOptimizer {
     }
 }
 
-/// Writes a model to the last file, and to the best one where it is the best.
-pub(super) fn save_model(trainer: &Trainer, model: &Checkpoint, best: bool) -> Result<()> {
-    let Some(out) = &trainer.out else { return Ok(()) };
-    if best {
-        model.save(out.join(Trainer::BEST), Precision::F32)?;
-    }
-    if !trainer.save_best_only {
-        model.save(out.join(Trainer::LAST), Precision::F32)?;
-    }
-    Ok(())
-}
-
 /// The current time in seconds since 1970.
 pub(super) fn unix_time() -> Option<u64> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
@@ -118,8 +107,8 @@ pub(super) fn unix_time() -> Option<u64> {
 
 /// The settings that a resumed training must share with the one that was stopped.
 pub(super) fn fixed_settings(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
-    let mut fixed_settings = info.settings.clone();
-    if let Some(map) = fixed_settings.as_object_mut() {
+    let mut settings = info.settings.clone();
+    if let Some(map) = settings.as_object_mut() {
         // Threads and cache do not change the result.
         map.remove("num_workers");
         map.remove("cache_mb");
@@ -129,5 +118,5 @@ pub(super) fn fixed_settings(info: &ModelInfo, valid: &Dataset) -> serde_json::V
         map.insert("training data".into(), json!(info.data_digest));
         map.insert("validation data".into(), json!(valid.digest()));
     }
-    fixed_settings
+    settings
 }
