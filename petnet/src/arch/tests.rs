@@ -89,6 +89,11 @@ fn a_name_that_begins_like_one_of_the_table_is_not_that_one() {
         ("efficientnet_lite", Normalization::SYMMETRIC)
     );
     assert_eq!(serde_json::to_value(&lite).unwrap()["name"], "efficientnet_lite0");
+    // Not in the table, but recognised in files of PyTorch.
+    let large = Architecture::new(EfficientNetLiteConfig::lite(3));
+    assert_eq!(large.normalization(), Normalization::SYMMETRIC);
+    let json = serde_json::to_string(&large).unwrap();
+    assert_eq!(serde_json::from_str::<Architecture>(&json).unwrap(), large, "{json}");
 }
 
 #[test]
