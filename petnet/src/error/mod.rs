@@ -68,7 +68,8 @@ pub enum Error {
         /// The loss itself.
         loss: f32,
     },
-    /// The observer stopped the training; the state was saved and a run with `resume` continues from it.
+    /// The observer stopped the training; the state was saved and a run with `resume` continues from it. Where only the last
+    /// layer is trained, no state is saved and such a run starts over.
     #[error("interrupted; the state is saved, set `resume` to continue")]
     Interrupted,
     /// A file or folder could not be read or written.
