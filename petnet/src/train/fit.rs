@@ -12,8 +12,8 @@ use super::loss::{Loss, Outcome};
 use super::precise_bn::precise_bn;
 use super::precision::LossScale;
 use super::setup::{
-    EVALUATION_BATCH, model_info, optimizer, fixed_settings, training_settings,
-    unix_time, validation_settings,
+    EVALUATION_BATCH, fixed_settings, model_info, optimizer, training_settings, unix_time,
+    validation_settings,
 };
 use super::state::{Progress, State};
 use super::tally::{Tally, with_remedy};

@@ -100,9 +100,7 @@ impl State {
             return Err(failed(&"the content does not match its checksum"));
         }
         let progress: Progress = serde_json::from_str(text).map_err(|e| failed(&e))?;
-        if let Some(key) =
-            difference(&progress.fixed_settings, &self.progress.fixed_settings)
-        {
+        if let Some(key) = difference(&progress.fixed_settings, &self.progress.fixed_settings) {
             return Err(Error::Config(format!(
                 "cannot resume {}: `{key}` differs from the run that wrote it",
                 path.display()
