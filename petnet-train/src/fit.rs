@@ -80,10 +80,8 @@ impl Fit {
             })
             .transpose()?;
         let mut watcher = Watcher::new(trainer.epochs, config.log_every(), output, tracker)?;
-        watcher.metrics = self
-            .metrics_addr
-            .map(|address| Metrics::serve(address, trainer.epochs, trainer.batch_size))
-            .transpose()?;
+        watcher.metrics =
+            self.metrics_addr.map(|address| Metrics::serve(address, trainer.epochs)).transpose()?;
         let outcome = fit(&config, &trainer, &train, &valid, &mut watcher);
         if let Some(tracker) = watcher.tracker.take() {
             tracing::info!(run = tracker.run_id(), "tracked");
@@ -122,10 +120,9 @@ fn fit(
     let source = format!("{} (val)", config.program.data_dir.display());
     let subject = Subject { classifier: &classifier, dataset: valid, source, ood_inputs: &[] };
     let findings = Findings::of(subject, &evaluation)?;
-    let figures = evaluation.figures()?;
     let mut results = vec![
         ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),
-        ("metrics.json", files::json(&figures)?),
+        ("metrics.json", files::json(&findings.figures)?),
         ("history.json", files::json(&fitted.history)?),
         ("report.html", findings.page.into_bytes()),
     ];
@@ -142,7 +139,7 @@ fn fit(
         });
     }
     if watcher.output.json {
-        say!("{figures}");
+        say!("{}", findings.figures);
     } else {
         say!("best validation {}; wrote {}", evaluation.summary(), file.display());
     }

@@ -14,7 +14,6 @@ const SECONDS: [f64; 9] = [0.0001, 0.001, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.
 
 /// Updates the metrics after each step and epoch.
 pub(crate) struct Metrics {
-    batch_size: u64,
     /// Seconds of this epoch in which the network waited for batches.
     waited: f64,
 }
@@ -24,7 +23,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub(crate) fn serve(address: SocketAddr, epochs: usize, batch_size: usize) -> Result<Self> {
+    pub(crate) fn serve(address: SocketAddr, epochs: usize) -> Result<Self> {
         let wait = Matcher::Full("training_loader_wait_seconds".into());
         let handle =
             PrometheusBuilder::new().set_buckets_for_metric(wait, &SECONDS)?.install_recorder()?;
@@ -47,17 +46,17 @@ impl Metrics {
                 let _ = request.respond(reply);
             }
         })?;
-        Ok(Self { batch_size: batch_size as u64, waited: 0.0 })
+        Ok(Self { waited: 0.0 })
     }
 
     pub(crate) fn step(&mut self, report: &StepReport) {
-        if report.waited < self.waited {
+        if report.step == 1 {
             self.waited = 0.0;
         }
         histogram!("training_loader_wait_seconds").record(report.waited - self.waited);
         self.waited = report.waited;
         counter!("training_steps_total").increment(1);
-        counter!("training_images_total").increment(self.batch_size);
+        counter!("training_images_total").increment(report.images as u64);
         gauge!("training_epoch").set(report.epoch as f64);
         gauge!("training_loss").set(report.loss);
         gauge!("training_accuracy").set(report.accuracy);

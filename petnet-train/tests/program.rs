@@ -134,19 +134,19 @@ fn a_training_killed_anywhere_and_resumed_ends_with_the_same_weights() {
     let folder = root.path();
     succeed(folder, &fit("whole"));
     let resume = [&fit("torn")[..], &["--resume"]].concat();
+    let state = || fs::read(folder.join("torn/state.safetensors")).ok();
     let mut kills = 0;
-    for delay in [60, 90, 120, 150, 180] {
+    for _ in 0..5 {
+        let before = state();
         let mut child = petnet(folder, &resume).stderr(Stdio::null()).spawn().unwrap();
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(delay) && child.try_wait().unwrap().is_none()
-        {
-            std::thread::sleep(Duration::from_millis(5));
+        while state() == before && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
         }
         kills += i32::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert!(kills > 0, "the training ended before it was killed");
+    assert!(kills > 1, "the training ended before it was killed after a resume");
     succeed(folder, &resume);
     assert_same_models(folder);
 }
@@ -279,7 +279,9 @@ fn metrics_are_served_during_a_training() {
     let folder = root.path();
     let mut slow = fit("models");
     slow.retain(|argument| *argument != "--quiet");
-    let slow = [&slow[..], &["--epochs", "400", "--metrics-addr", "127.0.0.1:0"]].concat();
+    let slow =
+        [&slow[..], &["--epochs", "400", "--set", "batch_size=5", "--metrics-addr", "127.0.0.1:0"]];
+    let slow = slow.concat();
     let mut training =
         petnet(folder, &slow).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(training.stderr.take().unwrap()));
@@ -313,8 +315,12 @@ fn metrics_are_served_during_a_training() {
     };
     let steps = value(&text, "training_steps_total").unwrap();
     assert!(steps >= 1.0);
-    assert_eq!(value(&text, "training_images_total"), Some(steps * 4.0));
-    assert_eq!(value(&text, "training_loader_wait_seconds_count"), Some(steps));
+    // Of the 48 images, the last of ten steps has three. A scrape may come between two updates of a step.
+    let images = |steps: f64| (steps / 10.0).floor() * 48.0 + steps % 10.0 * 5.0;
+    let near = [steps - 1.0, steps, steps + 1.0];
+    let counted = value(&text, "training_images_total").unwrap();
+    assert!(near.iter().any(|steps| images(*steps) == counted), "{counted} images, {steps} steps");
+    assert!(near.contains(&value(&text, "training_loader_wait_seconds_count").unwrap()));
     assert_eq!(value(&text, "training_epochs"), Some(400.0));
     // docs/metrics.md lists exactly these metrics, apart from those of the process.
     let page = include_str!("../../docs/metrics.md").split_once("## Training").unwrap().1;

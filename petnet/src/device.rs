@@ -78,12 +78,17 @@ impl Device {
 
 #[cfg(feature = "burn")]
 impl Device {
+    /// burn's device of this name.
+    ///
     /// # Errors
     /// [`Error::Device`] when the backend was not compiled in or finds no adapter.
     pub(crate) fn open(self) -> Result<burn::tensor::Device> {
         match self {
             Self::Cpu | Self::Flex => open_flex(),
-            Self::Auto => open_wgpu(None).or_else(|_| open_flex()),
+            Self::Auto => open_wgpu(None).or_else(|error| {
+                tracing::info!(%error, "on the CPU");
+                open_flex()
+            }),
             Self::NdArray => open_ndarray(),
             Self::Wgpu(index) => open_wgpu(index),
         }

@@ -149,7 +149,7 @@ impl Loader {
             order.shuffle(&mut key.rng());
         }
         let order = Arc::new(order);
-        let workers = self.settings.workers.max(1);
+        let (workers, total) = (self.settings.workers.max(1), self.steps());
         let queues = (0..workers)
             .map(|worker| {
                 let (sender, receiver) = sync_channel(QUEUE_CAPACITY);
@@ -159,7 +159,7 @@ impl Loader {
                 receiver
             })
             .collect();
-        Batches { queues, taken: 0 }
+        Batches { queues, taken: 0, total: total.saturating_sub(skip) }
     }
 
     /// Sends batch `first` and every batch after it that is this worker's.
@@ -219,16 +219,27 @@ pub struct Batches {
     queues: Vec<Receiver<Result<Batch>>>,
     /// Number of batches taken from the queues.
     taken: usize,
+    /// Number of batches until the end of the epoch.
+    total: usize,
 }
 
 impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let queue = self.taken % self.queues.len();
+        if self.taken == self.total {
+            return None;
+        }
+        let queue = &self.queues[self.taken % self.queues.len()];
         self.taken += 1;
-        // Receiving fails where the worker has finished, and then no later batch exists.
-        self.queues[queue].recv().ok()
+        // A worker that sends less than its part has sent an error, or has panicked.
+        let batch = queue.recv().unwrap_or_else(|_| {
+            Err(Error::Dataset("a thread that reads and decodes images panicked".into()))
+        });
+        if batch.is_err() {
+            self.taken = self.total;
+        }
+        Some(batch)
     }
 }
 
@@ -256,9 +267,25 @@ impl Cache {
             .free
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(size));
         if let (Ok(_), Some(slot)) = (taken, self.slots.get(index)) {
-            // If another worker was faster, it stored the same pixels.
-            let _ = slot.set(Arc::clone(&image));
+            // Another worker that was faster has stored the same pixels.
+            if slot.set(Arc::clone(&image)).is_err() {
+                self.free.fetch_add(size, Ordering::Relaxed);
+            }
         }
         Ok(image)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_ends_the_epoch_with_an_error() {
+        let (sender, queue) = sync_channel(1);
+        drop(sender);
+        let mut batches = Batches { queues: vec![queue], taken: 0, total: 3 };
+        assert!(batches.next().unwrap().is_err());
+        assert!(batches.next().is_none());
     }
 }

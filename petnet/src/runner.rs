@@ -28,7 +28,10 @@ impl Runner {
             Device::Cpu => Self::on_engine(checkpoint),
             Device::Auto if cfg!(feature = "wgpu") => {
                 let gpu = Self::on_burn(checkpoint.clone(), Device::Wgpu(None));
-                gpu.or_else(|_| Self::on_engine(checkpoint))
+                gpu.or_else(|error| {
+                    tracing::info!(%error, "on the CPU");
+                    Self::on_engine(checkpoint)
+                })
             }
             Device::Auto => Self::on_engine(checkpoint),
             other => Self::on_burn(checkpoint, other),

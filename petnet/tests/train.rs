@@ -14,7 +14,7 @@ use petnet::preprocess::{Pixels, Preprocess, Resize};
 use petnet::train::{
     Distillation, Freeze, InitialWeights, Observer, Optimizer, Resizing, Schedule, StepReport,
 };
-use petnet::{Calibration, Classifier, Dataset, Device, Error, Prediction, Trainer};
+use petnet::{Calibration, Checkpoint, Classifier, Dataset, Device, Error, Prediction, Trainer};
 use tempfile::tempdir;
 use training::{alone, tiny};
 
@@ -259,7 +259,7 @@ fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
 }
 
 #[test]
-fn small_pictures_come_first_and_the_best_model_is_one_of_the_final_size() {
+fn small_images_come_first_and_the_best_model_is_one_of_the_final_size() {
     let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["horizontal", "vertical"], 16);
@@ -284,7 +284,10 @@ fn small_pictures_come_first_and_the_best_model_is_one_of_the_final_size() {
     let fitted = trainer.fit(&dataset, &dataset).unwrap();
     let best = fitted.history.iter().rposition(|epoch| epoch.best).unwrap();
     assert!(best >= 8, "{:?}", fitted.history);
-    assert_eq!(fitted.last.info().preprocess.size, 24);
+    assert_eq!(fitted.best.info().preprocess.size, 24);
+    let epoch_of = |model: &Checkpoint| model.info().metrics["epoch"].as_u64();
+    assert_eq!(epoch_of(&fitted.best), Some(best as u64 + 1));
+    assert_eq!(epoch_of(&fitted.last), Some(10));
     let first = &fitted.history[0];
     assert!(fitted.history[9].train_loss < first.train_loss, "{:?}", fitted.history);
     let wrong = Trainer { progressive: vec![stage(16, 0.6), stage(16, 0.6)], ..trainer };
@@ -333,6 +336,24 @@ fn the_range_test_ends_when_the_loss_is_lost_and_suggests_a_rate() {
     let rate = curve.suggestion().unwrap();
     assert!((1e-4..10.0).contains(&rate), "{rate}");
     assert!(matches!(trainer.find_rate(&dataset, 1.0..0.1, 80, &mut ()), Err(Error::Config(_))));
+    let (_, none) = dataset.split(1.0).unwrap();
+    assert!(matches!(trainer.find_rate(&none, 1e-4..1e3, 80, &mut ()), Err(Error::Dataset(_))));
+}
+
+#[test]
+fn the_files_of_a_training_are_the_models_that_it_returns() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(root.path(), &["a", "b"], 8);
+    let dataset = Dataset::open(root.path()).unwrap();
+    let out = root.path().join("models");
+    let trainer = Trainer { out: Some(out.clone()), quantize: true, ..tiny() };
+    let fitted = trainer.fit(&dataset, &dataset).unwrap();
+    assert!(fitted.best.info().quantization.is_some());
+    for (file, model) in [(Trainer::BEST, &fitted.best), (Trainer::LAST, &fitted.last)] {
+        let saved = Checkpoint::load(out.join(file)).unwrap();
+        assert_eq!(saved.info(), model.info(), "{file}");
+    }
 }
 
 #[test]

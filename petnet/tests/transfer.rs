@@ -91,6 +91,8 @@ fn a_source_head_is_kept_stored_at_half_a_byte_and_tells_images_of_other_things(
     let further = Trainer { init: Some(InitialWeights::File(start)), source_classes, ..tuning() };
     assert!(further.fit(&data, &data).unwrap().best.info().source.is_some());
     let last = Trainer { freeze: Some(Freeze::Backbone), ..further.clone() };
+    let error = last.find_rate(&data, 1e-4..1.0, 20, &mut ()).unwrap_err().to_string();
+    assert!(error.contains("set freeze"), "{error}");
     let source = last.fit(&data, &data).unwrap().best.info().source.clone().unwrap();
     assert_eq!(source.shared(), model.info().graph.blocks()[14], "not more than it shared before");
     let unfrozen = Trainer { freeze: Some(Freeze::Blocks(3)), ..further };
@@ -99,7 +101,7 @@ fn a_source_head_is_kept_stored_at_half_a_byte_and_tells_images_of_other_things(
 }
 
 #[test]
-fn a_teacher_of_the_same_classes_is_listened_to() {
+fn a_teacher_of_the_same_classes_changes_the_student() {
     let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(&root.path().join("photos"), &["horizontal", "vertical"], 12);

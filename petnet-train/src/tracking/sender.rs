@@ -69,13 +69,21 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
             Err(error) => {
                 let transient =
                     error.downcast_ref::<RequestError>().is_some_and(RequestError::is_transient);
+                let error = format!("{error:#}");
+                if !transient {
+                    tracing::warn!(
+                        error,
+                        "tracking: sending has ended; the run is recorded locally, for `petnet-train runs sync`"
+                    );
+                    return false;
+                }
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(
-                        error = format!("{error:#}"),
+                        error,
                         "tracking: the server is unreachable; the run is recorded locally and sent later"
                     );
                 }
-                if !transient || end.is_some_and(|end| Instant::now() > end) {
+                if end.is_some_and(|end| Instant::now() > end) {
                     return false;
                 }
                 wait = (wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);

@@ -285,6 +285,13 @@ impl Config for Graph {
     }
 }
 
+impl Default for Architecture {
+    /// EfficientNet-Lite0: of the networks with bundled weights, the most accurate for its operations.
+    fn default() -> Self {
+        Self::new(EfficientNetLiteConfig::lite(0))
+    }
+}
+
 impl fmt::Debug for Architecture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.config.fmt(f)

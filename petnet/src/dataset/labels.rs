@@ -182,9 +182,12 @@ impl Labels {
         let known = self.by_path.insert(path.into(), label.clone()).is_some();
         if !path.contains('/') {
             self.by_name.insert(path.into(), Some(label));
-        } else if let Some(name) = path.rsplit('/').next().filter(|_| !known) {
-            let several = self.by_name.contains_key(name);
-            self.by_name.insert(name.into(), (!several).then_some(label));
+        } else if let Some(name) = path.rsplit('/').next() {
+            match self.by_name.get_mut(name) {
+                Some(Some(earlier)) if known => *earlier = label,
+                Some(several) => *several = None,
+                None => drop(self.by_name.insert(name.into(), Some(label))),
+            }
         }
         Ok(())
     }
@@ -297,6 +300,14 @@ mod tests {
         let labels = parsed("l.csv", "path,label\na/1.jpg,cat\nb/1.jpg,dog\n").unwrap();
         assert_eq!(labels.of_path("b/1.jpg").unwrap().classes, ["dog"]);
         assert_eq!(labels.of_path("c/1.jpg"), None);
+    }
+
+    #[test]
+    fn the_last_row_of_an_image_counts_by_path_and_by_name() {
+        let labels = parsed("l.csv", "path,label\na/1.jpg,cat\na/1.jpg,dog\n").unwrap();
+        for path in ["a/1.jpg", "b/1.jpg"] {
+            assert_eq!(labels.of_path(path).unwrap().classes, ["dog"], "{path}");
+        }
     }
 
     #[test]

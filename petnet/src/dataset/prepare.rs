@@ -372,7 +372,11 @@ impl Staging {
         if out.exists() {
             fs::rename(out, &old).map_err(Error::io(out))?;
         }
-        fs::rename(&self.0, out).map_err(Error::io(out))?;
+        fs::rename(&self.0, out).map_err(|error| {
+            // The old data set returns to its place; the error that is reported is the first one.
+            let _ = fs::rename(&old, out);
+            Error::io(out)(error)
+        })?;
         // The new data set is in place; remains of the old one only take space.
         let _ = fs::remove_dir_all(&old);
         Ok(())

@@ -158,7 +158,7 @@ impl Compiler<'_> {
     fn step(&self, step: &passes::FusedStep) -> Result<Step, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.shape(node));
         let passes::FusedOps { norm, residual, activation, pool } = step.epilogue;
-        debug_assert!(
+        assert!(
             residual.is_none_or(|residual| self.shape(residual) == shapes[1]),
             "a residual has the layout of the output"
         );

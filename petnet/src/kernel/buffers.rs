@@ -13,7 +13,7 @@ static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 pub(crate) fn acquire_buffer(len: usize) -> Vec<f32> {
     let mut free = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     match free.iter().rposition(|buffer| buffer.len() == len) {
-        Some(index) => free.swap_remove(index),
+        Some(index) => free.remove(index),
         None => {
             drop(free);
             vec![0.0; len]
@@ -30,4 +30,10 @@ pub(crate) fn release_buffer(buffer: Vec<f32>) {
     while bytes > MAX_BYTES {
         bytes -= free.remove(0).len() * 4;
     }
+}
+
+/// Frees all buffers of the pool.
+#[cfg(feature = "train")]
+pub(crate) fn free_buffers() {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }

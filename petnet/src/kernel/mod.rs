@@ -56,7 +56,10 @@ pub(crate) use self::{
     norm::{Affine, Norm, Statistics},
 };
 #[cfg(feature = "train")]
-pub(crate) use self::{buffers::release_buffer, norm::NormGradient};
+pub(crate) use self::{
+    buffers::{free_buffers, release_buffer},
+    norm::NormGradient,
+};
 pub(crate) use depthwise::Depthwise;
 pub(crate) use tiles::{Epilogue, PackedView, PackedWeights, Product, RowRun, Term, load, store};
 

@@ -221,7 +221,7 @@ impl Server {
         let request = self.agent.get(self.url(&format!("{ARTIFACTS}/{}", encoded(path))));
         let mut response = self.successful(self.signed(request).call())?;
         let body = response.body_mut().with_config().limit(limit);
-        body.read_to_vec().map_err(|e| self.unreachable(&e))
+        body.read_to_vec().map_err(|e| self.failed(&e))
     }
 
     fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T> {
@@ -241,8 +241,15 @@ impl Server {
         }
     }
 
-    fn unreachable(&self, reason: &dyn std::fmt::Display) -> RequestError {
-        RequestError::Unreachable { server: self.uri.clone(), reason: reason.to_string() }
+    fn failed(&self, error: &ureq::Error) -> RequestError {
+        match error {
+            // The same request would be answered by as much again.
+            ureq::Error::BodyExceedsLimit(_) => self.invalid(error),
+            _ => {
+                let reason = error.to_string();
+                RequestError::Unreachable { server: self.uri.clone(), reason }
+            }
+        }
     }
 
     fn invalid(&self, reason: &dyn std::fmt::Display) -> RequestError {
@@ -254,7 +261,7 @@ impl Server {
 
     /// The response, if its status is one of success.
     fn successful(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>> {
-        let mut response = sent.map_err(|e| self.unreachable(&e))?;
+        let mut response = sent.map_err(|e| self.failed(&e))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -281,7 +288,7 @@ impl Server {
     fn response(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value> {
         let mut response = self.successful(sent)?;
         let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
-        let text = text.map_err(|e| self.unreachable(&e))?;
+        let text = text.map_err(|e| self.failed(&e))?;
         if text.trim().is_empty() {
             return Ok(Value::Null);
         }

@@ -180,10 +180,9 @@ impl Network {
         FeatureMaps::new(maps.permute([2, 3, 0, 1])) // [n, c, h, w]
     }
 
-    /// Index of the last node of the first `blocks` blocks; 0, the image, for none.
+    /// Index of the last node of the first `blocks` blocks, of all where there are fewer; 0, the image, for none.
     fn end_of_blocks(&self, blocks: usize) -> usize {
-        let end = blocks.checked_sub(1).and_then(|last| self.graph.blocks().get(last));
-        end.map_or(0, |end| end - 1)
+        self.graph.blocks().iter().take(blocks).next_back().map_or(0, |end| end - 1)
     }
 
     /// Runs the steps of the nodes after `from`, whose feature maps are `given`, and before `to`.
@@ -194,9 +193,12 @@ impl Network {
         // Only maps that a later step reads are kept: inference needs no others.
         let mut kept: Vec<(usize, FeatureMaps)> = vec![(from, last.clone())];
         for (index, step) in steps.iter().enumerate() {
-            let get = |node: usize| kept.iter().find(|(at, _)| *at == node).map(|(_, maps)| maps);
-            let Some(input) = get(step.input).cloned() else { continue };
-            let residual = step.epilogue.residual.and_then(get).cloned();
+            let get = |node: usize| {
+                let (_, maps) =
+                    kept.iter().find(|(at, _)| *at == node).expect("a block reads its own maps");
+                maps.clone()
+            };
+            let (input, residual) = (get(step.input), step.epilogue.residual.map(get));
             last = self.step(step, input, residual);
             let reads = |later: &&FusedStep, node| {
                 later.input == node || later.epilogue.residual == Some(node)

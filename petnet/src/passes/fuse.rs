@@ -70,7 +70,8 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
         let mut step = FusedStep { main, input, epilogue: FusedOps::default(), output };
         if step.main == MainOp::Identity {
             // The node becomes the first operation of the epilogue.
-            absorb(graph, index, &computed, &mut step);
+            let absorbed = absorb(graph, index, &computed, &mut step);
+            assert!(absorbed, "no epilogue begins with {:?}", node.op);
         }
         computed[index] = true;
         // The last map of a block is always written, so that training can start after any block.

@@ -50,7 +50,7 @@ pub(super) struct Fit<'a> {
     last_loss: f32,
     state: State,
     best: Option<Checkpoint>,
-    since_saved: Instant,
+    saved_at: Instant,
     trunk: Trunk,
     teacher: Option<Teacher>,
     /// Weights of the source head.
@@ -93,7 +93,7 @@ impl<'a> Fit<'a> {
             device,
             state: State { model, average, optimizer, progress },
             best: None,
-            since_saved: Instant::now(),
+            saved_at: Instant::now(),
             trunk,
             teacher,
             source_head_weights: source,
@@ -123,16 +123,20 @@ impl<'a> Fit<'a> {
                 return Err(Error::Interrupted);
             }
         }
-        let last = match self.trainer.precise_bn_images {
-            0 => self.checkpoint(serde_json::Value::Null)?,
+        let mut last = match self.trainer.precise_bn_images {
+            0 => self.checkpoint()?,
             images => self.with_precise_bn(images)?,
         };
-        let best = self.best.take().unwrap_or_else(|| last.clone());
-        let [best, last] = [best, last].map(|model| match self.trainer.quantize {
-            true => model.quantized_on(self.train.dataset(), self.trainer.preprocess()),
-            false => Ok(model),
-        });
-        Ok(Fitted { best: best?, last: last?, history: self.state.progress.history })
+        let mut best = self.best.take().unwrap_or_else(|| last.clone());
+        if self.trainer.quantize {
+            let (images, preprocess) = (self.train.dataset(), self.trainer.preprocess());
+            best = best.quantized_on(images, preprocess)?;
+            last = last.quantized_on(images, preprocess)?;
+            // The files of the epochs have no ranges.
+            self.trainer.save_model(&best, true)?;
+            self.trainer.save_model(&last, false)?;
+        }
+        Ok(Fitted { best, last, history: self.state.progress.history })
     }
 
     /// On a GPU, runs a step and a validation of the first and of the last batch, which may be smaller, and discards the
@@ -154,7 +158,7 @@ impl<'a> Fit<'a> {
             drop(optimizer.step(0.0, self.state.model.clone(), gradients));
         }
         self.tally.read().map_err(|error| with_remedy(error, self.trainer, self.train.size()))?;
-        let network = self.evaluated();
+        let network = self.evaluation_network();
         for step in [0, self.valid.steps().saturating_sub(1)] {
             if let Some(batch) = self.valid.epoch(0, step).next() {
                 self.logits(&network, batch?.images)?;
@@ -164,7 +168,7 @@ impl<'a> Fit<'a> {
         self.state.model = weights::write(self.state.model.clone(), &weights)
             .map_err(|reason| Error::checkpoint("<network>", reason))?;
         observer.compilation_finished(began.elapsed().as_secs_f64());
-        (self.since_saved, self.last_read) = (Instant::now(), Instant::now());
+        (self.saved_at, self.last_read) = (Instant::now(), Instant::now());
         Ok(())
     }
 
@@ -193,7 +197,8 @@ impl<'a> Fit<'a> {
         epoch: usize,
         best: bool,
     ) -> Result<Checkpoint> {
-        let checkpoint = self.checkpoint(metrics.record(epoch))?;
+        self.state.progress.metrics = metrics.record(epoch);
+        let checkpoint = self.checkpoint()?;
         self.trainer.save_model(&checkpoint, best)?;
         if best {
             self.best = Some(checkpoint.clone());
@@ -239,9 +244,10 @@ impl<'a> Fit<'a> {
             self.state.progress.waited += began.elapsed().as_secs_f64();
             let rate = self.learning_rate(self.state.progress.updates);
             let batch = batch?;
+            let images = batch.targets.len();
             // Entering the thread pool once per step, not once per operation, saves waking its threads each time.
             rayon::scope(|_| self.step(batch, rate))?;
-            observer.step(&self.report(rate));
+            observer.step(&self.report(rate, images));
             let step = self.state.progress.step;
             let due = self.trainer.save_every > 0 && step.is_multiple_of(self.trainer.save_every);
             let stop = observer.stop() && step < steps;
@@ -265,9 +271,11 @@ impl<'a> Fit<'a> {
         loop {
             for batch in self.train.epoch(self.state.progress.epoch, 0) {
                 let Some(rate) = rates.next() else { return Ok(()) };
-                self.step(batch?, rate)?;
+                let batch = batch?;
+                let images = batch.targets.len();
+                self.step(batch, rate)?;
                 self.read_tally()?;
-                if !after_step(self.last_loss, &self.report(rate)) {
+                if !after_step(self.last_loss, &self.report(rate, images)) {
                     return Ok(());
                 }
             }
@@ -275,12 +283,14 @@ impl<'a> Fit<'a> {
         }
     }
 
-    fn report(&self, learning_rate: f64) -> StepReport {
+    /// Metrics after a step at this learning rate on this number of images.
+    fn report(&self, learning_rate: f64, images: usize) -> StepReport {
         let progress = &self.state.progress;
         StepReport {
             epoch: progress.epoch + 1,
             step: progress.step,
             steps: self.train.steps(),
+            images,
             loss: progress.loss_sum / progress.images.max(1) as f64,
             accuracy: progress.correct as f64 / progress.images.max(1) as f64,
             learning_rate,
@@ -424,7 +434,7 @@ impl<'a> Fit<'a> {
     }
 
     /// The network that is evaluated and saved: the averaged one where there is one.
-    fn evaluated(&self) -> Network {
+    fn evaluation_network(&self) -> Network {
         self.state.average.clone().unwrap_or_else(|| self.state.model.valid())
     }
 
@@ -443,7 +453,7 @@ impl<'a> Fit<'a> {
     }
 
     fn validate(&self) -> Result<ValidationMetrics> {
-        let network = self.evaluated();
+        let network = self.evaluation_network();
         let (mut probabilities, mut truth) = (Vec::new(), Vec::new());
         for batch in self.valid.epoch(0, 0) {
             let batch = batch?;
@@ -455,17 +465,13 @@ impl<'a> Fit<'a> {
         ValidationMetrics::compute(&self.info.task, &probabilities, &truth)
     }
 
-    fn checkpoint(&self, metrics: serde_json::Value) -> Result<Checkpoint> {
-        let network = self.evaluated();
+    /// The network as it is, with the metrics of its last validation.
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        let network = self.evaluation_network();
         let mut info = self.info.clone();
         info.history = json!(self.state.progress.history);
         info.trained = unix_time();
-        info.metrics = match metrics {
-            serde_json::Value::Null => {
-                self.best.as_ref().map_or(metrics, |b| b.info().metrics.clone())
-            }
-            measured => measured,
-        };
+        info.metrics = self.state.progress.metrics.clone();
         let mut all = weights::read(&network);
         all.extend(self.source_head_weights.clone());
         Checkpoint::new(info, all).map_err(|reason| Error::checkpoint("<network>", reason))
@@ -475,7 +481,7 @@ impl<'a> Fit<'a> {
         // Fails where a loss was not finite: such a state must not be saved.
         self.read_tally()?;
         self.state.progress.seconds = self.seconds();
-        self.since_saved = Instant::now();
+        self.saved_at = Instant::now();
         match &self.trainer.out {
             Some(out) => self.state.save(&out.join(Trainer::STATE)),
             None => Ok(()),
@@ -483,6 +489,6 @@ impl<'a> Fit<'a> {
     }
 
     fn seconds(&self) -> f64 {
-        self.state.progress.seconds + self.since_saved.elapsed().as_secs_f64()
+        self.state.progress.seconds + self.saved_at.elapsed().as_secs_f64()
     }
 }

@@ -9,6 +9,7 @@ use super::trunk::Trunk;
 use super::{Freeze, Trainer};
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::dataset::Dataset;
+use crate::device::is_on_host;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead, with_prefix};
 use crate::nn::{Network, weights};
@@ -236,7 +237,11 @@ pub(super) fn initial_network(
     {
         (info.source, source) = (Some(head), weights);
     }
-    let on_cpu = trainer.device == crate::Device::Cpu;
+    let on_cpu = match trainer.device {
+        crate::Device::Cpu => true,
+        crate::Device::Auto => is_on_host(&device.clone().inner()),
+        crate::Device::Flex | crate::Device::NdArray | crate::Device::Wgpu(_) => false,
+    };
     let frozen = match trainer.quantize && on_cpu && blocks > 0 {
         true => initial.model.quantized_on(train, trainer.preprocess())?,
         false => initial.model,

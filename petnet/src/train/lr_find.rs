@@ -2,7 +2,7 @@
 //! whose learning rate rises from far too low to far too high.
 
 use super::fit::Fit;
-use super::{Observer, StepReport, Trainer};
+use super::{Freeze, Observer, StepReport, Trainer};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 
@@ -48,7 +48,8 @@ impl Trainer {
     /// ```
     ///
     /// # Errors
-    /// As [`Trainer::fit`]; [`Error::Config`] when the range is empty or there are too few steps.
+    /// As [`Trainer::fit`]; [`Error::Config`] when the range is empty, there are too few steps, or only the last layer
+    /// would be trained, which has no learning rate.
     pub fn find_rate(
         &self,
         train: &Dataset,
@@ -56,16 +57,18 @@ impl Trainer {
         steps: usize,
         observer: &mut dyn Observer,
     ) -> Result<RateCurve> {
-        self.validate()?;
         if !(range.start > 0.0 && range.start < range.end) || steps < 20 {
             return Err(Error::Config(
                 "a rate test needs 0 < lowest < highest and at least 20 steps".into(),
             ));
         }
-        self.validate_task(train)?;
         let trainer = Self { out: None, ..self.clone() };
-        let graph = trainer.architecture.graph(train.classes().len())?;
-        let initial = trainer.initial_weights(&graph, train.classes())?;
+        let (initial, frozen) = trainer.start(train, train)?;
+        if frozen == Freeze::Backbone {
+            return Err(Error::Config(
+                "a rate test trains more than the last layer: set freeze to a number of blocks, 0 for none".into(),
+            ));
+        }
         let mut fit = Fit::new(&trainer, initial, train, train)?;
         let growth = (range.end / range.start).powf(1.0 / (steps - 1) as f64);
         let rates = (0..steps).map(|step| range.start * growth.powi(step as i32));

@@ -35,13 +35,14 @@ pub use precision::Arithmetic;
 pub use schedule::Schedule;
 pub use teacher::Distillation;
 
-use crate::arch::{Architecture, EfficientNetLiteConfig};
+use crate::arch::Architecture;
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, Precision};
 use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::kernel::free_buffers;
 use crate::ood::ClassSet;
 use crate::preprocess::{Preprocess, Resize};
 
@@ -188,7 +189,7 @@ pub struct Trainer {
 impl Default for Trainer {
     fn default() -> Self {
         Self {
-            architecture: Architecture::new(EfficientNetLiteConfig::lite(0)),
+            architecture: Architecture::default(),
             init: None,
             freeze: None,
             source_classes: None,
@@ -263,6 +264,8 @@ pub struct StepReport {
     pub step: usize,
     /// Steps of the epoch.
     pub steps: usize,
+    /// Images of this step: the last one of an epoch may have fewer than [`Trainer::batch_size`].
+    pub images: usize,
     /// Mean loss of the epoch so far; on a GPU it is read every 16 steps.
     pub loss: f64,
     /// Accuracy of the epoch so far; on a GPU it is read every 16 steps.
@@ -369,6 +372,16 @@ impl Trainer {
         valid: &Dataset,
         observer: &mut dyn Observer,
     ) -> Result<Fitted> {
+        let fitted = match self.start(train, valid)? {
+            (Some(initial), Freeze::Backbone) => probe::fit(self, &initial, train, valid, observer),
+            (initial, _) => fit::Fit::new(self, initial, train, valid)?.run(observer),
+        };
+        free_buffers();
+        fitted
+    }
+
+    /// Refuses settings and data that cannot be trained. Returns the initial weights and the layers of them that are frozen.
+    fn start(&self, train: &Dataset, valid: &Dataset) -> Result<(Option<InitialModel>, Freeze)> {
         self.validate()?;
         if train.classes() != valid.classes() {
             return Err(Error::Dataset("training and validation have different classes".into()));
@@ -389,12 +402,7 @@ impl Trainer {
             None => Freeze::Nothing,
         };
         self.validate_frozen(frozen)?;
-        match initial {
-            Some(initial) if frozen == Freeze::Backbone => {
-                probe::fit(self, &initial, train, valid, observer)
-            }
-            initial => fit::Fit::new(self, initial, train, valid)?.run(observer),
-        }
+        Ok((initial, frozen))
     }
 
     /// The initial weights; `None` for random numbers.

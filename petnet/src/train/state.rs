@@ -45,6 +45,8 @@ pub(super) struct Progress {
     #[serde(default)]
     pub(super) waited: f64,
     pub(super) history: Vec<EpochReport>,
+    /// Metrics of the last validation, as in the model file.
+    pub(super) metrics: serde_json::Value,
     /// Settings and digests of data that a resumed training must share.
     pub(super) fixed_settings: serde_json::Value,
 }

@@ -62,8 +62,8 @@ impl Trunk {
             return network.trunk(to_tensor(images, side, device), self.blocks());
         };
         let count = images.len() / (side * side * 3);
-        let maps = engine_for(engines, side).map(|engine| engine.maps(&images));
-        let ([height, width], values) = maps.unwrap_or_default();
+        let engine = engine_for(engines, side).expect("`prepare` has compiled this size");
+        let ([height, width], values) = engine.maps(&images);
         let channels = values.len() / (height * width * count).max(1);
         Network::maps_of_engine(values, [height, width, count, channels], device)
     }

@@ -39,7 +39,8 @@ impl Trainer {
             return bad("image_size", &size, &format!("between {smallest} and {MAX_SIZE}"));
         }
         let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
-        if !(0.0..=1.0).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {
+        // Shares of decimal fractions sum to 1 but for rounding.
+        if !(0.0..=1.0 + 1e-6).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {
             return bad("the shares of progressive together", &share, "between 0 and 1");
         }
         if !(self.learning_rate > 0.0 && self.learning_rate <= 10.0) {
@@ -71,8 +72,10 @@ impl Trainer {
         }
         self.validate_frozen(freeze)?;
         let amounts = [("grad_clip", self.grad_clip), ("warmup_epochs", self.warmup_epochs)];
-        if let Some((key, value)) = amounts.iter().find(|(_, value)| !(0.0..).contains(value)) {
-            return bad(key, value, "at least 0");
+        if let Some((key, value)) =
+            amounts.iter().find(|(_, value)| !(0.0..=f64::MAX).contains(value))
+        {
+            return bad(key, value, "at least 0 and finite");
         }
         self.distillation.iter().try_for_each(Distillation::validate)?;
         self.augment.validate()

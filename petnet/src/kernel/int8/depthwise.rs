@@ -90,6 +90,10 @@ impl Tiling {
         }
     }
 
+    const fn is(self, kernel: usize, outputs: usize, quads: usize) -> bool {
+        self.kernel == kernel && self.outputs == outputs && self.quads == quads
+    }
+
     /// True where an output's window and a quad have columns in common.
     const fn overlap(self, output: usize, quad: usize) -> bool {
         let start = output * self.stride;
@@ -245,6 +249,7 @@ impl ChunkRows<'_> {
     unsafe fn tiles<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
         mut self,
     ) {
+        const { assert!(Tiling::of(K, T).is(K, P, Q), "the weights are packed for other tiles") };
         let Geometry { height, width, channels, kernel, stride, padding, out_width, .. } =
             self.conv.geometry;
         let tiles = out_width.div_ceil(P);
