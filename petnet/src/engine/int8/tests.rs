@@ -154,3 +154,27 @@ fn a_range_ends_at_the_bounds_of_its_activation() {
     );
     assert_eq!(QuantParams::new([0.0, 0.0], None), QuantParams { scale: 1.0, zero_point: 0 });
 }
+
+/// `docs/formats.md` gives the logits of the bundled model for a pattern, for readers in other languages to check theirs by.
+#[cfg(feature = "pretrained")]
+#[test]
+fn the_format_page_has_the_logits_of_the_bundled_model() {
+    let checkpoint = crate::Checkpoint::pretrained().unwrap();
+    let network = checkpoint.network();
+    let side = network.side;
+    let value = |i: usize| (7 * (i / 3 % side) + 5 * (i / 3 / side) + 80 * (i % 3)) % 256;
+    let pixels: Vec<u8> = (0..side * side * 3).map(|i| value(i) as u8).collect();
+    let page = include_str!("../../../../docs/formats.md");
+    for (arithmetic, ranges) in [("floats", None), ("int8", network.ranges)] {
+        if ranges.is_some() && !supported() {
+            continue;
+        }
+        let outputs = Engine::new(NetworkSpec { ranges, ..network }).unwrap().run(&pixels);
+        let marker = format!("logits in {arithmetic}: `");
+        let (_, rest) = page.split_once(&marker).unwrap_or_else(|| panic!("{marker}"));
+        let listed = rest.split(['`', ',']).take(2).map(|number| number.trim().parse().unwrap());
+        let listed: Vec<f32> = listed.collect();
+        let near = |(computed, listed): (&f32, &f32)| (computed - listed).abs() < 2e-3;
+        assert!(outputs[0].logits.iter().zip(&listed).all(near), "{:?} {listed:?}", outputs[0].logits);
+    }
+}
