@@ -10,7 +10,7 @@ use crate::passes;
 use crate::weights::{Weight, Weights};
 
 /// Random weights that keep the scale of values from layer to layer.
-pub(crate) fn weights(graph: &Graph) -> Weights {
+fn weights(graph: &Graph) -> Weights {
     let mut state = 1_u32;
     let mut next = move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -34,7 +34,7 @@ pub(crate) fn weights(graph: &Graph) -> Weights {
 }
 
 /// Images with coarse and fine structure.
-pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
+fn images(side: usize, count: usize) -> Vec<u8> {
     let at = |i: usize| (i / 3 % side, i / 3 / side % side, i % 3, i / (3 * side * side));
     let value = |(x, y, c, n): (usize, usize, usize, usize)| {
         let wave = ((x * (3 + n) + y * 2 + c * 11) as f32 / side as f32 * 4.0).sin();
@@ -44,7 +44,7 @@ pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
 }
 
 /// The f32 and the int8 engine of a network, the second with the ranges of the first on some images.
-pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
+fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
     let weights = weights(graph);
     let network = NetworkSpec::new(graph, side, &weights);
     let float = Engine::new(network).unwrap();
@@ -153,56 +153,4 @@ fn a_range_ends_at_the_bounds_of_its_activation() {
         "zero is always represented exactly"
     );
     assert_eq!(QuantParams::new([0.0, 0.0], None), QuantParams { scale: 1.0, zero_point: 0 });
-}
-
-/// Prints milliseconds for each image in f32 and int8: medians of interleaved runs;
-/// `cargo test --release -p petnet --lib speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures time"]
-fn speed() {
-    for (name, side) in [("efficientnet_lite0", 160), ("efficientnet_lite0", 224), ("petnet", 160)]
-    {
-        let graph = crate::arch::Architecture::named(name).unwrap().graph(2).unwrap();
-        let pixels = images(side, 16);
-        let engines = engines(&graph, side, &pixels[..side * side * 6]);
-        for (threads, count) in [(1, 1), (1, 16), (2, 1), (2, 16)] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let pixels = &pixels[..count * side * side * 3];
-            let mut times = [Vec::new(), Vec::new()];
-            for _ in 0..120 / count.min(4) {
-                for (engine, times) in engines.iter().zip(&mut times) {
-                    let began = std::time::Instant::now();
-                    pool.install(|| engine.run(pixels));
-                    times.push(began.elapsed().as_secs_f64() * 1e3 / count as f64);
-                }
-            }
-            let [float, int8] = times.map(median);
-            println!(
-                "{name} {side} px, {threads} threads, {count:2} images: f32 {float:.2} ms, int8 {int8:.2} ms, {:.2}",
-                float / int8
-            );
-        }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let pixels = &pixels[..side * side * 3];
-        let steps = engines[0].profile(pixels).len();
-        let mut times = vec![[Vec::new(), Vec::new()]; steps];
-        for (number, engine) in (0..50).flat_map(|_| engines.iter().enumerate()) {
-            for (step, times) in pool.install(|| engine.profile(pixels)).iter().zip(&mut times) {
-                times[number].push(step.2.as_secs_f64() * 1e6);
-            }
-        }
-        let mut sums = [0.0; 2];
-        for (step, times) in engines[1].profile(pixels).iter().zip(times) {
-            let [float, int8] = times.map(median);
-            sums = [sums[0] + float, sums[1] + int8];
-            let rate = step.1 as f64 * 1e-3 / int8;
-            println!("{:28} {float:8.1} us {int8:8.1} us {rate:6.0} GOP/s", step.0);
-        }
-        println!("{name} {side} px, one thread, sums of medians of steps: {sums:.0?} us");
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
