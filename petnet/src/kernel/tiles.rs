@@ -43,14 +43,18 @@ const fn max_vectors<S: Simd>() -> usize {
 
 /// Packed weights: blocks of output channels of 1 to `max_vectors` vectors, each block `[taps, inputs, channels of the block]`.
 /// The last vector is padded with zeros.
-#[derive(Debug)]
-pub(crate) struct PackedWeights {
-    data: Vec<f32>,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packed<D> {
+    data: D,
     taps: usize,
     inputs: usize,
     outputs: usize,
     unit: VectorUnit,
 }
+
+pub(crate) type PackedWeights = Packed<Vec<f32>>;
+/// A borrow of [`PackedWeights`], of all output channels or of one block.
+pub(crate) type PackedView<'a> = Packed<&'a [f32]>;
 
 impl PackedWeights {
     /// Packs the values of `weight(tap, input, output)`.
@@ -82,16 +86,6 @@ impl PackedWeights {
         let Self { taps, inputs, outputs, unit, .. } = *self;
         PackedView { data: &self.data, taps, inputs, outputs, unit }
     }
-}
-
-/// A borrow of [`PackedWeights`], of all output channels or of one block.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PackedView<'a> {
-    data: &'a [f32],
-    taps: usize,
-    inputs: usize,
-    outputs: usize,
-    unit: VectorUnit,
 }
 
 impl<'a> PackedView<'a> {
