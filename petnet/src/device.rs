@@ -78,6 +78,8 @@ impl Device {
 
 #[cfg(feature = "burn")]
 impl Device {
+    /// The device as burn knows it.
+    ///
     /// # Errors
     /// [`Error::Device`] when the backend was not compiled in or finds no adapter.
     pub(crate) fn open(self) -> Result<burn::tensor::Device> {
