@@ -104,7 +104,7 @@ impl Engine {
     #[cfg(feature = "train")]
     pub(crate) fn trunk(network: NetworkSpec<'_>, blocks: usize) -> Result<Self, ModelError> {
         let program = Program::trunk(network.graph, blocks, network.side)?;
-        Self::compile(&program, network, vec![Head::empty()])
+        Self::compile(&program, network, vec![Head::default()])
     }
 
     fn compile(

@@ -37,7 +37,7 @@ impl WithSimd for DetectVectorUnit {
 /// Maximum number of vectors in a tile. Sums, weights and one input value must fit the registers with some to spare:
 /// where they only just fit, compilers move sums between registers.
 #[inline(always)]
-const fn max_vectors<S: Simd>() -> usize {
+pub(super) const fn max_vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
 }
 
@@ -110,13 +110,6 @@ impl<'a> PackedView<'a> {
             (first, PackedView { data, outputs: (outputs - first).min(vectors * lanes), ..self })
         })
     }
-}
-
-/// First vector and number of vectors of each block of output channels.
-#[cfg(feature = "train")]
-#[inline(always)]
-pub(super) fn channel_blocks<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
-    blocks(outputs.div_ceil(S::F32_LANES), max_vectors::<S>())
 }
 
 /// Divides vectors into blocks of at most `max_vectors`, as evenly as possible; each is its first vector and their number.
