@@ -66,7 +66,7 @@ impl fmt::Display for Device {
 
 impl Device {
     /// The feature that brings it.
-    #[cfg(not(feature = "burn"))]
+    #[cfg(not(all(feature = "flex", feature = "ndarray", feature = "wgpu")))]
     pub(crate) fn feature(self) -> &'static str {
         match self {
             Self::Cpu | Self::Flex => "flex",
@@ -78,19 +78,30 @@ impl Device {
 
 #[cfg(feature = "burn")]
 impl Device {
-    /// burn's device of this name.
+    /// The device as burn knows it.
     ///
     /// # Errors
     /// [`Error::Device`] when the backend was not compiled in or finds no adapter.
     pub(crate) fn open(self) -> Result<burn::tensor::Device> {
         match self {
-            Self::Cpu | Self::Flex => open_flex(),
-            Self::Auto => open_wgpu(None).or_else(|error| {
+            Self::Auto => Self::Wgpu(None).open().or_else(|error| {
                 tracing::info!(%error, "on the CPU");
-                open_flex()
+                Self::Flex.open()
             }),
-            Self::NdArray => open_ndarray(),
+            #[cfg(feature = "flex")]
+            Self::Cpu | Self::Flex => Ok(burn::tensor::Device::flex()),
+            #[cfg(feature = "ndarray")]
+            #[expect(deprecated, reason = "kept selectable for comparison; flex is the default")]
+            Self::NdArray => Ok(burn::tensor::Device::ndarray()),
+            #[cfg(feature = "wgpu")]
             Self::Wgpu(index) => open_wgpu(index),
+            #[cfg(not(all(feature = "flex", feature = "ndarray", feature = "wgpu")))]
+            other => {
+                let feature = other.feature();
+                Err(Error::Device(format!(
+                    "`{feature}` was not compiled in: build with `--features {feature}`, or use `cpu`"
+                )))
+            }
         }
     }
 }
@@ -98,33 +109,8 @@ impl Device {
 /// True for a device whose memory is the host's.
 #[cfg(any(feature = "train", feature = "wgpu"))]
 pub(crate) fn is_on_host(device: &burn::tensor::Device) -> bool {
-    [open_flex(), open_ndarray()].into_iter().flatten().any(|host| host == *device)
-}
-
-#[cfg(feature = "flex")]
-fn open_flex() -> Result<burn::tensor::Device> {
-    Ok(burn::tensor::Device::flex())
-}
-
-#[cfg(all(feature = "burn", not(feature = "flex")))]
-fn open_flex() -> Result<burn::tensor::Device> {
-    Err(Error::Device(
-        "`flex` was not compiled in: build with `--features flex`, or use `cpu`".into(),
-    ))
-}
-
-#[cfg(feature = "ndarray")]
-fn open_ndarray() -> Result<burn::tensor::Device> {
-    #[expect(deprecated, reason = "kept selectable for comparison; flex is the default")]
-    let device = burn::tensor::Device::ndarray();
-    Ok(device)
-}
-
-#[cfg(all(feature = "burn", not(feature = "ndarray")))]
-fn open_ndarray() -> Result<burn::tensor::Device> {
-    Err(Error::Device(
-        "`ndarray` was not compiled in: build with `--features ndarray`, or use `cpu`".into(),
-    ))
+    let mut hosts = [Device::Flex, Device::NdArray].into_iter().filter_map(|host| host.open().ok());
+    hosts.any(|host| host == *device)
 }
 
 #[cfg(feature = "wgpu")]
@@ -165,11 +151,4 @@ fn keep_kernels() {
     }
     // An application that has set its own keeps it.
     let _ = CubeClRuntimeConfig::try_set(config);
-}
-
-#[cfg(all(feature = "burn", not(feature = "wgpu")))]
-fn open_wgpu(_: Option<usize>) -> Result<burn::tensor::Device> {
-    Err(Error::Device(
-        "`wgpu` was not compiled in: build with `--features wgpu`, or use `cpu`".into(),
-    ))
 }

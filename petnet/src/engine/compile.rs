@@ -8,9 +8,9 @@ use super::shape::Shape;
 use super::simple::{Elementwise, MaxPool};
 use crate::arch::Normalization;
 use crate::error::ModelError;
-use crate::graph::{Conv2d, Node, Op, Window};
+use crate::graph::{Conv2d, Op, Window};
 use crate::kernel::batch_norm_affine;
-use crate::passes::{self, MainOp, Program};
+use crate::passes::{self, FusedOps, FusedStep, MainOp, Program};
 use crate::weights::Weights;
 
 /// The plan of a program.
@@ -28,8 +28,9 @@ pub(super) fn compile(
     assign_slots(program, &mut maps);
     let folds = folds_normalization(program);
     let folded = folds.then_some(normalization);
-    let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
-    let kernels = program.steps.iter().map(|step| compiler.step(step)).collect::<Result<_, _>>()?;
+    let compiler = Compiler { program, weights, normalization: folded, maps: &maps };
+    let steps = program.steps.iter().map(|step| Ok(compiler.step(step, compiler.kernel(step)?)));
+    let steps = steps.collect::<Result<_, ModelError>>()?;
     // The bytes of the image as they are, or normalised; the border represents zero.
     let format = if folds {
         let border = normalization.mean.map(|mean| mean * 255.0);
@@ -38,7 +39,7 @@ pub(super) fn compile(
         let [scale, shift] = normalization.affine();
         F32 { scale, shift, border: [0.0; 3] }
     };
-    Ok(Plan::new(format, maps, kernels, plan_heads(program, heads)))
+    Ok(Plan::new(format, maps, steps, plan_heads(program, heads)))
 }
 
 /// Each head with the node whose feature map it reads.
@@ -113,8 +114,7 @@ pub(super) fn border_width(window: Window, len: usize) -> usize {
 /// a slot with a border is reused for maps of the same shape only, and the image's slot, whose border is not zero, never.
 /// Maps that heads read are kept to the end.
 pub(super) fn assign_slots(Program { steps, head_inputs, .. }: &Program, maps: &mut [Option<Map>]) {
-    let reads =
-        |step: &passes::FusedStep, node| step.input == node || step.epilogue.residual == Some(node);
+    let reads = |step: &FusedStep, node| step.input == node || step.epilogue.residual == Some(node);
     let mut slots: Vec<Shape> = maps[0].iter().map(|map| map.shape).collect();
     let mut free: Vec<usize> = Vec::new();
     for (index, step) in steps.iter().enumerate() {
@@ -147,7 +147,7 @@ pub(super) fn assign_slots(Program { steps, head_inputs, .. }: &Program, maps: &
 
 /// Inputs of the compilation of single steps.
 pub(super) struct Compiler<'a> {
-    pub(super) nodes: &'a [Node],
+    pub(super) program: &'a Program,
     pub(super) weights: &'a Weights,
     /// The normalisation to fold into the convolutions that read the image.
     pub(super) normalization: Option<Normalization>,
@@ -155,54 +155,49 @@ pub(super) struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn step(&self, step: &passes::FusedStep) -> Result<Step, ModelError> {
+    /// A step of a plan with its kernel.
+    pub(super) fn step<K>(&self, step: &FusedStep, kernel: K) -> Step<K> {
+        let FusedStep { main, node, input, output, .. } = *step;
+        let flops = match main {
+            MainOp::Conv(conv) => {
+                let [height, width] = self.program.sides[node];
+                passes::conv_flops(&conv, height * width)
+            }
+            MainOp::MaxPool(_) | MainOp::Identity => 0,
+        };
+        let name = self.name(if main == MainOp::Identity { output } else { node }).into();
+        Step { name, kernel, input, residual: step.epilogue.residual, output, flops }
+    }
+
+    fn kernel(&self, step: &FusedStep) -> Result<Kernel, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.shape(node));
-        let passes::FusedOps { norm, residual, activation, pool } = step.epilogue;
+        let FusedOps { norm, residual, activation, pool } = step.epilogue;
         assert!(
             residual.is_none_or(|residual| self.shape(residual) == shapes[1]),
             "a residual has the layout of the output"
         );
-        let (kernel, flops) = match step.main {
-            MainOp::Conv(node, conv) => {
-                let (weights, bias) = self.folded(node, &conv, norm, step.input == 0)?;
-                let pixels = conv.window.output(shapes[0].height).unwrap_or_default()
-                    * conv.window.output(shapes[0].width).unwrap_or_default();
-                let kernel = if conv.is_depthwise() {
-                    Kernel::Depthwise(DepthwiseConv::new(
-                        conv.window,
-                        activation,
-                        &weights,
-                        bias,
-                        shapes,
-                    ))
+        Ok(match step.main {
+            MainOp::Conv(conv) => {
+                let (weights, bias) = self.folded(step, &conv)?;
+                if conv.is_depthwise() {
+                    let window = conv.window;
+                    let conv = DepthwiseConv::new(window, activation, &weights, bias, shapes);
+                    Kernel::Depthwise(conv)
                 } else {
-                    Kernel::Dense(DenseConv::new(
-                        ConvSpec { conv, activation, fused_max_pool: pool },
-                        &weights,
-                        bias,
-                        shapes,
-                    ))
-                };
-                (kernel, passes::conv_flops(&conv, pixels))
+                    let spec = ConvSpec { conv, activation, fused_max_pool: pool };
+                    Kernel::Dense(DenseConv::new(spec, &weights, bias, shapes))
+                }
             }
-            MainOp::MaxPool(_, window) => {
-                (Kernel::MaxPool(MaxPool { window, output: shapes[1] }), 0)
-            }
+            MainOp::MaxPool(window) => Kernel::MaxPool(MaxPool { window, output: shapes[1] }),
             MainOp::Identity => {
                 let affine = norm.map(|norm| self.affine(norm)).transpose()?;
-                (Kernel::Elementwise(Elementwise { affine, activation, output: shapes[1] }), 0)
+                Kernel::Elementwise(Elementwise { affine, activation, output: shapes[1] })
             }
-        };
-        let name = match step.main {
-            MainOp::Conv(node, _) | MainOp::MaxPool(node, _) => self.name(node),
-            MainOp::Identity => self.name(step.output),
-        };
-        let (input, output) = (step.input, step.output);
-        Ok(Step { name: name.into(), kernel, input, residual, output, flops })
+        })
     }
 
-    pub(super) fn name(&self, node: usize) -> &str {
-        &self.nodes[node].name
+    fn name(&self, node: usize) -> &str {
+        &self.program.nodes[node].name
     }
 
     pub(super) fn shape(&self, node: usize) -> Shape {
@@ -218,7 +213,7 @@ impl Compiler<'_> {
 
     /// A batch norm's scale and shift of each channel.
     fn affine(&self, norm: usize) -> Result<[Vec<f32>; 2], ModelError> {
-        let Op::BatchNorm { epsilon, .. } = self.nodes[norm].op else {
+        let Op::BatchNorm { epsilon, .. } = self.program.nodes[norm].op else {
             return Err(ModelError::MissingWeight(self.name(norm).into()));
         };
         let [gamma, beta] = [self.values(norm, "weight")?, self.values(norm, "bias")?];
@@ -231,25 +226,23 @@ impl Compiler<'_> {
     /// reads the image also the normalisation.
     pub(super) fn folded(
         &self,
-        node: usize,
+        step: &FusedStep,
         conv: &Conv2d,
-        norm: Option<usize>,
-        image: bool,
     ) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
-        let mut weights = self.values(node, "weight")?.to_vec();
+        let mut weights = self.values(step.node, "weight")?.to_vec();
         let mut bias = match conv.bias {
-            true => self.values(node, "bias")?.to_vec(),
+            true => self.values(step.node, "bias")?.to_vec(),
             false => vec![0.0; conv.outputs],
         };
         let values = weights.len() / conv.outputs;
-        if let Some(norm) = norm {
+        if let Some(norm) = step.epilogue.norm {
             let [scale, shift] = self.affine(norm)?;
             for (output, weights) in weights.chunks_exact_mut(values).enumerate() {
                 weights.iter_mut().for_each(|weight| *weight *= scale[output]);
                 bias[output] = bias[output] * scale[output] + shift[output];
             }
         }
-        if let Some(normalization) = self.normalization.filter(|_| image) {
+        if let Some(normalization) = self.normalization.filter(|_| step.input == 0) {
             fold_normalization(normalization, &mut weights, &mut bias);
         }
         Ok((weights, bias))

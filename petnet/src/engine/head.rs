@@ -4,8 +4,8 @@ use crate::error::ModelError;
 use crate::graph::{Activation, Graph, Op};
 use crate::weights::Weights;
 
-/// A sequence of linear layers and activations.
-#[derive(Debug)]
+/// A sequence of linear layers and activations; without any, logits are the features.
+#[derive(Debug, Default)]
 pub(crate) struct Head {
     layers: Vec<Layer>,
 }
@@ -43,12 +43,6 @@ impl Head {
             }
         }
         Ok(Self { layers })
-    }
-
-    /// No layers: logits are the features.
-    #[cfg(feature = "train")]
-    pub(super) fn empty() -> Self {
-        Self { layers: Vec::new() }
     }
 
     /// Features to logits.

@@ -7,13 +7,9 @@
 //! uses all cores, several use one core each, which measured no slower than passes that share weights. Where the ranges
 //! of all maps are known and the CPU has AVX-512 VNNI, maps are int8 instead of f32.
 //!
-//! The step of a convolution is a `dense::DenseConv`, `depthwise::DepthwiseConv`, `int8::conv::Int8DenseConv` or
-//! `int8::conv::Int8DepthwiseConv`. The arithmetic is that of [`crate::kernel`], whose documentation has the table of
-//! functions for inference and training.
-//!
-//! Training and inference on other devices run graphs by `nn` instead. Training shares the tile products and
-//! `kernel::Depthwise` with the engine, but not its plans, Winograd or int8; only frozen blocks and a frozen teacher run on
-//! the engine in training as well (`train::trunk`, `train::teacher`).
+//! The arithmetic is that of [`crate::kernel`], whose documentation has the table of functions for inference and training.
+//! Training and inference on other devices run graphs by `nn` instead; only frozen blocks and a frozen teacher run on the
+//! engine in training as well (`train::trunk`, `train::teacher`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -108,7 +104,7 @@ impl Engine {
     #[cfg(feature = "train")]
     pub(crate) fn trunk(network: NetworkSpec<'_>, blocks: usize) -> Result<Self, ModelError> {
         let program = Program::trunk(network.graph, blocks, network.side)?;
-        Self::compile(&program, network, vec![Head::empty()])
+        Self::compile(&program, network, vec![Head::default()])
     }
 
     fn compile(

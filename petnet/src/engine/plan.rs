@@ -21,8 +21,10 @@ pub(super) trait MapFormat: std::fmt::Debug + Send + Sync {
     /// Number of values after the end of a map that kernels may read; results do not depend on them.
     const SLACK: usize;
 
-    /// A pixel of the border of the image's map.
-    fn border(&self) -> [Self::Value; 3];
+    /// A pixel of the border of the image's map, if it has a border.
+    fn border(&self) -> [Self::Value; 3] {
+        Default::default()
+    }
     /// Writes an image's bytes into its map.
     fn load(&self, pixels: &[u8], shape: Shape, map: &mut [Self::Value]);
     /// Runs a kernel, which writes the inside of `out`; the residual has the layout of `out`.

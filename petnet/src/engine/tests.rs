@@ -12,7 +12,7 @@ use crate::arch::tests::small;
 use crate::arch::{Architecture, Normalization, PetNetConfig, ResNetConfig, SimpleCnnConfig};
 use crate::error::ModelError;
 use crate::graph::{Activation, Builder, Conv2d, Graph, Padding, Window};
-use crate::kernel::tests::values;
+use crate::kernel::tests::{assert_close, values};
 use crate::nn::{Network, run, weights};
 use crate::weights::Weights;
 
@@ -130,8 +130,8 @@ fn the_engine_agrees_with_burn() {
                 let actual = plan.run(&pixels);
                 assert_eq!(actual.len(), count);
                 for (actual, expected) in actual.iter().zip(&expected) {
-                    close(&actual.logits, &expected.logits, graph.name());
-                    close(&actual.features, &expected.features, graph.name());
+                    assert_close(&actual.logits, &expected.logits, graph.name());
+                    assert_close(&actual.features, &expected.features, graph.name());
                 }
             }
         }
@@ -140,15 +140,7 @@ fn the_engine_agrees_with_burn() {
         let (_, expected) = run::explain(&run::Networks::alone(network), image).unwrap();
         let (_, actual) = plan.explain(&pixels);
         assert_eq!([actual.height, actual.width], [expected.height, expected.width]);
-        close(&actual.values, &expected.values, graph.name());
-    }
-}
-
-fn close(actual: &[f32], expected: &[f32], name: &str) {
-    let scale = expected.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
-    assert_eq!(actual.len(), expected.len());
-    for (actual, expected) in actual.iter().zip(expected) {
-        assert!((actual - expected).abs() < 2e-5 * scale, "{name}: {actual} is not {expected}");
+        assert_close(&actual.values, &expected.values, graph.name());
     }
 }
 

@@ -329,23 +329,13 @@ pub enum NodeError {
         /// Channels that it takes.
         expected: usize,
     },
-    /// A size is out of range.
+    /// A size, a rate or an epsilon is out of range.
     #[error("{what} is {value}, must be {range}")]
     Range {
-        /// Name of the size.
-        what: &'static str,
-        /// Its value.
-        value: usize,
-        /// The valid values.
-        range: &'static str,
-    },
-    /// A rate or an epsilon is out of range.
-    #[error("{what} is {value}, must be {range}")]
-    Rate {
         /// Name of the number.
         what: &'static str,
         /// Its value.
-        value: f64,
+        value: String,
         /// The valid values.
         range: &'static str,
     },

@@ -105,8 +105,7 @@ fn output(index: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeE
         }
         (Op::BatchNorm { channels, epsilon }, Some(Output::Map(found))) => {
             if !(epsilon > 0.0 && epsilon < 1.0) {
-                let (value, range) = (f64::from(epsilon), "above 0 and below 1");
-                return Err(NodeError::Rate { what: "epsilon", value, range });
+                return Err(out_of_range("epsilon", f64::from(epsilon), "above 0 and below 1"));
             }
             validate_channels(found, channels)?;
             Ok(Output::Map(channels))
@@ -125,8 +124,7 @@ fn output(index: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeE
         (Op::GlobalAvgPool, Some(Output::Map(channels))) => Ok(Output::Features(channels)),
         (Op::Dropout { rate }, Some(Output::Features(features))) => {
             if !(0.0..1.0).contains(&rate) {
-                let range = "at least 0 and below 1";
-                return Err(NodeError::Rate { what: "dropout", value: rate, range });
+                return Err(out_of_range("dropout", rate, "at least 0 and below 1"));
             }
             Ok(Output::Features(features))
         }
@@ -139,6 +137,10 @@ fn output(index: usize, node: &Node, outputs: &[Output]) -> Result<Output, NodeE
     }
 }
 
+fn out_of_range(what: &'static str, value: impl ToString, range: &'static str) -> NodeError {
+    NodeError::Range { what, value: value.to_string(), range }
+}
+
 fn validate_channels(found: usize, expected: usize) -> Result<(), NodeError> {
     if found == expected { Ok(()) } else { Err(NodeError::Channels { found, expected }) }
 }
@@ -147,7 +149,7 @@ fn validate_width(what: &'static str, value: usize) -> Result<(), NodeError> {
     if (1..=MAX_CHANNELS).contains(&value) {
         return Ok(());
     }
-    Err(NodeError::Range { what, value, range: "between 1 and 8192" })
+    Err(out_of_range(what, value, "between 1 and 8192"))
 }
 
 fn validate_conv(conv: &Conv2d) -> Result<(), NodeError> {
@@ -155,7 +157,7 @@ fn validate_conv(conv: &Conv2d) -> Result<(), NodeError> {
     validate_width("outputs", conv.outputs)?;
     if conv.groups != 1 && [conv.inputs, conv.outputs] != [conv.groups; 2] {
         let range = "1, or the number of inputs and outputs";
-        return Err(NodeError::Range { what: "groups", value: conv.groups, range });
+        return Err(out_of_range("groups", conv.groups, range));
     }
     validate_window(conv.window)
 }
@@ -164,13 +166,12 @@ fn validate_window(window: Window) -> Result<(), NodeError> {
     let Window { kernel, stride, padding } = window;
     for (what, value) in [("kernel", kernel), ("stride", stride)] {
         if !(1..=MAX_KERNEL).contains(&value) {
-            return Err(NodeError::Range { what, value, range: "between 1 and 11" });
+            return Err(out_of_range(what, value, "between 1 and 11"));
         }
     }
     match padding {
         Padding::Explicit(pixels) if pixels >= kernel => {
-            let range = "less than the kernel";
-            Err(NodeError::Range { what: "padding", value: pixels, range })
+            Err(out_of_range("padding", pixels, "less than the kernel"))
         }
         Padding::Explicit(_) | Padding::Same => Ok(()),
     }

@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::conv::BatchConv;
-use super::tiles::{add, channel_blocks, dispatch_tile, load, store, tile_rows};
+use super::tiles::{add, blocks, dispatch_tile, load, max_vectors, store, tile_rows};
 use super::vector_arch;
 
 /// Rows (pixels times images) of a strip: few enough to stay in the L1 cache.
@@ -78,9 +78,10 @@ impl WithSimd for WeightGradient<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let conv = self.conv;
         let pixels = STRIP.div_ceil(conv.batch);
+        let all_vectors = conv.outputs.div_ceil(S::F32_LANES);
         for y in self.rows.clone() {
             for first in (0..conv.horizontal.out_len).step_by(pixels) {
-                for (first_vector, vectors) in channel_blocks::<S>(conv.outputs) {
+                for (first_vector, vectors) in blocks(all_vectors, max_vectors::<S>()) {
                     for tap in 0..conv.taps() {
                         let output = first_vector * S::F32_LANES;
                         self.strip(simd, (y, first..first + pixels), tap, (output, vectors));

@@ -132,4 +132,14 @@ pub(crate) mod tests {
     pub(crate) fn values(count: usize, seed: u32) -> Vec<f32> {
         numbers(seed).map(|bits| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0).take(count).collect()
     }
+
+    /// Fails where values differ by more than the rounding errors of a network.
+    #[cfg(feature = "flex")]
+    pub(crate) fn assert_close(actual: &[f32], expected: &[f32], what: &str) {
+        let scale = expected.iter().fold(1.0_f32, |top, value| top.max(value.abs()));
+        assert_eq!(actual.len(), expected.len(), "{what}");
+        for (actual, expected) in actual.iter().zip(expected) {
+            assert!((actual - expected).abs() < 2e-5 * scale, "{what}: {actual} is not {expected}");
+        }
+    }
 }

@@ -37,20 +37,24 @@ impl WithSimd for DetectVectorUnit {
 /// Maximum number of vectors in a tile. Sums, weights and one input value must fit the registers with some to spare:
 /// where they only just fit, compilers move sums between registers.
 #[inline(always)]
-const fn max_vectors<S: Simd>() -> usize {
+pub(super) const fn max_vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
 }
 
 /// Packed weights: blocks of output channels of 1 to `max_vectors` vectors, each block `[taps, inputs, channels of the block]`.
 /// The last vector is padded with zeros.
-#[derive(Debug)]
-pub(crate) struct PackedWeights {
-    data: Vec<f32>,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packed<D> {
+    data: D,
     taps: usize,
     inputs: usize,
     outputs: usize,
     unit: VectorUnit,
 }
+
+pub(crate) type PackedWeights = Packed<Vec<f32>>;
+/// A borrow of [`PackedWeights`], of all output channels or of one block.
+pub(crate) type PackedView<'a> = Packed<&'a [f32]>;
 
 impl PackedWeights {
     /// Packs the values of `weight(tap, input, output)`.
@@ -84,16 +88,6 @@ impl PackedWeights {
     }
 }
 
-/// A borrow of [`PackedWeights`], of all output channels or of one block.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PackedView<'a> {
-    data: &'a [f32],
-    taps: usize,
-    inputs: usize,
-    outputs: usize,
-    unit: VectorUnit,
-}
-
 impl<'a> PackedView<'a> {
     pub(crate) fn outputs(self) -> usize {
         self.outputs
@@ -116,13 +110,6 @@ impl<'a> PackedView<'a> {
             (first, PackedView { data, outputs: (outputs - first).min(vectors * lanes), ..self })
         })
     }
-}
-
-/// First vector and number of vectors of each block of output channels.
-#[cfg(feature = "train")]
-#[inline(always)]
-pub(super) fn channel_blocks<S: Simd>(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
-    blocks(outputs.div_ceil(S::F32_LANES), max_vectors::<S>())
 }
 
 /// Divides vectors into blocks of at most `max_vectors`, as evenly as possible; each is its first vector and their number.

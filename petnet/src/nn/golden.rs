@@ -10,15 +10,14 @@ use safetensors::SafeTensors;
 use super::Network;
 use super::weights::{read, write};
 use crate::arch::{Architecture, Normalization, SimpleCnnConfig};
+use crate::storage::read_weight;
 use crate::weights::{Weight, Weights};
 
 const FIXTURE: &[u8] = include_bytes!("../../tests/golden/simple_cnn.safetensors");
 
 fn tensor(name: &str) -> Weight {
     let file = SafeTensors::deserialize(FIXTURE).unwrap();
-    let view = file.tensor(name).unwrap();
-    let values = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    Weight { shape: view.shape().to_vec(), values }
+    read_weight(name, &file.tensor(name).unwrap()).unwrap()
 }
 
 fn weights(prefix: &str) -> Weights {

@@ -214,11 +214,11 @@ impl Network {
         let norm = norm.map(|node| &self.norms[self.layer_indices[node]]);
         let epilogue = NormEpilogue { activation, pool };
         let (x, bias) = match step.main {
-            MainOp::Conv(node, config) => {
-                let layer = &self.convs[self.layer_indices[node]];
+            MainOp::Conv(config) => {
+                let layer = &self.convs[self.layer_indices[step.node]];
                 maps::ConvLayer { config, layer, mixed: self.mixed }.forward(x)
             }
-            MainOp::MaxPool(_, window) => return x.max_pool(window),
+            MainOp::MaxPool(window) => return x.max_pool(window),
             MainOp::Identity => (x, None),
         };
         maps::apply_epilogue(x, bias, norm, residual, epilogue)

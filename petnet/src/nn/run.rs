@@ -122,7 +122,7 @@ fn unpack_bytes(mut bytes: Vec<u8>, shape: [usize; 4], device: &burn::tensor::De
 }
 
 /// A tensor's values, in order.
-fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let data = tensor.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
     data.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))
 }

@@ -6,10 +6,8 @@ use crate::graph::{Activation, Conv2d, Graph, Op, Padding, Window};
 /// The first operation of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MainOp {
-    /// A convolution and its node.
-    Conv(usize, Conv2d),
-    /// A max pool and its node.
-    MaxPool(usize, Window),
+    Conv(Conv2d),
+    MaxPool(Window),
     /// None: the step is a norm, sum or activation that follows no convolution.
     Identity,
 }
@@ -30,6 +28,8 @@ pub(crate) struct FusedOps {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FusedStep {
     pub(crate) main: MainOp,
+    /// Its first node: that of the main operation, if there is one.
+    pub(crate) node: usize,
     /// The node that it reads.
     pub(crate) input: usize,
     pub(crate) epilogue: FusedOps,
@@ -41,7 +41,7 @@ impl FusedStep {
     /// The convolution that the step begins with, unless it is depthwise.
     pub(crate) fn dense_conv(&self) -> Option<Conv2d> {
         match self.main {
-            MainOp::Conv(_, conv) if !conv.is_depthwise() => Some(conv),
+            MainOp::Conv(conv) if !conv.is_depthwise() => Some(conv),
             _ => None,
         }
     }
@@ -63,11 +63,12 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
         }
         let input = node.inputs[0];
         let (main, output) = match node.op {
-            Op::Conv2d(conv) => (MainOp::Conv(index, conv), index),
-            Op::MaxPool(window) => (MainOp::MaxPool(index, window), index),
+            Op::Conv2d(conv) => (MainOp::Conv(conv), index),
+            Op::MaxPool(window) => (MainOp::MaxPool(window), index),
             _ => (MainOp::Identity, input),
         };
-        let mut step = FusedStep { main, input, epilogue: FusedOps::default(), output };
+        let epilogue = FusedOps::default();
+        let mut step = FusedStep { main, node: index, input, epilogue, output };
         if step.main == MainOp::Identity {
             // The node becomes the first operation of the epilogue.
             let absorbed = absorb(graph, index, &computed, &mut step);
@@ -165,8 +166,7 @@ mod tests {
     fn a_sum_is_fused_into_the_last_of_its_convolutions() {
         let (graph, steps) = steps("petnet");
         let second = steps.iter().find(|step| step.epilogue.residual.is_some()).unwrap();
-        let MainOp::Conv(conv, _) = second.main else { panic!("{second:?}") };
-        assert_eq!(graph.nodes()[conv].name, "blocks.0.second.conv");
+        assert_eq!(graph.nodes()[second.node].name, "blocks.0.second.conv");
         assert_eq!(second.epilogue.activation, Some(Activation::Relu));
     }
 

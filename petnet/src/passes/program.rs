@@ -1,6 +1,6 @@
 //! Programs: the steps of a network and of a source head on the same trunk, with one numbering of nodes.
 
-use super::fuse::{FusedOps, FusedStep, MainOp, fuse};
+use super::fuse::{FusedOps, FusedStep, fuse};
 use crate::graph::{Graph, GraphError, Node, SourceHead};
 
 /// The steps for an image up to the global average pools.
@@ -74,20 +74,13 @@ fn head_input(graph: &Graph) -> usize {
 
 /// A step with its nodes renumbered.
 fn renumbered(step: FusedStep, renumber: impl Fn(usize) -> usize) -> FusedStep {
-    let FusedOps { norm, residual, activation, pool } = step.epilogue;
+    let FusedOps { norm, residual, .. } = step.epilogue;
+    let [norm, residual] = [norm, residual].map(|node| node.map(&renumber));
     FusedStep {
-        main: match step.main {
-            MainOp::Conv(node, conv) => MainOp::Conv(renumber(node), conv),
-            MainOp::MaxPool(node, window) => MainOp::MaxPool(renumber(node), window),
-            MainOp::Identity => MainOp::Identity,
-        },
+        node: renumber(step.node),
         input: renumber(step.input),
-        epilogue: FusedOps {
-            norm: norm.map(&renumber),
-            residual: residual.map(&renumber),
-            activation,
-            pool,
-        },
+        epilogue: FusedOps { norm, residual, ..step.epilogue },
         output: renumber(step.output),
+        ..step
     }
 }

@@ -54,29 +54,41 @@ fn resnet18_gives_torchvisions_logits_within_1e_3_on_the_engine_and_on_burn() {
     let (found, ours) = convert(resnet18()).unwrap();
     assert_eq!(found.architecture, Architecture::new(ResNetConfig::default()));
     let graph = found.architecture.graph(10).unwrap();
-    let pixels: Vec<u8> =
-        (0..2 * 64 * 64 * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
-    let device = Device::flex();
-    let network = Network::new(&graph, Normalization::default(), &device);
-    let network = nn_weights::write(network, &ours).unwrap();
-    let burn = run::outputs(&network, run::to_tensor(pixels.clone(), 64, &device)).unwrap();
-    let engine = Engine::new(NetworkSpec::new(&graph, 64, &ours)).unwrap().run(&pixels);
-    for (photo, theirs) in fixture().logits.iter().enumerate() {
-        for (engine, (burn, theirs)) in
-            engine[photo].logits.iter().zip(burn[photo].logits.iter().zip(theirs))
-        {
-            assert!((burn - theirs).abs() < 1e-3, "burn: {burn} is not {theirs}");
-            assert!((engine - theirs).abs() < 1e-3, "engine: {engine} is not {theirs}");
+    let network = NetworkSpec::new(&graph, 64, &ours);
+    assert_logits(network, &fixture().logits, 1e-3);
+}
+
+/// Compares the logits of a network on the engine and on burn with given ones, one row per image.
+fn assert_logits(spec: NetworkSpec<'_>, expected: &[Vec<f32>], tolerance: f32) {
+    let (device, side) = (Device::flex(), spec.side);
+    let network = Network::new(spec.graph, spec.normalization, &device);
+    let network = nn_weights::write(network, spec.weights).unwrap();
+    let count = expected.len() * side * side * 3;
+    let pixels: Vec<u8> = (0..count).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
+    let images = run::to_tensor(pixels.clone(), side, &device);
+    let burn = run::outputs(&network, images).unwrap();
+    let engine = Engine::new(spec).unwrap().run(&pixels);
+    for ((engine, burn), expected) in engine.iter().zip(&burn).zip(expected) {
+        let logits = engine.logits.iter().zip(&burn.logits).zip(expected);
+        for ((engine, burn), expected) in logits {
+            assert!((burn - expected).abs() < tolerance, "burn: {burn} is not {expected}");
+            assert!((engine - expected).abs() < tolerance, "engine: {engine} is not {expected}");
         }
     }
 }
 
-#[test]
-fn the_first_three_stages_are_improved_cnn_and_what_does_not_fit_is_named() {
+/// The first three stages of `resnet18` and a last layer for two classes.
+fn improved_cnn() -> Weights {
     let mut weights = resnet18();
     weights.retain(|name, _| !name.starts_with("layer4"));
     weights.insert("fc.weight".into(), drawn("fc.weight", &[2, 256]));
     weights.insert("fc.bias".into(), drawn("fc.bias", &[2]));
+    weights
+}
+
+#[test]
+fn the_first_three_stages_are_improved_cnn_and_what_does_not_fit_is_named() {
+    let weights = improved_cnn();
     let (found, _) = convert(weights.clone()).unwrap();
     assert_eq!((found.architecture.name(), found.classes), ("improved_cnn", 2));
     let broken = |change: &dyn Fn(&mut Weights)| {
@@ -146,16 +158,9 @@ fn shapes_that_do_not_meet_are_refused() {
 /// Under any keys, behind any prefix that all weights share, beside an optimiser's state and as doubles.
 #[test]
 fn weights_are_found_at_any_depth() {
-    let small = || {
-        let mut weights = resnet18();
-        weights.retain(|name, _| !name.starts_with("layer4"));
-        weights.insert("fc.weight".into(), drawn("fc.weight", &[2, 256]));
-        weights.insert("fc.bias".into(), drawn("fc.bias", &[2]));
-        weights
-    };
     for prefix in ["state_dict.model.net.", "net.", "weights.", "module._orig_mod."] {
         let prefixed = |(name, weight): (String, Weight)| (format!("{prefix}{name}"), weight);
-        let weights: Weights = small().into_iter().map(prefixed).collect();
+        let weights: Weights = improved_cnn().into_iter().map(prefixed).collect();
         let (found, taken) = convert(weights.clone()).unwrap();
         assert_eq!((found.architecture.name(), taken.len()), ("improved_cnn", 77), "{prefix}");
         let mut beside = weights;
@@ -202,7 +207,6 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
     let config = EfficientNetLiteConfig { stem: 8, stages, head: 24, dropout: 0.0 };
     let (found, weights) = assign_weights(config.found(&Keys(&given)).unwrap(), given).unwrap();
     let graph = found.architecture.graph(5).unwrap();
-    let device = Device::flex();
     // Normalised with a standard deviation of 4 in place of 128, values reach the bound of ReLU6.
     let wide = Normalization { std: [4.0 / 255.0; 3], ..Normalization::SYMMETRIC };
     let cases = [
@@ -211,21 +215,8 @@ fn efficientnet_lite_gives_the_packages_logits_on_the_engine_and_on_burn() {
         ("logits_32_std_4", 32, wide),
     ];
     for (name, side, normalization) in cases {
-        let network = Network::new(&graph, normalization, &device);
-        let network = nn_weights::write(network, &weights).unwrap();
         let theirs: Vec<Vec<f32>> = serde_json::from_value(fixture[name].clone()).unwrap();
-        let pixels: Vec<u8> =
-            (0..2 * side * side * 3).map(|i| ((i * 7919 + i / 13 * 31) % 256) as u8).collect();
-        let images = run::to_tensor(pixels.clone(), side, &device);
-        let burn = run::outputs(&network, images).unwrap();
         let network = NetworkSpec { normalization, ..NetworkSpec::new(&graph, side, &weights) };
-        let plan = Engine::new(network).unwrap();
-        for ((engine, burn), theirs) in plan.run(&pixels).iter().zip(&burn).zip(&theirs) {
-            for (engine, (burn, theirs)) in engine.logits.iter().zip(burn.logits.iter().zip(theirs))
-            {
-                assert!((burn - theirs).abs() < 1e-5, "{name}, burn: {burn} is not {theirs}");
-                assert!((engine - theirs).abs() < 1e-5, "{name}, engine: {engine} {theirs}");
-            }
-        }
+        assert_logits(network, &theirs, 1e-5);
     }
 }

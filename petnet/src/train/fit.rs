@@ -356,10 +356,8 @@ impl<'a> Fit<'a> {
 
     /// Reads the metrics of all steps since the last read.
     fn read_tally(&mut self) -> Result<()> {
-        let steps = self
-            .tally
-            .read()
-            .map_err(|error| with_remedy(error, self.trainer, self.train.size()))?;
+        let size = self.train.size();
+        let steps = self.tally.read().map_err(|error| with_remedy(error, self.trainer, size))?;
         let progress = &mut self.state.progress;
         let first = progress.images == 0;
         for metrics in &steps {
@@ -441,14 +439,9 @@ impl<'a> Fit<'a> {
     /// `[n, size, size, 3]` bytes of validation images -> logits of each image.
     fn logits(&self, network: &Network, images: Vec<u8>) -> Result<Vec<Vec<f32>>> {
         let device = self.device.clone().inner();
-        let (size, blocks) = (self.valid.size(), self.trunk.blocks());
-        let features = match blocks {
-            0 => network.features(to_tensor(images, size, &device)),
-            _ => {
-                let maps = self.trunk.maps(network, images, size, &device);
-                network.features_after(maps, blocks)
-            }
-        }; // [n, width]
+        let size = self.valid.size();
+        let maps = self.trunk.maps(network, images, size, &device);
+        let features = network.features_after(maps, self.trunk.blocks()); // [n, width]
         rows(network.classify(features)).map_err(|error| with_remedy(error, self.trainer, size))
     }
 

@@ -139,7 +139,7 @@ impl InitialModel {
         Checkpoint::new(info, initial).map_err(|reason| Error::checkpoint(&self.path, reason))
     }
 
-    /// The source head that the settings require, if they do, and its weights.
+    /// The source head that the settings require, if they do, and its weights; its trunk, the first `shared` nodes, is frozen.
     ///
     /// # Errors
     /// [`Error::Config`] where they require one and there is none, as its trunk is trained.
@@ -151,17 +151,11 @@ impl InitialModel {
         if trainer.source_classes.is_none() {
             return Ok(None);
         }
-        let reason = "source_classes needs weights of other classes, and their blocks frozen";
-        let head = self.source_head(shared)?.ok_or_else(|| Error::Config(reason.into()))?;
-        Ok(Some(head))
-    }
-
-    /// The head of the initial network and its weights, where its trunk, the first `shared` nodes, is frozen.
-    fn source_head(&self, shared: usize) -> Result<Option<(SourceHead, Weights)>> {
-        let Some((source, least)) = &self.source else { return Ok(None) };
-        if shared == 0 || shared < *least {
-            return Ok(None);
-        }
+        let source = self.source.as_ref().filter(|(_, least)| shared > 0 && shared >= *least);
+        let Some((source, least)) = source else {
+            let reason = "source_classes needs weights of other classes, and their blocks frozen";
+            return Err(Error::Config(reason.into()));
+        };
         let graph = &source.info().graph;
         let shared = if *least > 0 { *least } else { shared };
         let head = SourceHead::new(graph, shared)
@@ -217,11 +211,8 @@ pub(super) fn initial_network(
 ) -> Result<InitialNetwork> {
     let random = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
     let Some(initial) = initial else {
-        return Ok(InitialNetwork {
-            model: random(info),
-            trunk: Trunk::Empty,
-            source: Weights::new(),
-        });
+        let trunk = Trunk::Burn { blocks: 0 };
+        return Ok(InitialNetwork { model: random(info), trunk, source: Weights::new() });
     };
     let blocks = match trainer.frozen(&info.graph, train.len()) {
         Freeze::Nothing => 0,

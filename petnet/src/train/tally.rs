@@ -7,6 +7,7 @@ use super::Trainer;
 use super::loss::Outcome;
 use crate::device::is_on_host;
 use crate::error::{Error, Result};
+use crate::nn::run::values;
 
 /// Steps whose values are read together on a GPU.
 const STEPS_PER_READ: usize = 16;
@@ -64,10 +65,7 @@ impl Tally {
         if steps.is_empty() {
             return Ok(steps);
         }
-        let values = Tensor::cat(std::mem::take(&mut self.values), 0); // [2 steps]
-        let values = values.try_into_data().map_err(|e| Error::Device(e.to_string()))?;
-        let values =
-            values.try_into_vec_as::<f32>().map_err(|e| Error::Device(format!("{e:?}")))?;
+        let values = values(Tensor::cat(std::mem::take(&mut self.values), 0))?; // [2 steps]
         for (metrics, pair) in steps.iter_mut().zip(values.as_chunks::<2>().0) {
             (metrics.loss, metrics.correct) = (pair[0], pair[1] as usize);
         }

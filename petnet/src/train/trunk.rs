@@ -11,9 +11,7 @@ use crate::nn::{FeatureMaps, Network};
 
 /// The layers before those that are trained.
 pub(super) enum Trunk {
-    /// No frozen layers.
-    Empty,
-    /// Blocks of the network in training, on burn.
+    /// Blocks of the network in training, on burn; none where all layers are trained.
     Burn { blocks: usize },
     /// Blocks on the engine, compiled for each image size of the training, by its side in pixels.
     Engine { blocks: usize, model: Box<Checkpoint>, engines: Vec<(usize, Engine)> },
@@ -22,10 +20,9 @@ pub(super) enum Trunk {
 impl Trunk {
     /// The first `blocks` blocks of a model.
     pub(super) fn new(blocks: usize, model: Checkpoint, on_cpu: bool) -> Self {
-        match (blocks, on_cpu) {
-            (0, _) => Self::Empty,
-            (_, true) => Self::Engine { blocks, model: Box::new(model), engines: Vec::new() },
-            (_, false) => Self::Burn { blocks },
+        match on_cpu && blocks > 0 {
+            true => Self::Engine { blocks, model: Box::new(model), engines: Vec::new() },
+            false => Self::Burn { blocks },
         }
     }
 
@@ -44,7 +41,6 @@ impl Trunk {
     /// Number of frozen blocks.
     pub(super) fn blocks(&self) -> usize {
         match self {
-            Self::Empty => 0,
             Self::Burn { blocks } | Self::Engine { blocks, .. } => *blocks,
         }
     }

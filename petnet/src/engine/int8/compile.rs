@@ -10,7 +10,7 @@ use crate::engine::simple::MaxPool;
 use crate::error::ModelError;
 use crate::graph::Conv2d;
 use crate::kernel::int8::{Requantization, supported};
-use crate::passes::{self, FusedOps, MainOp, Program};
+use crate::passes::{FusedStep, MainOp, Program};
 use crate::weights::Weights;
 
 /// Upper bound of values before they are rounded to 32-bit integers.
@@ -35,21 +35,22 @@ pub(in crate::engine) fn compile(
     f32_plan::assign_slots(program, &mut maps);
     let params = params(program, ranges)?;
     let folded = Some(normalization);
-    let compiler = Compiler { nodes: &program.nodes, weights, normalization: folded, maps: &maps };
-    let quantizer = Quantizer { compiler, params: &params, border: border(normalization) };
-    let steps = program.steps.iter().map(|step| quantizer.step(step));
-    let Some(kernels) = steps.collect::<Result<Option<Vec<_>>, _>>()? else { return Ok(None) };
+    let compiler = Compiler { program, weights, normalization: folded, maps: &maps };
+    let border = normalization.mean.map(|mean| (mean * 255.0).round() as u8);
+    let quantizer = Quantizer { compiler, params: &params, border };
+    let steps = program.steps.iter().map(|step| {
+        let kernel = quantizer.kernel(step)?;
+        Ok(kernel.map(|kernel| quantizer.compiler.step(step, kernel)))
+    });
+    let Some(steps) = steps.collect::<Result<Option<Vec<_>>, ModelError>>()? else {
+        return Ok(None);
+    };
     let head_params = program.head_inputs.iter().map(|node| params[*node]).collect();
-    Ok(Some((Int8 { head_params }, maps, kernels)))
+    Ok(Some((Int8 { head_params }, maps, steps)))
 }
 
 /// The parts of a plan without its heads.
 type PlanParts = (Int8, Vec<Option<Map>>, Vec<Step<Kernel>>);
-
-/// The bytes of an image that represent zero after normalisation.
-fn border(Normalization { mean, .. }: Normalization) -> [u8; 3] {
-    mean.map(|mean| (mean * 255.0).round() as u8)
-}
 
 /// Parameters of each step's output, by node; those of other nodes are unused. The image's bytes represent themselves.
 fn params(program: &Program, ranges: &Ranges) -> Result<Vec<QuantParams>, ModelError> {
@@ -57,7 +58,7 @@ fn params(program: &Program, ranges: &Ranges) -> Result<Vec<QuantParams>, ModelE
     for step in &program.steps {
         params[step.output] = match step.main {
             // The output of a max pool has values of its input.
-            MainOp::MaxPool(..) => params[step.input],
+            MainOp::MaxPool(_) => params[step.input],
             _ => {
                 let name = &program.nodes[step.output].name;
                 let range =
@@ -73,6 +74,7 @@ fn params(program: &Program, ranges: &Ranges) -> Result<Vec<QuantParams>, ModelE
 struct Quantizer<'a> {
     compiler: Compiler<'a>,
     params: &'a [QuantParams],
+    /// The bytes of an image that represent zero after normalisation.
     border: [u8; 3],
 }
 
@@ -99,35 +101,25 @@ impl QuantizedWeights {
 }
 
 impl Quantizer<'_> {
-    fn step(&self, step: &passes::FusedStep) -> Result<Option<Step<Kernel>>, ModelError> {
-        let (node, kernel) = match step.main {
-            MainOp::Identity => return Ok(None),
-            MainOp::MaxPool(node, window) => {
-                let pool = MaxPool { window, output: self.compiler.shape(step.output) };
-                (node, Some((Kernel::MaxPool(pool), 0)))
+    fn kernel(&self, step: &FusedStep) -> Result<Option<Kernel>, ModelError> {
+        match step.main {
+            MainOp::Identity => Ok(None),
+            MainOp::MaxPool(window) => {
+                let output = self.compiler.shape(step.output);
+                Ok(Some(Kernel::MaxPool(MaxPool { window, output })))
             }
-            MainOp::Conv(node, conv) => (node, self.conv(step, node, conv)?),
-        };
-        let (input, residual, output) = (step.input, step.epilogue.residual, step.output);
-        let name = self.compiler.name(node).to_string();
-        Ok(kernel.map(|(kernel, flops)| Step { name, kernel, input, residual, output, flops }))
+            MainOp::Conv(conv) => self.conv(step, conv),
+        }
     }
 
-    /// A convolution and its floating-point operations.
-    fn conv(
-        &self,
-        step: &passes::FusedStep,
-        node: usize,
-        conv: Conv2d,
-    ) -> Result<Option<(Kernel, u64)>, ModelError> {
+    fn conv(&self, step: &FusedStep, conv: Conv2d) -> Result<Option<Kernel>, ModelError> {
         let shapes = [step.input, step.output].map(|node| self.compiler.shape(node));
-        let FusedOps { norm, pool, .. } = step.epilogue;
-        let (weights, bias) = self.compiler.folded(node, &conv, norm, step.input == 0)?;
+        let (weights, bias) = self.compiler.folded(step, &conv)?;
         let quantized = QuantizedWeights::new(&weights, conv.outputs);
         let Some(requantize) = self.requantize(step, &quantized, &bias) else { return Ok(None) };
         let weights = &quantized.weights;
         let zero_point = self.params[step.input].zero_point;
-        let kernel = if conv.is_depthwise() {
+        Ok(Some(if conv.is_depthwise() {
             let Conv2d { window, .. } = conv;
             let conv = Int8DepthwiseConv::new(window, zero_point, weights, &requantize, shapes);
             Kernel::Depthwise(conv)
@@ -136,12 +128,9 @@ impl Quantizer<'_> {
                 0 => self.border.to_vec(),
                 _ => vec![zero_point; conv.inputs],
             };
-            let spec = Int8ConvSpec { conv, fused_max_pool: pool, padding_pixel };
+            let spec = Int8ConvSpec { conv, fused_max_pool: step.epilogue.pool, padding_pixel };
             Kernel::Dense(Int8DenseConv::new(spec, weights, &requantize, shapes))
-        };
-        let sides = [shapes[0].height, shapes[0].width];
-        let pixels = sides.map(|len| conv.window.output(len).unwrap_or_default());
-        Ok(Some((kernel, passes::conv_flops(&conv, pixels[0] * pixels[1]))))
+        }))
     }
 
     /// The requantisation of a convolution. With input `s_x (x - z_x)`, weights `s_w w` and output `s_y (y - z_y)`, it is
@@ -149,7 +138,7 @@ impl Quantizer<'_> {
     /// `None` where sums may overflow 32 bits.
     fn requantize(
         &self,
-        step: &passes::FusedStep,
+        step: &FusedStep,
         QuantizedWeights { weights, scale: scales }: &QuantizedWeights,
         bias: &[f32],
     ) -> Option<Requantization> {

@@ -192,17 +192,8 @@ impl Int8DepthwiseConv {
         [input, output]: [Shape; 2],
     ) -> Self {
         let Shape { height, width, channels, .. } = input;
-        let geometry = Geometry {
-            height,
-            width,
-            channels,
-            kernel: window.kernel,
-            stride: window.stride,
-            padding: [height, width].map(|len| window.padding(len)[0]),
-            out_height: output.height,
-            out_width: output.width,
-            zero_point,
-        };
+        let geometry = Geometry::new([height, width, channels], window, zero_point);
+        let geometry = geometry.expect("the program's sides were computed for this window");
         Self { conv: int8::Depthwise::new(geometry, weights, requantize), output }
     }
 

@@ -54,11 +54,6 @@ impl MapFormat for Int8 {
     type Kernel = Kernel;
     const SLACK: usize = SLACK;
 
-    fn border(&self) -> [u8; 3] {
-        // Int8 maps have no border.
-        [0; 3]
-    }
-
     fn load(&self, pixels: &[u8], shape: Shape, map: &mut [u8]) {
         map[..shape.len()].copy_from_slice(pixels);
     }

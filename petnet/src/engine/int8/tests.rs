@@ -10,7 +10,7 @@ use crate::passes;
 use crate::weights::{Weight, Weights};
 
 /// Random weights that keep the scale of values from layer to layer.
-pub(crate) fn weights(graph: &Graph) -> Weights {
+fn weights(graph: &Graph) -> Weights {
     let mut state = 1_u32;
     let mut next = move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -34,7 +34,7 @@ pub(crate) fn weights(graph: &Graph) -> Weights {
 }
 
 /// Images with coarse and fine structure.
-pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
+fn images(side: usize, count: usize) -> Vec<u8> {
     let at = |i: usize| (i / 3 % side, i / 3 / side % side, i % 3, i / (3 * side * side));
     let value = |(x, y, c, n): (usize, usize, usize, usize)| {
         let wave = ((x * (3 + n) + y * 2 + c * 11) as f32 / side as f32 * 4.0).sin();
@@ -44,7 +44,7 @@ pub(crate) fn images(side: usize, count: usize) -> Vec<u8> {
 }
 
 /// The f32 and the int8 engine of a network, the second with the ranges of the first on some images.
-pub(crate) fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
+fn engines(graph: &Graph, side: usize, pixels: &[u8]) -> [Engine; 2] {
     let weights = weights(graph);
     let network = NetworkSpec::new(graph, side, &weights);
     let float = Engine::new(network).unwrap();

@@ -17,6 +17,8 @@ use std::ops::Range;
 
 use super::lanes::{Lanes, Lanes16, Lanes32, Lanes64};
 use super::{CacheLine, Requantization, aligned, mask, packed_index, supported, unroll};
+use crate::graph::Window;
+use crate::kernel::axis::Axis;
 
 /// Maximum size, in bytes, of a padded copy of all rows: it stays in the L1 cache.
 const MAX_COPY_BYTES: usize = 20 << 10;
@@ -29,17 +31,23 @@ thread_local! {
 /// Shapes and window of a depthwise convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
-    pub(crate) channels: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    /// Rows and columns of padding before the map.
-    pub(crate) padding: [usize; 2],
-    pub(crate) out_height: usize,
-    pub(crate) out_width: usize,
+    pub(crate) vertical: Axis,
+    pub(crate) horizontal: Axis,
+    channels: usize,
     /// The byte that represents zero in the input.
-    pub(crate) zero_point: u8,
+    zero_point: u8,
+}
+
+impl Geometry {
+    /// For maps `[height, width, channels]`; `None` where the window does not fit.
+    pub(crate) fn new(
+        [height, width, channels]: [usize; 3],
+        window: Window,
+        zero_point: u8,
+    ) -> Option<Self> {
+        let (vertical, horizontal) = (Axis::new(window, height)?, Axis::new(window, width)?);
+        Some(Self { vertical, horizontal, channels, zero_point })
+    }
 }
 
 /// A depthwise convolution of `[height, width, channels]` with packed weights.
@@ -110,7 +118,7 @@ impl Tiling {
 impl Depthwise {
     /// `weights` are `[channels, kernel, kernel]`.
     pub(crate) fn new(geometry: Geometry, weights: &[i8], requantize: &Requantization) -> Self {
-        let Geometry { channels, kernel, stride, .. } = geometry;
+        let Geometry { vertical: Axis { kernel, stride, .. }, channels, .. } = geometry;
         assert!(kernel <= 12 && weights.len() == channels * kernel * kernel);
         let mut chunks = Vec::new();
         let mut first = 0;
@@ -144,10 +152,11 @@ impl Depthwise {
         residual: Option<&[u8]>,
         out: &mut [u8],
     ) {
-        let Geometry { height, width, channels, kernel, stride, out_width, out_height, .. } =
-            self.geometry;
-        assert!(supported() && rows.end <= out_height && x.len() >= height * width * channels);
-        assert!(out.len() == rows.len() * out_width * channels);
+        let Geometry { vertical, horizontal, channels, .. } = self.geometry;
+        let Axis { kernel, stride, .. } = vertical;
+        assert!(supported() && rows.end <= vertical.out_len);
+        assert!(x.len() >= vertical.len * horizontal.len * channels);
+        assert!(out.len() == rows.len() * horizontal.out_len * channels);
         assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
         let mut buffer = PADDED.take();
         for chunk in &self.chunks {
@@ -250,14 +259,12 @@ impl ChunkRows<'_> {
         mut self,
     ) {
         const { assert!(Tiling::of(K, T).is(K, P, Q), "the weights are packed for other tiles") };
-        let Geometry { height, width, channels, kernel, stride, padding, out_width, .. } =
-            self.conv.geometry;
+        let Geometry { vertical, horizontal, channels, .. } = self.conv.geometry;
+        let Axis { len: height, kernel, stride, padding: above, .. } = vertical;
+        let Axis { len: width, out_len: out_width, padding: before, .. } = horizontal;
         let tiles = out_width.div_ceil(P);
         let start = |y: usize, x: usize| {
-            [
-                (y * stride) as isize - padding[0] as isize,
-                (x * stride) as isize - padding[1] as isize,
-            ]
+            [(y * stride) as isize - above as isize, (x * stride) as isize - before as isize]
         };
         let band = Region {
             start: start(self.rows.start, 0),
@@ -327,7 +334,7 @@ impl ChunkRows<'_> {
             let mut sums = [[L::zero(); 4]; P];
             let mut weights = self.chunk.weights.as_ptr().cast::<i8>();
             let mut x = input.x;
-            for _ in 0..self.conv.geometry.kernel {
+            for _ in 0..self.conv.geometry.vertical.kernel {
                 let mut quads = [[L::zero(); 4]; Q];
                 for quad in 0..Q {
                     for column in 0..4 {
@@ -389,7 +396,8 @@ impl ChunkRows<'_> {
     /// As [`ChunkRows::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn copy_padded<L: Lanes>(&mut self, region: Region) {
-        let Geometry { height, width, channels, zero_point, .. } = self.conv.geometry;
+        let Geometry { vertical, horizontal, channels, zero_point } = self.conv.geometry;
+        let (height, width) = (vertical.len, horizontal.len);
         let lines = (region.height * region.width * L::CHANNELS).div_ceil(64);
         if self.buffer.len() < lines {
             self.buffer.resize(lines, CacheLine([0; 64]));

@@ -38,49 +38,20 @@ struct ConvState {
     x: FlexTensor,
     columns: Option<FlexTensor>,
     weight: FlexTensor,
-    window: Window,
+    config: Conv2d,
 }
 
 pub(super) fn conv(x: Tensor<4>, weight: Tensor<4>, config: &Conv2d) -> Tensor<4> {
     let (x, weight, window) = (tracked(x), tracked(weight), config.window);
     let input_has_gradient = x.is_tracked();
     let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
-    let (x, weight, nodes) = (x.to_contiguous(), weight.to_contiguous(), [x_node, weight_node]);
-    if config.is_depthwise() {
-        let out = depthwise(&x, &weight, window);
-        let state = ConvState { x, columns: None, weight, window };
-        record(DepthwiseBackward, nodes, out, |_| state)
-    } else {
-        let (out, columns) = dense(&x, &weight, window, input_has_gradient);
-        let state = ConvState { x, columns, weight, window };
-        record(ConvBackward, nodes, out, |_| state)
-    }
-}
-
-#[derive(Debug)]
-struct DepthwiseBackward;
-
-impl Backward<Flex, 2> for DepthwiseBackward {
-    type State = ConvState;
-
-    fn backward(self, ops: Ops<ConvState, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let [x_node, weight_node] = ops.parents;
-        let ConvState { x, weight, window, .. } = ops.state;
-        let conv = Depthwise::new(dims(&x), window).expect(FITS);
-        let taps = conv.taps();
-        if let Some(node) = weight_node {
-            let dw = conv.backward_weights(values(&x), values(&dy));
-            let dw = transposed(&dw, conv.channels); // [channels, 1, k, k]
-            grads.register::<Flex>(node.id, tensor(dw, dims::<4>(&weight)));
-        }
-        if let Some(node) = x_node {
-            let mut dx = kernel::acquire_buffer(conv.vertical.len * conv.row_stride);
-            conv.backward_input(values(&dy), &transposed(values(&weight), taps), &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&x)));
-        }
-        [dy, x].into_iter().for_each(recycle);
-    }
+    let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+    let (out, columns) = match config.is_depthwise() {
+        true => (depthwise(&x, &weight, window), None),
+        false => dense(&x, &weight, window, input_has_gradient),
+    };
+    let state = ConvState { x, columns, weight, config: *config };
+    record(ConvBackward, [x_node, weight_node], out, |_| state)
 }
 
 impl Backward<Flex, 2> for ConvBackward {
@@ -89,29 +60,60 @@ impl Backward<Flex, 2> for ConvBackward {
     fn backward(self, ops: Ops<ConvState, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [x_node, weight_node] = ops.parents;
-        let ConvState { x, columns, weight, window } = ops.state;
-        let conv = conv_of(&x, &weight, window);
+        let state = ops.state;
         if let Some(node) = weight_node {
-            let shape: [usize; 4] = dims(&weight);
-            let (taps, inputs) = (conv.taps(), conv.inputs);
-            // Rows are `[tap, input]` for columns, `[input, tap]` for maps.
-            let dw = match &columns {
-                Some(columns) => {
-                    let dw = conv.over_columns().backward_weights(values(columns), values(&dy));
-                    to_burn_layout(&dw, shape, |input, tap| tap * inputs + input)
-                }
-                None => {
-                    let dw = conv.backward_weights(values(&x), values(&dy));
-                    to_burn_layout(&dw, shape, |input, tap| input * taps + tap)
-                }
-            };
-            grads.register::<Flex>(node.id, tensor(dw, shape));
+            let dw = state.weight_gradient(values(&dy));
+            grads.register::<Flex>(node.id, tensor(dw, dims::<4>(&state.weight)));
         }
         if let Some(node) = x_node {
-            let dx = input_gradient(&conv, values(&weight), values(&dy));
-            grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&x)));
+            let dx = state.input_gradient(values(&dy));
+            grads.register::<Flex>(node.id, tensor(dx, dims::<4>(&state.x)));
         }
-        [Some(dy), Some(x), columns].into_iter().flatten().for_each(recycle);
+        [Some(dy), Some(state.x), state.columns].into_iter().flatten().for_each(recycle);
+    }
+}
+
+impl ConvState {
+    /// The gradient of the weights in burn's layout, `[outputs, inputs / groups, k, k]`.
+    fn weight_gradient(&self, dy: &[f32]) -> Vec<f32> {
+        let Self { x, columns, weight, config } = self;
+        if config.is_depthwise() {
+            let conv = Depthwise::new(dims(x), config.window).expect(FITS);
+            return transposed(&conv.backward_weights(values(x), dy), conv.channels);
+        }
+        let (conv, shape) = (conv_of(x, weight, config.window), dims(weight));
+        let (taps, inputs) = (conv.taps(), conv.inputs);
+        // Rows are `[tap, input]` for columns, `[input, tap]` for maps.
+        match columns {
+            Some(columns) => {
+                let dw = conv.over_columns().backward_weights(values(columns), dy);
+                to_burn_layout(&dw, shape, |input, tap| tap * inputs + input)
+            }
+            None => {
+                let dw = conv.backward_weights(values(x), dy);
+                to_burn_layout(&dw, shape, |input, tap| input * taps + tap)
+            }
+        }
+    }
+
+    /// The gradient of the input.
+    fn input_gradient(&self, dy: &[f32]) -> Vec<f32> {
+        let Self { x, weight, config, .. } = self;
+        let weights = values(weight);
+        if config.is_depthwise() {
+            let conv = Depthwise::new(dims(x), config.window).expect(FITS);
+            let mut dx = kernel::acquire_buffer(conv.vertical.len * conv.row_stride);
+            conv.backward_input(dy, &transposed(weights, conv.taps()), &mut dx);
+            return dx;
+        }
+        let conv = conv_of(x, weight, config.window);
+        let (taps, inputs) = (conv.taps(), conv.inputs);
+        let packed = PackedWeights::new([taps, conv.outputs, inputs], |tap, output, input| {
+            weights[(output * inputs + input) * taps + tap]
+        });
+        let mut dx = kernel::acquire_buffer(conv.in_len());
+        conv.backward_input(dy, &packed, &mut dx);
+        dx
     }
 }
 
@@ -135,16 +137,6 @@ fn to_burn_layout(
     weights
 }
 
-fn input_gradient(conv: &BatchConv, weights: &[f32], dy: &[f32]) -> Vec<f32> {
-    let (taps, inputs) = (conv.taps(), conv.inputs);
-    let packed = PackedWeights::new([taps, conv.outputs, inputs], |tap, output, input| {
-        weights[(output * inputs + input) * taps + tap]
-    });
-    let mut dx = kernel::acquire_buffer(conv.in_len());
-    conv.backward_input(dy, &packed, &mut dx);
-    dx
-}
-
 #[derive(Debug)]
 struct MaxPoolBackward;
 
@@ -159,9 +151,8 @@ struct MaxPoolState {
 pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     let (x, node) = tracked(x).into_parts();
     let x = x.to_contiguous();
-    let (out, taps) = pool(&x, window);
-    let (pool, sizes) = (MaxPool2d::new(dims(&x), window).expect(FITS), dims(&x));
-    record(MaxPoolBackward, [node], out, |_| MaxPoolState { pool, sizes, taps })
+    let (out, pool, taps) = max_pooled(&x, window);
+    record(MaxPoolBackward, [node], out, |_| MaxPoolState { pool, sizes: dims(&x), taps })
 }
 
 impl Backward<Flex, 1> for MaxPoolBackward {

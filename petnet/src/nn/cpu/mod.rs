@@ -61,7 +61,7 @@ pub(super) fn max_pool(x: Tensor<4>, window: Window) -> Tensor<4> {
     if x.device().is_autodiff() {
         return gradients::max_pool(x, window);
     }
-    let (out, _) = pool(&contiguous(x), window);
+    let (out, ..) = max_pooled(&contiguous(x), window);
     Tensor::from_primitive::<Flex>(out)
 }
 
@@ -197,12 +197,12 @@ fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor 
     tensor(out, [conv.vertical.out_len, conv.horizontal.out_len, conv.batch, conv.channels])
 }
 
-/// The output, and the index of each of its values in the window.
-fn pool(x: &FlexTensor, window: Window) -> (FlexTensor, Vec<u32>) {
+/// The output, its pool, and the index of each of its values in the window.
+fn max_pooled(x: &FlexTensor, window: Window) -> (FlexTensor, MaxPool2d, Vec<u32>) {
     let ([_, _, batch, channels], pool) = (dims(x), MaxPool2d::new(dims(x), window).expect(FITS));
     let (mut out, mut taps) = (kernel::acquire_buffer(pool.out_len()), vec![0; pool.out_len()]);
     pool.forward(values(x), &mut out, &mut taps);
-    (tensor(out, [pool.vertical.out_len, pool.horizontal.out_len, batch, channels]), taps)
+    (tensor(out, [pool.vertical.out_len, pool.horizontal.out_len, batch, channels]), pool, taps)
 }
 
 fn norm_of(z: &FlexTensor, epilogue: NormEpilogue) -> Norm {
