@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::data;
 use crate::model::ModelName;
 use crate::report::findings::AnyEvaluation;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold
 ///
@@ -38,7 +38,6 @@ pub(crate) struct Calibrate {
 
 impl Calibrate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let checkpoint = self.model.checkpoint()?;
         let multi_label = !checkpoint.info().task.is_single_label();
         let (train, valid) = data::open(&self.data, Some(multi_label))?;

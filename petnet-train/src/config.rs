@@ -84,23 +84,17 @@ impl Default for MlflowConfig {
     }
 }
 
-/// Reads a file as text, without a byte order mark.
-fn read(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| UsageError(format!("{}: {e}", path.display())))?;
-    Ok(text.trim_start_matches('\u{feff}').into())
-}
-
 impl Config {
     /// The settings of a YAML file, or the defaults without a file, with some keys set: `learning_rate=0.001`,
     /// `scheduler.patience=2`; values are YAML. Keys that are left out keep their defaults.
     pub(crate) fn load(path: Option<&Path>, sets: &[String]) -> Result<Self> {
         let (mut config, mut settings) = (Self::default(), serde_yaml::Value::Null);
         if let Some(path) = path {
-            let text = read(path)?;
             let invalid = |e: String| UsageError(format!("{}: {e}", path.display()));
-            config = Self::parse(&text).map_err(invalid)?;
-            settings = serde_yaml::from_str(&text)?;
+            let text = std::fs::read_to_string(path).map_err(|e| invalid(e.to_string()))?;
+            let text = text.trim_start_matches('\u{feff}');
+            config = Self::parse(text).map_err(invalid)?;
+            settings = serde_yaml::from_str(text)?;
         }
         for set in sets {
             let wrong = |e: String| UsageError(format!("--set {set}: {e}"));

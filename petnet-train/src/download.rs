@@ -58,7 +58,6 @@ struct Manifest {
 
 impl Download {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let manifest = self.manifest()?;
         let target = self.out.join(&manifest.file);
         if target.is_file() && check(&target, &manifest).is_ok() {

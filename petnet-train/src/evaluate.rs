@@ -78,7 +78,6 @@ impl Cost {
 
 impl Evaluate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let classifier = self.model.open(self.device)?.with_mirrors(self.tta);
         let (dataset, source) = self.open_data(!classifier.info().task.is_single_label())?;
         let dataset = dataset.with_labels(classifier.labels())?;

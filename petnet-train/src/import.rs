@@ -7,7 +7,7 @@ use petnet::Precision;
 use petnet::preprocess::Resize;
 use petnet::pytorch::Import as Reader;
 
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Convert a PyTorch checkpoint, or bare weights, to a model of petnet
 #[derive(clap::Args)]
@@ -47,7 +47,6 @@ fn resize(name: &str) -> Result<Resize, String> {
 
 impl Import {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let (image_size, resize) = (self.image_size, self.resize);
         let reader = Reader { labels: self.labels()?, image_size, resize, ..Reader::default() };
         let model = reader.read(&self.file)?;

@@ -6,7 +6,7 @@ use petnet::mlflow::{DIGEST_TAG, ModelUri, ModelVersion, RequestError, Server, V
 use serde_json::json;
 
 use crate::model::ModelName;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 use crate::tracking::{self, Run, Tracking};
 
 /// Register a model on the MLflow server at MLFLOW_TRACKING_URI
@@ -52,7 +52,6 @@ const CHAMPION: &str = "champion";
 
 impl Register {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let tracking = Tracking::required()?;
         let server = tracking.server()?;
         let run = self.find_run(&tracking)?;
@@ -73,12 +72,10 @@ impl Register {
                 server.register(&self.name, &remote.run_id, id, &digest)?
             }
         };
-        let evaluated = evaluated.map_or_else(Vec::new, |evaluated| {
-            let accuracy = evaluated.accuracy.to_string();
-            vec![(TEST_DIGEST, evaluated.digest), (TEST_ACCURACY, accuracy)]
-        });
-        for (key, value) in evaluated {
-            server.set_version_tag(&self.name, &version, key, &value)?;
+        if let Some(Evaluated { digest, accuracy }) = evaluated {
+            server.set_version_tag(&self.name, &version, TEST_DIGEST, &digest)?;
+            let accuracy = accuracy.to_string();
+            server.set_version_tag(&self.name, &version, TEST_ACCURACY, &accuracy)?;
         }
         if let Some(stage) = &self.stage {
             server.set_stage(&self.name, &version, stage)?;

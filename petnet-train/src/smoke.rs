@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Test a running service: health, a prediction, a refusal, metrics; exits with 1 at the first failure
 #[derive(clap::Args)]
@@ -33,7 +33,6 @@ pub(crate) struct Smoke {
 
 impl Smoke {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10)));
         let service = Service {
             agent: ureq::Agent::new_with_config(config.http_status_as_error(false).build()),

@@ -102,7 +102,6 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 impl Predict {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         match &self.out {
             Some(folder) => self.write_parts(folder.clone(), output),
             None => self.print(output),

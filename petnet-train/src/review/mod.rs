@@ -50,7 +50,6 @@ pub(crate) struct Review {
 
 impl Review {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let classifier = self.model.open(self.device)?.with_mirrors(true);
         let counter = terminal::counter("reading images", output);
         let dataset = Dataset::open(&self.data)?;

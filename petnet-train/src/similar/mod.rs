@@ -20,7 +20,7 @@ use self::update::Updated;
 use crate::error::UsageError;
 use crate::files;
 use crate::model::ModelName;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Most pairs of duplicates that are listed, the nearest first.
 const MOST_PAIRS: usize = 1_000;
@@ -111,7 +111,6 @@ struct Duplicate {
 
 impl Similar {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         if self.photos.is_empty() && self.queries.is_empty() && !self.duplicates {
             let text = "nothing to do: give an IMAGE, --photos DIR or --duplicates";
             return Err(UsageError(text.into()).into());
