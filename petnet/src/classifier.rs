@@ -18,9 +18,7 @@ use crate::task::Task;
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// # let mut image = std::io::Cursor::new(Vec::new());
-/// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
-/// # let image = image.into_inner();
+#[doc = include_str!("doc_image.txt")]
 /// let classifier = petnet::Classifier::pretrained()?;
 /// let prediction = classifier.classify_bytes(&image)?;
 /// println!("{} {:.2}", prediction.label(), prediction.confidence());
