@@ -192,18 +192,12 @@ impl Labels {
 
 /// The classes that a label names.
 fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
-    let mut classes: Vec<String> = match multi_label {
-        true => text.split(BETWEEN).map(|name| name.trim().to_string()).collect(),
-        false if text.contains(BETWEEN) => {
-            return Err(format!(
-                "label `{text}` names several classes: allow them with `multi_label`"
-            ));
-        }
-        false => vec![text.into()],
-    };
-    if multi_label && text.is_empty() {
-        classes.clear();
+    if !multi_label && text.contains(BETWEEN) {
+        return Err(format!("label `{text}` names several classes: allow them with `multi_label`"));
     }
+    let names = text.split(BETWEEN).map(|name| name.trim().to_string());
+    let classes: Vec<String> =
+        if multi_label && text.is_empty() { Vec::new() } else { names.collect() };
     classes.iter().try_for_each(|name| validate_class(name))?;
     Ok(classes)
 }
