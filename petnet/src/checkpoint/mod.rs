@@ -441,4 +441,4 @@ pub(crate) fn digest<'a>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
