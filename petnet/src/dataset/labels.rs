@@ -152,13 +152,11 @@ impl Labels {
             .or_else(|| find(&CLASSES))
             .ok_or_else(|| format!("no column `label` or `class` among: {}", columns()))?;
         let classes = classes(text, options.multi_label)?;
-        let split = match find(&SPLIT).filter(|split| !split.is_empty()) {
-            Some(name) => Some(
-                Split::of_folder(name)
-                    .ok_or_else(|| format!("split `{name}` is none of train, val and test"))?,
-            ),
-            None => None,
-        };
+        let split = find(&SPLIT).filter(|split| !split.is_empty()).map(|name| {
+            let unknown = || format!("split `{name}` is none of train, val and test");
+            Split::of_folder(name).ok_or_else(unknown)
+        });
+        let split = split.transpose()?;
         let authenticated = find(&["authenticated"]).is_none_or(|value| value != "false");
         let overrides_folder = authenticated || options.trust_unauthenticated;
         let label = Label { classes, split, overrides_folder };

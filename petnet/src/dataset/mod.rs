@@ -378,10 +378,7 @@ impl Dataset {
             .iter()
             .map(|class| {
                 index.get(&class_key(class)).copied().ok_or_else(|| {
-                    let mut known = labels[..labels.len().min(NAMED)].join(", ");
-                    if labels.len() > NAMED {
-                        known += &format!(" and {} others", labels.len() - NAMED);
-                    }
+                    let known = notes::first_names(labels, NAMED);
                     Error::Dataset(format!(
                         "class `{class}` is unknown to the model, which knows: {known}"
                     ))

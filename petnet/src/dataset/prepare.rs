@@ -174,8 +174,7 @@ impl Prepare {
         let dataset = dataset?;
         let parts = dataset.parts(self.shares, self.seed)?;
         if parts[0].is_empty() {
-            let raw = raw.display();
-            return Err(Error::Dataset(format!("{raw}: no image is left for training")));
+            return Err(Error::dataset(raw, "no image is left for training"));
         }
         let manifest = self.manifest(&dataset, &parts);
         for image in &manifest.images {
@@ -301,11 +300,11 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     struct Version {
         format: u32,
     }
-    let unreadable = |e| Error::Dataset(format!("{}: {e}", path.display()));
+    let unreadable = |e: serde_json::Error| Error::dataset(&path, e);
     let Version { format } = serde_json::from_str(&text).map_err(unreadable)?;
     if format != FORMAT {
         let reason = format!("layout {format}, this petnet reads {FORMAT}: prepare it again");
-        return Err(Error::Dataset(format!("{}: {reason}", path.display())));
+        return Err(Error::dataset(&path, reason));
     }
     let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
     let number = |class: &str| manifest.classes.iter().position(|known| known == class);
@@ -321,16 +320,14 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
             (Some(_), false) | (None, _) => None,
         };
         let target = target.ok_or_else(|| {
-            let (path, image) = (path.display(), &image.path);
-            Error::Dataset(format!(
-                "{path}: the classes of `{image}` are not those of the data set"
-            ))
+            let reason = format!("the classes of `{}` are not those of the data set", image.path);
+            Error::dataset(&path, reason)
         })?;
         // Manifests are untrusted: a path outside of the folder is refused.
         let inside = contained(&image.path)
             .filter(|_| names.clone().all(|class| validate_class(class).is_ok()));
         let inside = inside.ok_or_else(|| {
-            Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), image.path))
+            Error::dataset(&path, format!("`{}` leads out of the folder", image.path))
         })?;
         let (sha256, split) = (image.sha256.clone(), Some(image.split));
         let PreparedImage { group, size, .. } = *image;

@@ -227,8 +227,7 @@ impl Reading {
         };
         if tables.is_empty() {
             if self.layout == Layout::Table {
-                let path = path.display();
-                return Err(Error::Dataset(format!("{path}: found no labels.csv or metadata.csv")));
+                return Err(Error::dataset(path, "found no labels.csv or metadata.csv"));
             }
             // Splits without classes, and one folder of images, are valid where a table has labels by path.
             let found = match parts.layout(self.layout, path) {
@@ -245,10 +244,13 @@ impl Reading {
         let folders = parts.layout(self.layout, path).ok().flatten();
         let classes = folders.map_or(0, |found| number_of_classes(&parts.path_labels(&found)));
         if self.layout == Layout::Auto && classes > 1 {
-            let (path, table) = (path.display(), tables[0].display());
-            return Err(Error::Dataset(format!(
-                "{path}: both folders and {table} may name the classes: set the layout to `folders` or `table`"
-            )));
+            let table = tables[0].display();
+            return Err(Error::dataset(
+                path,
+                format!(
+                    "both folders and {table} may name the classes: set the layout to `folders` or `table`"
+                ),
+            ));
         }
         let read: Vec<(PathBuf, Labels)> = tables
             .iter()
@@ -325,10 +327,8 @@ impl Reading {
 }
 
 fn few_classes(path: &Path, classes: usize, least: usize, left_out: &str) -> Error {
-    let path = path.display();
-    Error::Dataset(format!(
-        "{path}: found {classes} class(es) with images, at least {least} are needed{left_out}"
-    ))
+    let found = format!("found {classes} class(es) with images");
+    Error::dataset(path, format!("{found}, at least {least} are needed{left_out}"))
 }
 
 /// Smallest number of classes to train on.
@@ -395,8 +395,7 @@ impl Dataset {
         };
         let (counts, classes) = (self.counts(), &self.classes);
         if let Some(class) = classes.iter().find(|class| validate_class(class).is_err()) {
-            let path = path.display();
-            return Err(Error::Dataset(format!("{path}: `{class}` cannot be a class's name")));
+            return Err(Error::dataset(path, format!("`{class}` cannot be a class's name")));
         }
         if let Some(empty) = counts.iter().position(|count| *count == 0) {
             let class = &classes[empty];

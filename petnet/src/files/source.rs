@@ -68,7 +68,7 @@ impl Source {
             [0x1f, 0x8b, ..] => "gzip: decompress it first",
             _ => "neither a folder nor a zip or tar archive",
         };
-        Err(Error::Dataset(format!("{}: {why}", path.display())))
+        Err(Error::dataset(&path, why))
     }
 
     /// Lists all files, and counts those that are left out by name or kind.
@@ -173,7 +173,7 @@ fn read_limited(reader: impl Read, size: u64, limit: u64) -> Result<Vec<u8>, Ima
 fn open_zip(path: &Path) -> Result<Zip> {
     let file = File::open(path).map_err(Error::io(path))?;
     ZipArchive::new(BufReader::new(file))
-        .map_err(|e| Error::Dataset(format!("{}: no readable zip archive ({e})", path.display())))
+        .map_err(|e| Error::dataset(path, format!("no readable zip archive ({e})")))
 }
 
 /// An entry below a folder.
@@ -265,9 +265,8 @@ fn list_zip(zip: &Zip, places: &mut HashMap<PathBuf, usize>) -> Listing {
 }
 
 fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Listing> {
-    let damaged = |e: std::io::Error| {
-        Error::Dataset(format!("{}: no readable tar archive ({e})", path.display()))
-    };
+    let damaged =
+        |e: std::io::Error| Error::dataset(path, format!("no readable tar archive ({e})"));
     let mut listing = Listing::default();
     let file = File::open(path).map_err(Error::io(path))?;
     let length = file.metadata().map_err(Error::io(path))?.len();
