@@ -118,14 +118,10 @@ impl Classifier {
     /// Classifies many images in one pass through the network. The results are in the order of the images; one that cannot
     /// be decoded does not affect the others.
     pub fn classify_batch<B: AsRef<[u8]>>(&self, images: &[B]) -> Vec<Result<Prediction>> {
-        let (decoded, mut results): (Vec<_>, Vec<_>) = images
-            .iter()
-            .map(|image| match self.preprocess(image.as_ref()) {
-                Ok(pixels) => (Some(pixels), None),
-                Err(error) => (None, Some(Err(error))),
-            })
-            .unzip();
-        let pixels: Vec<Pixels> = decoded.into_iter().flatten().collect();
+        let mut pixels = Vec::new();
+        let decoded = images.iter().map(|image| self.preprocess(image.as_ref()));
+        let decoded: Vec<Result<()>> =
+            decoded.map(|image| image.map(|image| pixels.push(image))).collect();
         let mut predictions = match self.classify_pixels(&pixels) {
             Ok(predictions) => predictions.into_iter(),
             Err(error) => {
@@ -133,11 +129,8 @@ impl Classifier {
                 return images.iter().map(|_| Err(Error::Device(reason.clone()))).collect();
             }
         };
-        results
-            .iter_mut()
-            .map(|result| result.take().or_else(|| predictions.next().map(Ok)))
-            .map(|result| result.unwrap_or_else(|| Err(missing_output())))
-            .collect()
+        let mut next = || predictions.next().ok_or_else(missing_output);
+        decoded.into_iter().map(|image| image.and_then(|()| next())).collect()
     }
 
     /// Decodes an image and resizes it to the network's input, for [`Classifier::classify_pixels`].

@@ -59,14 +59,7 @@ fn chosen(samples: &Samples, seed: u64) -> (Linear, ChosenPenalty) {
 fn logits(linear: &Linear, features: &[f32]) -> Vec<f32> {
     let classes = linear.bias.len();
     let rows = features.chunks(linear.weights.len() / classes);
-    let row = |row: &[f32]| {
-        let mut logits = linear.bias.clone();
-        for (x, weights) in row.iter().zip(linear.weights.chunks(classes)) {
-            add_scaled(&mut logits, *x, weights);
-        }
-        logits
-    };
-    rows.flat_map(row).collect()
+    rows.flat_map(|row| linear.logits(row)).collect()
 }
 
 fn normals(seed: u64) -> impl FnMut() -> f32 {
