@@ -25,7 +25,7 @@ pub(crate) struct Program {
     num_classes: Option<usize>,
     pub(crate) multi_label: Option<bool>,
     pub(crate) checkpoint: CheckpointConfig,
-    logging: LoggingConfig,
+    pub(crate) logging: LoggingConfig,
     pub(crate) mlflow: MlflowConfig,
 }
 
@@ -40,9 +40,9 @@ pub(crate) struct CheckpointConfig {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-struct LoggingConfig {
-    level: String,
-    log_every_n_steps: usize,
+pub(crate) struct LoggingConfig {
+    pub(crate) level: String,
+    pub(crate) log_every_n_steps: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -139,14 +139,6 @@ impl Config {
     /// Default name of a run with these settings.
     pub(crate) fn run_name(&self) -> String {
         format!("{}-{}px", self.trainer.architecture.name(), self.trainer.image_size)
-    }
-
-    pub(crate) fn log_level(&self) -> &str {
-        &self.program.logging.level
-    }
-
-    pub(crate) fn log_every(&self) -> usize {
-        self.program.logging.log_every_n_steps
     }
 
     /// The trainer with these settings, for data with this number of classes.

@@ -59,7 +59,7 @@ pub(crate) struct Fit {
 impl Fit {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let mut config = Config::load(self.config.as_deref(), &self.sets)?;
-        terminal::start_log(output, config.log_level());
+        terminal::start_log(output, &config.program.logging.level);
         config.trainer.epochs = self.epochs.unwrap_or(config.trainer.epochs);
         config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
         config.program.checkpoint.save_dir = self.out.unwrap_or(config.program.checkpoint.save_dir);
@@ -79,7 +79,8 @@ impl Fit {
                 Ok::<_, anyhow::Error>(tracker)
             })
             .transpose()?;
-        let mut watcher = Watcher::new(trainer.epochs, config.log_every(), output, tracker)?;
+        let log_every = config.program.logging.log_every_n_steps;
+        let mut watcher = Watcher::new(trainer.epochs, log_every, output, tracker)?;
         watcher.metrics = self
             .metrics_addr
             .map(|address| Metrics::serve(address, trainer.epochs, trainer.batch_size))

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use petnet::Checkpoint;
-use petnet::mlflow::{DIGEST_TAG, ModelUri, ModelVersion, RequestError, Server, VersionRef};
+use petnet::mlflow::{DIGEST_TAG, ModelUri, ModelVersion, Server, VersionRef};
 use serde_json::json;
 
 use crate::model::ModelName;
@@ -124,7 +124,13 @@ impl Register {
         let uri = ModelUri { name: self.name.clone(), version: VersionRef::Alias(CHAMPION.into()) };
         let champion = match server.version(&uri) {
             Ok(version) => version,
-            Err(failure) if is_missing(&failure) => return Ok(()),
+            // MLflow reports a missing alias as an invalid value.
+            Err(failure)
+                if failure.is("RESOURCE_DOES_NOT_EXIST")
+                    || failure.is("INVALID_PARAMETER_VALUE") =>
+            {
+                return Ok(());
+            }
             Err(failure) => return Err(failure.into()),
         };
         if known.is_some_and(|known| known.version == champion.version) {
@@ -155,9 +161,4 @@ impl Register {
 
 fn evaluated(run: &Run) -> Option<Evaluated> {
     Some(Evaluated { digest: run.tag_value(TEST_DIGEST)?, accuracy: run.last("test_accuracy")? })
-}
-
-/// True where the model or the alias does not exist; MLflow reports a missing alias as an invalid value.
-fn is_missing(failure: &RequestError) -> bool {
-    failure.is("RESOURCE_DOES_NOT_EXIST") || failure.is("INVALID_PARAMETER_VALUE")
 }

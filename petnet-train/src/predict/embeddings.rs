@@ -24,8 +24,6 @@ pub(super) enum EmbeddingFormat {
 }
 
 impl EmbeddingFormat {
-    const ALL: [Self; 2] = [Self::Npy, Self::Parquet];
-
     /// Extension of the file's name.
     pub(super) fn extension(self) -> &'static str {
         match self {
@@ -59,11 +57,11 @@ impl EmbeddingFormat {
     }
 
     fn named(name: &str) -> Result<Option<Self>> {
-        let format = Self::ALL.into_iter().find(|one| one.extension().eq_ignore_ascii_case(name));
-        if format == Some(Self::Parquet) {
-            cloud::require("--embeddings in Parquet")?;
+        match name.to_ascii_lowercase().as_str() {
+            "npy" => Ok(Some(Self::Npy)),
+            "parquet" => cloud::require("--embeddings in Parquet").map(|()| Some(Self::Parquet)),
+            _ => Ok(None),
         }
-        Ok(format)
     }
 }
 
