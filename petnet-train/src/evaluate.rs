@@ -12,7 +12,7 @@ use crate::data;
 use crate::files;
 use crate::model::ModelName;
 use crate::ood::{OodEvaluation, OodFigures};
-use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes};
+use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes, tracked};
 use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracker, Tracking};
 
@@ -191,10 +191,8 @@ fn track_ood(run: &Run, part: &str, ood_inputs: &[OodEvaluation]) -> Result<()> 
     for (index, OodEvaluation { figures, .. }) in ood_inputs.iter().enumerate() {
         let prefix = format!("{part}_ood{}", index + 1);
         run.tag(&format!("petnet.{prefix}"), &figures.input)?;
-        for (name, value) in figures.tracked() {
-            if let Some(value) = value {
-                run.metric(&format!("{prefix}_{name}"), value, 0)?;
-            }
+        for (name, value) in tracked(&json!(figures)) {
+            run.metric(&format!("{prefix}_{name}"), value, 0)?;
         }
     }
     Ok(())
