@@ -71,14 +71,13 @@ impl Fit {
         }
         tracing::info!(settings = %serde_json::to_string(&config.to_value()?)?, "training");
         let name = self.run_name.unwrap_or_else(|| config.run_name());
-        let tracker = Tracking::open(&config.program.mlflow)?
-            .map(|tracking| {
-                let out = &config.program.checkpoint.save_dir;
-                let mut tracker = Tracker::begin(&tracking, &name, out, self.resume)?;
-                tracker.record(|run| describe(run, &config, &train, &valid));
-                Ok::<_, anyhow::Error>(tracker)
-            })
-            .transpose()?;
+        let mut tracker = None;
+        if let Some(tracking) = Tracking::open(&config.program.mlflow)? {
+            let out = &config.program.checkpoint.save_dir;
+            tracker
+                .insert(Tracker::begin(&tracking, &name, out, self.resume)?)
+                .record(|run| describe(run, &config, &train, &valid));
+        }
         let log_every = config.program.logging.log_every_n_steps;
         let mut watcher = Watcher::new(trainer.epochs, log_every, output, tracker)?;
         watcher.metrics = self

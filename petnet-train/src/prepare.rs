@@ -73,11 +73,8 @@ pub(crate) struct Prepare {
 
 impl Prepare {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        let shares: [f64; 3] = self
-            .split
-            .as_slice()
-            .try_into()
-            .map_err(|_| UsageError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
+        let wrong = |_| UsageError("--split takes three shares, e.g. 0.8,0.1,0.1".into());
+        let shares: [f64; 3] = self.split.as_slice().try_into().map_err(wrong)?;
         let multi_label = self.multi_label;
         let options = LabelOptions { trust_unauthenticated: self.trust_open_labels, multi_label };
         let labels = self.labels.as_deref().map(|path| Labels::read(path, options));
@@ -212,8 +209,7 @@ fn draw_preview(prepared: &Path, sheet: &Path) -> Result<()> {
     let chosen: Vec<usize> = (0..train.classes().len())
         .flat_map(|class| {
             let has = |i: &usize| train.samples()[*i].target.classes().contains(&class);
-            let members = (0..train.len()).filter(has);
-            members.take(4).collect::<Vec<_>>()
+            (0..train.len()).filter(has).take(4).collect::<Vec<_>>()
         })
         .collect();
     let to = Preprocess { size: SIDE, resize: Resize::Stretch };

@@ -178,12 +178,8 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
 
 /// Description of a data set in MLflow's terms.
 pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
-    let classes: serde_json::Map<String, Value> = dataset
-        .classes()
-        .iter()
-        .cloned()
-        .zip(dataset.counts().into_iter().map(Value::from))
-        .collect();
+    let counts = dataset.counts().into_iter().map(Value::from);
+    let classes: serde_json::Map<_, _> = dataset.classes().iter().cloned().zip(counts).collect();
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     Input {
         name: name.into(),
