@@ -117,10 +117,8 @@ impl Evaluate {
         output: Output,
     ) -> Result<Vec<OodEvaluation>> {
         let bar = terminal::counter("out-of-distribution images", output);
-        let inputs = self.ood.iter();
-        let ood_inputs =
-            inputs.map(|input| OodEvaluation::of(classifier, input, own_scores, || bar.inc(1)));
-        let ood_inputs = ood_inputs.collect();
+        let of = |input| OodEvaluation::of(classifier, input, own_scores, || bar.inc(1));
+        let ood_inputs = self.ood.iter().map(PathBuf::as_path).map(of).collect();
         bar.finish_and_clear();
         ood_inputs
     }

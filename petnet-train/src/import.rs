@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use petnet::Precision;
 use petnet::preprocess::Resize;
 use petnet::pytorch::Import as Reader;
+use serde_json::json;
 
 use crate::terminal::Output;
 
@@ -52,19 +53,14 @@ impl Import {
         let model = reader.read(&self.file)?;
         model.save(&self.out, Precision::F32)?;
         let info = model.info();
+        let (name, labels) = (info.graph.name(), &info.labels);
         if output.json {
-            let (name, labels) = (info.graph.name(), &info.labels);
-            let about =
-                serde_json::json!({ "file": self.out, "architecture": name, "labels": labels });
+            let file = &self.out;
+            let about = json!({ "file": file, "architecture": name, "labels": labels });
             say!("{about}");
         } else {
-            say!(
-                "{}: {}, {} values, {} classes",
-                self.out.display(),
-                info.graph.name(),
-                model.parameters(),
-                info.labels.len()
-            );
+            let (file, values) = (self.out.display(), model.parameters());
+            say!("{file}: {name}, {values} values, {} classes", labels.len());
         }
         Ok(())
     }

@@ -223,12 +223,8 @@ impl Classifier {
 
     /// Indices and names of the classes whose probability reaches their threshold, likeliest first.
     fn reached(&self, probabilities: &[f32], thresholds: &[f32]) -> (Vec<usize>, Vec<String>) {
-        let pairs = probabilities.iter().zip(thresholds);
-        let mut classes: Vec<usize> = pairs
-            .enumerate()
-            .filter(|(_, (p, least))| p >= least)
-            .map(|(class, _)| class)
-            .collect();
+        let reached = |class: &usize| probabilities[*class] >= thresholds[*class];
+        let mut classes: Vec<usize> = (0..probabilities.len()).filter(reached).collect();
         classes.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
         let names = classes.iter().map(|class| self.info.labels[*class].clone()).collect();
         (classes, names)

@@ -45,9 +45,6 @@ impl EmbeddingFormat {
     }
 
     /// The format by its name alone, for runs that write parts.
-    ///
-    /// # Errors
-    /// As [`EmbeddingFormat::of_file`].
     pub(super) fn of_parts(name: &Path) -> Result<Self> {
         Self::named(name.to_str().unwrap_or_default())?.ok_or_else(|| {
             let text =

@@ -253,9 +253,6 @@ pub(crate) fn classify_all(
 }
 
 /// The bytes of some images of an input, by their paths in its listing.
-///
-/// # Errors
-/// As [`classify_all`].
 pub(crate) fn read_images(input: &Path, paths: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     list(input, &mut |item| {

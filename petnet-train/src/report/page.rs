@@ -171,27 +171,22 @@ impl Report<'_> {
     /// The most confident wrong predictions, with thumbnails.
     pub(super) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
         let Evaluation { probabilities, truth, .. } = self.evaluation;
-        let mut wrong: Vec<(usize, usize, f32)> = probabilities
-            .iter()
-            .zip(truth)
-            .enumerate()
-            .map(|(index, (row, _))| (index, metrics::argmax(row), row[metrics::argmax(row)]))
-            .filter(|(index, predicted, _)| truth[*index] != *predicted)
-            .collect();
-        wrong.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
-        wrong
-            .into_iter()
-            .take(GALLERY)
-            .map(|(index, predicted, confidence)| {
-                Ok(Mistake {
-                    path: self.subject.dataset.samples()[index].path.display().to_string(),
-                    actual: self.info().labels[truth[index]].clone(),
-                    predicted: self.info().labels[predicted].clone(),
-                    confidence,
-                    thumbnail: thumbnail(&self.subject.dataset.read(index)?)?,
-                })
+        let (dataset, labels) = (self.subject.dataset, &self.info().labels);
+        let predicted: Vec<usize> = probabilities.iter().map(|row| metrics::argmax(row)).collect();
+        let confidence = |image: usize| probabilities[image][predicted[image]];
+        let is_wrong = |image: &usize| predicted[*image] != truth[*image];
+        let mut wrong: Vec<usize> = (0..predicted.len()).filter(is_wrong).collect();
+        wrong.sort_by(|a, b| confidence(*b).total_cmp(&confidence(*a)).then(a.cmp(b)));
+        let mistake = |image: usize| {
+            Ok(Mistake {
+                path: dataset.samples()[image].path.display().to_string(),
+                actual: labels[truth[image]].clone(),
+                predicted: labels[predicted[image]].clone(),
+                confidence: confidence(image),
+                thumbnail: thumbnail(&dataset.read(image)?)?,
             })
-            .collect()
+        };
+        wrong.into_iter().take(GALLERY).map(mistake).collect()
     }
 }
 

@@ -39,9 +39,6 @@ impl FromStr for Pattern {
     type Err = String;
 
     /// Parses a regular expression with a group.
-    ///
-    /// # Errors
-    /// The reason why it is none.
     fn from_str(text: &str) -> Result<Self, String> {
         let pattern = Regex::new(text).map_err(|error| error.to_string())?;
         if pattern.captures_len() < 2 {
