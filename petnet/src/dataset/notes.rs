@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use super::layout::{DetectedLayout, ImageFolders};
 use crate::files::{Listing, class_key};
 
+/// Largest number of folders that a note names.
+const NAMED: usize = 5;
+
 /// Notes for users, one sentence each.
 #[derive(Default)]
 pub(super) struct Notes(pub(super) Vec<String>);
@@ -33,7 +36,8 @@ impl Notes {
             .map(|folder| format!("`{}`", folder.display()))
             .collect();
         if !empty.is_empty() {
-            self.0.push(format!("no image in {}: no class of that name", first_names(&empty, 5)));
+            self.0
+                .push(format!("no image in {}: no class of that name", first_names(&empty, NAMED)));
         }
     }
 
