@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use petnet::{Calibration, ClassSet, Classifier, Device, ModelInfo, Precision, Task};
+use petnet::{Calibration, ClassSet, Classifier, Device, Precision};
 use serde_json::json;
 
 use crate::data;
 use crate::model::ModelName;
 use crate::report::findings::AnyEvaluation;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold
 ///
@@ -38,7 +38,6 @@ pub(crate) struct Calibrate {
 
 impl Calibrate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let checkpoint = self.model.checkpoint()?;
         let multi_label = !checkpoint.info().task.is_single_label();
         let (train, valid) = data::open(&self.data, Some(multi_label))?;
@@ -80,21 +79,15 @@ impl Calibrate {
                     say!("answered     {share:.2} % of images, with accuracy {accuracy:.2} %");
                 }
                 AnyEvaluation::MultiLabel(_) => {
-                    print_thresholds(&info);
+                    let thresholds = info.task.thresholds().unwrap_or_default();
+                    for (label, threshold) in info.labels.iter().zip(thresholds) {
+                        say!("threshold    {threshold:.3} for {label}");
+                    }
                     say!("validation   {}", evaluated.summary());
                 }
             }
             say!("written to   {}", self.out.display());
         }
         Ok(())
-    }
-}
-
-/// Prints the threshold of each class of a multi-label model.
-fn print_thresholds(info: &ModelInfo) {
-    if let Task::MultiLabel { thresholds } = &info.task {
-        for (label, threshold) in info.labels.iter().zip(thresholds) {
-            say!("threshold    {threshold:.3} for {label}");
-        }
     }
 }

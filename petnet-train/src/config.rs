@@ -25,7 +25,7 @@ pub(crate) struct Program {
     num_classes: Option<usize>,
     pub(crate) multi_label: Option<bool>,
     pub(crate) checkpoint: CheckpointConfig,
-    logging: LoggingConfig,
+    pub(crate) logging: LoggingConfig,
     pub(crate) mlflow: MlflowConfig,
 }
 
@@ -40,9 +40,9 @@ pub(crate) struct CheckpointConfig {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-struct LoggingConfig {
-    level: String,
-    log_every_n_steps: usize,
+pub(crate) struct LoggingConfig {
+    pub(crate) level: String,
+    pub(crate) log_every_n_steps: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,23 +84,17 @@ impl Default for MlflowConfig {
     }
 }
 
-/// Reads a file as text, without a byte order mark.
-fn read(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| UsageError(format!("{}: {e}", path.display())))?;
-    Ok(text.trim_start_matches('\u{feff}').into())
-}
-
 impl Config {
     /// The settings of a YAML file, or the defaults without a file, with some keys set: `learning_rate=0.001`,
     /// `scheduler.patience=2`; values are YAML. Keys that are left out keep their defaults.
     pub(crate) fn load(path: Option<&Path>, sets: &[String]) -> Result<Self> {
         let (mut config, mut settings) = (Self::default(), serde_yaml::Value::Null);
         if let Some(path) = path {
-            let text = read(path)?;
             let invalid = |e: String| UsageError(format!("{}: {e}", path.display()));
-            config = Self::parse(&text).map_err(invalid)?;
-            settings = serde_yaml::from_str(&text)?;
+            let text = std::fs::read_to_string(path).map_err(|e| invalid(e.to_string()))?;
+            let text = text.trim_start_matches('\u{feff}');
+            config = Self::parse(text).map_err(invalid)?;
+            settings = serde_yaml::from_str(text)?;
         }
         for set in sets {
             let wrong = |e: String| UsageError(format!("--set {set}: {e}"));
@@ -145,14 +139,6 @@ impl Config {
     /// Default name of a run with these settings.
     pub(crate) fn run_name(&self) -> String {
         format!("{}-{}px", self.trainer.architecture.name(), self.trainer.image_size)
-    }
-
-    pub(crate) fn log_level(&self) -> &str {
-        &self.program.logging.level
-    }
-
-    pub(crate) fn log_every(&self) -> usize {
-        self.program.logging.log_every_n_steps
     }
 
     /// The trainer with these settings, for data with this number of classes.

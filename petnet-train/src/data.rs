@@ -19,19 +19,12 @@ pub(crate) fn read(path: &Path, multi_label: Option<bool>) -> Result<Dataset> {
         return Ok(reading.open(path)?);
     }
     let dataset = Dataset::open(path)?;
-    let path = path.display();
-    match (multi_label, dataset.is_multi_label()) {
-        (Some(true), false) => {
-            let reason = format!("{path} has one label an image: prepare it with --multi-label");
-            Err(UsageError(reason).into())
-        }
-        (Some(false), true) => {
-            let reason =
-                format!("{path} is a multi-label data set, but a single-label one is needed");
-            Err(UsageError(reason).into())
-        }
-        (None, _) | (Some(true), true) | (Some(false), false) => Ok(dataset),
-    }
+    let reason = match (multi_label, dataset.is_multi_label()) {
+        (Some(true), false) => "has one label an image: prepare it with --multi-label",
+        (Some(false), true) => "is a multi-label data set, but a single-label one is needed",
+        (None, _) | (Some(true), true) | (Some(false), false) => return Ok(dataset),
+    };
+    Err(UsageError(format!("{} {reason}", path.display())).into())
 }
 
 /// Training and validation images, see [`read`].

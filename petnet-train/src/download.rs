@@ -58,7 +58,6 @@ struct Manifest {
 
 impl Download {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let manifest = self.manifest()?;
         let target = self.out.join(&manifest.file);
         if target.is_file() && check(&target, &manifest).is_ok() {
@@ -101,12 +100,11 @@ impl Download {
 
     fn manifest(&self) -> Result<Manifest> {
         let path = self.dataset.display();
-        let text =
-            fs::read_to_string(&self.dataset).map_err(|e| UsageError(format!("{path}: {e}")))?;
-        let manifest: Manifest =
-            serde_yaml::from_str(&text).map_err(|e| UsageError(format!("{path}: {e}")))?;
+        let invalid = |e: &dyn std::fmt::Display| UsageError(format!("{path}: {e}"));
+        let text = fs::read_to_string(&self.dataset).map_err(|e| invalid(&e))?;
+        let manifest: Manifest = serde_yaml::from_str(&text).map_err(|e| invalid(&e))?;
         if Path::new(&manifest.file).components().count() != 1 || manifest.file.starts_with('.') {
-            return Err(UsageError(format!("{path}: `file` must be a plain name")).into());
+            return Err(invalid(&"`file` must be a plain name").into());
         }
         Ok(manifest)
     }

@@ -12,7 +12,7 @@ use crate::data;
 use crate::files;
 use crate::model::ModelName;
 use crate::ood::{OodEvaluation, OodFigures};
-use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes};
+use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes, tracked};
 use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracker, Tracking};
 
@@ -78,7 +78,6 @@ impl Cost {
 
 impl Evaluate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let classifier = self.model.open(self.device)?.with_mirrors(self.tta);
         let (dataset, source) = self.open_data(!classifier.info().task.is_single_label())?;
         let dataset = dataset.with_labels(classifier.labels())?;
@@ -118,10 +117,8 @@ impl Evaluate {
         output: Output,
     ) -> Result<Vec<OodEvaluation>> {
         let bar = terminal::counter("out-of-distribution images", output);
-        let inputs = self.ood.iter();
-        let ood_inputs =
-            inputs.map(|input| OodEvaluation::of(classifier, input, own_scores, || bar.inc(1)));
-        let ood_inputs = ood_inputs.collect();
+        let of = |input| OodEvaluation::of(classifier, input, own_scores, || bar.inc(1));
+        let ood_inputs = self.ood.iter().map(PathBuf::as_path).map(of).collect();
         bar.finish_and_clear();
         ood_inputs
     }
@@ -192,10 +189,8 @@ fn track_ood(run: &Run, part: &str, ood_inputs: &[OodEvaluation]) -> Result<()> 
     for (index, OodEvaluation { figures, .. }) in ood_inputs.iter().enumerate() {
         let prefix = format!("{part}_ood{}", index + 1);
         run.tag(&format!("petnet.{prefix}"), &figures.input)?;
-        for (name, value) in figures.tracked() {
-            if let Some(value) = value {
-                run.metric(&format!("{prefix}_{name}"), value, 0)?;
-            }
+        for (name, value) in tracked(&json!(figures)) {
+            run.metric(&format!("{prefix}_{name}"), value, 0)?;
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use petnet::{Checkpoint, Precision};
 
 use crate::error::UsageError;
 use crate::model::ModelName;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Write a model in another precision or file format
 #[derive(clap::Args)]
@@ -45,7 +45,6 @@ enum Format {
 
 impl Export {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let format = self.format.unwrap_or_else(|| by_extension(&self.out));
         if format != Format::Safetensors && self.precision.is_some() {
             return Err(UsageError("--precision needs the format safetensors".into()).into());

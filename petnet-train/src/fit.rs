@@ -59,7 +59,7 @@ pub(crate) struct Fit {
 impl Fit {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let mut config = Config::load(self.config.as_deref(), &self.sets)?;
-        terminal::start_log(output, config.log_level());
+        terminal::start_log(output, &config.program.logging.level);
         config.trainer.epochs = self.epochs.unwrap_or(config.trainer.epochs);
         config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
         config.program.checkpoint.save_dir = self.out.unwrap_or(config.program.checkpoint.save_dir);
@@ -71,15 +71,15 @@ impl Fit {
         }
         tracing::info!(settings = %serde_json::to_string(&config.to_value()?)?, "training");
         let name = self.run_name.unwrap_or_else(|| config.run_name());
-        let tracker = Tracking::open(&config.program.mlflow)?
-            .map(|tracking| {
-                let out = &config.program.checkpoint.save_dir;
-                let mut tracker = Tracker::begin(&tracking, &name, out, self.resume)?;
-                tracker.record(|run| describe(run, &config, &train, &valid));
-                Ok::<_, anyhow::Error>(tracker)
-            })
-            .transpose()?;
-        let mut watcher = Watcher::new(trainer.epochs, config.log_every(), output, tracker)?;
+        let mut tracker = None;
+        if let Some(tracking) = Tracking::open(&config.program.mlflow)? {
+            let out = &config.program.checkpoint.save_dir;
+            tracker
+                .insert(Tracker::begin(&tracking, &name, out, self.resume)?)
+                .record(|run| describe(run, &config, &train, &valid));
+        }
+        let log_every = config.program.logging.log_every_n_steps;
+        let mut watcher = Watcher::new(trainer.epochs, log_every, output, tracker)?;
         watcher.metrics =
             self.metrics_addr.map(|address| Metrics::serve(address, trainer.epochs)).transpose()?;
         let outcome = fit(&config, &trainer, &train, &valid, &mut watcher);

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result};
 use petnet::Precision;
 use petnet::preprocess::Resize;
 use petnet::pytorch::Import as Reader;
+use serde_json::json;
 
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Convert a PyTorch checkpoint, or bare weights, to a model of petnet
 #[derive(clap::Args)]
@@ -47,25 +48,19 @@ fn resize(name: &str) -> Result<Resize, String> {
 
 impl Import {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let (image_size, resize) = (self.image_size, self.resize);
         let reader = Reader { labels: self.labels()?, image_size, resize, ..Reader::default() };
         let model = reader.read(&self.file)?;
         model.save(&self.out, Precision::F32)?;
         let info = model.info();
+        let (name, labels) = (info.graph.name(), &info.labels);
         if output.json {
-            let (name, labels) = (info.graph.name(), &info.labels);
-            let about =
-                serde_json::json!({ "file": self.out, "architecture": name, "labels": labels });
+            let file = &self.out;
+            let about = json!({ "file": file, "architecture": name, "labels": labels });
             say!("{about}");
         } else {
-            say!(
-                "{}: {}, {} values, {} classes",
-                self.out.display(),
-                info.graph.name(),
-                model.parameters(),
-                info.labels.len()
-            );
+            let (file, values) = (self.out.display(), model.parameters());
+            say!("{file}: {name}, {values} values, {} classes", labels.len());
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ pub(crate) struct LrFind {
 impl LrFind {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let mut config = Config::load(self.config.as_deref(), &[])?;
-        terminal::start_log(output, config.log_level());
+        terminal::start_log(output, &config.program.logging.level);
         config.program.data_dir = self.data.unwrap_or(config.program.data_dir);
         let (train, _) = data::open(&config.program.data_dir, config.program.multi_label)?;
         let trainer = config.trainer(train.classes().len(), self.device)?;

@@ -78,6 +78,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // The level of a training's log is one of its settings.
+    if !matches!(cli.command, Command::Fit(_) | Command::LrFind(_)) {
+        terminal::start_log(cli.output, "info");
+    }
     let outcome = match cli.command {
         Command::Download(command) => command.run(cli.output),
         Command::Prepare(command) => command.run(cli.output),

@@ -115,19 +115,6 @@ impl OodFigures {
             None => say!("           no AUROC: the model has no out-of-distribution score"),
         }
     }
-
-    /// Names and values for a tracked run.
-    pub(crate) fn tracked(&self) -> [(&'static str, Option<f64>); 7] {
-        [
-            ("images", Some(self.images as f64)),
-            ("unreadable", Some(self.unreadable as f64)),
-            ("answered", Some(self.answered)),
-            ("low_confidence", Some(self.low_confidence)),
-            ("out_of_distribution", Some(self.out_of_distribution)),
-            ("auroc", self.auroc),
-            ("fpr95", self.fpr95),
-        ]
-    }
 }
 
 /// The answered images with the highest confidence. Their bytes are read again, because the first pass keeps none.

@@ -7,8 +7,10 @@ use petnet::augment::{Augment, Key};
 use petnet::dataset::{
     LabelOptions, Labels, Layout, Manifest, Pattern, Prepare as Settings, Reading,
 };
+use petnet::disk::temporary_folder;
 use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode};
 use petnet::{Dataset, dataset::Split};
+use tempfile::TempDir;
 
 use crate::error::UsageError;
 use crate::predict::{copy_bucket, is_bucket};
@@ -71,12 +73,8 @@ pub(crate) struct Prepare {
 
 impl Prepare {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
-        let shares: [f64; 3] = self
-            .split
-            .as_slice()
-            .try_into()
-            .map_err(|_| UsageError("--split takes three shares, e.g. 0.8,0.1,0.1".into()))?;
+        let wrong = |_| UsageError("--split takes three shares, e.g. 0.8,0.1,0.1".into());
+        let shares: [f64; 3] = self.split.as_slice().try_into().map_err(wrong)?;
         let multi_label = self.multi_label;
         let options = LabelOptions { trust_unauthenticated: self.trust_open_labels, multi_label };
         let labels = self.labels.as_deref().map(|path| Labels::read(path, options));
@@ -96,9 +94,9 @@ impl Prepare {
         if let Some(parent) = self.out.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        let download = is_bucket(&self.raw).then(|| Download::of(&self.raw, &self.out, output));
-        let download = download.transpose()?;
-        let raw = download.as_ref().map_or(&self.raw, |download| &download.images);
+        let copy = is_bucket(&self.raw).then(|| download(&self.raw, &self.out, output));
+        let copy = copy.transpose()?;
+        let raw = copy.as_ref().map_or(&self.raw, |(_, images)| images);
         let manifest = settings.run(raw, &self.out, || counter.inc(1))?;
         counter.finish_and_clear();
         if let Some(sheet) = &self.preview {
@@ -113,36 +111,14 @@ impl Prepare {
     }
 }
 
-/// Images copied from a bucket into a temporary folder next to the output.
-struct Download {
-    folder: PathBuf,
-    /// The folder, or the archive in it.
-    images: PathBuf,
-}
-
-impl Download {
-    fn of(address: &Path, out: &Path, output: Output) -> Result<Self> {
-        let name = out.file_name().unwrap_or_default().to_string_lossy();
-        let folder = out.with_file_name(format!(".{name}.{}.download", std::process::id()));
-        // A killed process with the same number may have left the folder.
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder)?;
-        }
-        std::fs::create_dir(&folder)?;
-        // Dropping this removes the folder if copying fails.
-        let mut download = Self { images: folder.clone(), folder };
-        let counter = terminal::counter("copying objects", output);
-        download.images = copy_bucket(address, &download.folder, &|| counter.inc(1))?;
-        counter.finish_and_clear();
-        Ok(download)
-    }
-}
-
-impl Drop for Download {
-    fn drop(&mut self) {
-        // A failure only wastes disk space.
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
+/// Copies images from a bucket into a temporary folder next to the output. Returns that folder, and the images: the same
+/// folder, or the archive in it.
+fn download(address: &Path, out: &Path, output: Output) -> Result<(TempDir, PathBuf)> {
+    let folder = temporary_folder(out)?;
+    let counter = terminal::counter("copying objects", output);
+    let images = copy_bucket(address, folder.path(), &|| counter.inc(1))?;
+    counter.finish_and_clear();
+    Ok((folder, images))
 }
 
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
@@ -226,15 +202,14 @@ fn print_summary(manifest: &Manifest, out: &str) {
 }
 
 /// Writes a sheet with four images per class: each as the network sees it, then seven augmentations of it.
-fn draw_preview(prepared: &std::path::Path, sheet: &std::path::Path) -> Result<()> {
+fn draw_preview(prepared: &Path, sheet: &Path) -> Result<()> {
     const SIDE: u32 = 96;
     const COLUMNS: u32 = 8;
     let train = Dataset::open(prepared)?.part(Split::Train)?;
     let chosen: Vec<usize> = (0..train.classes().len())
         .flat_map(|class| {
             let has = |i: &usize| train.samples()[*i].target.classes().contains(&class);
-            let members = (0..train.len()).filter(has);
-            members.take(4).collect::<Vec<_>>()
+            (0..train.len()).filter(has).take(4).collect::<Vec<_>>()
         })
         .collect();
     let to = Preprocess { size: SIDE, resize: Resize::Stretch };

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::data;
 use crate::model::ModelName;
 use crate::report::findings::AnyEvaluation;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Prepare a model for int8 inference: measure the ranges of its feature maps on training images
 ///
@@ -38,7 +38,6 @@ pub(crate) struct Quantize {
 
 impl Quantize {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let checkpoint = self.model.checkpoint()?;
         let multi_label = !checkpoint.info().task.is_single_label();
         let (train, valid) = data::open(&self.data, Some(multi_label))?;

@@ -2,11 +2,11 @@
 
 use anyhow::{Context as _, Result, bail};
 use petnet::Checkpoint;
-use petnet::mlflow::{DIGEST_TAG, ModelUri, ModelVersion, RequestError, Server, VersionRef};
+use petnet::mlflow::{DIGEST_TAG, ModelUri, ModelVersion, Server, VersionRef};
 use serde_json::json;
 
 use crate::model::ModelName;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 use crate::tracking::{self, Run, Tracking};
 
 /// Register a model on the MLflow server at MLFLOW_TRACKING_URI
@@ -52,7 +52,6 @@ const CHAMPION: &str = "champion";
 
 impl Register {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let tracking = Tracking::required()?;
         let server = tracking.server()?;
         let run = self.find_run(&tracking)?;
@@ -73,12 +72,10 @@ impl Register {
                 server.register(&self.name, &remote.run_id, id, &digest)?
             }
         };
-        let evaluated = evaluated.map_or_else(Vec::new, |evaluated| {
-            let accuracy = evaluated.accuracy.to_string();
-            vec![(TEST_DIGEST, evaluated.digest), (TEST_ACCURACY, accuracy)]
-        });
-        for (key, value) in evaluated {
-            server.set_version_tag(&self.name, &version, key, &value)?;
+        if let Some(Evaluated { digest, accuracy }) = evaluated {
+            server.set_version_tag(&self.name, &version, TEST_DIGEST, &digest)?;
+            let accuracy = accuracy.to_string();
+            server.set_version_tag(&self.name, &version, TEST_ACCURACY, &accuracy)?;
         }
         if let Some(stage) = &self.stage {
             server.set_stage(&self.name, &version, stage)?;
@@ -127,7 +124,13 @@ impl Register {
         let uri = ModelUri { name: self.name.clone(), version: VersionRef::Alias(CHAMPION.into()) };
         let champion = match server.version(&uri) {
             Ok(version) => version,
-            Err(failure) if is_missing(&failure) => return Ok(()),
+            // MLflow reports a missing alias as an invalid value.
+            Err(failure)
+                if failure.is("RESOURCE_DOES_NOT_EXIST")
+                    || failure.is("INVALID_PARAMETER_VALUE") =>
+            {
+                return Ok(());
+            }
             Err(failure) => return Err(failure.into()),
         };
         if known.is_some_and(|known| known.version == champion.version) {
@@ -158,9 +161,4 @@ impl Register {
 
 fn evaluated(run: &Run) -> Option<Evaluated> {
     Some(Evaluated { digest: run.tag_value(TEST_DIGEST)?, accuracy: run.last("test_accuracy")? })
-}
-
-/// True where the model or the alias does not exist; MLflow reports a missing alias as an invalid value.
-fn is_missing(failure: &RequestError) -> bool {
-    failure.is("RESOURCE_DOES_NOT_EXIST") || failure.is("INVALID_PARAMETER_VALUE")
 }

@@ -1,5 +1,6 @@
 //! `runs`: recorded runs listed, shown, compared, and sent to an MLflow server.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -70,7 +71,6 @@ enum Command {
 
 impl Runs {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let tracking = Tracking::required()?;
         match self.command {
             Command::List => list(&tracking, output),
@@ -149,14 +149,9 @@ fn show(run: &Run, output: Output) -> Result<()> {
     let artifacts: Vec<String> = run.artifacts()?.into_iter().map(|(path, _)| path).collect();
     if output.json {
         let mut all = about(run);
-        let object = |pairs: &[(String, String)]| -> serde_json::Map<String, Value> {
-            pairs.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect()
-        };
-        let last: serde_json::Map<String, Value> =
-            figures.iter().map(|(key, value)| (key.clone(), (*value).into())).collect();
-        all["params"] = object(&params).into();
-        all["tags"] = object(&tags).into();
-        all["metrics"] = last.into();
+        all["params"] = json!(BTreeMap::from_iter(params));
+        all["tags"] = json!(BTreeMap::from_iter(tags));
+        all["metrics"] = json!(BTreeMap::from_iter(figures));
         all["artifacts"] = json!(artifacts);
         say!("{all}");
         return Ok(());
@@ -187,11 +182,9 @@ fn compare_runs(runs: &[Run], output: Output) -> Result<()> {
     let differing = compare::differing(&settings);
     let figures = compare::final_figures(runs)?;
     if output.json {
-        let rows = |rows: &[(String, Vec<String>)]| -> serde_json::Map<String, Value> {
-            rows.iter().map(|(key, values)| (key.clone(), json!(values))).collect()
-        };
         let ids: Vec<&str> = runs.iter().map(Run::id).collect();
-        let all = json!({ "runs": ids, "params": rows(&differing), "metrics": rows(&figures) });
+        let (params, metrics) = (BTreeMap::from_iter(differing), BTreeMap::from_iter(figures));
+        let all = json!({ "runs": ids, "params": params, "metrics": metrics });
         say!("{all}");
         return Ok(());
     }

@@ -1,13 +1,13 @@
 //! `smoke`: a smoke test of a deployed service: health, one prediction, one refusal, metrics, an unknown path.
 
-use std::io::Cursor;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 
-use crate::terminal::{self, Output};
+use crate::encode;
+use crate::terminal::Output;
 
 /// Test a running service: health, a prediction, a refusal, metrics; exits with 1 at the first failure
 #[derive(clap::Args)]
@@ -33,7 +33,6 @@ pub(crate) struct Smoke {
 
 impl Smoke {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10)));
         let service = Service {
             agent: ureq::Agent::new_with_config(config.http_status_as_error(false).build()),
@@ -127,9 +126,7 @@ fn health(service: &Service) -> Result<()> {
 
 fn image(service: &Service) -> Result<()> {
     let pixels = RgbImage::from_fn(64, 48, |x, y| Rgb([(x * 4) as u8, (y * 5) as u8, 90]));
-    let mut png = Cursor::new(Vec::new());
-    DynamicImage::from(pixels).write_to(&mut png, ImageFormat::Png)?;
-    let (status, answer) = service.predict(&png.into_inner())?;
+    let (status, answer) = service.predict(&encode::png(&pixels, 64, 48)?)?;
     ensure!(status == 200, "{status}: {answer}");
     let Some(probabilities) = answer["probabilities"].as_object() else {
         bail!("no probabilities in {answer}");

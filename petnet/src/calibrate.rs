@@ -88,9 +88,7 @@ impl Checkpoint {
         let reference = statistics(&Classifier::new(model.clone(), calibration.device)?, valid)?;
         Ok(model.with_reference(Some(reference)))
     }
-}
 
-impl Checkpoint {
     /// The source head's classes of the model's out-of-distribution score.
     fn source_classes(&self) -> Option<ClassSet> {
         match &self.info().ood.as_ref()?.score {
@@ -162,8 +160,7 @@ fn prototype_score(
     classifier: &Classifier,
     train: &Dataset,
 ) -> Result<(OodScore, (String, Weight))> {
-    let known =
-        Images::of(classifier, &train.every_nth(train.len().div_ceil(MAX_PROTOTYPE_IMAGES)))?;
+    let known = Images::of(classifier, &train.at_most(MAX_PROTOTYPE_IMAGES))?;
     let rows: Vec<&[f32]> = known.outputs.iter().map(embedding).collect();
     let classes = classifier.labels().len();
     let kinds = if train.is_multi_label() { classes + 1 } else { classes };
@@ -179,7 +176,7 @@ fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
 
 /// Statistics of images, measured as in the service.
 fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
-    let images = images.every_nth(images.len().div_ceil(MAX_REFERENCE_IMAGES));
+    let images = images.at_most(MAX_REFERENCE_IMAGES);
     let indices: Vec<usize> = (0..images.len()).collect();
     let mut samples = Vec::with_capacity(indices.len());
     for batch in indices.chunks(BATCH) {

@@ -18,9 +18,7 @@ use crate::task::Task;
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// # let mut image = std::io::Cursor::new(Vec::new());
-/// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
-/// # let image = image.into_inner();
+#[doc = include_str!("doc_image.txt")]
 /// let classifier = petnet::Classifier::pretrained()?;
 /// let prediction = classifier.classify_bytes(&image)?;
 /// println!("{} {:.2}", prediction.label(), prediction.confidence());
@@ -120,14 +118,10 @@ impl Classifier {
     /// Classifies many images in one pass through the network. The results are in the order of the images; one that cannot
     /// be decoded does not affect the others.
     pub fn classify_batch<B: AsRef<[u8]>>(&self, images: &[B]) -> Vec<Result<Prediction>> {
-        let (decoded, mut results): (Vec<_>, Vec<_>) = images
-            .iter()
-            .map(|image| match self.preprocess(image.as_ref()) {
-                Ok(pixels) => (Some(pixels), None),
-                Err(error) => (None, Some(Err(error))),
-            })
-            .unzip();
-        let pixels: Vec<Pixels> = decoded.into_iter().flatten().collect();
+        let mut pixels = Vec::new();
+        let decoded = images.iter().map(|image| self.preprocess(image.as_ref()));
+        let decoded: Vec<Result<()>> =
+            decoded.map(|image| image.map(|image| pixels.push(image))).collect();
         let mut predictions = match self.classify_pixels(&pixels) {
             Ok(predictions) => predictions.into_iter(),
             Err(error) => {
@@ -135,11 +129,8 @@ impl Classifier {
                 return images.iter().map(|_| Err(Error::Device(reason.clone()))).collect();
             }
         };
-        results
-            .iter_mut()
-            .map(|result| result.take().or_else(|| predictions.next().map(Ok)))
-            .map(|result| result.unwrap_or_else(|| Err(missing_output())))
-            .collect()
+        let mut next = || predictions.next().ok_or_else(missing_output);
+        decoded.into_iter().map(|image| image.and_then(|()| next())).collect()
     }
 
     /// Decodes an image and resizes it to the network's input, for [`Classifier::classify_pixels`].
@@ -232,12 +223,8 @@ impl Classifier {
 
     /// Indices and names of the classes whose probability reaches their threshold, likeliest first.
     fn reached(&self, probabilities: &[f32], thresholds: &[f32]) -> (Vec<usize>, Vec<String>) {
-        let pairs = probabilities.iter().zip(thresholds);
-        let mut classes: Vec<usize> = pairs
-            .enumerate()
-            .filter(|(_, (p, least))| p >= least)
-            .map(|(class, _)| class)
-            .collect();
+        let reached = |class: &usize| probabilities[*class] >= thresholds[*class];
+        let mut classes: Vec<usize> = (0..probabilities.len()).filter(reached).collect();
         classes.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
         let names = classes.iter().map(|class| self.info.labels[*class].clone()).collect();
         (classes, names)

@@ -1,10 +1,11 @@
 //! Files that are complete or absent, the digest by which files are known, and the header of NumPy's files. For petnet's own
 //! programs as well; not part of the public interface.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
+use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
@@ -28,26 +29,52 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// Writes a temporary file `.NAME.*.partial` in the folder of `path`, flushes it to the disk and renames it to `path`, so that
-/// a crash leaves the old content or the new one.
+/// Writes a temporary file in the folder of `path`, flushes it to the disk and renames it to `path`, so that a crash leaves
+/// the old content or the new one.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut builder = tempfile::Builder::new();
-    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
-    builder.prefix(&prefix).suffix(".partial");
-    // As for any new file: the process's umask applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let write = || {
-        let mut file = builder.tempfile_in(folder.unwrap_or(Path::new(".")))?;
+        let mut file = temporary_file(path)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|failed| failed.error)
     };
     write().map(drop).map_err(Error::io(path))
+}
+
+/// Creates a temporary file `.NAME.*.partial` in the folder of `path`; dropping it removes it.
+///
+/// # Errors
+/// When it cannot be created.
+pub fn temporary_file(path: &Path) -> io::Result<NamedTempFile> {
+    temporary(path, 0o666, |builder, folder| builder.tempfile_in(folder))
+}
+
+/// Creates a temporary folder `.NAME.*.partial` next to `path`; dropping it removes it with its files.
+///
+/// # Errors
+/// When it cannot be created.
+pub fn temporary_folder(path: &Path) -> io::Result<TempDir> {
+    temporary(path, 0o777, |builder, folder| builder.tempdir_in(folder))
+}
+
+/// Permissions are those of any new file or folder on Unix: `mode` without the bits of the process's umask.
+fn temporary<T>(
+    path: &Path,
+    mode: u32,
+    create: impl FnOnce(&Builder, &Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let mut builder = Builder::new();
+    builder.prefix(&prefix).suffix(".partial");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
+    create(&builder, folder.unwrap_or(Path::new(".")))
 }
 
 #[cfg(test)]

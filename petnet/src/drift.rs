@@ -139,18 +139,13 @@ struct Distribution {
 }
 
 impl Distribution {
-    /// One bin for each decision, even for rare ones; bins of about equal size for other statistics.
+    /// One bin for each decision, even for rare ones; bins of about equal size for other statistics. `None` without values.
     fn of(statistic: Statistic, values: Vec<f32>) -> Option<Self> {
-        match statistic {
-            Statistic::Decision => Self::of_categories(&values, Decision::ALL.len()),
-            _ => Self::learn(values),
+        if statistic != Statistic::Decision {
+            return Self::learn(values);
         }
-    }
-
-    /// A bin for each of the numbers from 0 to `count` - 1; `None` without values.
-    fn of_categories(values: &[f32], count: usize) -> Option<Self> {
-        let edges = (1..count).map(|category| (category - 1) as f32).collect();
-        (!values.is_empty()).then(|| Self::counted(edges, values))
+        let edges = (0..Decision::ALL.len() - 1).map(|decision| decision as f32).collect();
+        (!values.is_empty()).then(|| Self::counted(edges, &values))
     }
 
     /// Bins of about equal size, and one at each end for values outside of the range; `None` where all values are equal.

@@ -21,10 +21,7 @@ impl Classifier {
     ///
     /// ```
     /// # #[cfg(feature = "pretrained")] {
-    /// # let mut image = std::io::Cursor::new(Vec::new());
-    /// # image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 60]))
-    /// #     .write_to(&mut image, image::ImageFormat::Png).unwrap();
-    /// # let image = image.into_inner();
+    #[doc = include_str!("doc_image.txt")]
     /// let classifier = petnet::Classifier::pretrained()?;
     /// let pixels = classifier.preprocess(&image)?;
     /// let embedding = &classifier.embed(&[pixels])?[0];
@@ -45,9 +42,7 @@ impl Classifier {
     ///
     /// ```
     /// # #[cfg(feature = "pretrained")] {
-    /// # let mut image = std::io::Cursor::new(Vec::new());
-    /// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
-    /// # let image = image.into_inner();
+    #[doc = include_str!("doc_image.txt")]
     /// let classifier = petnet::Classifier::pretrained()?;
     /// let embedding = classifier.embed_bytes(&image)?;
     /// assert_eq!(embedding.len(), classifier.embedding_len());
@@ -67,9 +62,7 @@ impl Classifier {
     ///
     /// ```
     /// # #[cfg(feature = "pretrained")] {
-    /// # let mut image = std::io::Cursor::new(Vec::new());
-    /// # image::RgbImage::from_pixel(8, 8, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
-    /// # let image = image.into_inner();
+    #[doc = include_str!("doc_image.txt")]
     /// let classifier = petnet::Classifier::pretrained()?;
     /// let pixels = classifier.preprocess(&image)?;
     /// for (prediction, embedding) in classifier.classify_and_embed(&[pixels])? {

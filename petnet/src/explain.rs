@@ -13,9 +13,7 @@ use crate::preprocess::Pixels;
 ///
 /// ```
 /// # #[cfg(feature = "pretrained")] {
-/// # let mut image = std::io::Cursor::new(Vec::new());
-/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
-/// # let image = image.into_inner();
+#[doc = include_str!("doc_image.txt")]
 /// let classifier = petnet::Classifier::pretrained()?;
 /// let explanation = classifier.explain_bytes(&image)?;
 /// let (columns, rows) = explanation.size();

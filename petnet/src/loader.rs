@@ -111,11 +111,8 @@ impl Loader {
     /// A loader without running threads; [`Loader::epoch`] starts them.
     pub fn new(dataset: &Dataset, settings: LoaderSettings) -> Self {
         let cache = Cache::new(dataset.len(), settings.cache_bytes);
-        Self {
-            dataset: Arc::new(dataset.clone()),
-            settings: Arc::new(settings),
-            cache: Arc::new(cache),
-        }
+        let dataset = Arc::new(dataset.clone());
+        Self { dataset, settings: Arc::new(settings), cache: Arc::new(cache) }
     }
 
     /// A loader of the same images with other settings and a new cache.

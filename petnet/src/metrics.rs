@@ -180,13 +180,11 @@ fn roc_auc(probabilities: &[Vec<f32>], truth: &[usize], classes: usize) -> Optio
         let positive: Vec<bool> = truth.iter().map(|t| *t == class).collect();
         auroc(&scores, &positive)
     };
-    match classes {
-        2 => area(1),
-        _ => {
-            let areas: Option<Vec<f64>> = (0..classes).map(area).collect();
-            areas.map(|areas| areas.iter().sum::<f64>() / areas.len().max(1) as f64)
-        }
+    if classes == 2 {
+        return area(1);
     }
+    let areas: Option<Vec<f64>> = (0..classes).map(area).collect();
+    areas.map(|areas| areas.iter().sum::<f64>() / areas.len().max(1) as f64)
 }
 
 /// Metrics of an out-of-distribution score on in-distribution and out-of-distribution images (Hendrycks and Gimpel,

@@ -159,26 +159,10 @@ impl Histogram {
 mod tests {
     use super::*;
     use crate::arch::tests::small;
-    use crate::checkpoint::ModelInfo;
-    use crate::preprocess::{Preprocess, Resize};
-    use crate::weights::{Weight, Weights};
+    use crate::checkpoint::tests::patterned;
 
     fn checkpoint() -> Checkpoint {
-        let graph = small()[1].graph(2).unwrap();
-        let named = graph.nodes().iter().flat_map(crate::passes::parameters);
-        let weights: Weights = named
-            .map(|(name, shape)| {
-                let count = shape.iter().product::<usize>();
-                let values = (0..count).map(|i| (i * 37 % 101) as f32 / 400.0 + 0.01).collect();
-                (name, Weight { shape, values })
-            })
-            .collect();
-        let preprocess = Preprocess { size: 32, resize: Resize::Stretch };
-        Checkpoint::new(
-            ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess),
-            weights,
-        )
-        .unwrap()
+        patterned(small()[1].graph(2).unwrap(), 32, |value| value / 400.0 + 0.01)
     }
 
     fn image(side: u32, seed: u32) -> Pixels {
@@ -239,57 +223,5 @@ mod tests {
         (0..99).for_each(|_| histogram.add(&uniform));
         assert!(histogram.range()[1] < 4.0, "{:?}", histogram.range());
         assert_eq!(histogram.bins.iter().sum::<u64>(), 999_901, "all but the zeros");
-    }
-
-    /// The bundled model in int8 compared with f32, on JPEG files of a folder whose names begin with their class:
-    /// `PETNET_IMAGES=FOLDER cargo test --release -p petnet --lib real_images -- --ignored --nocapture`.
-    #[test]
-    #[cfg(feature = "pretrained")]
-    #[ignore = "needs images"]
-    fn int8_agrees_with_f32_on_real_images() {
-        use crate::{Classifier, Device};
-        let folder = std::env::var("PETNET_IMAGES").unwrap();
-        let model = Checkpoint::pretrained().unwrap();
-        let f32_model = Classifier::new(model.clone(), Device::Cpu).unwrap();
-        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap());
-        let read = |file: std::fs::DirEntry| {
-            let pixels = f32_model.preprocess(&std::fs::read(file.path()).unwrap()).ok()?;
-            Some((file.file_name().into_string().unwrap(), pixels))
-        };
-        let (names, images): (Vec<_>, Vec<_>) = files.filter_map(read).unzip();
-        let (measured, tested) = images.split_at(100);
-        let expected = f32_model.classify_pixels(tested).unwrap();
-        let least = model.clone().quantized(measured).unwrap();
-        let (graph, network) = (&model.info().graph, model.network());
-        let engine = Engine::new(NetworkSpec { ranges: None, ..network }).unwrap();
-        let mut ranges = BTreeMap::<String, [f32; 2]>::new();
-        for image in measured {
-            engine.observe(image.data(), |node, pixel| {
-                let [low, high] = ranges.entry(graph.nodes()[node].name.clone()).or_default();
-                pixel.iter().for_each(|value| {
-                    (*low, *high) = (low.min(*value), high.max(*value));
-                });
-            });
-        }
-        let whole = model.clone().with_quantization(Some(Quantization { ranges })).unwrap();
-        for (name, model) in [("least error", least), ("smallest and largest", whole)] {
-            let actual =
-                Classifier::new(model, Device::Cpu).unwrap().classify_pixels(tested).unwrap();
-            let pairs = || actual.iter().zip(&expected);
-            let agree = pairs().filter(|(actual, expected)| actual.index == expected.index).count();
-            let correct = |all: &[crate::Prediction]| {
-                let named = all.iter().zip(&names[100..]);
-                named.filter(|(guess, name)| name.starts_with(&guess.label)).count()
-            };
-            let difference = pairs().map(|(actual, expected)| {
-                f64::from((actual.probabilities[0] - expected.probabilities[0]).abs())
-            });
-            let difference = difference.sum::<f64>() / actual.len() as f64;
-            let (actual, by_f32) = (correct(&actual), correct(&expected));
-            println!(
-                "{name}: {agree} of {} agree, {actual} correct, {by_f32} in f32; probabilities differ by {difference:.5}",
-                expected.len()
-            );
-        }
     }
 }

@@ -198,14 +198,7 @@ fn out_of_fold(
             Linear::fit(&Samples { targets: &targets, ..all }, l2, None)
         })
         .collect();
-    let probabilities = |(row, fold): (&[f32], &usize)| {
-        let Linear { weights, bias } = &layers[*fold];
-        let mut logits = bias.clone();
-        for (value, weights) in row.iter().zip(weights.chunks_exact(classes)) {
-            logits.iter_mut().zip(weights).for_each(|(logit, weight)| *logit += value * weight);
-        }
-        softmax(&logits, 1.0)
-    };
+    let probabilities = |(row, fold): (&[f32], &usize)| softmax(&layers[*fold].logits(row), 1.0);
     features.par_chunks_exact(width).zip(&folds).map(probabilities).collect()
 }
 

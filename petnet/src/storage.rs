@@ -37,6 +37,11 @@ pub(crate) fn encode(
 ) -> Vec<(String, Vec<usize>, Dtype, Vec<u8>)> {
     let tensor = |dtype, bytes| vec![(name.to_string(), shape.clone(), dtype, bytes)];
     let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let scaled = |shape, dtype, bytes, scales: Vec<f32>| {
+        let scale =
+            (format!("{name}{SCALE_SUFFIX}"), vec![scales.len()], Dtype::F32, floats(&scales));
+        vec![(name.to_string(), shape, dtype, bytes), scale]
+    };
     let halves = |values: &[f32]| {
         let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes());
         halves.collect::<Vec<u8>>()
@@ -46,10 +51,7 @@ pub(crate) fn encode(
         (Precision::F16, 2..) => tensor(Dtype::F16, halves(values)),
         (Precision::Int8, 2..) if uses_int4(name, shape) => {
             let (bytes, scales) = encode_int4(values, &channels(shape));
-            vec![
-                (name.to_string(), vec![bytes.len()], Dtype::U8, bytes),
-                (format!("{name}{SCALE_SUFFIX}"), vec![scales.len()], Dtype::F32, floats(&scales)),
-            ]
+            scaled(vec![bytes.len()], Dtype::U8, bytes, scales)
         }
         (Precision::Int8, 2..) => {
             let channel = channels(shape);
@@ -62,11 +64,8 @@ pub(crate) fn encode(
                 let scale = scales[channel.of(index)];
                 if scale > 0.0 { (value / scale).round() as i8 } else { 0 }
             });
-            let mut tensors = tensor(Dtype::I8, levels.flat_map(i8::to_le_bytes).collect());
-            let scale =
-                (format!("{name}{SCALE_SUFFIX}"), vec![channel.count], Dtype::F32, floats(&scales));
-            tensors.push(scale);
-            tensors
+            let bytes = levels.flat_map(i8::to_le_bytes).collect();
+            scaled(shape.clone(), Dtype::I8, bytes, scales)
         }
         (Precision::Int8, _) if fits_f16 => tensor(Dtype::F16, halves(values)),
         (Precision::F32, _) | (Precision::F16 | Precision::Int8, _) => {
@@ -90,10 +89,9 @@ fn uses_int4(name: &str, shape: &[usize]) -> bool {
 fn encode_int4(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
     let level = |value: f32, scale: f32| (value / scale).round().clamp(-7.0, 7.0);
     let mut of_channel = vec![Vec::new(); channels.count];
-    values
-        .iter()
-        .enumerate()
-        .for_each(|(index, value)| of_channel[channels.of(index)].push(*value));
+    for (index, value) in values.iter().enumerate() {
+        of_channel[channels.of(index)].push(*value);
+    }
     let scale = |values: &Vec<f32>| {
         let largest = values.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
         let error = |scale: f32| -> f32 {

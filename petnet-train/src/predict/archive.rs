@@ -20,11 +20,8 @@ impl ArchiveKind {
     /// The kind of archive by the extension of its name.
     pub(super) fn of(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
-        match () {
-            () if name.ends_with(".tar") => Some(Self::Tar),
-            () if name.ends_with(".zip") => Some(Self::Zip),
-            () => None,
-        }
+        let kinds = [(".tar", Self::Tar), (".zip", Self::Zip)];
+        kinds.into_iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, kind)| kind)
     }
 }
 

@@ -6,9 +6,10 @@ use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
+use petnet::disk::temporary_file;
 use petnet::similar::NpyWriter;
+use tempfile::TempPath;
 
-use super::parts::partial_path;
 use super::pipeline::Row;
 use super::{cloud, rows::escape_line_breaks};
 use crate::error::UsageError;
@@ -23,8 +24,6 @@ pub(super) enum EmbeddingFormat {
 }
 
 impl EmbeddingFormat {
-    const ALL: [Self; 2] = [Self::Npy, Self::Parquet];
-
     /// Extension of the file's name.
     pub(super) fn extension(self) -> &'static str {
         match self {
@@ -46,9 +45,6 @@ impl EmbeddingFormat {
     }
 
     /// The format by its name alone, for runs that write parts.
-    ///
-    /// # Errors
-    /// As [`EmbeddingFormat::of_file`].
     pub(super) fn of_parts(name: &Path) -> Result<Self> {
         Self::named(name.to_str().unwrap_or_default())?.ok_or_else(|| {
             let text =
@@ -58,11 +54,11 @@ impl EmbeddingFormat {
     }
 
     fn named(name: &str) -> Result<Option<Self>> {
-        let format = Self::ALL.into_iter().find(|one| one.extension().eq_ignore_ascii_case(name));
-        if format == Some(Self::Parquet) {
-            cloud::require("--embeddings in Parquet")?;
+        match name.to_ascii_lowercase().as_str() {
+            "npy" => Ok(Some(Self::Npy)),
+            "parquet" => cloud::require("--embeddings in Parquet").map(|()| Some(Self::Parquet)),
+            _ => Ok(None),
         }
-        Ok(format)
     }
 }
 
@@ -75,9 +71,9 @@ pub(super) trait EmbeddingWriter {
 
 /// A file of embeddings under a temporary name until it is complete; removed if it is dropped before.
 pub(super) struct EmbeddingFile {
-    writer: Option<Box<dyn EmbeddingWriter>>,
-    /// Path of each temporary file, and the path that it is renamed to; the file of embeddings comes last.
-    files: Vec<(PathBuf, PathBuf)>,
+    writer: Box<dyn EmbeddingWriter>,
+    /// Each temporary file, and the path that it is renamed to; the file of embeddings comes last.
+    files: Vec<(TempPath, PathBuf)>,
 }
 
 impl EmbeddingFile {
@@ -86,52 +82,41 @@ impl EmbeddingFile {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        let mut file = Self { writer: None, files: Vec::new() };
-        file.writer = Some(match format {
-            EmbeddingFormat::Parquet => cloud::embeddings(file.open(path)?)?,
+        let mut files = Vec::new();
+        let mut open = |path: PathBuf| -> Result<File> {
+            let file = temporary_file(&path).with_context(|| path.display().to_string())?;
+            let (file, partial) = file.into_parts();
+            files.push((partial, path));
+            Ok(file)
+        };
+        let writer = match format {
+            EmbeddingFormat::Parquet => cloud::embeddings(open(path.into())?)?,
             EmbeddingFormat::Npy => {
-                let paths = BufWriter::new(file.open(&path.with_extension("paths.txt"))?);
-                let rows = NpyWriter::new(BufWriter::new(file.open(path)?), len)?;
+                let paths = BufWriter::new(open(path.with_extension("paths.txt"))?);
+                let rows = NpyWriter::new(BufWriter::new(open(path.into())?), len)?;
                 Box::new(NpyFile { paths, rows })
             }
-        });
-        Ok(file)
-    }
-
-    fn open(&mut self, path: &Path) -> Result<File> {
-        let partial = partial_path(path);
-        let file = File::create(&partial).with_context(|| partial.display().to_string())?;
-        self.files.push((partial, path.into()));
-        Ok(file)
+        };
+        Ok(Self { writer, files })
     }
 
     pub(super) fn add(&mut self, row: &Row) -> Result<()> {
-        let added = self.writer.as_mut().map_or(Ok(()), |writer| writer.add(row));
-        added.with_context(|| match self.files.last() {
+        self.writer.add(row).with_context(|| match self.files.last() {
             Some((_, path)) => path.display().to_string(),
             None => String::new(),
         })
     }
 
     /// Completes the files and renames them to their final names.
-    pub(super) fn finish(mut self) -> Result<()> {
-        let writer = self.writer.take().ok_or_else(|| anyhow!("the file was not begun"))?;
-        for file in writer.finish()? {
+    pub(super) fn finish(self) -> Result<()> {
+        for file in self.writer.finish()? {
             file.sync_all()?;
         }
-        for (partial, path) in &self.files {
-            fs::rename(partial, path).with_context(|| path.display().to_string())?;
+        for (partial, path) in self.files {
+            let renamed = partial.persist(&path).map_err(|failed| failed.error);
+            renamed.with_context(|| path.display().to_string())?;
         }
         Ok(())
-    }
-}
-
-impl Drop for EmbeddingFile {
-    /// Removes the temporary files that were not renamed.
-    fn drop(&mut self) {
-        for (partial, _) in &self.files {
-            let _ = fs::remove_file(partial);
-        }
     }
 }
 

@@ -87,14 +87,8 @@ impl<'a> Listing<'a> {
         done: Finished,
         send: &'a mut dyn FnMut(Item) -> Result<()>,
     ) -> Self {
-        Self {
-            shard,
-            done,
-            skipped: 0,
-            paths: PathDigest::default(),
-            found: Listed::default(),
-            send,
-        }
+        let (paths, found) = (PathDigest::default(), Listed::default());
+        Self { shard, done, skipped: 0, paths, found, send }
     }
 
     /// Lists an image. `load` is called only if the run classifies it, and may read it immediately: a tar archive cannot be
@@ -107,7 +101,8 @@ impl<'a> Listing<'a> {
         if self.skipped < self.done.images {
             self.skipped += 1;
             self.paths.add(path);
-            return if self.skipped == self.done.images { self.compare() } else { Ok(()) };
+            let all = self.skipped == self.done.images;
+            return if all && self.paths != self.done.paths { Err(changed()) } else { Ok(()) };
         }
         (self.send)(Item { path: path.into(), load: load()? })
     }
@@ -126,10 +121,6 @@ impl<'a> Listing<'a> {
             return Err(changed());
         }
         Ok(self.found)
-    }
-
-    fn compare(&self) -> Result<()> {
-        if self.paths == self.done.paths { Ok(()) } else { Err(changed()) }
     }
 }
 

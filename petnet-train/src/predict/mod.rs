@@ -102,7 +102,6 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 impl Predict {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         match &self.out {
             Some(folder) => self.write_parts(folder.clone(), output),
             None => self.print(output),
@@ -254,9 +253,6 @@ pub(crate) fn classify_all(
 }
 
 /// The bytes of some images of an input, by their paths in its listing.
-///
-/// # Errors
-/// As [`classify_all`].
 pub(crate) fn read_images(input: &Path, paths: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     list(input, &mut |item| {

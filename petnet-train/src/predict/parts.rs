@@ -8,12 +8,13 @@
 //! _SUCCESS-00000             shard 0 is complete
 //! ```
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use petnet::disk::write_atomically;
+use petnet::disk::{temporary_file, write_atomically};
 use serde::{Deserialize, Serialize};
+use tempfile::TempPath;
 
 use super::embeddings::{EmbeddingFile, EmbeddingFormat};
 use super::listing::{Finished, PathDigest, Shard};
@@ -54,7 +55,7 @@ impl Progress {
 struct OpenPart {
     rows: Box<dyn RowWriter>,
     embeddings: Option<EmbeddingFile>,
-    partial: PathBuf,
+    partial: TempPath,
     progress: Progress,
 }
 
@@ -148,8 +149,9 @@ impl Parts {
     }
 
     fn begin(&self) -> Result<OpenPart> {
-        let partial = partial_path(&self.part(self.finished.parts));
-        let file = File::create(&partial).with_context(|| partial.display().to_string())?;
+        let part = self.part(self.finished.parts);
+        let file = temporary_file(&part).with_context(|| part.display().to_string())?;
+        let (file, partial) = file.into_parts();
         let rows: Box<dyn RowWriter> = match self.format {
             Format::Parquet => cloud::parquet(file, &self.model)?,
             format => Box::new(TextWriter::new(file, format, &self.model)?),
@@ -171,7 +173,7 @@ impl Parts {
         let renamed = rows
             .finish()
             .and_then(|file| Ok(file.sync_all()?))
-            .and_then(|()| Ok(fs::rename(&partial, &part)?));
+            .and_then(|()| Ok(partial.persist(&part).map_err(|failed| failed.error)?));
         renamed.with_context(|| part.display().to_string())?;
         progress.parts += 1;
         let file = self.folder.join(format!("_progress-{:05}.json", self.shard.index));
@@ -233,10 +235,4 @@ fn require_same_settings(folder: &Path, own: &Settings) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Name of a temporary file next to `path`, unique across containers, where process numbers repeat.
-pub(super) fn partial_path(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.partial", uuid::Uuid::new_v4().simple()))
 }

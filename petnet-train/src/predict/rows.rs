@@ -59,15 +59,13 @@ impl RowWriter for TextWriter {
 }
 
 /// Prints one row; as text, the error of an unreadable image goes to standard error.
-pub(super) fn print(row: Row, model: &Model, format: Format) -> Result<()> {
+pub(super) fn print(mut row: Row, model: &Model, format: Format) -> Result<()> {
     // On a terminal, an error names its image.
-    let Row { path, outcome, embedding } = row;
-    let outcome = outcome.map_err(|reason| format!("{path}: {reason}"));
-    if let (Format::Text, Err(error)) = (format, &outcome) {
+    row.outcome = row.outcome.map_err(|reason| format!("{}: {reason}", row.path));
+    if let (Format::Text, Err(error)) = (format, &row.outcome) {
         say_error!("{error}");
         return Ok(());
     }
-    let row = Row { path, outcome, embedding };
     terminal::print_or_stop(format_args!("{}", line(&row, model, format)))
 }
 

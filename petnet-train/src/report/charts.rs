@@ -39,10 +39,7 @@ pub(crate) fn training(
 ) -> Result<Vec<String>> {
     match history {
         [] | [_] => Ok(Vec::new()),
-        _ => [loss_curves as fn(&[EpochReport]) -> _, metric, learning_rate]
-            .iter()
-            .map(|chart| chart(history))
-            .collect(),
+        _ => Ok(vec![loss_curves(history)?, metric(history)?, learning_rate(history)?]),
     }
 }
 

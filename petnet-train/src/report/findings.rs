@@ -105,12 +105,19 @@ impl Findings {
         let report = Report { subject, evaluation, metrics: &metrics };
         let mistakes = report.worst_mistakes()?;
         let mut figures = serde_json::to_value(&metrics)?;
+        let mut tracked = tracked(&figures);
+        tracked.extend([
+            ("answered".into(), coverage.share),
+            ("answered_accuracy".into(), coverage.accuracy),
+            ("low_confidence".into(), coverage.low_confidence),
+            ("out_of_distribution".into(), coverage.out_of_distribution),
+        ]);
         figures["coverage"] = json!(coverage);
         Ok(Self {
             page: report.html(&mistakes)?,
             mistakes,
             figures,
-            tracked: tracked(&metrics, coverage),
+            tracked,
             lines: lines(&metrics, coverage),
             confusion_matrix: Some(files::npy(&metrics.confusion_matrix)),
         })
@@ -122,11 +129,12 @@ impl Findings {
         let mistakes = report.worst_mistakes()?;
         let out_of_distribution = evaluation.out_of_distribution();
         let labels = report.subject.classifier.labels();
+        let figures = label_figures(&metrics, out_of_distribution)?;
         Ok(Self {
             page: report.html(&mistakes)?,
             mistakes,
-            figures: label_figures(&metrics, out_of_distribution)?,
-            tracked: labels_tracked(&metrics, out_of_distribution),
+            tracked: tracked(&figures),
+            figures,
             lines: labels_lines(&metrics, out_of_distribution, labels),
             confusion_matrix: None,
         })
@@ -168,22 +176,11 @@ fn lines(metrics: &Metrics, coverage: Coverage) -> Vec<String> {
     first.into_iter().chain(roc_auc).chain(last).collect()
 }
 
-fn tracked(metrics: &Metrics, coverage: Coverage) -> Vec<(String, f64)> {
-    let values = [
-        ("accuracy", Some(metrics.accuracy)),
-        ("precision", Some(metrics.precision)),
-        ("recall", Some(metrics.recall)),
-        ("f1_score", Some(metrics.f1_score)),
-        ("roc_auc", metrics.roc_auc),
-        ("log_loss", Some(metrics.log_loss)),
-        ("ece", Some(metrics.ece)),
-        ("answered", Some(coverage.share)),
-        ("answered_accuracy", Some(coverage.accuracy)),
-        ("low_confidence", Some(coverage.low_confidence)),
-        ("out_of_distribution", Some(coverage.out_of_distribution)),
-        ("photos", Some(metrics.num_samples as f64)),
-    ];
-    values.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect()
+/// Names and values of the numbers among figures, for a tracked run.
+pub(crate) fn tracked(figures: &Value) -> Vec<(String, f64)> {
+    let name = |name: &str| if name == "num_samples" { "photos".into() } else { name.to_string() };
+    let figures = figures.as_object().into_iter().flatten();
+    figures.filter_map(|(key, value)| Some((name(key), value.as_f64()?))).collect()
 }
 
 /// Most classes that are listed in the terminal.
@@ -219,19 +216,6 @@ fn labels_lines(
         lines.push(format!("{} more classes are in metrics.json", labels.len() - LISTED));
     }
     lines
-}
-
-fn labels_tracked(metrics: &MultiLabelMetrics, out_of_distribution: f64) -> Vec<(String, f64)> {
-    let values = [
-        ("mean_average_precision", metrics.mean_average_precision),
-        ("micro_f1", Some(metrics.micro_f1)),
-        ("macro_f1", Some(metrics.macro_f1)),
-        ("exact_match", Some(metrics.exact_match)),
-        ("log_loss", Some(metrics.log_loss)),
-        ("out_of_distribution", Some(out_of_distribution)),
-        ("photos", Some(metrics.num_samples as f64)),
-    ];
-    values.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect()
 }
 
 fn label_figures(metrics: &MultiLabelMetrics, out_of_distribution: f64) -> Result<Value> {

@@ -5,13 +5,12 @@ use petnet::metrics::{self, Metrics};
 use petnet::train::EpochReport;
 use petnet::{Evaluation, ModelInfo};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::charts::{self, Curve};
 use super::findings::Subject;
 use super::render;
 use crate::encode::{data_url, thumbnail};
-use crate::ood::{AnsweredImage, OodEvaluation, OodFigures};
 
 const TEMPLATE: &str = include_str!("page.html");
 /// Style sheet of the reports.
@@ -41,30 +40,6 @@ pub(crate) struct Mistake {
     /// Thumbnail as JPEG.
     #[serde(serialize_with = "data_url")]
     pub(crate) thumbnail: Vec<u8>,
-}
-
-/// Number of images of one class that were predicted as another.
-#[derive(Serialize)]
-struct Confused<'a> {
-    actual: &'a str,
-    predicted: &'a str,
-    count: usize,
-}
-
-/// One of [`OodEvaluation`] on the page.
-#[derive(Serialize)]
-struct OodInput<'a> {
-    #[serde(flatten)]
-    figures: &'a OodFigures,
-    gallery: &'a [AnsweredImage],
-}
-
-#[derive(Serialize)]
-struct ConfidenceRow {
-    from: f32,
-    count: usize,
-    share: f64,
-    accuracy: f64,
 }
 
 impl Report<'_> {
@@ -101,11 +76,14 @@ impl Report<'_> {
         render(TEMPLATE, values)
     }
 
-    fn ood_inputs(&self) -> Vec<OodInput<'_>> {
-        let ood_inputs = self.subject.ood_inputs.iter();
-        ood_inputs
-            .map(|OodEvaluation { figures, gallery, .. }| OodInput { figures, gallery })
-            .collect()
+    /// The figures of each out-of-distribution input, with its gallery.
+    fn ood_inputs(&self) -> Vec<Value> {
+        let ood_inputs = self.subject.ood_inputs.iter().map(|input| {
+            let mut figures = json!(input.figures);
+            figures["gallery"] = json!(input.gallery);
+            figures
+        });
+        ood_inputs.collect()
     }
 
     /// Histograms of the scores; `None` without out-of-distribution images, or without a score.
@@ -124,7 +102,8 @@ impl Report<'_> {
         charts::ood_scores(&groups, ood.threshold).map(Some)
     }
 
-    fn most_confused(&self) -> Vec<Confused<'_>> {
+    /// The pairs of classes that are confused most often, with the number of images.
+    fn most_confused(&self) -> Vec<Value> {
         let labels = &self.info().labels;
         let rows = self.metrics.confusion_matrix.iter().enumerate();
         let cells = rows.flat_map(|(actual, row)| {
@@ -134,14 +113,10 @@ impl Report<'_> {
         wrong.sort_by_key(|(actual, predicted, count)| {
             (std::cmp::Reverse(*count), *actual, *predicted)
         });
-        let shown = wrong.into_iter().take(SHOWN);
-        shown
-            .map(|(actual, predicted, count)| Confused {
-                actual: &labels[actual],
-                predicted: &labels[predicted],
-                count,
-            })
-            .collect()
+        let shown = wrong.into_iter().take(SHOWN).map(|(actual, predicted, count)| {
+            json!({ "actual": labels[actual], "predicted": labels[predicted], "count": count })
+        });
+        shown.collect()
     }
 
     /// Indices of the classes with the lowest F1, among those with images.
@@ -169,7 +144,8 @@ impl Report<'_> {
             .collect()
     }
 
-    fn by_confidence(&self) -> Vec<ConfidenceRow> {
+    /// Number of images, their share and their accuracy in each range of confidence.
+    fn by_confidence(&self) -> Vec<Value> {
         let Evaluation { probabilities, truth, .. } = self.evaluation;
         let predictions: Vec<(f32, bool)> = probabilities
             .iter()
@@ -177,48 +153,40 @@ impl Report<'_> {
             .map(|(row, truth)| (row[metrics::argmax(row)], metrics::argmax(row) == *truth))
             .collect();
         let mut above = f32::INFINITY;
-        CONFIDENCE_STEPS
-            .iter()
-            .map(|&from| {
-                let inside = |confidence: f32| confidence >= from && confidence < above;
-                let rows: Vec<bool> =
-                    predictions.iter().filter(|p| inside(p.0)).map(|p| p.1).collect();
-                above = from;
-                let correct = rows.iter().filter(|correct| **correct).count();
-                ConfidenceRow {
-                    from,
-                    count: rows.len(),
-                    share: rows.len() as f64 / predictions.len().max(1) as f64,
-                    accuracy: correct as f64 / rows.len().max(1) as f64,
-                }
+        let rows = CONFIDENCE_STEPS.map(|from| {
+            let inside = |confidence: f32| confidence >= from && confidence < above;
+            let rows: Vec<bool> = predictions.iter().filter(|p| inside(p.0)).map(|p| p.1).collect();
+            above = from;
+            let correct = rows.iter().filter(|correct| **correct).count();
+            json!({
+                "from": from,
+                "count": rows.len(),
+                "share": rows.len() as f64 / predictions.len().max(1) as f64,
+                "accuracy": correct as f64 / rows.len().max(1) as f64,
             })
-            .collect()
+        });
+        rows.to_vec()
     }
 
     /// The most confident wrong predictions, with thumbnails.
     pub(super) fn worst_mistakes(&self) -> Result<Vec<Mistake>> {
         let Evaluation { probabilities, truth, .. } = self.evaluation;
-        let mut wrong: Vec<(usize, usize, f32)> = probabilities
-            .iter()
-            .zip(truth)
-            .enumerate()
-            .map(|(index, (row, _))| (index, metrics::argmax(row), row[metrics::argmax(row)]))
-            .filter(|(index, predicted, _)| truth[*index] != *predicted)
-            .collect();
-        wrong.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
-        wrong
-            .into_iter()
-            .take(GALLERY)
-            .map(|(index, predicted, confidence)| {
-                Ok(Mistake {
-                    path: self.subject.dataset.samples()[index].path.display().to_string(),
-                    actual: self.info().labels[truth[index]].clone(),
-                    predicted: self.info().labels[predicted].clone(),
-                    confidence,
-                    thumbnail: thumbnail(&self.subject.dataset.read(index)?)?,
-                })
+        let (dataset, labels) = (self.subject.dataset, &self.info().labels);
+        let predicted: Vec<usize> = probabilities.iter().map(|row| metrics::argmax(row)).collect();
+        let confidence = |image: usize| probabilities[image][predicted[image]];
+        let is_wrong = |image: &usize| predicted[*image] != truth[*image];
+        let mut wrong: Vec<usize> = (0..predicted.len()).filter(is_wrong).collect();
+        wrong.sort_by(|a, b| confidence(*b).total_cmp(&confidence(*a)).then(a.cmp(b)));
+        let mistake = |image: usize| {
+            Ok(Mistake {
+                path: dataset.samples()[image].path.display().to_string(),
+                actual: labels[truth[image]].clone(),
+                predicted: labels[predicted[image]].clone(),
+                confidence: confidence(image),
+                thumbnail: thumbnail(&dataset.read(image)?)?,
             })
-            .collect()
+        };
+        wrong.into_iter().take(GALLERY).map(mistake).collect()
     }
 }
 

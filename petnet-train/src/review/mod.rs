@@ -50,7 +50,6 @@ pub(crate) struct Review {
 
 impl Review {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         let classifier = self.model.open(self.device)?.with_mirrors(true);
         let counter = terminal::counter("reading images", output);
         let dataset = Dataset::open(&self.data)?;
@@ -152,6 +151,9 @@ fn print_findings(dataset: &Dataset, findings: &Findings) {
     }
 }
 
+/// Writes the value that an image is ranked by.
+type Note = fn(f32) -> String;
+
 /// The lists of the page. Lists of outliers and of bad images are limited to a tenth of the data set, but at least 12.
 fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
     let labels = findings.labels.iter().take(most).map(|suspect| Card {
@@ -165,10 +167,6 @@ fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
         ),
     });
     let few = most.min((dataset.len() / 10).max(12));
-    let cards = |list: &[Suspect], note: &dyn Fn(f32) -> String| -> Vec<Card> {
-        let first = list.iter().take(few);
-        first.map(|s| Card { image: s.image, likely: None, note: note(s.value) }).collect()
-    };
     let mut groups: Vec<&Vec<usize>> = findings.duplicates.iter().collect();
     let same_label = |group: &Vec<usize>| {
         let first = &dataset.samples()[group[0]].target;
@@ -184,24 +182,19 @@ fn lists(dataset: &Dataset, findings: &Findings, most: usize) -> Vec<List> {
             note: format!("group {}{differ}", number + 1),
         })
     });
-    vec![
-        List::new("labels", "Likely label errors", labels.collect()),
-        List::new("duplicates", "Duplicates", duplicates.take(most).collect()),
-        List::new(
-            "outliers",
-            "Outliers",
-            cards(&findings.outliers, &|value| format!("similarity {value:.2}")),
-        ),
-        List::new(
-            "blurred",
-            "Blurred",
-            cards(&findings.blurred, &|value| format!("sharpness {value:.0}")),
-        ),
-        List::new(
-            "dark",
-            "Dark",
-            cards(&findings.dark, &|value| format!("brightness {value:.0} of 255")),
-        ),
-        List::new("tiny", "Tiny", cards(&findings.tiny, &|value| format!("{value:.0} pixels"))),
-    ]
+    let mut lists = vec![
+        List { id: "labels", title: "Likely label errors", cards: labels.collect() },
+        List { id: "duplicates", title: "Duplicates", cards: duplicates.take(most).collect() },
+    ];
+    let ranked: [(_, _, _, Note); 4] = [
+        ("outliers", "Outliers", &findings.outliers, |value| format!("similarity {value:.2}")),
+        ("blurred", "Blurred", &findings.blurred, |value| format!("sharpness {value:.0}")),
+        ("dark", "Dark", &findings.dark, |value| format!("brightness {value:.0} of 255")),
+        ("tiny", "Tiny", &findings.tiny, |value| format!("{value:.0} pixels")),
+    ];
+    lists.extend(ranked.map(|(id, title, suspects, note)| {
+        let card = |s: &Suspect| Card { image: s.image, likely: None, note: note(s.value) };
+        List { id, title, cards: suspects.iter().take(few).map(card).collect() }
+    }));
+    lists
 }

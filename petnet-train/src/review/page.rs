@@ -20,15 +20,9 @@ pub(super) struct Card {
 }
 
 pub(super) struct List {
-    id: &'static str,
-    title: &'static str,
-    cards: Vec<Card>,
-}
-
-impl List {
-    pub(super) fn new(id: &'static str, title: &'static str, cards: Vec<Card>) -> Self {
-        Self { id, title, cards }
-    }
+    pub(super) id: &'static str,
+    pub(super) title: &'static str,
+    pub(super) cards: Vec<Card>,
 }
 
 pub(super) struct Page<'a> {

@@ -15,12 +15,11 @@ use petnet::{Classifier, Device};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::page::{Page, Shown};
 use self::update::Updated;
 use crate::error::UsageError;
 use crate::files;
 use crate::model::ModelName;
-use crate::terminal::{self, Output};
+use crate::terminal::Output;
 
 /// Most pairs of duplicates that are listed, the nearest first.
 const MOST_PAIRS: usize = 1_000;
@@ -111,7 +110,6 @@ struct Duplicate {
 
 impl Similar {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        terminal::start_log(output, "info");
         if self.photos.is_empty() && self.queries.is_empty() && !self.duplicates {
             let text = "nothing to do: give an IMAGE, --photos DIR or --duplicates";
             return Err(UsageError(text.into()).into());
@@ -126,8 +124,9 @@ impl Similar {
         let queries = self.search(&images, &classifier)?;
         let duplicates = self.duplicates.then(|| self.pairs(&images));
         if let Some(path) = &self.html {
-            let shown = self.page(&images, &queries, duplicates.as_deref());
-            files::write(path, shown.html()?.as_bytes())?;
+            let (count, model) = (images.images().len(), self.model.to_string());
+            let page = page::html(count, &model, self.threshold, &queries, duplicates.as_deref())?;
+            files::write(path, page.as_bytes())?;
         }
         let results = Results { images: images.images().len(), updated, queries, duplicates };
         if output.json {
@@ -199,22 +198,6 @@ impl Similar {
             cosine: pair.cosine,
         });
         named.collect()
-    }
-
-    fn page(
-        &self,
-        images: &ImageIndex,
-        queries: &[Query],
-        duplicates: Option<&[Duplicate]>,
-    ) -> Page {
-        let (threshold, count) = (self.threshold, images.images().len());
-        Page {
-            images: count,
-            model: self.model.to_string(),
-            threshold,
-            queries: queries.iter().map(|query| Shown::query(query, threshold)).collect(),
-            duplicates: duplicates.map(page::pairs),
-        }
     }
 }
 

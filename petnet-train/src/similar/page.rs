@@ -3,6 +3,7 @@
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{Duplicate, Query, shown};
 use crate::encode::{data_url, thumbnail};
@@ -11,32 +12,6 @@ use crate::report::render;
 const TEMPLATE: &str = include_str!("page.html");
 /// Most pairs on the page; their thumbnails determine its size.
 const MOST_PAIRS: usize = 200;
-
-/// Contents of the page.
-#[derive(Serialize)]
-pub(super) struct Page {
-    pub(super) images: usize,
-    pub(super) model: String,
-    pub(super) threshold: f32,
-    pub(super) queries: Vec<Shown>,
-    /// `None` without `--duplicates`.
-    pub(super) duplicates: Option<Pairs>,
-}
-
-/// A query with its neighbours.
-#[derive(Serialize)]
-pub(super) struct Shown {
-    image: Image,
-    error: Option<String>,
-    found: Vec<Image>,
-}
-
-/// The first of `count` pairs of duplicates.
-#[derive(Serialize)]
-pub(super) struct Pairs {
-    count: usize,
-    shown: Vec<[Image; 2]>,
-}
 
 #[derive(Serialize)]
 struct Image {
@@ -59,31 +34,44 @@ impl Image {
     }
 }
 
-impl Shown {
-    pub(super) fn query(query: &Query, threshold: f32) -> Self {
-        let near = query.found.as_deref().unwrap_or_default();
-        let found = near.par_iter().map(|near| Image {
-            duplicate: near.cosine >= threshold,
-            ..Image::new(&near.path, Some(near.cosine))
-        });
-        Self {
-            image: Image::new(&query.path.to_string_lossy(), None),
-            error: query.found.as_ref().err().cloned(),
-            found: found.collect(),
-        }
-    }
+/// The page: each query with its neighbours, and the nearest pairs of duplicates, `None` without `--duplicates`.
+pub(super) fn html(
+    images: usize,
+    model: &str,
+    threshold: f32,
+    queries: &[Query],
+    duplicates: Option<&[Duplicate]>,
+) -> Result<String> {
+    let queries: Vec<Value> = queries.iter().map(|query| shown_query(query, threshold)).collect();
+    let values = json!({
+        "images": images,
+        "model": model,
+        "threshold": threshold,
+        "queries": queries,
+        "duplicates": duplicates.map(shown_pairs),
+    });
+    render(TEMPLATE, values)
 }
 
-pub(super) fn pairs(pairs: &[Duplicate]) -> Pairs {
+/// A query with its neighbours.
+fn shown_query(query: &Query, threshold: f32) -> Value {
+    let near = query.found.as_deref().unwrap_or_default().par_iter();
+    let found = near.map(|near| Image {
+        duplicate: near.cosine >= threshold,
+        ..Image::new(&near.path, Some(near.cosine))
+    });
+    json!({
+        "image": Image::new(&query.path.to_string_lossy(), None),
+        "error": query.found.as_ref().err(),
+        "found": found.collect::<Vec<_>>(),
+    })
+}
+
+/// The number of pairs, and the images of the first ones.
+fn shown_pairs(pairs: &[Duplicate]) -> Value {
     let nearest = &pairs[..pairs.len().min(MOST_PAIRS)];
     let both =
         |pair: &Duplicate| pair.paths.each_ref().map(|path| Image::new(path, Some(pair.cosine)));
-    let shown = nearest.par_iter().map(both);
-    Pairs { count: pairs.len(), shown: shown.collect() }
-}
-
-impl Page {
-    pub(super) fn html(&self) -> Result<String> {
-        render(TEMPLATE, self)
-    }
+    let shown: Vec<[Image; 2]> = nearest.par_iter().map(both).collect();
+    json!({ "count": pairs.len(), "shown": shown })
 }

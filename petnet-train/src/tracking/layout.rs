@@ -47,8 +47,8 @@ pub(super) fn read_yaml<T: DeserializeOwned>(folder: &Path) -> Result<T> {
 
 /// Sub-folders, sorted; empty where the folder does not exist.
 pub(super) fn folders(path: &Path) -> Result<Vec<PathBuf>> {
-    let mut found: Vec<PathBuf> =
-        entries(path)?.into_iter().filter(|entry| entry.is_dir()).collect();
+    let mut found = entries(path)?;
+    found.retain(|entry| entry.is_dir());
     found.sort();
     Ok(found)
 }

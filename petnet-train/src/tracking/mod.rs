@@ -7,6 +7,7 @@ mod sender;
 mod store;
 mod sync;
 mod system;
+mod worker;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,7 @@ pub(crate) use sync::sync;
 
 use crate::config::MlflowConfig;
 use crate::error::UsageError;
-use sender::Sender;
-use system::Monitor;
+use worker::Worker;
 
 /// Default folder of the store.
 const STORE: &str = "mlruns";
@@ -178,12 +178,8 @@ pub(crate) fn log_model(run: &Run, bytes: &[u8], info: &ModelInfo) -> Result<()>
 
 /// Description of a data set in MLflow's terms.
 pub(crate) fn input(dataset: &Dataset, name: &str, path: &Path) -> Input {
-    let classes: serde_json::Map<String, Value> = dataset
-        .classes()
-        .iter()
-        .cloned()
-        .zip(dataset.counts().into_iter().map(Value::from))
-        .collect();
+    let counts = dataset.counts().into_iter().map(Value::from);
+    let classes: serde_json::Map<_, _> = dataset.classes().iter().cloned().zip(counts).collect();
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     Input {
         name: name.into(),
@@ -222,8 +218,8 @@ fn run_file(out: &Path) -> PathBuf {
 /// Records a run in progress.
 pub(crate) struct Tracker {
     run: Run,
-    sender: Option<Sender>,
-    monitor: Option<Monitor>,
+    sender: Option<Worker<bool>>,
+    monitor: Option<Worker<()>>,
     /// Last recorded step of each metric: a resumed training repeats some steps.
     steps: HashMap<&'static str, i64>,
     failed: bool,
@@ -251,8 +247,8 @@ impl Tracker {
     }
 
     fn new(run: Run, server: Option<Server>, monitor: bool) -> Result<Self> {
-        let sender = server.map(|server| Sender::start(&run, server)).transpose()?;
-        let monitor = monitor.then(|| Monitor::start(&run)).transpose()?;
+        let sender = server.map(|server| sender::start(&run, server)).transpose()?;
+        let monitor = monitor.then(|| system::start(&run)).transpose()?;
         Ok(Self { run, sender, monitor, steps: HashMap::new(), failed: false })
     }
 
@@ -320,7 +316,7 @@ impl Tracker {
 
     /// Waits for a limited time until everything is sent to the server.
     pub(crate) fn close(mut self) {
-        if self.sender.take().is_some_and(|sender| !sender.finish()) {
+        if self.sender.take().is_some_and(|sender| sender.finish() != Some(true)) {
             tracing::warn!(
                 "tracking: the run is not complete on the server; `petnet-train runs sync` sends the rest"
             );

@@ -184,7 +184,13 @@ impl Run {
     /// Reads a run; a running one whose process has ended is marked as killed.
     pub(super) fn open(folder: PathBuf) -> Result<Self> {
         let mut run = Self { meta: read_yaml(&folder)?, folder, lock: None };
-        run.mark_if_killed()?;
+        if run.meta.status() == Status::Running && lock(&run.folder)?.is_some() {
+            let mut last = run.meta.start_time;
+            for (_, file) in run.metric_files()? {
+                last = last.max(millis(fs::metadata(&file)?.modified()?));
+            }
+            run.mark(Status::Killed, Some(last))?;
+        }
         Ok(run)
     }
 
@@ -242,18 +248,6 @@ impl Run {
         self.meta.status = status as i64;
         self.meta.end_time = end;
         write_yaml(&self.folder, &self.meta)
-    }
-
-    /// Marks a run as killed if its status is running but no process has it locked.
-    fn mark_if_killed(&mut self) -> Result<()> {
-        if self.meta.status() != Status::Running || lock(&self.folder)?.is_none() {
-            return Ok(());
-        }
-        let mut last = self.meta.start_time;
-        for (_, file) in self.metric_files()? {
-            last = last.max(millis(fs::metadata(&file)?.modified()?));
-        }
-        self.mark(Status::Killed, Some(last))
     }
 
     pub(crate) fn tag(&self, key: &str, value: &str) -> Result<()> {

@@ -1,13 +1,13 @@
 //! Sends a run to its server from a separate thread while it is recorded, without delaying the training.
 
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use petnet::mlflow::{RequestError, Server};
 
 use super::run::Run;
 use super::sync::sync;
+use super::worker::Worker;
 
 /// Time between two transfers while all goes well.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -17,28 +17,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Longest time in which the rest of a finished run is sent.
 const FINAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Handle of the sending thread.
-pub(super) struct Sender {
-    /// Dropped to signal that the run has ended.
-    alive: SyncSender<()>,
-    thread: JoinHandle<bool>,
-}
-
-impl Sender {
-    pub(super) fn start(run: &Run, server: Server) -> std::io::Result<Self> {
-        let run = run.share();
-        let (alive, ended) = mpsc::sync_channel(0);
-        let name = "tracking".to_string();
-        let thread =
-            std::thread::Builder::new().name(name).spawn(move || send(&run, &server, &ended))?;
-        Ok(Self { alive, thread })
-    }
-
-    /// Waits for the thread to send the rest; true if everything was sent.
-    pub(super) fn finish(self) -> bool {
-        drop(self.alive);
-        self.thread.join().unwrap_or(false)
-    }
+/// Starts the sending thread, which returns true if everything was sent.
+pub(super) fn start(run: &Run, server: Server) -> std::io::Result<Worker<bool>> {
+    let run = run.share();
+    Worker::start("tracking", move |ended| send(&run, &server, ended))
 }
 
 /// Sends until the run has ended and everything is sent; false after a failure that is permanent or lasts too long.

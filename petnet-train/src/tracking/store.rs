@@ -54,9 +54,7 @@ impl Store {
 
     /// Folder and name of each experiment.
     fn experiments(&self) -> Result<Vec<(PathBuf, String)>> {
-        let numbered = |folder: &PathBuf| {
-            folder.file_name().is_some_and(|name| name.to_string_lossy().parse::<i64>().is_ok())
-        };
+        let numbered = |folder: &PathBuf| file_name(folder).parse::<i64>().is_ok();
         folders(&self.root)?
             .into_iter()
             .filter(numbered)
@@ -100,8 +98,8 @@ impl Store {
 
     /// The run whose identifier begins with `id`.
     pub(crate) fn run(&self, id: &str) -> Result<Run> {
-        let mut found: Vec<Run> =
-            self.runs()?.into_iter().filter(|run| run.id().starts_with(id)).collect();
+        let mut found = self.runs()?;
+        found.retain(|run| run.id().starts_with(id));
         match (found.pop(), found.is_empty()) {
             (Some(run), true) if !id.is_empty() => Ok(run),
             (None, _) => bail!("no run {id} in {}", self.root.display()),

@@ -135,18 +135,9 @@ impl Transfer<'_> {
 
     /// Sends parameters and tags.
     fn params_and_tags(&mut self) -> Result<()> {
-        let params: Vec<_> = self
-            .run
-            .params()?
-            .into_iter()
-            .filter(|(key, _)| !self.sent.params.contains(key))
-            .collect();
-        let tags: Vec<_> = self
-            .run
-            .tags()?
-            .into_iter()
-            .filter(|(key, value)| self.sent.tags.get(key) != Some(value))
-            .collect();
+        let (mut params, mut tags) = (self.run.params()?, self.run.tags()?);
+        params.retain(|(key, _)| !self.sent.params.contains(key));
+        tags.retain(|(key, value)| self.sent.tags.get(key) != Some(value));
         for some in params.chunks(MAX_PARAMS) {
             self.server.log_params(&self.sent.run_id, some)?;
             self.sent.params.extend(some.iter().map(|(key, _)| key.clone()));

@@ -1,45 +1,29 @@
 //! System metrics during a run, under MLflow's names: CPU, memory, disk, network.
 
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::thread::JoinHandle;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use sysinfo::{Networks, System};
 
 use super::run::Run;
+use super::worker::Worker;
 use crate::disk::{self, Space};
 
 /// Sampling interval, as in MLflow.
 const INTERVAL: Duration = Duration::from_secs(10);
 const MEGABYTE: f64 = 1e6;
 
-/// Handle of the sampling thread.
-pub(super) struct Monitor {
-    alive: SyncSender<()>,
-    thread: JoinHandle<()>,
-}
-
-impl Monitor {
-    pub(super) fn start(run: &Run) -> std::io::Result<Self> {
-        let run = run.share();
-        let (alive, ended) = mpsc::sync_channel::<()>(0);
-        let name = "system metrics".to_string();
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let Ok(mut sampler) = Sampler::new(&run) else { return };
-            while ended.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                sampler.log(&run);
-            }
-            // A run shorter than the interval gets one sample, too.
+/// Starts the sampling thread.
+pub(super) fn start(run: &Run) -> std::io::Result<Worker<()>> {
+    let run = run.share();
+    Worker::start("system metrics", move |ended| {
+        let Ok(mut sampler) = Sampler::new(&run) else { return };
+        while ended.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
             sampler.log(&run);
-        })?;
-        Ok(Self { alive, thread })
-    }
-
-    pub(super) fn finish(self) {
-        drop(self.alive);
-        // A panic of the sampling thread must not stop a training.
-        let _ = self.thread.join();
-    }
+        }
+        // A run shorter than the interval gets one sample, too.
+        sampler.log(&run);
+    })
 }
 
 /// State between two samples.

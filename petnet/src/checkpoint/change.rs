@@ -63,8 +63,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] where it lacks the range of a feature map, or one holds no values.
     pub fn with_quantization(self, quantization: Option<Quantization>) -> Result<Self> {
-        let info = ModelInfo { quantization, ..self.info };
-        Self::new(info, self.weights).map_err(|reason| Error::checkpoint("<model>", reason))
+        self.with_info(|info| info.quantization = quantization)
     }
 
     /// The network that the source head was part of, as a model of its own, with classes named by their numbers;
@@ -97,9 +96,6 @@ impl Checkpoint {
     }
 
     /// The same model with another last layer.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] for weights of other shapes.
     #[cfg(feature = "train")]
     pub(crate) fn with_last_layer(self, weight: Weight, bias: Weight) -> Result<Self> {
         let Self { info, mut weights } = self;
@@ -110,11 +106,7 @@ impl Checkpoint {
         Self::new(info, weights).map_err(|reason| Error::checkpoint("<model>", reason))
     }
 
-    /// The same model with a changed description.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] where it no longer fits the weights.
-    #[cfg(feature = "train")]
+    /// The same model with a changed description, where it still fits the weights.
     pub(crate) fn with_info(self, change: impl FnOnce(&mut ModelInfo)) -> Result<Self> {
         let Self { mut info, weights } = self;
         change(&mut info);
@@ -122,9 +114,6 @@ impl Checkpoint {
     }
 
     /// The same model with a source head. Ranges of its feature maps are still to be measured.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] where the head does not begin as the model does.
     #[cfg(feature = "train")]
     pub(crate) fn with_source(self, source: SourceHead, head: Weights) -> Result<Self> {
         let Self { mut info, mut weights } = self;
@@ -134,9 +123,6 @@ impl Checkpoint {
     }
 
     /// The same model without its source head.
-    ///
-    /// # Errors
-    /// None for a valid model.
     #[cfg(feature = "train")]
     pub(crate) fn without_source(&self) -> Result<Self> {
         let mut info = self.info.clone();

@@ -142,9 +142,6 @@ impl ModelInfo {
     }
 
     /// Validates that all parts fit each other and are within bounds.
-    ///
-    /// # Errors
-    /// [`ModelError`] where it describes no model that can be run.
     fn validate(&self) -> Result<(), ModelError> {
         let (size, least) = (self.preprocess.size, self.graph.min_side() as u32);
         if !(least..=MAX_SIZE).contains(&size) {
@@ -441,4 +438,4 @@ pub(crate) fn digest<'a>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

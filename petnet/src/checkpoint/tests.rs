@@ -10,19 +10,22 @@ fn small(channels: Vec<usize>) -> Graph {
     Architecture::new(config).graph(2).unwrap()
 }
 
-/// A network whose values follow a pattern.
-fn checkpoint() -> Checkpoint {
-    let preprocess = Preprocess { size: 16, resize: Resize::Stretch };
-    let labels = vec!["cat".to_string(), "dog".to_string()];
-    let info = ModelInfo::new(small(vec![4, 8]), labels, preprocess);
+/// A model of a network, whose values are `value` of numbers from 0 to 100.
+pub(crate) fn patterned(graph: Graph, size: u32, value: impl Fn(f32) -> f32) -> Checkpoint {
+    let preprocess = Preprocess { size, resize: Resize::Stretch };
+    let info = ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess);
     let named = info.graph.nodes().iter().flat_map(passes::parameters);
     let weights = named.map(|(name, shape)| {
         let count = shape.iter().product::<usize>();
-        let values = (0..count).map(|i| (i * 37 % 101) as f32 / 40.0 - 1.1).collect();
+        let values = (0..count).map(|i| value((i * 37 % 101) as f32)).collect();
         (name, Weight { shape, values })
     });
     let weights = weights.collect();
     Checkpoint::new(info, weights).unwrap()
+}
+
+fn checkpoint() -> Checkpoint {
+    patterned(small(vec![4, 8]), 16, |value| value / 40.0 - 1.1)
 }
 
 #[test]

@@ -44,8 +44,9 @@ impl Fingerprint {
     }
 }
 
-/// Group number of each image, counted from 0 in the order of first members.
-pub(crate) fn group(images: &[(String, Fingerprint)]) -> Vec<usize> {
+/// Group number of each image by digest and fingerprint, counted from 0 in the order of first members.
+pub(crate) fn group<'a>(images: impl Iterator<Item = (&'a str, &'a Fingerprint)>) -> Vec<usize> {
+    let images: Vec<(&str, &Fingerprint)> = images.collect();
     let mut sets = Sets::new(images.len());
     let mut by_digest: HashMap<&str, usize> = HashMap::new();
     for (index, (digest, _)) in images.iter().enumerate() {
@@ -57,7 +58,7 @@ pub(crate) fn group(images: &[(String, Fingerprint)]) -> Vec<usize> {
         for (index, (_, print)) in images.iter().enumerate() {
             let bucket = buckets.entry((print.hash >> (16 * band)) as u16).or_default();
             for &other in bucket.iter() {
-                if print.is_near_duplicate(&images[other].1) {
+                if print.is_near_duplicate(images[other].1) {
                     sets.join(other, index);
                 }
             }

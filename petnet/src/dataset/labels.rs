@@ -152,13 +152,11 @@ impl Labels {
             .or_else(|| find(&CLASSES))
             .ok_or_else(|| format!("no column `label` or `class` among: {}", columns()))?;
         let classes = classes(text, options.multi_label)?;
-        let split = match find(&SPLIT).filter(|split| !split.is_empty()) {
-            Some(name) => Some(
-                Split::of_folder(name)
-                    .ok_or_else(|| format!("split `{name}` is none of train, val and test"))?,
-            ),
-            None => None,
-        };
+        let split = find(&SPLIT).filter(|split| !split.is_empty()).map(|name| {
+            let unknown = || format!("split `{name}` is none of train, val and test");
+            Split::of_folder(name).ok_or_else(unknown)
+        });
+        let split = split.transpose()?;
         let authenticated = find(&["authenticated"]).is_none_or(|value| value != "false");
         let overrides_folder = authenticated || options.trust_unauthenticated;
         let label = Label { classes, split, overrides_folder };
@@ -195,18 +193,12 @@ impl Labels {
 
 /// The classes that a label names.
 fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
-    let mut classes: Vec<String> = match multi_label {
-        true => text.split(BETWEEN).map(|name| name.trim().to_string()).collect(),
-        false if text.contains(BETWEEN) => {
-            return Err(format!(
-                "label `{text}` names several classes: allow them with `multi_label`"
-            ));
-        }
-        false => vec![text.into()],
-    };
-    if multi_label && text.is_empty() {
-        classes.clear();
+    if !multi_label && text.contains(BETWEEN) {
+        return Err(format!("label `{text}` names several classes: allow them with `multi_label`"));
     }
+    let names = text.split(BETWEEN).map(|name| name.trim().to_string());
+    let classes: Vec<String> =
+        if multi_label && text.is_empty() { Vec::new() } else { names.collect() };
     classes.iter().try_for_each(|name| validate_class(name))?;
     Ok(classes)
 }

@@ -139,11 +139,13 @@ impl ImageFolders {
         if self.all_splits(0) && first.len() > 1 {
             if second.is_empty() {
                 let names = first.into_iter().collect::<Vec<_>>().join(", ");
-                return Err(Error::Dataset(format!(
-                    "{}: {names} are splits, and there are no folders of classes in them: name the classes in a \
-                     table of labels, or give a label pattern for the file names",
-                    path.display()
-                )));
+                return Err(Error::dataset(
+                    path,
+                    format!(
+                        "{names} are splits, and there are no folders of classes in them: name the classes in a \
+                     table of labels, or give a label pattern for the file names"
+                    ),
+                ));
             }
             return Ok(Some(DetectedLayout::SplitsAbove));
         }
@@ -160,15 +162,14 @@ impl ImageFolders {
             Layout::Auto => self.found(path),
             Layout::Table => Ok(None),
             Layout::Folders if self.level(0).is_empty() => {
-                Err(Error::Dataset(format!("{}: no folder has images", path.display())))
+                Err(Error::dataset(path, "no folder has images"))
             }
             Layout::Folders => Ok(Some(DetectedLayout::Folders)),
             Layout::Splits if self.all_splits(0) => Ok(Some(DetectedLayout::SplitsAbove)),
             Layout::Splits if self.all_splits(1) => Ok(Some(DetectedLayout::SplitsBelow)),
-            Layout::Splits => Err(Error::Dataset(format!(
-                "{}: found no folders `train`, `val` and `test`",
-                path.display()
-            ))),
+            Layout::Splits => {
+                Err(Error::dataset(path, "found no folders `train`, `val` and `test`"))
+            }
         }
     }
 

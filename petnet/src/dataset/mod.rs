@@ -272,19 +272,19 @@ impl Dataset {
         Ok(part)
     }
 
-    /// Every `step`-th image.
-    pub(crate) fn every_nth(&self, step: usize) -> Self {
-        let samples = self.samples.iter().step_by(step.max(1)).cloned();
+    /// At most `count` images, evenly spaced.
+    pub(crate) fn at_most(&self, count: usize) -> Self {
+        let step = self.samples.len().div_ceil(count.max(1)).max(1);
+        let samples = self.samples.iter().step_by(step).cloned();
         Self { samples: samples.collect(), ..self.clone() }
     }
 
     /// At most `count` images, evenly spaced, preprocessed to a network's input.
     pub(crate) fn preprocessed(&self, preprocess: Preprocess, count: usize) -> Result<Vec<Pixels>> {
-        let step = self.samples.len().div_ceil(count.max(1)).max(1);
-        let indices: Vec<usize> = (0..self.samples.len()).step_by(step).collect();
-        let pixels = indices.par_iter().map(|&index| {
-            let pixels = preprocess.run(&self.read(index)?, &Limits::default());
-            let path = || self.samples[index].path.clone();
+        let images = self.at_most(count);
+        let pixels = (0..images.len()).into_par_iter().map(|index| {
+            let pixels = preprocess.run(&images.read(index)?, &Limits::default());
+            let path = || images.samples[index].path.clone();
             pixels.map_err(|source| Error::ImageFile { path: path(), source })
         });
         pixels.collect()
@@ -378,10 +378,7 @@ impl Dataset {
             .iter()
             .map(|class| {
                 index.get(&class_key(class)).copied().ok_or_else(|| {
-                    let mut known = labels[..labels.len().min(NAMED)].join(", ");
-                    if labels.len() > NAMED {
-                        known += &format!(" and {} others", labels.len() - NAMED);
-                    }
+                    let known = notes::first_names(labels, NAMED);
                     Error::Dataset(format!(
                         "class `{class}` is unknown to the model, which knows: {known}"
                     ))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::layout::{DetectedLayout, ImageFolders};
 use crate::files::{Listing, class_key};
 
-/// Largest number of classes, folders or files that a note names.
+/// Largest number of folders that a note names.
 const NAMED: usize = 5;
 
 /// Notes for users, one sentence each.
@@ -36,7 +36,8 @@ impl Notes {
             .map(|folder| format!("`{}`", folder.display()))
             .collect();
         if !empty.is_empty() {
-            self.0.push(format!("no image in {}: no class of that name", first_names(&empty)));
+            self.0
+                .push(format!("no image in {}: no class of that name", first_names(&empty, NAMED)));
         }
     }
 
@@ -65,8 +66,9 @@ impl Notes {
     }
 }
 
-fn first_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED);
-    let named = names[..names.len().min(NAMED)].join(", ");
+/// The first `most` names, and the number of the others.
+pub(super) fn first_names(names: &[String], most: usize) -> String {
+    let more = names.len().saturating_sub(most);
+    let named = names[..names.len().min(most)].join(", ");
     if more > 0 { format!("{named} and {more} others") } else { named }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use image::codecs::jpeg::JpegEncoder;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::labels::validate_class;
 use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
-use crate::disk::{sha256, write_atomically};
+use crate::disk::{sha256, temporary_folder, write_atomically};
 use crate::error::{Error, ImageError, Result};
 use crate::files::{Counts, MANIFEST, Source, contained};
 use crate::preprocess::{Pixels, resize_with};
@@ -149,12 +149,15 @@ impl Prepare {
         if !sensible || (train + val + test - 1.0).abs() > 1e-6 {
             return Err(wrong_shares(self.shares));
         }
-        let staging = Staging::create(out)?;
+        let above = out.parent().unwrap_or(out);
+        fs::create_dir_all(above).map_err(Error::io(above))?;
+        let folder = temporary_folder(out).map_err(Error::io(out))?;
+        let staging = folder.path();
         let failed = std::sync::Mutex::new(None);
         let dataset = self.reading.scan(raw, self.size, |name, pixels| {
             progress();
             let jpeg = self.shrink(pixels)?;
-            let path = staging.0.join(staged_name(name));
+            let path = staging.join(staged_name(name));
             fs::write(&path, jpeg).map_err(|e| {
                 let reason = ImageError::Broken(e.to_string());
                 // An error of the disk must fail the run instead of rejecting the image.
@@ -171,23 +174,22 @@ impl Prepare {
         let dataset = dataset?;
         let parts = dataset.parts(self.shares, self.seed)?;
         if parts[0].is_empty() {
-            let raw = raw.display();
-            return Err(Error::Dataset(format!("{raw}: no image is left for training")));
+            return Err(Error::dataset(raw, "no image is left for training"));
         }
         let manifest = self.manifest(&dataset, &parts);
         for image in &manifest.images {
             let (from, to) = (
-                staging.0.join(image.path.rsplit('/').next().unwrap_or_default()),
-                staging.0.join(&image.path),
+                staging.join(image.path.rsplit('/').next().unwrap_or_default()),
+                staging.join(&image.path),
             );
-            let folder = to.parent().unwrap_or(&staging.0);
+            let folder = to.parent().unwrap_or(staging);
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
             fs::rename(&from, &to).map_err(Error::io(&from))?;
         }
         let text =
             serde_json::to_string_pretty(&manifest).map_err(|e| Error::Dataset(e.to_string()))?;
-        write_atomically(&staging.0.join(Manifest::FILE), text.as_bytes())?;
-        staging.publish(out)?;
+        write_atomically(&staging.join(Manifest::FILE), text.as_bytes())?;
+        publish(staging, out)?;
         Ok(manifest)
     }
 
@@ -298,11 +300,11 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     struct Version {
         format: u32,
     }
-    let unreadable = |e| Error::Dataset(format!("{}: {e}", path.display()));
+    let unreadable = |e: serde_json::Error| Error::dataset(&path, e);
     let Version { format } = serde_json::from_str(&text).map_err(unreadable)?;
     if format != FORMAT {
         let reason = format!("layout {format}, this petnet reads {FORMAT}: prepare it again");
-        return Err(Error::Dataset(format!("{}: {reason}", path.display())));
+        return Err(Error::dataset(&path, reason));
     }
     let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
     let number = |class: &str| manifest.classes.iter().position(|known| known == class);
@@ -318,16 +320,14 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
             (Some(_), false) | (None, _) => None,
         };
         let target = target.ok_or_else(|| {
-            let (path, image) = (path.display(), &image.path);
-            Error::Dataset(format!(
-                "{path}: the classes of `{image}` are not those of the data set"
-            ))
+            let reason = format!("the classes of `{}` are not those of the data set", image.path);
+            Error::dataset(&path, reason)
         })?;
         // Manifests are untrusted: a path outside of the folder is refused.
         let inside = contained(&image.path)
             .filter(|_| names.clone().all(|class| validate_class(class).is_ok()));
         let inside = inside.ok_or_else(|| {
-            Error::Dataset(format!("{}: `{}` leads out of the folder", path.display(), image.path))
+            Error::dataset(&path, format!("`{}` leads out of the folder", image.path))
         })?;
         let (sha256, split) = (image.sha256.clone(), Some(image.split));
         let PreparedImage { group, size, .. } = *image;
@@ -356,35 +356,18 @@ fn staged_name(path: &Path) -> String {
     format!("{name}-{}.jpg", &digest[..8])
 }
 
-/// A temporary folder next to `out`, removed unless it is published.
-struct Staging(PathBuf);
-
-impl Staging {
-    fn create(out: &Path) -> Result<Self> {
-        let name = out.file_name().unwrap_or_default().to_string_lossy();
-        let path = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        fs::create_dir_all(&path).map_err(Error::io(&path))?;
-        Ok(Self(path))
+/// Renames a temporary folder to `out` and removes the earlier `out`.
+fn publish(staging: &Path, out: &Path) -> Result<()> {
+    let old = staging.with_extension("old");
+    if out.exists() {
+        fs::rename(out, &old).map_err(Error::io(out))?;
     }
-
-    fn publish(self, out: &Path) -> Result<()> {
-        let old = self.0.with_extension("old");
-        if out.exists() {
-            fs::rename(out, &old).map_err(Error::io(out))?;
-        }
-        fs::rename(&self.0, out).map_err(|error| {
-            // The old data set returns to its place; the error that is reported is the first one.
-            let _ = fs::rename(&old, out);
-            Error::io(out)(error)
-        })?;
-        // The new data set is in place; remains of the old one only take space.
-        let _ = fs::remove_dir_all(&old);
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+    fs::rename(staging, out).map_err(|error| {
+        // The old data set returns to its place; the error that is reported is the first one.
+        let _ = fs::rename(&old, out);
+        Error::io(out)(error)
+    })?;
+    // The new data set is in place; remains of the old one only take space.
+    let _ = fs::remove_dir_all(&old);
+    Ok(())
 }

@@ -39,9 +39,6 @@ impl FromStr for Pattern {
     type Err = String;
 
     /// Parses a regular expression with a group.
-    ///
-    /// # Errors
-    /// The reason why it is none.
     fn from_str(text: &str) -> Result<Self, String> {
         let pattern = Regex::new(text).map_err(|error| error.to_string())?;
         if pattern.captures_len() < 2 {
@@ -91,14 +88,9 @@ pub struct Reading {
     pub limits: Limits,
 }
 
-/// Files that are images by their names or first bytes, before they are decoded.
-struct Candidates {
-    images: Vec<PathBuf>,
-    listing: Listing,
-}
-
 /// A decoded image.
 struct Inspected {
+    path: PathBuf,
     sha256: String,
     classes: Vec<String>,
     split: Option<Split>,
@@ -106,40 +98,24 @@ struct Inspected {
     size: (u32, u32),
 }
 
-/// Images with their fingerprints for duplicates, and images that were refused.
-#[derive(Default)]
-struct Scanned {
-    samples: Vec<Sample>,
-    prints: Vec<(String, Fingerprint)>,
-    rejects: Vec<Reject>,
-}
-
-impl Scanned {
-    fn of(
-        images: &[PathBuf],
-        inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
-        target: impl Fn(&[String]) -> Target,
-        left_out: &mut Counts,
-    ) -> Self {
-        let mut scanned = Self::default();
-        for (path, outcome) in images.iter().zip(inspected) {
-            match outcome {
-                Ok(Ok(Inspected { sha256, classes, split, print, size })) => {
-                    let (target, sha) = (target(&classes), sha256.clone());
-                    let (path, size) = (path.clone(), Some(size));
-                    let sample = Sample { path, target, sha256: sha, group: 0, size, split };
-                    scanned.samples.push(sample);
-                    scanned.prints.push((sha256, print));
-                }
-                Ok(Err(reason)) => left_out.add(reason),
-                Err(error) => {
-                    left_out.add(reason(&error));
-                    scanned.rejects.push(Reject { path: slashed(path), reason: error.to_string() });
-                }
+/// The images that were decoded, and those that were refused.
+fn decoded(
+    images: &[PathBuf],
+    inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
+    left_out: &mut Counts,
+) -> (Vec<Inspected>, Vec<Reject>) {
+    let (mut decoded, mut rejects) = (Vec::new(), Vec::new());
+    for (path, outcome) in images.iter().zip(inspected) {
+        match outcome {
+            Ok(Ok(image)) => decoded.push(image),
+            Ok(Err(reason)) => left_out.add(reason),
+            Err(error) => {
+                left_out.add(reason(&error));
+                rejects.push(Reject { path: slashed(path), reason: error.to_string() });
             }
         }
-        scanned
     }
+    (decoded, rejects)
 }
 
 impl Reading {
@@ -168,7 +144,7 @@ impl Reading {
             ));
         }
         let mut source = Source::open(path)?;
-        let Candidates { images, listing } = candidates(&mut source)?;
+        let (images, listing) = candidates(&mut source)?;
         let (found, path_labels) = self.path_labels(path, &source, &listing, &images)?;
         if self.labels.is_empty() {
             // Before all images are decoded, which may take hours.
@@ -188,22 +164,22 @@ impl Reading {
             let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
             each(name, &pixels)?;
             let print = Fingerprint::of(&pixels)?;
-            Ok(Ok(Inspected { sha256, classes, split, print, size }))
+            Ok(Ok(Inspected { path: name.clone(), sha256, classes, split, print, size }))
         };
-        let inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>> =
-            images.par_iter().zip(path_labels.clone()).map(inspect).collect();
+        let inspected = images.par_iter().zip(path_labels.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
-        let readable = inspected.iter().flatten().flatten();
-        let found_classes = readable.flat_map(|image| &image.classes).map(String::as_str);
-        let of_folders =
-            path_labels.iter().flatten().flat_map(|(classes, _)| classes).map(String::as_str);
+        let (decoded, rejects) = decoded(&images, inspected, &mut left_out);
+        let of_folders = path_labels.iter().flatten().flat_map(|(classes, _)| classes);
         let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
-        let (classes, index) = notes.classes(found_classes.chain(of_folders));
-        let Scanned { mut samples, prints, rejects } =
-            Scanned::of(&images, inspected, |names| self.target(names, &index), &mut left_out);
-        for (sample, group) in samples.iter_mut().zip(duplicates::group(&prints)) {
-            sample.group = group;
-        }
+        let found_classes = decoded.iter().flat_map(|image| &image.classes).chain(of_folders);
+        let (classes, index) = notes.classes(found_classes.map(String::as_str));
+        let groups = duplicates::group(decoded.iter().map(|one| (&*one.sha256, &one.print)));
+        let samples = decoded.into_iter().zip(groups).map(|(image, group)| {
+            let Inspected { path, sha256, classes, split, size, .. } = image;
+            let target = self.target(&classes, &index);
+            Sample { path, target, sha256, group, size: Some(size), split }
+        });
+        let samples: Vec<Sample> = samples.collect();
         notes.0.insert(0, format!("layout: {found}"));
         if self.multi_label {
             let is_none = |sample: &&Sample| sample.target.classes().is_empty();
@@ -248,8 +224,7 @@ impl Reading {
         };
         if tables.is_empty() {
             if self.layout == Layout::Table {
-                let path = path.display();
-                return Err(Error::Dataset(format!("{path}: found no labels.csv or metadata.csv")));
+                return Err(Error::dataset(path, "found no labels.csv or metadata.csv"));
             }
             // Splits without classes, and one folder of images, are valid where a table has labels by path.
             let found = match parts.layout(self.layout, path) {
@@ -266,10 +241,13 @@ impl Reading {
         let folders = parts.layout(self.layout, path).ok().flatten();
         let classes = folders.map_or(0, |found| number_of_classes(&parts.path_labels(&found)));
         if self.layout == Layout::Auto && classes > 1 {
-            let (path, table) = (path.display(), tables[0].display());
-            return Err(Error::Dataset(format!(
-                "{path}: both folders and {table} may name the classes: set the layout to `folders` or `table`"
-            )));
+            let table = tables[0].display();
+            return Err(Error::dataset(
+                path,
+                format!(
+                    "both folders and {table} may name the classes: set the layout to `folders` or `table`"
+                ),
+            ));
         }
         let read: Vec<(PathBuf, Labels)> = tables
             .iter()
@@ -346,10 +324,8 @@ impl Reading {
 }
 
 fn few_classes(path: &Path, classes: usize, least: usize, left_out: &str) -> Error {
-    let path = path.display();
-    Error::Dataset(format!(
-        "{path}: found {classes} class(es) with images, at least {least} are needed{left_out}"
-    ))
+    let found = format!("found {classes} class(es) with images");
+    Error::dataset(path, format!("{found}, at least {least} are needed{left_out}"))
 }
 
 /// Smallest number of classes to train on.
@@ -366,20 +342,23 @@ fn number_of_classes(path_labels: &[PathLabel]) -> usize {
         .len()
 }
 
-/// Files whose names have an image's extension, and others whose first bytes are an image's.
-fn candidates(source: &mut Source) -> Result<Candidates> {
+/// Files whose names have an image's extension, and others whose first bytes are an image's; and the listing of all files.
+fn candidates(source: &mut Source) -> Result<(Vec<PathBuf>, Listing)> {
     let mut listing = source.list()?;
     let source = &*source;
-    let is_image: Vec<bool> = listing
-        .files
-        .par_iter()
-        // A file that cannot be read counts as no image.
-        .map(|file| left_out(file, || source.head(file, HEAD as u64).unwrap_or_default()).is_none())
-        .collect();
-    let (images, others): (Vec<_>, Vec<_>) =
-        listing.files.iter().cloned().zip(is_image).partition(|(_, is_image)| *is_image);
-    others.iter().for_each(|_| listing.left_out.add(LeftOut::NoImage));
-    Ok(Candidates { images: images.into_iter().map(|(path, _)| path).collect(), listing })
+    // A file that cannot be read counts as no image.
+    let head = |file: &PathBuf| source.head(file, HEAD as u64).unwrap_or_default();
+    let is_image = |file: &PathBuf| left_out(file, || head(file)).is_none();
+    let is_image: Vec<bool> = listing.files.par_iter().map(is_image).collect();
+    let mut images = Vec::new();
+    for (file, is_image) in listing.files.iter().zip(is_image) {
+        if is_image {
+            images.push(file.clone());
+        } else {
+            listing.left_out.add(LeftOut::NoImage);
+        }
+    }
+    Ok((images, listing))
 }
 
 fn reason(error: &ImageError) -> LeftOut {
@@ -413,8 +392,7 @@ impl Dataset {
         };
         let (counts, classes) = (self.counts(), &self.classes);
         if let Some(class) = classes.iter().find(|class| validate_class(class).is_err()) {
-            let path = path.display();
-            return Err(Error::Dataset(format!("{path}: `{class}` cannot be a class's name")));
+            return Err(Error::dataset(path, format!("`{class}` cannot be a class's name")));
         }
         if let Some(empty) = counts.iter().position(|count| *count == 0) {
             let class = &classes[empty];

@@ -88,6 +88,11 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
+    #[cfg(feature = "files")]
+    pub(crate) fn dataset(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::Dataset(format!("{}: {reason}", path.display()))
+    }
+
     pub(crate) fn checkpoint(path: impl AsRef<Path>, reason: impl Into<ModelError>) -> Self {
         Self::Checkpoint { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }

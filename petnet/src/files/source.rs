@@ -68,7 +68,7 @@ impl Source {
             [0x1f, 0x8b, ..] => "gzip: decompress it first",
             _ => "neither a folder nor a zip or tar archive",
         };
-        Err(Error::Dataset(format!("{}: {why}", path.display())))
+        Err(Error::dataset(&path, why))
     }
 
     /// Lists all files, and counts those that are left out by name or kind.
@@ -107,7 +107,7 @@ impl Source {
     pub(crate) fn head(&self, name: &Path, count: u64) -> Result<Vec<u8>, ImageError> {
         self.with(name, |reader, _| {
             let mut bytes = Vec::new();
-            reader.take(count).read_to_end(&mut bytes).map_err(|e| broken(&e))?;
+            reader.take(count).read_to_end(&mut bytes).map_err(broken)?;
             Ok(bytes)
         })
     }
@@ -126,36 +126,35 @@ impl Source {
         let gone = || ImageError::Broken("it is no longer in the archive".into());
         match self {
             Self::Folder(root) => {
-                let mut file = File::open(root.join(name)).map_err(|e| broken(&e))?;
-                let size = file.metadata().map_err(|e| broken(&e))?.len();
+                let mut file = File::open(root.join(name)).map_err(broken)?;
+                let size = file.metadata().map_err(broken)?.len();
                 read(&mut file, size)
             }
             Self::Zip { path, entries, idle } => {
                 let index = *entries.get(name).ok_or_else(gone)?;
-                let taken = idle.lock().map_err(|e| broken(&e))?.pop();
+                let taken = idle.lock().map_err(broken)?.pop();
                 let mut archive = match taken {
                     Some(archive) => archive,
-                    None => open_zip(path).map_err(|e| broken(&e))?,
+                    None => open_zip(path).map_err(broken)?,
                 };
-                let outcome =
-                    archive.by_index(index).map_err(|e| broken(&e)).and_then(|mut entry| {
-                        let size = entry.size();
-                        read(&mut entry, size)
-                    });
-                idle.lock().map_err(|e| broken(&e))?.push(archive);
+                let outcome = archive.by_index(index).map_err(broken).and_then(|mut entry| {
+                    let size = entry.size();
+                    read(&mut entry, size)
+                });
+                idle.lock().map_err(broken)?.push(archive);
                 outcome
             }
             Self::Tar { path, entries } => {
                 let (offset, size) = *entries.get(name).ok_or_else(gone)?;
-                let mut file = File::open(path).map_err(|e| broken(&e))?;
-                file.seek(SeekFrom::Start(offset)).map_err(|e| broken(&e))?;
+                let mut file = File::open(path).map_err(broken)?;
+                file.seek(SeekFrom::Start(offset)).map_err(broken)?;
                 read(&mut file.take(size), size)
             }
         }
     }
 }
 
-fn broken(error: &dyn std::fmt::Display) -> ImageError {
+fn broken(error: impl std::fmt::Display) -> ImageError {
     ImageError::Broken(error.to_string())
 }
 
@@ -165,7 +164,7 @@ fn read_limited(reader: impl Read, size: u64, limit: u64) -> Result<Vec<u8>, Ima
         return Err(ImageError::TooLarge { bytes: size, limit });
     }
     let mut bytes = Vec::with_capacity(size as usize);
-    reader.take(limit + 1).read_to_end(&mut bytes).map_err(|e| broken(&e))?;
+    reader.take(limit + 1).read_to_end(&mut bytes).map_err(broken)?;
     let read = bytes.len() as u64;
     if read > limit { Err(ImageError::TooLarge { bytes: read, limit }) } else { Ok(bytes) }
 }
@@ -173,7 +172,7 @@ fn read_limited(reader: impl Read, size: u64, limit: u64) -> Result<Vec<u8>, Ima
 fn open_zip(path: &Path) -> Result<Zip> {
     let file = File::open(path).map_err(Error::io(path))?;
     ZipArchive::new(BufReader::new(file))
-        .map_err(|e| Error::Dataset(format!("{}: no readable zip archive ({e})", path.display())))
+        .map_err(|e| Error::dataset(path, format!("no readable zip archive ({e})")))
 }
 
 /// An entry below a folder.
@@ -265,9 +264,8 @@ fn list_zip(zip: &Zip, places: &mut HashMap<PathBuf, usize>) -> Listing {
 }
 
 fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Listing> {
-    let damaged = |e: std::io::Error| {
-        Error::Dataset(format!("{}: no readable tar archive ({e})", path.display()))
-    };
+    let damaged =
+        |e: std::io::Error| Error::dataset(path, format!("no readable tar archive ({e})"));
     let mut listing = Listing::default();
     let file = File::open(path).map_err(Error::io(path))?;
     let length = file.metadata().map_err(Error::io(path))?.len();

@@ -72,6 +72,15 @@ impl Linear {
         data.raw(&problem.minimise(l2, start))
     }
 
+    /// Logits of an image's features.
+    pub(crate) fn logits(&self, features: &[f32]) -> Vec<f32> {
+        let mut logits = self.bias.clone();
+        for (x, weights) in features.iter().zip(self.weights.chunks(self.bias.len())) {
+            add_scaled(&mut logits, *x, weights);
+        }
+        logits
+    }
+
     /// Chooses `l2` by the log loss of five-fold cross-validation, with each class spread evenly over the folds, on at most
     /// 6,000 samples. The standardisation is common to the folds, as it does not depend on the classes.
     pub(crate) fn choose_penalty(samples: &Samples, seed: u64) -> ChosenPenalty {

@@ -49,31 +49,17 @@ impl Set {
     }
 }
 
-/// A penalty by cross-validation, and the layer that is fitted with it.
-#[derive(Debug, PartialEq)]
-struct Chosen {
-    linear: Linear,
-    l2: f32,
-    accuracy: Option<f64>,
-}
-
-fn chosen(samples: &Samples, seed: u64) -> Chosen {
-    let ChosenPenalty { l2, accuracy } = Linear::choose_penalty(samples, seed);
-    Chosen { linear: Linear::fit(samples, l2, None), l2, accuracy }
+/// The layer that is fitted with a penalty by cross-validation, and that penalty.
+fn chosen(samples: &Samples, seed: u64) -> (Linear, ChosenPenalty) {
+    let penalty = Linear::choose_penalty(samples, seed);
+    (Linear::fit(samples, penalty.l2, None), penalty)
 }
 
 /// Logits `[n, classes]` of raw features.
 fn logits(linear: &Linear, features: &[f32]) -> Vec<f32> {
     let classes = linear.bias.len();
     let rows = features.chunks(linear.weights.len() / classes);
-    let row = |row: &[f32]| {
-        let mut logits = linear.bias.clone();
-        for (x, weights) in row.iter().zip(linear.weights.chunks(classes)) {
-            add_scaled(&mut logits, *x, weights);
-        }
-        logits
-    };
-    rows.flat_map(row).collect()
+    rows.flat_map(|row| linear.logits(row)).collect()
 }
 
 fn normals(seed: u64) -> impl FnMut() -> f32 {
@@ -107,10 +93,10 @@ fn objective(data: &Data, parameters: &[f64], l2: f64) -> f64 {
 
 #[test]
 fn recovers_classes_of_held_out_samples() {
-    let fitted = chosen(&Set::new(201, 3, 1.5, 1).samples(), 5);
-    let accuracy = Set::new(600, 3, 1.5, 2).accuracy(&fitted.linear);
+    let (linear, penalty) = chosen(&Set::new(201, 3, 1.5, 1).samples(), 5);
+    let accuracy = Set::new(600, 3, 1.5, 2).accuracy(&linear);
     assert!(accuracy > 0.95, "{accuracy}");
-    let estimate = fitted.accuracy.unwrap();
+    let estimate = penalty.accuracy.unwrap();
     assert!((estimate - accuracy).abs() < 0.04, "{estimate} {accuracy}");
 }
 
@@ -189,8 +175,8 @@ fn a_fitted_start_is_kept() {
 
 #[test]
 fn weak_signal_needs_a_stronger_penalty() {
-    let weak = chosen(&Set::new(150, 3, 0.15, 7).samples(), 1);
-    let strong = chosen(&Set::new(150, 3, 1.5, 7).samples(), 1);
+    let (_, weak) = chosen(&Set::new(150, 3, 0.15, 7).samples(), 1);
+    let (_, strong) = chosen(&Set::new(150, 3, 1.5, 7).samples(), 1);
     assert!(weak.l2 > 3.0 * strong.l2, "{} {}", weak.l2, strong.l2);
     assert!(weak.accuracy.is_some_and(|accuracy| (0.3..0.8).contains(&accuracy)));
 }
@@ -210,10 +196,10 @@ fn class_with_one_sample_is_fitted_but_never_held_out() {
     let mut set = Set::new(90, 3, 1.5, 9);
     set.classes = 5;
     set.targets[7] = 3;
-    let fitted = chosen(&set.samples(), 3);
-    assert!(fitted.accuracy.is_some_and(|accuracy| accuracy > 0.9), "{:?}", fitted.accuracy);
-    assert_eq!(fitted.linear.bias.len(), 5);
-    assert!(fitted.linear.weights.iter().all(|weight| weight.is_finite()));
+    let (linear, penalty) = chosen(&set.samples(), 3);
+    assert!(penalty.accuracy.is_some_and(|accuracy| accuracy > 0.9), "{penalty:?}");
+    assert_eq!(linear.bias.len(), 5);
+    assert!(linear.weights.iter().all(|weight| weight.is_finite()));
     let folds = folds(&[0, 0, 0, 0, 0, 0, 0, 1, 2, 2], 3);
     assert_eq!(folds[7], FOLDS);
     assert_ne!(folds[8], folds[9]);
@@ -222,11 +208,12 @@ fn class_with_one_sample_is_fitted_but_never_held_out() {
 
 #[test]
 fn too_few_samples_take_the_middle_penalty() {
-    let fitted = chosen(&Set::new(5, 4, 1.5, 10).samples(), 3);
-    assert_eq!((fitted.l2, fitted.accuracy), (PENALTIES[PENALTIES.len() / 2], None));
+    let middle = ChosenPenalty { l2: PENALTIES[PENALTIES.len() / 2], accuracy: None };
+    let (_, penalty) = chosen(&Set::new(5, 4, 1.5, 10).samples(), 3);
+    assert_eq!(penalty, middle);
     let empty = Set { features: Vec::new(), targets: Vec::new(), classes: 4 };
-    let fitted = chosen(&empty.samples(), 3);
-    assert_eq!((fitted.accuracy, fitted.linear.bias), (None, vec![0.0; 4]));
+    let (linear, penalty) = chosen(&empty.samples(), 3);
+    assert_eq!((penalty.accuracy, linear.bias), (None, vec![0.0; 4]));
 }
 
 #[test]

@@ -58,12 +58,6 @@ struct Counts {
     support: usize,
 }
 
-impl Counts {
-    fn f1_score(self) -> f64 {
-        ratio(2 * self.true_positives, self.predicted + self.support)
-    }
-}
-
 impl MultiLabelMetrics {
     /// Metrics of probabilities (one row per image, one column per class) and true classes, at one threshold per class.
     ///
@@ -94,22 +88,19 @@ impl MultiLabelMetrics {
                 threshold: thresholds[class],
                 precision: ratio(own.true_positives, own.predicted),
                 recall: ratio(own.true_positives, own.support),
-                f1_score: own.f1_score(),
+                f1_score: ratio(2 * own.true_positives, own.predicted + own.support),
                 support: own.support,
             }
         };
         let per_class: Vec<LabelMetrics> = counts.iter().enumerate().map(figures).collect();
-        let all = counts.iter().fold(Counts::default(), |sum, own| Counts {
-            true_positives: sum.true_positives + own.true_positives,
-            predicted: sum.predicted + own.predicted,
-            support: sum.support + own.support,
-        });
+        let sum = |count: fn(&Counts) -> usize| counts.iter().map(count).sum::<usize>();
+        let true_positives = sum(|own| own.true_positives);
         let areas: Vec<f64> = per_class.iter().filter_map(|own| own.average_precision).collect();
         let f1_scores = per_class.iter().map(|own| own.f1_score);
         Self {
             mean_average_precision: (!areas.is_empty())
                 .then(|| areas.iter().sum::<f64>() / areas.len() as f64),
-            micro_f1: all.f1_score(),
+            micro_f1: ratio(2 * true_positives, sum(|own| own.predicted + own.support)),
             macro_f1: f1_scores.sum::<f64>() / classes.max(1) as f64,
             exact_match: ratio(exact, images),
             log_loss: log_loss / (images * classes).max(1) as f64,

@@ -233,20 +233,17 @@ mod tests {
 
     #[test]
     fn every_form_of_a_name_is_read() {
-        let read = |text: &str| text.parse::<ModelUri>().map(|uri| (uri.name, uri.version));
-        let named = |version| ("Pets".to_string(), version);
-        assert_eq!(
-            read("models:/Pets@champion").unwrap(),
-            named(VersionRef::Alias("champion".into()))
-        );
-        assert_eq!(
-            read("models:/Pets/Production").unwrap(),
-            named(VersionRef::Stage("Production".into()))
-        );
-        assert_eq!(read("models:/Pets/3").unwrap(), named(VersionRef::Version(3)));
-        assert_eq!(read("models:/Pets/latest").unwrap(), named(VersionRef::Latest));
+        for (text, version) in [
+            ("models:/Pets@champion", VersionRef::Alias("champion".into())),
+            ("models:/Pets/Production", VersionRef::Stage("Production".into())),
+            ("models:/Pets/3", VersionRef::Version(3)),
+            ("models:/Pets/latest", VersionRef::Latest),
+        ] {
+            let expected = ModelUri { name: "Pets".into(), version };
+            assert_eq!(text.parse::<ModelUri>().unwrap(), expected);
+        }
         for wrong in ["models:/", "models:/Pets", "models:/Pets@", "models:/Pets/", "pets.bin"] {
-            assert!(read(wrong).is_err(), "{wrong}");
+            assert!(wrong.parse::<ModelUri>().is_err(), "{wrong}");
         }
     }
 }

@@ -114,9 +114,6 @@ enum Method {
 
 impl Detector {
     /// From a model's weights.
-    ///
-    /// # Errors
-    /// [`ModelError::MissingWeight`].
     pub(crate) fn new(
         ood: &OutOfDistribution,
         source: Option<&Graph>,

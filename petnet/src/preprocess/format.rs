@@ -34,10 +34,7 @@ pub fn recognise(head: &[u8]) -> FileKind {
     }
 }
 
-/// The format of an image.
-///
-/// # Errors
-/// The reason why there is no decoder for it.
+/// The format of an image, or the reason why there is no decoder for it.
 pub(super) fn format(bytes: &[u8]) -> Result<ImageFormat, ImageError> {
     let refused = || match unsupported(bytes) {
         Some(format) => ImageError::UnsupportedFormat(format),

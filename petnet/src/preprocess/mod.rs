@@ -113,9 +113,7 @@ pub enum Resize {
 /// Preprocessing from an image's bytes to the square that a network takes; stored with every model.
 ///
 /// ```
-/// # let mut image = std::io::Cursor::new(Vec::new());
-/// # image::RgbImage::from_pixel(8, 6, image::Rgb([90, 60, 30])).write_to(&mut image, image::ImageFormat::Png).unwrap();
-/// # let image = image.into_inner();
+#[doc = include_str!("../doc_image.txt")]
 /// use petnet::ImageError;
 /// use petnet::preprocess::{Limits, Preprocess, Resize};
 ///
