@@ -79,20 +79,24 @@ impl Cost {
 impl Evaluate {
     pub(crate) fn run(self, output: Output) -> Result<()> {
         let classifier = self.model.open(self.device)?.with_mirrors(self.tta);
-        let (dataset, source) = self.open_data(!classifier.info().task.is_single_label())?;
+        let (dataset, dataset_name) = self.open_data(!classifier.info().task.is_single_label())?;
         let dataset = dataset.with_labels(classifier.labels())?;
         let bar = terminal::bar(dataset.len() as u64, "evaluating", output);
         let evaluation = AnyEvaluation::of(&classifier, &dataset, |images| bar.inc(images as u64))?;
         bar.finish_and_clear();
         let ood_inputs = self.ood_inputs(&classifier, evaluation.ood_scores(), output)?;
-        let subject =
-            Subject { classifier: &classifier, dataset: &dataset, source, ood_inputs: &ood_inputs };
-        let source = subject.source.clone();
+        let subject = Subject {
+            classifier: &classifier,
+            dataset: &dataset,
+            dataset_name,
+            ood_inputs: &ood_inputs,
+        };
+        let dataset_name = subject.dataset_name.clone();
         let findings = Findings::of(subject, &evaluation)?;
         let file = self.model.bytes()?;
         let cost = cost(&classifier, file.len());
         let mut figures = self.figures(classifier.info(), &findings, &cost);
-        figures["data"] = json!({ "source": source, "digest": dataset.digest() });
+        figures["data"] = json!({ "source": dataset_name, "digest": dataset.digest() });
         let ood_figures: Vec<&OodFigures> = ood_inputs.iter().map(|input| &input.figures).collect();
         figures["ood"] = json!(ood_figures);
         files::write_json(&self.out.join("metrics.json"), &figures)?;

@@ -117,8 +117,9 @@ fn fit(
     }
     let classifier = Classifier::new(best, trainer.device)?;
     let evaluation = AnyEvaluation::of(&classifier, valid, |_| ())?;
-    let source = format!("{} (val)", config.program.data_dir.display());
-    let subject = Subject { classifier: &classifier, dataset: valid, source, ood_inputs: &[] };
+    let dataset_name = format!("{} (val)", config.program.data_dir.display());
+    let subject =
+        Subject { classifier: &classifier, dataset: valid, dataset_name, ood_inputs: &[] };
     let findings = Findings::of(subject, &evaluation)?;
     let mut results = vec![
         ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),

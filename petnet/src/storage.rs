@@ -79,8 +79,8 @@ pub(crate) fn encode(
 fn uses_int4(name: &str, shape: &[usize]) -> bool {
     /// Minimum number of values of a channel.
     const MIN_VALUES: usize = 64;
-    let channel = shape.iter().product::<usize>() / channels(shape).count;
-    name.starts_with(SOURCE_PREFIX) && channel >= MIN_VALUES
+    let values_per_channel = shape.iter().product::<usize>() / channels(shape).count;
+    name.starts_with(SOURCE_PREFIX) && values_per_channel >= MIN_VALUES
 }
 
 /// Values at four bits, two in a byte with the first in its lower half, and a scale for each channel. They are -7 to 7

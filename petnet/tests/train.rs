@@ -127,24 +127,25 @@ fn early_stopping_ends_before_the_last_epoch() {
 }
 
 #[test]
-fn norms_settle_on_whole_photos_and_nothing_else_moves() {
+fn batch_norm_statistics_are_estimated_on_whole_images_and_no_weight_changes() {
     let _alone = alone();
     let root = tempdir().unwrap();
     draw_folder(root.path(), &["a", "b"], 16);
     let dataset = Dataset::open(root.path()).unwrap();
     let trained_at_less = vec![Resizing { size: 16, share: 1.0 }];
     let trainer = Trainer { epochs: 2, progressive: trained_at_less, ..tiny() };
-    let [plain, settled, again] = [0, 32, 32].map(|precise_bn_images| {
+    let [plain, re_estimated, again] = [0, 32, 32].map(|precise_bn_images| {
         let last =
             Trainer { precise_bn_images, ..trainer.clone() }.fit(&dataset, &dataset).unwrap().last;
         let path = root.path().join("last.safetensors");
         last.save(&path, petnet::Precision::F32).unwrap();
         std::fs::read(path).unwrap()
     });
-    let files = [&plain, &settled, &again];
-    let [plain, settled, again] = files.map(|b| safetensors::SafeTensors::deserialize(b).unwrap());
+    let files = [&plain, &re_estimated, &again];
+    let [plain, re_estimated, again] =
+        files.map(|b| safetensors::SafeTensors::deserialize(b).unwrap());
     for (name, before) in plain.tensors() {
-        let after = settled.tensor(&name).unwrap();
+        let after = re_estimated.tensor(&name).unwrap();
         assert_eq!(before.data() == after.data(), !name.contains("running"), "{name}");
         assert!(after.data() == again.tensor(&name).unwrap().data(), "{name}");
     }

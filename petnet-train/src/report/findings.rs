@@ -72,7 +72,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) classifier: &'a Classifier,
     pub(crate) dataset: &'a Dataset,
     /// Name of the data set in the report.
-    pub(crate) source: String,
+    pub(crate) dataset_name: String,
     /// Evaluations on out-of-distribution images.
     pub(crate) ood_inputs: &'a [OodEvaluation],
 }

@@ -34,7 +34,7 @@ impl LabelReport<'_> {
             "info": info,
             "settings": serde_json::to_string_pretty(&info.settings)?,
             "parameters": self.subject.classifier.parameters(),
-            "source": self.subject.source,
+            "source": self.subject.dataset_name,
             "metrics": self.metrics,
             "out_of_distribution": self.evaluation.out_of_distribution(),
             "drawn": CURVES.min(info.labels.len()),

@@ -57,7 +57,7 @@ impl Report<'_> {
             "info": self.info(),
             "settings": settings,
             "parameters": self.subject.classifier.parameters(),
-            "source": self.subject.source,
+            "source": self.subject.dataset_name,
             "metrics": self.metrics,
             "whole": self.info().labels.len() <= SHOWN,
             "confused": self.most_confused(),

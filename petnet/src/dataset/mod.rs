@@ -26,7 +26,7 @@ pub use target::Target;
 
 use crate::disk::sha256;
 use crate::error::{Error, Result};
-use crate::files::{Counts, Source, class_key};
+use crate::files::{Counts, ImageFiles, class_key};
 use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
@@ -109,7 +109,7 @@ pub struct Dataset {
     left_out: Arc<Counts>,
     notes: Arc<[String]>,
     multi_label: bool,
-    source: Arc<Source>,
+    files: Arc<ImageFiles>,
 }
 
 impl Dataset {
@@ -223,10 +223,10 @@ impl Dataset {
         {
             return Err(wrong_shares(shares));
         }
-        let assigned = self.assign(shares, seed);
+        let assigned = self.split_assignment(shares, seed);
         Ok(Split::ALL.map(|split| {
             let samples = self.samples.iter().zip(&assigned).filter(|(_, s)| **s == split);
-            self.assigned(split, samples.map(|(sample, _)| sample))
+            self.with_samples(split, samples.map(|(sample, _)| sample))
         }))
     }
 
@@ -242,7 +242,7 @@ impl Dataset {
         }
         let of = |split: Split| {
             let belongs = |sample: &&Sample| sample.split.unwrap_or(Split::Train) == split;
-            self.assigned(split, self.samples.iter().filter(belongs))
+            self.with_samples(split, self.samples.iter().filter(belongs))
         };
         let [train, val, test] = Split::ALL.map(of);
         if !val.is_empty() {
@@ -255,7 +255,7 @@ impl Dataset {
     }
 
     /// A part with some of the samples.
-    fn assigned<'a>(&self, split: Split, samples: impl Iterator<Item = &'a Sample>) -> Self {
+    fn with_samples<'a>(&self, split: Split, samples: impl Iterator<Item = &'a Sample>) -> Self {
         let samples = samples.map(|sample| Sample { split: Some(split), ..sample.clone() });
         Self { samples: samples.collect(), ..self.clone() }
     }
@@ -265,7 +265,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Dataset`] when the data set was never split, or that part is empty.
     pub fn part(&self, split: Split) -> Result<Self> {
-        let part = self.assigned(split, self.samples.iter().filter(|s| s.split == Some(split)));
+        let part = self.with_samples(split, self.samples.iter().filter(|s| s.split == Some(split)));
         if part.is_empty() {
             return Err(Error::Dataset(format!("there is no `{}` part", split.name())));
         }
@@ -290,15 +290,16 @@ impl Dataset {
         pixels.collect()
     }
 
-    fn assign(&self, shares: [f64; 3], seed: u64) -> Vec<Split> {
+    /// The split of each image, for shares of each class; groups of duplicates stay together.
+    fn split_assignment(&self, shares: [f64; 3], seed: u64) -> Vec<Split> {
         let mut shuffled: Vec<(Vec<u8>, Vec<usize>)> = self
             .groups()
             .into_values()
             .map(|members| {
-                let name = members.iter().map(|m| &self.samples[*m].sha256).min();
+                let smallest_digest = members.iter().map(|m| &self.samples[*m].sha256).min();
                 let mut hash = Sha256::new();
                 hash.update(seed.to_le_bytes());
-                hash.update(name.map_or("", String::as_str));
+                hash.update(smallest_digest.map_or("", String::as_str));
                 (hash.finalize().to_vec(), members)
             })
             .collect();
@@ -306,16 +307,21 @@ impl Dataset {
         // Images that validation and test can still take, by class, those without a class last. A group that does not fit
         // goes to training.
         let mut counts = self.counts();
-        let none = counts.len();
-        let is_none = |sample: &&Sample| sample.target.classes().is_empty();
-        counts.push(self.samples.iter().filter(is_none).count());
-        let of = |count: usize, share: f64| (count as f64 * share).round() as usize;
-        let mut free = [Split::Test, Split::Val].map(|split| {
+        let no_class_index = counts.len();
+        let has_no_class = |sample: &&Sample| sample.target.classes().is_empty();
+        counts.push(self.samples.iter().filter(has_no_class).count());
+        let rounded_share = |count: usize, share: f64| (count as f64 * share).round() as usize;
+        let mut remaining = [Split::Test, Split::Val].map(|split| {
             let share = shares[split as usize];
             // A class too rare to be divided must not keep its images out. The number of images is limited instead.
-            let rare = |free: usize| if self.multi_label && free == 0 { usize::MAX } else { free };
-            let classes = counts.iter().map(|count| rare(of(*count, share)));
-            let images = if self.multi_label { of(self.samples.len(), share) } else { usize::MAX };
+            let limit =
+                |count: usize| if self.multi_label && count == 0 { usize::MAX } else { count };
+            let classes = counts.iter().map(|count| limit(rounded_share(*count, share)));
+            let images = if self.multi_label {
+                rounded_share(self.samples.len(), share)
+            } else {
+                usize::MAX
+            };
             (split, classes.chain([images]).collect::<Vec<_>>())
         });
         let mut assigned = vec![Split::Train; self.samples.len()];
@@ -324,14 +330,14 @@ impl Dataset {
             needed[counts.len()] = members.len();
             for member in &members {
                 match self.samples[*member].target.classes() {
-                    [] => needed[none] += 1,
+                    [] => needed[no_class_index] += 1,
                     classes => classes.iter().for_each(|class| needed[*class] += 1),
                 }
             }
             let fits =
-                |free: &[usize]| free.iter().zip(&needed).all(|(free, needed)| free >= needed);
-            if let Some((split, free)) = free.iter_mut().find(|(_, free)| fits(free)) {
-                free.iter_mut().zip(&needed).for_each(|(free, needed)| *free -= needed);
+                |left: &[usize]| left.iter().zip(&needed).all(|(left, needed)| left >= needed);
+            if let Some((split, left)) = remaining.iter_mut().find(|(_, left)| fits(left)) {
+                left.iter_mut().zip(&needed).for_each(|(left, needed)| *left -= needed);
                 members.iter().for_each(|member| assigned[*member] = *split);
             }
         }
@@ -351,7 +357,7 @@ impl Dataset {
 
     /// Time of the last change of the manifest, archive or folder, in seconds since 1970.
     pub(crate) fn modified(&self) -> Option<u64> {
-        let since = self.source.modified()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        let since = self.files.modified()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         Some(since.as_secs())
     }
 
@@ -361,7 +367,7 @@ impl Dataset {
     /// [`Error::ImageFile`] when the file was removed or has grown beyond the limit.
     pub fn read(&self, index: usize) -> Result<Vec<u8>> {
         let path = &self.samples[index].path;
-        self.source
+        self.files
             .read(path, Limits::default().max_bytes)
             .map_err(|source| Error::ImageFile { path: path.clone(), source })
     }

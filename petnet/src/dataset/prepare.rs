@@ -13,7 +13,7 @@ use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
 use crate::disk::{sha256, temporary_folder, write_atomically};
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, MANIFEST, Source, contained};
+use crate::files::{Counts, ImageFiles, MANIFEST, contained};
 use crate::preprocess::{Pixels, resize_with};
 
 /// Version of the layout of manifests.
@@ -340,7 +340,7 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
         left_out: Arc::new(manifest.left_out),
         notes: manifest.notes.into(),
         multi_label: manifest.multi_label,
-        source: Arc::new(Source::open(folder)?),
+        files: Arc::new(ImageFiles::open(folder)?),
     })
 }
 

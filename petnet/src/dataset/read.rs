@@ -18,7 +18,7 @@ use super::notes::Notes;
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, LeftOut, Listing, Source, class_key, left_out};
+use crate::files::{Counts, ImageFiles, LeftOut, Listing, class_key, left_out};
 use crate::preprocess::{HEAD, Limits, Pixels, decode_measured};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
@@ -143,9 +143,9 @@ impl Reading {
                 "labels name several classes: multi_label must be true".into(),
             ));
         }
-        let mut source = Source::open(path)?;
-        let (images, listing) = candidates(&mut source)?;
-        let (found, path_labels) = self.path_labels(path, &source, &listing, &images)?;
+        let mut files = ImageFiles::open(path)?;
+        let (images, listing) = candidates(&mut files)?;
+        let (found, path_labels) = self.path_labels(path, &files, &listing, &images)?;
         if self.labels.is_empty() {
             // Before all images are decoded, which may take hours.
             self.refuse_few_classes(path, &path_labels, &listing.left_out)?;
@@ -153,7 +153,7 @@ impl Reading {
         let mut notes = Notes::default();
         notes.folders_without_images(&found, &images, &listing);
         let inspect = |(name, path_label): (&PathBuf, PathLabel)| {
-            let bytes = source.read(name, self.limits.max_bytes)?;
+            let bytes = files.read(name, self.limits.max_bytes)?;
             let sha256 = sha256(&bytes);
             if self.labels.drops(&sha256) {
                 return Ok(Err(LeftOut::Dropped));
@@ -193,7 +193,7 @@ impl Reading {
             left_out: Arc::new(left_out),
             notes: notes.0.into(),
             multi_label: self.multi_label,
-            source: Arc::new(source),
+            files: Arc::new(files),
         };
         dataset.refuse_missing_classes(path)?;
         Ok(dataset)
@@ -203,7 +203,7 @@ impl Reading {
     fn path_labels(
         &self,
         path: &Path,
-        source: &Source,
+        files: &ImageFiles,
         listing: &Listing,
         images: &[PathBuf],
     ) -> Result<(DetectedLayout, Vec<PathLabel>)> {
@@ -252,7 +252,7 @@ impl Reading {
         let read: Vec<(PathBuf, Labels)> = tables
             .iter()
             .map(|table| {
-                let bytes = source.read(table, self.limits.max_bytes);
+                let bytes = files.read(table, self.limits.max_bytes);
                 let bytes =
                     bytes.map_err(|source| Error::ImageFile { path: table.clone(), source })?;
                 let folder = table.parent().unwrap_or(Path::new("")).to_path_buf();
@@ -343,11 +343,11 @@ fn number_of_classes(path_labels: &[PathLabel]) -> usize {
 }
 
 /// Files whose names have an image's extension, and others whose first bytes are an image's; and the listing of all files.
-fn candidates(source: &mut Source) -> Result<(Vec<PathBuf>, Listing)> {
-    let mut listing = source.list()?;
-    let source = &*source;
+fn candidates(files: &mut ImageFiles) -> Result<(Vec<PathBuf>, Listing)> {
+    let mut listing = files.list()?;
+    let files = &*files;
     // A file that cannot be read counts as no image.
-    let head = |file: &PathBuf| source.head(file, HEAD as u64).unwrap_or_default();
+    let head = |file: &PathBuf| files.head(file, HEAD as u64).unwrap_or_default();
     let is_image = |file: &PathBuf| left_out(file, || head(file)).is_none();
     let is_image: Vec<bool> = listing.files.par_iter().map(is_image).collect();
     let mut images = Vec::new();

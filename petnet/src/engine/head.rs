@@ -100,8 +100,8 @@ fn gradient(layers: &[Layer], x: &[f32], class: usize) -> Vec<f32> {
         }
         Layer::Activation(activation) => {
             let [floor, ceiling] = activation.bounds();
-            let passes = |value: f32| value > floor && value < ceiling;
-            x.iter().zip(output).map(|(x, g)| if passes(*x) { g } else { 0.0 }).collect()
+            let is_inside = |value: f32| value > floor && value < ceiling;
+            x.iter().zip(output).map(|(x, g)| if is_inside(*x) { g } else { 0.0 }).collect()
         }
     }
 }

@@ -15,16 +15,16 @@ pub(crate) use names::{class_key, contained};
 pub use names::{entry_path, left_out};
 pub use source::{Entry, walk};
 #[cfg(feature = "train")]
-pub(crate) use source::{Listing, MANIFEST, Source};
+pub(crate) use source::{ImageFiles, Listing, MANIFEST};
 
 /// Entry point for fuzzing: lists an archive and reads its first files.
 #[cfg(fuzzing)]
 pub fn read_archive(path: &std::path::Path) {
-    let Ok(mut source) = source::Source::open(path) else { return };
-    let Ok(listing) = source.list() else { return };
+    let Ok(mut files) = ImageFiles::open(path) else { return };
+    let Ok(listing) = files.list() else { return };
     for file in listing.files.iter().take(100) {
-        let _ = source.head(file, 32);
-        let _ = source.read(file, 1 << 20);
+        let _ = files.head(file, 32);
+        let _ = files.read(file, 1 << 20);
     }
 }
 

@@ -19,9 +19,9 @@ type Zip = ZipArchive<BufReader<File>>;
 /// The file by which a prepared folder is recognised.
 pub(crate) const MANIFEST: &str = "manifest.json";
 
-/// Reads files by their paths of [`Source::list`], from any number of threads.
+/// Reads files by their paths of [`ImageFiles::list`], from any number of threads.
 #[derive(Debug)]
-pub(crate) enum Source {
+pub(crate) enum ImageFiles {
     Folder(PathBuf),
     /// A zip archive, opened once per reading thread, as a reader has a position.
     Zip {
@@ -45,7 +45,7 @@ pub(crate) struct Listing {
     pub(crate) left_out: Counts,
 }
 
-impl Source {
+impl ImageFiles {
     /// Opens a folder, or an archive recognised by its first bytes.
     ///
     /// # Errors

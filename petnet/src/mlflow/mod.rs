@@ -125,8 +125,8 @@ impl Server {
             .ok_or_else(|| {
                 Error::Config(format!("tracking server {uri}: must begin with http:// or https://"))
             })?;
-        let authority = rest.find('/').unwrap_or(rest.len());
-        let (inside, host) = match rest[..authority].rfind('@') {
+        let authority_end = rest.find('/').unwrap_or(rest.len());
+        let (credentials, host) = match rest[..authority_end].rfind('@') {
             Some(at) => (Some(percent_decode_str(&rest[..at]).collect()), &rest[at + 1..]),
             None => (None, rest),
         };
@@ -136,7 +136,7 @@ impl Server {
         });
         let token = lookup("MLFLOW_TRACKING_TOKEN").map(|token| format!("Bearer {token}"));
         let authorization =
-            inside.or(user).map(|pair| format!("Basic {}", STANDARD.encode(pair))).or(token);
+            credentials.or(user).map(|pair| format!("Basic {}", STANDARD.encode(pair))).or(token);
         let tls = TlsConfig::builder()
             .root_certs(match lookup("MLFLOW_TRACKING_SERVER_CERT_PATH") {
                 Some(path) => certificates(Path::new(&path))?,

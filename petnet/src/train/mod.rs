@@ -31,7 +31,7 @@ pub use freeze::Freeze;
 use initial::InitialModel;
 pub use initial::InitialWeights;
 pub use lr_find::{RateCurve, RatePoint};
-pub use precision::Arithmetic;
+pub use precision::TrainingPrecision;
 pub use schedule::Schedule;
 pub use teacher::Distillation;
 
@@ -145,7 +145,7 @@ pub struct Trainer {
     /// Largest L2 norm of all gradients together; 0 for no limit.
     pub grad_clip: f64,
     /// Floating-point type of the convolutions. Without effect where only the last layer is trained.
-    pub precision: Arithmetic,
+    pub precision: TrainingPrecision,
     /// Decay per step of the exponential moving average of the weights, which is then evaluated and saved; 0 for none.
     pub ema_decay: f64,
     /// Number of training images, uncropped and at the model's own size, on which the batch-norm statistics are
@@ -208,7 +208,7 @@ impl Default for Trainer {
             distillation: None,
             balanced: false,
             grad_clip: 0.0,
-            precision: Arithmetic::F32,
+            precision: TrainingPrecision::F32,
             ema_decay: 0.0,
             precise_bn_images: 0,
             quantize: true,

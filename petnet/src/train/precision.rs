@@ -21,7 +21,7 @@ const GROWTH: f64 = 1.000_346_6;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Arithmetic {
+pub enum TrainingPrecision {
     /// 32 bits.
     #[default]
     F32,
@@ -29,7 +29,7 @@ pub enum Arithmetic {
     F16,
 }
 
-impl Arithmetic {
+impl TrainingPrecision {
     /// The loss scale of a training on a device; `None` in 32 bits.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn sixteen_bits_on_a_cpu_are_refused_with_what_to_use() {
-        let refused = Arithmetic::F16.loss_scale(&Device::flex()).err().unwrap().to_string();
+        let refused = TrainingPrecision::F16.loss_scale(&Device::flex()).err().unwrap().to_string();
         assert!(refused.contains("use f32 on a CPU"), "{refused}");
     }
 }

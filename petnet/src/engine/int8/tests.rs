@@ -175,6 +175,10 @@ fn the_format_page_has_the_logits_of_the_bundled_model() {
         let listed = rest.split(['`', ',']).take(2).map(|number| number.trim().parse().unwrap());
         let listed: Vec<f32> = listed.collect();
         let near = |(computed, listed): (&f32, &f32)| (computed - listed).abs() < 2e-3;
-        assert!(outputs[0].logits.iter().zip(&listed).all(near), "{:?} {listed:?}", outputs[0].logits);
+        assert!(
+            outputs[0].logits.iter().zip(&listed).all(near),
+            "{:?} {listed:?}",
+            outputs[0].logits
+        );
     }
 }
