@@ -87,18 +87,33 @@ impl Default for Augment {
     }
 }
 
-/// Key of the random numbers for one image.
+/// Key of the random numbers for one image, or for another purpose, by an index that no image has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     /// Seed of the whole training.
     pub seed: u64,
     /// Epoch, from 0.
     pub epoch: usize,
-    /// Index of the image in the data set.
+    /// Index of the image in the data set; from half of `usize::MAX` on, another purpose.
     pub index: usize,
 }
 
 impl Key {
+    /// For the order of the images in an epoch.
+    pub(crate) fn of_order(seed: u64, epoch: usize) -> Self {
+        Self { seed, epoch, index: usize::MAX }
+    }
+
+    /// For dropout in a step of an epoch.
+    pub(crate) fn of_step(seed: u64, epoch: usize, step: usize) -> Self {
+        Self { seed, epoch, index: usize::MAX - 1 - step }
+    }
+
+    /// For mixing the images of the batch whose first image has this index.
+    pub(crate) fn of_batch(seed: u64, epoch: usize, first: usize) -> Self {
+        Self { seed, epoch, index: usize::MAX / 2 + first }
+    }
+
     pub(crate) fn rng(self) -> ChaCha8Rng {
         let mut seed = [0; 32];
         let words = [self.seed, self.epoch as u64, self.index as u64];

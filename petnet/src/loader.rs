@@ -142,8 +142,7 @@ impl Loader {
     pub fn epoch(&self, epoch: usize, skip: usize) -> Batches {
         let mut order: Vec<usize> = (0..self.dataset.len()).collect();
         if self.settings.shuffle {
-            let key = Key { seed: self.settings.seed, epoch, index: usize::MAX };
-            order.shuffle(&mut key.rng());
+            order.shuffle(&mut Key::of_order(self.settings.seed, epoch).rng());
         }
         let order = Arc::new(order);
         let (workers, total) = (self.settings.workers.max(1), self.steps());
@@ -201,10 +200,7 @@ impl Loader {
             images.extend_from_slice(input.data());
         }
         let targets = indices.iter().map(|i| self.dataset.samples()[*i].target.clone()).collect();
-        // Keys for mixing differ from those of images, which are below the half, and between batches, as an image is the
-        // first of one batch at most.
-        let first = indices.first().copied().unwrap_or_default();
-        let key = Key { seed: settings.seed, epoch, index: usize::MAX / 2 + first };
+        let key = Key::of_batch(settings.seed, epoch, indices.first().copied().unwrap_or_default());
         let own_share = settings.augment.mix(&mut images, indices.len(), side, key);
         Ok(Batch { images, targets, own_share, indices: indices.to_vec() })
     }

@@ -9,6 +9,8 @@ use plotters::prelude::*;
 use crate::encode::png;
 
 const SIZE: (u32, u32) = (480, 340);
+/// Name of the axis of curves by epoch.
+const EPOCH: &str = "epoch";
 const BLUE: RGBColor = RGBColor(37, 99, 170);
 const ORANGE: RGBColor = RGBColor(214, 108, 24);
 const COLOURS: [RGBColor; 4] = [BLUE, ORANGE, RGBColor(46, 139, 87), RGBColor(140, 80, 160)];
@@ -74,8 +76,7 @@ fn learning_rate(history: &[EpochReport]) -> Result<String> {
     let points: Vec<_> = history.iter().map(|e| (e.epoch as f64, e.learning_rate)).collect();
     let top = points.iter().map(|p| p.1).fold(0.0, f64::max) * 1.1;
     let end = history.len().max(2) as f64;
-    let frame =
-        Frame { title: "Learning rate", x: ("epoch", 1.0..end), y: ("", 0.0..top.max(1e-9)) };
+    let frame = Frame { title: "Learning rate", x: (EPOCH, 1.0..end), y: ("", 0.0..top.max(1e-9)) };
     svg(|area| draw(area, &frame, &[Line { name: "rate", colour: BLUE, points }]))
 }
 
@@ -202,7 +203,7 @@ fn history_frame<'a>(title: &'a str, lines: &[Line<'_>], epochs: usize) -> Frame
     let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
     let margin = ((high - low) * 0.1).max(0.01);
     let y = (low - margin).max(0.0)..high + margin;
-    Frame { title, x: ("epoch", 1.0..epochs.max(2) as f64), y: ("", y) }
+    Frame { title, x: (EPOCH, 1.0..epochs.max(2) as f64), y: ("", y) }
 }
 
 fn curves(
@@ -265,6 +266,8 @@ fn tick(value: &f64) -> String {
 fn draw<B: DrawingBackend>(area: &Area<B>, frame: &Frame<'_>, lines: &[Line<'_>]) -> Result<()> {
     let failed = |e: DrawingAreaErrorKind<B::ErrorType>| anyhow!("drawing {}: {e}", frame.title);
     area.fill(&WHITE).map_err(failed)?;
+    // As few labels as there are epochs, so that no half epoch has one.
+    let x_labels = if frame.x.0 == EPOCH { (frame.x.1.end as usize).min(6) } else { 6 };
     let mut chart = ChartBuilder::on(area)
         .caption(frame.title, ("sans-serif", 18))
         .margin(10)
@@ -276,7 +279,7 @@ fn draw<B: DrawingBackend>(area: &Area<B>, frame: &Frame<'_>, lines: &[Line<'_>]
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GREY.mix(0.3))
-        .x_labels(6)
+        .x_labels(x_labels)
         .y_labels(6)
         .x_desc(frame.x.0)
         .y_desc(frame.y.0)

@@ -234,10 +234,10 @@ impl Compiler<'_> {
             true => self.values(step.node, "bias")?.to_vec(),
             false => vec![0.0; conv.outputs],
         };
-        let values = weights.len() / conv.outputs;
+        let weights_per_output = weights.len() / conv.outputs;
         if let Some(norm) = step.epilogue.norm {
             let [scale, shift] = self.affine(norm)?;
-            for (output, weights) in weights.chunks_exact_mut(values).enumerate() {
+            for (output, weights) in weights.chunks_exact_mut(weights_per_output).enumerate() {
                 weights.iter_mut().for_each(|weight| *weight *= scale[output]);
                 bias[output] = bias[output] * scale[output] + shift[output];
             }
@@ -255,9 +255,9 @@ fn fold_normalization(
     weights: &mut [f32],
     bias: &mut [f32],
 ) {
-    let output = weights.len() / bias.len();
-    for (weights, bias) in weights.chunks_exact_mut(output).zip(bias) {
-        for (channel, weights) in weights.chunks_exact_mut(output / 3).enumerate() {
+    let weights_per_output = weights.len() / bias.len();
+    for (weights, bias) in weights.chunks_exact_mut(weights_per_output).zip(bias) {
+        for (channel, weights) in weights.chunks_exact_mut(weights_per_output / 3).enumerate() {
             for weight in weights {
                 *bias -= *weight * mean[channel] / std[channel];
                 *weight /= 255.0 * std[channel];

@@ -30,7 +30,7 @@ use crate::kernel::{
 };
 
 /// Maximum number of values of transformed input at a time, so that they stay in the L2 cache.
-const CHUNK: usize = 1 << 16;
+const MAX_INPUT_VALUES: usize = 1 << 16;
 /// With fewer tiles, reading the transformed weights, which are larger, costs as much as the products save.
 const MIN_TILES: usize = 16;
 
@@ -52,7 +52,7 @@ pub(super) struct Winograd {
 /// Some rows of tiles.
 struct Tiles {
     /// Number of the first row of tiles.
-    first: usize,
+    first_row: usize,
     rows: usize,
     columns: usize,
 }
@@ -65,7 +65,7 @@ impl Tiles {
     /// Row and column of a tile.
     #[inline(always)]
     fn row_and_column(&self, tile: usize) -> [usize; 2] {
-        [self.first + tile / self.columns, tile % self.columns]
+        [self.first_row + tile / self.columns, tile % self.columns]
     }
 }
 
@@ -102,10 +102,10 @@ impl Winograd {
     ) {
         let columns = (shape.width * pool_factor).div_ceil(self.side);
         let rows = (shape.height * pool_factor).div_ceil(self.side);
-        let row_of_tiles = (self.side + 2).pow(2) * self.inputs * columns;
+        let values_per_tile_row = (self.side + 2).pow(2) * self.inputs * columns;
         // A chunk of rows of tiles for each thread, but no larger than the cache.
         let share = if input.parallel { rows.div_ceil(rayon::current_num_threads()) } else { rows };
-        let fitting = (CHUNK / row_of_tiles).max(1);
+        let fitting = (MAX_INPUT_VALUES / values_per_tile_row).max(1);
         // Few tiles are one chunk, whose output channels are divided among threads.
         let by_channels = input.parallel && rows * columns < 2 * MIN_TILES;
         let chunk_rows = if by_channels { rows } else { fitting.min(share) };
@@ -113,24 +113,24 @@ impl Winograd {
         let inside = &mut out[shape.inner_rows()];
         let chunks = inside.par_chunks_mut(height * shape.row_len()).enumerate();
         chunks.with_min_len(input.min_parts()).for_each(|(chunk, out)| {
-            let first = chunk * chunk_rows;
-            let rows = chunk_rows.min(rows - first);
-            let tiles = Tiles { first, rows, columns };
+            let first_row = chunk * chunk_rows;
+            let rows = chunk_rows.min(rows - first_row);
+            let tiles = Tiles { first_row, rows, columns };
             let [mut x, mut sums] = SCRATCH.take();
             x.resize((self.side + 2).pow(2) * tiles.count() * self.inputs, 0.0);
             let (arch, side, weights) = (vector_arch(), self.side, self.weights.view());
             arch.dispatch(InputTransform { input, tiles: &tiles, side, transformed: &mut x });
             self.multiply(&x, tiles.count(), by_channels, &mut sums);
-            let (tiles, first) = (&tiles, first * side / pool_factor);
+            let (tiles, first_output_row) = (&tiles, first_row * side / pool_factor);
             arch.dispatch(OutputTransform {
                 sums: &sums,
                 tiles,
                 side,
                 weights,
-                epilogue: epilogue.at_offset((shape.border + first) * shape.row_len()),
+                epilogue: epilogue.at_offset((shape.border + first_output_row) * shape.row_len()),
                 shape,
                 pool_factor,
-                first,
+                first_output_row,
                 out,
             });
             SCRATCH.set([x, sums]);
@@ -189,7 +189,10 @@ impl WithSimd for InputTransform<'_> {
 
 impl InputTransform<'_> {
     #[inline(always)]
-    fn transform<S: Simd, K: TileTransform<T, M>, const T: usize, const M: usize>(self, simd: S) {
+    fn transform<S: Simd, K: TileTransform<TILE, M>, const TILE: usize, const M: usize>(
+        self,
+        simd: S,
+    ) {
         let Self { input: Input { values, shape, .. }, tiles, transformed, .. } = self;
         let (height, width) = (shape.height + 2, shape.width + 2);
         let place_stride = tiles.count() * shape.channels;
@@ -199,26 +202,26 @@ impl InputTransform<'_> {
             let [down, right] = tiles.row_and_column(tile);
             let start = down * M * shape.row_len() + right * M * shape.channels;
             // Pixels of a tile beyond the end of the map are zeros.
-            let (rows, columns) = (T.min(height - down * M), T.min(width - right * M));
+            let (rows, columns) = (TILE.min(height - down * M), TILE.min(width - right * M));
             for channel in (0..shape.channels).step_by(S::F32_LANES) {
                 let count = S::F32_LANES.min(shape.channels - channel);
-                let mut half = [[simd.splat_f32s(0.0); T]; T];
+                let mut half = [[simd.splat_f32s(0.0); TILE]; TILE];
                 for y in 0..rows {
-                    let mut row = [simd.splat_f32s(0.0); T];
+                    let mut row = [simd.splat_f32s(0.0); TILE];
                     for x in 0..columns {
                         let at = start + y * shape.row_len() + x * shape.channels + channel;
                         row[x] = load::<S, 1>(simd, &values[at..at + count])[0];
                     }
                     half[y] = K::input(simd, row);
                 }
-                for x in 0..T {
-                    let mut column = [simd.splat_f32s(0.0); T];
-                    for y in 0..T {
+                for x in 0..TILE {
+                    let mut column = [simd.splat_f32s(0.0); TILE];
+                    for y in 0..TILE {
                         column[y] = half[y][x];
                     }
                     let column = K::input(simd, column);
-                    for y in 0..T {
-                        let at = (y * T + x) * place_stride + tile * shape.channels + channel;
+                    for y in 0..TILE {
+                        let at = (y * TILE + x) * place_stride + tile * shape.channels + channel;
                         store(simd, &mut transformed[at..at + count], &[column[y]]);
                     }
                 }
@@ -239,7 +242,7 @@ struct OutputTransform<'a> {
     shape: Shape,
     pool_factor: usize,
     /// Number of the first row of `out`.
-    first: usize,
+    first_output_row: usize,
     out: &'a mut [f32],
 }
 
@@ -260,31 +263,31 @@ impl WithSimd for OutputTransform<'_> {
 
 impl OutputTransform<'_> {
     #[inline(always)]
-    fn block<S: Simd, K: TileTransform<T, M>, const T: usize, const M: usize>(
+    fn block<S: Simd, K: TileTransform<TILE, M>, const TILE: usize, const M: usize>(
         &mut self,
         simd: S,
         channels: Range<usize>,
     ) {
         let place_stride = self.tiles.count() * channels.len();
-        let (sums, rest) = self.sums.split_at(T * T * place_stride);
+        let (sums, rest) = self.sums.split_at(TILE * TILE * place_stride);
         self.sums = rest;
         for tile in 0..self.tiles.count() {
             for first in channels.clone().step_by(S::F32_LANES) {
                 let vector_channels = first..channels.end.min(first + S::F32_LANES);
                 let start = tile * channels.len() + first - channels.start;
-                let mut half = [[simd.splat_f32s(0.0); M]; T];
-                for y in 0..T {
-                    let mut row = [simd.splat_f32s(0.0); T];
-                    for x in 0..T {
-                        let at = start + (y * T + x) * place_stride;
+                let mut half = [[simd.splat_f32s(0.0); M]; TILE];
+                for y in 0..TILE {
+                    let mut row = [simd.splat_f32s(0.0); TILE];
+                    for x in 0..TILE {
+                        let at = start + (y * TILE + x) * place_stride;
                         row[x] = load::<S, 1>(simd, &sums[at..at + vector_channels.len()])[0];
                     }
                     half[y] = K::output(simd, row);
                 }
                 let mut pixels = [[simd.splat_f32s(0.0); M]; M];
                 for x in 0..M {
-                    let mut column = [simd.splat_f32s(0.0); T];
-                    for y in 0..T {
+                    let mut column = [simd.splat_f32s(0.0); TILE];
+                    for y in 0..TILE {
                         column[y] = half[y][x];
                     }
                     let column = K::output(simd, column);
@@ -305,7 +308,7 @@ impl OutputTransform<'_> {
         [down, right]: [usize; 2],
         channels: Range<usize>,
     ) {
-        let Self { shape, pool_factor, first, epilogue, .. } = *self;
+        let Self { shape, pool_factor, first_output_row, epilogue, .. } = *self;
         let side = M / pool_factor;
         for y in 0..side.min(shape.height - down * side) {
             for x in 0..side.min(shape.width - right * side) {
@@ -316,7 +319,8 @@ impl OutputTransform<'_> {
                     value = simd.max_f32s(simd.max_f32s(value, low[2 * x]), right);
                 }
                 let pixel = (shape.border + right * side + x) * shape.channels;
-                let at = (down * side + y - first) * shape.row_len() + pixel + channels.start;
+                let at =
+                    (down * side + y - first_output_row) * shape.row_len() + pixel + channels.start;
                 let out = &mut self.out[at..at + channels.len()];
                 store(simd, out, &epilogue.apply(simd, [value], channels.clone(), at));
             }
@@ -324,10 +328,10 @@ impl OutputTransform<'_> {
     }
 }
 
-/// One-dimensional transforms of a tile: `B'` from `T` values to `T`, and `A'` from `T` values to `M`.
-trait TileTransform<const T: usize, const M: usize> {
-    fn input<S: Simd>(simd: S, x: [S::f32s; T]) -> [S::f32s; T];
-    fn output<S: Simd>(simd: S, x: [S::f32s; T]) -> [S::f32s; M];
+/// One-dimensional transforms of a tile: `B'` from `TILE` values to `TILE`, and `A'` from `TILE` values to `M`.
+trait TileTransform<const TILE: usize, const M: usize> {
+    fn input<S: Simd>(simd: S, x: [S::f32s; TILE]) -> [S::f32s; TILE];
+    fn output<S: Simd>(simd: S, x: [S::f32s; TILE]) -> [S::f32s; M];
 }
 
 struct F2x2;

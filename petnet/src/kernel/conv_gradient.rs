@@ -12,7 +12,7 @@ use super::tiles::{add, blocks, dispatch_tile, load, max_vectors, store, tile_ro
 use super::vector_arch;
 
 /// Rows (pixels times images) of a strip: few enough to stay in the L1 cache.
-const STRIP: usize = 64;
+const STRIP_ROWS: usize = 64;
 /// Values of the gradient that one task adds up over the parts of the rows: 16 KiB of each part.
 const SUM_CHUNK: usize = 1 << 12;
 
@@ -77,7 +77,7 @@ impl WithSimd for WeightGradient<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let conv = self.conv;
-        let pixels = STRIP.div_ceil(conv.batch);
+        let pixels = STRIP_ROWS.div_ceil(conv.batch);
         let all_vectors = conv.outputs.div_ceil(S::F32_LANES);
         for y in self.rows.clone() {
             for first in (0..conv.horizontal.out_len).step_by(pixels) {

@@ -19,7 +19,7 @@ const VECTORS: usize = 4;
 /// Neighbouring outputs that are summed at the same time elsewhere.
 const TILE: usize = 4;
 /// Channels whose weights stay in the L1 cache while rows are computed, in multiples of [`VECTORS`] vectors.
-const CHUNK: usize = 2;
+const VECTOR_GROUPS: usize = 2;
 
 /// Shapes of a depthwise convolution of `[height, width, batch, channels]`. The slices that it reads and writes begin
 /// with the first pixel inside of a map's border, and the row strides include the borders.
@@ -77,7 +77,7 @@ struct Rows<'a> {
 
 /// Some channels of one image in one row of the output.
 #[derive(Clone, Copy)]
-struct Strip {
+struct ChannelRange {
     y: usize,
     image: usize,
     channel: usize,
@@ -91,18 +91,18 @@ impl WithSimd for Rows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Depthwise { vertical: Axis { kernel, stride, .. }, channels, batch, .. } = self.conv;
-        let chunk = CHUNK * VECTORS * S::F32_LANES;
+        let chunk = VECTOR_GROUPS * VECTORS * S::F32_LANES;
         for channel in (0..channels).step_by(chunk) {
             let end = channels.min(channel + chunk);
             for y in self.rows.clone() {
                 for image in 0..batch {
-                    let strip = Strip { y, image, channel, end };
+                    let range = ChannelRange { y, image, channel, end };
                     match (kernel, stride) {
-                        (3, 1) => self.strip_outputs::<S, 3, 1, 6>(simd, strip),
-                        (3, 2) => self.strip_outputs::<S, 3, 2, 9>(simd, strip),
-                        (5, 1) => self.strip_outputs::<S, 5, 1, 8>(simd, strip),
-                        (5, 2) => self.strip_outputs::<S, 5, 2, 11>(simd, strip),
-                        _ => self.edge_outputs(simd, strip, 0..self.conv.horizontal.out_len),
+                        (3, 1) => self.row_outputs::<S, 3, 1, 6>(simd, range),
+                        (3, 2) => self.row_outputs::<S, 3, 2, 9>(simd, range),
+                        (5, 1) => self.row_outputs::<S, 5, 1, 8>(simd, range),
+                        (5, 2) => self.row_outputs::<S, 5, 2, 11>(simd, range),
+                        _ => self.edge_outputs(simd, range, 0..self.conv.horizontal.out_len),
                     }
                 }
             }
@@ -111,62 +111,62 @@ impl WithSimd for Rows<'_> {
 }
 
 impl Rows<'_> {
-    /// A row of the output for a `K`x`K` kernel of stride `T`, whose tiles read `C = (TILE - 1) * T + K` columns.
+    /// A row of the output for a `K`x`K` kernel of stride `STRIDE`, whose tiles read `C = (TILE - 1) * STRIDE + K` columns.
     #[inline(always)]
-    fn strip_outputs<S: Simd, const K: usize, const T: usize, const C: usize>(
+    fn row_outputs<S: Simd, const K: usize, const STRIDE: usize, const C: usize>(
         &mut self,
         simd: S,
-        strip: Strip,
+        range: ChannelRange,
     ) {
         let inside = self.conv.horizontal.inner_outputs();
         // Residuals after depthwise convolutions are rare, and supported by `edge_outputs` only.
         if inside.len() < TILE || self.epilogue.residual.is_some() {
-            return self.edge_outputs(simd, strip, 0..self.conv.horizontal.out_len);
+            return self.edge_outputs(simd, range, 0..self.conv.horizontal.out_len);
         }
-        self.edge_outputs(simd, strip, 0..inside.start);
-        let rest = strip.end - (strip.end - strip.channel) % S::F32_LANES;
-        for channel in (strip.channel..rest).step_by(S::F32_LANES) {
-            let (strip, outputs) = (Strip { channel, ..strip }, inside.clone());
-            simd.vectorize(Tiles::<K, T, C> { rows: self, strip, outputs });
+        self.edge_outputs(simd, range, 0..inside.start);
+        let rest = range.end - (range.end - range.channel) % S::F32_LANES;
+        for channel in (range.channel..rest).step_by(S::F32_LANES) {
+            let (range, outputs) = (ChannelRange { channel, ..range }, inside.clone());
+            simd.vectorize(Tiles::<K, STRIDE, C> { rows: self, range, outputs });
         }
-        self.edge_outputs(simd, Strip { channel: rest, ..strip }, inside.clone());
-        self.edge_outputs(simd, strip, inside.end..self.conv.horizontal.out_len);
+        self.edge_outputs(simd, ChannelRange { channel: rest, ..range }, inside.clone());
+        self.edge_outputs(simd, range, inside.end..self.conv.horizontal.out_len);
     }
 
-    /// Offset of the strip's first channel at an input pixel.
+    /// Offset of the range's first channel at an input pixel.
     #[inline(always)]
-    fn input_offset(&self, strip: Strip, y: usize, x: usize) -> usize {
+    fn input_offset(&self, range: ChannelRange, y: usize, x: usize) -> usize {
         let Depthwise { batch, channels, row_stride, .. } = self.conv;
-        y * row_stride + (x * batch + strip.image) * channels + strip.channel
+        y * row_stride + (x * batch + range.image) * channels + range.channel
     }
 
-    /// Offset of the strip's first channel at an output pixel, from the first of the rows on.
+    /// Offset of the range's first channel at an output pixel, from the first of the rows on.
     #[inline(always)]
-    fn output_offset(&self, strip: Strip, x: usize) -> usize {
+    fn output_offset(&self, range: ChannelRange, x: usize) -> usize {
         let Depthwise { batch, channels, out_row_stride, .. } = self.conv;
-        (strip.y - self.rows.start) * out_row_stride
-            + (x * batch + strip.image) * channels
-            + strip.channel
+        (range.y - self.rows.start) * out_row_stride
+            + (x * batch + range.image) * channels
+            + range.channel
     }
 
     /// Computes outputs one by one, with the taps inside of the map.
     #[inline(always)]
-    fn edge_outputs<S: Simd>(&mut self, simd: S, mut strip: Strip, outputs: Range<usize>) {
-        while strip.channel < strip.end && !outputs.is_empty() {
+    fn edge_outputs<S: Simd>(&mut self, simd: S, mut range: ChannelRange, outputs: Range<usize>) {
+        while range.channel < range.end && !outputs.is_empty() {
             let outputs = outputs.clone();
-            let vectors = (strip.end - strip.channel) / S::F32_LANES;
-            let (rows, next) = (&mut *self, strip.channel + S::F32_LANES);
-            strip.channel = match vectors {
+            let vectors = (range.end - range.channel) / S::F32_LANES;
+            let (rows, next) = (&mut *self, range.channel + S::F32_LANES);
+            range.channel = match vectors {
                 VECTORS.. => {
-                    simd.vectorize(Edge::<VECTORS, true> { rows, strip, outputs });
-                    strip.channel + VECTORS * S::F32_LANES
+                    simd.vectorize(Edge::<VECTORS, true> { rows, range, outputs });
+                    range.channel + VECTORS * S::F32_LANES
                 }
                 1.. => {
-                    simd.vectorize(Edge::<1, true> { rows, strip, outputs });
+                    simd.vectorize(Edge::<1, true> { rows, range, outputs });
                     next
                 }
                 0 => {
-                    simd.vectorize(Edge::<1, false> { rows, strip, outputs });
+                    simd.vectorize(Edge::<1, false> { rows, range, outputs });
                     next
                 }
             };
@@ -177,7 +177,7 @@ impl Rows<'_> {
 /// Outputs whose windows may cross an edge, of `V` vectors of channels; `WHOLE` where the last vector is full.
 struct Edge<'a, 'b, const V: usize, const WHOLE: bool> {
     rows: &'a mut Rows<'b>,
-    strip: Strip,
+    range: ChannelRange,
     outputs: Range<usize>,
 }
 
@@ -187,11 +187,11 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, strip, outputs } = self;
+        let Self { rows, range, outputs } = self;
         let Depthwise { vertical, horizontal, channels, .. } = rows.conv;
         let Axis { kernel, stride, .. } = vertical;
-        let count = if WHOLE { V * S::F32_LANES } else { strip.end - strip.channel };
-        let down = vertical.valid_taps(strip.y);
+        let count = if WHOLE { V * S::F32_LANES } else { range.end - range.channel };
+        let down = vertical.valid_taps(range.y);
         let get = |values: &[f32], at: usize| {
             let values = &values[at..at + count];
             match WHOLE {
@@ -206,53 +206,54 @@ impl<const V: usize, const WHOLE: bool> WithSimd for Edge<'_, '_, V, WHOLE> {
             for ky in down.clone() {
                 for kx in across.clone() {
                     let (y, x) = (
-                        strip.y * stride + ky - vertical.padding,
+                        range.y * stride + ky - vertical.padding,
                         output * stride + kx - horizontal.padding,
                     );
-                    let values: [S::f32s; V] = get(rows.x, rows.input_offset(strip, y, x));
+                    let values: [S::f32s; V] = get(rows.x, rows.input_offset(range, y, x));
                     let weights: [S::f32s; V] =
-                        get(rows.weights, (ky * kernel + kx) * channels + strip.channel);
+                        get(rows.weights, (ky * kernel + kx) * channels + range.channel);
                     for v in 0..V {
                         sums[v] = simd.mul_add_e_f32s(values[v], weights[v], sums[v]);
                     }
                 }
             }
-            let at = rows.output_offset(strip, output);
-            let sums = rows.epilogue.apply(simd, sums, strip.channel..strip.channel + count, at);
+            let at = rows.output_offset(range, output);
+            let sums = rows.epilogue.apply(simd, sums, range.channel..range.channel + count, at);
             store(simd, &mut rows.out[at..at + count], &sums);
         }
     }
 }
 
 /// Tiles of neighbouring outputs of one vector of channels whose windows lie within the map's columns.
-struct Tiles<'a, 'b, const K: usize, const T: usize, const C: usize> {
+struct Tiles<'a, 'b, const K: usize, const STRIDE: usize, const C: usize> {
     rows: &'a mut Rows<'b>,
-    strip: Strip,
+    range: ChannelRange,
     outputs: Range<usize>,
 }
 
 #[expect(unsafe_code, reason = "bounds checks in the innermost loop halve the speed")]
-impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, K, T, C> {
+impl<const K: usize, const STRIDE: usize, const C: usize> WithSimd for Tiles<'_, '_, K, STRIDE, C> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, strip, outputs } = self;
+        let Self { rows, range, outputs } = self;
         let Depthwise { vertical, horizontal, batch, channels, row_stride, .. } = rows.conv;
         let (pixel, lanes) = (batch * channels, S::F32_LANES);
-        let down = vertical.valid_taps(strip.y);
-        let y = strip.y * vertical.stride + down.start - vertical.padding;
+        let down = vertical.valid_taps(range.y);
+        let y = range.y * vertical.stride + down.start - vertical.padding;
         let last = outputs.len() - TILE;
         // Slices from the first value that is read or written to the last.
-        let x = &rows.x[rows.input_offset(strip, y, outputs.start * T - horizontal.padding)..];
-        let x =
-            &x[..(down.len() - 1) * row_stride + ((outputs.len() - 1) * T + K - 1) * pixel + lanes];
-        let weights = &rows.weights[down.start * K * channels + strip.channel..];
+        let x = &rows.x[rows.input_offset(range, y, outputs.start * STRIDE - horizontal.padding)..];
+        let x = &x[..(down.len() - 1) * row_stride
+            + ((outputs.len() - 1) * STRIDE + K - 1) * pixel
+            + lanes];
+        let weights = &rows.weights[down.start * K * channels + range.channel..];
         let weights = &weights[..(down.len() * K - 1) * channels + lanes];
-        let at = rows.output_offset(strip, outputs.start);
+        let at = rows.output_offset(range, outputs.start);
         let out = &mut rows.out[at..at + (outputs.len() - 1) * pixel + lanes];
         let bias = match rows.epilogue.bias {
-            Some(bias) => load::<S, 1>(simd, &bias[strip.channel..strip.channel + lanes])[0],
+            Some(bias) => load::<S, 1>(simd, &bias[range.channel..range.channel + lanes])[0],
             None => simd.splat_f32s(0.0),
         };
         // The sums start at the bias.
@@ -262,10 +263,10 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
             let first = (tile * TILE).min(last);
             let mut sums = [bias; TILE];
             for ky in 0..down.len() {
-                let values = ky * row_stride + first * T * pixel;
+                let values = ky * row_stride + first * STRIDE * pixel;
                 let mut columns = [bias; C];
                 for column in 0..C {
-                    // SAFETY: at most ky = down.len() - 1, first = last, and column C - 1 = (TILE - 1) * T + K - 1: the
+                    // SAFETY: at most ky = down.len() - 1, first = last, and column C - 1 = (TILE - 1) * STRIDE + K - 1: the
                     // last vector of the slice.
                     columns[column] = unsafe { vector::<S>(x, values + column * pixel) };
                 }
@@ -273,8 +274,11 @@ impl<const K: usize, const T: usize, const C: usize> WithSimd for Tiles<'_, '_, 
                     // SAFETY: at most (down.len() * K - 1) * channels: the last vector of the slice.
                     let weight = unsafe { vector::<S>(weights, (ky * K + kx) * channels) };
                     for output in 0..TILE {
-                        sums[output] =
-                            simd.mul_add_e_f32s(columns[output * T + kx], weight, sums[output]);
+                        sums[output] = simd.mul_add_e_f32s(
+                            columns[output * STRIDE + kx],
+                            weight,
+                            sums[output],
+                        );
                     }
                 }
             }

@@ -19,7 +19,7 @@ const VECTORS: usize = 4;
 /// Parts of the rows with separate sums. It is independent of the number of threads, so that results are as well.
 const PARTS: usize = 8;
 /// Values of a strip of a row that stay in the L2 cache while all taps read them.
-const STRIP: usize = 1 << 15;
+const STRIP_VALUES: usize = 1 << 15;
 
 impl Depthwise {
     /// The gradient of the input from that of the output, both without borders. `weights` are
@@ -125,7 +125,7 @@ impl WithSimd for Weights<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Depthwise { horizontal: Axis { out_len, kernel, .. }, batch, channels, .. } = self.conv;
-        let strip = (STRIP / (batch * channels)).clamp(1, out_len);
+        let strip = (STRIP_VALUES / (batch * channels)).clamp(1, out_len);
         for y in self.rows.clone() {
             for first in (0..out_len).step_by(strip) {
                 let outputs = first..(first + strip).min(out_len);

@@ -23,7 +23,8 @@
 //! one for each kernel tap inside of the map. It needs no padding and no im2col, and works for any stride in both
 //! directions.
 //!
-//! Every sum is computed by one task in a fixed order, so that results do not depend on the number of threads.
+//! Every sum has a fixed order, so that results do not depend on the number of threads: one task computes it, or, for gradients
+//! of weights, parts whose number is fixed.
 #![allow(
     clippy::needless_range_loop,
     reason = "loops of constant length over sums must unroll, or the sums are spilled"
@@ -75,7 +76,7 @@ pub(crate) struct NormEpilogue {
     pub(crate) pool: bool,
 }
 
-/// Scale and shift of each channel that are a batch norm by given statistics.
+/// A batch norm with these statistics as `x * scale + shift`: scale and shift of each channel.
 pub(crate) fn batch_norm_affine(
     [gamma, beta, mean, variance]: [&[f32]; 4],
     epsilon: f32,

@@ -42,7 +42,8 @@ pub(super) const fn max_vectors<S: Simd>() -> usize {
 }
 
 /// Packed weights: blocks of output channels of 1 to `max_vectors` vectors, each block `[taps, inputs, channels of the block]`.
-/// The last vector is padded with zeros.
+/// The last vector is padded with zeros: 40 outputs in vectors of 16 values are one block `[taps, inputs, 48]`, which has the 40
+/// weights of an input, then eight zeros.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packed<D> {
     data: D,

@@ -302,7 +302,7 @@ impl<'a> Fit<'a> {
     fn step(&mut self, batch: Batch, rate: f64) -> Result<()> {
         let Progress { epoch, step, updates, .. } = self.state.progress;
         // Dropout draws from the device's generator, which is seeded in each step: no generator state need be saved.
-        let key = Key { seed: self.trainer.seed, epoch, index: usize::MAX - 1 - step };
+        let key = Key::of_step(self.trainer.seed, epoch, step);
         self.device.seed(rand::Rng::next_u64(&mut key.rng()));
         let gradients = self.gradients(batch)?;
         let model = self.state.model.clone();

@@ -4,7 +4,9 @@
 //! A quad is four neighbouring columns of an input row. Its bytes are transposed, so that each 32-bit lane has the four
 //! columns of one channel and `vpdpbusd` adds four taps. A quad is loaded and transposed once for all outputs of a tile
 //! whose windows overlap it; for each pair of output and quad, the kernel row is packed shifted by the output's column,
-//! with zeros for columns outside of the window.
+//! with zeros for columns outside of the window. For a window of three columns and a stride of 1, a tile has two outputs and
+//! one quad, of the columns 0 to 3: a row `[a, b, c]` of the kernel is packed as `[a, b, c, 0]` for output 0 and as
+//! `[0, a, b, c]` for output 1.
 //!
 //! Near the edges, and for maps that fit the L1 cache, tiles read a copy of the input padded with its zero point.
 #![allow(
@@ -250,15 +252,21 @@ impl ChunkRows<'_> {
         }
     }
 
-    /// Computes tiles of `P` outputs from `Q` quads, for windows of `K` columns and stride `T`.
+    /// Computes tiles of `P` outputs from `Q` quads, for windows of `K` columns and stride `STRIDE`.
     ///
     /// # Safety
     /// As [`ChunkRows::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn tiles<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
+    unsafe fn tiles<
+        L: Lanes,
+        const K: usize,
+        const STRIDE: usize,
+        const P: usize,
+        const Q: usize,
+    >(
         mut self,
     ) {
-        const { assert!(Tiling::of(K, T).is(K, P, Q), "the weights are packed for other tiles") };
+        const { assert!(Tiling::of(K, STRIDE).is(K, P, Q), "the weights are packed for other tiles") };
         let Geometry { vertical, horizontal, channels, .. } = self.conv.geometry;
         let Axis { len: height, kernel, stride, padding: above, .. } = vertical;
         let Axis { len: width, out_len: out_width, padding: before, .. } = horizontal;
@@ -309,7 +317,7 @@ impl ChunkRows<'_> {
                         let (x, pixel) = (self.buffer.as_ptr().cast(), L::CHANNELS);
                         TileInput { x, pixel, row: 4 * Q * pixel }
                     };
-                    let sums = self.tile::<L, K, T, P, Q>(input);
+                    let sums = self.tile::<L, K, STRIDE, P, Q>(input);
                     let first = out_row * out_width + tile * P;
                     self.write::<L, P>(sums, first, P.min(out_width - tile * P));
                 }
@@ -323,11 +331,17 @@ impl ChunkRows<'_> {
     /// As [`ChunkRows::run`]; `4 * Q` pixels of each row of the window lie within the input's map or copy.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn tile<L: Lanes, const K: usize, const T: usize, const P: usize, const Q: usize>(
+    unsafe fn tile<
+        L: Lanes,
+        const K: usize,
+        const STRIDE: usize,
+        const P: usize,
+        const Q: usize,
+    >(
         &self,
         input: TileInput,
     ) -> [[L::Bytes; 4]; P] {
-        let tiling = const { Tiling::new(K, T, P, Q) };
+        let tiling = const { Tiling::new(K, STRIDE, P, Q) };
         let mask = mask(self.chunk.count);
         // SAFETY: the caller ensures it; weights are read in the packed order.
         unsafe {

@@ -11,12 +11,12 @@ use std::arch::x86_64::*;
 ///
 /// # Safety
 /// The functions may be called where [`super::supported`] is true; pointers point to as many values as there are channels,
-/// or to as many as the mask has bits.
+/// of [`Lanes16`] to as many as the mask has bits.
 pub(super) trait Lanes {
     type Bytes: Copy;
     const CHANNELS: usize;
     unsafe fn zero() -> Self::Bytes;
-    /// Loads bytes; with a mask of less than 16 channels, the others are zero.
+    /// Loads bytes. [`Lanes16`], for the last channels of a map, loads those of the mask; the others are zero.
     unsafe fn load(from: *const u8, mask: u64) -> Self::Bytes;
     unsafe fn weights(from: *const i8) -> Self::Bytes;
     /// Transposes the bytes of four pixels to vectors that hold the four pixels of each channel in one 32-bit lane.
@@ -30,7 +30,7 @@ pub(super) trait Lanes {
         offset: *const f32,
         residual: Option<(Self::Bytes, f32)>,
     ) -> Self::Bytes;
-    /// Writes bytes; with a mask of less than 16 channels, only those.
+    /// Writes bytes, as [`Lanes::load`] reads them.
     unsafe fn store(to: *mut u8, bytes: Self::Bytes, mask: u64);
 }
 

@@ -27,7 +27,8 @@ const MAX_ROWS: usize = 8;
 type Windows = [usize; MAX_ROWS];
 
 /// Packed weights: blocks of output channels, each `[rows of the window, depth / 4, channels of the block, 4]`, with
-/// channels in the order of [`packed_index`].
+/// channels in the order of [`packed_index`]. The first 64 bytes are thus the weights of the first four values of a row of the
+/// window for 16 channels, four bytes each: one load, of which each lane multiplies the same four bytes of the input.
 #[derive(Debug)]
 pub(crate) struct PackedWeights {
     weights: Vec<CacheLine<i8, 64>>,
