@@ -117,7 +117,8 @@ static FORCED: std::sync::LazyLock<Option<pulp::Arch>> =
     std::sync::LazyLock::new(|| match std::env::var("PETNET_TEST_VECTORS").ok()?.as_str() {
         #[cfg(target_arch = "x86_64")]
         "avx2" => pulp::x86::V3::try_new().map(pulp::Arch::V3),
-        _ => Some(pulp::Arch::Scalar),
+        "scalar" => Some(pulp::Arch::Scalar),
+        other => panic!("PETNET_TEST_VECTORS is {other}, which this CPU has not"),
     });
 
 #[cfg(test)]

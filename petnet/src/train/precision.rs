@@ -88,12 +88,13 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::arch::{Architecture, Normalization};
+    use crate::arch::{Architecture, Normalization, SimpleCnnConfig};
 
     #[test]
     fn an_overflow_gives_zero_gradients_and_half_the_scale() {
         let device = Device::flex();
-        let graph = Architecture::named("simple_cnn").unwrap().graph(2).unwrap();
+        let config = SimpleCnnConfig { dropout: 0.0, ..Default::default() };
+        let graph = Architecture::new(config).graph(2).unwrap();
         let network = Network::new(&graph, Normalization::default(), &device.clone().autodiff());
         let norm = |gradients: &GradientsParams| {
             squares(gradients, &network).unwrap().sqrt().into_scalar::<f32>()
