@@ -289,8 +289,7 @@ impl BatchQueue {
 /// Runs the network once on all images to classify, and on each image to explain by itself.
 fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: &Rates) {
     let (mut images, mut pending) = (Vec::new(), Vec::new());
-    let batch_size = jobs.len();
-    let timings = |decode, queued: Instant, model: Stage| {
+    let timings = |decode, queued: Instant, model: Stage, batch_size: usize| {
         let queue = Stage { began: queued, took: batch_began.saturating_duration_since(queued) };
         Some(Timings { decode, queue, batch: Stage::since(batch_began), model, batch_size })
     };
@@ -304,7 +303,7 @@ fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: 
             Operation::Explain(sender) => {
                 let began = Instant::now();
                 let outcome = catch_panic(|| model.classifier.explain_pixels(&pixels));
-                let timings = timings(decode_stage, queued, Stage::since(began));
+                let timings = timings(decode_stage, queued, Stage::since(began), 1);
                 let _ = sender.send(outcome.map(|value| ModelOutput { value, timings, metadata }));
             }
         }
@@ -324,7 +323,7 @@ fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: 
             for ((sender, metadata, (decode_stage, queued), _permit), (prediction, embedding)) in
                 pending
             {
-                let timings = timings(decode_stage, queued, pass);
+                let timings = timings(decode_stage, queued, pass, images.len());
                 let value = Classification { prediction, embedding };
                 let _ = sender.send(Ok(ModelOutput { value, timings, metadata }));
             }
