@@ -68,12 +68,12 @@ impl App {
         let remote = hosts.map(|hosts| Remote::new(hosts, settings.clone())).transpose()?;
         let feedback = Feedback::open(&settings)?.map(Arc::new);
         let memory = Arc::new(Memory::new(&settings));
-        let (shared, digests) = (Arc::clone(&memory), feedback.is_some());
+        let (shared, needs_sha256) = (Arc::clone(&memory), feedback.is_some());
         Ok(Self {
             shadow: Shadow::new(&settings, &models, Arc::clone(&memory)).map(Arc::new),
             health: Health::new(),
             models,
-            batcher: Batcher::start(&settings, shared, Arc::clone(&rates), digests)?,
+            batcher: Batcher::start(&settings, shared, Arc::clone(&rates), needs_sha256)?,
             uploads: Uploads::new(settings.clone(), Arc::clone(&memory), remote),
             memory,
             keys: Keys::new(&settings)?,

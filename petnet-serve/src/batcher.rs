@@ -92,7 +92,7 @@ impl Batcher {
         settings: &Settings,
         memory: Arc<Memory>,
         rates: Arc<Rates>,
-        digests: bool,
+        needs_sha256: bool,
     ) -> anyhow::Result<Self> {
         let queue = Arc::new(BatchQueue {
             waiting: Mutex::default(),
@@ -102,7 +102,7 @@ impl Batcher {
         });
         let batches = Arc::clone(&queue);
         Ok(Self {
-            decoders: Decoders::start(settings, memory, digests, move || batches.run())?,
+            decoders: Decoders::start(settings, memory, needs_sha256, move || batches.run())?,
             cache: PredictionCache::new(settings),
             request_timeout: settings.request_timeout,
             queue,
@@ -224,8 +224,8 @@ impl Batcher {
                 let size = (pixels.width(), pixels.height());
                 let statistics = ImageStatistics::of(&pixels, size);
                 let metadata = ImageMetadata { statistics, sha256: None };
-                let stage = Stage { began: Instant::now(), took: Duration::ZERO };
-                enqueue(operation, Decoded { pixels, metadata, stage });
+                let decode_stage = Stage { began: Instant::now(), took: Duration::ZERO };
+                enqueue(operation, Decoded { pixels, metadata, decode_stage });
                 self.decoders.wake();
                 match tokio::time::timeout(self.request_timeout, output).await {
                     Ok(Ok(output)) => output,
@@ -272,39 +272,38 @@ impl BatchQueue {
     /// Runs the network on a batch, once for each model of its jobs: after a reload, images that were decoded for the previous
     /// model are still classified by it.
     fn run_batch(&self, mut jobs: Vec<NetworkJob>) {
-        let batch = Instant::now();
+        let batch_began = Instant::now();
         while let Some(job) = jobs.first() {
             let (model, queue) = (Arc::clone(&job.model), Arc::clone(&job.permit.queue));
             let (same, others): (Vec<_>, Vec<_>) =
                 jobs.into_iter().partition(|job| Arc::ptr_eq(&job.model, &model));
-            let began = same.iter().map(|job| job.decoded.stage.began).min().unwrap_or(batch);
+            let decode_began = same.iter().map(|job| job.decoded.decode_stage.began).min();
             let images = same.len();
-            run_model(&model, same, batch, &self.rates);
-            queue.record_batch(began, images);
+            run_model(&model, same, batch_began, &self.rates);
+            queue.record_batch(decode_began.unwrap_or(batch_began), images);
             jobs = others;
         }
     }
 }
 
 /// Runs the network once on all images to classify, and on each image to explain by itself.
-fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch: Instant, rates: &Rates) {
+fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: &Rates) {
     let (mut images, mut pending) = (Vec::new(), Vec::new());
-    let batch_size = jobs.len();
-    let timings = |decode, queued: Instant, model: Stage| {
-        let queue = Stage { began: queued, took: batch.saturating_duration_since(queued) };
-        Some(Timings { decode, queue, batch: Stage::since(batch), model, batch_size })
+    let timings = |decode, queued: Instant, model: Stage, batch_size: usize| {
+        let queue = Stage { began: queued, took: batch_began.saturating_duration_since(queued) };
+        Some(Timings { decode, queue, batch: Stage::since(batch_began), model, batch_size })
     };
     for NetworkJob { operation, decoded, queued, permit, .. } in jobs {
-        let Decoded { pixels, metadata, stage } = decoded;
+        let Decoded { pixels, metadata, decode_stage } = decoded;
         match operation {
             Operation::Classify(sender) => {
                 images.push(pixels);
-                pending.push((sender, metadata, (stage, queued), permit));
+                pending.push((sender, metadata, (decode_stage, queued), permit));
             }
             Operation::Explain(sender) => {
                 let began = Instant::now();
                 let outcome = catch_panic(|| model.classifier.explain_pixels(&pixels));
-                let timings = timings(stage, queued, Stage::since(began));
+                let timings = timings(decode_stage, queued, Stage::since(began), 1);
                 let _ = sender.send(outcome.map(|value| ModelOutput { value, timings, metadata }));
             }
         }
@@ -321,8 +320,10 @@ fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch: Instant, rates: &Rates
     match outcome {
         Ok(predictions) => {
             let pending = pending.into_iter().zip(predictions);
-            for ((sender, metadata, (stage, queued), _permit), (prediction, embedding)) in pending {
-                let timings = timings(stage, queued, pass);
+            for ((sender, metadata, (decode_stage, queued), _permit), (prediction, embedding)) in
+                pending
+            {
+                let timings = timings(decode_stage, queued, pass, images.len());
                 let value = Classification { prediction, embedding };
                 let _ = sender.send(Ok(ModelOutput { value, timings, metadata }));
             }

@@ -24,7 +24,7 @@ use crate::telemetry::names;
 pub(crate) struct Decoded {
     pub(crate) pixels: Pixels,
     pub(crate) metadata: ImageMetadata,
-    pub(crate) stage: Stage,
+    pub(crate) decode_stage: Stage,
 }
 
 /// A job for a decoding thread.
@@ -70,38 +70,38 @@ pub(crate) struct Decoders {
     request_timeout: Duration,
     /// Maximum time on a decoding thread.
     decode_timeout: Duration,
-    /// True where the SHA-256 of each image is needed.
-    digests: bool,
+    /// True where the SHA-256 of each image is needed, for feedback.
+    needs_sha256: bool,
 }
 
 impl Decoders {
-    /// Starts the threads; each runs `after` after every job.
+    /// Starts the threads; each calls `after_each_job` after every job.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub(crate) fn start(
         settings: &Settings,
         memory: Arc<Memory>,
-        digests: bool,
-        after: impl Fn() + Clone + Send + 'static,
+        needs_sha256: bool,
+        after_each_job: impl Fn() + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         let jobs = Arc::new(Jobs::default());
         // One more than the setting, because one of them runs the network.
         for number in 0..=settings.decoders() {
-            let (jobs, after) = (Arc::clone(&jobs), after.clone());
+            let (jobs, after_each_job) = (Arc::clone(&jobs), after_each_job.clone());
             std::thread::Builder::new().name(format!("decode-{number}")).spawn(move || {
                 loop {
                     jobs.pop()();
-                    after();
+                    after_each_job();
                 }
             })?;
         }
         let (request_timeout, decode_timeout) = (settings.request_timeout, settings.decode_timeout);
         let limits = settings.limits();
-        Ok(Self { jobs, memory, limits, request_timeout, decode_timeout, digests })
+        Ok(Self { jobs, memory, limits, request_timeout, decode_timeout, needs_sha256 })
     }
 
-    /// Makes a thread run `after`.
+    /// Makes a thread call `after_each_job`, by an empty job.
     pub(crate) fn wake(&self) {
         self.jobs.push(Box::new(|| ()));
     }
@@ -119,17 +119,18 @@ impl Decoders {
         let preprocess = model.classifier.info().preprocess;
         let memory = preprocess.memory(&bytes, &self.limits).inspect_err(|_| count("refused"))?;
         // The decoder must not allocate more than was estimated and claimed.
-        let (limits, digests) = (Limits { max_alloc: memory, ..self.limits }, self.digests);
+        let limits = Limits { max_alloc: memory, ..self.limits };
+        let needs_sha256 = self.needs_sha256;
         let decode = move || {
             let began = Instant::now();
             let outcome = preprocess.run_measured(&bytes, &limits);
-            let stage = Stage::since(began);
-            histogram!(names::PREPROCESSING_DURATION_SECONDS).record(stage.took);
+            let decode_stage = Stage::since(began);
+            histogram!(names::PREPROCESSING_DURATION_SECONDS).record(decode_stage.took);
             count(if outcome.is_ok() { "ok" } else { "refused" });
             let (pixels, original_size) = outcome?;
             let statistics = ImageStatistics::of(&pixels, original_size);
-            let sha256 = digests.then(|| sha256(&bytes));
-            Ok(Decoded { pixels, metadata: ImageMetadata { statistics, sha256 }, stage })
+            let sha256 = needs_sha256.then(|| sha256(&bytes));
+            Ok(Decoded { pixels, metadata: ImageMetadata { statistics, sha256 }, decode_stage })
         };
         Ok((memory, decode))
     }

@@ -13,7 +13,7 @@ pub(crate) struct Timings {
     /// From the start of the batch to this output.
     pub(crate) batch: Stage,
     pub(crate) model: Stage,
-    /// Number of images in the batch.
+    /// Number of images in the pass through the network, as in the metric `batch_size`; 1 for an image to explain.
     pub(crate) batch_size: usize,
 }
 

@@ -106,8 +106,8 @@ impl Problem {
         Self { rate_limit: Some(Box::new(authorization)), ..self }
     }
 
-    /// True where the same request may succeed later.
-    pub(crate) fn is_overload(&self) -> bool {
+    /// True for a refusal for the state of the service: the same request may succeed later.
+    pub(crate) fn is_retriable(&self) -> bool {
         self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after.is_some()
     }
 

@@ -1,8 +1,9 @@
 //! Admission control of a model: a limited number of images in flight, and the images that wait.
 //!
 //! An image holds a permit of a semaphore from decoding to output. Each model has its own permits, so that many images
-//! for one model do not delay those for another. Batch callers share a quarter of a model's permits, which bounds the number
-//! of their images that an image of an interactive caller waits for.
+//! for one model do not delay those for another. Callers of [`Priority::Batch`], here called bulk callers so that they are not
+//! mistaken for batches of the network, share a quarter of a model's permits, which bounds the number of their images that an
+//! image of an interactive caller waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,63 +18,63 @@ use crate::telemetry::names;
 
 /// Time without progress after which the images in flight count as stuck.
 const STUCK: Duration = Duration::from_secs(5);
-/// Batch callers share the permits divided by this number.
-const BATCH_DIVISOR: usize = 4;
+/// Bulk callers share the permits divided by this number.
+const BULK_DIVISOR: usize = 4;
 
 /// A model's permits, and the images that wait for them.
 pub(crate) struct Queue {
     name: String,
     permits: Arc<Semaphore>,
-    /// Second permit that an image of a batch caller needs.
-    batch: Arc<Semaphore>,
+    /// Second permit that an image of a bulk caller needs.
+    bulk_permits: Arc<Semaphore>,
     capacity: usize,
     /// Number of waiting images of interactive callers.
-    waiting: AtomicUsize,
-    /// Number of waiting images of batch callers.
-    batch_waiting: AtomicUsize,
+    interactive_waiting: AtomicUsize,
+    /// Number of waiting images of bulk callers.
+    bulk_waiting: AtomicUsize,
     /// Maximum wait for a permit.
     timeout: Duration,
-    progress: Progress,
+    in_flight: InFlight,
     service_time: ServiceTime,
 }
 
 /// Number of images in flight, and the time at which one of them last made progress.
-struct Progress {
+struct InFlight {
     start: Instant,
-    active: AtomicUsize,
+    count: AtomicUsize,
     /// Milliseconds since `start`.
-    last: AtomicU64,
+    last_progress: AtomicU64,
 }
 
-impl Progress {
-    fn record(&self) {
-        self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+impl InFlight {
+    fn record_progress(&self) {
+        self.last_progress.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 }
 
-/// Exponential moving average (weight 1/8) of the time between two outputs under load, by which waits are estimated.
+/// Time per image under load, by which waits are estimated: an exponential moving average over batches (weight 1/8).
 struct ServiceTime {
     start: Instant,
-    /// Nanoseconds; 0 before the first image.
-    mean: AtomicU64,
-    /// End of the last batch, in nanoseconds since `start`.
-    ended: AtomicU64,
+    /// 0 before the first batch.
+    nanos_per_image: AtomicU64,
+    /// Nanoseconds from `start` to the end of the last batch.
+    last_batch_end: AtomicU64,
 }
 
 impl ServiceTime {
-    fn get(&self) -> Duration {
-        Duration::from_nanos(self.mean.load(Ordering::Relaxed))
-    }
-
-    /// Records the end of a batch whose first image began to be decoded at `began`. While images wait, the time counts from
-    /// the end of the previous batch: decoding, or another model, may be the bottleneck.
-    fn record(&self, began: Instant, images: usize) {
-        let now = self.start.elapsed().as_nanos() as u64;
-        let began = began.saturating_duration_since(self.start).as_nanos() as u64;
-        let since = self.ended.swap(now, Ordering::Relaxed).max(began);
-        let each = now.saturating_sub(since) / images as u64;
-        let old = self.mean.load(Ordering::Relaxed);
-        self.mean.store(if old == 0 { each } else { (old * 7 + each) / 8 }, Ordering::Relaxed);
+    /// Records a batch that has just ended, the decoding of whose first image began at `decode_began`.
+    ///
+    /// The batch's time begins with the end of the previous batch, or with `decode_began` if that is later, as it is after an
+    /// idle time. Under load it is therefore the time between the ends of two batches, whichever part of the service limits
+    /// it: decoding, the network, or another model that runs in between.
+    fn record(&self, decode_began: Instant, images: usize) {
+        let end = self.start.elapsed().as_nanos() as u64;
+        let decode_began = decode_began.saturating_duration_since(self.start).as_nanos() as u64;
+        let begin = self.last_batch_end.swap(end, Ordering::Relaxed).max(decode_began);
+        let new = end.saturating_sub(begin) / images as u64;
+        let old = self.nanos_per_image.load(Ordering::Relaxed);
+        let mean = if old == 0 { new } else { (old * 7 + new) / 8 };
+        self.nanos_per_image.store(mean, Ordering::Relaxed);
     }
 }
 
@@ -81,41 +82,41 @@ impl ServiceTime {
 pub(crate) struct Permit {
     pub(crate) queue: Arc<Queue>,
     _permit: OwnedSemaphorePermit,
-    _batch: Option<OwnedSemaphorePermit>,
+    _bulk_permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Permit {
     /// Records that the image is decoded.
     pub(crate) fn record_progress(&self) {
-        self.queue.progress.record();
+        self.queue.in_flight.record_progress();
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.queue.progress.record();
-        self.queue.progress.active.fetch_sub(1, Ordering::Relaxed);
+        self.queue.in_flight.record_progress();
+        self.queue.in_flight.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Counts an image as waiting until it is dropped.
 struct WaitingGuard<'a> {
     count: &'a AtomicUsize,
-    /// True once the image has its permit or is refused; else its client has disconnected.
-    ended: bool,
+    /// True once the image has its permit or is refused. Dropped while false, its client has disconnected.
+    has_outcome: bool,
 }
 
 impl<'a> WaitingGuard<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self { count, ended: false }
+        Self { count, has_outcome: false }
     }
 }
 
 impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
-        if !self.ended {
+        if !self.has_outcome {
             counter!(names::PREDICTIONS_ABANDONED_TOTAL).increment(1);
         }
     }
@@ -128,13 +129,21 @@ impl Queue {
         Self {
             name: name.into(),
             permits: Arc::new(Semaphore::new(capacity)),
-            batch: Arc::new(Semaphore::new(capacity.div_ceil(BATCH_DIVISOR))),
+            bulk_permits: Arc::new(Semaphore::new(capacity.div_ceil(BULK_DIVISOR))),
             capacity,
-            waiting: AtomicUsize::new(0),
-            batch_waiting: AtomicUsize::new(0),
+            interactive_waiting: AtomicUsize::new(0),
+            bulk_waiting: AtomicUsize::new(0),
             timeout,
-            progress: Progress { start, active: AtomicUsize::new(0), last: AtomicU64::new(0) },
-            service_time: ServiceTime { start, mean: AtomicU64::new(0), ended: AtomicU64::new(0) },
+            in_flight: InFlight {
+                start,
+                count: AtomicUsize::new(0),
+                last_progress: AtomicU64::new(0),
+            },
+            service_time: ServiceTime {
+                start,
+                nanos_per_image: AtomicU64::new(0),
+                last_batch_end: AtomicU64::new(0),
+            },
         }
     }
 
@@ -149,12 +158,13 @@ impl Queue {
 
     /// Estimated time until the images that wait now have their permits.
     fn estimated_wait(&self, priority: Priority) -> Duration {
-        let interactive = self.waiting.load(Ordering::Relaxed);
+        let interactive = self.interactive_waiting.load(Ordering::Relaxed);
         let ahead = match priority {
             Priority::Interactive => interactive,
-            Priority::Batch => interactive + self.batch_waiting.load(Ordering::Relaxed),
+            Priority::Batch => interactive + self.bulk_waiting.load(Ordering::Relaxed),
         };
-        self.service_time.get() * ahead as u32
+        let nanos_per_image = self.service_time.nanos_per_image.load(Ordering::Relaxed);
+        Duration::from_nanos(nanos_per_image) * ahead as u32
     }
 
     pub(crate) fn overloaded(&self, priority: Priority) -> Problem {
@@ -172,29 +182,27 @@ impl Queue {
         timeout: Option<Duration>,
     ) -> Result<Permit, Problem> {
         let count = match priority {
-            Priority::Interactive => &self.waiting,
-            Priority::Batch => &self.batch_waiting,
+            Priority::Interactive => &self.interactive_waiting,
+            Priority::Batch => &self.bulk_waiting,
         };
         let mut waiting = WaitingGuard::new(count);
         let permits = async {
-            let batch = match priority {
+            let bulk_permit = match priority {
                 Priority::Interactive => None,
-                Priority::Batch => Some(Arc::clone(&self.batch).acquire_owned().await?),
+                Priority::Batch => Some(Arc::clone(&self.bulk_permits).acquire_owned().await?),
             };
-            Ok::<_, tokio::sync::AcquireError>((
-                Arc::clone(&self.permits).acquire_owned().await?,
-                batch,
-            ))
+            let permit = Arc::clone(&self.permits).acquire_owned().await?;
+            Ok::<_, tokio::sync::AcquireError>((permit, bulk_permit))
         };
         let permits = tokio::time::timeout(timeout.unwrap_or(self.timeout), permits).await;
-        waiting.ended = true;
+        waiting.has_outcome = true;
         drop(waiting);
         match permits {
-            Ok(Ok((permit, batch))) => {
-                if self.progress.active.fetch_add(1, Ordering::Relaxed) == 0 {
-                    self.progress.record();
+            Ok(Ok((_permit, _bulk_permit))) => {
+                if self.in_flight.count.fetch_add(1, Ordering::Relaxed) == 0 {
+                    self.in_flight.record_progress();
                 }
-                Ok(Permit { queue: Arc::clone(self), _permit: permit, _batch: batch })
+                Ok(Permit { queue: Arc::clone(self), _permit, _bulk_permit })
             }
             Ok(Err(_)) | Err(_) => Err(self.overloaded(priority)),
         }
@@ -202,25 +210,27 @@ impl Queue {
 
     /// True while no image is in flight, and none of an interactive caller waits.
     pub(crate) fn is_idle(&self) -> bool {
-        self.progress.active.load(Ordering::Relaxed) + self.waiting.load(Ordering::Relaxed) == 0
+        self.in_flight.count.load(Ordering::Relaxed)
+            + self.interactive_waiting.load(Ordering::Relaxed)
+            == 0
     }
 
     /// True while images are in flight and none has made progress for [`STUCK`].
     pub(crate) fn is_stuck(&self) -> bool {
-        let last = Duration::from_millis(self.progress.last.load(Ordering::Relaxed));
-        self.progress.active.load(Ordering::Relaxed) > 0
-            && self.progress.start.elapsed().saturating_sub(last) > STUCK
+        let last = Duration::from_millis(self.in_flight.last_progress.load(Ordering::Relaxed));
+        self.in_flight.count.load(Ordering::Relaxed) > 0
+            && self.in_flight.start.elapsed().saturating_sub(last) > STUCK
     }
 
-    /// Records a batch that has just ended.
-    pub(crate) fn record_batch(&self, began: Instant, images: usize) {
-        self.service_time.record(began, images);
+    /// Records a batch of the network that has just ended, the decoding of whose first image began at `decode_began`.
+    pub(crate) fn record_batch(&self, decode_began: Instant, images: usize) {
+        self.service_time.record(decode_began, images);
     }
 
     pub(crate) fn set_gauges(&self) {
         let depth = self.capacity - self.permits.available_permits().min(self.capacity);
-        let waiting =
-            [&self.waiting, &self.batch_waiting].map(|count| count.load(Ordering::Relaxed));
+        let waiting = [&self.interactive_waiting, &self.bulk_waiting]
+            .map(|count| count.load(Ordering::Relaxed));
         let set = |name: &'static str, value: usize| {
             gauge!(name, "model" => self.name.clone()).set(value as f64);
         };
@@ -235,7 +245,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn batch_callers_leave_permits_to_interactive_ones() {
+    async fn bulk_callers_leave_permits_to_interactive_ones() {
         let queue = Arc::new(Queue::new("m", 8, Duration::from_millis(20)));
         let held = [
             queue.acquire(Priority::Batch, None).await,

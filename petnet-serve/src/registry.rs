@@ -55,7 +55,8 @@ pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<Registered> {
 }
 
 fn is_transient(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<RequestError>().is_some_and(RequestError::is_transient)
+    let request = error.chain().find_map(|cause| cause.downcast_ref::<RequestError>());
+    request.is_some_and(RequestError::is_transient)
 }
 
 fn server(settings: &Settings, model: &str) -> Result<Server> {

@@ -1,4 +1,4 @@
-//! Every metric is in the table of `docs/metrics.md`, and changes with the event that it measures.
+//! Every metric is in a table of `docs/metrics.md`, and changes with the event that it measures.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -15,12 +15,29 @@ use serde_json::json;
 type Series = BTreeMap<String, f64>;
 
 /// Names of metrics in the first column of the service's tables in `docs/metrics.md`.
-fn table() -> BTreeSet<String> {
+fn documented() -> BTreeSet<String> {
     let page = include_str!("../../docs/metrics.md");
     let (service, _training) = page.split_once("## Training").unwrap();
     let cells = service.lines().filter(|line| line.starts_with("| `"));
     let cells = cells.map(|line| line.split('|').nth(1).unwrap());
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(String::from).collect()
+}
+
+/// Names of all metrics that the service can have: the declarations `CONSTANT = "name", "help text";` of the source.
+fn declared() -> BTreeSet<String> {
+    let source = include_str!("../src/telemetry/names.rs");
+    let names = source.lines().filter_map(|line| line.split_once(" = \"")?.1.split('"').next());
+    names.map(String::from).collect()
+}
+
+#[test]
+fn the_tables_of_docs_metrics_name_exactly_the_declared_metrics() {
+    let (declared, documented) = (declared(), documented());
+    assert!(declared.len() > 80, "the declarations are not found: {declared:?}");
+    let undocumented: Vec<_> = declared.difference(&documented).collect();
+    assert_eq!(undocumented, [""; 0], "declared in names.rs, but not in docs/metrics.md");
+    let undeclared: Vec<_> = documented.difference(&declared).collect();
+    assert_eq!(undeclared, [""; 0], "in docs/metrics.md, but not declared in names.rs");
 }
 
 /// The metric that a series belongs to.
@@ -51,8 +68,7 @@ fn predict(server: &Server, image: &[u8]) -> serde_json::Value {
 fn start(model: &Path, more: &[&str]) -> Server {
     let store = model.with_file_name("feedback");
     let files = ["--model", model.to_str().unwrap(), "--feedback", store.to_str().unwrap()];
-    let settings =
-        ["--drift-window", "40", "--session-idle", "1s", "--queue", "1", "--queue-timeout", "3ms"];
+    let settings = ["--drift-window", "40", "--session-idle", "1s", "--queue", "1"];
     Server::start(&[&files[..], &settings, more].concat())
 }
 
@@ -80,7 +96,7 @@ fn before_any_request_no_rate_is_served_and_a_pulled_model_is_counted() {
 }
 
 #[test]
-fn every_family_is_in_the_table_and_its_cause_moves_it() {
+fn every_metric_is_served_and_its_cause_moves_it() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(&drawn_model(folder.path(), 60), &[]);
     let before = server.metrics();
@@ -88,7 +104,6 @@ fn every_family_is_in_the_table_and_its_cause_moves_it() {
     server.get("/health");
     let (kind, junk) = multipart(&[("image/png", b"junk")]);
     server.post("/predict", &[("content-type", &kind)], &junk);
-    overload(&server, &drawn(0, 1.0));
     let label = answers[0]["predicted_class"].as_str().unwrap();
     for (answer, right) in [(&answers[0], true), (&answers[1], false)] {
         let predicted = answer["predicted_class"].as_str().unwrap();
@@ -120,21 +135,56 @@ fn every_family_is_in_the_table_and_its_cause_moves_it() {
     let last = server.metrics();
     let loaded = |all: &Series| sum(all, "model_loaded_timestamp_seconds", &[]);
     assert!(loaded(&last) > loaded(&after));
-    compare_with_table(after.keys().chain(later.keys()));
+    let served: BTreeSet<String> =
+        after.keys().chain(later.keys()).map(|key| family(key)).collect();
+    let documented = documented();
+    let unknown: Vec<_> = served.difference(&documented).collect();
+    assert_eq!(unknown, [""; 0], "served, but not in docs/metrics.md");
+    let missing = documented.difference(&served);
+    let missing: Vec<_> = missing.filter(|name| !MAY_BE_ABSENT.contains(&name.as_str())).collect();
+    assert_eq!(missing, [""; 0], "in docs/metrics.md, but not served");
 }
 
-fn compare_with_table<'a>(series: impl Iterator<Item = &'a String>) {
-    let served: BTreeSet<String> = series.map(|series| family(series)).collect();
-    let unknown: Vec<_> = served.difference(&table()).cloned().collect();
-    assert_eq!(unknown, [""; 0], "served, but not in docs/metrics.md");
-    let mut missing: Vec<_> = table().difference(&served).cloned().collect();
-    missing.retain(|name| !MAY_BE_ABSENT.contains(&name.as_str()));
-    assert_eq!(missing, [""; 0], "in docs/metrics.md, but not served");
+/// With one permit and no time to wait for it, the third of three requests at a time is refused at once, because its
+/// estimated wait is not zero. The speed of the network and of the machine has no part in that.
+#[test]
+fn overload_and_images_in_flight_are_counted() {
+    let server = Server::start(&["--queue", "1", "--queue-timeout", "1ns"]);
+    let image = drawn(0, 1.0);
+    let (kind, form) = multipart(&[("image/png", &image)]);
+    let (began, stop) = (Instant::now(), AtomicBool::new(false));
+    let (mut in_flight, mut refused) = (false, false);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    server.post("/predict", &[("content-type", &kind)], &form);
+                }
+            });
+        }
+        while !(in_flight && refused) && began.elapsed() < Duration::from_secs(60) {
+            let metrics = server.metrics();
+            in_flight |= sum(&metrics, "batch_queue_depth", &[]) > 0.0;
+            refused |= sum(&metrics, "prediction_errors_total", &["overloaded"]) > 0.0;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(in_flight, "no image in flight was seen in 60 s");
+    let metrics = server.metrics();
+    for (name, labels) in [
+        ("api_requests_total", "503"),
+        ("api_errors_total", "overloaded"),
+        ("prediction_errors_total", "overloaded"),
+    ] {
+        assert!(sum(&metrics, name, &[labels]) > 0.0, "{name} {labels}");
+    }
+    let rate = metrics["api_error_rate"];
+    assert!(rate > 0.0 && rate <= 1.0, "{rate}");
 }
 
 /// Metrics of a GPU or a memory limit, which this machine may not have, and of keys, the prediction cache and a shadow model,
 /// which are off here and tested in `keys.rs`, `cache.rs` and `models.rs`.
-const MAY_BE_ABSENT: [&str; 15] = [
+const MAY_BE_ABSENT: &[&str] = &[
     "api_key_requests_total",
     "prediction_cache_bytes",
     "prediction_cache_capacity_bytes",
@@ -152,31 +202,6 @@ const MAY_BE_ABSENT: [&str; 15] = [
     "shadow_photos_total",
 ];
 
-/// Sends requests from several threads until one is refused.
-fn overload(server: &Server, image: &[u8]) {
-    let began = Instant::now();
-    let (kind, form) = multipart(&[("image/png", image)]);
-    let refused = AtomicBool::new(false);
-    let deep = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..6 {
-            scope.spawn(|| {
-                while !(refused.load(Ordering::Relaxed) && deep.load(Ordering::Relaxed))
-                    && began.elapsed() < Duration::from_secs(20)
-                {
-                    let reply = server.post("/predict", &[("content-type", &kind)], &form);
-                    refused.fetch_or(reply.status == 503, Ordering::Relaxed);
-                }
-            });
-        }
-        while !deep.load(Ordering::Relaxed) && began.elapsed() < Duration::from_secs(20) {
-            let waiting = sum(&server.metrics(), "batch_queue_depth", &[]) > 0.0;
-            deep.fetch_or(waiting, Ordering::Relaxed);
-        }
-    });
-    assert!(refused.into_inner() && deep.into_inner(), "no overload in 20 s");
-}
-
 /// Checks that counters and gauges have risen by at least the expected values.
 fn rose(before: &Series, after: &Series, label: &str) {
     let predicted = format!("class_predicted=\"{label}\"");
@@ -184,20 +209,18 @@ fn rose(before: &Series, after: &Series, label: &str) {
     let png = drawn(0, 1.0).len() as f64;
     for (name, labels, least) in [
         ("api_requests_total", &["/predict\"", "POST", "200"][..], 40.0),
-        ("api_requests_total", &["503"], 1.0),
-        ("api_request_latency_seconds_count", &["/predict\""], 42.0),
+        ("api_request_latency_seconds_count", &["/predict\""], 41.0),
         ("api_errors_total", &["/predict\"", "not_an_image"], 1.0),
         ("api_errors_total", &["/events/adoption", "unknown_label"], 1.0),
         ("api_predictions_total", &[&class], 1.0),
         ("prediction_requests_total", &[&predicted], 1.0),
         ("prediction_decisions_total", &[], 40.0),
         ("prediction_errors_total", &["not_an_image"], 1.0),
-        ("prediction_errors_total", &["overloaded"], 1.0),
-        ("prediction_latency_seconds_count", &[], 42.0),
+        ("prediction_latency_seconds_count", &[], 41.0),
         ("health_check_requests_total", &[], 1.0),
         ("input_image_size_total", &[], 40.0 * png * 0.5),
-        ("validation_duration_seconds_count", &[], 42.0),
-        ("preprocessing_duration_seconds_count", &[], 41.0),
+        ("validation_duration_seconds_count", &[], 41.0),
+        ("preprocessing_duration_seconds_count", &[], 40.0),
         ("preprocessing_images_total", &["ok"], 40.0),
         ("preprocessing_images_total", &["refused"], 1.0),
         ("batch_size_count", &[], 1.0),
@@ -256,7 +279,7 @@ fn stand(after: &Series) {
         assert_eq!(sum(after, "model_confusion_photos", &[window]), 2.0);
     }
     for (name, low, high) in [
-        ("api_error_rate", 1e-4, 1.0),
+        ("api_error_rate", 0.0, 0.0),
         ("batch_throughput_images_per_second", 0.5, 1e4),
         ("process_memory_usage_mb", 10.0, 1e4),
         ("process_cpu_usage_percent", 0.1, 1e4),

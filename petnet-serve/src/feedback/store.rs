@@ -274,8 +274,8 @@ pub(crate) fn is_damage(error: &anyhow::Error) -> bool {
                 | ErrorKind::NotFound
         );
     }
-    match error.downcast_ref::<fjall::Error>() {
-        None => error.is::<serde_json::Error>(),
+    match error.chain().find_map(|cause| cause.downcast_ref::<fjall::Error>()) {
+        None => error.chain().any(|cause| cause.is::<serde_json::Error>()),
         Some(
             fjall::Error::Storage(_)
             | fjall::Error::JournalRecovery(_)

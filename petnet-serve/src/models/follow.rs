@@ -26,17 +26,17 @@ pub(crate) async fn follow<F: Future<Output = ()>>(
     if interval.is_zero() {
         return;
     }
-    let loaded = || *served.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+    let loaded_stamp = || *served.loaded_stamp.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last_seen = loaded();
+    let mut last_seen = loaded_stamp();
     loop {
         ticks.tick().await;
         let changed = match &served.source.address {
             ModelAddress::Registered(name) => version_changed(&served, &settings, name).await,
             ModelAddress::File(_) => {
                 let now = served.file_stamp();
-                let complete = now == last_seen && now != loaded();
+                let complete = now == last_seen && now != loaded_stamp();
                 last_seen = now;
                 complete
             }

@@ -66,8 +66,8 @@ type HandlerResult = Result<FullResponse, Problem>;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
-/// Delay of a response that refuses a request for overload, which slows clients down that retry at once.
-const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
+/// Delay of the response to a request that may be sent again, which slows clients down that do so at once.
+const RETRIABLE_DELAY: Duration = Duration::from_secs(1);
 /// Maximum size in bytes of a response body that claims no memory.
 const MAX_UNCLAIMED_BODY: usize = 16 << 10;
 
@@ -240,9 +240,9 @@ async fn problem_response(
 ) -> FullResponse {
     let mut response =
         if route.starts_with("/v2") { v2::error(&problem) } else { problem.response() };
-    if problem.is_overload() {
+    if problem.is_retriable() {
         tokio::select! {
-            () = async { tokio::join!(tokio::time::sleep(OVERLOAD_DELAY), drain(request)); } => (),
+            () = async { tokio::join!(tokio::time::sleep(RETRIABLE_DELAY), drain(request)); } => (),
             () = app.closing() => (),
         }
     } else if response.status().is_client_error() {

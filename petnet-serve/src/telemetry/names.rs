@@ -1,14 +1,14 @@
-//! Names and help texts of all metrics. A test compares the names with `docs/metrics.md`.
+//! Names and help texts of all metrics, and the buckets of histograms. A test compares the names with `docs/metrics.md`.
 
-/// Declares the metrics of one type: a constant with the name of each, and a table of all names with their help texts.
+/// Declares the metrics of one type: a constant with the name of each, and a table whose rows have the name and what follows it.
 macro_rules! declare_metrics {
-    ($table:ident: $($constant:ident = $name:literal, $help:literal;)*) => {
+    ($table:ident, $row:ty: $($constant:ident = $name:literal $(, $column:expr)+;)*) => {
         $(pub(crate) const $constant: &str = $name;)*
-        pub(super) const $table: &[(&str, &str)] = &[$(($constant, $help)),*];
+        pub(super) const $table: &[$row] = &[$(($constant $(, $column)+)),*];
     };
 }
 
-declare_metrics! { COUNTERS:
+declare_metrics! { COUNTERS, (&str, &str):
     API_REQUESTS_TOTAL = "api_requests_total", "Requests, by endpoint, method and status";
     API_ERRORS_TOTAL = "api_errors_total", "Requests refused or failed, by endpoint and reason";
     API_KEY_REQUESTS_TOTAL = "api_key_requests_total", "Requests with an API key, by name of the key and result";
@@ -29,7 +29,7 @@ declare_metrics! { COUNTERS:
 }
 
 // Without labels. They start at zero, so that Prometheus' `increase` includes the first event.
-declare_metrics! { COUNTERS_FROM_ZERO:
+declare_metrics! { COUNTERS_FROM_ZERO, (&str, &str):
     HEALTH_CHECK_REQUESTS_TOTAL = "health_check_requests_total", "Requests to /health";
     INPUT_IMAGE_SIZE_TOTAL = "input_image_size_total", "Bytes of encoded images received";
     INFERENCE_PANICS_TOTAL = "inference_panics_total", "Panics of the network that were caught";
@@ -45,19 +45,27 @@ declare_metrics! { COUNTERS_FROM_ZERO:
     FEEDBACK_LABELS_LOST_TOTAL = "feedback_labels_lost_total", "Labels lost with damaged feedback stores";
 }
 
-declare_metrics! { HISTOGRAMS:
-    API_REQUEST_LATENCY_SECONDS = "api_request_latency_seconds", "Time from a request's headers to its response, by endpoint";
-    PREDICTION_LATENCY_SECONDS = "prediction_latency_seconds", "Time from a prediction request's headers to its response";
-    VALIDATION_DURATION_SECONDS = "validation_duration_seconds", "Time to parse and validate a request's body";
-    PREPROCESSING_DURATION_SECONDS = "preprocessing_duration_seconds", "Time to decode and resize an image";
-    INFERENCE_DURATION_SECONDS = "inference_duration_seconds", "Time of a forward pass";
-    BATCH_SIZE = "batch_size", "Images in a batch";
-    MODEL_PREDICTION_CONFIDENCE = "model_prediction_confidence", "Confidence of each prediction, by predicted class";
-    SHADOW_DIFFERENCE = "shadow_difference", "Total variation distance of both models' predictions for an image";
-    USER_SESSION_DURATION_SECONDS = "user_session_duration_seconds", "Time from the first to the last request of ended sessions";
+// Upper bounds of buckets.
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const SESSION_SECONDS: &[f64] = &[1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
+const IMAGES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+const CONFIDENCE: &[f64] = &[0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
+const DIFFERENCE: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0];
+
+declare_metrics! { HISTOGRAMS, (&str, &str, &[f64]):
+    API_REQUEST_LATENCY_SECONDS = "api_request_latency_seconds", "Time from a request's headers to its response, by endpoint", SECONDS;
+    PREDICTION_LATENCY_SECONDS = "prediction_latency_seconds", "Time from a prediction request's headers to its response", SECONDS;
+    VALIDATION_DURATION_SECONDS = "validation_duration_seconds", "Time to parse and validate a request's body", SECONDS;
+    PREPROCESSING_DURATION_SECONDS = "preprocessing_duration_seconds", "Time to decode and resize an image", SECONDS;
+    INFERENCE_DURATION_SECONDS = "inference_duration_seconds", "Time of a forward pass", SECONDS;
+    BATCH_SIZE = "batch_size", "Images in a batch", IMAGES;
+    MODEL_PREDICTION_CONFIDENCE = "model_prediction_confidence", "Confidence of each prediction, by predicted class", CONFIDENCE;
+    SHADOW_DIFFERENCE = "shadow_difference", "Total variation distance of both models' predictions for an image", DIFFERENCE;
+    USER_SESSION_DURATION_SECONDS = "user_session_duration_seconds", "Time from the first to the last request of ended sessions", SESSION_SECONDS;
 }
 
-declare_metrics! { GAUGES:
+declare_metrics! { GAUGES, (&str, &str):
     REQUESTS_PER_MINUTE = "requests_per_minute", "Requests in the last 60 s";
     API_ERROR_RATE = "api_error_rate", "Share of responses with status 500 and above in the last 5 min";
     BATCH_QUEUE_DEPTH = "batch_queue_depth", "Images in flight";

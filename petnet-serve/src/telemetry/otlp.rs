@@ -1,7 +1,8 @@
 //! Converts Prometheus' text exposition of `/metrics` to an OTLP request, as OpenTelemetry's "Prometheus and OpenMetrics
 //! Compatibility" specifies: names, labels and values stay the same.
 //!
-//! The text is parsed because the recorder has no public snapshot, and its protobuf output needs `protoc` at build time.
+//! The text is parsed because the recorder has no public snapshot, and its protobuf output needs `protoc` at build time. It has
+//! counters, gauges and histograms; summaries are not converted, because each histogram of `names.rs` has buckets.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -12,10 +13,9 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequ
 use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue as Attribute};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
-use opentelemetry_proto::tonic::metrics::v1::summary_data_point::ValueAtQuantile;
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
-    ResourceMetrics, ScopeMetrics, Sum, Summary, SummaryDataPoint,
+    ResourceMetrics, ScopeMetrics, Sum,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource as ResourceMessage;
 use opentelemetry_proto::transform::common::tonic::{Attributes, ResourceAttributesWithSchema};
@@ -66,14 +66,9 @@ fn metric(family: Family<'_>, times: (u64, u64)) -> Metric {
             Data::Sum(Sum { data_points, aggregation_temporality, is_monotonic: true })
         }
         "histogram" => {
-            let all = distributions(samples, "le");
-            let data_points = all.into_iter().filter_map(|d| d.histogram(times)).collect();
+            let all = histogram_series(samples).into_iter();
+            let data_points = all.filter_map(|series| series.data_point(times)).collect();
             Data::Histogram(Histogram { data_points, aggregation_temporality })
-        }
-        "summary" => {
-            let all = distributions(samples, "quantile");
-            let data_points = all.into_iter().filter_map(|d| d.summary(times)).collect();
-            Data::Summary(Summary { data_points })
         }
         _ => {
             let times = (0, times.1);
@@ -111,43 +106,42 @@ fn attributes(labels: Labels<'_>) -> Vec<Attribute> {
     Attributes::from(labels.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value))).0
 }
 
-/// The series of a histogram or summary with the same labels.
+/// The series of a histogram with the same labels, apart from the label `le`.
 #[derive(Default)]
-struct Distribution<'a> {
+struct HistogramSeries<'a> {
     labels: Labels<'a>,
     count: Option<u64>,
     sum: Option<f64>,
-    /// Upper bounds with cumulative counts, or quantiles with their values.
-    points: Vec<(f64, f64)>,
+    /// Upper bound and cumulative count of each bucket.
+    buckets: Vec<(f64, f64)>,
 }
 
-/// Groups samples by their labels without `point`, the label of bounds or quantiles.
-fn distributions<'a>(samples: Vec<Sample<'a>>, point: &str) -> Vec<Distribution<'a>> {
-    let mut all: BTreeMap<Labels<'a>, Distribution<'a>> = BTreeMap::new();
+/// Groups the samples of a histogram by their labels without `le`, the upper bound of a bucket.
+fn histogram_series(samples: Vec<Sample<'_>>) -> Vec<HistogramSeries<'_>> {
+    let mut all: BTreeMap<Labels<'_>, HistogramSeries<'_>> = BTreeMap::new();
     for Sample { name, mut labels, value } in samples {
-        let at = labels.iter().position(|(key, _)| *key == point);
-        let at = at.and_then(|at| labels.remove(at).1.parse().ok());
-        let entry = all.entry(labels).or_default();
-        match at {
-            Some(at) => entry.points.push((at, value)),
-            None if name.ends_with("_sum") => entry.sum = Some(value),
-            None if name.ends_with("_count") => entry.count = Some(value as u64),
+        let position = labels.iter().position(|(key, _)| *key == "le");
+        let bound = position.and_then(|position| labels.remove(position).1.parse().ok());
+        let series = all.entry(labels).or_default();
+        match bound {
+            Some(bound) => series.buckets.push((bound, value)),
+            None if name.ends_with("_sum") => series.sum = Some(value),
+            None if name.ends_with("_count") => series.count = Some(value as u64),
             None => (),
         }
     }
-    let labelled = |(labels, distribution)| Distribution { labels, ..distribution };
-    all.into_iter().map(labelled).collect()
+    all.into_iter().map(|(labels, series)| HistogramSeries { labels, ..series }).collect()
 }
 
-impl Distribution<'_> {
+impl HistogramSeries<'_> {
     /// `None` without a count, as the specification requires.
-    fn histogram(mut self, (start, now): (u64, u64)) -> Option<HistogramDataPoint> {
+    fn data_point(mut self, (start, now): (u64, u64)) -> Option<HistogramDataPoint> {
         let count = self.count?;
-        self.points.retain(|(bound, _)| bound.is_finite());
-        self.points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        self.buckets.retain(|(bound, _)| bound.is_finite());
+        self.buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut below = 0;
-        let mut bucket_counts = Vec::with_capacity(self.points.len() + 1);
-        for cumulative in self.points.iter().map(|(_, value)| *value as u64).chain([count]) {
+        let mut bucket_counts = Vec::with_capacity(self.buckets.len() + 1);
+        for cumulative in self.buckets.iter().map(|(_, count)| *count as u64).chain([count]) {
             bucket_counts.push(cumulative.saturating_sub(below));
             below = cumulative;
         }
@@ -158,20 +152,7 @@ impl Distribution<'_> {
             count,
             sum: self.sum,
             bucket_counts,
-            explicit_bounds: self.points.into_iter().map(|(bound, _)| bound).collect(),
-            ..Default::default()
-        })
-    }
-
-    fn summary(self, (start, now): (u64, u64)) -> Option<SummaryDataPoint> {
-        let value = |(quantile, value)| ValueAtQuantile { quantile, value };
-        Some(SummaryDataPoint {
-            attributes: attributes(self.labels),
-            start_time_unix_nano: start,
-            time_unix_nano: now,
-            count: self.count?,
-            sum: self.sum.unwrap_or_default(),
-            quantile_values: self.points.into_iter().map(value).collect(),
+            explicit_bounds: self.buckets.into_iter().map(|(bound, _)| bound).collect(),
             ..Default::default()
         })
     }
@@ -194,7 +175,7 @@ impl Family<'_> {
     fn has(&self, sample: &str) -> bool {
         match sample.strip_prefix(self.name) {
             Some("") => true,
-            Some("_bucket" | "_sum" | "_count") => matches!(self.kind, "histogram" | "summary"),
+            Some("_bucket" | "_sum" | "_count") => self.kind == "histogram",
             _ => false,
         }
     }
@@ -332,8 +313,7 @@ mod tests {
     fn cumulative_buckets_become_counts_per_bucket() {
         let metrics = converted(concat!(
             "# TYPE h histogram\nh_bucket{le=\"0.5\"} 2\nh_bucket{le=\"1\"} 2\nh_bucket{le=\"+Inf\"} 5\n",
-            "h_sum 9.5\nh_count 5\nh_bucket{k=\"without a count\",le=\"1\"} 1\n",
-            "# TYPE s summary\ns{quantile=\"0.9\"} 4\ns_sum 6\ns_count 3\n"
+            "h_sum 9.5\nh_count 5\nh_bucket{k=\"without a count\",le=\"1\"} 1\n"
         ));
         let Some(Data::Histogram(histogram)) = &metrics[0].data else { panic!("{metrics:?}") };
         let [point] = &histogram.data_points[..] else { panic!("{histogram:?}") };
@@ -342,8 +322,5 @@ mod tests {
             (&[0.5, 1.0][..], &[2, 0, 3][..])
         );
         assert_eq!((point.count, point.sum, histogram.aggregation_temporality), (5, Some(9.5), 2));
-        let Some(Data::Summary(summary)) = &metrics[1].data else { panic!("{metrics:?}") };
-        let point = &summary.data_points[0];
-        assert_eq!((point.count, point.sum, point.quantile_values[0].value), (3, 6.0, 4.0));
     }
 }

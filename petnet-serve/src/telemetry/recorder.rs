@@ -1,4 +1,4 @@
-//! The process's metrics recorder: buckets of histograms, and counters that start at zero.
+//! The process's metrics recorder, and counters that start at zero.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -10,13 +10,6 @@ use metrics_util::MetricKindMask;
 
 use super::names;
 use crate::problem::KINDS;
-
-const SECONDS_BUCKETS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-const IMAGE_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
-const CONFIDENCE_BUCKETS: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
-const DIFFERENCE_BUCKETS: [f64; 8] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0];
-const SESSION_BUCKETS: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
 /// Counters with one label of few values, which start at zero for each of them. Those with the label `model` are initialised
 /// with the models.
@@ -58,17 +51,14 @@ impl Recorder {
 
 /// Installs the recorder, with the help texts, buckets and initial values of all metrics.
 fn install() -> Result<PrometheusHandle> {
-    let buckets = |name: &str| Matcher::Full(name.into());
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)?
-        .set_buckets_for_metric(buckets(names::BATCH_SIZE), &IMAGE_BUCKETS)?
-        .set_buckets_for_metric(buckets(names::MODEL_PREDICTION_CONFIDENCE), &CONFIDENCE_BUCKETS)?
-        .set_buckets_for_metric(buckets(names::SHADOW_DIFFERENCE), &DIFFERENCE_BUCKETS)?
-        .set_buckets_for_metric(buckets(names::USER_SESSION_DURATION_SECONDS), &SESSION_BUCKETS)?
-        .idle_timeout(MetricKindMask::GAUGE, Some(Duration::from_millis(1)))
-        .install_recorder()?;
+    let mut builder = PrometheusBuilder::new()
+        .idle_timeout(MetricKindMask::GAUGE, Some(Duration::from_millis(1)));
+    for (name, _, bounds) in names::HISTOGRAMS {
+        builder = builder.set_buckets_for_metric(Matcher::Full((*name).into()), bounds)?;
+    }
+    let handle = builder.install_recorder()?;
     names::COUNTERS.iter().for_each(|(name, help)| describe_counter!(*name, *help));
-    names::HISTOGRAMS.iter().for_each(|(name, help)| describe_histogram!(*name, *help));
+    names::HISTOGRAMS.iter().for_each(|(name, help, _)| describe_histogram!(*name, *help));
     names::GAUGES.iter().for_each(|(name, help)| describe_gauge!(*name, *help));
     for (name, help) in names::COUNTERS_FROM_ZERO {
         describe_counter!(*name, *help);

@@ -730,7 +730,7 @@ async fn the_number_of_concurrent_fetches_is_limited() {
     assert_eq!(fetch(&remote, "http://a.example/").await.unwrap_err().kind, "url_timeout");
     let problem = fetch(&remote, "http://a.example/").await.unwrap_err();
     assert_eq!((problem.status.as_u16(), problem.kind), (503, "overloaded"));
-    assert!(problem.is_overload());
+    assert!(problem.is_retriable());
     assert_eq!(network.resolutions.load(Ordering::Relaxed), 1);
 }
 

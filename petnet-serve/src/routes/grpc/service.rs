@@ -155,7 +155,7 @@ impl GrpcInferenceService for Api {
         let found = v2::find(&self.app, &name, self.priority);
         self.response(match found {
             Ok(_) => Ok(ModelReadyResponse { ready: true }),
-            Err(problem) if problem.is_overload() => Ok(ModelReadyResponse { ready: false }),
+            Err(problem) if problem.is_retriable() => Ok(ModelReadyResponse { ready: false }),
             Err(problem) => Err(problem),
         })
     }
