@@ -54,8 +54,8 @@ impl From<InitialWeights> for String {
 pub(super) struct InitialModel {
     /// The model whose network is trained further, without a source head.
     pub(super) model: Checkpoint,
-    /// A network for a source head on the same trunk, and the least number of nodes that they share. It is the model
-    /// itself where the training has other classes.
+    /// A network for a source head on the same trunk, and the number of nodes that the initial model shared with it; 0 where
+    /// the network is that of the initial model itself, whose classes are others than the data's.
     source: Option<(Checkpoint, usize)>,
     path: PathBuf,
 }
@@ -83,13 +83,12 @@ impl InitialModel {
     }
 
     fn new(model: Checkpoint, classes: &[String], path: PathBuf) -> Result<Self> {
-        let least = model.info().source.as_ref().map(SourceHead::shared);
-        let source = model.source_network()?.zip(least);
-        let same_classes = model.info().labels == classes;
-        let (model, source) = match source {
-            Some((source, _)) if !same_classes => (source.clone(), Some((source, 0))),
-            source if same_classes => (model.without_source()?, source),
-            _ => (model.clone(), Some((model, 0))),
+        let min_shared_nodes = model.info().source.as_ref().map(SourceHead::shared);
+        let source = model.source_network()?.zip(min_shared_nodes);
+        let (model, source) = match (model.info().labels == classes, source) {
+            (true, source) => (model.without_source()?, source),
+            (false, Some((source, _))) => (source.clone(), Some((source, 0))),
+            (false, None) => (model.clone(), Some((model, 0))),
         };
         Ok(Self { model, source, path })
     }
@@ -152,12 +151,13 @@ impl InitialModel {
             return Ok(None);
         }
         let source = self.source.as_ref().filter(|(_, least)| shared > 0 && shared >= *least);
-        let Some((source, least)) = source else {
+        let Some((source, min_shared_nodes)) = source else {
             let reason = "source_classes needs weights of other classes, and their blocks frozen";
             return Err(Error::Config(reason.into()));
         };
         let graph = &source.info().graph;
-        let shared = if *least > 0 { *least } else { shared };
+        // A head that the initial model has was cut there: its weights before that node are the trunk's.
+        let shared = if *min_shared_nodes > 0 { *min_shared_nodes } else { shared };
         let head = SourceHead::new(graph, shared)
             .map_err(|reason| Error::checkpoint(&self.path, ModelError::Graph(reason)))?;
         let names = graph.nodes()[shared..].iter().flat_map(passes::parameters);
@@ -233,8 +233,8 @@ pub(super) fn initial_network(
         crate::Device::Auto => is_on_host(&device.clone().inner()),
         crate::Device::Flex | crate::Device::NdArray | crate::Device::Wgpu(_) => false,
     };
-    let frozen = match trainer.quantize && on_cpu && blocks > 0 {
-        true => initial.model.quantized_on(train, trainer.preprocess())?,
+    let frozen = match on_cpu && blocks > 0 {
+        true => trainer.quantized(initial.model, train)?,
         false => initial.model,
     };
     Ok(InitialNetwork { model, trunk: Trunk::new(blocks, frozen, on_cpu), source })

@@ -1,5 +1,5 @@
-//! The parts of a training by its settings: the model's description, loaders, class weights and the optimiser; the settings
-//! that a resumed training must share.
+//! What a training is made of, from its settings: the model's description, loaders, class weights, the optimiser; and the
+//! settings that must not change where it is resumed.
 
 use std::time::SystemTime;
 
