@@ -114,9 +114,9 @@ impl App {
     pub(crate) fn scrape(&self) -> String {
         self.recorder.scrape(|| {
             gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-            self.machine.set_gauges(self.feedback.as_ref().map(|feedback| feedback.path()));
+            self.machine.set_gauges(self.feedback.as_ref().map(|feedback| feedback.path.as_path()));
             gauge!(names::ACTIVE_USER_SESSIONS).set(self.sessions.active() as f64);
-            self.batcher.set_gauges();
+            self.batcher.cache.set_gauges();
             self.memory.set_gauges();
             gauge!(names::OPEN_CONNECTIONS).set(self.connections.load(Ordering::Relaxed) as f64);
             counter!(names::LOG_LINES_DROPPED_TOTAL).absolute(dropped_lines());
@@ -170,14 +170,6 @@ impl App {
         };
         std::thread::Builder::new().name("reload".into()).spawn(load)?;
         loaded.await.unwrap_or_else(|_| Err(anyhow!("loading the model panicked")))
-    }
-
-    /// Reloads all models, one after the other; where one cannot be loaded, the previous model remains in use.
-    pub(crate) async fn reload_all(self: &Arc<Self>) {
-        for served in self.models.iter() {
-            // `ServedModel::reload` has logged and counted a failure.
-            let _ = self.reload(served).await;
-        }
     }
 }
 

@@ -148,7 +148,10 @@ fn watch(app: &Arc<App>, mut reloads: mpsc::Receiver<()>, tls: Option<Arc<Tls>>)
         while reloads.recv().await.is_some() {
             tls.iter().for_each(|tls| tls.reload());
             app.keys.reload();
-            app.reload_all().await;
+            for served in app.models.iter() {
+                // A failure is logged and counted there as well.
+                let _ = app.reload(served).await;
+            }
         }
     });
     tasks

@@ -44,10 +44,7 @@ impl Stats {
     /// Adds a request; `details` is `None` for one that failed. Images found in the prediction cache have no timings.
     pub(crate) fn add(&self, model: &str, took: Duration, details: Option<&RequestDetails>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.contains_key(model) {
-            all.insert(model.into(), Sums::default());
-        }
-        let Some(sums) = all.get_mut(model) else { return };
+        let sums = all.entry(model.into()).or_default();
         let Some(details) = details else { return sums.fail.add(took) };
         sums.success.add(took);
         sums.last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -25,7 +25,7 @@ pub(crate) use store::{LabelledPrediction, StoredPrediction};
 pub(crate) struct Feedback {
     /// `None` while a store that failed is closed and not yet open again.
     store: RwLock<Option<Store>>,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     retention: Duration,
     max_bytes: u64,
     /// True from a failure of the store until it is open again.
@@ -193,10 +193,6 @@ impl Feedback {
         let mut evaluations = self.evaluations.lock().unwrap_or_else(PoisonError::into_inner);
         evaluations.expire(now());
         models.iter().for_each(|model| evaluations.set_gauges(model, now()));
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Removes entries that are too old, or exceed the maximum size.

@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use fjall::{Database, PersistMode};
@@ -234,8 +234,7 @@ impl Store {
 
     /// Removes entries that are too old, and the oldest of those above the maximum size, of which a quarter is for labels.
     pub(crate) fn retain(&self) -> Result<()> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let oldest = now.saturating_sub(self.retention).as_millis() as u64;
+        let oldest = u128::from(super::now()).saturating_sub(self.retention.as_millis()) as u64;
         let quarter = self.max_bytes / 4;
         if prune(&self.predictions, oldest, self.max_bytes - quarter)?.1 {
             self.predictions.compact()?;
@@ -430,8 +429,7 @@ mod tests {
     #[test]
     fn entries_that_are_too_old_are_removed_and_of_too_many_the_oldest() {
         let folder = tempfile::tempdir().unwrap();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        let now = now.as_millis() as u64;
+        let now = crate::feedback::now();
         let (store, _) = Store::open(folder.path(), Duration::from_secs(60), 1 << 20).unwrap();
         let ids: Vec<Uuid> = (0..30_000).map(|number| id(now, number)).collect();
         let old = id(now - 61_000, 0);

@@ -10,7 +10,7 @@ use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode_at_least};
 use serde_json::{Value, json};
 
 use super::images::Images;
-use super::negotiate::{Representation, preferred};
+use super::negotiate::{JSON, PNG, prefers};
 use super::predict::prediction_details;
 use super::{HandlerResult, HttpRequest, json_response, new_id, typed_response};
 use crate::app::App;
@@ -23,8 +23,7 @@ use crate::telemetry::{RequestDetails, milliseconds};
 const SIDE: u32 = 512;
 
 pub(super) async fn explain(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
-    let wants_json = preferred(request.headers(), [Representation::Png, Representation::Json])
-        == Representation::Json;
+    let wants_json = prefers(request.headers(), &JSON, &PNG);
     let Images { target, upload, received } = Images::read(app, request).await?;
     let bytes = upload.size;
     let image = upload.only()?;
@@ -35,7 +34,7 @@ pub(super) async fn explain(app: &Arc<App>, request: &mut HttpRequest) -> Handle
     // In addition to decoding: two images of the overlay's size, and the PNG file.
     let memory = large.memory(&image, &limits)? + 3 * u64::from(SIDE * SIDE * 3);
     let drawn = move || draw(&explanation, &image, &limits).map(|png| (explanation, png));
-    let (explanation, png) = app.batcher.decoders().run(memory, drawn).await?;
+    let (explanation, png) = app.batcher.decoders.run(memory, drawn).await?;
     let prediction = explanation.prediction();
     let id = new_id();
     record_prediction(app, &target, id, (prediction, &metadata));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use hyper::StatusCode;
 use hyper::header::{HeaderValue, LINK};
-use hyper::{StatusCode, Uri};
 use metrics::counter;
 use petnet::Task;
 use serde::Deserialize;
@@ -152,7 +152,8 @@ fn describe(app: &App, outcome: Outcome, submitted: SubmittedLabel) -> Result<Va
 
 pub(super) async fn export(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let feedback = enabled_feedback(app)?;
-    let after = after(request.uri())?;
+    let after = query_parameter(request.uri(), "after").map(|id| id.parse::<Uuid>()).transpose();
+    let after = after.map_err(|_| Problem::bad_request("`after` is a prediction_id"))?;
     let _claim = app.memory.claim_buffer(MAX_EXPORTED * MAX_LABEL_BYTES)?;
     let labels = tokio::task::spawn_blocking(move || feedback.export(after, MAX_EXPORTED));
     let labels = labels.await.map_err(|_| Problem::internal())?.map_err(failed)?;
@@ -181,12 +182,6 @@ fn line(id: Uuid, labelled: &LabelledPrediction) -> String {
         "labelled": humantime::format_rfc3339_millis(at).to_string(),
     });
     format!("{entry}\n")
-}
-
-/// The query parameter `after`, a prediction id.
-fn after(uri: &Uri) -> Result<Option<Uuid>, Problem> {
-    let Some(id) = query_parameter(uri, "after") else { return Ok(None) };
-    id.parse().map(Some).map_err(|_| Problem::bad_request("`after` is a prediction_id"))
 }
 
 fn enabled_feedback(app: &App) -> Result<Arc<Feedback>, Problem> {

@@ -30,7 +30,7 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
@@ -180,7 +180,7 @@ async fn call_handler(
         Route::DocsStyle => Ok(pages::VIEWER_STYLE.response(request.headers())),
         Route::OpenApi => Ok(typed_response("application/json", pages::OPENAPI)),
         Route::Health => Ok(status::health(app)),
-        Route::Live => Ok(json_response(&serde_json::json!({ "status": "alive" }))),
+        Route::Live => Ok(json_response(&json!({ "status": "alive" }))),
         Route::Ready => Ok(status::ready(app)),
         Route::Metrics => Ok(status::metrics(app)),
         Route::Version => Ok(status::version(app)),
@@ -195,16 +195,16 @@ async fn call_handler(
         Route::Reload => admin::reload(app, request.uri()).await,
         Route::Shadow => shadow::shadow(app, request.headers()),
         Route::V2 => Ok(v2::server()),
-        Route::V2Live => Ok(json_response(&serde_json::json!({ "live": true }))),
-        Route::V2Ready => v2::ready(app),
+        Route::V2Live => Ok(json_response(&json!({ "live": true }))),
+        Route::V2Ready => v2::check_ready(app).map(|()| json_response(&json!({ "ready": true }))),
         Route::V2Model => v2::metadata(app, model),
         Route::V2ModelReady => v2::model_ready(app, model),
         Route::V2ModelConfig => v2::config(app, model),
         Route::V2ModelStats => v2::stats(app, model),
         Route::V2Infer => v2::infer(app, model, request).await,
-        Route::V2Index => Ok(v2::index(app)),
-        Route::V2Load => v2::load(app, model).await.map(v2::empty_response),
-        Route::V2Unload => v2::unload(app, model).map(v2::empty_response),
+        Route::V2Index => Ok(json_response(&json!(v2::repository(app)))),
+        Route::V2Load => v2::load(app, model).await.map(|()| json_response(&json!({}))),
+        Route::V2Unload => v2::unload(app, model).map(|()| json_response(&json!({}))),
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) async fn one(app: &Arc<App>, request: &mut HttpRequest) -> HandlerRes
 pub(super) async fn many(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let Images { target, upload, received } = Images::read(app, request).await?;
     let images = upload.images.len();
-    let encoded = upload.images.iter().map(|image| Ok(image.bytes.clone())).collect();
+    let encoded = upload.images.iter().map(|image| image.bytes.clone().into()).collect();
     let outcomes = app.batcher.classify_all(&target, encoded).await?;
     let mut samples = Samples::default();
     let entries: Vec<Value> = outcomes

@@ -61,9 +61,8 @@ impl Machine {
         let (hour, day) = clock(since.as_secs());
         gauge!(names::CURRENT_HOUR).set(hour as f64);
         gauge!(names::CURRENT_DAY_OF_WEEK).set(day as f64);
-        for gpu in gpus() {
-            gpu.set_gauges();
-        }
+        let gpus = sysfs(Path::new("/sys/class/drm")).into_iter().chain(nvidia());
+        gpus.for_each(|gpu| gpu.set_gauges());
         if let Some(disk) = folder.and_then(|folder| rustix::fs::statvfs(folder).ok()) {
             gauge!(names::DISK_FREE_BYTES).set(disk.f_bavail as f64 * disk.f_frsize as f64);
             gauge!(names::DISK_SIZE_BYTES).set(disk.f_blocks as f64 * disk.f_frsize as f64);
@@ -110,12 +109,6 @@ impl Gpu {
             gauge!(names::GPU_MEMORY_USED_MB, "gpu" => name.clone()).set(bytes / MEGABYTE);
         }
     }
-}
-
-fn gpus() -> Vec<Gpu> {
-    let mut all = sysfs(Path::new("/sys/class/drm"));
-    all.extend(nvidia());
-    all
 }
 
 /// GPUs whose driver reports utilisation in sysfs, such as amdgpu.

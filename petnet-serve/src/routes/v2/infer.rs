@@ -208,12 +208,10 @@ impl Payload {
     }
 }
 
-type Images = Vec<Result<ImageInput, Problem>>;
-
-fn images(model: &Model, format: Format, values: Values) -> Result<Images, Problem> {
+fn images(model: &Model, format: Format, values: Values) -> Result<Vec<ImageInput>, Problem> {
     match (format, values) {
         (Format::Encoded, Values::Bytes(images)) => {
-            Ok(images.into_iter().map(|image| Ok(ImageInput::Encoded(image))).collect())
+            Ok(images.into_iter().map(ImageInput::Encoded).collect())
         }
         (Format::Pixels, Values::Floats { shape, values }) => from_nchw(model, &shape, &values),
         _ => Err(Problem::bad_request(format!(
@@ -225,7 +223,7 @@ fn images(model: &Model, format: Format, values: Values) -> Result<Images, Probl
 }
 
 /// Converts floats from 0 to 255 in NCHW, `[n, 3, size, size]`, to images of bytes, whose channels are interleaved (HWC).
-fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Images, Problem> {
+fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Vec<ImageInput>, Problem> {
     let size = model.classifier.info().preprocess.size;
     let plane = (size * size) as usize;
     let side = size as usize;
@@ -242,7 +240,7 @@ fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Images, P
             .map(ImageInput::Pixels)
             .ok_or_else(Problem::internal)
     });
-    Ok(images.collect())
+    images.collect()
 }
 
 fn encode_response(
