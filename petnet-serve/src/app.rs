@@ -17,7 +17,7 @@ use crate::health::Health;
 use crate::memory::Memory;
 use crate::models::{Model, Models, RequestModel, ServedModel};
 use crate::problem::Problem;
-use crate::remote::Remote;
+use crate::remote::Fetcher;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::shadow::Shadow;
@@ -65,7 +65,7 @@ impl App {
         let rates = Arc::new(Rates::default());
         let models = Models::new(&settings)?;
         let hosts = settings.image_hosts.clone();
-        let remote = hosts.map(|hosts| Remote::new(hosts, settings.clone())).transpose()?;
+        let remote = hosts.map(|hosts| Fetcher::new(hosts, settings.clone())).transpose()?;
         let feedback = Feedback::open(&settings)?.map(Arc::new);
         let memory = Arc::new(Memory::new(&settings));
         let (shared, needs_sha256) = (Arc::clone(&memory), feedback.is_some());
@@ -91,13 +91,13 @@ impl App {
     }
 
     /// Waits for the end of [`Phase::Serving`].
-    pub(crate) async fn draining(&self) {
+    pub(crate) async fn wait_for_draining(&self) {
         // Cannot fail: the sender is a field of `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Serving).await;
     }
 
     /// Waits for [`Phase::Closing`].
-    pub(crate) async fn closing(&self) {
+    pub(crate) async fn wait_for_closing(&self) {
         // Cannot fail: the sender is a field of `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Closing).await;
     }
@@ -106,7 +106,7 @@ impl App {
         self.phase.send_replace(phase);
     }
 
-    pub(crate) fn serving(&self) -> bool {
+    pub(crate) fn is_serving(&self) -> bool {
         *self.phase.borrow() == Phase::Serving
     }
 

@@ -215,7 +215,7 @@ impl Batcher {
                 let size = (pixels.width(), pixels.height());
                 let statistics = ImageStatistics::of(&pixels, size);
                 let metadata = ImageMetadata { statistics, sha256: None };
-                let decode_stage = Stage { began: Instant::now(), took: Duration::ZERO };
+                let decode_stage = Stage { began: Instant::now(), duration: Duration::ZERO };
                 enqueue(operation, Decoded { pixels, metadata, decode_stage });
                 self.decoders.wake();
                 match tokio::time::timeout(self.request_timeout, output).await {
@@ -281,7 +281,8 @@ impl BatchQueue {
 fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: &Rates) {
     let (mut images, mut pending) = (Vec::new(), Vec::new());
     let timings = |decode, queued: Instant, model: Stage, batch_size: usize| {
-        let queue = Stage { began: queued, took: batch_began.saturating_duration_since(queued) };
+        let queue =
+            Stage { began: queued, duration: batch_began.saturating_duration_since(queued) };
         Some(Timings { decode, queue, batch: Stage::since(batch_began), model, batch_size })
     };
     for NetworkJob { operation, decoded, queued, permit, .. } in jobs {
@@ -307,7 +308,8 @@ fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: 
     let began = Instant::now();
     let outcome = catch_panic(|| model.classifier.classify_and_embed(&images));
     let pass = Stage::since(began);
-    histogram!(names::INFERENCE_DURATION_SECONDS, "model" => model.name.clone()).record(pass.took);
+    histogram!(names::INFERENCE_DURATION_SECONDS, "model" => model.name.clone())
+        .record(pass.duration);
     match outcome {
         Ok(predictions) => {
             let pending = pending.into_iter().zip(predictions);

@@ -58,7 +58,7 @@ impl Feedback {
             None => (Settings::FEEDBACK, false),
         };
         let (retention, max_bytes) = (settings.feedback_keep, settings.feedback_max_bytes);
-        match Self::start(Path::new(path), retention, max_bytes) {
+        match Self::open_store(Path::new(path), retention, max_bytes) {
             Ok(feedback) => Ok(Some(feedback)),
             Err(error) if !explicit => {
                 tracing::warn!(error = format!("{error:#}"), "feedback is off");
@@ -68,7 +68,7 @@ impl Feedback {
         }
     }
 
-    fn start(path: &Path, retention: Duration, max_bytes: u64) -> Result<Self> {
+    fn open_store(path: &Path, retention: Duration, max_bytes: u64) -> Result<Self> {
         let (store, recovery) = Store::open(path, retention, max_bytes)?;
         report_recovery(&recovery);
         let mut evaluations = Evaluations::default();

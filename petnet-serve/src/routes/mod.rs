@@ -92,12 +92,12 @@ pub(crate) async fn respond(
         respond_http(app, listener, peer, &mut request).await
     };
     add_common_headers(app, response.headers_mut(), &id, version);
-    let details = response.extensions_mut().remove::<RequestDetails>().unwrap_or_default();
+    let details = &response.extensions_mut().remove::<RequestDetails>().unwrap_or_default();
     // A refused gRPC call has the HTTP status 200; its problem has the status that is logged.
     let status = details.problem.as_ref().map_or(response.status(), |problem| problem.status);
-    let took = began.elapsed();
+    let duration = began.elapsed();
     let record =
-        Record { id: &id, parent, method: &method, route, status, began, took, details: &details };
+        Record { id: &id, parent, method: &method, route, status, began, duration, details };
     record.write(&app.rates, &app.traces);
     response
 }
@@ -112,7 +112,7 @@ async fn respond_http(
     let matched = table::find(request.uri().path());
     let route = matched.as_ref().map_or("unknown", |(entry, _)| entry.path);
     if matched.as_ref().is_some_and(|(entry, _)| entry.has_session) {
-        app.sessions.touch(request.headers(), peer);
+        app.sessions.record_request(request.headers(), peer);
     }
     let outcome = match matched {
         Some((entry, model)) if listener == ListenerKind::Api || entry.route == Route::Metrics => {
@@ -150,7 +150,7 @@ async fn check_and_call(
         return Ok(Response::default());
     }
     if !entry.allow.split(", ").any(|name| name == request.method().as_str()) {
-        return Err(Problem::method(entry.allow));
+        return Err(Problem::method_not_allowed(entry.allow));
     }
     let authorization = match listener {
         // The metrics listener is not exposed to clients, and needs no key.
@@ -243,7 +243,7 @@ async fn problem_response(
     if problem.is_retriable() {
         tokio::select! {
             () = async { tokio::join!(tokio::time::sleep(RETRIABLE_DELAY), drain(request)); } => (),
-            () = app.closing() => (),
+            () = app.wait_for_closing() => (),
         }
     } else if response.status().is_client_error() {
         drain(request).await;
@@ -268,7 +268,7 @@ fn add_common_headers(app: &App, headers: &mut HeaderMap, id: &str, version: Ver
         headers.append(VARY, HeaderValue::from_static("origin"));
     }
     // While the service drains, clients must open new connections, which a load balancer directs elsewhere.
-    if !app.serving() && version < Version::HTTP_2 {
+    if !app.is_serving() && version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

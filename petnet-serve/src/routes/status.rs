@@ -31,7 +31,7 @@ pub(super) fn health(app: &App) -> FullResponse {
 /// `/readyz`: 200 while the service should get traffic.
 pub(super) fn ready(app: &App) -> FullResponse {
     let loaded = app.is_loaded();
-    let (status, word) = match (app.serving(), loaded, app.models.is_stuck()) {
+    let (status, word) = match (app.is_serving(), loaded, app.models.is_stuck()) {
         (true, true, false) => (StatusCode::OK, "ready"),
         (true, true, true) => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
@@ -68,7 +68,7 @@ fn entry(model: &Model) -> Value {
         "name": model.name,
         "version": model.version,
         "sha256": model.sha256,
-        "registry_version": model.registered,
+        "registry_version": model.registry_version,
         "architecture": info.graph.name(),
         "classes": model.classifier.labels(),
         "task": info.task.name(),
@@ -77,7 +77,7 @@ fn entry(model: &Model) -> Value {
         "ood": info.ood.as_ref().map(|ood| {
             json!({ "score": ood.score.name(), "threshold": ood.threshold })
         }),
-        "loaded": timestamp(model.loaded),
+        "loaded": timestamp(model.loaded_at),
     })
 }
 

@@ -103,7 +103,7 @@ pub(super) struct Comparison {
     /// Labels of both models, until user feedback arrives.
     labels: HashMap<Uuid, [String; 2]>,
     /// Keys of `labels`, the oldest first.
-    order: VecDeque<Uuid>,
+    label_ids: VecDeque<Uuid>,
     /// Number of images with user feedback: both models right, only the champion, only the shadow, neither.
     feedback: [u64; 4],
 }
@@ -118,7 +118,7 @@ impl Default for Comparison {
             decisions: BTreeMap::new(),
             differences: Vec::new(),
             labels: HashMap::new(),
-            order: VecDeque::new(),
+            label_ids: VecDeque::new(),
             feedback: [0; 4],
         }
     }
@@ -141,9 +141,9 @@ impl Comparison {
         *self.decisions.entry(decisions).or_default() += 1;
         let labels = [pair.champion.label.clone(), pair.shadow.label.clone()];
         self.labels.insert(id, labels);
-        self.order.push_back(id);
-        if self.order.len() > MAX_PREDICTIONS
-            && let Some(oldest) = self.order.pop_front()
+        self.label_ids.push_back(id);
+        if self.label_ids.len() > MAX_PREDICTIONS
+            && let Some(oldest) = self.label_ids.pop_front()
         {
             self.labels.remove(&oldest);
         }

@@ -76,8 +76,8 @@ impl Machine {
             *samples = [samples[1], (now, spent)];
         }
         let (then, before) = samples[0];
-        let took = (now - then).as_secs_f64();
-        (took > 0.0).then(|| (spent - before) / took * 100.0)
+        let elapsed = (now - then).as_secs_f64();
+        (elapsed > 0.0).then(|| (spent - before) / elapsed * 100.0)
     }
 }
 

@@ -24,8 +24,8 @@ pub(super) use infer::error;
 
 /// Parses a request and the values of its inputs, for fuzzing.
 #[cfg(fuzzing)]
-pub(crate) fn parse_tensors(body: &bytes::Bytes, head: Option<usize>) -> Result<(), Problem> {
-    let (request, mut binary) = tensor::Request::parse(body, head, "image")?;
+pub(crate) fn parse_tensors(body: &bytes::Bytes, json_len: Option<usize>) -> Result<(), Problem> {
+    let (request, mut binary) = tensor::Request::parse(body, json_len, "image")?;
     for input in request.inputs {
         input.values(&mut binary, 32)?;
     }
@@ -128,7 +128,7 @@ pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
     if !app.is_loaded() {
         return Err(Problem::not_ready());
     }
-    if !app.serving() {
+    if !app.is_serving() {
         let detail = "the server is draining";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail));
     }
@@ -209,7 +209,7 @@ pub(super) fn config(app: &App, name: &str) -> HandlerResult {
 
 /// A model of the repository.
 #[derive(Serialize)]
-pub(super) struct Entry {
+pub(super) struct RepositoryEntry {
     pub(super) name: String,
     /// Empty while the model is not loaded.
     pub(super) version: String,
@@ -218,7 +218,7 @@ pub(super) struct Entry {
 }
 
 /// All models, under both of their names.
-pub(super) fn repository(app: &App) -> Vec<Entry> {
+pub(super) fn repository(app: &App) -> Vec<RepositoryEntry> {
     let entries = app.models.iter().flat_map(|served| {
         let model = served.get();
         let (state, reason) = match &model {
@@ -226,7 +226,7 @@ pub(super) fn repository(app: &App) -> Vec<Entry> {
             None => ("UNAVAILABLE", "unloaded"),
         };
         let version = model.map(|model| model.version.clone()).unwrap_or_default();
-        Format::ALL.map(|format| Entry {
+        Format::ALL.map(|format| RepositoryEntry {
             name: format.name(served.name()),
             version: version.clone(),
             state,
