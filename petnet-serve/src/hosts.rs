@@ -81,8 +81,11 @@ pub(crate) enum FetchError {
     /// A redirect to an address that is malformed or not on the list.
     RedirectNotListed,
     TooManyRedirects,
+    /// A status other than 200.
     Status(StatusCode),
+    /// The response has a Content-Encoding.
     Encoded,
+    /// More than so many bytes.
     TooLarge(usize),
     /// The connection ended or violated the protocol.
     Broken,
@@ -98,6 +101,7 @@ pub(crate) enum FetchError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedHosts(Vec<AllowedHost>);
 
+/// One entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AllowedHost {
     scheme: &'static str,

@@ -27,6 +27,7 @@ const MAX_EXPORTED: usize = 5000;
 /// Maximum number of bytes of a label, in memory and as a line together.
 const MAX_LABEL_BYTES: usize = 1024;
 
+/// The JSON of a submission: one label, or several.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Body {
@@ -94,7 +95,8 @@ async fn store(
         };
         feedback.store_labels(&labels, authenticated, canonical)
     });
-    let outcomes = outcomes.await.map_err(|_| Problem::internal())?.map_err(failed)?;
+    // `Feedback` has logged and counted a failure of the store.
+    let outcomes = outcomes.await.ok().and_then(Result::ok).ok_or_else(Problem::internal)?;
     Ok(outcomes.into_iter().zip(submitted).collect())
 }
 
@@ -156,7 +158,8 @@ pub(super) async fn export(app: &Arc<App>, request: &mut HttpRequest) -> Handler
     let after = after.map_err(|_| Problem::bad_request("`after` is a prediction_id"))?;
     let _claim = app.memory.claim_buffer(MAX_EXPORTED * MAX_LABEL_BYTES)?;
     let labels = tokio::task::spawn_blocking(move || feedback.export(after, MAX_EXPORTED));
-    let labels = labels.await.map_err(|_| Problem::internal())?.map_err(failed)?;
+    // `Feedback` has logged and counted a failure of the store.
+    let labels = labels.await.ok().and_then(Result::ok).ok_or_else(Problem::internal)?;
     let lines: String = labels.iter().map(|(id, labelled)| line(*id, labelled)).collect();
     let mut response = typed_response("application/x-ndjson", lines);
     if let Some((last, _)) = labels.last().filter(|_| labels.len() == MAX_EXPORTED) {
@@ -188,9 +191,4 @@ fn enabled_feedback(app: &App) -> Result<Arc<Feedback>, Problem> {
     let detail = "feedback is switched off: start the server with --feedback FOLDER";
     let off = || Problem::new(StatusCode::NOT_IMPLEMENTED, "feedback_off", detail);
     app.feedback.clone().ok_or_else(off)
-}
-
-/// The response to a failure of the store, which [`Feedback`] has logged and counted.
-fn failed(_: anyhow::Error) -> Problem {
-    Problem::internal()
 }

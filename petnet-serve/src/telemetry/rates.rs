@@ -24,6 +24,7 @@ pub(crate) struct Counts {
 /// Counts of each of the last seconds.
 pub(crate) struct Rates {
     began: Instant,
+    /// A ring buffer: counts of the second that each slot names, which is in the slot of its number modulo [`SECONDS`].
     ring: Mutex<[(u64, Counts); SECONDS]>,
 }
 
