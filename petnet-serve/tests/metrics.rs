@@ -145,8 +145,8 @@ fn every_metric_is_served_and_its_cause_moves_it() {
     assert_eq!(missing, [""; 0], "in docs/metrics.md, but not served");
 }
 
-/// With one permit and no time to wait for it, the third of three requests at a time is refused at once, because its
-/// estimated wait is not zero. The speed of the network and of the machine has no part in that.
+/// With one permit and no time to wait for it, the third of three concurrent requests is refused at once, because its
+/// estimated wait is not zero once an image was classified. The speed of network and machine has no part in that.
 #[test]
 fn overload_and_images_in_flight_are_counted() {
     let server = Server::start(&["--queue", "1", "--queue-timeout", "1ns"]);
