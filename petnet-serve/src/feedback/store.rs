@@ -234,14 +234,14 @@ impl Store {
     pub(crate) fn retain(&self) -> Result<()> {
         let Retention { max_age, max_bytes } = self.retention;
         let oldest = u128::from(super::now()).saturating_sub(max_age.as_millis()) as u64;
-        let quarter = max_bytes / 4;
-        if prune(&self.predictions, oldest, max_bytes - quarter)?.1 {
+        let label_bytes = max_bytes / 4;
+        if prune(&self.predictions, oldest, max_bytes - label_bytes)?.1 {
             self.predictions.compact()?;
         }
         let mut count = self.lock_count();
         // After a crash, labels that are removed below must not be counted as lost.
         self.write_count(0)?;
-        let (removed, worth_compacting) = prune(&self.labels, oldest, quarter)?;
+        let (removed, worth_compacting) = prune(&self.labels, oldest, label_bytes)?;
         *count = count.saturating_sub(removed);
         self.write_count(*count)?;
         drop(count);
@@ -252,11 +252,11 @@ impl Store {
 /// Removes entries that are older than `oldest`, and the oldest of those above `max_bytes`. Returns their number, and true
 /// where the keyspace should be compacted.
 fn prune(table: &Table, oldest: u64, max_bytes: u64) -> Result<(u64, bool)> {
-    let over = table.keyspace.disk_space().saturating_sub(max_bytes);
+    let bytes_over_limit = table.keyspace.disk_space().saturating_sub(max_bytes);
     // A tenth more than necessary, so that not every call compacts.
-    let excess = if over > 0 { over + max_bytes / 10 } else { 0 };
+    let excess = if bytes_over_limit > 0 { bytes_over_limit + max_bytes / 10 } else { 0 };
     let removed = remove_oldest(table, oldest, excess)?;
-    Ok((removed, removed > 0 && (over > 0 || removed >= COMPACT_AFTER)))
+    Ok((removed, removed > 0 && (bytes_over_limit > 0 || removed >= COMPACT_AFTER)))
 }
 
 /// True for an error caused by the files' content, false for one of the disk or of permissions.

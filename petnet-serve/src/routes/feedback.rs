@@ -44,7 +44,7 @@ struct SubmittedLabel {
 pub(super) async fn submit(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let feedback = enabled_feedback(app)?;
     let body: Body = app.uploads.read_json(request).await?;
-    let (submitted, many) = match body {
+    let (submitted, is_list) = match body {
         Body::One(submitted) => (vec![submitted], false),
         Body::Many { feedback } => (feedback, true),
     };
@@ -66,7 +66,7 @@ pub(super) async fn submit(app: &Arc<App>, request: &mut HttpRequest) -> Handler
     }
     let mut entries =
         outcomes.into_iter().map(|(outcome, submitted)| describe(app, outcome, submitted));
-    if many {
+    if is_list {
         let entries = entries.map(|entry| entry.unwrap_or_else(|e| json!({ "error": e.json() })));
         let body = json!({ "feedback": entries.collect::<Vec<_>>() });
         return Ok(json_response(&body));

@@ -13,7 +13,7 @@ use crate::prediction::{prediction_fields, record_prediction};
 use crate::shadow::Samples;
 use crate::telemetry::{RequestDetails, milliseconds};
 
-pub(super) async fn one(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+pub(super) async fn single(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let (Images { target, upload, received }, output) = Images::classify(app, request).await?;
     let id = new_id();
     let prediction = &output.value.prediction;
@@ -30,7 +30,7 @@ pub(super) async fn one(app: &Arc<App>, request: &mut HttpRequest) -> HandlerRes
     Ok(response)
 }
 
-pub(super) async fn many(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+pub(super) async fn batch(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let Images { target, upload, received } = Images::read(app, request).await?;
     let images = upload.images.len();
     let encoded = upload.images.iter().map(|image| image.bytes.clone().into()).collect();

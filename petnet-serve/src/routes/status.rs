@@ -1,4 +1,4 @@
-//! State of the service: health, readiness, metrics and versions.
+//! State of the service: health, readiness and versions.
 
 use std::time::SystemTime;
 
@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use metrics::counter;
 use serde_json::{Value, json};
 
-use super::{FullResponse, json_response, typed_response};
+use super::{FullResponse, json_response};
 use crate::app::App;
 use crate::models::Model;
 use crate::telemetry::names;
@@ -40,10 +40,6 @@ pub(super) fn ready(app: &App) -> FullResponse {
     let mut response = json_response(&json!({ "status": word }));
     *response.status_mut() = status;
     response
-}
-
-pub(super) fn metrics(app: &App) -> FullResponse {
-    typed_response("text/plain; version=0.0.4", app.scrape())
 }
 
 pub(super) fn version(app: &App) -> FullResponse {

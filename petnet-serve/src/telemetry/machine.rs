@@ -69,15 +69,15 @@ impl Machine {
         }
     }
 
-    fn cpu_percent(&self, spent: f64) -> Option<f64> {
+    fn cpu_percent(&self, cpu_seconds: f64) -> Option<f64> {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if now - samples[1].0 >= CPU_INTERVAL {
-            *samples = [samples[1], (now, spent)];
+            *samples = [samples[1], (now, cpu_seconds)];
         }
-        let (then, before) = samples[0];
-        let elapsed = (now - then).as_secs_f64();
-        (elapsed > 0.0).then(|| (spent - before) / elapsed * 100.0)
+        let (start, start_cpu_seconds) = samples[0];
+        let elapsed = (now - start).as_secs_f64();
+        (elapsed > 0.0).then(|| (cpu_seconds - start_cpu_seconds) / elapsed * 100.0)
     }
 }
 
