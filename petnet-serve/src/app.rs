@@ -17,7 +17,7 @@ use crate::health::Health;
 use crate::memory::Memory;
 use crate::models::{Model, Models, RequestModel, ServedModel};
 use crate::problem::Problem;
-use crate::remote::Remote;
+use crate::remote::Fetcher;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::shadow::Shadow;
@@ -65,7 +65,7 @@ impl App {
         let rates = Arc::new(Rates::default());
         let models = Models::new(&settings)?;
         let hosts = settings.image_hosts.clone();
-        let remote = hosts.map(|hosts| Remote::new(hosts, settings.clone())).transpose()?;
+        let remote = hosts.map(|hosts| Fetcher::new(hosts, settings.clone())).transpose()?;
         let feedback = Feedback::open(&settings)?.map(Arc::new);
         let memory = Arc::new(Memory::new(&settings));
         let (shared, needs_sha256) = (Arc::clone(&memory), feedback.is_some());
@@ -91,13 +91,13 @@ impl App {
     }
 
     /// Waits for the end of [`Phase::Serving`].
-    pub(crate) async fn draining(&self) {
+    pub(crate) async fn wait_for_draining(&self) {
         // Cannot fail: the sender is a field of `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Serving).await;
     }
 
     /// Waits for [`Phase::Closing`].
-    pub(crate) async fn closing(&self) {
+    pub(crate) async fn wait_for_closing(&self) {
         // Cannot fail: the sender is a field of `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Closing).await;
     }
@@ -106,7 +106,7 @@ impl App {
         self.phase.send_replace(phase);
     }
 
-    pub(crate) fn serving(&self) -> bool {
+    pub(crate) fn is_serving(&self) -> bool {
         *self.phase.borrow() == Phase::Serving
     }
 
@@ -114,9 +114,9 @@ impl App {
     pub(crate) fn scrape(&self) -> String {
         self.recorder.scrape(|| {
             gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-            self.machine.set_gauges(self.feedback.as_ref().map(|feedback| feedback.path()));
+            self.machine.set_gauges(self.feedback.as_ref().map(|feedback| feedback.path.as_path()));
             gauge!(names::ACTIVE_USER_SESSIONS).set(self.sessions.active() as f64);
-            self.batcher.set_gauges();
+            self.batcher.cache.set_gauges();
             self.memory.set_gauges();
             gauge!(names::OPEN_CONNECTIONS).set(self.connections.load(Ordering::Relaxed) as f64);
             counter!(names::LOG_LINES_DROPPED_TOTAL).absolute(dropped_lines());
@@ -170,14 +170,6 @@ impl App {
         };
         std::thread::Builder::new().name("reload".into()).spawn(load)?;
         loaded.await.unwrap_or_else(|_| Err(anyhow!("loading the model panicked")))
-    }
-
-    /// Reloads all models, one after the other; where one cannot be loaded, the previous model remains in use.
-    pub(crate) async fn reload_all(self: &Arc<Self>) {
-        for served in self.models.iter() {
-            // `ServedModel::reload` has logged and counted a failure.
-            let _ = self.reload(served).await;
-        }
     }
 }
 

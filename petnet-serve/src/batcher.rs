@@ -80,8 +80,8 @@ impl From<Bytes> for ImageInput {
 
 /// Decodes images, and runs the network on batches of them.
 pub(crate) struct Batcher {
-    decoders: Decoders,
-    cache: PredictionCache,
+    pub(crate) decoders: Decoders,
+    pub(crate) cache: PredictionCache,
     /// Maximum wait for an output.
     request_timeout: Duration,
     queue: Arc<BatchQueue>,
@@ -107,15 +107,6 @@ impl Batcher {
             request_timeout: settings.request_timeout,
             queue,
         })
-    }
-
-    pub(crate) fn decoders(&self) -> &Decoders {
-        &self.decoders
-    }
-
-    /// Sets the gauges of the prediction cache.
-    pub(crate) fn set_gauges(&self) {
-        self.cache.set_gauges();
     }
 
     /// Classifies an image.
@@ -157,10 +148,10 @@ impl Batcher {
     ///
     /// # Errors
     /// 503 when the first image gets no permit in time; the others then wait for theirs.
-    pub(crate) async fn classify_all<P: Into<ImageInput>>(
+    pub(crate) async fn classify_all(
         &self,
         target: &RequestModel,
-        images: Vec<Result<P, Problem>>,
+        images: Vec<ImageInput>,
     ) -> Result<Vec<Result<ModelOutput<Classification>, Problem>>, Problem> {
         let mut first = Some(target.acquire(None).await?);
         let outputs = images.into_iter().map(|image| {
@@ -172,7 +163,7 @@ impl Batcher {
                         None => target.acquire(Some(self.request_timeout)).await,
                     }
                 };
-                self.classify_cached(target, image?.into(), permit).await
+                self.classify_cached(target, image, permit).await
             }
         });
         Ok(join_all(outputs).await)
@@ -224,7 +215,7 @@ impl Batcher {
                 let size = (pixels.width(), pixels.height());
                 let statistics = ImageStatistics::of(&pixels, size);
                 let metadata = ImageMetadata { statistics, sha256: None };
-                let decode_stage = Stage { began: Instant::now(), took: Duration::ZERO };
+                let decode_stage = Stage { began: Instant::now(), duration: Duration::ZERO };
                 enqueue(operation, Decoded { pixels, metadata, decode_stage });
                 self.decoders.wake();
                 match tokio::time::timeout(self.request_timeout, output).await {
@@ -280,7 +271,7 @@ impl BatchQueue {
             let decode_began = same.iter().map(|job| job.decoded.decode_stage.began).min();
             let images = same.len();
             run_model(&model, same, batch_began, &self.rates);
-            queue.record_batch(decode_began.unwrap_or(batch_began), images);
+            queue.service_time.record(decode_began.unwrap_or(batch_began), images);
             jobs = others;
         }
     }
@@ -290,7 +281,8 @@ impl BatchQueue {
 fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: &Rates) {
     let (mut images, mut pending) = (Vec::new(), Vec::new());
     let timings = |decode, queued: Instant, model: Stage, batch_size: usize| {
-        let queue = Stage { began: queued, took: batch_began.saturating_duration_since(queued) };
+        let queue =
+            Stage { began: queued, duration: batch_began.saturating_duration_since(queued) };
         Some(Timings { decode, queue, batch: Stage::since(batch_began), model, batch_size })
     };
     for NetworkJob { operation, decoded, queued, permit, .. } in jobs {
@@ -316,7 +308,8 @@ fn run_model(model: &Model, jobs: Vec<NetworkJob>, batch_began: Instant, rates: 
     let began = Instant::now();
     let outcome = catch_panic(|| model.classifier.classify_and_embed(&images));
     let pass = Stage::since(began);
-    histogram!(names::INFERENCE_DURATION_SECONDS, "model" => model.name.clone()).record(pass.took);
+    histogram!(names::INFERENCE_DURATION_SECONDS, "model" => model.name.clone())
+        .record(pass.duration);
     match outcome {
         Ok(predictions) => {
             let pending = pending.into_iter().zip(predictions);

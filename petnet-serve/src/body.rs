@@ -1,6 +1,5 @@
-//! Response bodies: complete ones, and gRPC streams.
+//! Response bodies, and the images that are submitted to the shadow model once a body is sent.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,16 +10,11 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::shadow::{Samples, Shadow};
 
-/// The body of a response.
+/// The body of a response: complete bytes, or a gRPC stream.
 pub(crate) struct Body {
-    content: Content,
+    content: tonic::body::Body,
     /// Images to submit to the shadow model once the body is sent.
     sampled: Option<(Arc<Shadow>, Samples)>,
-}
-
-enum Content {
-    Whole(Full<Bytes>),
-    Stream(tonic::body::Body),
 }
 
 impl Body {
@@ -33,13 +27,13 @@ impl Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { content: Content::Whole(Full::new(bytes)), sampled: None }
+        tonic::body::Body::new(Full::new(bytes)).into()
     }
 }
 
 impl From<tonic::body::Body> for Body {
-    fn from(stream: tonic::body::Body) -> Self {
-        Self { content: Content::Stream(stream), sampled: None }
+    fn from(content: tonic::body::Body) -> Self {
+        Self { content, sampled: None }
     }
 }
 
@@ -51,26 +45,15 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        match &mut self.content {
-            Content::Whole(body) => Pin::new(body)
-                .poll_frame(context)
-                .map(|frame| frame.map(|frame| frame.map_err(|never: Infallible| match never {}))),
-            Content::Stream(body) => Pin::new(body).poll_frame(context),
-        }
+        Pin::new(&mut self.content).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Whole(body) => body.is_end_stream(),
-            Content::Stream(body) => body.is_end_stream(),
-        }
+        self.content.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Whole(body) => body.size_hint(),
-            Content::Stream(body) => body.size_hint(),
-        }
+        self.content.size_hint()
     }
 }
 

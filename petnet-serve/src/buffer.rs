@@ -71,8 +71,9 @@ impl TransferLimits {
 
     /// Maximum wait for the next bytes, after `transferred` bytes in `elapsed`.
     pub(crate) fn remaining(&self, transferred: u64, elapsed: Duration) -> Duration {
-        let earned = Duration::from_secs_f64(transferred as f64 / self.min_rate.max(1) as f64);
-        (self.max_pause + earned).saturating_sub(elapsed).min(self.max_pause)
+        let time_at_min_rate =
+            Duration::from_secs_f64(transferred as f64 / self.min_rate.max(1) as f64);
+        (self.max_pause + time_at_min_rate).saturating_sub(elapsed).min(self.max_pause)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::telemetry::names;
 
 /// An image and the model that classified it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
+pub(crate) struct CacheKey {
     /// SHA-256 of the image's bytes, in hex.
     image: String,
     /// SHA-256 of the model's file, in hex.
@@ -29,14 +29,14 @@ pub(crate) struct CacheEntry {
 }
 
 /// The cache, bounded in bytes; entries that are rarely hit are evicted first (`quick_cache`).
-pub(crate) struct PredictionCache(Option<Cache<Key, Arc<CacheEntry>, EntrySize>>);
+pub(crate) struct PredictionCache(Option<Cache<CacheKey, Arc<CacheEntry>, EntrySize>>);
 
 /// Size of an entry in bytes.
 #[derive(Clone)]
 struct EntrySize;
 
-impl Weighter<Key, Arc<CacheEntry>> for EntrySize {
-    fn weight(&self, key: &Key, entry: &Arc<CacheEntry>) -> u64 {
+impl Weighter<CacheKey, Arc<CacheEntry>> for EntrySize {
+    fn weight(&self, key: &CacheKey, entry: &Arc<CacheEntry>) -> u64 {
         /// Overhead of an entry in bytes: the map's slot, pointers and allocations.
         const OVERHEAD: usize = 256;
         let CacheEntry { classification: Classification { prediction, embedding }, metadata } =
@@ -49,7 +49,7 @@ impl Weighter<Key, Arc<CacheEntry>> for EntrySize {
             + prediction.label_text().len()
             + classes
             + metadata.sha256.as_ref().map_or(0, String::len);
-        let fixed = OVERHEAD + size_of::<Key>() + size_of::<CacheEntry>();
+        let fixed = OVERHEAD + size_of::<CacheKey>() + size_of::<CacheEntry>();
         (fixed + key.image.len() + key.model.len() + 4 * numbers + names) as u64
     }
 }
@@ -64,7 +64,7 @@ impl PredictionCache {
     }
 
     /// The key of an image; `None` while the cache is disabled.
-    pub(crate) async fn key(&self, model: &Model, image: &bytes::Bytes) -> Option<Key> {
+    pub(crate) async fn key(&self, model: &Model, image: &bytes::Bytes) -> Option<CacheKey> {
         /// Larger images are hashed on a blocking thread: hashing would delay the runtime's other tasks.
         const MAX_INLINE_HASH: usize = 64 << 10;
         self.0.as_ref()?;
@@ -75,18 +75,18 @@ impl PredictionCache {
                 tokio::task::spawn_blocking(move || sha256(&image)).await.ok()?
             }
         };
-        Some(Key { image: digest, model: model.sha256.clone() })
+        Some(CacheKey { image: digest, model: model.sha256.clone() })
     }
 
     /// Looks a key up, and counts a hit or a miss.
-    pub(crate) fn get(&self, key: &Key) -> Option<CacheEntry> {
+    pub(crate) fn get(&self, key: &CacheKey) -> Option<CacheEntry> {
         let entry = self.0.as_ref()?.get(key);
         let result = if entry.is_some() { "hit" } else { "miss" };
         counter!(names::PREDICTION_CACHE_REQUESTS_TOTAL, "result" => result).increment(1);
         entry.map(|entry| CacheEntry::clone(&entry))
     }
 
-    pub(crate) fn insert(&self, key: Key, entry: CacheEntry) {
+    pub(crate) fn insert(&self, key: CacheKey, entry: CacheEntry) {
         if let Some(cache) = &self.0 {
             cache.insert(key, Arc::new(entry));
         }

@@ -33,12 +33,12 @@ type DecodeJob = Box<dyn FnOnce() + Send>;
 /// A FIFO queue of jobs. Threads that wait for a job sleep on a condition variable at once: the receivers of channels and
 /// the workers of thread pools spin first, which takes CPU time from the network.
 #[derive(Default)]
-struct Jobs {
+struct JobQueue {
     waiting: Mutex<VecDeque<DecodeJob>>,
     available: Condvar,
 }
 
-impl Jobs {
+impl JobQueue {
     fn lock(&self) -> MutexGuard<'_, VecDeque<DecodeJob>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,7 +63,7 @@ impl Jobs {
 
 /// The decoding threads, which last as long as the process.
 pub(crate) struct Decoders {
-    jobs: Arc<Jobs>,
+    jobs: Arc<JobQueue>,
     memory: Arc<Memory>,
     limits: Limits,
     /// Maximum wait for memory, and again for the output.
@@ -85,7 +85,7 @@ impl Decoders {
         needs_sha256: bool,
         after_each_job: impl Fn() + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let jobs = Arc::new(Jobs::default());
+        let jobs = Arc::new(JobQueue::default());
         // One more than the setting, because one of them runs the network.
         for number in 0..=settings.decoders() {
             let (jobs, after_each_job) = (Arc::clone(&jobs), after_each_job.clone());
@@ -125,7 +125,7 @@ impl Decoders {
             let began = Instant::now();
             let outcome = preprocess.run_measured(&bytes, &limits);
             let decode_stage = Stage::since(began);
-            histogram!(names::PREPROCESSING_DURATION_SECONDS).record(decode_stage.took);
+            histogram!(names::PREPROCESSING_DURATION_SECONDS).record(decode_stage.duration);
             count(if outcome.is_ok() { "ok" } else { "refused" });
             let (pixels, original_size) = outcome?;
             let statistics = ImageStatistics::of(&pixels, original_size);
@@ -165,7 +165,7 @@ impl Decoders {
         mut output: oneshot::Receiver<Result<T, Problem>>,
     ) -> Result<T, Problem> {
         let claim = self.memory.claim_decoding(memory, self.request_timeout).await?;
-        let times = Arc::new(Times::default());
+        let times = Arc::new(JobTimes::default());
         let job_times = Arc::clone(&times);
         let job = move || {
             let _ = job_times.started.set(Instant::now());
@@ -176,14 +176,15 @@ impl Decoders {
         };
         self.jobs.push(Box::new(job));
         let request_end = Instant::now() + self.request_timeout;
-        let mut wake = Instant::now() + self.decode_timeout;
+        let mut next_check = Instant::now() + self.decode_timeout;
         loop {
-            let outcome = tokio::time::timeout_at(wake.min(request_end).into(), &mut output).await;
+            let outcome =
+                tokio::time::timeout_at(next_check.min(request_end).into(), &mut output).await;
             if let Ok(outcome) = outcome {
                 return outcome.unwrap_or_else(|_| Err(Problem::internal()));
             }
             let now = Instant::now();
-            wake = match (times.started.get(), times.ended.get()) {
+            next_check = match (times.started.get(), times.ended.get()) {
                 _ if now >= request_end => return Err(Problem::overloaded(1)),
                 (_, Some(())) => request_end,
                 (None, None) => now + self.decode_timeout,
@@ -204,7 +205,7 @@ impl Decoders {
 
 /// Start and end of a job; unset before they are reached.
 #[derive(Default)]
-struct Times {
+struct JobTimes {
     started: OnceLock<Instant>,
     ended: OnceLock<()>,
 }

@@ -6,8 +6,8 @@ use crate::routes::parse_tensors;
 use crate::upload::parse;
 
 /// Parses a request of the Open Inference Protocol.
-pub fn tensors(body: &[u8], head: Option<usize>) {
-    let _ = parse_tensors(&Bytes::copy_from_slice(body), head);
+pub fn tensors(body: &[u8], json_len: Option<usize>) {
+    let _ = parse_tensors(&Bytes::copy_from_slice(body), json_len);
 }
 
 /// Parses a multipart form, and JSON with base64.

@@ -81,8 +81,11 @@ pub(crate) enum FetchError {
     /// A redirect to an address that is malformed or not on the list.
     RedirectNotListed,
     TooManyRedirects,
+    /// A status other than 200.
     Status(StatusCode),
+    /// The response has a Content-Encoding.
     Encoded,
+    /// More than so many bytes.
     TooLarge(usize),
     /// The connection ended or violated the protocol.
     Broken,
@@ -96,10 +99,11 @@ pub(crate) enum FetchError {
 /// An entry permits one scheme (https without one), one host or the sub-domains of one, and one port (the scheme's default
 /// without one). An entry that is an IP address permits that address, in whichever network it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowedHosts(Vec<Entry>);
+pub struct AllowedHosts(Vec<AllowedHost>);
 
+/// One entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
+struct AllowedHost {
     scheme: &'static str,
     subdomains: bool,
     host: Host<String>,
@@ -114,7 +118,7 @@ impl FromStr for AllowedHosts {
     }
 }
 
-impl FromStr for Entry {
+impl FromStr for AllowedHost {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -148,7 +152,7 @@ impl FromStr for Entry {
     }
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for AllowedHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shown, default) = if self.scheme == "http" { ("http://", 80) } else { ("", 443) };
         let below = if self.subdomains { "*." } else { "" };
@@ -209,7 +213,7 @@ impl AllowedHosts {
     }
 }
 
-impl Entry {
+impl AllowedHost {
     fn matches(&self, scheme: &str, host: &Host<String>, port: u16) -> bool {
         let host_matches = match (&self.host, host) {
             (Host::Domain(domain), Host::Domain(name)) if self.subdomains => {

@@ -82,12 +82,12 @@ pub async fn run(
 ) -> Result<()> {
     let tls = Tls::of(&settings)?;
     let api = listeners.api.local_addr()?;
-    let shown = serde_json::to_string(&settings)?;
-    tracing::info!(address = %api, settings = shown, "starting");
+    let settings_json = serde_json::to_string(&settings)?;
+    tracing::info!(address = %api, settings = settings_json, "starting");
     let app = Arc::new(App::new(settings)?);
-    let measured = Arc::clone(&app);
+    let scraped = Arc::clone(&app);
     let endpoint = app.settings.otlp_endpoint.as_deref();
-    let export = MetricsExport::start(endpoint, move || measured.scrape())?;
+    let export = MetricsExport::start(endpoint, move || scraped.scrape())?;
     let mut server = Server::new(Arc::clone(&app));
     server.listen(listeners.api, ListenerKind::Api, tls.clone());
     if let Some(listener) = listeners.metrics {
@@ -103,17 +103,17 @@ pub async fn run(
         }
     }
     tracing::info!(address = %api, "ready");
-    let watching = watch(&app, reload, tls);
-    let housekeeping = tokio::spawn(app::run_maintenance(Arc::clone(&app)));
+    let reload_tasks = watch(&app, reload, tls);
+    let maintenance = tokio::spawn(app::run_maintenance(Arc::clone(&app)));
     shutdown.await;
     app.enter(Phase::Draining);
     tracing::info!(delay = ?app.settings.drain_delay, "draining");
     tokio::time::sleep(app.settings.drain_delay).await;
     app.enter(Phase::Closing);
-    drop(watching);
+    drop(reload_tasks);
     let end = tokio::time::Instant::now() + app.settings.grace;
     server.finish(app.settings.grace).await;
-    housekeeping.abort();
+    maintenance.abort();
     health.abort();
     // Traces and metrics that cannot be exported within the grace period are dropped.
     let traces = tokio::task::spawn_blocking(move || app.traces.finish());
@@ -148,7 +148,10 @@ fn watch(app: &Arc<App>, mut reloads: mpsc::Receiver<()>, tls: Option<Arc<Tls>>)
         while reloads.recv().await.is_some() {
             tls.iter().for_each(|tls| tls.reload());
             app.keys.reload();
-            app.reload_all().await;
+            for served in app.models.iter() {
+                // A failure is logged and counted there as well.
+                let _ = app.reload(served).await;
+            }
         }
     });
     tasks

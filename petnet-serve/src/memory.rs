@@ -32,7 +32,7 @@ pub(crate) struct Memory {
     /// Reserved for the prediction cache.
     cache: u64,
     /// Resident memory before the first model was loaded.
-    before: u64,
+    initial_resident: u64,
     /// Additional peak memory while the first models were loaded.
     loading: AtomicU64,
     buffers: Pool,
@@ -122,7 +122,7 @@ impl Memory {
             limit: settings.memory_limit(),
             connections: settings.connections() as u64 * CONNECTION_BYTES,
             cache: settings.cache_bytes(),
-            before: resident("VmRSS:").unwrap_or(0),
+            initial_resident: resident("VmRSS:").unwrap_or(0),
             loading: AtomicU64::new(0),
             buffers: Pool::empty(),
             decoding: Pool::empty(),
@@ -137,7 +137,7 @@ impl Memory {
     pub(crate) fn open(&self) -> Result<()> {
         let resident = resident("VmRSS:").unwrap_or(ASSUMED_RESIDENT);
         let peak = self::resident("VmHWM:").unwrap_or(resident);
-        self.loading.store(peak.saturating_sub(self.before), Ordering::Relaxed);
+        self.loading.store(peak.saturating_sub(self.initial_resident), Ordering::Relaxed);
         let needed = resident + self.connections + self.cache;
         let spare = (self.limit - self.limit / 8).saturating_sub(needed);
         let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -202,9 +202,9 @@ impl Memory {
 
     pub(crate) fn set_gauges(&self) {
         gauge!(names::MEMORY_LIMIT_BYTES).set(self.limit as f64);
-        for (purpose, share) in [("buffers", &self.buffers), ("decoding", &self.decoding)] {
-            gauge!(names::MEMORY_BUDGET_BYTES, "purpose" => purpose).set(share.total() as f64);
-            gauge!(names::MEMORY_CLAIMED_BYTES, "purpose" => purpose).set(share.in_use() as f64);
+        for (purpose, pool) in [("buffers", &self.buffers), ("decoding", &self.decoding)] {
+            gauge!(names::MEMORY_BUDGET_BYTES, "purpose" => purpose).set(pool.total() as f64);
+            gauge!(names::MEMORY_CLAIMED_BYTES, "purpose" => purpose).set(pool.in_use() as f64);
         }
     }
 }
@@ -223,7 +223,7 @@ mod tests {
     fn memory(limit: u64) -> Memory {
         let (buffers, decoding) = (Pool::empty(), Pool::empty());
         let loading = AtomicU64::new(0);
-        Memory { limit, connections: 0, cache: 0, before: 0, loading, buffers, decoding }
+        Memory { limit, connections: 0, cache: 0, initial_resident: 0, loading, buffers, decoding }
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
@@ -59,7 +59,9 @@ impl From<ModelAddress> for ModelSource {
     fn from(address: ModelAddress) -> Self {
         let name = match &address {
             ModelAddress::Bundled => "cats-vs-dogs".into(),
-            ModelAddress::File(path) => stem(path),
+            ModelAddress::File(path) => {
+                path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
             ModelAddress::Registered(model) => {
                 let name = model.trim_start_matches("models:/");
                 name.split(['@', '/']).next().unwrap_or_default().into()
@@ -67,10 +69,6 @@ impl From<ModelAddress> for ModelSource {
         };
         Self { name, address }
     }
-}
-
-fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 impl From<OsString> for ModelSource {
@@ -97,9 +95,9 @@ impl From<&ModelSource> for OsString {
         let mut text = Self::from(&source.name);
         text.push("=");
         match &source.address {
-            ModelAddress::Bundled => text.push("pretrained"),
+            // A path need not be UTF-8.
             ModelAddress::File(path) => text.push(path),
-            ModelAddress::Registered(name) => text.push(name),
+            other => text.push(other.to_string()),
         }
         text
     }

@@ -21,12 +21,12 @@ pub(crate) struct Timings {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stage {
     pub(crate) began: Instant,
-    pub(crate) took: Duration,
+    pub(crate) duration: Duration,
 }
 
 impl Stage {
     pub(crate) fn since(began: Instant) -> Self {
-        Self { began, took: began.elapsed() }
+        Self { began, duration: began.elapsed() }
     }
 }
 

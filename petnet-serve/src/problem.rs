@@ -111,7 +111,7 @@ impl Problem {
         self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after.is_some()
     }
 
-    pub(crate) fn method(allow: &'static str) -> Self {
+    pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("this path takes {allow}");
         let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
         Self { allow: Some(allow), ..problem }

@@ -35,7 +35,7 @@ pub(crate) struct Queue {
     /// Maximum wait for a permit.
     timeout: Duration,
     in_flight: InFlight,
-    service_time: ServiceTime,
+    pub(crate) service_time: ServiceTime,
 }
 
 /// Number of images in flight, and the time at which one of them last made progress.
@@ -53,7 +53,7 @@ impl InFlight {
 }
 
 /// Time per image under load, by which waits are estimated: an exponential moving average over batches (weight 1/8).
-struct ServiceTime {
+pub(crate) struct ServiceTime {
     start: Instant,
     /// 0 before the first batch.
     nanos_per_image: AtomicU64,
@@ -62,12 +62,12 @@ struct ServiceTime {
 }
 
 impl ServiceTime {
-    /// Records a batch that has just ended, the decoding of whose first image began at `decode_began`.
+    /// Records a batch of the network that has just ended, the decoding of whose first image began at `decode_began`.
     ///
     /// The batch's time begins with the end of the previous batch, or with `decode_began` if that is later, as it is after an
     /// idle time. Under load it is therefore the time between the ends of two batches, whichever part of the service limits
     /// it: decoding, the network, or another model that runs in between.
-    fn record(&self, decode_began: Instant, images: usize) {
+    pub(crate) fn record(&self, decode_began: Instant, images: usize) {
         let end = self.start.elapsed().as_nanos() as u64;
         let decode_began = decode_began.saturating_duration_since(self.start).as_nanos() as u64;
         let begin = self.last_batch_end.swap(end, Ordering::Relaxed).max(decode_began);
@@ -220,11 +220,6 @@ impl Queue {
         let last = Duration::from_millis(self.in_flight.last_progress.load(Ordering::Relaxed));
         self.in_flight.count.load(Ordering::Relaxed) > 0
             && self.in_flight.start.elapsed().saturating_sub(last) > STUCK
-    }
-
-    /// Records a batch of the network that has just ended, the decoding of whose first image began at `decode_began`.
-    pub(crate) fn record_batch(&self, decode_began: Instant, images: usize) {
-        self.service_time.record(decode_began, images);
     }
 
     pub(crate) fn set_gauges(&self) {

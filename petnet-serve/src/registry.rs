@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::settings::Settings;
 
 /// A registered model's file.
-pub(crate) struct Registered {
+pub(crate) struct RegisteredModel {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) bytes: Vec<u8>,
@@ -35,11 +35,11 @@ fn version(model: &str, server: &Server) -> Result<ModelVersion> {
 
 /// The model's file, from the cache if it is there. When the server cannot be reached, the version that the name
 /// resolved to last is used.
-pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<Registered> {
+pub(crate) fn fetch(settings: &Settings, model: &str) -> Result<RegisteredModel> {
     let server = server(settings, model)?;
     let cache = Cache::of(settings, &server, model);
     match version(model, &server) {
-        Ok(version) => cache.complete(&server, version),
+        Ok(version) => cache.load(&server, version),
         Err(error) if is_transient(&error) => {
             let Some(registered) = cache.last_version() else { return Err(error) };
             let error = format!("{error:#}");
@@ -69,18 +69,18 @@ fn server(settings: &Settings, model: &str) -> Result<Server> {
 struct Cache {
     folder: PathBuf,
     /// File with the version that the name resolved to last.
-    pointer: PathBuf,
+    version_file: PathBuf,
 }
 
 impl Cache {
     fn of(settings: &Settings, server: &Server, model: &str) -> Self {
         let folder = settings.model_cache.clone().unwrap_or_else(default_folder);
         let name = sha256(format!("{} {model}", server.uri()).as_bytes());
-        let pointer = folder.join(format!("{name}.json"));
-        Self { folder, pointer }
+        let version_file = folder.join(format!("{name}.json"));
+        Self { folder, version_file }
     }
 
-    fn complete(&self, server: &Server, version: ModelVersion) -> Result<Registered> {
+    fn load(&self, server: &Server, version: ModelVersion) -> Result<RegisteredModel> {
         let cached = version.sha256().and_then(|digest| self.read(digest));
         let bytes = match cached {
             Some(bytes) => bytes,
@@ -90,7 +90,7 @@ impl Cache {
                 bytes
             }
         };
-        let registered = Registered { name: version.name, version: version.version, bytes };
+        let registered = RegisteredModel { name: version.name, version: version.version, bytes };
         if let Err(error) = self.store(&registered) {
             let folder = self.folder.display().to_string();
             tracing::warn!(folder, error = format!("{error:#}"), "the model cannot be cached");
@@ -98,23 +98,23 @@ impl Cache {
         Ok(registered)
     }
 
-    fn store(&self, registered: &Registered) -> Result<()> {
+    fn store(&self, registered: &RegisteredModel) -> Result<()> {
         std::fs::create_dir_all(&self.folder)?;
-        let Registered { name, version, bytes } = registered;
+        let RegisteredModel { name, version, bytes } = registered;
         let cached =
             CachedVersion { name: name.clone(), version: version.clone(), sha256: sha256(bytes) };
         let file = self.file(&cached.sha256);
         if !file.is_file() {
             write_atomically(&file, bytes)?;
         }
-        Ok(write_atomically(&self.pointer, &serde_json::to_vec(&cached)?)?)
+        Ok(write_atomically(&self.version_file, &serde_json::to_vec(&cached)?)?)
     }
 
-    fn last_version(&self) -> Option<Registered> {
-        let text = std::fs::read(&self.pointer).ok()?;
+    fn last_version(&self) -> Option<RegisteredModel> {
+        let text = std::fs::read(&self.version_file).ok()?;
         let cached: CachedVersion = serde_json::from_slice(&text).ok()?;
         let bytes = self.read(&cached.sha256)?;
-        Some(Registered { name: cached.name, version: cached.version, bytes })
+        Some(RegisteredModel { name: cached.name, version: cached.version, bytes })
     }
 
     /// A file of the cache, if its content still has the digest that it is named by.
@@ -130,8 +130,8 @@ impl Cache {
 }
 
 fn default_folder() -> PathBuf {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
-    let base = set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let home = || variable("HOME").map(|home| Path::new(&home).join(".cache"));
+    let base = variable("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     base.unwrap_or_else(std::env::temp_dir).join("petnet")
 }

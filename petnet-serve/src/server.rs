@@ -24,7 +24,7 @@ use crate::buffer::TransferLimits;
 use crate::problem::Problem;
 use crate::routes::{self, ListenerKind};
 use crate::settings::Settings;
-use crate::socket::Client;
+use crate::socket::SocketHandle;
 use crate::telemetry::names;
 use crate::tls::Tls;
 
@@ -118,7 +118,7 @@ impl Server {
                             continue;
                         }
                     },
-                    () = app.closing() => return,
+                    () = app.wait_for_closing() => return,
                 };
                 let Some(guard) = limit.acquire(address, free) else {
                     counter!(names::CONNECTIONS_REFUSED_TOTAL).increment(1);
@@ -132,10 +132,10 @@ impl Server {
                 };
                 let tls = tls.clone();
                 tokio::spawn(async move {
-                    let count = Arc::clone(&connection.app);
-                    count.connections.fetch_add(1, Ordering::Relaxed);
+                    let app = Arc::clone(&connection.app);
+                    app.connections.fetch_add(1, Ordering::Relaxed);
                     connection.serve(stream, tls).await;
-                    count.connections.fetch_sub(1, Ordering::Relaxed);
+                    app.connections.fetch_sub(1, Ordering::Relaxed);
                     drop(guard);
                 });
             }
@@ -158,22 +158,22 @@ impl Server {
 
 /// Counts of a connection's requests.
 struct ConnectionState {
-    begun: AtomicUsize,
-    open: AtomicUsize,
+    requests_begun: AtomicUsize,
+    requests_open: AtomicUsize,
     /// Time at which the connection began or its last request ended.
     last_end: Mutex<Instant>,
 }
 
 impl ConnectionState {
     fn new() -> Self {
-        let (begun, open) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { begun, open, last_end: Mutex::new(Instant::now()) }
+        let (requests_begun, requests_open) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { requests_begun, requests_open, last_end: Mutex::new(Instant::now()) }
     }
 
     /// Time since which no request is open; `None` while one is.
     fn idle_since(&self) -> Option<Instant> {
         let last_end = *self.last_end.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.open.load(Ordering::Acquire) == 0).then_some(last_end)
+        (self.requests_open.load(Ordering::Acquire) == 0).then_some(last_end)
     }
 }
 
@@ -182,8 +182,8 @@ struct OpenRequest(Arc<ConnectionState>);
 
 impl OpenRequest {
     fn new(state: &Arc<ConnectionState>) -> Self {
-        state.begun.fetch_add(1, Ordering::Relaxed);
-        state.open.fetch_add(1, Ordering::AcqRel);
+        state.requests_begun.fetch_add(1, Ordering::Relaxed);
+        state.requests_open.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(state))
     }
 }
@@ -191,7 +191,7 @@ impl OpenRequest {
 impl Drop for OpenRequest {
     fn drop(&mut self) {
         *self.0.last_end.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.requests_open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -206,19 +206,19 @@ impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
         let settings = &self.app.settings;
         let limits = TransferLimits::of(settings);
-        let client = Client::new(stream);
+        let socket = SocketHandle::new(stream);
         let Some(tls) = tls else {
-            let timed_out = self.run(client.io(limits)).await;
+            let timed_out = self.run(socket.io(limits)).await;
             if timed_out {
-                client.send_text(&request_timeout());
+                socket.send_text(&request_timeout());
             }
             return;
         };
         // A client whose handshake fails or times out cannot read an HTTP response.
-        let handshake = timeout(settings.header_timeout, tls.acceptor().accept(client.io(limits)));
+        let handshake = timeout(settings.header_timeout, tls.acceptor().accept(socket.io(limits)));
         let handshake = tokio::select! {
             outcome = handshake => outcome,
-            () = self.app.closing() => return,
+            () = self.app.wait_for_closing() => return,
         };
         if let Ok(Ok(stream)) = handshake {
             self.run(stream).await;
@@ -250,11 +250,11 @@ impl Connection {
             // Protocol errors of the client are not logged.
             _ = connection.as_mut() => return false,
             () = self.idle_for(settings.header_timeout) => {
-                if self.state.begun.load(Ordering::Relaxed) == 0 {
+                if self.state.requests_begun.load(Ordering::Relaxed) == 0 {
                     return true;
                 }
             }
-            () = self.app.closing() => (),
+            () = self.app.wait_for_closing() => (),
         }
         // No further request is accepted; open ones finish and their responses are sent.
         connection.as_mut().graceful_shutdown();

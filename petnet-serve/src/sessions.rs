@@ -19,29 +19,30 @@ pub(crate) const SESSION_COOKIE: &str = "petnet_session";
 const MAX_CLIENTS: usize = 100_000;
 
 /// Times of the first and the last request of a client.
-type Seen = (Instant, Instant);
+type RequestTimes = (Instant, Instant);
 
 /// Clients with an active session.
 pub(crate) struct Sessions {
-    idle: Duration,
-    secret: RandomState,
-    clients: Mutex<HashMap<u64, Seen>>,
+    idle_timeout: Duration,
+    /// Has a random key, so that a hash cannot be traced to its client.
+    hasher: RandomState,
+    clients: Mutex<HashMap<u64, RequestTimes>>,
 }
 
 impl Sessions {
-    pub(crate) fn new(idle: Duration) -> Self {
-        Self { idle, secret: RandomState::new(), clients: Mutex::default() }
+    pub(crate) fn new(idle_timeout: Duration) -> Self {
+        Self { idle_timeout, hasher: RandomState::new(), clients: Mutex::default() }
     }
 
     /// Records a request of a client.
-    pub(crate) fn touch(&self, headers: &HeaderMap, peer: IpAddr) {
-        let client = self.secret.hash_one(Client::of(headers, peer));
+    pub(crate) fn record_request(&self, headers: &HeaderMap, peer: IpAddr) {
+        let client = self.hasher.hash_one(Client::of(headers, peer));
         let now = Instant::now();
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let full = clients.len() >= MAX_CLIENTS;
         match clients.entry(client) {
-            Entry::Occupied(mut seen) => seen.get_mut().1 = now,
-            Entry::Vacant(place) if !full => drop(place.insert((now, now))),
+            Entry::Occupied(mut times) => times.get_mut().1 = now,
+            Entry::Vacant(entry) if !full => drop(entry.insert((now, now))),
             Entry::Vacant(_) => (),
         }
     }
@@ -50,7 +51,7 @@ impl Sessions {
     pub(crate) fn active(&self) -> usize {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|_, (first, last)| {
-            let active = last.elapsed() < self.idle;
+            let active = last.elapsed() < self.idle_timeout;
             if !active {
                 histogram!(names::USER_SESSION_DURATION_SECONDS).record(*last - *first);
             }
@@ -103,15 +104,15 @@ mod tests {
         let peer = IpAddr::from([127, 0, 0, 1]);
         let sessions = Sessions::new(Duration::from_millis(40));
         let empty = HeaderMap::new();
-        sessions.touch(&empty, peer);
-        sessions.touch(&empty, peer);
-        sessions.touch(&header("x-forwarded-for", "10.0.0.1, 10.0.0.9"), peer);
-        sessions.touch(&header("x-forwarded-for", "10.0.0.1"), peer);
-        sessions.touch(&header("x-api-key", "secret"), peer);
-        sessions.touch(&header("cookie", "a=b; petnet_session=4711"), peer);
+        sessions.record_request(&empty, peer);
+        sessions.record_request(&empty, peer);
+        sessions.record_request(&header("x-forwarded-for", "10.0.0.1, 10.0.0.9"), peer);
+        sessions.record_request(&header("x-forwarded-for", "10.0.0.1"), peer);
+        sessions.record_request(&header("x-api-key", "secret"), peer);
+        sessions.record_request(&header("cookie", "a=b; petnet_session=4711"), peer);
         assert_eq!(sessions.active(), 4);
         std::thread::sleep(Duration::from_millis(50));
-        sessions.touch(&header("cookie", "petnet_session=4711"), peer);
+        sessions.record_request(&header("cookie", "petnet_session=4711"), peer);
         assert_eq!(sessions.active(), 1);
     }
 }

@@ -18,12 +18,12 @@ const PREFACE: &[u8] = b"PRI";
 
 /// A handle to a client's socket; clones share one descriptor.
 #[derive(Clone)]
-pub(crate) struct Client {
+pub(crate) struct SocketHandle {
     stream: Arc<TcpStream>,
     http2: Arc<AtomicBool>,
 }
 
-impl Client {
+impl SocketHandle {
     pub(crate) fn new(stream: TcpStream) -> Self {
         // Nagle's algorithm would delay small responses.
         let _ = stream.set_nodelay(true);
@@ -31,14 +31,14 @@ impl Client {
     }
 
     /// A reader and writer that ends the connection when the client reads too slowly.
-    pub(crate) fn io(&self, limits: TransferLimits) -> Socket {
-        Socket {
-            client: self.clone(),
+    pub(crate) fn io(&self, limits: TransferLimits) -> SocketIo {
+        SocketIo {
+            socket: self.clone(),
             limits,
-            detected: false,
+            protocol_detected: false,
             written: 0,
-            waited: Duration::ZERO,
-            wait: None,
+            total_wait: Duration::ZERO,
+            current_wait: None,
         }
     }
 
@@ -52,44 +52,44 @@ impl Client {
 }
 
 /// The socket as hyper and rustls read and write it.
-pub(crate) struct Socket {
-    client: Client,
+pub(crate) struct SocketIo {
+    socket: SocketHandle,
     limits: TransferLimits,
     /// True once the protocol is known from the first bytes.
-    detected: bool,
+    protocol_detected: bool,
     written: u64,
     /// Total time for which writes have waited.
-    waited: Duration,
+    total_wait: Duration,
     /// The current wait: its start, and the timer that ends it.
-    wait: Option<(Instant, Pin<Box<Sleep>>)>,
+    current_wait: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
-impl Socket {
+impl SocketIo {
     /// Waits for the socket to take more, and fails once the pause or the average rate is exceeded.
-    fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        let remaining = self.limits.remaining(self.written, self.waited);
+    fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let remaining = self.limits.remaining(self.written, self.total_wait);
         let begin = || (Instant::now(), Box::pin(tokio::time::sleep(remaining)));
-        let (_, timer) = self.wait.get_or_insert_with(begin);
+        let (_, timer) = self.current_wait.get_or_insert_with(begin);
         ready!(timer.as_mut().poll(context));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the answer is read too slowly"))
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for SocketIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         to: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.client.stream.poll_read_ready(context))?;
-            match self.client.stream.try_read(to.initialize_unfilled()) {
+            ready!(self.socket.stream.poll_read_ready(context))?;
+            match self.socket.stream.try_read(to.initialize_unfilled()) {
                 Ok(length) => {
-                    if !self.detected && length > 0 {
-                        self.detected = true;
+                    if !self.protocol_detected && length > 0 {
+                        self.protocol_detected = true;
                         let first = &to.initialize_unfilled()[..length];
                         let http2 = first.starts_with(PREFACE);
-                        self.client.http2.store(http2, Ordering::Relaxed);
+                        self.socket.http2.store(http2, Ordering::Relaxed);
                     }
                     to.advance(length);
                     return Poll::Ready(Ok(()));
@@ -101,22 +101,22 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for SocketIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         loop {
-            match self.client.stream.poll_write_ready(context) {
+            match self.socket.stream.poll_write_ready(context) {
                 Poll::Ready(outcome) => outcome?,
-                Poll::Pending => return self.wait(context).map(Err),
+                Poll::Pending => return self.poll_wait(context).map(Err),
             }
-            match self.client.stream.try_write(bytes) {
+            match self.socket.stream.try_write(bytes) {
                 Ok(length) => {
                     self.written += length as u64;
-                    if let Some((since, _)) = self.wait.take() {
-                        self.waited += since.elapsed();
+                    if let Some((since, _)) = self.current_wait.take() {
+                        self.total_wait += since.elapsed();
                     }
                     return Poll::Ready(Ok(length));
                 }
@@ -132,7 +132,7 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // An error means that the client has closed the connection already.
-        let _ = rustix::net::shutdown(&*self.client.stream, rustix::net::Shutdown::Write);
+        let _ = rustix::net::shutdown(&*self.socket.stream, rustix::net::Shutdown::Write);
         Poll::Ready(Ok(()))
     }
 }

@@ -10,26 +10,28 @@ use crate::telemetry::RequestDetails;
 
 /// Sums since the start of the process, by the model's name.
 #[derive(Default)]
-pub(crate) struct Stats(Mutex<HashMap<String, Sums>>);
+pub(crate) struct Stats(Mutex<HashMap<String, ModelSums>>);
 
+/// Sums of one model.
 #[derive(Default, Clone)]
-struct Sums {
-    last: Duration,
+struct ModelSums {
+    /// Time since 1970.
+    last_inference: Duration,
     images: u64,
-    success: Sum,
-    fail: Sum,
-    queue: Sum,
-    decode: Sum,
-    model: Sum,
+    success: DurationSum,
+    fail: DurationSum,
+    queue: DurationSum,
+    decode: DurationSum,
+    model: DurationSum,
 }
 
 #[derive(Default, Clone)]
-struct Sum {
+struct DurationSum {
     count: u64,
     time: Duration,
 }
 
-impl Sum {
+impl DurationSum {
     fn add(&mut self, time: Duration) {
         self.count += 1;
         self.time += time;
@@ -42,20 +44,17 @@ impl Sum {
 
 impl Stats {
     /// Adds a request; `details` is `None` for one that failed. Images found in the prediction cache have no timings.
-    pub(crate) fn add(&self, model: &str, took: Duration, details: Option<&RequestDetails>) {
+    pub(crate) fn add(&self, model: &str, duration: Duration, details: Option<&RequestDetails>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.contains_key(model) {
-            all.insert(model.into(), Sums::default());
-        }
-        let Some(sums) = all.get_mut(model) else { return };
-        let Some(details) = details else { return sums.fail.add(took) };
-        sums.success.add(took);
-        sums.last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let sums = all.entry(model.into()).or_default();
+        let Some(details) = details else { return sums.fail.add(duration) };
+        sums.success.add(duration);
+        sums.last_inference = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         sums.images += details.images as u64;
         for timings in &details.timings {
-            sums.queue.add(timings.queue.took);
-            sums.decode.add(timings.decode.took);
-            sums.model.add(timings.model.took);
+            sums.queue.add(timings.queue.duration);
+            sums.decode.add(timings.decode.duration);
+            sums.model.add(timings.model.duration);
         }
     }
 
@@ -65,7 +64,7 @@ impl Stats {
         json!({
             "name": model,
             "version": version,
-            "last_inference": sums.last.as_millis() as u64,
+            "last_inference": sums.last_inference.as_millis() as u64,
             "inference_count": sums.images,
             "execution_count": sums.success.count,
             "inference_stats": {
@@ -74,7 +73,7 @@ impl Stats {
                 "queue": sums.queue.json(),
                 "compute_input": sums.decode.json(),
                 "compute_infer": sums.model.json(),
-                "compute_output": Sum::default().json(),
+                "compute_output": DurationSum::default().json(),
             },
             "batch_stats": [],
         })

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use crate::buffer::{Buffer, TransferLimits, body_too_large};
 use crate::memory::{Claim, Memory};
 use crate::problem::Problem;
-use crate::remote::Remote;
+use crate::remote::Fetcher;
 use crate::settings::Settings;
 use crate::telemetry::names;
 
@@ -40,7 +40,8 @@ pub(crate) struct Upload {
     pub(crate) images: Vec<UploadedImage>,
     /// Name of the model that the body requests.
     pub(crate) model: Option<String>,
-    pub(crate) size: usize,
+    /// Length of the body in bytes.
+    pub(crate) body_len: usize,
     _memory: Claim,
 }
 
@@ -49,7 +50,7 @@ impl Upload {
     ///
     /// # Errors
     /// 400 for several images.
-    pub(crate) fn only(&self) -> Result<Bytes, Problem> {
+    pub(crate) fn only_image(&self) -> Result<Bytes, Problem> {
         match &self.images[..] {
             [image] => Ok(image.bytes.clone()),
             images => Err(Problem::bad_request(format!(
@@ -65,18 +66,18 @@ pub(crate) struct Uploads {
     settings: Settings,
     memory: Arc<Memory>,
     /// `None` where images are not fetched by URL.
-    remote: Option<Remote>,
+    remote: Option<Fetcher>,
 }
 
 impl Uploads {
-    pub(crate) fn new(settings: Settings, memory: Arc<Memory>, remote: Option<Remote>) -> Self {
+    pub(crate) fn new(settings: Settings, memory: Arc<Memory>, remote: Option<Fetcher>) -> Self {
         Self { settings, memory, remote }
     }
 
     /// Reads the images of a request.
     ///
     /// # Errors
-    /// 400, 408, 411, 413, 415, or 503 when no memory is free; for `url` those of [`Remote::fetch`] as well.
+    /// 400, 408, 411, 413, 415, or 503 when no memory is free; for `url` those of [`Fetcher::fetch`] as well.
     pub(crate) async fn read(&self, request: &mut Request<Incoming>) -> Result<Upload, Problem> {
         check_length(request, self.settings.max_body)?;
         if let Some(coding) = request.headers().get(CONTENT_ENCODING) {
@@ -87,7 +88,7 @@ impl Uploads {
         }
         let format = BodyFormat::of(&content_type(request.headers()))?;
         let (body, mut claim) = self.collect(request, self.settings.max_body).await?;
-        let size = body.len();
+        let body_len = body.len();
         let began = Instant::now();
         let parsed = match format {
             BodyFormat::Image => Ok(Parsed::of(body)),
@@ -98,7 +99,7 @@ impl Uploads {
             },
             BodyFormat::Json => {
                 // For the text without white space, and for its decoded bytes.
-                claim.merge(self.memory.claim_buffer(2 * size)?);
+                claim.merge(self.memory.claim_buffer(2 * body_len)?);
                 match from_json(&body) {
                     Err(problem) => Err(problem),
                     Ok((JsonImage::Bytes(bytes), model)) => {
@@ -116,7 +117,7 @@ impl Uploads {
             }
             BodyFormat::Multipart(boundary) => {
                 // For the parser's own buffer, and for the parts.
-                claim.merge(self.memory.claim_buffer(2 * size)?);
+                claim.merge(self.memory.claim_buffer(2 * body_len)?);
                 multipart(body, boundary, self.settings.max_parts).await
             }
         };
@@ -125,13 +126,13 @@ impl Uploads {
         let bytes = images.iter().map(|image| image.bytes.len()).sum::<usize>();
         claim.shrink(bytes);
         counter!(names::INPUT_IMAGE_SIZE_TOTAL).increment(bytes as u64);
-        Ok(Upload { images, model, size, _memory: claim })
+        Ok(Upload { images, model, body_len, _memory: claim })
     }
 
     /// Fetches an image by URL.
     ///
     /// # Errors
-    /// 400 without an allow list of hosts; else those of [`Remote::fetch`].
+    /// 400 without an allow list of hosts; else those of [`Fetcher::fetch`].
     async fn fetch(&self, url: &str) -> Result<(Bytes, Claim), Problem> {
         let Some(remote) = &self.remote else {
             let detail = "images are not fetched by `url` here: see --image-hosts";

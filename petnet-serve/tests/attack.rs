@@ -20,11 +20,11 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 /// Memory of the service in MB.
 const MEMORY: usize = 160;
 
-fn small(more: &[&str]) -> Server {
+fn start_with_limited_memory(more: &[&str]) -> Server {
     Server::start(&[&["--memory", &MEMORY.to_string()], more].concat())
 }
 
-fn within_budget(server: &Server, condition: &str) {
+fn assert_within_budget(server: &Server, condition: &str) {
     let peak = server.peak() >> 20;
     println!("{condition}: {peak} of {MEMORY} MB");
     assert!(peak <= MEMORY, "{condition}: {peak} MB");
@@ -35,8 +35,8 @@ fn within_budget(server: &Server, condition: &str) {
     );
 }
 
-/// Posts a body from several threads at once; returns the statuses.
-fn at_once(
+/// Posts a body from several threads concurrently; returns the statuses.
+fn post_concurrently(
     server: &Server,
     threads: usize,
     path: &str,
@@ -64,7 +64,7 @@ fn wait_until(condition: &str, patience: Duration, mut done: impl FnMut() -> boo
 /// F1, F2: small files that need much memory (decompression bombs).
 #[test]
 fn images_that_need_much_memory_are_refused_or_fit() {
-    let server = small(&[]);
+    let server = start_with_limited_memory(&[]);
     let (grey, rgb, deep) = (PNG_KINDS[0], PNG_KINDS[2], PNG_KINDS[5]);
     let trials: [(&str, Vec<u8>, &[u16]); 9] = [
         ("PNG of 3,200,000 x 1", png(3_200_000, 1, grey, &[]), &[413]),
@@ -78,26 +78,27 @@ fn images_that_need_much_memory_are_refused_or_fit() {
         ("WebP frame beyond its canvas", webp([10, 10], [16_383, 16_383]), &[422]),
     ];
     for (condition, bytes, right) in trials {
-        let statuses = at_once(&server, 8, "/predict", ("content-type", "image/png"), &bytes);
+        let statuses =
+            post_concurrently(&server, 8, "/predict", ("content-type", "image/png"), &bytes);
         let overloaded = |status: &u16| *status == 503;
         assert!(
             statuses.iter().all(|s| right.contains(s) || overloaded(s)),
             "{condition}: {statuses:?}"
         );
-        within_budget(&server, condition);
+        assert_within_budget(&server, condition);
     }
 }
 
 /// F3: progressive JPEGs with many scans, which take CPU time.
 #[test]
 fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
-    let mut server = small(&["--drain-delay", "0s", "--grace", "2s"]);
+    let mut server = start_with_limited_memory(&["--drain-delay", "0s", "--grace", "2s"]);
     let many = jpeg(3000, 2000, 10_000);
     let began = Instant::now();
-    let refused = at_once(&server, 6, "/predict", JPEG, &many);
+    let refused = post_concurrently(&server, 6, "/predict", JPEG, &many);
     assert!(refused.iter().all(|status| *status == 413), "{refused:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    within_budget(&server, "10,000 scans");
+    assert_within_budget(&server, "10,000 scans");
     // Repeatedly as many scans as are permitted, while the service is stopped.
     let most = post("/predict", &[JPEG], &jpeg(2400, 1600, 100));
     let senders: Vec<_> = (0..6)
@@ -116,7 +117,7 @@ fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
 
 #[test]
 fn a_second_signal_ends_at_once() {
-    let mut server = small(&["--drain-delay", "30s"]);
+    let mut server = start_with_limited_memory(&["--drain-delay", "30s"]);
     server.signal("-TERM");
     wait_until("draining", Duration::from_secs(5), || server.get("/readyz").status == 503);
     server.signal("-INT");
@@ -128,7 +129,7 @@ fn a_second_signal_ends_at_once() {
 fn a_client_that_does_not_read_is_disconnected_and_no_address_has_all_connections() {
     let settings =
         ["--transfer-timeout", "1s", "--header-timeout", "1s", "--max-connections", "200"];
-    let server = small(&settings);
+    let server = start_with_limited_memory(&settings);
     let gets = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(200);
     let streams: Vec<TcpStream> = (0..150)
         .filter_map(|_| {
@@ -145,12 +146,12 @@ fn a_client_that_does_not_read_is_disconnected_and_no_address_has_all_connection
         reply.is_some_and(|reply| reply.status == 200)
     });
     drop(streams);
-    within_budget(&server, "unread answers");
+    assert_within_budget(&server, "unread answers");
 }
 
 #[test]
 fn idle_connections_end_with_either_protocol() {
-    let server = small(&["--header-timeout", "500ms"]);
+    let server = start_with_limited_memory(&["--header-timeout", "500ms"]);
     let mut idle: Vec<TcpStream> = (0..20)
         .map(|number| {
             let mut stream = server.connect();
@@ -167,7 +168,7 @@ fn idle_connections_end_with_either_protocol() {
     }
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     // A connection that closes after one byte frees its slot at once, long before the timeout.
-    let server = small(&["--header-timeout", "60s", "--max-connections", "4"]);
+    let server = start_with_limited_memory(&["--header-timeout", "60s", "--max-connections", "4"]);
     for _ in 0..40 {
         server.connect().write_all(b"P").unwrap();
     }
@@ -182,7 +183,9 @@ fn idle_connections_end_with_either_protocol() {
 #[test]
 fn stalled_bodies_hold_no_more_than_the_budget() {
     let settings = ["--transfer-timeout", "2s", "--max-connections", "600"];
-    let server = small(&[&settings[..], &["--max-connections-per-address", "600"]].concat());
+    let server = start_with_limited_memory(
+        &[&settings[..], &["--max-connections-per-address", "600"]].concat(),
+    );
     let head = "POST /feedback HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n";
     let part = [head.as_bytes(), &[b' '; 900_000]].concat();
     let streams: Vec<_> = (0..300)
@@ -201,13 +204,13 @@ fn stalled_bodies_hold_no_more_than_the_budget() {
         server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status == 200
     });
     drop(streams);
-    within_budget(&server, "stalled bodies");
+    assert_within_budget(&server, "stalled bodies");
 }
 
 /// F6: compressed JSON (decompression bombs).
 #[test]
 fn compressed_json_expands_within_the_budget_and_off_the_runtime() {
-    let server = small(&[]);
+    let server = start_with_limited_memory(&[]);
     let numbers = ["[", &"1,".repeat(7_900_000), "1]"].concat();
     let json = format!(
         r#"{{"inputs":[{{"name":"pixels","shape":[1,3,224,224],"datatype":"FP32","data":{numbers}}}]}}"#
@@ -232,7 +235,7 @@ fn compressed_json_expands_within_the_budget_and_off_the_runtime() {
             assert!([400, 413, 503].contains(&status), "{status}");
         }
     });
-    within_budget(&server, "gzip of JSON");
+    assert_within_budget(&server, "gzip of JSON");
 }
 
 /// F7, F8: damaged files.
@@ -241,7 +244,7 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("feedback");
     let settings = ["--feedback", store.to_str().unwrap()];
-    let mut server = small(&settings);
+    let mut server = start_with_limited_memory(&settings);
     let answer = server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).json();
     let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
     assert_eq!(server.post_json("/feedback", &label).0, 200);
@@ -258,7 +261,7 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
         }
     }
     assert!(damaged > 0);
-    let server = small(&settings);
+    let server = start_with_limited_memory(&settings);
     assert_eq!(server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status, 200);
     let metrics = server.metrics();
     assert_eq!(metrics["feedback_labels_lost_total"], 1.0);
@@ -286,7 +289,7 @@ fn a_model_whose_outputs_are_not_finite_is_refused() {
     for (value, reason) in
         [(f32::NAN, "values that are not finite"), (f32::MAX, "outputs are not finite")]
     {
-        std::fs::write(&path, filled(&good, value)).unwrap();
+        std::fs::write(&path, with_constant_weights(&good, value)).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
             .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off"])
             .args(["--feedback", "off", "--model", path.to_str().unwrap()])
@@ -300,19 +303,19 @@ fn a_model_whose_outputs_are_not_finite_is_refused() {
         assert_eq!(child.wait().unwrap().code(), Some(1));
     }
     std::fs::write(&path, &good).unwrap();
-    let server = small(&["--model", path.to_str().unwrap(), "--watch", "50ms"]);
-    std::fs::write(&path, filled(&good, f32::MAX)).unwrap();
+    let server = start_with_limited_memory(&["--model", path.to_str().unwrap(), "--watch", "50ms"]);
+    std::fs::write(&path, with_constant_weights(&good, f32::MAX)).unwrap();
     let refused = || {
         let metrics = server.metrics();
         let mut series = metrics.iter().filter(|(name, _)| name.starts_with("model_reloads_total"));
         series.any(|(name, count)| name.contains("refused") && *count >= 1.0)
     };
     wait_until("the refusal", Duration::from_secs(10), refused);
-    within_budget(&server, "a model without finite outputs");
+    assert_within_budget(&server, "a model without finite outputs");
 }
 
 /// A model file with one value for all weights of its linear layers, and the matching checksum.
-fn filled(file: &[u8], value: f32) -> Vec<u8> {
+fn with_constant_weights(file: &[u8], value: f32) -> Vec<u8> {
     let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
     let range = |tensor: &serde_json::Value| {
@@ -438,7 +441,7 @@ fn invalid_settings_are_refused_by_name() {
 
 #[test]
 fn http_1_1_has_one_host() {
-    let server = small(&[]);
+    let server = start_with_limited_memory(&[]);
     let none = server.send(b"GET /livez HTTP/1.1\r\nconnection: close\r\n\r\n");
     let two =
         server.send(b"GET /livez HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n");
@@ -451,7 +454,7 @@ fn http_1_1_has_one_host() {
 fn without_a_key_only_what_is_declared_open_answers() {
     // printf %s secret | sha256sum
     let key = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
-    let server = small(&["--api-keys-sha256", key]);
+    let server = start_with_limited_memory(&["--api-keys-sha256", key]);
     let described: serde_json::Value =
         serde_json::from_str(include_str!("../assets/openapi.json")).unwrap();
     let open = [
@@ -495,7 +498,7 @@ fn without_a_key_only_what_is_declared_open_answers() {
 /// Batches of the documented maximum, concurrently with single images.
 #[test]
 fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
-    let server = small(&[]);
+    let server = start_with_limited_memory(&[]);
     let image = test_image(ImageFormat::Jpeg);
     let parts = vec![("image/jpeg", &image[..]); 32];
     let (kind, form) = multipart(&parts);
@@ -528,7 +531,7 @@ fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
 /// A slow upload without pauses is not an attack.
 #[test]
 fn a_slow_upload_that_does_not_pause_is_served() {
-    let server = small(&["--transfer-timeout", "500ms"]);
+    let server = start_with_limited_memory(&["--transfer-timeout", "500ms"]);
     let image = test_image(ImageFormat::Bmp);
     let request = post("/predict", &[("content-type", "image/bmp")], &image);
     let mut stream = server.connect();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Server, drawn, multipart, test_image, variant};
+use common::{Server, drawn_image, multipart, test_image, variant};
 use image::ImageFormat;
 use petnet::Precision;
 use serde_json::Value;
@@ -12,7 +12,7 @@ const HITS: &str = "prediction_cache_requests_total{result=\"hit\"}";
 const MISSES: &str = "prediction_cache_requests_total{result=\"miss\"}";
 
 /// A response without the fields that differ each time.
-fn lasting(mut answer: Value) -> Value {
+fn without_varying_fields(mut answer: Value) -> Value {
     for own in ["prediction_id", "processing_time_ms", "index", "filename"] {
         answer.as_object_mut().unwrap().remove(own);
     }
@@ -29,14 +29,17 @@ fn the_same_bytes_get_the_same_answer_without_the_network() {
     let first = server.post("/predict", &jpeg, &image).json();
     let (kind, form) = multipart(&[("image/jpeg", &image)]);
     let second = server.post("/predict", &[("content-type", &kind)], &form).json();
-    assert_eq!(lasting(first.clone()), lasting(second.clone()));
+    assert_eq!(without_varying_fields(first.clone()), without_varying_fields(second.clone()));
     assert_ne!(first["prediction_id"], second["prediction_id"]);
     let embedding = server.post("/embed", &jpeg, &image).json()["embedding"].clone();
     let plain = Server::start(&[]).post("/embed", &jpeg, &image).json();
     assert_eq!(embedding, plain["embedding"], "bit for bit");
-    let (kind, form) = multipart(&[("image/jpeg", &image), ("image/png", &drawn(1, 1.0))]);
+    let (kind, form) = multipart(&[("image/jpeg", &image), ("image/png", &drawn_image(1, 1.0))]);
     let many = server.post("/predict/batch", &[("content-type", &kind)], &form).json();
-    assert_eq!(lasting(many["predictions"][0].clone()), lasting(first));
+    assert_eq!(
+        without_varying_fields(many["predictions"][0].clone()),
+        without_varying_fields(first)
+    );
     let metrics = server.metrics();
     assert_eq!((metrics[HITS], metrics[MISSES]), (3.0, 2.0));
     assert_eq!(metrics["preprocessing_images_total{result=\"ok\"}"], 2.0);
@@ -73,7 +76,8 @@ fn another_model_does_not_get_cached_outputs() {
 fn the_cache_is_bounded_in_bytes_and_off_by_default() {
     let server = Server::start(&["--cache", "1"]);
     for number in 0..220 {
-        let reply = server.post("/predict", &[("content-type", "image/png")], &drawn(number, 1.0));
+        let reply =
+            server.post("/predict", &[("content-type", "image/png")], &drawn_image(number, 1.0));
         assert_eq!(reply.status, 200);
     }
     let metrics = server.metrics();
@@ -83,6 +87,6 @@ fn the_cache_is_bounded_in_bytes_and_off_by_default() {
     assert!(bytes <= capacity && bytes > capacity / 2.0, "{bytes}");
     assert!(metrics["prediction_cache_entries"] < 200.0);
     let off = Server::start(&[]);
-    off.post("/predict", &[("content-type", "image/png")], &drawn(0, 1.0));
+    off.post("/predict", &[("content-type", "image/png")], &drawn_image(0, 1.0));
     assert!(!off.metrics().keys().any(|name| name.starts_with("prediction_cache")));
 }

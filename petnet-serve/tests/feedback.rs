@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Server, drawn, post, test_image};
+use common::{Server, drawn_image, post, test_image};
 use image::ImageFormat;
 use serde_json::{Value, json};
 
@@ -112,7 +112,7 @@ fn every_refusal_has_a_reason() {
 #[test]
 fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    let image = drawn(1, 1.0);
+    let image = drawn_image(1, 1.0);
     let (predictions, labels) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
     for round in 0..3u64 {
         let mut server = start(folder.path());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Reply, Server, post, test_image, variant};
+use common::{Reply, Server, post, test_image, variant, wait_until};
 use image::ImageFormat;
 use petnet::Precision;
 
@@ -20,16 +20,6 @@ fn write_model(path: &Path, number: f32) {
 
 fn version(server: &Server) -> String {
     server.get("/version").json()["model"]["version"].as_str().unwrap().to_string()
-}
-
-fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if done() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("never: {condition}");
 }
 
 /// Clients that send images to an address that is ready, and count failures.
@@ -64,7 +54,7 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     turn = (turn + 1) % addresses.len();
                     if ready[turn].load(Ordering::Relaxed) {
-                        let right = ask(addresses[turn], &request) == 200;
+                        let right = response_status(addresses[turn], &request) == 200;
                         sent.fetch_add(1, Ordering::Relaxed);
                         failed.fetch_add(usize::from(!right), Ordering::Relaxed);
                     }
@@ -77,11 +67,11 @@ impl Load {
     /// Requests a server's readiness, as a load balancer does.
     fn probe(&self, which: usize, address: std::net::SocketAddr) {
         let request = b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-        self.ready[which].store(ask(address, request) == 200, Ordering::Relaxed);
+        self.ready[which].store(response_status(address, request) == 200, Ordering::Relaxed);
     }
 
     /// Waits until further requests have been answered, so that every restart or reload is under load.
-    fn go_on(&self) {
+    fn wait_for_requests(&self) {
         let before = self.sent.load(Ordering::Relaxed);
         wait_until("more requests", || self.sent.load(Ordering::Relaxed) >= before + 6);
     }
@@ -94,7 +84,7 @@ impl Load {
 }
 
 /// The status of the response; 0 for none.
-fn ask(address: std::net::SocketAddr, request: &[u8]) -> u16 {
+fn response_status(address: std::net::SocketAddr, request: &[u8]) -> u16 {
     use std::io::{Read, Write};
     let mut reply = Vec::new();
     let outcome = std::net::TcpStream::connect(address).and_then(|mut stream| {
@@ -123,7 +113,7 @@ fn twenty_restarts_lose_no_request() {
         assert_eq!(servers[which].wait(Duration::from_secs(10)), Some(0), "a clean exit");
         servers[which] = Server::start_on(addresses[which].port(), &settings);
         load.probe(which, addresses[which]);
-        load.go_on();
+        load.wait_for_requests();
     }
     let (sent, failed) = load.finish();
     assert!(sent >= 120, "{sent} requests are no load");
@@ -142,7 +132,7 @@ fn twenty_reloads_lose_no_request_and_each_takes_effect() {
         write_model(&path, 0.5 + f32::from(turn + 1) / 100.0);
         server.signal("-HUP");
         wait_until("the new version", || version(&server) != before);
-        load.go_on();
+        load.wait_for_requests();
     }
     let (sent, failed) = load.finish();
     assert!(sent >= 120, "{sent} requests are no load");

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Server, drawn, drawn_model, multipart, test_image};
+use common::{Server, drawn_image, drawn_model, multipart, test_image};
 use image::ImageFormat;
 use serde_json::json;
 
@@ -100,7 +100,7 @@ fn every_metric_is_served_and_its_cause_moves_it() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(&drawn_model(folder.path(), 60), &[]);
     let before = server.metrics();
-    let answers: Vec<_> = (0..40).map(|n| predict(&server, &drawn(n, 1.0))).collect();
+    let answers: Vec<_> = (0..40).map(|n| predict(&server, &drawn_image(n, 1.0))).collect();
     server.get("/health");
     let (kind, junk) = multipart(&[("image/png", b"junk")]);
     server.post("/predict", &[("content-type", &kind)], &junk);
@@ -116,8 +116,8 @@ fn every_metric_is_served_and_its_cause_moves_it() {
     assert_eq!(server.post_json("/events/adoption", &json!({ "species": "cat" })).0, 202);
     assert_eq!(server.post_json("/events/adoption", &json!({ "species": "x\"y" })).0, 422);
     let after = server.metrics();
-    rose(&before, &after, label);
-    stand(&after);
+    assert_risen(&before, &after, label);
+    assert_gauges(&after);
     let confidence = [0, 1].map(|place: usize| answers[place]["confidence"].as_f64().unwrap());
     let error = calibration_error(confidence);
     let shown = sum(&after, "model_calibration_error", &[]);
@@ -145,12 +145,12 @@ fn every_metric_is_served_and_its_cause_moves_it() {
     assert_eq!(missing, [""; 0], "in docs/metrics.md, but not served");
 }
 
-/// With one permit and no time to wait for it, the third of three requests at a time is refused at once, because its
-/// estimated wait is not zero. The speed of the network and of the machine has no part in that.
+/// With one permit and no time to wait for it, the third of three concurrent requests is refused at once, because its
+/// estimated wait is not zero once an image was classified. The speed of network and machine has no part in that.
 #[test]
 fn overload_and_images_in_flight_are_counted() {
     let server = Server::start(&["--queue", "1", "--queue-timeout", "1ns"]);
-    let image = drawn(0, 1.0);
+    let image = drawn_image(0, 1.0);
     let (kind, form) = multipart(&[("image/png", &image)]);
     let (began, stop) = (Instant::now(), AtomicBool::new(false));
     let (mut in_flight, mut refused) = (false, false);
@@ -203,10 +203,10 @@ const MAY_BE_ABSENT: &[&str] = &[
 ];
 
 /// Checks that counters and gauges have risen by at least the expected values.
-fn rose(before: &Series, after: &Series, label: &str) {
+fn assert_risen(before: &Series, after: &Series, label: &str) {
     let predicted = format!("class_predicted=\"{label}\"");
     let class = format!("class=\"{label}\"");
-    let png = drawn(0, 1.0).len() as f64;
+    let png = drawn_image(0, 1.0).len() as f64;
     for (name, labels, least) in [
         ("api_requests_total", &["/predict\"", "POST", "200"][..], 40.0),
         ("api_request_latency_seconds_count", &["/predict\""], 41.0),
@@ -251,7 +251,7 @@ fn calibration_error([right, wrong]: [f64; 2]) -> f64 {
 }
 
 /// Checks the values of gauges.
-fn stand(after: &Series) {
+fn assert_gauges(after: &Series) {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let info = petnet::Checkpoint::pretrained().unwrap().info().clone();
     let near = |name: &str, expected: f64, tolerance: f64| {
@@ -306,14 +306,14 @@ fn drift_is_raised_by_darker_or_wider_images_and_not_by_more_of_the_same() {
             assert!(predict(&server, &image)["predicted_class"].is_string());
         }
     };
-    send(&mut (1000..1200).map(|n| drawn(n, 1.0)));
+    send(&mut (1000..1200).map(|n| drawn_image(n, 1.0)));
     let bright = server.metrics();
     let all = bright.iter().filter(|(key, _)| key.starts_with("drift_psi")).map(|(_, v)| *v);
     assert!(all.fold(0.0, f64::max) < 0.25, "{:?}", series(&bright, "drift_psi"));
-    send(&mut (0..200).map(|n| drawn(n, 0.3)));
+    send(&mut (0..200).map(|n| drawn_image(n, 0.3)));
     assert!(psi(&server, "brightness") > 0.25, "dark images");
     send(&mut (0..200).map(|_| test_image(ImageFormat::Png)));
     assert!(psi(&server, "aspect") > 0.25, "images of another aspect ratio");
-    send(&mut (2000..2200).map(|n| drawn(n, 1.0)));
+    send(&mut (2000..2200).map(|n| drawn_image(n, 1.0)));
     assert!(psi(&server, "brightness") < 0.25, "bright images again");
 }

@@ -84,7 +84,7 @@ impl Registry {
     }
 }
 
-fn running(server: &Server) -> (Value, Value) {
+fn version_and_sha256(server: &Server) -> (Value, Value) {
     let version = server.get("/version").json();
     (version["model"]["registry_version"].clone(), version["model"]["sha256"].clone())
 }
@@ -99,20 +99,20 @@ fn a_promotion_swaps_the_model_in_the_running_service() {
     let server = Server::start(&[named, kept].concat());
     let digests = &registry.digests;
     assert_ne!(digests[0], digests[1]);
-    assert_eq!(running(&server), (json!("1"), json!(digests[0])));
+    assert_eq!(version_and_sha256(&server), (json!("1"), json!(digests[0])));
     let (kind, body) = multipart(&[("image/png", &test_image(ImageFormat::Png))]);
     assert_eq!(server.post("/predict", &[("content-type", &kind)], &body).status, 200);
     registry.state.lock().unwrap().0 = 2;
     let began = Instant::now();
-    while running(&server).0 != "2" {
+    while version_and_sha256(&server).0 != "2" {
         assert!(began.elapsed() < Duration::from_secs(10), "the promotion was not followed");
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(running(&server), (json!("2"), json!(digests[1])));
+    assert_eq!(version_and_sha256(&server), (json!("2"), json!(digests[1])));
     drop(server);
     // A cached file is not downloaded again.
     let server = Server::start(&[named, kept].concat());
-    assert_eq!(running(&server).0, "2");
+    assert_eq!(version_and_sha256(&server).0, "2");
     assert_eq!(registry.state.lock().unwrap().1, 2);
 }
 

@@ -17,7 +17,13 @@ const INFER: &str = "/v2/models/cats-vs-dogs/infer";
 const LENGTH: &str = "inference-header-content-length";
 
 /// Posts JSON followed by raw tensors.
-fn ask(server: &Server, path: &str, head: &Value, binary: &[u8], more: &[(&str, &str)]) -> Reply {
+fn post_tensors(
+    server: &Server,
+    path: &str,
+    head: &Value,
+    binary: &[u8],
+    more: &[(&str, &str)],
+) -> Reply {
     let head = head.to_string();
     let length = head.len().to_string();
     let headers = [&[(LENGTH, length.as_str())][..], more].concat();
@@ -102,7 +108,7 @@ fn json_binary_and_a_raw_image_give_the_outputs_of_predict() {
         { "name": "probabilities", "parameters": { "binary_data": true } },
         { "name": "probabilities", "parameters": { "classification": 1 } },
     ] });
-    let reply = ask(&server, INFER, &head, &two, &[]);
+    let reply = post_tensors(&server, INFER, &head, &two, &[]);
     let (head, binary) = parts(&reply);
     assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
     assert_eq!(head["outputs"][0]["shape"], json!([2, 2]));
@@ -137,7 +143,7 @@ fn tensors_give_the_outputs_of_the_same_pixels_and_compression_changes_nothing()
         "parameters": { "binary_data_size": raw.len() },
     }] });
     let path = "/v2/models/cats-vs-dogs-pixels/infer";
-    let plain = ask(&server, path, &head, &raw, &[]).json();
+    let plain = post_tensors(&server, path, &head, &raw, &[]).json();
     let got: Vec<f32> = serde_json::from_value(plain["outputs"][0]["data"].clone()).unwrap();
     assert!(got.iter().zip(expected[0].probabilities()).all(|(a, b)| (a - b).abs() < 1e-5));
 
@@ -210,7 +216,7 @@ fn invalid_requests_are_refused_with_a_reason() {
         ),
     ];
     for (number, (head, binary, status)) in cases.iter().enumerate() {
-        let reply = ask(&server, INFER, head, binary, &[]);
+        let reply = post_tensors(&server, INFER, head, binary, &[]);
         assert_eq!(reply.status, *status, "case {number}: {}", reply.json());
         assert!(!reply.json()["error"].as_str().unwrap().is_empty());
     }
@@ -221,7 +227,7 @@ fn wrong_lengths_and_broken_compression_are_refused() {
     let server = Server::start(&["--max-body", "400000"]);
     let half = element(&test_image(ImageFormat::Jpeg)[..400]);
     let head = json!({ "inputs": [image(1, half.len())] });
-    assert_eq!(ask(&server, INFER, &head, &half, &[]).status, 422, "half an image");
+    assert_eq!(post_tensors(&server, INFER, &head, &half, &[]).status, 422, "half an image");
     assert_eq!(server.post(INFER, &[(LENGTH, "99")], b"{}").status, 400);
     assert_eq!(server.post(INFER, &[(LENGTH, "x")], b"{}").status, 400);
     assert_eq!(server.post(INFER, &[("content-encoding", "br")], b"{}").status, 415);

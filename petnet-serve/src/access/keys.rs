@@ -102,7 +102,7 @@ impl KeyConfig {
 pub(crate) struct Key {
     pub(super) config: KeyConfig,
     pub(super) digest: [u8; 32],
-    limits: Vec<Limit>,
+    limits: Vec<RateLimit>,
     /// All limits, in the format of [`Authorization::rate_limit_policy`].
     policy: String,
 }
@@ -115,14 +115,14 @@ impl Key {
     pub(super) fn new(config: KeyConfig) -> Result<Self> {
         let digest = digest(&config.sha256)?;
         let second = config.requests_per_second.map(|count| {
-            Limit::new("second", count, Duration::from_secs(1), Quota::per_second(count))
+            RateLimit::new("second", count, Duration::from_secs(1), Quota::per_second(count))
         });
         let day = config.requests_per_day.and_then(|count| {
             let quota = Quota::with_period(DAY / count.get())?.allow_burst(count);
-            Some(Limit::new("day", count, DAY, quota))
+            Some(RateLimit::new("day", count, DAY, quota))
         });
-        let limits: Vec<Limit> = second.into_iter().chain(day).collect();
-        let policies = limits.iter().map(Limit::policy);
+        let limits: Vec<RateLimit> = second.into_iter().chain(day).collect();
+        let policies = limits.iter().map(RateLimit::policy);
         let policy = policies.collect::<Vec<_>>().join(", ");
         Ok(Self { config, digest, limits, policy })
     }
@@ -160,14 +160,14 @@ impl Key {
 
 /// A limit of `max_requests` per window, by the generic cell rate algorithm (GCRA, as implemented by `governor`): bursts of
 /// `max_requests` are allowed, and requests become available again at an even rate.
-struct Limit {
+struct RateLimit {
     name: &'static str,
     max_requests: NonZeroU32,
     window: Duration,
     limiter: RateLimiter<NotKeyed, InMemoryState, MonotonicClock, StateInformationMiddleware>,
 }
 
-impl Limit {
+impl RateLimit {
     fn new(name: &'static str, max_requests: NonZeroU32, window: Duration, quota: Quota) -> Self {
         let limiter = RateLimiter::direct_with_clock(quota, MonotonicClock)
             .with_middleware::<StateInformationMiddleware>();

@@ -7,7 +7,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Result, anyhow};
 use metrics::{counter, gauge};
@@ -17,7 +17,7 @@ use crate::models::Model;
 use crate::settings::Settings;
 use crate::telemetry::names;
 use quality::Evaluations;
-use store::{Recovery, Store, is_damage};
+use store::{Recovery, Retention, Store, is_damage};
 
 pub(crate) use store::{LabelledPrediction, StoredPrediction};
 
@@ -25,9 +25,8 @@ pub(crate) use store::{LabelledPrediction, StoredPrediction};
 pub(crate) struct Feedback {
     /// `None` while a store that failed is closed and not yet open again.
     store: RwLock<Option<Store>>,
-    path: PathBuf,
-    retention: Duration,
-    max_bytes: u64,
+    pub(crate) path: PathBuf,
+    retention: Retention,
     /// True from a failure of the store until it is open again.
     failed: AtomicBool,
     /// True where the failure was caused by damaged files.
@@ -57,8 +56,8 @@ impl Feedback {
             Some(path) => (path, true),
             None => (Settings::FEEDBACK, false),
         };
-        let (retention, max_bytes) = (settings.feedback_keep, settings.feedback_max_bytes);
-        match Self::start(Path::new(path), retention, max_bytes) {
+        let (max_age, max_bytes) = (settings.feedback_keep, settings.feedback_max_bytes);
+        match Self::open_store(Path::new(path), Retention { max_age, max_bytes }) {
             Ok(feedback) => Ok(Some(feedback)),
             Err(error) if !explicit => {
                 tracing::warn!(error = format!("{error:#}"), "feedback is off");
@@ -68,8 +67,8 @@ impl Feedback {
         }
     }
 
-    fn start(path: &Path, retention: Duration, max_bytes: u64) -> Result<Self> {
-        let (store, recovery) = Store::open(path, retention, max_bytes)?;
+    fn open_store(path: &Path, retention: Retention) -> Result<Self> {
+        let (store, recovery) = Store::open(path, retention)?;
         report_recovery(&recovery);
         let mut evaluations = Evaluations::default();
         for labelled in store.labels_after(None) {
@@ -81,7 +80,6 @@ impl Feedback {
             store: RwLock::new(Some(store)),
             path: path.into(),
             retention,
-            max_bytes,
             failed: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             evaluations: Mutex::new(evaluations),
@@ -115,7 +113,7 @@ impl Feedback {
         *store = None;
         let damaged = self.damaged.load(Ordering::Relaxed);
         let open = if damaged { Store::replace } else { Store::open };
-        match open(&self.path, self.retention, self.max_bytes) {
+        match open(&self.path, self.retention) {
             Ok((opened, recovery)) => {
                 report_recovery(&recovery);
                 self.damaged.store(false, Ordering::Relaxed);
@@ -193,10 +191,6 @@ impl Feedback {
         let mut evaluations = self.evaluations.lock().unwrap_or_else(PoisonError::into_inner);
         evaluations.expire(now());
         models.iter().for_each(|model| evaluations.set_gauges(model, now()));
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Removes entries that are too old, or exceed the maximum size.

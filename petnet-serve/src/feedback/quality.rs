@@ -23,7 +23,7 @@ fn hash(name: &str) -> u64 {
 
 /// User feedback on a prediction, with hashes of names.
 #[derive(Debug, Clone, Copy)]
-struct Evaluated {
+struct EvaluatedPrediction {
     /// Milliseconds since 1970.
     at: u64,
     model: u64,
@@ -35,13 +35,13 @@ struct Evaluated {
 /// User feedback of the longest window.
 #[derive(Default)]
 pub(super) struct Evaluations {
-    by_id: HashMap<Uuid, Evaluated>,
+    by_id: HashMap<Uuid, EvaluatedPrediction>,
 }
 
 impl Evaluations {
     /// Adds feedback; a second label of a prediction replaces the first.
     pub(super) fn insert(&mut self, id: Uuid, labelled: &LabelledPrediction) {
-        let evaluated = Evaluated {
+        let evaluated = EvaluatedPrediction {
             at: labelled.at,
             model: hash(&labelled.predicted.model),
             predicted: hash(&labelled.predicted.label),
@@ -65,17 +65,18 @@ impl Evaluations {
         let classes: HashMap<u64, usize> =
             classes.map(|(index, label)| (hash(label), index)).collect();
         for (window, length) in WINDOWS {
-            let recent = |evaluated: &&Evaluated| now.saturating_sub(evaluated.at) < length;
+            let recent =
+                |evaluated: &&EvaluatedPrediction| now.saturating_sub(evaluated.at) < length;
             let of_model = self.by_id.values().filter(|evaluated| evaluated.model == version);
             let window_metrics = WindowMetrics::of(of_model.filter(recent), &classes);
             if window_metrics.predictions.is_empty() {
                 continue;
             }
-            let of = (model.name.as_str(), window);
-            window_metrics.set_gauges(of);
+            let model_and_window = (model.name.as_str(), window);
+            window_metrics.set_gauges(model_and_window);
             // For a multi-label prediction, only the correctness of the whole set of labels is known here.
             if single {
-                window_metrics.set_class_gauges(of, labels);
+                window_metrics.set_class_gauges(model_and_window, labels);
             }
         }
     }
@@ -91,7 +92,7 @@ struct WindowMetrics {
 
 impl WindowMetrics {
     fn of<'a>(
-        evaluated: impl Iterator<Item = &'a Evaluated>,
+        evaluated: impl Iterator<Item = &'a EvaluatedPrediction>,
         classes: &HashMap<u64, usize>,
     ) -> Self {
         let mut confusion = vec![vec![0; MAX_METRIC_CLASSES + 1]; MAX_METRIC_CLASSES + 1];
@@ -114,8 +115,8 @@ impl WindowMetrics {
         set(names::MODEL_ACCURACY, right as f64 / images as f64);
     }
 
-    fn set_class_gauges(&self, of: (&str, &'static str), labels: &[String]) {
-        let (model, window) = of;
+    fn set_class_gauges(&self, model_and_window: (&str, &'static str), labels: &[String]) {
+        let (model, window) = model_and_window;
         let error = ece(&reliability(self.predictions.iter().copied()));
         let name = model.to_string();
         gauge!(names::MODEL_CALIBRATION_ERROR, "model" => name, "window" => window).set(error);
@@ -132,7 +133,7 @@ impl WindowMetrics {
             set(names::MODEL_RECALL, scores.recall, scores.support);
             set(names::MODEL_F1_SCORE, scores.f1_score, predicted + scores.support);
             if scores.support > 0 {
-                self.set_confusion_gauges(class, of, labels);
+                self.set_confusion_gauges(class, model_and_window, labels);
             }
         }
     }

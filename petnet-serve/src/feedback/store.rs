@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use fjall::{Database, PersistMode};
@@ -65,8 +65,15 @@ pub(crate) struct Store {
     labels: Table,
     /// Number of labels; locked while labels are added or removed, until [`COUNT_FILE`] is written.
     count: Mutex<u64>,
-    retention: Duration,
-    max_bytes: u64,
+    retention: Retention,
+}
+
+/// Limits of the entries that are kept.
+#[derive(Clone, Copy)]
+pub(crate) struct Retention {
+    pub(crate) max_age: Duration,
+    /// On disk, without the journal; a quarter of it is for labels.
+    pub(crate) max_bytes: u64,
 }
 
 /// Damage that was found when a store was opened.
@@ -83,14 +90,10 @@ impl Store {
     ///
     /// # Errors
     /// When the folder cannot be written, or another process has locked it.
-    pub(crate) fn open(
-        path: &Path,
-        retention: Duration,
-        max_bytes: u64,
-    ) -> Result<(Self, Recovery)> {
+    pub(crate) fn open(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
         let recorded = Self::read_count(path);
-        match Self::read(path, retention, max_bytes) {
-            Err(error) if is_damage(&error) => Self::replace(path, retention, max_bytes),
+        match Self::read(path, retention) {
+            Err(error) if is_damage(&error) => Self::replace(path, retention),
             opened => {
                 let store = opened.with_context(|| format!("feedback store {}", path.display()))?;
                 let lost = recorded.saturating_sub(*store.lock_count());
@@ -104,16 +107,12 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub(crate) fn replace(
-        path: &Path,
-        retention: Duration,
-        max_bytes: u64,
-    ) -> Result<(Self, Recovery)> {
+    pub(crate) fn replace(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
         let context = || format!("feedback store {}", path.display());
         let recorded = Self::read_count(path);
         let aside = path.with_extension(format!("damaged-{}", Uuid::now_v7()));
         std::fs::rename(path, &aside).with_context(context)?;
-        let store = Self::read(path, retention, max_bytes).with_context(context)?;
+        let store = Self::read(path, retention).with_context(context)?;
         if let Ok((_, _, damaged)) = Self::open_database(&aside) {
             store.copy_labels(&damaged).with_context(context)?;
         }
@@ -122,12 +121,11 @@ impl Store {
     }
 
     /// Opens a store and reads all of its labels.
-    fn read(path: &Path, retention: Duration, max_bytes: u64) -> Result<Self> {
+    fn read(path: &Path, retention: Retention) -> Result<Self> {
         std::fs::create_dir_all(path)?;
         let (database, predictions, labels) = Self::open_database(path)?;
         let count = Mutex::new(0);
-        let store =
-            Self { path: path.into(), database, predictions, labels, count, retention, max_bytes };
+        let store = Self { path: path.into(), database, predictions, labels, count, retention };
         let mut read = 0;
         for labelled in store.labels_after(None) {
             labelled?;
@@ -232,18 +230,18 @@ impl Store {
         })
     }
 
-    /// Removes entries that are too old, and the oldest of those above the maximum size, of which a quarter is for labels.
+    /// Removes entries that are too old, and the oldest of those above the maximum size.
     pub(crate) fn retain(&self) -> Result<()> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let oldest = now.saturating_sub(self.retention).as_millis() as u64;
-        let quarter = self.max_bytes / 4;
-        if prune(&self.predictions, oldest, self.max_bytes - quarter)?.1 {
+        let Retention { max_age, max_bytes } = self.retention;
+        let oldest = u128::from(super::now()).saturating_sub(max_age.as_millis()) as u64;
+        let label_bytes = max_bytes / 4;
+        if prune(&self.predictions, oldest, max_bytes - label_bytes)?.1 {
             self.predictions.compact()?;
         }
         let mut count = self.lock_count();
         // After a crash, labels that are removed below must not be counted as lost.
         self.write_count(0)?;
-        let (removed, worth_compacting) = prune(&self.labels, oldest, quarter)?;
+        let (removed, worth_compacting) = prune(&self.labels, oldest, label_bytes)?;
         *count = count.saturating_sub(removed);
         self.write_count(*count)?;
         drop(count);
@@ -254,11 +252,11 @@ impl Store {
 /// Removes entries that are older than `oldest`, and the oldest of those above `max_bytes`. Returns their number, and true
 /// where the keyspace should be compacted.
 fn prune(table: &Table, oldest: u64, max_bytes: u64) -> Result<(u64, bool)> {
-    let over = table.keyspace.disk_space().saturating_sub(max_bytes);
+    let bytes_over_limit = table.keyspace.disk_space().saturating_sub(max_bytes);
     // A tenth more than necessary, so that not every call compacts.
-    let excess = if over > 0 { over + max_bytes / 10 } else { 0 };
+    let excess = if bytes_over_limit > 0 { bytes_over_limit + max_bytes / 10 } else { 0 };
     let removed = remove_oldest(table, oldest, excess)?;
-    Ok((removed, removed > 0 && (over > 0 || removed >= COMPACT_AFTER)))
+    Ok((removed, removed > 0 && (bytes_over_limit > 0 || removed >= COMPACT_AFTER)))
 }
 
 /// True for an error caused by the files' content, false for one of the disk or of permissions.
@@ -310,6 +308,8 @@ fn remove_oldest(table: &Table, oldest: u64, excess: u64) -> Result<u64> {
 mod tests {
     use super::*;
 
+    const RETENTION: Retention = Retention { max_age: Duration::from_hours(1), max_bytes: 1 << 30 };
+
     fn predicted(number: usize) -> StoredPrediction {
         let label = ["cat", "dog"][number % 2].into();
         StoredPrediction {
@@ -334,11 +334,10 @@ mod tests {
     #[test]
     fn stored_predictions_are_found_after_a_restart_and_the_last_label_counts() {
         let folder = tempfile::tempdir().unwrap();
-        let retention = Duration::from_secs(3600);
         let ids: Vec<Uuid> = (0..10).map(|_| Uuid::now_v7()).collect();
         let labelled = |number: usize, actual: &str| (ids[number], labelled(number, actual));
         {
-            let (store, recovery) = Store::open(folder.path(), retention, 1 << 30).unwrap();
+            let (store, recovery) = Store::open(folder.path(), RETENTION).unwrap();
             assert_eq!(recovery, Recovery::default());
             for (number, id) in ids.iter().enumerate() {
                 store.insert_prediction(*id, &predicted(number)).unwrap();
@@ -347,12 +346,9 @@ mod tests {
                 .insert_labels(&[labelled(1, "cat"), labelled(4, "cat"), labelled(2, "dog")])
                 .unwrap();
             store.insert_labels(&[labelled(1, "dog")]).unwrap();
-            assert!(
-                Store::open(folder.path(), retention, 1 << 30).is_err(),
-                "one process at a time"
-            );
+            assert!(Store::open(folder.path(), RETENTION).is_err(), "one process at a time");
         }
-        let (store, recovery) = Store::open(folder.path(), retention, 1 << 30).unwrap();
+        let (store, recovery) = Store::open(folder.path(), RETENTION).unwrap();
         assert_eq!(recovery, Recovery::default());
         store.retain().unwrap();
         assert_eq!(store.find(ids[3]).unwrap(), Some(predicted(3)));
@@ -366,8 +362,7 @@ mod tests {
     #[test]
     fn labels_added_while_old_ones_are_removed_are_all_kept_and_counted() {
         let folder = tempfile::tempdir().unwrap();
-        let retention = Duration::from_secs(3600);
-        let (store, _) = Store::open(folder.path(), retention, 1 << 30).unwrap();
+        let (store, _) = Store::open(folder.path(), RETENTION).unwrap();
         let label = || store.insert_labels(&[(Uuid::now_v7(), labelled(0, "cat"))]);
         std::thread::scope(|scope| {
             let writers = [0, 1].map(|_| scope.spawn(|| (0..50).try_for_each(|_| label())));
@@ -382,10 +377,9 @@ mod tests {
     #[test]
     fn with_any_one_bit_flipped_it_opens_and_counts_what_is_lost() {
         let folder = tempfile::tempdir().unwrap();
-        let retention = Duration::from_secs(3600);
         let path = folder.path().join("store");
         {
-            let (store, _) = Store::open(&path, retention, 1 << 30).unwrap();
+            let (store, _) = Store::open(&path, RETENTION).unwrap();
             let all: Vec<_> =
                 (0..20).map(|number| (Uuid::now_v7(), labelled(number, "cat"))).collect();
             store.insert_labels(&all[..10]).unwrap();
@@ -408,7 +402,7 @@ mod tests {
                 flipped[offset] ^= 0x10;
                 std::fs::write(file, flipped).unwrap();
                 let context = format!("byte {offset} of {}", file.display());
-                let (store, recovery) = Store::open(&path, retention, 1 << 30).expect(&context);
+                let (store, recovery) = Store::open(&path, RETENTION).expect(&context);
                 let readable =
                     store.labels_after(None).filter(|label| label.is_ok()).count() as u64;
                 assert_eq!(readable + recovery.lost, 20, "{context}: {recovery:?}");
@@ -430,9 +424,9 @@ mod tests {
     #[test]
     fn entries_that_are_too_old_are_removed_and_of_too_many_the_oldest() {
         let folder = tempfile::tempdir().unwrap();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        let now = now.as_millis() as u64;
-        let (store, _) = Store::open(folder.path(), Duration::from_secs(60), 1 << 20).unwrap();
+        let now = crate::feedback::now();
+        let retention = Retention { max_age: Duration::from_secs(60), max_bytes: 1 << 20 };
+        let (store, _) = Store::open(folder.path(), retention).unwrap();
         let ids: Vec<Uuid> = (0..30_000).map(|number| id(now, number)).collect();
         let old = id(now - 61_000, 0);
         store.insert_prediction(old, &predicted(0)).unwrap();

@@ -56,7 +56,7 @@ async fn version_changed(served: &ServedModel, settings: &Settings, name: &str) 
         Ok(version) => {
             // A model that was unloaded by request is not loaded again here.
             let loaded = served.get();
-            loaded.is_some_and(|model| model.registered.as_ref() != Some(&version.version))
+            loaded.is_some_and(|model| model.registry_version.as_ref() != Some(&version.version))
         }
         Err(error) => {
             counter!(names::MODEL_REGISTRY_ERRORS_TOTAL).increment(1);

@@ -30,8 +30,8 @@ pub(crate) struct Model {
     /// SHA-256 of the file, in hex.
     pub(crate) sha256: String,
     /// Version number in the MLflow registry, for a registered model.
-    pub(crate) registered: Option<String>,
-    pub(crate) loaded: SystemTime,
+    pub(crate) registry_version: Option<String>,
+    pub(crate) loaded_at: SystemTime,
 }
 
 impl Model {
@@ -40,13 +40,13 @@ impl Model {
     /// # Errors
     /// When it does not exist, is invalid, or its outputs are not finite.
     pub(super) fn load(source: &ModelSource, settings: &Settings) -> Result<Self> {
-        let mut registered = None;
+        let mut registry_version = None;
         let address = || source.address.to_string();
         let bytes = match &source.address {
             ModelAddress::Bundled => Checkpoint::pretrained_bytes().to_vec(),
             ModelAddress::Registered(model) => {
                 let fetched = registry::fetch(settings, model)?;
-                registered = Some(fetched.version);
+                registry_version = Some(fetched.version);
                 fetched.bytes
             }
             ModelAddress::File(path) => std::fs::read(path).with_context(address)?,
@@ -63,8 +63,8 @@ impl Model {
             name: source.name.clone(),
             version: sha256.chars().take(12).collect(),
             sha256,
-            registered,
-            loaded: SystemTime::now(),
+            registry_version,
+            loaded_at: SystemTime::now(),
         };
         model.warm_up()?;
         if is_pulled == Some(true) {
@@ -89,9 +89,9 @@ impl Model {
             "architecture" => info.graph.name().to_string()
         )
         .set(1.0);
-        let loaded = self.loaded.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let loaded_at = self.loaded_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         gauge!(names::MODEL_LOADED_TIMESTAMP_SECONDS, "model" => self.name.clone())
-            .set(loaded.as_secs_f64());
+            .set(loaded_at.as_secs_f64());
         if let Some(trained) = info.trained {
             gauge!(names::MODEL_LAST_TRAINED_TIMESTAMP, "model" => self.name.clone())
                 .set(trained as f64);

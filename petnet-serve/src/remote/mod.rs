@@ -106,7 +106,7 @@ impl Network for SystemNetwork {
 }
 
 /// Fetches images by URL.
-pub(crate) struct Remote {
+pub(crate) struct Fetcher {
     hosts: AllowedHosts,
     settings: Settings,
     network: Arc<dyn Network>,
@@ -121,7 +121,7 @@ struct ConnectedResponse {
     _connection: JoinSet<hyper::Result<()>>,
 }
 
-impl Remote {
+impl Fetcher {
     /// Fetches from `hosts`, with the limits of the settings.
     ///
     /// # Errors

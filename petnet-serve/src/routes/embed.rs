@@ -30,7 +30,7 @@ struct Named<'a> {
 /// Embeds an image. It is neither counted as a prediction nor stored for feedback.
 pub(super) async fn embed(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let (Images { target, upload, received }, output) = Images::classify(app, request).await?;
-    let (model, bytes) = (&target.model, upload.size);
+    let (model, bytes) = (&target.model, upload.body_len);
     let embedding = &output.value.embedding;
     let body = Body {
         embedding,

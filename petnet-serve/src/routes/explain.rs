@@ -10,7 +10,7 @@ use petnet::preprocess::{Limits, Pixels, Preprocess, Resize, decode_at_least};
 use serde_json::{Value, json};
 
 use super::images::Images;
-use super::negotiate::{Representation, preferred};
+use super::negotiate::{JSON, PNG, prefers};
 use super::predict::prediction_details;
 use super::{HandlerResult, HttpRequest, json_response, new_id, typed_response};
 use crate::app::App;
@@ -20,22 +20,21 @@ use crate::problem::Problem;
 use crate::telemetry::{RequestDetails, milliseconds};
 
 /// Longer side of the overlay image, in pixels.
-const SIDE: u32 = 512;
+const OVERLAY_SIDE: u32 = 512;
 
 pub(super) async fn explain(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
-    let wants_json = preferred(request.headers(), [Representation::Png, Representation::Json])
-        == Representation::Json;
+    let wants_json = prefers(request.headers(), &JSON, &PNG);
     let Images { target, upload, received } = Images::read(app, request).await?;
-    let bytes = upload.size;
-    let image = upload.only()?;
+    let bytes = upload.body_len;
+    let image = upload.only_image()?;
     let output = app.batcher.explain(&target, image.clone()).await?;
     let ModelOutput { value: explanation, timings, metadata } = output;
     let limits = app.settings.limits();
-    let large = Preprocess { size: SIDE, resize: Resize::Stretch };
+    let overlay = Preprocess { size: OVERLAY_SIDE, resize: Resize::Stretch };
     // In addition to decoding: two images of the overlay's size, and the PNG file.
-    let memory = large.memory(&image, &limits)? + 3 * u64::from(SIDE * SIDE * 3);
-    let drawn = move || draw(&explanation, &image, &limits).map(|png| (explanation, png));
-    let (explanation, png) = app.batcher.decoders().run(memory, drawn).await?;
+    let memory = overlay.memory(&image, &limits)? + 3 * u64::from(OVERLAY_SIDE * OVERLAY_SIDE * 3);
+    let work = move || draw(&explanation, &image, &limits).map(|png| (explanation, png));
+    let (explanation, png) = app.batcher.decoders.run(memory, work).await?;
     let prediction = explanation.prediction();
     let id = new_id();
     record_prediction(app, &target, id, (prediction, &metadata));
@@ -69,7 +68,8 @@ pub(super) async fn explain(app: &Arc<App>, request: &mut HttpRequest) -> Handle
 
 /// The image with the heat map over it, as a PNG file.
 fn draw(explanation: &Explanation, bytes: &Bytes, limits: &Limits) -> Result<Bytes, Problem> {
-    let pixels = shrink(decode_at_least(bytes, limits, SIDE)?).ok_or_else(Problem::internal)?;
+    let pixels =
+        shrink(decode_at_least(bytes, limits, OVERLAY_SIDE)?).ok_or_else(Problem::internal)?;
     let overlay = explanation.overlay(&pixels);
     let (width, height) = (overlay.width(), overlay.height());
     let overlay = image::RgbImage::from_raw(width, height, overlay.into_data()).unwrap_or_default();
@@ -80,10 +80,10 @@ fn draw(explanation: &Explanation, bytes: &Bytes, limits: &Limits) -> Result<Byt
 
 fn shrink(pixels: Pixels) -> Option<Pixels> {
     let (width, height) = (pixels.width(), pixels.height());
-    if width.max(height) <= SIDE {
+    if width.max(height) <= OVERLAY_SIDE {
         return Some(pixels);
     }
     let large = image::RgbImage::from_raw(width, height, pixels.into_data())?;
-    let small = image::DynamicImage::from(large).thumbnail(SIDE, SIDE).into_rgb8();
+    let small = image::DynamicImage::from(large).thumbnail(OVERLAY_SIDE, OVERLAY_SIDE).into_rgb8();
     Pixels::new(small.width(), small.height(), small.into_raw())
 }

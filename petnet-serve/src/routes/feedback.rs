@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use hyper::StatusCode;
 use hyper::header::{HeaderValue, LINK};
-use hyper::{StatusCode, Uri};
 use metrics::counter;
 use petnet::Task;
 use serde::Deserialize;
@@ -27,6 +27,7 @@ const MAX_EXPORTED: usize = 5000;
 /// Maximum number of bytes of a label, in memory and as a line together.
 const MAX_LABEL_BYTES: usize = 1024;
 
+/// The JSON of a submission: one label, or several.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Body {
@@ -43,7 +44,7 @@ struct SubmittedLabel {
 pub(super) async fn submit(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let feedback = enabled_feedback(app)?;
     let body: Body = app.uploads.read_json(request).await?;
-    let (submitted, many) = match body {
+    let (submitted, is_list) = match body {
         Body::One(submitted) => (vec![submitted], false),
         Body::Many { feedback } => (feedback, true),
     };
@@ -65,7 +66,7 @@ pub(super) async fn submit(app: &Arc<App>, request: &mut HttpRequest) -> Handler
     }
     let mut entries =
         outcomes.into_iter().map(|(outcome, submitted)| describe(app, outcome, submitted));
-    if many {
+    if is_list {
         let entries = entries.map(|entry| entry.unwrap_or_else(|e| json!({ "error": e.json() })));
         let body = json!({ "feedback": entries.collect::<Vec<_>>() });
         return Ok(json_response(&body));
@@ -94,7 +95,8 @@ async fn store(
         };
         feedback.store_labels(&labels, authenticated, canonical)
     });
-    let outcomes = outcomes.await.map_err(|_| Problem::internal())?.map_err(failed)?;
+    // `Feedback` has logged and counted a failure of the store.
+    let outcomes = outcomes.await.ok().and_then(Result::ok).ok_or_else(Problem::internal)?;
     Ok(outcomes.into_iter().zip(submitted).collect())
 }
 
@@ -152,10 +154,12 @@ fn describe(app: &App, outcome: Outcome, submitted: SubmittedLabel) -> Result<Va
 
 pub(super) async fn export(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let feedback = enabled_feedback(app)?;
-    let after = after(request.uri())?;
+    let after = query_parameter(request.uri(), "after").map(|id| id.parse::<Uuid>()).transpose();
+    let after = after.map_err(|_| Problem::bad_request("`after` is a prediction_id"))?;
     let _claim = app.memory.claim_buffer(MAX_EXPORTED * MAX_LABEL_BYTES)?;
     let labels = tokio::task::spawn_blocking(move || feedback.export(after, MAX_EXPORTED));
-    let labels = labels.await.map_err(|_| Problem::internal())?.map_err(failed)?;
+    // `Feedback` has logged and counted a failure of the store.
+    let labels = labels.await.ok().and_then(Result::ok).ok_or_else(Problem::internal)?;
     let lines: String = labels.iter().map(|(id, labelled)| line(*id, labelled)).collect();
     let mut response = typed_response("application/x-ndjson", lines);
     if let Some((last, _)) = labels.last().filter(|_| labels.len() == MAX_EXPORTED) {
@@ -183,19 +187,8 @@ fn line(id: Uuid, labelled: &LabelledPrediction) -> String {
     format!("{entry}\n")
 }
 
-/// The query parameter `after`, a prediction id.
-fn after(uri: &Uri) -> Result<Option<Uuid>, Problem> {
-    let Some(id) = query_parameter(uri, "after") else { return Ok(None) };
-    id.parse().map(Some).map_err(|_| Problem::bad_request("`after` is a prediction_id"))
-}
-
 fn enabled_feedback(app: &App) -> Result<Arc<Feedback>, Problem> {
     let detail = "feedback is switched off: start the server with --feedback FOLDER";
     let off = || Problem::new(StatusCode::NOT_IMPLEMENTED, "feedback_off", detail);
     app.feedback.clone().ok_or_else(off)
-}
-
-/// The response to a failure of the store, which [`Feedback`] has logged and counted.
-fn failed(_: anyhow::Error) -> Problem {
-    Problem::internal()
 }

@@ -52,7 +52,7 @@ impl Images {
         request: &mut HttpRequest,
     ) -> Result<(Self, ModelOutput<Classification>), Problem> {
         let images = Self::read(app, request).await?;
-        let output = app.batcher.classify(&images.target, images.upload.only()?).await?;
+        let output = app.batcher.classify(&images.target, images.upload.only_image()?).await?;
         Ok((images, output))
     }
 }

@@ -30,7 +30,7 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
@@ -92,12 +92,12 @@ pub(crate) async fn respond(
         respond_http(app, listener, peer, &mut request).await
     };
     add_common_headers(app, response.headers_mut(), &id, version);
-    let details = response.extensions_mut().remove::<RequestDetails>().unwrap_or_default();
+    let details = &response.extensions_mut().remove::<RequestDetails>().unwrap_or_default();
     // A refused gRPC call has the HTTP status 200; its problem has the status that is logged.
     let status = details.problem.as_ref().map_or(response.status(), |problem| problem.status);
-    let took = began.elapsed();
+    let duration = began.elapsed();
     let record =
-        Record { id: &id, parent, method: &method, route, status, began, took, details: &details };
+        Record { id: &id, parent, method: &method, route, status, began, duration, details };
     record.write(&app.rates, &app.traces);
     response
 }
@@ -112,7 +112,7 @@ async fn respond_http(
     let matched = table::find(request.uri().path());
     let route = matched.as_ref().map_or("unknown", |(entry, _)| entry.path);
     if matched.as_ref().is_some_and(|(entry, _)| entry.has_session) {
-        app.sessions.touch(request.headers(), peer);
+        app.sessions.record_request(request.headers(), peer);
     }
     let outcome = match matched {
         Some((entry, model)) if listener == ListenerKind::Api || entry.route == Route::Metrics => {
@@ -150,7 +150,7 @@ async fn check_and_call(
         return Ok(Response::default());
     }
     if !entry.allow.split(", ").any(|name| name == request.method().as_str()) {
-        return Err(Problem::method(entry.allow));
+        return Err(Problem::method_not_allowed(entry.allow));
     }
     let authorization = match listener {
         // The metrics listener is not exposed to clients, and needs no key.
@@ -180,13 +180,13 @@ async fn call_handler(
         Route::DocsStyle => Ok(pages::VIEWER_STYLE.response(request.headers())),
         Route::OpenApi => Ok(typed_response("application/json", pages::OPENAPI)),
         Route::Health => Ok(status::health(app)),
-        Route::Live => Ok(json_response(&serde_json::json!({ "status": "alive" }))),
+        Route::Live => Ok(json_response(&json!({ "status": "alive" }))),
         Route::Ready => Ok(status::ready(app)),
-        Route::Metrics => Ok(status::metrics(app)),
+        Route::Metrics => Ok(typed_response("text/plain; version=0.0.4", app.scrape())),
         Route::Version => Ok(status::version(app)),
         Route::Compare => Ok(status::compare(app)),
-        Route::Predict => predict::one(app, request).await,
-        Route::PredictBatch => predict::many(app, request).await,
+        Route::Predict => predict::single(app, request).await,
+        Route::PredictBatch => predict::batch(app, request).await,
         Route::Explain => explain::explain(app, request).await,
         Route::Embed => embed::embed(app, request).await,
         Route::Feedback => feedback::submit(app, request).await,
@@ -195,16 +195,16 @@ async fn call_handler(
         Route::Reload => admin::reload(app, request.uri()).await,
         Route::Shadow => shadow::shadow(app, request.headers()),
         Route::V2 => Ok(v2::server()),
-        Route::V2Live => Ok(json_response(&serde_json::json!({ "live": true }))),
-        Route::V2Ready => v2::ready(app),
+        Route::V2Live => Ok(json_response(&json!({ "live": true }))),
+        Route::V2Ready => v2::check_ready(app).map(|()| json_response(&json!({ "ready": true }))),
         Route::V2Model => v2::metadata(app, model),
         Route::V2ModelReady => v2::model_ready(app, model),
         Route::V2ModelConfig => v2::config(app, model),
         Route::V2ModelStats => v2::stats(app, model),
         Route::V2Infer => v2::infer(app, model, request).await,
-        Route::V2Index => Ok(v2::index(app)),
-        Route::V2Load => v2::load(app, model).await.map(v2::empty_response),
-        Route::V2Unload => v2::unload(app, model).map(v2::empty_response),
+        Route::V2Index => Ok(json_response(&json!(v2::repository(app)))),
+        Route::V2Load => v2::load(app, model).await.map(|()| json_response(&json!({}))),
+        Route::V2Unload => v2::unload(app, model).map(|()| json_response(&json!({}))),
     }
 }
 
@@ -243,7 +243,7 @@ async fn problem_response(
     if problem.is_retriable() {
         tokio::select! {
             () = async { tokio::join!(tokio::time::sleep(RETRIABLE_DELAY), drain(request)); } => (),
-            () = app.closing() => (),
+            () = app.wait_for_closing() => (),
         }
     } else if response.status().is_client_error() {
         drain(request).await;
@@ -268,7 +268,7 @@ fn add_common_headers(app: &App, headers: &mut HeaderMap, id: &str, version: Ver
         headers.append(VARY, HeaderValue::from_static("origin"));
     }
     // While the service drains, clients must open new connections, which a load balancer directs elsewhere.
-    if !app.serving() && version < Version::HTTP_2 {
+    if !app.is_serving() && version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

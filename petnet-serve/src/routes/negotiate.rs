@@ -2,36 +2,20 @@
 
 use headers_accept::Accept;
 use hyper::header::{ACCEPT, HeaderMap};
-use mediatype::MediaType;
-use mediatype::names::{APPLICATION, HTML, IMAGE, JSON, PNG, TEXT};
+use mediatype::names;
 
-/// Representations of a response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Representation {
-    Json,
-    Html,
-    Png,
-}
+type MediaType = mediatype::MediaType<'static>;
 
-impl Representation {
-    fn media_type(self) -> MediaType<'static> {
-        match self {
-            Self::Json => MediaType::new(APPLICATION, JSON),
-            Self::Html => MediaType::new(TEXT, HTML),
-            Self::Png => MediaType::new(IMAGE, PNG),
-        }
-    }
-}
+pub(super) const JSON: MediaType = MediaType::new(names::APPLICATION, names::JSON);
+pub(super) const HTML: MediaType = MediaType::new(names::TEXT, names::HTML);
+pub(super) const PNG: MediaType = MediaType::new(names::IMAGE, names::PNG);
 
-/// The one of two representations that the client prefers; the first where `Accept` is missing, invalid or indifferent.
-pub(super) fn preferred(headers: &HeaderMap, available: [Representation; 2]) -> Representation {
+/// True where the client prefers a media type to the default one: not where `Accept` is missing, invalid or indifferent.
+pub(super) fn prefers(headers: &HeaderMap, other: &MediaType, default: &MediaType) -> bool {
     let lines: Vec<&str> =
         headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok()).collect();
-    let Ok(accept) = lines.join(", ").parse::<Accept>() else { return available[0] };
-    let media_types = available.map(Representation::media_type);
-    let best = accept.negotiate(&media_types);
-    let index = best.and_then(|best| media_types.iter().position(|media_type| media_type == best));
-    available[index.unwrap_or(0)]
+    let accept = lines.join(", ").parse::<Accept>();
+    accept.is_ok_and(|accept| accept.negotiate([default, other]) == Some(other))
 }
 
 #[cfg(test)]
@@ -40,23 +24,23 @@ mod tests {
 
     #[test]
     fn browsers_get_pages_and_programs_json() {
-        let of = |accept: &str| {
+        let prefers_html = |accept: &str| {
             let headers = HeaderMap::from_iter([(ACCEPT, accept.parse().unwrap())]);
-            preferred(&headers, [Representation::Json, Representation::Html])
+            prefers(&headers, &HTML, &JSON)
         };
         let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
-        assert_eq!(of(browser), Representation::Html);
-        assert_eq!(of("*/*"), Representation::Json);
-        assert_eq!(of("application/json, text/html;q=0.5"), Representation::Json);
-        assert_eq!(of("text/html;q=0, */*"), Representation::Json);
-        assert_eq!(of("text/*"), Representation::Html);
-        assert_eq!(
-            (of("image/webp"), of("not a type")),
-            (Representation::Json, Representation::Json)
-        );
-        assert_eq!(
-            preferred(&HeaderMap::new(), [Representation::Png, Representation::Json]),
-            Representation::Png
-        );
+        for accept in [browser, "text/*"] {
+            assert!(prefers_html(accept), "{accept}");
+        }
+        for accept in [
+            "*/*",
+            "application/json, text/html;q=0.5",
+            "text/html;q=0, */*",
+            "image/webp",
+            "not a type",
+        ] {
+            assert!(!prefers_html(accept), "{accept}");
+        }
+        assert!(!prefers(&HeaderMap::new(), &JSON, &PNG));
     }
 }

@@ -14,7 +14,7 @@ use hyper::header::{
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::negotiate::{Representation, preferred};
+use super::negotiate::{HTML, JSON, prefers};
 use super::{FullResponse, TABLE, json_response, typed_response};
 use crate::app::App;
 use crate::sessions::{SESSION_COOKIE, cookie};
@@ -46,9 +46,7 @@ pub(super) static VIEWER_STYLE: CompressedFile = CompressedFile::new(
 
 /// `/`: the web page for browsers, JSON for other clients.
 pub(super) fn home(app: &App, headers: &HeaderMap) -> FullResponse {
-    let mut response = if preferred(headers, [Representation::Json, Representation::Html])
-        == Representation::Html
-    {
+    let mut response = if prefers(headers, &HTML, &JSON) {
         let mut response = HOME.response();
         if cookie(headers).is_none()
             && let Ok(cookie) = HeaderValue::from_str(&new_cookie(app))

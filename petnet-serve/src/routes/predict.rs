@@ -13,7 +13,7 @@ use crate::prediction::{prediction_fields, record_prediction};
 use crate::shadow::Samples;
 use crate::telemetry::{RequestDetails, milliseconds};
 
-pub(super) async fn one(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+pub(super) async fn single(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let (Images { target, upload, received }, output) = Images::classify(app, request).await?;
     let id = new_id();
     let prediction = &output.value.prediction;
@@ -22,18 +22,18 @@ pub(super) async fn one(app: &Arc<App>, request: &mut HttpRequest) -> HandlerRes
     fields.insert("processing_time_ms".into(), milliseconds(received.elapsed()).into());
     let mut response = json_response(&Value::Object(fields));
     let mut samples = Samples::default();
-    samples.offer(app.shadow.as_ref(), &target, (id, prediction), &upload.only()?);
+    samples.offer(app.shadow.as_ref(), &target, (id, prediction), &upload.only_image()?);
     response.extensions_mut().insert(samples);
     let (received, timings) = (Some(received), output.timings.into_iter().collect());
-    let (bytes, details) = (upload.size, prediction_details(prediction, id));
+    let (bytes, details) = (upload.body_len, prediction_details(prediction, id));
     response.extensions_mut().insert(RequestDetails { received, timings, bytes, ..details });
     Ok(response)
 }
 
-pub(super) async fn many(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
+pub(super) async fn batch(app: &Arc<App>, request: &mut HttpRequest) -> HandlerResult {
     let Images { target, upload, received } = Images::read(app, request).await?;
     let images = upload.images.len();
-    let encoded = upload.images.iter().map(|image| Ok(image.bytes.clone())).collect();
+    let encoded = upload.images.iter().map(|image| image.bytes.clone().into()).collect();
     let outcomes = app.batcher.classify_all(&target, encoded).await?;
     let mut samples = Samples::default();
     let entries: Vec<Value> = outcomes
@@ -64,7 +64,7 @@ pub(super) async fn many(app: &Arc<App>, request: &mut HttpRequest) -> HandlerRe
     let mut response = json_response(&body);
     response.extensions_mut().insert(samples);
     let timings = outcomes.iter().flatten().filter_map(|output| output.timings).collect();
-    let (received, bytes) = (Some(received), upload.size);
+    let (received, bytes) = (Some(received), upload.body_len);
     let details = RequestDetails { received, timings, images, bytes, ..Default::default() };
     response.extensions_mut().insert(details);
     Ok(response)

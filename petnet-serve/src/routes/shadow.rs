@@ -3,7 +3,7 @@
 use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderValue, VARY};
 
-use super::negotiate::{Representation, preferred};
+use super::negotiate::{HTML, JSON, prefers};
 use super::{HandlerResult, json_response, pages};
 use crate::app::App;
 use crate::problem::Problem;
@@ -17,9 +17,7 @@ pub(super) fn shadow(app: &App, headers: &HeaderMap) -> HandlerResult {
         let detail = "there is no shadow model: start the server with --shadow NAME";
         Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
     })?;
-    let mut response = if preferred(headers, [Representation::Json, Representation::Html])
-        == Representation::Html
-    {
+    let mut response = if prefers(headers, &HTML, &JSON) {
         pages::SHADOW.response()
     } else {
         json_response(&shadow.json())

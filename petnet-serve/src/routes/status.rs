@@ -1,4 +1,4 @@
-//! State of the service: health, readiness, metrics and versions.
+//! State of the service: health, readiness and versions.
 
 use std::time::SystemTime;
 
@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use metrics::counter;
 use serde_json::{Value, json};
 
-use super::{FullResponse, json_response, typed_response};
+use super::{FullResponse, json_response};
 use crate::app::App;
 use crate::models::Model;
 use crate::telemetry::names;
@@ -31,7 +31,7 @@ pub(super) fn health(app: &App) -> FullResponse {
 /// `/readyz`: 200 while the service should get traffic.
 pub(super) fn ready(app: &App) -> FullResponse {
     let loaded = app.is_loaded();
-    let (status, word) = match (app.serving(), loaded, app.models.is_stuck()) {
+    let (status, word) = match (app.is_serving(), loaded, app.models.is_stuck()) {
         (true, true, false) => (StatusCode::OK, "ready"),
         (true, true, true) => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
@@ -40,10 +40,6 @@ pub(super) fn ready(app: &App) -> FullResponse {
     let mut response = json_response(&json!({ "status": word }));
     *response.status_mut() = status;
     response
-}
-
-pub(super) fn metrics(app: &App) -> FullResponse {
-    typed_response("text/plain; version=0.0.4", app.scrape())
 }
 
 pub(super) fn version(app: &App) -> FullResponse {
@@ -68,7 +64,7 @@ fn entry(model: &Model) -> Value {
         "name": model.name,
         "version": model.version,
         "sha256": model.sha256,
-        "registry_version": model.registered,
+        "registry_version": model.registry_version,
         "architecture": info.graph.name(),
         "classes": model.classifier.labels(),
         "task": info.task.name(),
@@ -77,7 +73,7 @@ fn entry(model: &Model) -> Value {
         "ood": info.ood.as_ref().map(|ood| {
             json!({ "score": ood.score.name(), "threshold": ood.threshold })
         }),
-        "loaded": timestamp(model.loaded),
+        "loaded": timestamp(model.loaded_at),
     })
 }
 

@@ -90,7 +90,7 @@ pub struct Settings {
     #[arg(long, env = "PETNET_HOST", default_value = "0.0.0.0", value_parser = host, help_heading = "Network")]
     pub host: std::net::IpAddr,
     /// Port to listen on, from 0 to 65535; 0 selects a free one [env: also PORT]
-    #[arg(long, env = "PETNET_PORT", default_value_t = fallback("PORT", "8000"), help_heading = "Network")]
+    #[arg(long, env = "PETNET_PORT", default_value_t = std::env::var("PORT").unwrap_or_else(|_| "8000".into()), help_heading = "Network")]
     pub port: String,
     /// Address and port of a second listener that serves /metrics only, or `off`
     #[arg(
@@ -412,8 +412,4 @@ fn number(text: &str, max: usize) -> Result<usize, String> {
 
 fn as_text<T: std::fmt::Debug, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&format_args!("{value:?}"))
-}
-
-fn fallback(variable: &str, default: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| default.into())
 }

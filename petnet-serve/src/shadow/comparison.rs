@@ -73,17 +73,17 @@ impl Pair {
 
 /// The total variation distance of two predictions, from 0 to 1: half the sum of the absolute differences of their classes'
 /// probabilities, where a class that a model does not have counts as 0. For multi-label models, the largest difference.
-fn distance((first, a): (&Model, &Prediction), (second, b): (&Model, &Prediction)) -> f64 {
-    let named = |model: &Model, prediction: &Prediction| -> BTreeMap<String, f32> {
-        let labels = model.classifier.labels().iter().cloned();
-        labels.zip(prediction.probabilities().iter().copied()).collect()
-    };
-    let (first, second) = (named(first, a), named(second, b));
-    let value = |of: &BTreeMap<String, f32>, label: &String| of.get(label).copied().unwrap_or(0.0);
+fn distance(champion: (&Model, &Prediction), shadow: (&Model, &Prediction)) -> f64 {
+    let [first, second] = [champion, shadow].map(|(model, prediction)| {
+        let probabilities = prediction.probabilities().iter().copied();
+        model.classifier.labels().iter().zip(probabilities).collect::<BTreeMap<_, _>>()
+    });
     let labels = first.keys().chain(second.keys().filter(|label| !first.contains_key(*label)));
-    let differences =
-        labels.map(|label| f64::from((value(&first, label) - value(&second, label)).abs()));
-    if a.labels().is_some() {
+    let differences = labels.map(|label| {
+        let [a, b] = [&first, &second].map(|of| of.get(label).copied().unwrap_or(0.0));
+        f64::from((a - b).abs())
+    });
+    if champion.1.labels().is_some() {
         differences.fold(0.0, f64::max)
     } else {
         (differences.sum::<f64>() / 2.0).min(1.0)
@@ -103,7 +103,7 @@ pub(super) struct Comparison {
     /// Labels of both models, until user feedback arrives.
     labels: HashMap<Uuid, [String; 2]>,
     /// Keys of `labels`, the oldest first.
-    order: VecDeque<Uuid>,
+    label_ids: VecDeque<Uuid>,
     /// Number of images with user feedback: both models right, only the champion, only the shadow, neither.
     feedback: [u64; 4],
 }
@@ -118,7 +118,7 @@ impl Default for Comparison {
             decisions: BTreeMap::new(),
             differences: Vec::new(),
             labels: HashMap::new(),
-            order: VecDeque::new(),
+            label_ids: VecDeque::new(),
             feedback: [0; 4],
         }
     }
@@ -141,9 +141,9 @@ impl Comparison {
         *self.decisions.entry(decisions).or_default() += 1;
         let labels = [pair.champion.label.clone(), pair.shadow.label.clone()];
         self.labels.insert(id, labels);
-        self.order.push_back(id);
-        if self.order.len() > MAX_PREDICTIONS
-            && let Some(oldest) = self.order.pop_front()
+        self.label_ids.push_back(id);
+        if self.label_ids.len() > MAX_PREDICTIONS
+            && let Some(oldest) = self.label_ids.pop_front()
         {
             self.labels.remove(&oldest);
         }

@@ -72,7 +72,7 @@ impl Samples {
     /// Submits the images to the shadow model; those that its queue has no space for are skipped.
     pub(crate) fn submit(&self, shadow: &Shadow) {
         for sample in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if shadow.waiting.try_send(sample).is_err() {
+            if shadow.sender.try_send(sample).is_err() {
                 shadow.count("skipped");
             }
         }
@@ -85,9 +85,9 @@ pub(crate) struct Shadow {
     champion: Arc<ServedModel>,
     memory: Arc<Memory>,
     share: f64,
-    waiting: mpsc::Sender<Sample>,
+    sender: mpsc::Sender<Sample>,
     /// The receiver, which the task of [`Shadow::run`] takes.
-    samples: Mutex<Option<mpsc::Receiver<Sample>>>,
+    receiver: Mutex<Option<mpsc::Receiver<Sample>>>,
     comparison: Mutex<Comparison>,
 }
 
@@ -95,16 +95,15 @@ impl Shadow {
     /// `None` without `--shadow`, whose name [`Models::new`] has validated.
     pub(crate) fn new(settings: &Settings, models: &Models, memory: Arc<Memory>) -> Option<Self> {
         let served = Arc::clone(models.find(Some(settings.shadow.as_deref()?)).ok()?);
-        let (waiting, samples) = mpsc::channel(QUEUE_CAPACITY);
-        let comparison = Mutex::default();
+        let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
         let shadow = Self {
             served,
             champion: Arc::clone(models.default()),
             memory,
             share: settings.shadow_share,
-            waiting,
-            samples: Mutex::new(Some(samples)),
-            comparison,
+            sender,
+            receiver: Mutex::new(Some(receiver)),
+            comparison: Mutex::default(),
         };
         for result in ["agreed", "disagreed", "failed", "skipped"] {
             counter!(names::SHADOW_PHOTOS_TOTAL, "model" => shadow.name(), "result" => result)
@@ -149,9 +148,9 @@ impl Shadow {
 
     /// Classifies the sampled images until the service ends.
     pub(crate) async fn run(&self, models: &Models, batcher: &Batcher) {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut samples) = samples else { return };
-        while let Some(sample) = samples.recv().await {
+        let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut receiver) = receiver else { return };
+        while let Some(sample) = receiver.recv().await {
             self.classify(models, batcher, sample).await;
         }
     }

@@ -10,7 +10,7 @@ use prost::Message as _;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 
 use super::names;
-use super::otlp::request;
+use super::otlp::export_request;
 use super::traces::{agent, resource};
 
 /// Default of OTEL_METRIC_EXPORT_INTERVAL.
@@ -38,7 +38,7 @@ impl MetricsExport {
         let interval = collector.interval;
         let mut exporter = Exporter::new(collector, scrape);
         let (stop, stopped) = channel();
-        let (report, finished) = channel();
+        let (finished_sender, finished) = channel();
         let export = move || {
             let mut wait = interval;
             loop {
@@ -50,7 +50,7 @@ impl MetricsExport {
                 exporter.export();
                 if stopped.is_ok() {
                     // The caller may have given up waiting.
-                    let _ = report.send(());
+                    let _ = finished_sender.send(());
                     return;
                 }
                 wait = interval.saturating_sub(began.elapsed());
@@ -119,34 +119,34 @@ struct Exporter<F> {
     agent: ureq::Agent,
     scrape: F,
     started: SystemTime,
-    healthy: bool,
+    last_succeeded: bool,
 }
 
 impl<F: Fn() -> String> Exporter<F> {
     fn new(collector: Collector, scrape: F) -> Self {
-        Self { collector, agent: agent(), scrape, started: SystemTime::now(), healthy: true }
+        Self { collector, agent: agent(), scrape, started: SystemTime::now(), last_succeeded: true }
     }
 
     /// Exports once; logs only when exports begin to fail and when they succeed again.
     fn export(&mut self) {
         let outcome = self.send();
         match &outcome {
-            Ok(()) if self.healthy => (),
+            Ok(()) if self.last_succeeded => (),
             Ok(()) => tracing::info!("exports of metrics succeed again"),
             Err(error) => {
                 metrics::counter!(names::OTLP_EXPORT_ERRORS_TOTAL).increment(1);
-                if self.healthy {
+                if self.last_succeeded {
                     let error = format!("{error:#}");
                     tracing::warn!(error, "exports of metrics fail");
                 }
             }
         }
-        self.healthy = outcome.is_ok();
+        self.last_succeeded = outcome.is_ok();
     }
 
     fn send(&self) -> Result<()> {
         let exposition = (self.scrape)();
-        let body = request(&exposition, resource(), self.started)?.encode_to_vec();
+        let body = export_request(&exposition, resource(), self.started)?.encode_to_vec();
         let mut post = self
             .agent
             .post(&self.collector.url)
@@ -241,11 +241,11 @@ mod tests {
             Exporter::new(parse(Some(&endpoint), &[]).unwrap().unwrap(), || exposition.to_string());
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || {
-            let healthy = [(); 3].map(|()| {
+            let succeeded = [(); 3].map(|()| {
                 exporter.export();
-                exporter.healthy
+                exporter.last_succeeded
             });
-            assert_eq!(healthy, [false, true, false]);
+            assert_eq!(succeeded, [false, true, false]);
         });
         answers.join().unwrap();
         let rendered = recorder.handle().render();

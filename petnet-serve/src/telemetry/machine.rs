@@ -61,24 +61,23 @@ impl Machine {
         let (hour, day) = clock(since.as_secs());
         gauge!(names::CURRENT_HOUR).set(hour as f64);
         gauge!(names::CURRENT_DAY_OF_WEEK).set(day as f64);
-        for gpu in gpus() {
-            gpu.set_gauges();
-        }
+        let gpus = sysfs(Path::new("/sys/class/drm")).into_iter().chain(nvidia());
+        gpus.for_each(|gpu| gpu.set_gauges());
         if let Some(disk) = folder.and_then(|folder| rustix::fs::statvfs(folder).ok()) {
             gauge!(names::DISK_FREE_BYTES).set(disk.f_bavail as f64 * disk.f_frsize as f64);
             gauge!(names::DISK_SIZE_BYTES).set(disk.f_blocks as f64 * disk.f_frsize as f64);
         }
     }
 
-    fn cpu_percent(&self, spent: f64) -> Option<f64> {
+    fn cpu_percent(&self, cpu_seconds: f64) -> Option<f64> {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if now - samples[1].0 >= CPU_INTERVAL {
-            *samples = [samples[1], (now, spent)];
+            *samples = [samples[1], (now, cpu_seconds)];
         }
-        let (then, before) = samples[0];
-        let took = (now - then).as_secs_f64();
-        (took > 0.0).then(|| (spent - before) / took * 100.0)
+        let (start, start_cpu_seconds) = samples[0];
+        let elapsed = (now - start).as_secs_f64();
+        (elapsed > 0.0).then(|| (cpu_seconds - start_cpu_seconds) / elapsed * 100.0)
     }
 }
 
@@ -110,12 +109,6 @@ impl Gpu {
             gauge!(names::GPU_MEMORY_USED_MB, "gpu" => name.clone()).set(bytes / MEGABYTE);
         }
     }
-}
-
-fn gpus() -> Vec<Gpu> {
-    let mut all = sysfs(Path::new("/sys/class/drm"));
-    all.extend(nvidia());
-    all
 }
 
 /// GPUs whose driver reports utilisation in sysfs, such as amdgpu.

@@ -99,7 +99,7 @@ pub(crate) struct Record<'a> {
     pub(crate) route: &'static str,
     pub(crate) status: StatusCode,
     pub(crate) began: Instant,
-    pub(crate) took: Duration,
+    pub(crate) duration: Duration,
     pub(crate) details: &'a RequestDetails,
 }
 
@@ -111,7 +111,7 @@ impl Record<'_> {
         let trace = traces.record(self).or_else(|| self.parent.map(|parent| parent.trace()));
         let details = self.details;
         let stage_ms = |stage: fn(&Timings) -> Stage| match details.timings.as_slice() {
-            [timings] => Some(milliseconds(stage(timings).took)),
+            [timings] => Some(milliseconds(stage(timings).duration)),
             _ => None,
         };
         tracing::info!(
@@ -121,7 +121,7 @@ impl Record<'_> {
             method = %self.method,
             route = self.route,
             status = self.status.as_u16(),
-            ms = milliseconds(self.took),
+            ms = milliseconds(self.duration),
             bytes = details.bytes,
             photos = details.images,
             decode_ms = stage_ms(|timings| timings.decode),
@@ -142,11 +142,12 @@ impl Record<'_> {
             "endpoint" => self.route, "method" => method_label(self.method), "status" => status
         )
         .increment(1);
-        histogram!(names::API_REQUEST_LATENCY_SECONDS, "endpoint" => self.route).record(self.took);
+        histogram!(names::API_REQUEST_LATENCY_SECONDS, "endpoint" => self.route)
+            .record(self.duration);
         let infers = self.route.ends_with("/infer") || self.route.ends_with("/ModelInfer");
         let predicts = self.route.starts_with("/predict") || infers;
         if predicts {
-            histogram!(names::PREDICTION_LATENCY_SECONDS).record(self.took);
+            histogram!(names::PREDICTION_LATENCY_SECONDS).record(self.duration);
         }
         if let Some(Problem { kind, .. }) = self.details.problem {
             counter!(names::API_ERRORS_TOTAL, "endpoint" => self.route, "error_type" => kind)

@@ -28,7 +28,7 @@ use super::names;
 ///
 /// # Errors
 /// When a line is not in the text format.
-pub(super) fn request(
+pub(super) fn export_request(
     exposition: &str,
     resource: &Resource,
     started: SystemTime,
@@ -62,7 +62,8 @@ fn metric(family: Family<'_>, times: (u64, u64)) -> Metric {
     let aggregation_temporality = AggregationTemporality::Cumulative.into();
     let data = match kind {
         "counter" => {
-            let data_points = samples.into_iter().map(|sample| number(sample, times)).collect();
+            let data_points =
+                samples.into_iter().map(|sample| number_data_point(sample, times)).collect();
             Data::Sum(Sum { data_points, aggregation_temporality, is_monotonic: true })
         }
         "histogram" => {
@@ -72,7 +73,8 @@ fn metric(family: Family<'_>, times: (u64, u64)) -> Metric {
         }
         _ => {
             let times = (0, times.1);
-            let data_points = samples.into_iter().map(|sample| number(sample, times)).collect();
+            let data_points =
+                samples.into_iter().map(|sample| number_data_point(sample, times)).collect();
             Data::Gauge(Gauge { data_points })
         }
     };
@@ -92,7 +94,7 @@ fn unit(name: &str) -> &'static str {
     }
 }
 
-fn number(sample: Sample<'_>, (start, now): (u64, u64)) -> NumberDataPoint {
+fn number_data_point(sample: Sample<'_>, (start, now): (u64, u64)) -> NumberDataPoint {
     NumberDataPoint {
         attributes: attributes(sample.labels),
         start_time_unix_nano: start,
@@ -265,7 +267,8 @@ mod tests {
 
     fn converted(exposition: &str) -> Vec<Metric> {
         let request =
-            request(exposition, &Resource::builder_empty().build(), SystemTime::now()).unwrap();
+            export_request(exposition, &Resource::builder_empty().build(), SystemTime::now())
+                .unwrap();
         request.resource_metrics[0].scope_metrics[0].metrics.clone()
     }
 

@@ -24,6 +24,7 @@ pub(crate) struct Counts {
 /// Counts of each of the last seconds.
 pub(crate) struct Rates {
     began: Instant,
+    /// A ring buffer: counts of the second that each slot names, which is in the slot of its number modulo [`SECONDS`].
     ring: Mutex<[(u64, Counts); SECONDS]>,
 }
 
@@ -48,13 +49,9 @@ impl Rates {
         });
     }
 
-    /// Sums over the last `seconds`, the current one included.
-    fn last(&self, seconds: u64) -> Counts {
-        self.sum(self.began.elapsed(), seconds)
-    }
-
     pub(crate) fn set_gauges(&self) {
-        let (minute, minutes) = (self.last(60), self.last(300));
+        let now = self.began.elapsed();
+        let (minute, minutes) = (self.sum(now, 60), self.sum(now, 300));
         gauge!(names::REQUESTS_PER_MINUTE).set(minute.requests as f64);
         if minutes.requests > 0 {
             gauge!(names::API_ERROR_RATE).set(minutes.errors as f64 / minutes.requests as f64);
@@ -77,8 +74,9 @@ impl Rates {
         change(&mut slot.1);
     }
 
-    fn sum(&self, at: Duration, seconds: u64) -> Counts {
-        let now = at.as_secs();
+    /// Sums over the last `seconds`, the current one included.
+    fn sum(&self, now: Duration, seconds: u64) -> Counts {
+        let now = now.as_secs();
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = ring.iter().filter(|(second, _)| *second <= now && now - second < seconds);
         recent.fold(Counts::default(), |sum, (_, counts)| Counts {

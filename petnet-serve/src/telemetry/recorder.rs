@@ -37,8 +37,8 @@ impl Recorder {
     /// Sets gauges by `set_gauges` and renders all metrics; a gauge that `set_gauges` has not set is absent.
     pub(crate) fn scrape(&self, set_gauges: impl FnOnce()) -> String {
         // One at a time: a concurrent scrape could remove gauges as idle before they are rendered.
-        static ONE: Mutex<()> = Mutex::new(());
-        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        static SCRAPE: Mutex<()> = Mutex::new(());
+        let _scrape = SCRAPE.lock().unwrap_or_else(PoisonError::into_inner);
         set_gauges();
         self.0.render()
     }

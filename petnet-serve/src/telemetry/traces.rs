@@ -36,7 +36,7 @@ impl Traces {
         let Some(endpoint) = endpoint else { return Ok(Self(None)) };
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Client(agent()))
+            .with_http_client(ExportClient(agent()))
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_timeout(EXPORT_TIMEOUT)
             .build()
@@ -68,7 +68,7 @@ impl Traces {
             let problem = record.details.problem.as_ref().map_or("", |problem| problem.kind);
             root.set_status(Status::error(problem));
         }
-        let ended = record.began + record.took;
+        let ended = record.began + record.duration;
         let trace = root.span_context().clone();
         root.end_with_timestamp(clock.at(ended));
         if trace.is_sampled() {
@@ -78,7 +78,7 @@ impl Traces {
                     SpanBuilder::from_name(name).with_start_time(clock.at(stage.began));
                 builder.attributes = images.map(|n| vec![KeyValue::new("batch.photos", n as i64)]);
                 let mut span = tracer.build_with_context(builder, &inside);
-                span.end_with_timestamp(clock.at(stage.began + stage.took));
+                span.end_with_timestamp(clock.at(stage.began + stage.duration));
             }
         }
         Some(trace.trace_id().to_string())
@@ -130,7 +130,7 @@ fn stages(record: &Record<'_>, ended: Instant) -> Vec<(&'static str, Stage, Opti
     let details = record.details;
     let between = |from: Instant, to: Instant| Stage {
         began: from,
-        took: to.saturating_duration_since(from),
+        duration: to.saturating_duration_since(from),
     };
     let accept = details.received.map(|at| ("accept", between(record.began, at), None));
     let images = details.timings.iter().flat_map(|timings| {
@@ -141,7 +141,8 @@ fn stages(record: &Record<'_>, ended: Instant) -> Vec<(&'static str, Stage, Opti
             ("model", timings.model, None),
         ]
     });
-    let last = details.timings.iter().map(|timings| timings.batch.began + timings.batch.took).max();
+    let last =
+        details.timings.iter().map(|timings| timings.batch.began + timings.batch.duration).max();
     let respond = last.map(|at| ("respond", between(at, ended), None));
     accept.into_iter().chain(images).chain(respond).collect()
 }
@@ -195,10 +196,10 @@ impl ParentSpan {
 
 /// The HTTP client of the exporter's thread.
 #[derive(Debug)]
-struct Client(ureq::Agent);
+struct ExportClient(ureq::Agent);
 
 #[async_trait]
-impl HttpClient for Client {
+impl HttpClient for ExportClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (parts, body) = request.into_parts();
         let mut reply = self.0.run(Request::from_parts(parts, body.as_ref()))?;

@@ -240,7 +240,7 @@ pub(crate) fn test_image(format: ImageFormat) -> Vec<u8> {
 }
 
 /// A drawn PNG by its number, of about 96 x 96 pixels; brightness and aspect ratio vary as those of camera images do.
-pub(crate) fn drawn(number: u32, brightness: f32) -> Vec<u8> {
+pub(crate) fn drawn_image(number: u32, brightness: f32) -> Vec<u8> {
     let spread = |salt: u32| {
         let mixed = number.wrapping_mul(2_654_435_761).rotate_left(salt);
         (mixed >> 8) as f32 / (1 << 24) as f32
@@ -273,7 +273,7 @@ pub(crate) fn drawn_model(folder: &std::path::Path, images: u32) -> std::path::P
     let classifier = petnet::Classifier::pretrained().unwrap();
     let samples: Vec<DriftSample> = (0..images)
         .map(|number| {
-            let (pixels, statistics) = classifier.inspect(&drawn(number, 1.0)).unwrap();
+            let (pixels, statistics) = classifier.inspect(&drawn_image(number, 1.0)).unwrap();
             DriftSample::of(&classifier.classify_pixels(&[pixels]).unwrap()[0], &statistics)
         })
         .collect();

@@ -47,7 +47,7 @@ fn sendable<F: Future + Send>(future: F) -> F {
 }
 
 /// Fetches with a memory budget of its own.
-async fn fetch(remote: &Remote, url: &str) -> Result<Bytes, Problem> {
+async fn fetch(remote: &Fetcher, url: &str) -> Result<Bytes, Problem> {
     let memory = Memory::new(&Settings { memory: Some(4096), ..Settings::default() });
     memory.open().unwrap();
     let fetching = remote.fetch(url, Buffer::new(&memory, 1 << 20)?);
@@ -104,9 +104,9 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// A [`Remote`] that may fetch from this server only.
-    fn remote(&self, settings: Settings) -> Remote {
-        Remote::new(hosts(&format!("http://{}", self.address)), settings).unwrap()
+    /// A [`Fetcher`] that may fetch from this server only.
+    fn remote(&self, settings: Settings) -> Fetcher {
+        Fetcher::new(hosts(&format!("http://{}", self.address)), settings).unwrap()
     }
 
     fn heads(&self) -> Vec<String> {
@@ -168,12 +168,12 @@ impl Fake {
         self.connections.lock().unwrap().clone()
     }
 
-    fn remote(self, hosts: &str, settings: Settings) -> (Remote, Arc<Self>) {
+    fn remote(self, hosts: &str, settings: Settings) -> (Fetcher, Arc<Self>) {
         let network = Arc::new(self);
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(CERTIFICATE).unwrap()).unwrap();
         let shared: Arc<dyn Network> = Arc::clone(&network) as _;
-        (Remote::with_network(self::hosts(hosts), settings, shared, roots).unwrap(), network)
+        (Fetcher::with_network(self::hosts(hosts), settings, shared, roots).unwrap(), network)
     }
 }
 
@@ -655,7 +655,7 @@ async fn a_name_must_resolve_to_public_addresses_only() {
     let (remote, _) = Fake::new(server.address, []).remote("http://a.example", settings());
     let problem = fetch(&remote, "http://a.example/").await.unwrap_err();
     assert_eq!(parts(&problem), (502, "url_failed", unreachable), "no such name");
-    let remote = Remote::new(hosts("http://localhost"), settings()).unwrap();
+    let remote = Fetcher::new(hosts("http://localhost"), settings()).unwrap();
     let problem = fetch(&remote, "http://localhost/").await.unwrap_err();
     assert_eq!(parts(&problem), (502, "url_not_allowed", unreachable), "the system's resolver");
 }
@@ -708,7 +708,7 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
     // The certificate is not signed by a public root.
     let network = Arc::new(Fake::new(server.address, [public]));
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let remote = Remote::with_network(hosts("localhost"), settings(), network, roots).unwrap();
+    let remote = Fetcher::with_network(hosts("localhost"), settings(), network, roots).unwrap();
     assert_eq!(fetch(&remote, "https://localhost/").await.unwrap_err().kind, "url_failed");
 }
 

@@ -97,8 +97,8 @@ pub(crate) async fn report_health(app: Arc<App>) {
     loop {
         app.health.update(check_ready(&app).is_ok()).await;
         // The wait usually ends by its timeout.
-        let _ = tokio::time::timeout(INTERVAL, app.draining()).await;
-        if !app.serving() {
+        let _ = tokio::time::timeout(INTERVAL, app.wait_for_draining()).await;
+        if !app.is_serving() {
             return app.health.update(false).await;
         }
     }

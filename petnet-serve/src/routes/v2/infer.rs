@@ -69,16 +69,16 @@ async fn infer_images(
     let (body, claim) = app.uploads.read_bytes(request).await?;
     let bytes = body.len();
     let received = Some(Instant::now());
-    let (headers, parsing) = (request.headers().clone(), Arc::clone(app));
+    let (headers, shared) = (request.headers().clone(), Arc::clone(app));
     // On a blocking thread: parsing megabytes of JSON would delay the runtime's other tasks.
     let parsed = tokio::task::spawn_blocking(move || {
-        let (body, mut claim) = decompress(&parsing, (body, claim), &headers)?;
-        let head = header_length(&headers)?;
-        let json = head.unwrap_or(body.len()).min(body.len());
+        let (body, mut claim) = decompress(&shared, (body, claim), &headers)?;
+        let json_len = header_length(&headers)?;
+        let json = json_len.unwrap_or(body.len()).min(body.len());
         // Raw floats are copied, and converted to pixels of one byte.
         let values = PARSED_BYTES * json + (body.len() - json) * 5 / 4;
-        claim.merge(parsing.memory.claim_buffer(values)?);
-        let (request, binary) = Request::parse(&body, head, format.input())?;
+        claim.merge(shared.memory.claim_buffer(values)?);
+        let (request, binary) = Request::parse(&body, json_len, format.input())?;
         Ok::<_, Problem>((request, binary, claim))
     });
     let (mut request, mut binary, _claim) = parsed.await.map_err(|_| Problem::internal())??;
@@ -174,10 +174,10 @@ fn decompress(
     }
 }
 
-/// The body of a response; `head` is the length of its JSON, where raw tensors follow it.
+/// The body of a response; `json_len` is the length of its JSON, where raw tensors follow it.
 struct Payload {
     bytes: Vec<u8>,
-    head: Option<usize>,
+    json_len: Option<usize>,
 }
 
 impl Payload {
@@ -196,9 +196,9 @@ impl Payload {
             _ => (None, Ok(self.bytes)),
         };
         let content_type =
-            if self.head.is_some() { "application/octet-stream" } else { "application/json" };
+            if self.json_len.is_some() { "application/octet-stream" } else { "application/json" };
         let mut response = typed_response(content_type, bytes.map_err(|_| Problem::internal())?);
-        if let Some(length) = self.head {
+        if let Some(length) = self.json_len {
             response.headers_mut().insert(HEADER_LENGTH, length.into());
         }
         if let Some(coding) = coding {
@@ -208,12 +208,10 @@ impl Payload {
     }
 }
 
-type Images = Vec<Result<ImageInput, Problem>>;
-
-fn images(model: &Model, format: Format, values: Values) -> Result<Images, Problem> {
+fn images(model: &Model, format: Format, values: Values) -> Result<Vec<ImageInput>, Problem> {
     match (format, values) {
         (Format::Encoded, Values::Bytes(images)) => {
-            Ok(images.into_iter().map(|image| Ok(ImageInput::Encoded(image))).collect())
+            Ok(images.into_iter().map(ImageInput::Encoded).collect())
         }
         (Format::Pixels, Values::Floats { shape, values }) => from_nchw(model, &shape, &values),
         _ => Err(Problem::bad_request(format!(
@@ -225,7 +223,7 @@ fn images(model: &Model, format: Format, values: Values) -> Result<Images, Probl
 }
 
 /// Converts floats from 0 to 255 in NCHW, `[n, 3, size, size]`, to images of bytes, whose channels are interleaved (HWC).
-fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Images, Problem> {
+fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Vec<ImageInput>, Problem> {
     let size = model.classifier.info().preprocess.size;
     let plane = (size * size) as usize;
     let side = size as usize;
@@ -242,7 +240,7 @@ fn from_nchw(model: &Model, shape: &[usize], values: &[f32]) -> Result<Images, P
             .map(ImageInput::Pixels)
             .ok_or_else(Problem::internal)
     });
-    Ok(images.collect())
+    images.collect()
 }
 
 fn encode_response(
@@ -254,13 +252,13 @@ fn encode_response(
     let requested = requested_outputs(&request.outputs)?;
     let by_default = request.parameters.binary_data_output;
     let (mut tensors, mut binary) = (Vec::new(), Vec::new());
-    let mut any = false;
+    let mut has_binary = false;
     for requested in &*requested {
         let output = output_tensor(model, requested, classified)?;
         let binary_data = requested.parameters.binary_data.or(by_default);
         let (tensor, raw) = output.write(binary_data.unwrap_or_default());
         tensors.push(tensor);
-        any |= raw.is_some();
+        has_binary |= raw.is_some();
         binary.extend(raw.unwrap_or_default());
     }
     let mut body = json!({
@@ -271,9 +269,9 @@ fn encode_response(
     if let Some(id) = &request.id {
         body["id"] = id.as_str().into();
     }
-    let head = body.to_string();
-    let bytes = [head.as_bytes(), &binary].concat();
-    Ok(Payload { bytes, head: any.then_some(head.len()) })
+    let json = body.to_string();
+    let bytes = [json.as_bytes(), &binary].concat();
+    Ok(Payload { bytes, json_len: has_binary.then_some(json.len()) })
 }
 
 /// The outputs that a request names, or the default ones.

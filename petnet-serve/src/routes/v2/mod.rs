@@ -1,7 +1,8 @@
 //! The Open Inference Protocol (KServe v2) over HTTP with Triton's extensions, for serving platforms of Kubernetes and for
 //! `tritonclient`.
 //!
-//! Each model has two names: its own, with encoded images as input, and `NAME-pixels`, with tensors of pixels.
+//! Each model has two names: its own, with encoded images as input, and `NAME-pixels`, with tensors of pixels. A function that
+//! takes a model's name returns 404 for an unknown one and, where it uses the model, 503 while the model is not loaded.
 
 pub(super) mod infer;
 pub(super) mod tensor;
@@ -23,8 +24,8 @@ pub(super) use infer::error;
 
 /// Parses a request and the values of its inputs, for fuzzing.
 #[cfg(fuzzing)]
-pub(crate) fn parse_tensors(body: &bytes::Bytes, head: Option<usize>) -> Result<(), Problem> {
-    let (request, mut binary) = tensor::Request::parse(body, head, "image")?;
+pub(crate) fn parse_tensors(body: &bytes::Bytes, json_len: Option<usize>) -> Result<(), Problem> {
+    let (request, mut binary) = tensor::Request::parse(body, json_len, "image")?;
     for input in request.inputs {
         input.values(&mut binary, 32)?;
     }
@@ -119,14 +120,6 @@ pub(super) fn server() -> FullResponse {
     json_response(&body)
 }
 
-/// The readiness of the server.
-///
-/// # Errors
-/// 503 while it is not ready.
-pub(super) fn ready(app: &App) -> HandlerResult {
-    check_ready(app).map(|()| json_response(&json!({ "ready": true })))
-}
-
 /// Checks the readiness of the server.
 ///
 /// # Errors
@@ -135,7 +128,7 @@ pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
     if !app.is_loaded() {
         return Err(Problem::not_ready());
     }
-    if !app.serving() {
+    if !app.is_serving() {
         let detail = "the server is draining";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail));
     }
@@ -143,17 +136,11 @@ pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
 }
 
 /// The readiness of a model.
-///
-/// # Errors
-/// 404 for an unknown name, 503 while the model is not loaded.
 pub(super) fn model_ready(app: &App, name: &str) -> HandlerResult {
     find(app, name, Priority::default()).map(|_| json_response(&json!({})))
 }
 
 /// The statistics of a model, as Triton's extension defines them.
-///
-/// # Errors
-/// As [`model_ready`].
 pub(super) fn stats(app: &App, name: &str) -> HandlerResult {
     let (target, _) = find(app, name, Priority::default())?;
     let stats = app.stats.json(name, &target.model.version);
@@ -163,16 +150,13 @@ pub(super) fn stats(app: &App, name: &str) -> HandlerResult {
 /// Runs a model on the input of a request.
 ///
 /// # Errors
-/// As [`model_ready`], and the reasons for which a request is refused.
+/// As [`find`], and the reasons for which a request is refused.
 pub(super) async fn infer(app: &Arc<App>, name: &str, request: &mut HttpRequest) -> HandlerResult {
     let (target, format) = find(app, name, priority(request))?;
     infer::infer(app, &target, format, request).await
 }
 
 /// Inputs and outputs of a model.
-///
-/// # Errors
-/// As [`model_ready`].
 pub(super) fn metadata(app: &App, name: &str) -> HandlerResult {
     let (target, format) = find(app, name, Priority::default())?;
     let tensor = |(name, datatype, shape): &(&str, &str, Vec<i64>)| json!({ "name": name, "datatype": datatype, "shape": shape });
@@ -203,9 +187,6 @@ pub(super) fn outputs(model: &Model) -> [(&'static str, &'static str, Vec<i64>);
 }
 
 /// The model's configuration in Triton's format.
-///
-/// # Errors
-/// As [`model_ready`].
 pub(super) fn config(app: &App, name: &str) -> HandlerResult {
     let (target, format) = find(app, name, Priority::default())?;
     // Triton's own types: TYPE_FP32, and TYPE_STRING for BYTES.
@@ -226,14 +207,9 @@ pub(super) fn config(app: &App, name: &str) -> HandlerResult {
     Ok(json_response(&body))
 }
 
-/// The repository's index.
-pub(super) fn index(app: &App) -> FullResponse {
-    json_response(&json!(repository(app)))
-}
-
 /// A model of the repository.
 #[derive(Serialize)]
-pub(super) struct Entry {
+pub(super) struct RepositoryEntry {
     pub(super) name: String,
     /// Empty while the model is not loaded.
     pub(super) version: String,
@@ -242,7 +218,7 @@ pub(super) struct Entry {
 }
 
 /// All models, under both of their names.
-pub(super) fn repository(app: &App) -> Vec<Entry> {
+pub(super) fn repository(app: &App) -> Vec<RepositoryEntry> {
     let entries = app.models.iter().flat_map(|served| {
         let model = served.get();
         let (state, reason) = match &model {
@@ -250,7 +226,7 @@ pub(super) fn repository(app: &App) -> Vec<Entry> {
             None => ("UNAVAILABLE", "unloaded"),
         };
         let version = model.map(|model| model.version.clone()).unwrap_or_default();
-        Format::ALL.map(|format| Entry {
+        Format::ALL.map(|format| RepositoryEntry {
             name: format.name(served.name()),
             version: version.clone(),
             state,
@@ -279,9 +255,4 @@ pub(super) async fn load(app: &Arc<App>, name: &str) -> Result<(), Problem> {
 /// 404 for an unknown name.
 pub(super) fn unload(app: &App, name: &str) -> Result<(), Problem> {
     served(app, name).map(|(served, _)| served.unload())
-}
-
-/// The response to a successful load or unload.
-pub(super) fn empty_response((): ()) -> FullResponse {
-    json_response(&json!({}))
 }

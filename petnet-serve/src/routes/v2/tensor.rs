@@ -74,15 +74,15 @@ pub(crate) enum Contents {
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let mut data = Self::default();
-        Fill(&mut data).deserialize(from)?;
+        DataVisitor(&mut data).deserialize(from)?;
         Ok(data)
     }
 }
 
 /// Parses one level of nested arrays into [`Data`].
-struct Fill<'a>(&'a mut Data);
+struct DataVisitor<'a>(&'a mut Data);
 
-impl<'de> DeserializeSeed<'de> for Fill<'_> {
+impl<'de> DeserializeSeed<'de> for DataVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -90,7 +90,7 @@ impl<'de> DeserializeSeed<'de> for Fill<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Fill<'_> {
+impl<'de> Visitor<'de> for DataVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -116,7 +116,7 @@ impl<'de> Visitor<'de> for Fill<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while items.next_element_seed(Fill(self.0))?.is_some() {}
+        while items.next_element_seed(DataVisitor(self.0))?.is_some() {}
         if self.0.numbers.is_empty() || self.0.texts.is_empty() {
             Ok(())
         } else {
@@ -134,19 +134,19 @@ pub(crate) enum Values {
 }
 
 impl Request {
-    /// Parses a body into its JSON and the raw bytes after it. `head` is the length of the JSON where the client sent it; 0
+    /// Parses a body into its JSON and the raw bytes after it. `json_len` is the length of the JSON where the client sent it; 0
     /// means that the body is one encoded image, for the input named `input_name`.
     pub(crate) fn parse(
         body: &Bytes,
-        head: Option<usize>,
+        json_len: Option<usize>,
         input_name: &str,
     ) -> Result<(Self, Bytes), Problem> {
-        let head = head.unwrap_or(body.len());
-        if head > body.len() {
+        let json_len = json_len.unwrap_or(body.len());
+        if json_len > body.len() {
             let detail = "the body is shorter than Inference-Header-Content-Length";
             return Err(Problem::bad_request(detail));
         }
-        if head == 0 {
+        if json_len == 0 {
             // An element of BYTES begins with its length; a raw image does not.
             let length = u32::try_from(body.len())
                 .map_err(|_| Problem::too_large("more than 4 GiB"))?
@@ -166,10 +166,10 @@ impl Request {
                 element,
             ));
         }
-        let request = serde_json::from_slice(&body[..head]).map_err(|error| {
+        let request = serde_json::from_slice(&body[..json_len]).map_err(|error| {
             Problem::bad_request(format!("the inference request is invalid: {error}"))
         })?;
-        Ok((request, body.slice(head..)))
+        Ok((request, body.slice(json_len..)))
     }
 }
 
