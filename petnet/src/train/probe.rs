@@ -138,7 +138,7 @@ fn with_last_layer(
     let Linear { weights, bias } = match train.is_multi_label() {
         false => {
             features.fit_single_label(classes, train.len(), trainer.seed, class_weights.as_deref())
-        },
+        }
         true => features.fit_multi_label(classes, train.len(), trainer.seed),
     };
     let model = model.with_last_layer(

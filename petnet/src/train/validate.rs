@@ -33,17 +33,7 @@ impl Trainer {
         if self.batch_size < 2 {
             return out_of_range("batch_size", &self.batch_size, "at least 2");
         }
-        let sizes = self.progressive.iter().map(|stage| stage.size);
-        let smallest = (graph.min_side() as u32).max(8);
-        let mut sizes = sizes.chain([self.image_size]);
-        if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
-            return out_of_range("image_size", &size, &format!("between {smallest} and {MAX_SIZE}"));
-        }
-        let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
-        // Shares of decimal fractions sum to 1 but for rounding.
-        if !(0.0..=1.0 + 1e-6).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {
-            return out_of_range("the shares of progressive together", &share, "between 0 and 1");
-        }
+        self.validate_sizes(graph.min_side())?;
         if !(self.learning_rate > 0.0 && self.learning_rate <= 10.0) {
             return out_of_range("learning_rate", &self.learning_rate, "above 0 and at most 10");
         }
@@ -62,14 +52,22 @@ impl Trainer {
             return out_of_range("scheduler.factor", &factor, "above 0 and below 1");
         }
         if self.precise_bn_images > 0 && self.ema_decay > 0.0 {
-            return out_of_range("precise_bn_images", &self.precise_bn_images, "0 where ema_decay is not");
+            return out_of_range(
+                "precise_bn_images",
+                &self.precise_bn_images,
+                "0 where ema_decay is not",
+            );
         }
         let freeze = self.freeze.unwrap_or(Freeze::Nothing);
         let blocks = graph.blocks().len();
         if let Freeze::Blocks(frozen) = freeze
             && frozen > blocks
         {
-            return out_of_range("freeze", &frozen, &format!("at most {blocks}, the network's blocks"));
+            return out_of_range(
+                "freeze",
+                &frozen,
+                &format!("at most {blocks}, the network's blocks"),
+            );
         }
         self.validate_frozen(freeze)?;
         let amounts = [("grad_clip", self.grad_clip), ("warmup_epochs", self.warmup_epochs)];
@@ -80,6 +78,26 @@ impl Trainer {
         }
         self.distillation.iter().try_for_each(Distillation::validate)?;
         self.augment.validate()
+    }
+
+    /// Refuses input sizes below the smallest side of the network, and shares of progressive resizing that are none.
+    fn validate_sizes(&self, min_side: usize) -> Result<()> {
+        let sizes = self.progressive.iter().map(|stage| stage.size);
+        let smallest = (min_side as u32).max(8);
+        let mut sizes = sizes.chain([self.image_size]);
+        if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
+            return out_of_range(
+                "image_size",
+                &size,
+                &format!("between {smallest} and {MAX_SIZE}"),
+            );
+        }
+        let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
+        // Shares of decimal fractions sum to 1 but for rounding.
+        if !(0.0..=1.0 + 1e-6).contains(&share) || self.progressive.iter().any(|s| s.share < 0.0) {
+            return out_of_range("the shares of progressive together", &share, "between 0 and 1");
+        }
+        Ok(())
     }
 
     /// Refuses settings that have no effect on frozen layers; also for layers that are frozen by default.
