@@ -76,7 +76,7 @@ impl Traces {
             for (name, stage, images) in stages(record, ended) {
                 let mut builder =
                     SpanBuilder::from_name(name).with_start_time(clock.at(stage.began));
-                builder.attributes = images.map(|n| vec![KeyValue::new("batch.photos", n as i64)]);
+                builder.attributes = images.map(|n| vec![KeyValue::new("batch.images", n as i64)]);
                 let mut span = tracer.build_with_context(builder, &inside);
                 span.end_with_timestamp(clock.at(stage.began + stage.duration));
             }
