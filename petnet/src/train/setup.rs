@@ -1,4 +1,4 @@
-//! What a training is made of, from its settings: the model's description, loaders, class weights, the optimiser; and the
+//! The parts that a training is made of, from its settings: the model's description, loaders, class weights, the optimiser; and the
 //! settings that must not change where it is resumed.
 
 use std::time::SystemTime;
