@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::memory::Memory;
 use crate::models::Model;
 use crate::outputs::{ImageMetadata, Stage};
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::settings::Settings;
 use crate::telemetry::names;
 
@@ -199,7 +199,7 @@ impl Decoders {
     fn too_slow(&self) -> Problem {
         counter!(names::DECODE_TIMEOUTS_TOTAL).increment(1);
         let detail = format!("decoding takes longer than {:?}", self.decode_timeout);
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "decode_timeout", detail)
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, Kind::DecodeTimeout, detail)
     }
 }
 

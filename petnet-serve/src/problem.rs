@@ -10,44 +10,63 @@ use serde_json::json;
 
 use crate::authorization::Authorization;
 
-/// All kinds of problems: the values of the label `error_type`.
-pub(crate) const KINDS: &[&str] = &[
-    "bad_request",
-    "broken_image",
-    "decode_timeout",
-    "draining",
-    "feedback_off",
-    "forbidden",
-    "internal",
-    "length",
-    "media_type",
-    "memory",
-    "method",
-    "model_refused",
-    "not_an_image",
-    "not_found",
-    "not_ready",
-    "overloaded",
-    "rate_limited",
-    "timeout",
-    "too_large",
-    "unauthorized",
-    "unknown_label",
-    "unknown_model",
-    "unknown_prediction",
-    "url_failed",
-    "url_not_allowed",
-    "url_timeout",
-    "host",
-];
+/// Declares [`Kind`], with the value of the label `error_type` of each kind.
+macro_rules! kinds {
+    ($($kind:ident = $name:literal,)+) => {
+        /// The kind of a problem.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Kind {
+            $($kind,)+
+        }
+
+        /// The values of the label `error_type`, in the order of [`Kind`].
+        pub(crate) const KINDS: &[&str] = &[$($name,)+];
+    };
+}
+
+kinds! {
+    BadRequest = "bad_request",
+    BrokenImage = "broken_image",
+    DecodeTimeout = "decode_timeout",
+    Draining = "draining",
+    FeedbackOff = "feedback_off",
+    Forbidden = "forbidden",
+    Internal = "internal",
+    Length = "length",
+    MediaType = "media_type",
+    Memory = "memory",
+    Method = "method",
+    ModelRefused = "model_refused",
+    NotAnImage = "not_an_image",
+    NotFound = "not_found",
+    NotReady = "not_ready",
+    Overloaded = "overloaded",
+    RateLimited = "rate_limited",
+    Timeout = "timeout",
+    TooLarge = "too_large",
+    Unauthorized = "unauthorized",
+    UnknownLabel = "unknown_label",
+    UnknownModel = "unknown_model",
+    UnknownPrediction = "unknown_prediction",
+    UrlFailed = "url_failed",
+    UrlNotAllowed = "url_not_allowed",
+    UrlTimeout = "url_timeout",
+    Host = "host",
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        KINDS[self as usize]
+    }
+}
 
 /// The reason for which a request was refused or failed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     pub(crate) detail: String,
-    /// Label for metrics, one of [`KINDS`].
-    pub(crate) kind: &'static str,
+    /// For metrics.
+    pub(crate) kind: Kind,
     /// Seconds after which the client may try again, for the header field `Retry-After`.
     pub(crate) retry_after: Option<u64>,
     allow: Option<&'static str>,
@@ -56,48 +75,47 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
-        debug_assert!(KINDS.contains(&kind), "{kind}");
+    pub(crate) fn new(status: StatusCode, kind: Kind, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         Self { status, detail, kind, retry_after: None, allow: None, rate_limit: None }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+        Self::new(StatusCode::BAD_REQUEST, Kind::BadRequest, detail)
     }
 
     pub(crate) fn too_large(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Kind::TooLarge, detail)
     }
 
     pub(crate) fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed; see its log")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Kind::Internal, "the server failed; see its log")
     }
 
     /// A refusal for the state of the service; the client may try again after `seconds`.
-    fn unavailable(kind: &'static str, detail: impl Into<String>, seconds: u64) -> Self {
+    fn unavailable(kind: Kind, detail: impl Into<String>, seconds: u64) -> Self {
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail);
         Self { retry_after: Some(seconds), ..problem }
     }
 
     pub(crate) fn not_ready() -> Self {
-        Self::unavailable("not_ready", "no model is loaded", 1)
+        Self::unavailable(Kind::NotReady, "no model is loaded", 1)
     }
 
     pub(crate) fn overloaded(seconds: u64) -> Self {
         let detail = format!("too many images are waiting; try again in {seconds} s");
-        Self::unavailable("overloaded", detail, seconds)
+        Self::unavailable(Kind::Overloaded, detail, seconds)
     }
 
     pub(crate) fn out_of_memory() -> Self {
-        Self::unavailable("memory", "no memory is free for this request; try again in 1 s", 1)
+        Self::unavailable(Kind::Memory, "no memory is free for this request; try again in 1 s", 1)
     }
 
     /// The rate limit of a key is exceeded.
     pub(crate) fn rate_limited(authorization: Authorization, wait: Duration) -> Self {
         let seconds = wait.as_secs_f64().ceil() as u64;
         let detail = format!("the key has used up its requests; try again in {seconds} s");
-        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, Kind::RateLimited, detail);
         Self { rate_limit: Some(Box::new(authorization)), retry_after: Some(seconds), ..problem }
     }
 
@@ -113,7 +131,7 @@ impl Problem {
 
     pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("this path takes {allow}");
-        let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
+        let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, Kind::Method, detail);
         Self { allow: Some(allow), ..problem }
     }
 
@@ -152,17 +170,17 @@ impl From<ImageError> for Problem {
         let detail = error.to_string();
         match error {
             ImageError::Empty | ImageError::UnknownFormat | ImageError::Compressed => {
-                Self::new(StatusCode::BAD_REQUEST, "not_an_image", detail)
+                Self::new(StatusCode::BAD_REQUEST, Kind::NotAnImage, detail)
             }
             ImageError::UnsupportedFormat(_) => {
-                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
+                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail)
             }
             ImageError::TooLarge { .. }
             | ImageError::TooLong { .. }
             | ImageError::TooManyPixels { .. }
             | ImageError::TooManyScans { .. }
             | ImageError::TooMuchMemory => Self::too_large(detail),
-            _ => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "broken_image", detail),
+            _ => Self::new(StatusCode::UNPROCESSABLE_ENTITY, Kind::BrokenImage, detail),
         }
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::app::App;
 use crate::body::Body;
 use crate::buffer::TransferLimits;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::routes::{self, ListenerKind};
 use crate::settings::Settings;
 use crate::socket::SocketHandle;
@@ -293,7 +293,7 @@ impl Connection {
 /// The response to a client whose first request's headers did not arrive in time.
 fn request_timeout() -> String {
     let detail = "the headers did not arrive in time";
-    let body = Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail).json().to_string();
+    let body = Problem::new(StatusCode::REQUEST_TIMEOUT, Kind::Timeout, detail).json().to_string();
     format!(
         "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/problem+json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n{body}",

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::buffer::{Buffer, TransferLimits, body_too_large};
 use crate::memory::{Claim, Memory};
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::remote::Fetcher;
 use crate::settings::Settings;
 use crate::telemetry::names;
@@ -84,7 +84,7 @@ impl Uploads {
             let coding = String::from_utf8_lossy(coding.as_bytes());
             let detail =
                 format!("Content-Encoding `{coding}` is not supported: send the image without");
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail));
         }
         let format = BodyFormat::of(&content_type(request.headers()))?;
         let (body, mut claim) = self.collect(request, self.settings.max_body).await?;
@@ -136,7 +136,7 @@ impl Uploads {
     async fn fetch(&self, url: &str) -> Result<(Bytes, Claim), Problem> {
         let Some(remote) = &self.remote else {
             let detail = "images are not fetched by `url` here: see --image-hosts";
-            return Err(Problem::new(StatusCode::BAD_REQUEST, "url_not_allowed", detail));
+            return Err(Problem::new(StatusCode::BAD_REQUEST, Kind::UrlNotAllowed, detail));
         };
         remote.fetch(url, Buffer::new(&self.memory, self.settings.max_body)?).await
     }
@@ -164,7 +164,7 @@ impl Uploads {
         check_length(request, MAX_JSON)?;
         if !matches!(BodyFormat::of(&content_type(request.headers()))?, BodyFormat::Json) {
             let detail = "send application/json";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail));
         }
         let (body, _claim) = self.collect(request, MAX_JSON).await?;
         serde_json::from_slice(&body)
@@ -182,7 +182,7 @@ impl Uploads {
         let limits = TransferLimits::of(&self.settings);
         let (began, mut received) = (Instant::now(), 0);
         loop {
-            let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", BODY_TIMEOUT);
+            let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, Kind::Timeout, BODY_TIMEOUT);
             let limit = limits.remaining(received, began.elapsed());
             let frame = tokio::time::timeout(limit, body.frame()).await.map_err(late)?;
             let Some(frame) = frame else { return Ok(buffer.finish()) };
@@ -240,7 +240,7 @@ fn unsupported(content_type: &str) -> Problem {
     let detail = format!(
         "{reason}: send multipart/form-data with a field `file`, an image, or JSON with a base64 `image` or a `url`"
     );
-    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail)
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail)
 }
 
 fn check_length(request: &Request<Incoming>, max_bytes: usize) -> Result<(), Problem> {
@@ -249,7 +249,7 @@ fn check_length(request: &Request<Incoming>, max_bytes: usize) -> Result<(), Pro
         headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
     if request.version() < Version::HTTP_2 && !has_length {
         let detail = "send Content-Length or Transfer-Encoding: chunked";
-        return Err(Problem::new(StatusCode::LENGTH_REQUIRED, "length", detail));
+        return Err(Problem::new(StatusCode::LENGTH_REQUIRED, Kind::Length, detail));
     }
     if request.body().size_hint().lower() > max_bytes as u64 {
         return Err(body_too_large(max_bytes));

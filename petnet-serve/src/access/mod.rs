@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::authorization::Authorization;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::settings::Settings;
 use crate::telemetry::names;
 pub(crate) use keys::Scope;
@@ -109,14 +109,14 @@ impl Keys {
             Access::Key(_) if self.is_open() => return Ok(Authorization::default()),
             Access::Operator if self.is_open() => {
                 let detail = "set PETNET_API_KEYS or PETNET_API_KEYS_SHA256 to use this path";
-                return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
+                return Err(Problem::new(StatusCode::FORBIDDEN, Kind::Forbidden, detail));
             }
             Access::Key(scope) => scope,
             Access::Operator => Scope::Admin,
         };
         let Some(key) = self.find(headers) else {
             let detail = "send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`";
-            return Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail));
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, Kind::Unauthorized, detail));
         };
         let name = key.config.name.clone();
         let count = |result: &'static str| {
@@ -125,7 +125,7 @@ impl Keys {
         if !key.has_scope(scope) {
             count("forbidden");
             let detail = format!("the key has no scope `{}`", scope.name());
-            return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
+            return Err(Problem::new(StatusCode::FORBIDDEN, Kind::Forbidden, detail));
         }
         let charged = key.charge();
         count(if charged.is_ok() { "allowed" } else { "limited" });

@@ -15,7 +15,7 @@ use petnet::Decision;
 use crate::authorization::Priority;
 use crate::drift::Drift;
 use crate::model_source::{ModelAddress, ModelSource};
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::queue::{Permit, Queue};
 use crate::settings::Settings;
 use crate::telemetry::names;
@@ -241,5 +241,5 @@ impl Models {
 pub(crate) fn unknown_model(name: &str, names: impl Iterator<Item = String>) -> Problem {
     let names = names.collect::<Vec<_>>().join(", ");
     let detail = format!("there is no model `{name}`: there is {names}");
-    Problem::new(StatusCode::NOT_FOUND, "unknown_model", detail)
+    Problem::new(StatusCode::NOT_FOUND, Kind::UnknownModel, detail)
 }

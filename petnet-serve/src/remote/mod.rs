@@ -32,7 +32,7 @@ use url::{Host, Url};
 use crate::buffer::{Buffer, TransferLimits};
 use crate::hosts::{AllowedHosts, AllowedUrl, FetchError, is_global};
 use crate::memory::Claim;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::settings::Settings;
 
 /// Maximum number of redirects.
@@ -47,19 +47,19 @@ const READ_BUFFER: usize = 64 << 10;
 impl From<FetchError> for Problem {
     fn from(error: FetchError) -> Self {
         const UNREACHABLE: &str = "no connection to the host of `url` could be made";
-        let (allowed, failed) = ("url_not_allowed", "url_failed");
+        let (not_allowed, failed) = (Kind::UrlNotAllowed, Kind::UrlFailed);
         let (refused, gateway) = (StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_GATEWAY);
         let (status, kind, detail) = match error {
             FetchError::Malformed(detail) => return Self::bad_request(detail),
             FetchError::NotListed => {
                 let detail = "images are not fetched from the host, port or scheme of `url`";
-                (StatusCode::BAD_REQUEST, allowed, detail)
+                (StatusCode::BAD_REQUEST, not_allowed, detail)
             }
             // One text for both, so that clients cannot find out which internal names exist.
-            FetchError::NotPublic => (gateway, allowed, UNREACHABLE),
+            FetchError::NotPublic => (gateway, not_allowed, UNREACHABLE),
             FetchError::Unreachable => (gateway, failed, UNREACHABLE),
             FetchError::RedirectNotListed => {
-                (refused, allowed, "`url` redirects to an address that is not allowed")
+                (refused, not_allowed, "`url` redirects to an address that is not allowed")
             }
             FetchError::TooManyRedirects => (refused, failed, "`url` redirects too often"),
             FetchError::Status(status) => {
@@ -77,7 +77,7 @@ impl From<FetchError> for Problem {
             FetchError::Broken => (gateway, failed, "the connection to the host of `url` broke"),
             FetchError::TimedOut => {
                 let detail = "the image at `url` did not arrive in time";
-                (StatusCode::GATEWAY_TIMEOUT, "url_timeout", detail)
+                (StatusCode::GATEWAY_TIMEOUT, Kind::UrlTimeout, detail)
             }
             FetchError::Busy => return Self::overloaded(1),
         };

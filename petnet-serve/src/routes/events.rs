@@ -11,7 +11,7 @@ use super::{HandlerResult, HttpRequest, json_response};
 use crate::app::App;
 use crate::authorization::Priority;
 use crate::models::MAX_METRIC_CLASSES;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::telemetry::names;
 
 #[derive(Deserialize)]
@@ -34,7 +34,7 @@ pub(super) async fn adoption(app: &Arc<App>, request: &mut HttpRequest) -> Handl
         .collect();
     if !species_labels.contains(&species.as_str()) {
         let detail = format!("`species` is one of {}", species_labels.join(", "));
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail));
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, Kind::UnknownLabel, detail));
     }
     counter!(names::PET_ADOPTIONS_TOTAL, "species" => species.clone()).increment(1);
     let mut response = json_response(&json!({ "species": species }));

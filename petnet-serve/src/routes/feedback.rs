@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::feedback::{Feedback, LabelledPrediction, Outcome, StoredPrediction};
 use crate::models::Model;
 use crate::prediction::MAX_LABEL_LENGTH;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::telemetry::names;
 
 /// Maximum number of labels in a request.
@@ -113,7 +113,7 @@ fn unknown_label(app: &App) -> Problem {
         }
         _ => "the model of the prediction has no such label".into(),
     };
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_label", detail)
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, Kind::UnknownLabel, detail)
 }
 
 /// A label in the form of [`Prediction::label_text`](petnet::Prediction::label_text); `None` for one that the model does not
@@ -146,7 +146,7 @@ fn describe(app: &App, outcome: Outcome, submitted: SubmittedLabel) -> Result<Va
         Outcome::UnknownPrediction => {
             let detail =
                 format!("there is no prediction {}, or it is too old", submitted.prediction_id);
-            Err(Problem::new(StatusCode::NOT_FOUND, "unknown_prediction", detail))
+            Err(Problem::new(StatusCode::NOT_FOUND, Kind::UnknownPrediction, detail))
         }
         Outcome::UnknownLabel => Err(unknown_label(app)),
     }
@@ -189,6 +189,6 @@ fn line(id: Uuid, labelled: &LabelledPrediction) -> String {
 
 fn enabled_feedback(app: &App) -> Result<Arc<Feedback>, Problem> {
     let detail = "feedback is switched off: start the server with --feedback FOLDER";
-    let off = || Problem::new(StatusCode::NOT_IMPLEMENTED, "feedback_off", detail);
+    let off = || Problem::new(StatusCode::NOT_IMPLEMENTED, Kind::FeedbackOff, detail);
     app.feedback.clone().ok_or_else(off)
 }

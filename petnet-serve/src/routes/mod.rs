@@ -37,7 +37,7 @@ use crate::app::App;
 use crate::authorization::Authorization;
 use crate::body::Body;
 use crate::memory::claimed_bytes;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::shadow::Samples;
 use crate::telemetry::{ParentSpan, Record, RequestDetails};
 
@@ -120,7 +120,7 @@ async fn respond_http(
             call.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
         Some(_) | None => {
-            Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such path"))
+            Err(Problem::new(StatusCode::NOT_FOUND, Kind::NotFound, "there is no such path"))
         }
     };
     let mut response = match outcome.and_then(|response| claim_body(app, response)) {
@@ -213,7 +213,7 @@ fn check_host(request: &HttpRequest) -> Result<(), Problem> {
     let hosts = request.headers().get_all(HOST).iter().count();
     if request.version() == Version::HTTP_11 && hosts != 1 {
         let detail = format!("the request has {hosts} Host fields, must have one");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "host", detail));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, Kind::Host, detail));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use hyper::header::{HeaderMap, HeaderValue, VARY};
 use super::negotiate::{HTML, JSON, prefers};
 use super::{HandlerResult, json_response, pages};
 use crate::app::App;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 
 /// A page for browsers, JSON for other clients.
 ///
@@ -15,7 +15,7 @@ use crate::problem::Problem;
 pub(super) fn shadow(app: &App, headers: &HeaderMap) -> HandlerResult {
     let shadow = app.shadow.as_ref().ok_or_else(|| {
         let detail = "there is no shadow model: start the server with --shadow NAME";
-        Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+        Problem::new(StatusCode::NOT_FOUND, Kind::NotFound, detail)
     })?;
     let mut response = if prefers(headers, &HTML, &JSON) {
         pages::SHADOW.response()

@@ -114,7 +114,7 @@ static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
         let versioned = versioned.map(|rest| format!("{MODEL}/versions/{{version}}{rest}"));
         for path in versioned.into_iter().chain([entry.path.to_string()]) {
             let inserted = router.insert(path, entry);
-            debug_assert!(inserted.is_ok(), "{entry:?}");
+            assert!(inserted.is_ok(), "{entry:?}");
         }
     }
     router

@@ -149,7 +149,8 @@ impl Record<'_> {
         if predicts {
             histogram!(names::PREDICTION_LATENCY_SECONDS).record(self.duration);
         }
-        if let Some(Problem { kind, .. }) = self.details.problem {
+        if let Some(problem) = &self.details.problem {
+            let kind = problem.kind.name();
             counter!(names::API_ERRORS_TOTAL, "endpoint" => self.route, "error_type" => kind)
                 .increment(1);
             if predicts || ["/embed", "/explain"].contains(&self.route) {

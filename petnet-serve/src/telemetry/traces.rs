@@ -65,7 +65,7 @@ impl Traces {
         ]);
         let mut root = tracer.build_with_context(builder, &parent);
         if record.status.is_server_error() {
-            let problem = record.details.problem.as_ref().map_or("", |problem| problem.kind);
+            let problem = record.details.problem.as_ref().map_or("", |problem| problem.kind.name());
             root.set_status(Status::error(problem));
         }
         let ended = record.began + record.duration;

@@ -135,7 +135,7 @@ pub(super) fn apply_epilogue(
 ) -> FeatureMaps {
     FeatureMaps(match x.0 {
         Layout::Nchw(x) => {
-            debug_assert!(bias.is_none(), "added by the convolution");
+            assert!(bias.is_none(), "added by the convolution");
             let x = match norm {
                 Some(norm) => normalize(x, norm),
                 None => x,

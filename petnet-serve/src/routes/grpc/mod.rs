@@ -20,7 +20,7 @@ use crate::access::{Access, Scope};
 use crate::app::App;
 use crate::body::Body;
 use crate::memory::Claim;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::shadow::Samples;
 use crate::telemetry::RequestDetails;
 use service::Api;
@@ -114,7 +114,7 @@ pub(super) async fn respond(
     let call = async {
         let method = method.ok_or_else(|| {
             let detail = "there is no such method";
-            Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+            Problem::new(StatusCode::NOT_FOUND, Kind::NotFound, detail)
         })?;
         let authorization = app.keys.authorize(request.headers(), method.access)?;
         request.extensions_mut().insert(authorization.priority);
@@ -126,7 +126,7 @@ pub(super) async fn respond(
             Ok(outcome) => outcome,
             Err(_) => {
                 let detail = "the deadline of the call has passed";
-                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail))
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, Kind::Timeout, detail))
             }
         },
     };
@@ -216,7 +216,7 @@ fn status(problem: &Problem) -> Status {
         | StatusCode::UNPROCESSABLE_ENTITY => Code::InvalidArgument,
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::FORBIDDEN => Code::PermissionDenied,
-        StatusCode::NOT_FOUND if problem.kind == "not_found" => Code::Unimplemented,
+        StatusCode::NOT_FOUND if problem.kind == Kind::NotFound => Code::Unimplemented,
         StatusCode::NOT_FOUND => Code::NotFound,
         StatusCode::REQUEST_TIMEOUT => Code::DeadlineExceeded,
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => Code::ResourceExhausted,

@@ -29,7 +29,7 @@ use crate::memory::Claim;
 use crate::models::{Model, RequestModel};
 use crate::outputs::{Classification, ModelOutput};
 use crate::prediction::record_prediction;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::routes::{FullResponse, HandlerResult, HttpRequest, new_id, typed_response};
 use crate::shadow::Samples;
 use crate::telemetry::RequestDetails;
@@ -160,7 +160,7 @@ fn decompress(
             Some(b"deflate") => Box::new(ZlibDecoder::new(&body[..])),
             Some(_) => {
                 let detail = "Content-Encoding must be gzip or deflate";
-                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", detail));
+                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail));
             }
         };
     let mut plain = Buffer::new(&app.memory, app.settings.max_body)?;

@@ -18,7 +18,7 @@ use super::{FullResponse, HandlerResult, HttpRequest, json_response};
 use crate::app::App;
 use crate::authorization::Priority;
 use crate::models::{Model, PIXELS_SUFFIX, RequestModel, ServedModel, unknown_model};
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 
 pub(super) use infer::error;
 
@@ -130,7 +130,7 @@ pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
     }
     if !app.is_serving() {
         let detail = "the server is draining";
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail));
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Draining, detail));
     }
     Ok(())
 }
@@ -245,7 +245,7 @@ pub(super) async fn load(app: &Arc<App>, name: &str) -> Result<(), Problem> {
     let loaded = app.reload(served).await;
     loaded.map(|_| ()).map_err(|error| {
         let detail = format!("the model was refused, the previous one stays in use: {error:#}");
-        Problem::new(StatusCode::BAD_REQUEST, "model_refused", detail)
+        Problem::new(StatusCode::BAD_REQUEST, Kind::ModelRefused, detail)
     })
 }
 
