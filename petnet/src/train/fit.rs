@@ -128,10 +128,8 @@ impl<'a> Fit<'a> {
             images => self.with_precise_bn(images)?,
         };
         let best = self.best.take().unwrap_or_else(|| last.clone());
-        let [best, last] = [best, last].map(|model| match self.trainer.quantize {
-            true => model.quantized_on(self.train.dataset(), self.trainer.preprocess()),
-            false => Ok(model),
-        });
+        let [best, last] =
+            [best, last].map(|model| self.trainer.quantized(model, self.train.dataset()));
         Ok(Fitted { best: best?, last: last?, history: self.state.progress.history })
     }
 

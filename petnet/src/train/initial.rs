@@ -228,8 +228,8 @@ pub(super) fn initial_network(
         (info.source, source) = (Some(head), weights);
     }
     let on_cpu = trainer.device == crate::Device::Cpu;
-    let frozen = match trainer.quantize && on_cpu && blocks > 0 {
-        true => initial.model.quantized_on(train, trainer.preprocess())?,
+    let frozen = match on_cpu && blocks > 0 {
+        true => trainer.quantized(initial.model, train)?,
         false => initial.model,
     };
     Ok(InitialNetwork { model, trunk: Trunk::new(blocks, frozen, on_cpu), source })

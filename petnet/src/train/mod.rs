@@ -430,6 +430,11 @@ impl Trainer {
         Ok(())
     }
 
+    /// A model with the ranges of its feature maps on some images, where the settings require them.
+    fn quantized(&self, model: Checkpoint, images: &Dataset) -> Result<Checkpoint> {
+        if self.quantize { model.quantized_on(images, self.preprocess()) } else { Ok(model) }
+    }
+
     /// Side of the network's input in training, in an epoch counted from 0.
     fn size_in(&self, epoch: usize) -> u32 {
         let mut ends = 0.0;

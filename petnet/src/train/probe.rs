@@ -162,12 +162,6 @@ fn head(model: &Checkpoint) -> Result<Head> {
         .map_err(|reason| Error::checkpoint("<model>", reason))
 }
 
-/// The model with the initial weights, and with a last layer of zeros for the data's classes.
-fn prepared(initial: &InitialModel, train: &Dataset, trainer: &Trainer) -> Result<Checkpoint> {
-    let model = initial.model(model_info(trainer, train)?)?;
-    if trainer.quantize { model.quantized_on(train, trainer.preprocess()) } else { Ok(model) }
-}
-
 /// Trains the last layer alone. No state is saved on the way, and none is resumed.
 pub(super) fn fit(
     trainer: &Trainer,
@@ -177,7 +171,7 @@ pub(super) fn fit(
     observer: &mut dyn Observer,
 ) -> Result<Fitted> {
     let began = Instant::now();
-    let model = prepared(initial, train, trainer)?;
+    let model = trainer.quantized(initial.model(model_info(trainer, train)?)?, train)?;
     let source = initial.required_source_head(trainer, model.info().graph.global_pool() + 1)?;
     let (model, train_metrics) = with_last_layer(model, train, trainer, observer)?;
     let classifier = Classifier::new(model.clone(), trainer.device)?;
@@ -208,11 +202,8 @@ pub(super) fn fit(
         info.trained = unix_time();
     })?;
     if let Some((head, weights)) = source {
-        model = model.with_source(head, weights)?;
-        if trainer.quantize {
-            // The feature maps of the source head need ranges too.
-            model = model.quantized_on(train, trainer.preprocess())?;
-        }
+        // The feature maps of the source head need ranges too.
+        model = trainer.quantized(model.with_source(head, weights)?, train)?;
     }
     if let Some(out) = &trainer.out {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
