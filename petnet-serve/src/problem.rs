@@ -89,7 +89,11 @@ impl Problem {
     }
 
     pub(crate) fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Kind::Internal, "the server failed; see its log")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Internal,
+            "the server failed; see its log",
+        )
     }
 
     /// A refusal for the state of the service; the client may try again after `seconds`.

@@ -35,7 +35,7 @@ pub(super) fn ready(app: &App) -> FullResponse {
         (true, true, false) => (StatusCode::OK, "ready"),
         (true, true, true) => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
-        (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, Kind::Draining),
+        (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
     let mut response = json_response(&json!({ "status": word }));
     *response.status_mut() = status;

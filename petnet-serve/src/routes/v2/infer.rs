@@ -153,16 +153,18 @@ fn decompress(
     (body, claim): (Bytes, Claim),
     headers: &HeaderMap,
 ) -> Result<(Bytes, Claim), Problem> {
-    let mut reader: Box<dyn Read + '_> =
-        match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-            None | Some(b"identity") => return Ok((body, claim)),
-            Some(b"gzip") => Box::new(MultiGzDecoder::new(&body[..])),
-            Some(b"deflate") => Box::new(ZlibDecoder::new(&body[..])),
-            Some(_) => {
-                let detail = "Content-Encoding must be gzip or deflate";
-                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail));
-            }
-        };
+    let mut reader: Box<dyn Read + '_> = match headers
+        .get(CONTENT_ENCODING)
+        .map(HeaderValue::as_bytes)
+    {
+        None | Some(b"identity") => return Ok((body, claim)),
+        Some(b"gzip") => Box::new(MultiGzDecoder::new(&body[..])),
+        Some(b"deflate") => Box::new(ZlibDecoder::new(&body[..])),
+        Some(_) => {
+            let detail = "Content-Encoding must be gzip or deflate";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail));
+        }
+    };
     let mut plain = Buffer::new(&app.memory, app.settings.max_body)?;
     let mut part = [0; 16 << 10];
     loop {
