@@ -14,8 +14,8 @@ const SECONDS: [f64; 9] = [0.0001, 0.001, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.
 
 /// Updates the metrics after each step and epoch.
 pub(crate) struct Metrics {
-    /// Seconds of this epoch in which the network waited for batches.
-    waited: f64,
+    /// Seconds of the epoch, up to the last report, in which training waited for batches.
+    waited: Option<f64>,
 }
 
 impl Metrics {
@@ -46,15 +46,15 @@ impl Metrics {
                 let _ = request.respond(reply);
             }
         })?;
-        Ok(Self { waited: 0.0 })
+        Ok(Self { waited: None })
     }
 
     pub(crate) fn step(&mut self, report: &StepReport) {
-        if report.step == 1 {
-            self.waited = 0.0;
+        let before = self.waited.replace(report.waited);
+        // The first report after a resume within an epoch has the seconds of the run before as well.
+        if let Some(before) = if report.step == 1 { Some(0.0) } else { before } {
+            histogram!("training_loader_wait_seconds").record(report.waited - before);
         }
-        histogram!("training_loader_wait_seconds").record(report.waited - self.waited);
-        self.waited = report.waited;
         counter!("training_steps_total").increment(1);
         counter!("training_images_total").increment(report.images as u64);
         gauge!("training_epoch").set(report.epoch as f64);

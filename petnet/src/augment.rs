@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ImageError, Result};
-use crate::preprocess::{Pixels, Preprocess, resize, resize_with};
+use crate::preprocess::{Pixels, Preprocess, Resize, resize, resize_with};
 
 /// Settings of augmentation: probabilities and ranges of random changes. Zero switches a change off.
 ///
@@ -263,11 +263,15 @@ impl Augment {
             return resize(image, to.size, to.resize);
         }
         let (width, height) = (f64::from(image.width()), f64::from(image.height()));
+        // Area and aspect ratio are relative to what is resized without a crop: the image, or its largest square.
+        let (whole_width, whole_height) = match to.resize {
+            Resize::Stretch => (width, height),
+            Resize::CenterCrop => (width.min(height), width.min(height)),
+        };
         let area = f64::from(uniform(rng, self.crop_scale, 1.0)).sqrt();
         let ratio = f64::from(uniform_symmetric(rng, self.crop_ratio.ln()).exp()).sqrt();
-        // The aspect ratio is relative to that of the image, as in `Resize::Stretch`.
-        let crop_width = (width * area * ratio).clamp(1.0, width);
-        let crop_height = (height * area / ratio).clamp(1.0, height);
+        let crop_width = (whole_width * area * ratio).clamp(1.0, width);
+        let crop_height = (whole_height * area / ratio).clamp(1.0, height);
         let left = rng.random::<f64>() * (width - crop_width);
         let top = rng.random::<f64>() * (height - crop_height);
         let options = fir::ResizeOptions::new()

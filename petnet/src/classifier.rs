@@ -126,7 +126,8 @@ impl Classifier {
             Ok(predictions) => predictions.into_iter(),
             Err(error) => {
                 let reason = error.to_string();
-                return images.iter().map(|_| Err(Error::Device(reason.clone()))).collect();
+                let failed = |()| Err(Error::Device(reason.clone()));
+                return decoded.into_iter().map(|image| image.and_then(failed)).collect();
             }
         };
         let mut next = || predictions.next().ok_or_else(missing_output);

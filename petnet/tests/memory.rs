@@ -65,11 +65,14 @@ fn every_format_takes_no_more_than_announced() {
     let rgba = DynamicImage::from(picture.to_rgba8());
     let deep = DynamicImage::from(picture.to_rgba16());
     let grey = DynamicImage::from(picture.to_luma8());
+    // So large that constant amounts do not hide what grows with the pixels.
+    let large_grey = DynamicImage::from(image::GrayImage::new(1700, 29_000));
     let small = drawn(300, 200);
     for (name, picture, format) in [
         ("JPEG", &picture, ImageFormat::Jpeg),
         ("small JPEG", &small, ImageFormat::Jpeg),
         ("grey JPEG", &grey, ImageFormat::Jpeg),
+        ("large grey JPEG", &large_grey, ImageFormat::Jpeg),
         ("PNG", &picture, ImageFormat::Png),
         ("grey PNG", &grey, ImageFormat::Png),
         ("RGBA PNG", &rgba, ImageFormat::Png),

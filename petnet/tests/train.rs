@@ -342,6 +342,47 @@ fn the_range_test_ends_when_the_loss_is_lost_and_suggests_a_rate() {
 }
 
 #[test]
+fn resuming_with_another_initial_model_of_the_same_name_is_refused() {
+    let _alone = alone();
+    let root = tempdir().unwrap();
+    draw_folder(&root.path().join("photos"), &["a", "b"], 8);
+    let dataset = Dataset::open(root.path().join("photos")).unwrap();
+    let start = root.path().join("start.safetensors");
+    let save_start = |seed| {
+        let trainer = Trainer { epochs: 1, seed, ..tiny() };
+        trainer.fit(&dataset, &dataset).unwrap().save(&start).unwrap();
+    };
+    save_start(1);
+    let (init, freeze) = (Some(InitialWeights::File(start.clone())), Some(Freeze::Nothing));
+    let out = Some(root.path().join("models"));
+    let trainer = Trainer { init, freeze, out, epochs: 1, ..tiny() };
+    trainer.fit(&dataset, &dataset).unwrap();
+    let longer = Trainer { resume: true, ..trainer };
+    longer.fit(&dataset, &dataset).unwrap();
+    save_start(2);
+    let error = longer.fit(&dataset, &dataset).unwrap_err().to_string();
+    assert!(error.contains("`initial weights` differs"), "{error}");
+}
+
+#[test]
+fn a_crop_keeps_the_aspect_ratio_where_a_square_is_cut_out() {
+    let _alone = alone();
+    let ramp = (0..50 * 200).flat_map(|i| [(i % 200) as u8; 3]).collect();
+    let wide = Pixels::new(200, 50, ramp).unwrap();
+    let augment = Augment { crop_scale: 0.9, crop_ratio: 1.0, ..Augment::none() };
+    for (resize, columns) in [(Resize::Stretch, 180..=200), (Resize::CenterCrop, 44..=50)] {
+        let to = Preprocess { size: 32, resize };
+        for index in 0..8 {
+            let crop = augment.apply(&wide, to, Key { seed: 1, epoch: 0, index }).unwrap();
+            let row = &crop.data()[..32 * 3];
+            // The ends of the ramp are half a pixel of the output inside of the crop.
+            let seen = usize::from(row[31 * 3] - row[0]) * 32 / 31;
+            assert!(columns.contains(&seen), "{resize:?}: {seen}");
+        }
+    }
+}
+
+#[test]
 fn the_files_of_a_training_are_the_models_that_it_returns() {
     let _alone = alone();
     let root = tempdir().unwrap();

@@ -59,7 +59,7 @@ pub struct Labels {
     /// Digests of images that are not to be used.
     dropped: HashSet<String>,
     by_path: HashMap<String, Label>,
-    /// By file name, with and without the extension; `None` where several rows have it.
+    /// By the file name of a path with folders; `None` where several paths have it.
     by_name: HashMap<String, Option<Label>>,
 }
 
@@ -70,7 +70,7 @@ impl Labels {
     /// Reads a `.csv` file with a line of column names, or JSON lines. A column `path` (or `file_name`, `image`, `id`, ...)
     /// or the `sha256` of the file identifies the image, `label` (or `class`, `category`, ...) is its class, and `split` is
     /// optional. With [`LabelOptions::multi_label`] a label is `cat|dog`, or a list in JSON. The last row of an image
-    /// counts. Rows with `authenticated: false`, as the service exports them, do not override folders unless
+    /// counts. Rows with `authenticated: false`, as the service exports them, override neither folders nor other rows unless
     /// [`LabelOptions::trust_unauthenticated`] is true. Rows with `action: drop`, as a review writes them, leave the image out.
     ///
     /// # Errors
@@ -134,7 +134,8 @@ impl Labels {
     pub(crate) fn of_path(&self, path: &str) -> Option<&Label> {
         let name = path.rsplit('/').next().unwrap_or(path);
         let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-        let by_name = |name: &str| self.by_name.get(name).and_then(Option::as_ref);
+        let by_name =
+            |name: &str| self.by_path.get(name).or_else(|| self.by_name.get(name)?.as_ref());
         self.by_path.get(path).or_else(|| by_name(name)).or_else(|| by_name(stem))
     }
 
@@ -162,9 +163,12 @@ impl Labels {
         let label = Label { classes, split, overrides_folder };
         if let Some(digest) = row.get("sha256") {
             let digest = digest.trim().to_ascii_lowercase();
+            let corrected = self.by_digest.get(&digest).is_some_and(|known| known.overrides_folder);
             if find(&["action"]) == Some("drop") {
+                self.by_digest.remove(&digest);
                 self.dropped.insert(digest);
-            } else {
+            } else if label.overrides_folder || !corrected {
+                self.dropped.remove(&digest);
                 self.by_digest.insert(digest, label);
             }
             return Ok(());
@@ -178,9 +182,7 @@ impl Labels {
             return Err("the path is empty".into());
         }
         let known = self.by_path.insert(path.into(), label.clone()).is_some();
-        if !path.contains('/') {
-            self.by_name.insert(path.into(), Some(label));
-        } else if let Some(name) = path.rsplit('/').next() {
+        if let Some((_, name)) = path.rsplit_once('/') {
             match self.by_name.get_mut(name) {
                 Some(Some(earlier)) if known => *earlier = label,
                 Some(several) => *several = None,
@@ -300,6 +302,24 @@ mod tests {
         for path in ["a/1.jpg", "b/1.jpg"] {
             assert_eq!(labels.of_path(path).unwrap().classes, ["dog"], "{path}");
         }
+        for text in ["path,label\n1.jpg,cat\na/1.jpg,dog\n", "path,label\na/1.jpg,dog\n1.jpg,cat\n"]
+        {
+            let labels = parsed("l.csv", text).unwrap();
+            let classes =
+                ["1.jpg", "a/1.jpg", "b/1.jpg"].map(|path| &labels.of_path(path).unwrap().classes);
+            assert_eq!(classes, [&["cat"], &["dog"], &["cat"]], "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_row_of_a_digest_counts_unless_it_is_unauthenticated() {
+        let text = "sha256,label,action,authenticated\naa,cat,drop,true\naa,dog,,true\naa,cat,,false\nbb,cat,,true\nbb,cat,drop,\n";
+        let labels = parsed("l.csv", text).unwrap();
+        assert_eq!(labels.of_digest("aa").unwrap().classes, ["dog"]);
+        assert_eq!(
+            (labels.drops("aa"), labels.drops("bb"), labels.of_digest("bb")),
+            (false, true, None)
+        );
     }
 
     #[test]

@@ -130,7 +130,9 @@ impl Server {
 
     /// The version of a registered model whose model file has this SHA-256, in hex.
     pub fn version_by_digest(&self, name: &str, sha256: &str) -> Result<Option<ModelVersion>> {
-        let filter = format!("name = '{name}' AND tags.`{DIGEST_TAG}` = '{sha256}'");
+        // MLflow's filters have no escapes, but two kinds of quotes.
+        let quote = if name.contains('\'') { '"' } else { '\'' };
+        let filter = format!("name = {quote}{name}{quote} AND tags.`{DIGEST_TAG}` = '{sha256}'");
         let query = [("filter", filter.as_str()), ("max_results", "1")];
         let found: VersionList = self.get("model-versions/search", &query)?;
         Ok(found.model_versions.into_iter().next())

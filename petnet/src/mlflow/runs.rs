@@ -101,11 +101,7 @@ impl Server {
             Some(run) => run.clone(),
             None => self.post("runs/create", &body)?["run"].clone(),
         };
-        let missing = "the server created a run without an identifier";
-        match record(&run["info"], "run_id") {
-            RemoteRecord { id, .. } if id.is_empty() => Err(RequestError::Invalid(missing.into())),
-            run => Ok(run),
-        }
+        record(&run["info"], "run_id")
     }
 
     /// Adds a data set to a run, in MLflow's form; `context` is its use, such as `training`.
@@ -152,7 +148,7 @@ impl Server {
         let NewModel { experiment_id, run_id, name, model_type, params, tags, origin } = model;
         let found = self.post("logged-models/search", &by_origin(experiment_id, origin))?;
         if let Some(model) = found["models"].get(0) {
-            return Ok(record(&model["info"], "model_id"));
+            return record(&model["info"], "model_id");
         }
         let mut tags = pairs(tags);
         tags.push(json!({ "key": ORIGIN, "value": origin }));
@@ -164,7 +160,7 @@ impl Server {
             "params": pairs(params),
             "tags": tags,
         });
-        Ok(record(&self.post("logged-models", &body)?["model"]["info"], "model_id"))
+        record(&self.post("logged-models", &body)?["model"]["info"], "model_id")
     }
 
     /// Marks a model whose files are uploaded as ready, and links it to its run as an output, unless the link exists.
@@ -181,9 +177,14 @@ impl Server {
     }
 }
 
-fn record(info: &Value, id: &str) -> RemoteRecord {
+fn record(info: &Value, id: &str) -> Result<RemoteRecord> {
     let text = |key: &str| info[key].as_str().unwrap_or_default().to_string();
-    RemoteRecord { id: text(id), artifact_uri: text("artifact_uri") }
+    match text(id) {
+        none if none.is_empty() => {
+            Err(RequestError::Invalid(format!("the server sent a record without `{id}`")))
+        }
+        id => Ok(RemoteRecord { id, artifact_uri: text("artifact_uri") }),
+    }
 }
 
 /// The search for the run or model of an experiment that was recorded under an identifier.

@@ -87,7 +87,8 @@ impl<'a> Plan<'a> {
         }
         let (bytes, size, orientation) = (&bytes[..length], markers.size, markers.orientation);
         validate_scans(&markers, limits)?;
-        let pixels = u64::from(size.0) * u64::from(size.1) * 3;
+        let pixels = u64::from(size.0) * u64::from(size.1);
+        let rgb_bytes = pixels * 3;
         let rotated = u64::from(swaps_sides(orientation));
         let shorter = size.0.min(size.1);
         let keeps_twice_the_side = |factor: &u32| {
@@ -98,9 +99,11 @@ impl<'a> Plan<'a> {
         let pixel_limit_factor = if factor.is_some() { REDUCED } else { 1 };
         validate_size(size, limits.max_side, limits.max_pixels.saturating_mul(pixel_limit_factor))?;
         let Some(factor) = factor else {
-            // The decoder copies the file. A rotation needs the image twice.
-            let decoding = pixels + markers.kept_coefficients() + 2 * length as u64;
-            let memory = decoding.max((1 + rotated) * pixels) + SMALL_BUFFERS;
+            // The decoder copies the file. A grey image is copied to RGB, and a rotation needs the image twice.
+            let decoding = rgb_bytes + markers.kept_coefficients() + 2 * length as u64;
+            let grey = if markers.components == 1 { pixels } else { 0 };
+            let converting = rgb_bytes + grey.max(rotated * rgb_bytes);
+            let memory = decoding.max(converting) + SMALL_BUFFERS;
             let method = Method::Jpeg;
             return Ok(Self { bytes, method, size, decoded: size, orientation, memory });
         };

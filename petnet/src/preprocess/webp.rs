@@ -22,10 +22,12 @@ pub(super) fn frames(bytes: &[u8]) -> (u64, u64) {
 
 /// The first chunk: its name, as much of its content as there is, and the bytes behind it.
 fn next_chunk(bytes: &[u8]) -> Option<(&[u8; 4], &[u8], &[u8])> {
-    let length = u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?) as usize;
-    let content = &bytes[8..bytes.len().min(8 + length)];
+    let length = u64::from(u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?));
+    // The end may be beyond what a 32-bit `usize` can hold.
+    let clamped = |end: u64| end.min(bytes.len() as u64) as usize;
+    let content = &bytes[8..clamped(8 + length)];
     // Chunks are padded to an even length.
-    let behind = bytes.get(8 + length + length % 2..).unwrap_or_default();
+    let behind = &bytes[clamped(8 + length + length % 2)..];
     Some((bytes.first_chunk()?, content, behind))
 }
 
@@ -54,5 +56,6 @@ mod tests {
         for length in 0..file.len() {
             frames(&file[..length]);
         }
+        assert_eq!(frames(&[&file[..12], b"VP8L\xff\xff\xff\xff", &[0; 9]].concat()), (0, 9));
     }
 }

@@ -68,14 +68,14 @@ impl<'a> Fit<'a> {
         let device = inner_device.clone().autodiff();
         let loss_scale = trainer.precision.loss_scale(&inner_device)?;
         let mut info = model_info(trainer, train)?;
+        let teacher = trainer.distillation.as_ref();
+        let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
+        let fixed_settings = fixed_settings(&info, valid, initial.as_ref(), teacher.as_ref())?;
         // The initial weights depend on the seed alone.
         device.seed(trainer.seed);
         let InitialNetwork { mut model, trunk, source } =
             initial_network(trainer, initial, &mut info, train, &device)?;
         model.set_mixed_precision(loss_scale.is_some());
-        let teacher = trainer.distillation.as_ref();
-        let teacher = teacher.map(|teacher| Teacher::load(teacher, &info.labels)).transpose()?;
-        let fixed_settings = fixed_settings(&info, valid);
         let average = (trainer.ema_decay > 0.0).then(|| model.valid());
         let progress = Progress { fixed_settings, ..Default::default() };
         let optimizer = optimizer(trainer, &model);

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::trunk::Trunk;
 use super::{Freeze, Trainer};
-use crate::checkpoint::{Checkpoint, ModelInfo};
+use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
 use crate::device::is_on_host;
+use crate::disk::sha256;
 use crate::error::{Error, ModelError, Result};
 use crate::graph::{Graph, SourceHead, with_prefix};
 use crate::nn::{Network, weights};
@@ -91,6 +92,15 @@ impl InitialModel {
             (false, None) => (model.clone(), Some((model, 0))),
         };
         Ok(Self { model, source, path })
+    }
+
+    /// SHA-256 of the weights and of those of the source head.
+    pub(super) fn digest(&self) -> Result<String> {
+        let mut bytes = self.model.to_bytes(Precision::F32)?;
+        if let Some((source, _)) = &self.source {
+            bytes.extend(source.to_bytes(Precision::F32)?);
+        }
+        Ok(sha256(&bytes))
     }
 
     /// The weights for a network's layers, without those of a last layer for other classes or of other layers in the head.

@@ -10,6 +10,8 @@ use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, SgdConfig};
 
 use serde_json::json;
 
+use super::initial::InitialModel;
+use super::teacher::Teacher;
 use super::{Optimizer, Trainer};
 use crate::augment::Augment;
 use crate::checkpoint::ModelInfo;
@@ -106,7 +108,12 @@ pub(super) fn unix_time() -> Option<u64> {
 }
 
 /// The settings that a resumed training must share with the one that was stopped.
-pub(super) fn fixed_settings(info: &ModelInfo, valid: &Dataset) -> serde_json::Value {
+pub(super) fn fixed_settings(
+    info: &ModelInfo,
+    valid: &Dataset,
+    initial: Option<&InitialModel>,
+    teacher: Option<&Teacher>,
+) -> Result<serde_json::Value> {
     let mut settings = info.settings.clone();
     if let Some(map) = settings.as_object_mut() {
         // Threads and cache do not change the result.
@@ -117,6 +124,9 @@ pub(super) fn fixed_settings(info: &ModelInfo, valid: &Dataset) -> serde_json::V
         map.insert("multi label".into(), json!(valid.is_multi_label()));
         map.insert("training data".into(), json!(info.data_digest));
         map.insert("validation data".into(), json!(valid.digest()));
+        // Frozen layers and the teacher are read from their files again, not from the state.
+        map.insert("initial weights".into(), json!(initial.map(InitialModel::digest).transpose()?));
+        map.insert("teacher".into(), json!(teacher.map(|teacher| &teacher.digest)));
     }
-    settings
+    Ok(settings)
 }

@@ -10,7 +10,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Precision};
+use crate::disk::sha256;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::preprocess::{Pixels, Resize, resize};
@@ -65,6 +66,8 @@ pub(super) struct Teacher {
     engine: Engine,
     /// Side of the images that the engine takes, in pixels.
     side: u32,
+    /// SHA-256 of the model.
+    pub(super) digest: String,
 }
 
 impl Teacher {
@@ -87,7 +90,8 @@ impl Teacher {
         let side = info.preprocess.size;
         let engine = Engine::new(model.network());
         let engine = engine.map_err(|reason| Error::checkpoint(path, reason))?;
-        Ok(Self { settings: settings.clone(), engine, side })
+        let digest = sha256(&model.to_bytes(Precision::F32)?);
+        Ok(Self { settings: settings.clone(), engine, side, digest })
     }
 
     /// `[n, side, side, 3]` bytes -> logits `[n, classes]` and features `[n, width]`, without gradients.
