@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_that_panics_ends_the_epoch_with_an_error() {
+    fn a_worker_that_ends_early_ends_the_epoch_with_an_error() {
         let (sender, queue) = sync_channel(1);
         drop(sender);
         let mut batches = Batches { queues: vec![queue], taken: 0, total: 3 };
