@@ -313,7 +313,7 @@ fn query_parameter(uri: &Uri, name: &str) -> Option<String> {
     pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
 }
 
-/// The client's `X-Request-Id` if it has at most 128 visible ASCII characters, else a new id.
+/// The client's `X-Request-Id` if it has 1 to 128 characters, all of them printable ASCII, space or tab, else a new id.
 fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
     match sent {
