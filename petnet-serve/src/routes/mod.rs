@@ -41,7 +41,7 @@ use crate::problem::{Kind, Problem};
 use crate::shadow::Samples;
 use crate::telemetry::{ParentSpan, Record, RequestDetails};
 
-use table::{Entry, Route};
+use table::{Route, RouteEntry};
 
 pub(crate) use grpc::report_health;
 pub(crate) use table::TABLE;
@@ -141,7 +141,7 @@ async fn respond_http(
 /// Checks host, method and key of a request, and calls the handler of its route.
 async fn check_and_call(
     app: &Arc<App>,
-    (listener, entry): (ListenerKind, &'static Entry),
+    (listener, entry): (ListenerKind, &'static RouteEntry),
     model: &str,
     request: &mut HttpRequest,
 ) -> HandlerResult {

@@ -45,7 +45,7 @@ pub(crate) enum Route {
 
 /// The declaration of a route.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Entry {
+pub(crate) struct RouteEntry {
     pub(crate) route: Route,
     pub(crate) path: &'static str,
     /// Methods, in the format of the header `Allow`.
@@ -63,15 +63,20 @@ const EXPORT: Access = Access::Key(Scope::Export);
 const METRICS: Access = Access::Key(Scope::Metrics);
 const ADMIN: Access = Access::Key(Scope::Admin);
 
-const fn entry(route: Route, path: &'static str, allow: &'static str, access: Access) -> Entry {
-    Entry { route, path, allow, access, has_session: false }
+const fn entry(
+    route: Route,
+    path: &'static str,
+    allow: &'static str,
+    access: Access,
+) -> RouteEntry {
+    RouteEntry { route, path, allow, access, has_session: false }
 }
 
-const fn session(entry: Entry) -> Entry {
-    Entry { has_session: true, ..entry }
+const fn session(entry: RouteEntry) -> RouteEntry {
+    RouteEntry { has_session: true, ..entry }
 }
 
-pub(crate) static TABLE: &[Entry] = &[
+pub(crate) static TABLE: &[RouteEntry] = &[
     session(entry(Route::Home, "/", GET, Access::Open)),
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
@@ -106,7 +111,7 @@ pub(crate) static TABLE: &[Entry] = &[
 ];
 
 /// Router of all paths. Each model has one version, which a path may name.
-static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
+static ROUTER: LazyLock<Router<&'static RouteEntry>> = LazyLock::new(|| {
     const MODEL: &str = "/v2/models/{model}";
     let mut router = Router::new();
     for entry in TABLE {
@@ -121,7 +126,7 @@ static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
 });
 
 /// The route of a path, and the model that the path names.
-pub(crate) fn find(path: &str) -> Option<(&'static Entry, String)> {
+pub(crate) fn find(path: &str) -> Option<(&'static RouteEntry, String)> {
     let found = ROUTER.at(path).ok()?;
     let model = found.params.get("model").unwrap_or_default();
     let model = percent_decode_str(model).decode_utf8().ok()?.into_owned();

@@ -17,7 +17,7 @@ use crate::settings::Settings;
 const CERTIFICATE: &[u8] =
     include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/certificate.pem"));
 const KEY: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/key.pem"));
-const PUBLIC: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
+const PUBLIC_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
 const IMAGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nimage";
 
 fn settings() -> Settings {
@@ -349,7 +349,7 @@ fn no_spelling_of_an_address_passes_a_list_of_names() {
 }
 
 /// At least one address of each network that is not globally reachable.
-const RESERVED: [&str; 51] = [
+const RESERVED_ADDRESSES: [&str; 51] = [
     "0.0.0.0",
     "0.1.2.3",
     "10.0.0.1",
@@ -404,7 +404,7 @@ const RESERVED: [&str; 51] = [
 ];
 
 /// Public addresses, most of them at the edges of those networks.
-const GLOBAL: [&str; 19] = [
+const GLOBAL_ADDRESSES: [&str; 19] = [
     "1.1.1.1",
     "9.255.255.255",
     "11.0.0.0",
@@ -428,7 +428,7 @@ const GLOBAL: [&str; 19] = [
 
 #[test]
 fn only_public_addresses_are_global() {
-    for (ips, global) in [(&RESERVED[..], false), (&GLOBAL[..], true)] {
+    for (ips, global) in [(&RESERVED_ADDRESSES[..], false), (&GLOBAL_ADDRESSES[..], true)] {
         for ip in ips {
             assert_eq!(is_global(ip.parse().unwrap()), global, "{ip}");
         }
@@ -667,7 +667,7 @@ async fn a_name_is_resolved_once() {
     let (remote, network) = network.remote("http://a.example:8080", settings());
     assert_eq!(fetch(&remote, "http://a.example.:8080/").await.unwrap(), "image");
     assert_eq!(network.resolutions.load(Ordering::Relaxed), 1);
-    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC, 8080)]);
+    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC_ADDRESS, 8080)]);
     assert!(server.heads()[0].contains("host: a.example:8080\r\n"), "{:?}", server.heads());
     // The next fetch resolves the name again, to the private address.
     assert_eq!(fetch(&remote, "http://a.example:8080/").await.unwrap_err().status, 502);
@@ -701,7 +701,7 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
     let network = Fake::new(server.address, [public, public]);
     let (remote, network) = network.remote("localhost,a.example", settings());
     assert_eq!(fetch(&remote, "https://localhost/").await.unwrap(), "image");
-    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC, 443)]);
+    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC_ADDRESS, 443)]);
     let problem = fetch(&remote, "https://a.example/").await.unwrap_err();
     let unreachable = "no connection to the host of `url` could be made";
     assert_eq!(parts(&problem), (502, "url_failed", unreachable), "the certificate's name differs");
