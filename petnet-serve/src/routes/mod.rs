@@ -115,8 +115,11 @@ async fn respond_http(
         app.sessions.record_request(request.headers(), peer);
     }
     let outcome = match matched {
-        Some((entry, model)) if listener == ListenerKind::Api || entry.route == Route::Metrics => {
-            let call = AssertUnwindSafe(check_and_call(app, (listener, entry), &model, request));
+        Some((entry, parameter))
+            if listener == ListenerKind::Api || entry.route == Route::Metrics =>
+        {
+            let call =
+                AssertUnwindSafe(check_and_call(app, (listener, entry), &parameter, request));
             call.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
         Some(_) | None => {
@@ -142,7 +145,7 @@ async fn respond_http(
 async fn check_and_call(
     app: &Arc<App>,
     (listener, entry): (ListenerKind, &'static RouteEntry),
-    model: &str,
+    parameter: &str,
     request: &mut HttpRequest,
 ) -> HandlerResult {
     check_host(request)?;
@@ -158,7 +161,7 @@ async fn check_and_call(
         ListenerKind::Api => app.keys.authorize(request.headers(), entry.access)?,
     };
     request.extensions_mut().insert(authorization.priority);
-    match call_handler(app, entry.route, model, request).await {
+    match call_handler(app, entry.route, parameter, request).await {
         Ok(mut response) => {
             authorization.add_headers(response.headers_mut());
             Ok(response)
@@ -167,10 +170,11 @@ async fn check_and_call(
     }
 }
 
+/// Calls the handler of a route with the value of its path's parameter.
 async fn call_handler(
     app: &Arc<App>,
     route: Route,
-    model: &str,
+    parameter: &str,
     request: &mut HttpRequest,
 ) -> HandlerResult {
     match route {
@@ -197,14 +201,14 @@ async fn call_handler(
         Route::V2 => Ok(v2::server()),
         Route::V2Live => Ok(json_response(&json!({ "live": true }))),
         Route::V2Ready => v2::check_ready(app).map(|()| json_response(&json!({ "ready": true }))),
-        Route::V2Model => v2::metadata(app, model),
-        Route::V2ModelReady => v2::model_ready(app, model),
-        Route::V2ModelConfig => v2::config(app, model),
-        Route::V2ModelStats => v2::stats(app, model),
-        Route::V2Infer => v2::infer(app, model, request).await,
+        Route::V2Model => v2::metadata(app, parameter),
+        Route::V2ModelReady => v2::model_ready(app, parameter),
+        Route::V2ModelConfig => v2::config(app, parameter),
+        Route::V2ModelStats => v2::stats(app, parameter),
+        Route::V2Infer => v2::infer(app, parameter, request).await,
         Route::V2Index => Ok(json_response(&json!(v2::repository(app)))),
-        Route::V2Load => v2::load(app, model).await.map(|()| json_response(&json!({}))),
-        Route::V2Unload => v2::unload(app, model).map(|()| json_response(&json!({}))),
+        Route::V2Load => v2::load(app, parameter).await.map(|()| json_response(&json!({}))),
+        Route::V2Unload => v2::unload(app, parameter).map(|()| json_response(&json!({}))),
     }
 }
 
