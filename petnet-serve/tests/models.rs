@@ -156,7 +156,7 @@ fn a_shadow_model_classifies_sampled_images_and_feedback_evaluates_both() {
             .concat(),
         );
     assert_eq!(server.get("/shadow").json()["agreement"], Value::Null);
-    // One at a time: the shadow model skips images that arrive while it is busy.
+    // One at a time, so that none is skipped.
     let answers: Vec<Value> = (1..=3)
         .map(|number| {
             let answer = predict(&server, "/predict");

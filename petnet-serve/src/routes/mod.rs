@@ -112,7 +112,7 @@ async fn respond_http(
     let matched = table::find(request.uri().path());
     let route = matched.as_ref().map_or("unknown", |(entry, _)| entry.path);
     if matched.as_ref().is_some_and(|(entry, _)| entry.has_session) {
-        app.sessions.record_request(request.headers(), peer);
+        app.sessions.record_request(request.headers(), peer, Instant::now());
     }
     let outcome = match matched {
         Some((entry, parameter))
