@@ -6,7 +6,7 @@ mod common;
 #[path = "../../petnet/tests/common/hostile.rs"]
 mod hostile;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -234,7 +234,7 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
     assert_eq!(server.post_json("/feedback", &label).0, 200);
     server.signal("-KILL");
-    server.wait_killed();
+    server.wait();
     // All pages of all files of the database, except the file with the number of labels.
     let mut damaged = 0;
     for file in files(&store) {
@@ -337,27 +337,19 @@ fn with_constant_weights(file: &[u8], value: f32) -> Vec<u8> {
 /// F10: a log whose reader stops.
 #[test]
 fn a_log_reader_that_stops_does_not_block_requests() {
-    let port = {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().port().to_string()
-    };
     let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
-        .args([
-            "--host",
-            "127.0.0.1",
-            "--port",
-            &port,
-            "--metrics-addr",
-            "off",
-            "--feedback",
-            "off",
-        ])
-        .args(["--drain-delay", "0s"])
+        .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off", "--feedback", "off"])
+        .args(["--drain-delay", "0s", "--log-format", "json"])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // Only the first line is read, which has the address.
+    let (mut log, mut first) = (BufReader::new(child.stderr.take().unwrap()), String::new());
+    log.read_line(&mut first).unwrap();
+    let first: serde_json::Value = serde_json::from_str(&first).unwrap();
+    let address = first["address"].as_str().unwrap();
     let ask = |path: &str| {
-        let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).ok()?;
+        let mut stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
         let mut reply = String::new();
@@ -373,6 +365,7 @@ fn a_log_reader_that_stops_does_not_block_requests() {
     assert!(dropped.unwrap().parse::<f64>().unwrap() > 0.0, "{dropped:?}");
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     wait_until("the end", || child.try_wait().unwrap().is_some());
+    drop(log);
 }
 
 /// F11: a signal before the model is loaded.

@@ -67,15 +67,10 @@ impl Server {
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
-    /// Waits for the end of the process; returns its exit status.
+    /// Waits for the end of the process; returns its exit status, `None` if it was killed.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         wait_until("the end", || self.child.try_wait().unwrap().is_some());
         self.child.wait().unwrap().code()
-    }
-
-    /// Waits for a server that was killed.
-    pub(crate) fn wait_killed(&mut self) {
-        self.child.wait().unwrap();
     }
 
     /// Resident memory in bytes.
