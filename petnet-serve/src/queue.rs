@@ -162,8 +162,8 @@ impl Queue {
 
     /// Estimated time until the images that wait now have their permits.
     ///
-    /// A permit is held for as long as all images in flight take. Bulk callers share `bulk_capacity` permits, so that of
-    /// `n > bulk_capacity` images in flight that end, `bulk_capacity` at most are theirs.
+    /// A permit is held for about the service time per image, times the number of images in flight. Of these, bulk callers
+    /// have at most `bulk_capacity`, so that their waiting images get permits at that share of the rate.
     fn estimated_wait(&self, priority: Priority) -> Duration {
         let interactive = self.interactive_waiting.load(Ordering::Relaxed);
         let ahead = match priority {

@@ -57,7 +57,7 @@ async fn version_changed(served: &ServedModel, settings: &Settings, name: &str) 
     match current.unwrap_or_else(|e| Err(e.into())) {
         Ok(version) => {
             let loaded = served.get();
-            loaded.is_none_or(|model| model.registry_version.as_ref() != Some(&version.version))
+            loaded.is_some_and(|model| model.registry_version.as_ref() != Some(&version.version))
         }
         Err(error) => {
             counter!(names::MODEL_REGISTRY_ERRORS_TOTAL).increment(1);
