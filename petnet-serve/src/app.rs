@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use metrics::{counter, gauge};
@@ -115,7 +115,7 @@ impl App {
         self.recorder.scrape(|| {
             gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             self.machine.set_gauges(self.feedback.as_ref().map(|feedback| feedback.path.as_path()));
-            gauge!(names::ACTIVE_USER_SESSIONS).set(self.sessions.active() as f64);
+            gauge!(names::ACTIVE_USER_SESSIONS).set(self.sessions.active(Instant::now()) as f64);
             self.batcher.cache.set_gauges();
             self.memory.set_gauges();
             gauge!(names::OPEN_CONNECTIONS).set(self.connections.load(Ordering::Relaxed) as f64);
@@ -186,7 +186,7 @@ pub(crate) async fn run_maintenance(app: Arc<App>) {
         // A panic ends this tick's work only.
         let _ = tokio::task::spawn_blocking(move || {
             app.recorder.upkeep();
-            app.sessions.active();
+            app.sessions.active(Instant::now());
             if let Some(feedback) = &app.feedback {
                 feedback.reopen();
                 if tick % TICKS_PER_CLEANUP == 0 {

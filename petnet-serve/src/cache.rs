@@ -38,7 +38,7 @@ struct EntrySize;
 impl Weighter<CacheKey, Arc<CacheEntry>> for EntrySize {
     fn weight(&self, key: &CacheKey, entry: &Arc<CacheEntry>) -> u64 {
         /// Overhead of an entry in bytes: the map's slot, pointers and allocations.
-        const OVERHEAD: usize = 256;
+        const OVERHEAD_BYTES: usize = 256;
         let CacheEntry { classification: Classification { prediction, embedding }, metadata } =
             entry.as_ref();
         let numbers = prediction.probabilities().len() + embedding.len();
@@ -49,7 +49,7 @@ impl Weighter<CacheKey, Arc<CacheEntry>> for EntrySize {
             + prediction.label_text().len()
             + classes
             + metadata.sha256.as_ref().map_or(0, String::len);
-        let fixed = OVERHEAD + size_of::<CacheKey>() + size_of::<CacheEntry>();
+        let fixed = OVERHEAD_BYTES + size_of::<CacheKey>() + size_of::<CacheEntry>();
         (fixed + key.image.len() + key.model.len() + 4 * numbers + names) as u64
     }
 }
@@ -57,19 +57,19 @@ impl Weighter<CacheKey, Arc<CacheEntry>> for EntrySize {
 impl PredictionCache {
     pub(crate) fn new(settings: &Settings) -> Self {
         /// Approximate size of an entry of the bundled model in bytes, by which the table's initial capacity is estimated.
-        const TYPICAL_ENTRY: u64 = 6 << 10;
+        const TYPICAL_ENTRY_BYTES: u64 = 6 << 10;
         let bytes = settings.cache_bytes();
-        let entries = usize::try_from(bytes / TYPICAL_ENTRY).unwrap_or(usize::MAX);
+        let entries = usize::try_from(bytes / TYPICAL_ENTRY_BYTES).unwrap_or(usize::MAX);
         Self((bytes > 0).then(|| Cache::with_weighter(entries, bytes, EntrySize)))
     }
 
     /// The key of an image; `None` while the cache is disabled.
     pub(crate) async fn key(&self, model: &Model, image: &bytes::Bytes) -> Option<CacheKey> {
         /// Larger images are hashed on a blocking thread: hashing would delay the runtime's other tasks.
-        const MAX_INLINE_HASH: usize = 64 << 10;
+        const MAX_INLINE_HASH_BYTES: usize = 64 << 10;
         self.0.as_ref()?;
         let digest = match image.len() {
-            ..=MAX_INLINE_HASH => sha256(image),
+            ..=MAX_INLINE_HASH_BYTES => sha256(image),
             _ => {
                 let image = image.clone();
                 tokio::task::spawn_blocking(move || sha256(&image)).await.ok()?

@@ -153,8 +153,8 @@ impl Decoders {
     }
 
     /// Runs work on a decoding thread with a claim on `memory` bytes, and waits for the output, which the work sends itself or
-    /// queues an image for. The work may take `decode_timeout` from its start; the whole wait is limited by
-    /// `request_timeout`.
+    /// queues an image for. The work may take `decode_timeout` from its start. The wait for memory is limited by
+    /// `request_timeout`, and so is that for the output, which begins once the memory is claimed.
     ///
     /// # Errors
     /// 413 or 503 for the memory, 422 or 503 for the time; 500 where no output is sent.

@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use tokio_rustls::rustls::pki_types::ServerName;
 use url::{Host, Position, Url};
 
-const AGENT: &str = concat!("petnet-serve/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT_VALUE: &str = concat!("petnet-serve/", env!("CARGO_PKG_VERSION"));
 
 /// IPv4 networks that are not globally reachable: IANA's special-purpose registry (RFC 6890, RFC 8190), multicast (RFC 5771),
 /// and 168.63.129.16, the address of the host of Azure's virtual machines.
@@ -237,7 +237,7 @@ impl AllowedUrl {
             .header(HOST, host)
             .header(ACCEPT, "image/*")
             .header(ACCEPT_ENCODING, "identity")
-            .header(USER_AGENT, AGENT)
+            .header(USER_AGENT, USER_AGENT_VALUE)
             .header(CONNECTION, "close");
         request.body(Empty::new()).map_err(|_| FetchError::Malformed("`url` is malformed"))
     }

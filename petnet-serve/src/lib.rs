@@ -118,7 +118,7 @@ pub async fn run(
     // Traces and metrics that cannot be exported within the grace period are dropped.
     let traces = tokio::task::spawn_blocking(move || app.traces.finish());
     let metrics = tokio::task::spawn_blocking(move || {
-        export.into_iter().for_each(|e| e.finish(EXPORT_TIMEOUT))
+        export.is_none_or(|export| export.finish(EXPORT_TIMEOUT))
     });
     let _ = tokio::time::timeout_at(end, async { tokio::join!(traces, metrics) }).await;
     tracing::info!("stopped");

@@ -14,9 +14,9 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit status for bad usage or configuration.
-const BAD_USAGE: u8 = 2;
+const BAD_USAGE_STATUS: u8 = 2;
 /// Exit status after a second signal.
-const INTERRUPTED: i32 = 130;
+const INTERRUPTED_STATUS: i32 = 130;
 /// Blocking threads for feedback, exports and large JSON; decoding and reloading have threads of their own.
 const BLOCKING_THREADS: usize = 4;
 /// Length of the listen backlog: connections that the kernel completes before the service accepts them.
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     }
     let (log, address) = match start_log(&settings).and_then(|log| Ok((log, settings.address()?))) {
         Ok(started) => started,
-        Err(error) => return fail(&error, BAD_USAGE),
+        Err(error) => return fail(&error, BAD_USAGE_STATUS),
     };
     let runtime =
         Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build();
@@ -107,7 +107,7 @@ async fn serve(settings: Settings, address: SocketAddr) -> Result<()> {
         // A second signal ends the process at once.
         tokio::spawn(async move {
             stop_signal(&mut terminate, &mut interrupt).await;
-            std::process::exit(INTERRUPTED);
+            std::process::exit(INTERRUPTED_STATUS);
         });
     };
     run(Listeners { api, metrics }, settings, reload, stop).await

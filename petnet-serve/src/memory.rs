@@ -17,11 +17,11 @@ use crate::telemetry::names;
 /// Bytes reserved for the buffers and state of a connection.
 const CONNECTION_BYTES: u64 = 32 << 10;
 /// Minimum budget of requests in bytes.
-const MIN_BUDGET: u64 = 16 << 20;
+const MIN_BUDGET_BYTES: u64 = 16 << 20;
 /// Bytes that a permit of a pool's semaphore stands for.
 const PERMIT_BYTES: u64 = 1 << 10;
 /// Resident memory in bytes assumed on systems without `/proc`.
-const ASSUMED_RESIDENT: u64 = 96 << 20;
+const ASSUMED_RESIDENT_BYTES: u64 = 96 << 20;
 
 /// The memory budget of requests. All sizes are in bytes.
 pub(crate) struct Memory {
@@ -122,7 +122,7 @@ impl Memory {
             limit: settings.memory_limit(),
             connections: settings.connections() as u64 * CONNECTION_BYTES,
             cache: settings.cache_bytes(),
-            initial_resident: resident("VmRSS:").unwrap_or(0),
+            initial_resident: read_resident("VmRSS:").unwrap_or(0),
             loading: AtomicU64::new(0),
             buffers: Pool::empty(),
             decoding: Pool::empty(),
@@ -133,20 +133,20 @@ impl Memory {
     /// the models, less connections and cache.
     ///
     /// # Errors
-    /// When that is less than [`MIN_BUDGET`].
+    /// When that is less than [`MIN_BUDGET_BYTES`].
     pub(crate) fn open(&self) -> Result<()> {
-        let resident = resident("VmRSS:").unwrap_or(ASSUMED_RESIDENT);
-        let peak = self::resident("VmHWM:").unwrap_or(resident);
+        let resident = read_resident("VmRSS:").unwrap_or(ASSUMED_RESIDENT_BYTES);
+        let peak = read_resident("VmHWM:").unwrap_or(resident);
         self.loading.store(peak.saturating_sub(self.initial_resident), Ordering::Relaxed);
         let needed = resident + self.connections + self.cache;
         let spare = (self.limit - self.limit / 8).saturating_sub(needed);
         let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
         ensure!(
-            spare >= MIN_BUDGET,
+            spare >= MIN_BUDGET_BYTES,
             "--memory {}: the model, connections and --cache take {} MB, so that at least {} MB are needed",
             megabytes(self.limit),
             megabytes(needed),
-            megabytes((needed + MIN_BUDGET) * 8 / 7),
+            megabytes((needed + MIN_BUDGET_BYTES) * 8 / 7),
         );
         let (buffers, decoding) = (spare / 3, spare - spare / 3);
         self.buffers.open(buffers);
@@ -210,7 +210,7 @@ impl Memory {
 }
 
 /// Resident memory of this process in bytes: the current (`VmRSS:`) or the peak (`VmHWM:`).
-fn resident(field: &str) -> Option<u64> {
+fn read_resident(field: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)

@@ -17,7 +17,7 @@ use crate::problem::Problem;
 use crate::telemetry::names;
 
 /// Time without progress after which the images in flight count as stuck.
-const STUCK: Duration = Duration::from_secs(5);
+const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// Bulk callers share the permits divided by this number.
 const BULK_DIVISOR: usize = 4;
 
@@ -28,6 +28,8 @@ pub(crate) struct Queue {
     /// Second permit that an image of a bulk caller needs.
     bulk_permits: Arc<Semaphore>,
     capacity: usize,
+    /// Number of bulk permits.
+    bulk_capacity: usize,
     /// Number of waiting images of interactive callers.
     interactive_waiting: AtomicUsize,
     /// Number of waiting images of bulk callers.
@@ -126,11 +128,13 @@ impl Queue {
     /// A queue with `capacity` permits for the model of that name; images that would wait longer than `timeout` are refused.
     pub(crate) fn new(name: &str, capacity: usize, timeout: Duration) -> Self {
         let start = Instant::now();
+        let bulk_capacity = capacity.div_ceil(BULK_DIVISOR);
         Self {
             name: name.into(),
             permits: Arc::new(Semaphore::new(capacity)),
-            bulk_permits: Arc::new(Semaphore::new(capacity.div_ceil(BULK_DIVISOR))),
+            bulk_permits: Arc::new(Semaphore::new(bulk_capacity)),
             capacity,
+            bulk_capacity,
             interactive_waiting: AtomicUsize::new(0),
             bulk_waiting: AtomicUsize::new(0),
             timeout,
@@ -157,11 +161,18 @@ impl Queue {
     }
 
     /// Estimated time until the images that wait now have their permits.
+    ///
+    /// A permit is held for about the service time per image, times the number of images in flight. Of these, bulk callers
+    /// have at most `bulk_capacity`, so that their waiting images get permits at that share of the rate.
     fn estimated_wait(&self, priority: Priority) -> Duration {
         let interactive = self.interactive_waiting.load(Ordering::Relaxed);
         let ahead = match priority {
             Priority::Interactive => interactive,
-            Priority::Batch => interactive + self.bulk_waiting.load(Ordering::Relaxed),
+            Priority::Batch => {
+                let in_flight = self.in_flight.count.load(Ordering::Relaxed);
+                let bulk_waiting = self.bulk_waiting.load(Ordering::Relaxed);
+                interactive + bulk_waiting * in_flight.max(self.bulk_capacity) / self.bulk_capacity
+            }
         };
         let nanos_per_image = self.service_time.nanos_per_image.load(Ordering::Relaxed);
         Duration::from_nanos(nanos_per_image) * ahead as u32
@@ -215,11 +226,11 @@ impl Queue {
             == 0
     }
 
-    /// True while images are in flight and none has made progress for [`STUCK`].
+    /// True while images are in flight and none has made progress for [`STUCK_AFTER`].
     pub(crate) fn is_stuck(&self) -> bool {
         let last = Duration::from_millis(self.in_flight.last_progress.load(Ordering::Relaxed));
         self.in_flight.count.load(Ordering::Relaxed) > 0
-            && self.in_flight.start.elapsed().saturating_sub(last) > STUCK
+            && self.in_flight.start.elapsed().saturating_sub(last) > STUCK_AFTER
     }
 
     pub(crate) fn set_gauges(&self) {
@@ -258,5 +269,23 @@ mod tests {
         assert!(!queue.is_idle());
         drop(others);
         assert!(queue.is_idle() && !queue.is_stuck());
+    }
+
+    #[tokio::test]
+    async fn the_wait_of_bulk_callers_is_estimated_with_their_share_of_the_permits() {
+        let queue = Arc::new(Queue::new("m", 8, Duration::from_secs(1)));
+        queue.service_time.nanos_per_image.store(100_000_000, Ordering::Relaxed);
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(queue.acquire(Priority::Batch, None).await.unwrap());
+        }
+        queue.bulk_waiting.store(6, Ordering::Relaxed);
+        assert!(queue.check_wait(Priority::Batch).is_ok(), "0.6 s: all in flight are theirs");
+        for _ in 0..6 {
+            held.push(queue.acquire(Priority::Interactive, None).await.unwrap());
+        }
+        let problem = queue.check_wait(Priority::Batch).unwrap_err();
+        assert_eq!(problem.retry_after, Some(3), "2.4 s: two of eight in flight are theirs");
+        assert!(queue.check_wait(Priority::Interactive).is_ok());
     }
 }

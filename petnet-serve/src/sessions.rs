@@ -35,9 +35,8 @@ impl Sessions {
     }
 
     /// Records a request of a client.
-    pub(crate) fn record_request(&self, headers: &HeaderMap, peer: IpAddr) {
+    pub(crate) fn record_request(&self, headers: &HeaderMap, peer: IpAddr, now: Instant) {
         let client = self.hasher.hash_one(Client::of(headers, peer));
-        let now = Instant::now();
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let full = clients.len() >= MAX_CLIENTS;
         match clients.entry(client) {
@@ -48,10 +47,10 @@ impl Sessions {
     }
 
     /// Ends sessions that are idle for too long, and returns the number of the others.
-    pub(crate) fn active(&self) -> usize {
+    pub(crate) fn active(&self, now: Instant) -> usize {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|_, (first, last)| {
-            let active = last.elapsed() < self.idle_timeout;
+            let active = now.saturating_duration_since(*last) < self.idle_timeout;
             if !active {
                 histogram!(names::USER_SESSION_DURATION_SECONDS).record(*last - *first);
             }
@@ -102,17 +101,21 @@ mod tests {
             HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
         };
         let peer = IpAddr::from([127, 0, 0, 1]);
-        let sessions = Sessions::new(Duration::from_millis(40));
-        let empty = HeaderMap::new();
-        sessions.record_request(&empty, peer);
-        sessions.record_request(&empty, peer);
-        sessions.record_request(&header("x-forwarded-for", "10.0.0.1, 10.0.0.9"), peer);
-        sessions.record_request(&header("x-forwarded-for", "10.0.0.1"), peer);
-        sessions.record_request(&header("x-api-key", "secret"), peer);
-        sessions.record_request(&header("cookie", "a=b; petnet_session=4711"), peer);
-        assert_eq!(sessions.active(), 4);
-        std::thread::sleep(Duration::from_millis(50));
-        sessions.record_request(&header("cookie", "petnet_session=4711"), peer);
-        assert_eq!(sessions.active(), 1);
+        let sessions = Sessions::new(Duration::from_secs(40));
+        let begin = Instant::now();
+        for headers in [
+            HeaderMap::new(),
+            HeaderMap::new(),
+            header("x-forwarded-for", "10.0.0.1, 10.0.0.9"),
+            header("x-forwarded-for", "10.0.0.1"),
+            header("x-api-key", "secret"),
+            header("cookie", "a=b; petnet_session=4711"),
+        ] {
+            sessions.record_request(&headers, peer, begin);
+        }
+        assert_eq!(sessions.active(begin + Duration::from_secs(39)), 4);
+        let later = begin + Duration::from_secs(40);
+        sessions.record_request(&header("cookie", "petnet_session=4711"), peer, later);
+        assert_eq!(sessions.active(later), 1);
     }
 }

@@ -25,7 +25,7 @@ use crate::settings::Settings;
 use crate::telemetry::names;
 
 /// Maximum size of a body without images, in bytes.
-const MAX_JSON: usize = 1 << 20;
+const MAX_JSON_BYTES: usize = 1 << 20;
 const BODY_TIMEOUT: &str = "the body did not arrive in time";
 const BODY_INCOMPLETE: &str = "the body ended too early";
 
@@ -153,7 +153,7 @@ impl Uploads {
         self.collect(request, self.settings.max_body).await
     }
 
-    /// Reads a JSON body of at most [`MAX_JSON`] bytes.
+    /// Reads a JSON body of at most [`MAX_JSON_BYTES`] bytes.
     ///
     /// # Errors
     /// 400, 408, 411, 413, 415, or 503 when no memory is free.
@@ -161,12 +161,12 @@ impl Uploads {
         &self,
         request: &mut Request<Incoming>,
     ) -> Result<T, Problem> {
-        check_length(request, MAX_JSON)?;
+        check_length(request, MAX_JSON_BYTES)?;
         if !matches!(BodyFormat::of(&content_type(request.headers()))?, BodyFormat::Json) {
             let detail = "send application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail));
         }
-        let (body, _claim) = self.collect(request, MAX_JSON).await?;
+        let (body, _claim) = self.collect(request, MAX_JSON_BYTES).await?;
         serde_json::from_slice(&body)
             .map_err(|error| Problem::bad_request(format!("the JSON is invalid: {error}")))
     }

@@ -6,12 +6,12 @@ mod common;
 #[path = "../../petnet/tests/common/hostile.rs"]
 mod hostile;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Server, multipart, post, test_image};
+use common::{Server, multipart, post, test_image, wait_until};
 use hostile::{PNG_KINDS, gif, jpeg, png, profile, webp};
 use image::ImageFormat;
 
@@ -50,17 +50,6 @@ fn post_concurrently(
     })
 }
 
-fn wait_until(condition: &str, patience: Duration, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while began.elapsed() < patience {
-        if done() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("not within {patience:?}: {condition}");
-}
-
 /// F1, F2: small files that need much memory (decompression bombs).
 #[test]
 fn images_that_need_much_memory_are_refused_or_fit() {
@@ -92,26 +81,28 @@ fn images_that_need_much_memory_are_refused_or_fit() {
 /// F3: progressive JPEGs with many scans, which take CPU time.
 #[test]
 fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
-    let mut server = start_with_limited_memory(&["--drain-delay", "0s", "--grace", "2s"]);
+    let settings = ["--drain-delay", "0s", "--grace", "2s", "--transfer-timeout", "1h"];
+    let mut server = start_with_limited_memory(&settings);
     let many = jpeg(3000, 2000, 10_000);
-    let began = Instant::now();
     let refused = post_concurrently(&server, 6, "/predict", JPEG, &many);
     assert!(refused.iter().all(|status| *status == 413), "{refused:?}");
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let metrics = server.metrics();
+    assert_eq!(metrics["preprocessing_images_total{result=\"refused\"}"], 6.0);
+    let decoded = metrics.get("preprocessing_duration_seconds_count");
+    assert!(decoded.is_none_or(|count| *count == 0.0), "refused before decoding");
     assert_within_budget(&server, "10,000 scans");
-    // Repeatedly as many scans as are permitted, while the service is stopped.
+    // Repeatedly as many scans as are permitted, and a body that never ends, while the service is stopped.
     let most = post("/predict", &[JPEG], &jpeg(2400, 1600, 100));
-    let senders: Vec<_> = (0..6)
-        .map(|_| {
+    let bodies = [&most[..]; 6].into_iter().chain([&most[..most.len() / 2]]);
+    let senders: Vec<_> = bodies
+        .map(|body| {
             let mut stream = server.connect();
-            stream.write_all(&most).unwrap();
+            stream.write_all(body).unwrap();
             stream
         })
         .collect();
     server.signal("-TERM");
-    let began = Instant::now();
-    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(server.wait(), Some(0));
     drop(senders);
 }
 
@@ -119,9 +110,9 @@ fn scans_cost_no_more_than_their_limit_and_the_end_comes_in_time() {
 fn a_second_signal_ends_at_once() {
     let mut server = start_with_limited_memory(&["--drain-delay", "30s"]);
     server.signal("-TERM");
-    wait_until("draining", Duration::from_secs(5), || server.get("/readyz").status == 503);
+    wait_until("draining", || server.get("/readyz").status == 503);
     server.signal("-INT");
-    assert_eq!(server.wait(Duration::from_secs(2)), Some(130));
+    assert_eq!(server.wait(), Some(130));
 }
 
 /// F4: clients that do not read responses.
@@ -141,7 +132,7 @@ fn a_client_that_does_not_read_is_disconnected_and_no_address_has_all_connection
         .collect();
     std::thread::sleep(Duration::from_millis(300));
     // This address had as many connections as it may have.
-    wait_until("places are free again", Duration::from_secs(8), || {
+    wait_until("places are free again", || {
         let reply = server.try_send(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         reply.is_some_and(|reply| reply.status == 200)
     });
@@ -162,21 +153,20 @@ fn idle_connections_end_with_either_protocol() {
             stream
         })
         .collect();
-    let began = Instant::now();
     for stream in &mut idle {
-        let _ = stream.read_to_end(&mut Vec::new());
+        let outcome = stream.read_to_end(&mut Vec::new());
+        assert!(!outcome.is_err_and(|e| e.kind() == ErrorKind::WouldBlock), "still open");
     }
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     // A connection that closes after one byte frees its slot at once, long before the timeout.
-    let server = start_with_limited_memory(&["--header-timeout", "60s", "--max-connections", "4"]);
+    let server = start_with_limited_memory(&["--header-timeout", "1h", "--max-connections", "4"]);
     for _ in 0..40 {
         server.connect().write_all(b"P").unwrap();
     }
-    wait_until("places are free again", Duration::from_secs(5), || {
+    wait_until("places are free again", || {
         let reply = server.try_send(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         reply.is_some_and(|reply| reply.status == 200)
     });
-    wait_until("all descriptors are closed", Duration::from_secs(5), || server.descriptors() < 40);
+    wait_until("all descriptors are closed", || server.descriptors() < 40);
 }
 
 /// F5: request bodies that stall.
@@ -200,7 +190,7 @@ fn stalled_bodies_hold_no_more_than_the_budget() {
         streams.iter().for_each(|mut stream| drop(stream.write(&part[..100_000])));
         std::thread::sleep(Duration::from_millis(50));
     }
-    wait_until("others are served", Duration::from_secs(10), || {
+    wait_until("others are served", || {
         server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status == 200
     });
     drop(streams);
@@ -209,7 +199,7 @@ fn stalled_bodies_hold_no_more_than_the_budget() {
 
 /// F6: compressed JSON (decompression bombs).
 #[test]
-fn compressed_json_expands_within_the_budget_and_off_the_runtime() {
+fn compressed_json_expands_within_the_budget_while_others_are_served() {
     let server = start_with_limited_memory(&[]);
     let numbers = ["[", &"1,".repeat(7_900_000), "1]"].concat();
     let json = format!(
@@ -222,14 +212,9 @@ fn compressed_json_expands_within_the_budget_and_off_the_runtime() {
     std::thread::scope(|scope| {
         let attack = || server.post("/v2/models/cats-vs-dogs-pixels/infer", &headers, &body).status;
         let attackers: Vec<_> = (0..6).map(|_| scope.spawn(attack)).collect();
-        let mut slowest = Duration::ZERO;
         for _ in 0..20 {
-            let began = Instant::now();
             assert_eq!(server.get("/livez").status, 200);
-            slowest = slowest.max(began.elapsed());
         }
-        println!("{} bytes of gzip, /livez in {slowest:?} at most", body.len());
-        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
         for attacker in attackers {
             let status = attacker.join().unwrap();
             assert!([400, 413, 503].contains(&status), "{status}");
@@ -249,7 +234,7 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
     assert_eq!(server.post_json("/feedback", &label).0, 200);
     server.signal("-KILL");
-    server.wait_killed();
+    server.wait();
     // All pages of all files of the database, except the file with the number of labels.
     let mut damaged = 0;
     for file in files(&store) {
@@ -297,7 +282,7 @@ fn a_model_whose_outputs_are_not_finite_is_refused() {
             .spawn()
             .unwrap();
         let ended = || child.try_wait().unwrap().is_some();
-        wait_until("the end", Duration::from_secs(10), ended);
+        wait_until("the end", ended);
         let message = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
         assert!(message.contains(reason), "{message}");
         assert_eq!(child.wait().unwrap().code(), Some(1));
@@ -310,7 +295,7 @@ fn a_model_whose_outputs_are_not_finite_is_refused() {
         let mut series = metrics.iter().filter(|(name, _)| name.starts_with("model_reloads_total"));
         series.any(|(name, count)| name.contains("refused") && *count >= 1.0)
     };
-    wait_until("the refusal", Duration::from_secs(10), refused);
+    wait_until("the refusal", refused);
     assert_within_budget(&server, "a model without finite outputs");
 }
 
@@ -352,36 +337,26 @@ fn with_constant_weights(file: &[u8], value: f32) -> Vec<u8> {
 /// F10: a log whose reader stops.
 #[test]
 fn a_log_reader_that_stops_does_not_block_requests() {
-    let port = {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().port().to_string()
-    };
     let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
-        .args([
-            "--host",
-            "127.0.0.1",
-            "--port",
-            &port,
-            "--metrics-addr",
-            "off",
-            "--feedback",
-            "off",
-        ])
-        .args(["--drain-delay", "0s"])
+        .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off", "--feedback", "off"])
+        .args(["--drain-delay", "0s", "--log-format", "json"])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // Only the first line is read, which has the address.
+    let (mut log, mut first) = (BufReader::new(child.stderr.take().unwrap()), String::new());
+    log.read_line(&mut first).unwrap();
+    let first: serde_json::Value = serde_json::from_str(&first).unwrap();
+    let address = first["address"].as_str().unwrap();
     let ask = |path: &str| {
-        let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply).ok()?;
         Some(reply)
     };
-    wait_until("ready", Duration::from_secs(20), || {
-        ask("/readyz").is_some_and(|reply| reply.contains(" 200 "))
-    });
+    wait_until("ready", || ask("/readyz").is_some_and(|reply| reply.contains(" 200 ")));
     for number in 0..8000 {
         assert!(ask("/livez").is_some(), "request {number}");
     }
@@ -389,9 +364,8 @@ fn a_log_reader_that_stops_does_not_block_requests() {
     let dropped = metrics.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
     assert!(dropped.unwrap().parse::<f64>().unwrap() > 0.0, "{dropped:?}");
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
-    let began = Instant::now();
-    wait_until("the end", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
-    println!("ended in {:?}", began.elapsed());
+    wait_until("the end", || child.try_wait().unwrap().is_some());
+    drop(log);
 }
 
 /// F11: a signal before the model is loaded.
@@ -407,7 +381,8 @@ fn a_signal_while_the_model_is_fetched_ends_the_start() {
         .unwrap();
     let _asked = registry.accept().unwrap();
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
-    wait_until("the end", Duration::from_secs(3), || child.try_wait().unwrap().is_some());
+    wait_until("the end", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(0), "ended by the signal, not by the registry");
 }
 
 /// F12: invalid settings.
@@ -531,16 +506,15 @@ fn a_batch_of_the_documented_maximum_is_served_beside_single_photos() {
 /// A slow upload without pauses is not an attack.
 #[test]
 fn a_slow_upload_that_does_not_pause_is_served() {
-    let server = start_with_limited_memory(&["--transfer-timeout", "500ms"]);
+    let server = start_with_limited_memory(&["--transfer-timeout", "2s"]);
     let image = test_image(ImageFormat::Bmp);
     let request = post("/predict", &[("content-type", "image/bmp")], &image);
     let mut stream = server.connect();
-    let began = Instant::now();
-    for part in request.chunks(request.len() / 15) {
+    // Longer than the timeout in all.
+    for part in request.chunks(request.len() / 25) {
         stream.write_all(part).unwrap();
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert!(began.elapsed() > Duration::from_millis(1000));
     let mut reply = Vec::new();
     stream.read_to_end(&mut reply).unwrap();
     assert_eq!(common::Reply::parse(&reply).status, 200);

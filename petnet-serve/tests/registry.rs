@@ -4,9 +4,8 @@
 mod common;
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use common::{Server, multipart, test_image, variant};
+use common::{Server, multipart, test_image, variant, wait_until};
 use image::ImageFormat;
 use petnet::Precision;
 use petnet::disk::sha256;
@@ -103,11 +102,7 @@ fn a_promotion_swaps_the_model_in_the_running_service() {
     let (kind, body) = multipart(&[("image/png", &test_image(ImageFormat::Png))]);
     assert_eq!(server.post("/predict", &[("content-type", &kind)], &body).status, 200);
     registry.state.lock().unwrap().0 = 2;
-    let began = Instant::now();
-    while version_and_sha256(&server).0 != "2" {
-        assert!(began.elapsed() < Duration::from_secs(10), "the promotion was not followed");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("the promoted version", || version_and_sha256(&server).0 == "2");
     assert_eq!(version_and_sha256(&server), (json!("2"), json!(digests[1])));
     drop(server);
     // A cached file is not downloaded again.

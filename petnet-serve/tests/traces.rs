@@ -17,7 +17,7 @@ fn collect(collector: &tiny_http::Server, enough: impl Fn(&[Span]) -> bool) -> V
     let began = Instant::now();
     let mut spans = Vec::new();
     while !enough(&spans) {
-        assert!(began.elapsed() < Duration::from_secs(30), "{spans:?}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{spans:?}");
         let Some(mut request) = collector.recv_timeout(Duration::from_millis(100)).unwrap() else {
             continue;
         };
@@ -59,7 +59,7 @@ fn a_request_is_one_trace_from_accept_to_respond_within_its_callers() {
     server.signal("-TERM");
     let enough = |spans: &[Span]| spans.iter().filter(|span| span.kind == 2).count() == 2;
     let spans = collect(&collector, enough);
-    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
+    assert_eq!(server.wait(), Some(0));
     let mut traces: BTreeMap<String, Vec<&Span>> = BTreeMap::new();
     spans.iter().for_each(|span| traces.entry(hex(&span.trace_id)).or_default().push(span));
     assert!(!traces.contains_key(&"1".repeat(32)), "the caller has not sampled it");

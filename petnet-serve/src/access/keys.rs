@@ -17,30 +17,33 @@ use crate::authorization::{Authorization, Priority};
 const MAX_KEYS: usize = 256;
 const DAY: Duration = Duration::from_hours(24);
 
-/// A group of paths that a key may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Scope {
-    Predict,
-    Feedback,
-    Export,
-    Metrics,
-    Admin,
+/// Declares [`Scope`], with the name of each scope in the file of keys.
+macro_rules! scopes {
+    ($($scope:ident = $name:literal,)+) => {
+        /// A group of paths that a key may use.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+        pub(crate) enum Scope {
+            $(#[serde(rename = $name)] $scope,)+
+        }
+
+        impl Scope {
+            const ALL: &[Self] = &[$(Self::$scope,)+];
+
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$scope => $name,)+
+                }
+            }
+        }
+    };
 }
 
-impl Scope {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Predict, Self::Feedback, Self::Export, Self::Metrics, Self::Admin];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Predict => "predict",
-            Self::Feedback => "feedback",
-            Self::Export => "export",
-            Self::Metrics => "metrics",
-            Self::Admin => "admin",
-        }
-    }
+scopes! {
+    Predict = "predict",
+    Feedback = "feedback",
+    Export = "export",
+    Metrics = "metrics",
+    Admin = "admin",
 }
 
 /// The configuration of a key in the file.
@@ -69,7 +72,7 @@ impl KeyConfig {
         Self {
             name: format!("key-{number}"),
             sha256: sha256.trim().into(),
-            scopes: Scope::ALL.into(),
+            scopes: Scope::ALL.to_vec(),
             requests_per_second: None,
             requests_per_day: None,
             priority: Priority::default(),

@@ -25,7 +25,7 @@ const BLOCK_CACHE_BYTES: u64 = 4 << 20;
 /// Size of the write-ahead journal in bytes, the minimum that the database accepts.
 const JOURNAL_BYTES: u64 = 64 << 20;
 /// Number of removed entries after which a keyspace is compacted.
-const COMPACT_AFTER: u64 = 50_000;
+const COMPACT_AFTER_REMOVALS: u64 = 50_000;
 /// Number of read errors after which the recovery of a damaged store stops.
 const MAX_ERRORS: usize = 1000;
 
@@ -256,7 +256,7 @@ fn prune(table: &Table, oldest: u64, max_bytes: u64) -> Result<(u64, bool)> {
     // A tenth more than necessary, so that not every call compacts.
     let excess = if bytes_over_limit > 0 { bytes_over_limit + max_bytes / 10 } else { 0 };
     let removed = remove_oldest(table, oldest, excess)?;
-    Ok((removed, removed > 0 && (bytes_over_limit > 0 || removed >= COMPACT_AFTER)))
+    Ok((removed, removed > 0 && (bytes_over_limit > 0 || removed >= COMPACT_AFTER_REMOVALS)))
 }
 
 /// True for an error caused by the files' content, false for one of the disk or of permissions.

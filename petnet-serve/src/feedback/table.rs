@@ -8,7 +8,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 /// Size of the memtable in bytes at which it is flushed.
 const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Overhead of an entry in the memtable in bytes, in addition to key and value.
-const ENTRY_OVERHEAD: u64 = 64;
+const ENTRY_OVERHEAD_BYTES: u64 = 64;
 
 /// A keyspace that requests each flush once. Above its own limit, the database requests a flush at every write: a thousand
 /// requests fill its worker's queue, and the worker then waits forever to add to it (fjall 3.1, pull request 323). The
@@ -61,7 +61,7 @@ impl Table {
     }
 
     fn record_write(&self, entries: u64, bytes: u64) -> Result<()> {
-        let new = entries * ENTRY_OVERHEAD + bytes;
+        let new = entries * ENTRY_OVERHEAD_BYTES + bytes;
         let before = self.written.fetch_add(new, Ordering::Relaxed);
         // Only the write that crosses the limit requests a flush.
         if before < MEMTABLE_BYTES && before + new >= MEMTABLE_BYTES {

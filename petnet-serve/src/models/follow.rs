@@ -26,23 +26,25 @@ pub(crate) async fn follow<F: Future<Output = ()>>(
     if interval.is_zero() {
         return;
     }
-    let loaded_stamp = || *served.loaded_stamp.lock().unwrap_or_else(PoisonError::into_inner);
+    let attempt_stamp = || *served.attempt_stamp.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last_seen = loaded_stamp();
+    let mut last_seen = attempt_stamp();
     loop {
         ticks.tick().await;
         let changed = match &served.source.address {
             ModelAddress::Registered(name) => version_changed(&served, &settings, name).await,
             ModelAddress::File(_) => {
                 let now = served.file_stamp();
-                let complete = now == last_seen && now != loaded_stamp();
+                // A file that was deleted has no stamp: the model remains in use.
+                let complete = now.is_some() && now == last_seen && now != attempt_stamp();
                 last_seen = now;
                 complete
             }
             ModelAddress::Bundled => false,
         };
-        if changed {
+        // A model that was unloaded by request is not loaded again here.
+        if changed && served.get().is_some() {
             reload().await;
         }
     }
@@ -54,7 +56,6 @@ async fn version_changed(served: &ServedModel, settings: &Settings, name: &str) 
     let current = tokio::task::spawn_blocking(move || registry::resolve(&settings, &name)).await;
     match current.unwrap_or_else(|e| Err(e.into())) {
         Ok(version) => {
-            // A model that was unloaded by request is not loaded again here.
             let loaded = served.get();
             loaded.is_some_and(|model| model.registry_version.as_ref() != Some(&version.version))
         }

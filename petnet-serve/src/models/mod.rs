@@ -40,9 +40,9 @@ pub(crate) struct ServedModel {
     current: ArcSwapOption<Model>,
     queue: Arc<Queue>,
     pub(crate) drift: Drift,
-    /// The stamp of the file that was loaded last. It is taken before the file is read, so that a change during the read is
-    /// noticed.
-    loaded_stamp: Mutex<Option<FileStamp>>,
+    /// The stamp of the file at the last attempt to load it, whether it was loaded or refused. It is taken before the file is
+    /// read, so that a change during the read is noticed.
+    attempt_stamp: Mutex<Option<FileStamp>>,
 }
 
 /// Modification time and length of a model's file, by which a change is noticed.
@@ -90,7 +90,7 @@ impl ServedModel {
             source,
             current: ArcSwapOption::empty(),
             drift: Drift::new(settings.drift_window),
-            loaded_stamp: Mutex::default(),
+            attempt_stamp: Mutex::default(),
         }
     }
 
@@ -123,7 +123,7 @@ impl ServedModel {
     /// # Errors
     /// When it cannot be loaded; the failure is counted and logged here.
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
-        *self.loaded_stamp.lock().unwrap_or_else(PoisonError::into_inner) = self.file_stamp();
+        *self.attempt_stamp.lock().unwrap_or_else(PoisonError::into_inner) = self.file_stamp();
         let loaded = Model::load(&self.source, settings);
         let count = |result: &'static str| {
             let name = self.source.name.clone();

@@ -46,7 +46,7 @@ const READ_BUFFER: usize = 64 << 10;
 
 impl From<FetchError> for Problem {
     fn from(error: FetchError) -> Self {
-        const UNREACHABLE: &str = "no connection to the host of `url` could be made";
+        const UNREACHABLE_DETAIL: &str = "no connection to the host of `url` could be made";
         let (not_allowed, failed) = (Kind::UrlNotAllowed, Kind::UrlFailed);
         let (refused, gateway) = (StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_GATEWAY);
         let (status, kind, detail) = match error {
@@ -56,8 +56,8 @@ impl From<FetchError> for Problem {
                 (StatusCode::BAD_REQUEST, not_allowed, detail)
             }
             // One text for both, so that clients cannot find out which internal names exist.
-            FetchError::NotPublic => (gateway, not_allowed, UNREACHABLE),
-            FetchError::Unreachable => (gateway, failed, UNREACHABLE),
+            FetchError::NotPublic => (gateway, not_allowed, UNREACHABLE_DETAIL),
+            FetchError::Unreachable => (gateway, failed, UNREACHABLE_DETAIL),
             FetchError::RedirectNotListed => {
                 (refused, not_allowed, "`url` redirects to an address that is not allowed")
             }

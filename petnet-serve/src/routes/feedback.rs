@@ -21,9 +21,9 @@ use crate::problem::{Kind, Problem};
 use crate::telemetry::names;
 
 /// Maximum number of labels in a request.
-const MAX_SUBMITTED: usize = 1000;
+const MAX_SUBMITTED_LABELS: usize = 1000;
 /// Maximum number of labels in a response of the export.
-const MAX_EXPORTED: usize = 5000;
+const MAX_EXPORTED_LABELS: usize = 5000;
 /// Maximum number of bytes of a label, in memory and as a line together.
 const MAX_LABEL_BYTES: usize = 1024;
 
@@ -48,8 +48,8 @@ pub(super) async fn submit(app: &Arc<App>, request: &mut HttpRequest) -> Handler
         Body::One(submitted) => (vec![submitted], false),
         Body::Many { feedback } => (feedback, true),
     };
-    if submitted.len() > MAX_SUBMITTED {
-        return Err(Problem::too_large(format!("more than {MAX_SUBMITTED} labels")));
+    if submitted.len() > MAX_SUBMITTED_LABELS {
+        return Err(Problem::too_large(format!("more than {MAX_SUBMITTED_LABELS} labels")));
     }
     let authenticated = app.keys.is_authenticated(request.headers());
     let outcomes = store(app, feedback, submitted, authenticated).await?;
@@ -156,13 +156,13 @@ pub(super) async fn export(app: &Arc<App>, request: &mut HttpRequest) -> Handler
     let feedback = enabled_feedback(app)?;
     let after = query_parameter(request.uri(), "after").map(|id| id.parse::<Uuid>()).transpose();
     let after = after.map_err(|_| Problem::bad_request("`after` is a prediction_id"))?;
-    let _claim = app.memory.claim_buffer(MAX_EXPORTED * MAX_LABEL_BYTES)?;
-    let labels = tokio::task::spawn_blocking(move || feedback.export(after, MAX_EXPORTED));
+    let _claim = app.memory.claim_buffer(MAX_EXPORTED_LABELS * MAX_LABEL_BYTES)?;
+    let labels = tokio::task::spawn_blocking(move || feedback.export(after, MAX_EXPORTED_LABELS));
     // `Feedback` has logged and counted a failure of the store.
     let labels = labels.await.ok().and_then(Result::ok).ok_or_else(Problem::internal)?;
     let lines: String = labels.iter().map(|(id, labelled)| line(*id, labelled)).collect();
     let mut response = typed_response("application/x-ndjson", lines);
-    if let Some((last, _)) = labels.last().filter(|_| labels.len() == MAX_EXPORTED) {
+    if let Some((last, _)) = labels.last().filter(|_| labels.len() == MAX_EXPORTED_LABELS) {
         let next = format!("</feedback/export?after={last}>; rel=\"next\"");
         if let Ok(next) = HeaderValue::from_str(&next) {
             response.headers_mut().insert(LINK, next);

@@ -41,7 +41,7 @@ use crate::problem::{Kind, Problem};
 use crate::shadow::Samples;
 use crate::telemetry::{ParentSpan, Record, RequestDetails};
 
-use table::{Entry, Route};
+use table::{Route, RouteEntry};
 
 pub(crate) use grpc::report_health;
 pub(crate) use table::TABLE;
@@ -112,11 +112,14 @@ async fn respond_http(
     let matched = table::find(request.uri().path());
     let route = matched.as_ref().map_or("unknown", |(entry, _)| entry.path);
     if matched.as_ref().is_some_and(|(entry, _)| entry.has_session) {
-        app.sessions.record_request(request.headers(), peer);
+        app.sessions.record_request(request.headers(), peer, Instant::now());
     }
     let outcome = match matched {
-        Some((entry, model)) if listener == ListenerKind::Api || entry.route == Route::Metrics => {
-            let call = AssertUnwindSafe(check_and_call(app, (listener, entry), &model, request));
+        Some((entry, parameter))
+            if listener == ListenerKind::Api || entry.route == Route::Metrics =>
+        {
+            let call =
+                AssertUnwindSafe(check_and_call(app, (listener, entry), &parameter, request));
             call.catch_unwind().await.unwrap_or_else(|_| Err(Problem::internal()))
         }
         Some(_) | None => {
@@ -141,8 +144,8 @@ async fn respond_http(
 /// Checks host, method and key of a request, and calls the handler of its route.
 async fn check_and_call(
     app: &Arc<App>,
-    (listener, entry): (ListenerKind, &'static Entry),
-    model: &str,
+    (listener, entry): (ListenerKind, &'static RouteEntry),
+    parameter: &str,
     request: &mut HttpRequest,
 ) -> HandlerResult {
     check_host(request)?;
@@ -158,7 +161,7 @@ async fn check_and_call(
         ListenerKind::Api => app.keys.authorize(request.headers(), entry.access)?,
     };
     request.extensions_mut().insert(authorization.priority);
-    match call_handler(app, entry.route, model, request).await {
+    match call_handler(app, entry.route, parameter, request).await {
         Ok(mut response) => {
             authorization.add_headers(response.headers_mut());
             Ok(response)
@@ -167,10 +170,11 @@ async fn check_and_call(
     }
 }
 
+/// Calls the handler of a route with the value of its path's parameter.
 async fn call_handler(
     app: &Arc<App>,
     route: Route,
-    model: &str,
+    parameter: &str,
     request: &mut HttpRequest,
 ) -> HandlerResult {
     match route {
@@ -197,14 +201,14 @@ async fn call_handler(
         Route::V2 => Ok(v2::server()),
         Route::V2Live => Ok(json_response(&json!({ "live": true }))),
         Route::V2Ready => v2::check_ready(app).map(|()| json_response(&json!({ "ready": true }))),
-        Route::V2Model => v2::metadata(app, model),
-        Route::V2ModelReady => v2::model_ready(app, model),
-        Route::V2ModelConfig => v2::config(app, model),
-        Route::V2ModelStats => v2::stats(app, model),
-        Route::V2Infer => v2::infer(app, model, request).await,
+        Route::V2Model => v2::metadata(app, parameter),
+        Route::V2ModelReady => v2::model_ready(app, parameter),
+        Route::V2ModelConfig => v2::config(app, parameter),
+        Route::V2ModelStats => v2::stats(app, parameter),
+        Route::V2Infer => v2::infer(app, parameter, request).await,
         Route::V2Index => Ok(json_response(&json!(v2::repository(app)))),
-        Route::V2Load => v2::load(app, model).await.map(|()| json_response(&json!({}))),
-        Route::V2Unload => v2::unload(app, model).map(|()| json_response(&json!({}))),
+        Route::V2Load => v2::load(app, parameter).await.map(|()| json_response(&json!({}))),
+        Route::V2Unload => v2::unload(app, parameter).map(|()| json_response(&json!({}))),
     }
 }
 
@@ -313,7 +317,7 @@ fn query_parameter(uri: &Uri, name: &str) -> Option<String> {
     pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
 }
 
-/// The client's `X-Request-Id` if it has at most 128 visible ASCII characters, else a new id.
+/// The client's `X-Request-Id` if it has 1 to 128 characters, all of them printable ASCII, space or tab, else a new id.
 fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
     match sent {

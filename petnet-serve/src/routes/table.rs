@@ -45,7 +45,7 @@ pub(crate) enum Route {
 
 /// The declaration of a route.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Entry {
+pub(crate) struct RouteEntry {
     pub(crate) route: Route,
     pub(crate) path: &'static str,
     /// Methods, in the format of the header `Allow`.
@@ -63,15 +63,20 @@ const EXPORT: Access = Access::Key(Scope::Export);
 const METRICS: Access = Access::Key(Scope::Metrics);
 const ADMIN: Access = Access::Key(Scope::Admin);
 
-const fn entry(route: Route, path: &'static str, allow: &'static str, access: Access) -> Entry {
-    Entry { route, path, allow, access, has_session: false }
+const fn entry(
+    route: Route,
+    path: &'static str,
+    allow: &'static str,
+    access: Access,
+) -> RouteEntry {
+    RouteEntry { route, path, allow, access, has_session: false }
 }
 
-const fn session(entry: Entry) -> Entry {
-    Entry { has_session: true, ..entry }
+const fn session(entry: RouteEntry) -> RouteEntry {
+    RouteEntry { has_session: true, ..entry }
 }
 
-pub(crate) static TABLE: &[Entry] = &[
+pub(crate) static TABLE: &[RouteEntry] = &[
     session(entry(Route::Home, "/", GET, Access::Open)),
     entry(Route::Health, "/health", GET, Access::Open),
     entry(Route::Live, "/livez", GET, Access::Open),
@@ -106,7 +111,7 @@ pub(crate) static TABLE: &[Entry] = &[
 ];
 
 /// Router of all paths. Each model has one version, which a path may name.
-static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
+static ROUTER: LazyLock<Router<&'static RouteEntry>> = LazyLock::new(|| {
     const MODEL: &str = "/v2/models/{model}";
     let mut router = Router::new();
     for entry in TABLE {
@@ -120,12 +125,12 @@ static ROUTER: LazyLock<Router<&'static Entry>> = LazyLock::new(|| {
     router
 });
 
-/// The route of a path, and the model that the path names.
-pub(crate) fn find(path: &str) -> Option<(&'static Entry, String)> {
+/// The route of a path, and the value of the path's first parameter, decoded; empty where it has none.
+pub(crate) fn find(path: &str) -> Option<(&'static RouteEntry, String)> {
     let found = ROUTER.at(path).ok()?;
-    let model = found.params.get("model").unwrap_or_default();
-    let model = percent_decode_str(model).decode_utf8().ok()?.into_owned();
-    Some((*found.value, model))
+    let parameter = found.params.iter().next().map_or("", |(_, value)| value);
+    let parameter = percent_decode_str(parameter).decode_utf8().ok()?.into_owned();
+    Some((*found.value, parameter))
 }
 
 #[cfg(test)]
@@ -136,10 +141,14 @@ mod tests {
     fn each_route_is_declared_once_and_found_by_its_path() {
         for (number, entry) in TABLE.iter().enumerate() {
             assert_eq!(entry.route as usize, number, "{entry:?}");
-            let path = entry.path.replace("{model}", "a%20b");
-            let (found, model) = find(&path).unwrap();
-            assert_eq!(found.route, entry.route);
-            assert_eq!(model, if entry.path.contains("{model}") { "a b" } else { "" });
+            let parts: Vec<&str> = entry.path.split(['{', '}']).collect();
+            let (path, expected) = match parts[..] {
+                [path] => (path.to_string(), ""),
+                [start, _, end] => (format!("{start}a%20b{end}"), "a b"),
+                _ => panic!("handlers get one parameter: {entry:?}"),
+            };
+            let (found, parameter) = find(&path).unwrap();
+            assert_eq!((found.route, parameter.as_str()), (entry.route, expected));
         }
         assert_eq!(find("/v2/models/m/versions/7/infer").unwrap().0.route, Route::V2Infer);
         assert_eq!(find("/v2/models/m/versions/7").unwrap().0.route, Route::V2Model);

@@ -1,11 +1,11 @@
 //! The default memory limit of the process: that of its control group.
 
 /// Limit in bytes where neither a setting nor a control group has one.
-const DEFAULT: u64 = 512 << 20;
+const DEFAULT_BYTES: u64 = 512 << 20;
 
-/// The limit of this process's control group in bytes, if it is below the machine's memory; else [`DEFAULT`].
+/// The limit of this process's control group in bytes, if it is below the machine's memory; else [`DEFAULT_BYTES`].
 pub(super) fn default_limit() -> u64 {
-    group_limit().unwrap_or(DEFAULT)
+    group_limit().unwrap_or(DEFAULT_BYTES)
 }
 
 fn group_limit() -> Option<u64> {

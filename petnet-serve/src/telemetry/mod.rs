@@ -39,7 +39,7 @@ const MAX_LINES: usize = 4096;
 pub struct Log(#[allow(dead_code, reason = "dropping it is its use")] WorkerGuard);
 
 /// Counter of lines that were dropped because the reader was too slow.
-static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Starts to write log lines to standard error in the format of the settings. A thread of its own writes them: if no process
 /// reads standard error, lines are dropped and requests are not blocked.
@@ -53,7 +53,7 @@ pub fn start_log(settings: &Settings) -> Result<Log> {
         .buffered_lines_limit(MAX_LINES)
         .thread_name("log")
         .finish(std::io::stderr());
-    let _ = DROPPED.set(writer.error_counter());
+    let _ = DROPPED_LINES.set(writer.error_counter());
     let log = tracing_subscriber::registry().with(filter);
     let terminal = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(terminal);
@@ -72,7 +72,7 @@ pub fn start_log(settings: &Settings) -> Result<Log> {
 
 /// Number of log lines that were dropped so far.
 pub(crate) fn dropped_lines() -> u64 {
-    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+    DROPPED_LINES.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// Details for the request's log line, metrics and trace that only its handler knows; an extension of the response.

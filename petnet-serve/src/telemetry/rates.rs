@@ -8,11 +8,11 @@ use metrics::gauge;
 use crate::telemetry::names;
 
 /// Length of the longest window in seconds.
-const SECONDS: usize = 300;
+const MAX_WINDOW_SECONDS: usize = 300;
 
-/// Counts of one second, or of several.
+/// Counts within a window of time: one second, or several.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Counts {
+pub(crate) struct WindowCounts {
     pub(crate) requests: u64,
     /// Requests with a status of 500 or above.
     pub(crate) errors: u64,
@@ -24,13 +24,16 @@ pub(crate) struct Counts {
 /// Counts of each of the last seconds.
 pub(crate) struct Rates {
     began: Instant,
-    /// A ring buffer: counts of the second that each slot names, which is in the slot of its number modulo [`SECONDS`].
-    ring: Mutex<[(u64, Counts); SECONDS]>,
+    /// A ring buffer: counts of the second that each slot names. Second `n` is in slot `n % MAX_WINDOW_SECONDS`.
+    ring: Mutex<[(u64, WindowCounts); MAX_WINDOW_SECONDS]>,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { began: Instant::now(), ring: Mutex::new([(0, Counts::default()); SECONDS]) }
+        Self {
+            began: Instant::now(),
+            ring: Mutex::new([(0, WindowCounts::default()); MAX_WINDOW_SECONDS]),
+        }
     }
 }
 
@@ -64,22 +67,22 @@ impl Rates {
         }
     }
 
-    fn add(&self, at: Duration, change: impl FnOnce(&mut Counts)) {
+    fn add(&self, at: Duration, change: impl FnOnce(&mut WindowCounts)) {
         let second = at.as_secs();
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = &mut ring[second as usize % SECONDS];
+        let slot = &mut ring[second as usize % MAX_WINDOW_SECONDS];
         if slot.0 != second {
-            *slot = (second, Counts::default());
+            *slot = (second, WindowCounts::default());
         }
         change(&mut slot.1);
     }
 
     /// Sums over the last `seconds`, the current one included.
-    fn sum(&self, now: Duration, seconds: u64) -> Counts {
+    fn sum(&self, now: Duration, seconds: u64) -> WindowCounts {
         let now = now.as_secs();
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = ring.iter().filter(|(second, _)| *second <= now && now - second < seconds);
-        recent.fold(Counts::default(), |sum, (_, counts)| Counts {
+        recent.fold(WindowCounts::default(), |sum, (_, counts)| WindowCounts {
             requests: sum.requests + counts.requests,
             errors: sum.errors + counts.errors,
             batches: sum.batches + counts.batches,
@@ -102,6 +105,6 @@ mod tests {
         assert_eq!(rates.sum(at(999), 3).requests, 999 + 998 + 997);
         assert_eq!(rates.sum(at(1001), 3).requests, 999);
         assert_eq!(rates.sum(at(999), 300).requests, (700..1000).sum::<u64>());
-        assert_eq!(rates.sum(at(2000), 300), Counts::default());
+        assert_eq!(rates.sum(at(2000), 300), WindowCounts::default());
     }
 }

@@ -20,22 +20,13 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        Self::start_on(0, arguments)
+        Self::start_with(&[], arguments)
     }
 
-    /// Starts with environment variables.
+    /// Starts with environment variables, and waits until it is ready.
     pub(crate) fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
-        Self::spawn(0, variables, arguments)
-    }
-
-    pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Self {
-        Self::spawn(port, &[], arguments)
-    }
-
-    /// Starts and waits until it is ready.
-    fn spawn(port: u16, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
-            .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--log-format", "json"])
+            .args(["--host", "127.0.0.1", "--port", "0", "--log-format", "json"])
             .args(["--metrics-addr", "off"])
             .args(arguments)
             .env("PETNET_FEEDBACK", "off")
@@ -76,21 +67,10 @@ impl Server {
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
-    /// The exit status, within `timeout`.
-    pub(crate) fn wait(&mut self, timeout: Duration) -> Option<i32> {
-        let began = Instant::now();
-        while began.elapsed() < timeout {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("still running after {timeout:?}");
-    }
-
-    /// Waits for a server that was killed.
-    pub(crate) fn wait_killed(&mut self) {
-        self.child.wait().unwrap();
+    /// Waits for the end of the process; returns its exit status, `None` if it was killed.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        wait_until("the end", || self.child.try_wait().unwrap().is_some());
+        self.child.wait().unwrap().code()
     }
 
     /// Resident memory in bytes.
@@ -162,7 +142,7 @@ impl Server {
 
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
     }

@@ -17,16 +17,16 @@ use crate::settings::Settings;
 const CERTIFICATE: &[u8] =
     include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/certificate.pem"));
 const KEY: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/key.pem"));
-const PUBLIC: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
+const PUBLIC_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
 const IMAGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nimage";
 
 fn settings() -> Settings {
     Settings {
         max_body: 100_000,
-        fetch_header_timeout: Duration::from_secs(20),
-        transfer_timeout: Duration::from_secs(20),
+        fetch_header_timeout: Duration::from_hours(1),
+        transfer_timeout: Duration::from_hours(1),
         min_rate: 1024,
-        fetch_timeout: Duration::from_secs(40),
+        fetch_timeout: Duration::from_hours(1),
         max_fetches: 4,
         ..Settings::default()
     }
@@ -51,8 +51,8 @@ async fn fetch(remote: &Fetcher, url: &str) -> Result<Bytes, Problem> {
     let memory = Memory::new(&Settings { memory: Some(4096), ..Settings::default() });
     memory.open().unwrap();
     let fetching = remote.fetch(url, Buffer::new(&memory, 1 << 20)?);
-    let outcome = sendable(fetching).await;
-    outcome.map(|(bytes, _claim)| bytes)
+    let outcome = tokio::time::timeout(Duration::from_secs(60), sendable(fetching)).await;
+    outcome.expect("no limit has ended the fetch").map(|(bytes, _claim)| bytes)
 }
 
 /// A server on 127.0.0.1 that reads the head of one request per connection, and sends each piece of its response after a pause
@@ -349,7 +349,7 @@ fn no_spelling_of_an_address_passes_a_list_of_names() {
 }
 
 /// At least one address of each network that is not globally reachable.
-const RESERVED: [&str; 51] = [
+const RESERVED_ADDRESSES: [&str; 51] = [
     "0.0.0.0",
     "0.1.2.3",
     "10.0.0.1",
@@ -404,7 +404,7 @@ const RESERVED: [&str; 51] = [
 ];
 
 /// Public addresses, most of them at the edges of those networks.
-const GLOBAL: [&str; 19] = [
+const GLOBAL_ADDRESSES: [&str; 19] = [
     "1.1.1.1",
     "9.255.255.255",
     "11.0.0.0",
@@ -428,7 +428,7 @@ const GLOBAL: [&str; 19] = [
 
 #[test]
 fn only_public_addresses_are_global() {
-    for (ips, global) in [(&RESERVED[..], false), (&GLOBAL[..], true)] {
+    for (ips, global) in [(&RESERVED_ADDRESSES[..], false), (&GLOBAL_ADDRESSES[..], true)] {
         for ip in ips {
             assert_eq!(is_global(ip.parse().unwrap()), global, "{ip}");
         }
@@ -570,11 +570,9 @@ async fn slow_servers_end_a_fetch() {
         (trickling, &pace),
         (endless, &total),
     ] {
-        let began = Instant::now();
         let problem = fetch(&server.remote(limits.clone()), &server.url("/")).await.unwrap_err();
         let late = "the image at `url` did not arrive in time";
         assert_eq!(parts(&problem), (504, "url_timeout", late));
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }
 
@@ -667,7 +665,7 @@ async fn a_name_is_resolved_once() {
     let (remote, network) = network.remote("http://a.example:8080", settings());
     assert_eq!(fetch(&remote, "http://a.example.:8080/").await.unwrap(), "image");
     assert_eq!(network.resolutions.load(Ordering::Relaxed), 1);
-    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC, 8080)]);
+    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC_ADDRESS, 8080)]);
     assert!(server.heads()[0].contains("host: a.example:8080\r\n"), "{:?}", server.heads());
     // The next fetch resolves the name again, to the private address.
     assert_eq!(fetch(&remote, "http://a.example:8080/").await.unwrap_err().status, 502);
@@ -679,7 +677,7 @@ async fn an_unresponsive_address_leaves_time_for_the_next() {
     let server = Server::constant(IMAGE).await;
     let mut network = Fake::new(server.address, [&["2606:4700::1111", "93.184.215.14"]]);
     network.silent = vec!["2606:4700::1111".parse().unwrap()];
-    let limits = Settings { fetch_header_timeout: Duration::from_secs(2), ..settings() };
+    let limits = Settings { fetch_header_timeout: Duration::from_secs(6), ..settings() };
     let (remote, network) = network.remote("http://a.example", limits);
     assert_eq!(fetch(&remote, "http://a.example/").await.unwrap(), "image");
     assert_eq!(network.connections().len(), 2);
@@ -701,7 +699,7 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
     let network = Fake::new(server.address, [public, public]);
     let (remote, network) = network.remote("localhost,a.example", settings());
     assert_eq!(fetch(&remote, "https://localhost/").await.unwrap(), "image");
-    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC, 443)]);
+    assert_eq!(network.connections(), [SocketAddr::new(PUBLIC_ADDRESS, 443)]);
     let problem = fetch(&remote, "https://a.example/").await.unwrap_err();
     let unreachable = "no connection to the host of `url` could be made";
     assert_eq!(parts(&problem), (502, "url_failed", unreachable), "the certificate's name differs");
@@ -714,17 +712,29 @@ async fn certificates_are_verified_for_the_name_of_the_address() {
 
 #[tokio::test]
 async fn the_number_of_concurrent_fetches_is_limited() {
-    let server = Server::start(|_| vec![(300, IMAGE.into())]).await;
+    let ended = Arc::new(AtomicUsize::new(0));
+    let ended_before = Arc::new(Mutex::new(Vec::new()));
+    let (count, counts) = (Arc::clone(&ended), Arc::clone(&ended_before));
+    let answer = move |_: &str| {
+        counts.lock().unwrap().push(count.load(Ordering::Relaxed));
+        vec![(300, IMAGE.into())]
+    };
+    let server = Server::start(answer).await;
     let one = Settings { max_fetches: 1, ..settings() };
-    let remote = server.remote(one.clone());
-    let began = Instant::now();
-    let url = server.url("/");
-    let (first, second) = tokio::join!(fetch(&remote, &url), fetch(&remote, &url));
-    assert_eq!((first.unwrap(), second.unwrap()), ("image".into(), "image".into()));
-    assert!(began.elapsed() >= Duration::from_millis(600), "one after the other");
+    let (remote, url) = (server.remote(one.clone()), server.url("/"));
+    let fetch_and_count = async || {
+        let image = fetch(&remote, &url).await;
+        ended.fetch_add(1, Ordering::Relaxed);
+        image.unwrap()
+    };
+    assert_eq!(
+        tokio::join!(fetch_and_count(), fetch_and_count()),
+        ("image".into(), "image".into())
+    );
+    assert_eq!(*ended_before.lock().unwrap(), [0, 1], "one after the other");
     // A resolution that outlasts its fetch keeps the permit, so that the next fetch gets none in time.
     let mut network = Fake::new(server.address, [&["93.184.215.14"], &["93.184.215.14"]]);
-    network.pause = Duration::from_secs(2);
+    network.pause = Duration::from_hours(1);
     let limits = Settings { fetch_header_timeout: Duration::from_millis(300), ..one };
     let (remote, network) = network.remote("http://a.example", limits);
     assert_eq!(fetch(&remote, "http://a.example/").await.unwrap_err().kind.name(), "url_timeout");

@@ -36,7 +36,7 @@ use crate::telemetry::RequestDetails;
 
 /// Maximum bytes of parsed values per byte of JSON: the two bytes `1,` are a float of four, in a vector whose capacity may be
 /// twice its length.
-const PARSED_BYTES: usize = 5;
+const PARSED_BYTES_PER_JSON_BYTE: usize = 5;
 /// Maximum number of requested outputs; an output may be requested several times, with different parameters.
 const MAX_OUTPUTS: usize = 16;
 
@@ -76,7 +76,7 @@ async fn infer_images(
         let json_len = header_length(&headers)?;
         let json = json_len.unwrap_or(body.len()).min(body.len());
         // Raw floats are copied, and converted to pixels of one byte.
-        let values = PARSED_BYTES * json + (body.len() - json) * 5 / 4;
+        let values = PARSED_BYTES_PER_JSON_BYTE * json + (body.len() - json) * 5 / 4;
         claim.merge(shared.memory.claim_buffer(values)?);
         let (request, binary) = Request::parse(&body, json_len, format.input())?;
         Ok::<_, Problem>((request, binary, claim))
