@@ -60,7 +60,7 @@ impl Default for Normalization {
 /// Settings of one kind of network: enough to build its graph.
 ///
 /// ```
-/// use petnet::arch::{Architecture, Config};
+/// use petnet::arch::{Architecture, NetworkConfig};
 /// use petnet::graph::{Activation, Builder, Graph, GraphError, Window};
 ///
 /// /// One convolution, to show the steps.
@@ -69,7 +69,7 @@ impl Default for Normalization {
 ///     width: usize,
 /// }
 ///
-/// impl Config for Tiny {
+/// impl NetworkConfig for Tiny {
 ///     fn name(&self) -> &str {
 ///         "tiny"
 ///     }
@@ -88,7 +88,7 @@ impl Default for Normalization {
 /// assert_eq!(tiny.graph(3)?.classes(), 3);
 /// # Ok::<(), petnet::Error>(())
 /// ```
-pub trait Config: fmt::Debug + Send + Sync {
+pub trait NetworkConfig: fmt::Debug + Send + Sync {
     /// Its name in configurations and reports.
     fn name(&self) -> &str;
 
@@ -155,7 +155,7 @@ const OTHER_SETTINGS: [(&str, &str); 4] = [
 /// The defaults of an entry with the given settings in their place.
 fn parse<C>(default: C, given: &Map<String, Value>) -> serde_json::Result<Architecture>
 where
-    C: Config + Serialize + DeserializeOwned + 'static,
+    C: NetworkConfig + Serialize + DeserializeOwned + 'static,
 {
     let mut settings = serde_json::to_value(default)?;
     if let Some(settings) = settings.as_object_mut() {
@@ -181,13 +181,13 @@ where
 /// ```
 #[derive(Clone)]
 pub struct Architecture {
-    config: Arc<dyn Config>,
+    config: Arc<dyn NetworkConfig>,
     settings: Map<String, Value>,
 }
 
 impl Architecture {
     /// A network of any settings, also of a kind that petnet does not know by name.
-    pub fn new<C: Config + Serialize + 'static>(config: C) -> Self {
+    pub fn new<C: NetworkConfig + Serialize + 'static>(config: C) -> Self {
         let settings = match serde_json::to_value(&config) {
             Ok(Value::Object(settings)) => settings,
             Ok(_) | Err(_) => Map::new(),
@@ -275,7 +275,7 @@ impl Architecture {
 
 /// A network as it is, with another last layer where classes differ: `Architecture::new(info.graph.clone())` is that
 /// of a model file.
-impl Config for Graph {
+impl NetworkConfig for Graph {
     fn name(&self) -> &str {
         self.name()
     }

@@ -64,7 +64,7 @@ struct Foreign {
     name: &'static str,
 }
 
-impl Config for Foreign {
+impl NetworkConfig for Foreign {
     fn name(&self) -> &str {
         self.name
     }
