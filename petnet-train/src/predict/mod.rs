@@ -23,7 +23,7 @@ use petnet::{Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, EmbeddingFormat};
 use self::listing::{Finished, Listed, Listing, Shard};
-use self::parts::{Parts, Progress, Settings};
+use self::parts::{Parts, Progress, RunSettings};
 use self::pipeline::{Concurrency, Row};
 use self::rows::Model;
 pub(crate) use self::source::{copy_bucket, images_below, is_bucket};
@@ -171,7 +171,7 @@ impl Predict {
             self.embeddings.as_deref().map(EmbeddingFormat::of_parts).transpose()?;
         self.inputs.iter().try_for_each(|input| source::require(input))?;
         let classifier = self.model.open(self.device)?;
-        let settings = Settings {
+        let settings = RunSettings {
             inputs: self.inputs.iter().map(|input| input.display().to_string()).collect(),
             model_sha256: petnet::disk::sha256(&self.model.bytes()?),
             format: format.extension().into(),

@@ -25,7 +25,7 @@ use crate::error::UsageError;
 
 /// Settings that must be the same in all runs and shards of a folder; the content of `_petnet.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Settings {
+pub(super) struct RunSettings {
     pub(super) inputs: Vec<String>,
     pub(super) model_sha256: String,
     pub(super) format: String,
@@ -76,13 +76,13 @@ impl Parts {
     /// Creates the folder, or continues in it.
     pub(super) fn open(
         folder: PathBuf,
-        settings: &Settings,
+        settings: &RunSettings,
         (format, shard): (Format, Shard),
         model: Model,
         embeddings: Option<(EmbeddingFormat, usize)>,
     ) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let Settings { part_size, .. } = *settings;
+        let RunSettings { part_size, .. } = *settings;
         require_same_settings(&folder, settings)?;
         let progress = folder.join(format!("_progress-{:05}.json", shard.index));
         let finished = match fs::read(&progress) {
@@ -213,7 +213,7 @@ impl Parts {
 }
 
 /// Compares the settings with those that the folder was started with; a new folder records them.
-fn require_same_settings(folder: &Path, own: &Settings) -> Result<()> {
+fn require_same_settings(folder: &Path, own: &RunSettings) -> Result<()> {
     let path = folder.join("_petnet.json");
     if !path.is_file() {
         write_atomically(&path, &serde_json::to_vec_pretty(own)?)?;
