@@ -23,7 +23,7 @@ use petnet::{Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, EmbeddingFormat};
 use self::listing::{Finished, Listed, Listing, Shard};
-use self::parts::{Parts, Progress, RunSettings};
+use self::parts::{Parts, RunSettings, ShardProgress};
 use self::pipeline::{Concurrency, Row};
 use self::rows::Model;
 pub(crate) use self::source::{copy_bucket, images_below, is_bucket};
@@ -289,8 +289,8 @@ fn report_left_out(found: &Listed) -> Result<()> {
 }
 
 /// Prints the totals of the shard. `speed` is this run's, in images per second; `None` where the shard was complete.
-fn report(progress: &Progress, speed: Option<f64>, output: Output) -> Result<()> {
-    let Progress { images, failed, parts, .. } = progress;
+fn report(progress: &ShardProgress, speed: Option<f64>, output: Output) -> Result<()> {
+    let ShardProgress { images, failed, parts, .. } = progress;
     if output.json {
         let summary = serde_json::json!({
             "photos": images, "failed": failed, "parts": parts, "photos_per_second": speed,

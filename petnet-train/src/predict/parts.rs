@@ -37,7 +37,7 @@ pub(super) struct RunSettings {
 
 /// Progress of a shard after its last finished part; the content of `_progress-SHARD.json`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Progress {
+pub(super) struct ShardProgress {
     pub(super) parts: u64,
     #[serde(rename = "photos")]
     pub(super) images: u64,
@@ -45,7 +45,7 @@ pub(super) struct Progress {
     paths: PathDigest,
 }
 
-impl Progress {
+impl ShardProgress {
     pub(super) fn finished(&self) -> Finished {
         Finished { images: self.images, paths: self.paths.clone() }
     }
@@ -56,7 +56,7 @@ struct OpenPart {
     rows: Box<dyn RowWriter>,
     embeddings: Option<EmbeddingFile>,
     partial: TempPath,
-    progress: Progress,
+    progress: ShardProgress,
 }
 
 /// Writer of the parts of one shard.
@@ -68,7 +68,7 @@ pub(super) struct Parts {
     model: Model,
     /// Format of the files of embeddings, and the length of an embedding.
     embeddings: Option<(EmbeddingFormat, usize)>,
-    finished: Progress,
+    finished: ShardProgress,
     open: Option<OpenPart>,
 }
 
@@ -89,7 +89,7 @@ impl Parts {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).with_context(|| progress.display().to_string())?
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Progress::default(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => ShardProgress::default(),
             Err(e) => return Err(e).with_context(|| progress.display().to_string()),
         };
         let parts =
@@ -109,7 +109,7 @@ impl Parts {
         Ok(parts)
     }
 
-    pub(super) fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &ShardProgress {
         &self.finished
     }
 
@@ -139,7 +139,7 @@ impl Parts {
     }
 
     /// Closes the last part and marks the shard as complete.
-    pub(super) fn finish(mut self) -> Result<Progress> {
+    pub(super) fn finish(mut self) -> Result<ShardProgress> {
         if let Some(open) = self.open.take() {
             self.close(open)?;
         }
