@@ -100,7 +100,7 @@ pub trait NetworkConfig: fmt::Debug + Send + Sync {
 }
 
 /// An architecture that configurations can name.
-pub(crate) struct Entry {
+pub(crate) struct ArchitectureEntry {
     name: &'static str,
     /// The network from its settings; those left out keep this entry's defaults.
     parse: fn(&Map<String, Value>) -> serde_json::Result<Architecture>,
@@ -117,10 +117,10 @@ const fn cropped(size: u32) -> Preprocess {
     Preprocess { size, resize: Resize::CenterCrop }
 }
 
-/// An [`Entry`]; without the feature `pytorch` it has no `recognise`.
+/// An [`ArchitectureEntry`]; without the feature `pytorch` it has no `recognise`.
 macro_rules! entry {
     ($name:literal, $default:expr, $normalization:expr, $preprocess:expr, $recognise:expr) => {
-        Entry {
+        ArchitectureEntry {
             name: $name,
             parse: |given| parse($default, given),
             normalization: $normalization,
@@ -134,7 +134,7 @@ macro_rules! entry {
 /// Name, default settings, normalisation and preprocessing of its published weights, and how PyTorch's files of
 /// it are recognised (once a family, the most specific first).
 #[rustfmt::skip]
-pub(crate) static TABLE: &[Entry] = &[
+pub(crate) static TABLE: &[ArchitectureEntry] = &[
     entry!("petnet", PetNetConfig::default(), Normalization::IMAGENET, STRETCHED, None),
     entry!("efficientnet_lite0", EfficientNetLiteConfig::lite(0), Normalization::SYMMETRIC, cropped(224), Some(efficientnet_lite::recognise)),
     entry!("efficientnet_lite1", EfficientNetLiteConfig::lite(1), Normalization::SYMMETRIC, cropped(240), None),
@@ -268,7 +268,7 @@ impl Architecture {
         self.entry().map_or(STRETCHED, |entry| entry.preprocess)
     }
 
-    fn entry(&self) -> Option<&'static Entry> {
+    fn entry(&self) -> Option<&'static ArchitectureEntry> {
         TABLE.iter().find(|entry| entry.name == self.entry_name())
     }
 }
