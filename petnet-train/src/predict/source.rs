@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::files::{Counts, Entry, LeftOut, left_out, walk as walk_folder};
+use petnet::files::{Counts, LeftOut, WalkEntry, left_out, walk as walk_folder};
 use petnet::preprocess::{HEAD, Limits};
 
 use super::listing::{ImageBytes, Listing, Load};
@@ -98,9 +98,9 @@ fn is_pattern(input: &Path) -> bool {
 /// Calls `each` with every image below a folder, and with the reason for every file that is left out.
 fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()>) -> Result<()> {
     walk_folder(root, &mut |entry| match entry {
-        Entry::Folder(_) => Ok(()),
-        Entry::LeftOut(reason) => each(Err(reason)),
-        Entry::File(path) => {
+        WalkEntry::Folder(_) => Ok(()),
+        WalkEntry::LeftOut(reason) => each(Err(reason)),
+        WalkEntry::File(path) => {
             let name = Path::new(path.file_name().unwrap_or_default());
             each(left_out(name, || head(path)).map_or(Ok(path), Err))
         }

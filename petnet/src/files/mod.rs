@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "train")]
 pub(crate) use names::{class_key, contained};
 pub use names::{entry_path, left_out};
-pub use source::{Entry, walk};
 #[cfg(feature = "train")]
 pub(crate) use source::{ImageFiles, Listing, MANIFEST};
+pub use source::{WalkEntry, walk};
 
 /// Entry point for fuzzing: lists an archive and reads its first files.
 #[cfg(fuzzing)]

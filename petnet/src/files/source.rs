@@ -177,7 +177,7 @@ fn open_zip(path: &Path) -> Result<Zip> {
 
 /// An entry below a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry<'a> {
+pub enum WalkEntry<'a> {
     /// A folder, whose entries follow.
     Folder(&'a Path),
     /// A file whose name does not leave it out.
@@ -193,7 +193,7 @@ pub enum Entry<'a> {
 /// [`Error::Io`] when a folder cannot be read, and the errors of `each`.
 pub fn walk<E: From<Error>>(
     root: &Path,
-    each: &mut dyn FnMut(Entry) -> Result<(), E>,
+    each: &mut dyn FnMut(WalkEntry) -> Result<(), E>,
 ) -> Result<(), E> {
     let walk = WalkDir::new(root).follow_links(true).min_depth(1).sort_by_file_name();
     let mut entries = walk.into_iter();
@@ -201,11 +201,11 @@ pub fn walk<E: From<Error>>(
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) if error.loop_ancestor().is_some() => {
-                each(Entry::LeftOut(LeftOut::SymlinkLoop))?;
+                each(WalkEntry::LeftOut(LeftOut::SymlinkLoop))?;
                 continue;
             }
             Err(error) if error.path().is_some_and(Path::is_symlink) => {
-                each(Entry::LeftOut(LeftOut::BrokenLink))?;
+                each(WalkEntry::LeftOut(LeftOut::BrokenLink))?;
                 continue;
             }
             Err(error) => {
@@ -220,13 +220,13 @@ pub fn walk<E: From<Error>>(
             if is_folder {
                 entries.skip_current_dir();
             }
-            each(Entry::LeftOut(reason))?;
+            each(WalkEntry::LeftOut(reason))?;
         } else if is_folder {
-            each(Entry::Folder(entry.path()))?;
+            each(WalkEntry::Folder(entry.path()))?;
         } else if entry.file_type().is_file() {
-            each(Entry::File(entry.path()))?;
+            each(WalkEntry::File(entry.path()))?;
         } else {
-            each(Entry::LeftOut(LeftOut::Special))?;
+            each(WalkEntry::LeftOut(LeftOut::Special))?;
         }
     }
     Ok(())
@@ -237,9 +237,9 @@ fn list_folder(root: &Path) -> Result<Listing> {
     let inside = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_path_buf();
     walk::<Error>(root, &mut |entry| {
         match entry {
-            Entry::Folder(path) => drop(listing.folders.insert(inside(path))),
-            Entry::File(path) => listing.files.push(inside(path)),
-            Entry::LeftOut(reason) => listing.left_out.add(reason),
+            WalkEntry::Folder(path) => drop(listing.folders.insert(inside(path))),
+            WalkEntry::File(path) => listing.files.push(inside(path)),
+            WalkEntry::LeftOut(reason) => listing.left_out.add(reason),
         }
         Ok(())
     })?;
