@@ -1,4 +1,5 @@
-//! The few messages of ONNX's `onnx.proto` that a network needs, by their published tags.
+//! The few messages of ONNX's `onnx.proto` that a network needs, by their published tags. They have the names of that file without
+//! the ending `Proto`.
 
 use prost::Message;
 
@@ -19,7 +20,7 @@ pub(super) struct Model {
     #[prost(message, repeated, tag = "8")]
     pub(super) opset_import: Vec<OperatorSet>,
     #[prost(message, repeated, tag = "14")]
-    pub(super) metadata_props: Vec<Entry>,
+    pub(super) metadata_props: Vec<StringStringEntry>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -31,7 +32,7 @@ pub(super) struct OperatorSet {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Entry {
+pub(super) struct StringStringEntry {
     #[prost(string, tag = "1")]
     pub(super) key: String,
     #[prost(string, tag = "2")]
