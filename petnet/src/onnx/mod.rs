@@ -23,7 +23,7 @@ use crate::passes;
 use crate::task::Task;
 use crate::weights::{Weight, Weights};
 
-use proto::{Attribute, Graph, Model, Node, OperatorSet, StringStringEntry, Tensor, ValueInfo};
+use proto::{Attribute, Graph, Model, Node, OperatorSetId, StringStringEntry, Tensor, ValueInfo};
 
 /// The layout's version, and that of the operators: old enough for any reader of the last years.
 const IR_VERSION: i64 = 8;
@@ -65,7 +65,7 @@ pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
             info.labels.len()
         ),
         graph: Some(graph),
-        opset_import: vec![OperatorSet { domain: String::new(), version: OPSET_VERSION }],
+        opset_import: vec![OperatorSetId { domain: String::new(), version: OPSET_VERSION }],
         metadata_props: metadata(info),
     };
     Ok(model.encode_to_vec())
