@@ -25,7 +25,7 @@ use self::embeddings::{EmbeddingFile, EmbeddingFormat};
 use self::listing::{Finished, Listed, Listing, Shard};
 use self::parts::{Parts, RunSettings, ShardProgress};
 use self::pipeline::{Concurrency, Row};
-use self::rows::Model;
+use self::rows::RowHeader;
 pub(crate) use self::source::{copy_bucket, images_below, is_bucket};
 use crate::error::UsageError;
 use crate::model::ModelName;
@@ -120,14 +120,14 @@ impl Predict {
         let embedding_format =
             self.embeddings.as_deref().map(EmbeddingFormat::of_file).transpose()?;
         let classifier = self.model.open(self.device)?;
-        let model = Model::new(&classifier, &petnet::disk::sha256(&self.model.bytes()?));
+        let header = RowHeader::new(&classifier, &petnet::disk::sha256(&self.model.bytes()?));
         let file =
             self.embeddings.as_deref().zip(embedding_format).map(|(path, format)| {
                 EmbeddingFile::create(path, format, classifier.embedding_len())
             });
         let mut file = file.transpose()?;
         if format == Format::Csv {
-            say!("{}", rows::csv_header(&model));
+            say!("{}", rows::csv_header(&header));
         }
         let bar = terminal::counter("classifying", output);
         let (mut images, mut failed) = (0, 0);
@@ -139,7 +139,7 @@ impl Predict {
                 file.add(&row)?;
             }
             bar.inc(1);
-            bar.suspend(|| rows::print(row, &model, format))
+            bar.suspend(|| rows::print(row, &header, format))
         })?;
         bar.finish_and_clear();
         if let Some(file) = file {
@@ -179,9 +179,9 @@ impl Predict {
             part_size: self.part_size,
             embeddings: embedding_format.map(|format| format.extension().into()),
         };
-        let model = Model::new(&classifier, &settings.model_sha256);
+        let header = RowHeader::new(&classifier, &settings.model_sha256);
         let embeddings = embedding_format.map(|format| (format, classifier.embedding_len()));
-        let mut parts = Parts::open(folder, &settings, (format, self.shard), model, embeddings)?;
+        let mut parts = Parts::open(folder, &settings, (format, self.shard), header, embeddings)?;
         let before = parts.progress().clone();
         if parts.is_complete() {
             return report(&before, None, output);

@@ -19,7 +19,7 @@ use tempfile::TempPath;
 use super::embeddings::{EmbeddingFile, EmbeddingFormat};
 use super::listing::{Finished, PathDigest, Shard};
 use super::pipeline::Row;
-use super::rows::{Model, RowWriter, TextWriter};
+use super::rows::{RowHeader, RowWriter, TextWriter};
 use super::{Format, cloud};
 use crate::error::UsageError;
 
@@ -65,7 +65,7 @@ pub(super) struct Parts {
     format: Format,
     shard: Shard,
     part_size: u64,
-    model: Model,
+    header: RowHeader,
     /// Format of the files of embeddings, and the length of an embedding.
     embeddings: Option<(EmbeddingFormat, usize)>,
     finished: ShardProgress,
@@ -78,7 +78,7 @@ impl Parts {
         folder: PathBuf,
         settings: &RunSettings,
         (format, shard): (Format, Shard),
-        model: Model,
+        header: RowHeader,
         embeddings: Option<(EmbeddingFormat, usize)>,
     ) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -93,7 +93,7 @@ impl Parts {
             Err(e) => return Err(e).with_context(|| progress.display().to_string()),
         };
         let parts =
-            Self { folder, format, shard, part_size, model, embeddings, finished, open: None };
+            Self { folder, format, shard, part_size, header, embeddings, finished, open: None };
         for number in 0..parts.finished.parts {
             let embeddings = embeddings.map(|(format, _)| parts.embeddings(number, format));
             for file in [Some(parts.part(number)), embeddings].into_iter().flatten() {
@@ -153,8 +153,8 @@ impl Parts {
         let file = temporary_file(&part).with_context(|| part.display().to_string())?;
         let (file, partial) = file.into_parts();
         let rows: Box<dyn RowWriter> = match self.format {
-            Format::Parquet => cloud::parquet(file, &self.model)?,
-            format => Box::new(TextWriter::new(file, format, &self.model)?),
+            Format::Parquet => cloud::parquet(file, &self.header)?,
+            format => Box::new(TextWriter::new(file, format, &self.header)?),
         };
         let embeddings = self.embeddings.map(|(format, len)| {
             EmbeddingFile::create(&self.embeddings(self.finished.parts, format), format, len)
