@@ -22,7 +22,7 @@ use clap::ValueEnum;
 use petnet::{Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, EmbeddingFormat};
-use self::listing::{Finished, Listed, Listing, Shard};
+use self::listing::{Finished, ImageSelector, Listed, Shard};
 use self::parts::{Parts, RunSettings, ShardProgress};
 use self::pipeline::{Concurrency, Row};
 use self::rows::RowHeader;
@@ -213,9 +213,9 @@ impl Predict {
     ) -> Result<Listed> {
         let concurrency = Concurrency { readers: self.readers, batch: self.batch_size };
         let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| {
-            let mut listing = Listing::new(self.shard, done, send);
-            self.inputs.iter().try_for_each(|input| source::walk(input, &mut listing))?;
-            listing.end()
+            let mut selector = ImageSelector::new(self.shard, done, send);
+            self.inputs.iter().try_for_each(|input| source::walk(input, &mut selector))?;
+            selector.end()
         };
         pipeline::run(concurrency, classifier, list, take)
     }
@@ -268,9 +268,9 @@ pub(crate) fn read_images(input: &Path, paths: &[&str]) -> Result<Vec<(String, V
 
 /// Lists all images of one input.
 fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<Listed> {
-    let mut listing = Listing::new(Shard { index: 0, count: 1 }, Finished::default(), send);
-    source::walk(input, &mut listing)?;
-    listing.end()
+    let mut selector = ImageSelector::new(Shard { index: 0, count: 1 }, Finished::default(), send);
+    source::walk(input, &mut selector)?;
+    selector.end()
 }
 
 /// Logs the number of files left out, by reason.

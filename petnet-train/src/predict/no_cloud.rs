@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::embeddings::EmbeddingWriter;
-use super::listing::Listing;
+use super::listing::ImageSelector;
 use super::rows::{RowHeader, RowWriter};
 use crate::error::UsageError;
 
-pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
+pub(super) fn walk(address: &str, _: &mut ImageSelector) -> Result<()> {
     require(address)
 }
 

@@ -9,7 +9,7 @@ use petnet::ImageError;
 use petnet::files::{Counts, LeftOut, WalkEntry, left_out, walk as walk_folder};
 use petnet::preprocess::{HEAD, Limits};
 
-use super::listing::{ImageBytes, Listing, Load};
+use super::listing::{ImageBytes, ImageSelector, Load};
 use super::{archive, cloud};
 use crate::error::UsageError;
 
@@ -17,18 +17,18 @@ use crate::error::UsageError;
 const SCHEMES: [&str; 3] = ["s3://", "gs://", "az://"];
 
 /// Lists the images of one input of the command line, always in the same order.
-pub(super) fn walk(input: &Path, listing: &mut Listing) -> Result<()> {
+pub(super) fn walk(input: &Path, selector: &mut ImageSelector) -> Result<()> {
     match address(input) {
-        Some(address) => cloud::walk(address, listing),
+        Some(address) => cloud::walk(address, selector),
         None if input.is_dir() => folder(input, &mut |found| match found {
-            Ok(path) => image(path, listing),
+            Ok(path) => image(path, selector),
             Err(reason) => {
-                listing.leave_out(reason);
+                selector.leave_out(reason);
                 Ok(())
             }
         }),
-        None if is_pattern(input) => glob(input, listing),
-        None => file(input, listing),
+        None if is_pattern(input) => glob(input, selector),
+        None => file(input, selector),
     }
 }
 
@@ -114,7 +114,7 @@ fn head(path: &Path) -> Vec<u8> {
     read.map_or(Vec::new(), |_| bytes)
 }
 
-fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
+fn glob(pattern: &Path, selector: &mut ImageSelector) -> Result<()> {
     let text = pattern.to_string_lossy();
     let matches = glob::glob_with(&text, MATCH).map_err(|e| UsageError(format!("{text}: {e}")))?;
     let mut found = false;
@@ -127,8 +127,8 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
         let name = Path::new(path.file_name().unwrap_or_default());
         let is_archive = archive::ArchiveKind::of(&path.to_string_lossy()).is_some();
         match left_out(name, || head(&path)).filter(|_| !is_archive) {
-            Some(reason) => listing.leave_out(reason),
-            None => file(&path, listing)?,
+            Some(reason) => selector.leave_out(reason),
+            None => file(&path, selector)?,
         }
     }
     if !found {
@@ -137,19 +137,19 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
     Ok(())
 }
 
-fn file(path: &Path, listing: &mut Listing) -> Result<()> {
+fn file(path: &Path, selector: &mut ImageSelector) -> Result<()> {
     let name = path.display().to_string();
     match archive::ArchiveKind::of(&name) {
         Some(kind) => {
             let file = File::open(path).with_context(|| name.clone())?;
-            archive::walk(kind, BufReader::new(file), &name, listing)
+            archive::walk(kind, BufReader::new(file), &name, selector)
         }
-        None => image(path, listing),
+        None => image(path, selector),
     }
 }
 
-fn image(path: &Path, listing: &mut Listing) -> Result<()> {
-    listing.add(&path.display().to_string(), || Ok(load(path.into())))
+fn image(path: &Path, selector: &mut ImageSelector) -> Result<()> {
+    selector.add(&path.display().to_string(), || Ok(load(path.into())))
 }
 
 fn load(path: PathBuf) -> Load {
