@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Result, anyhow};
-use petnet::files::{Counts, LeftOut};
+use petnet::files::{LeftOut, LeftOutCounts};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -67,7 +67,7 @@ pub(super) struct Finished {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Listed {
     pub(super) images: u64,
-    pub(super) left_out: Counts,
+    pub(super) left_out: LeftOutCounts,
 }
 
 /// Gets every image that a source lists, and sends those that this run classifies.
@@ -91,8 +91,8 @@ impl<'a> ImageSelector<'a> {
         Self { shard, done, skipped: 0, paths, found, send }
     }
 
-    /// Counts a listed image, and sends it if the run classifies it. `load` is called only then, and may read it immediately: a tar archive cannot be
-    /// read again later.
+    /// Counts a listed image, and sends it if the run classifies it. `load` is called only then, and may read it
+    /// immediately: a tar archive cannot be read again later.
     pub(super) fn add(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
         self.found.images += 1;
         if !self.shard.contains(path) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::files::{Counts, LeftOut, WalkEntry, left_out, walk as walk_folder};
+use petnet::files::{LeftOut, LeftOutCounts, WalkEntry, left_out, walk as walk_folder};
 use petnet::preprocess::{HEAD, Limits};
 
 use super::listing::{ImageBytes, ImageSelector, Load};
@@ -33,8 +33,8 @@ pub(super) fn walk(input: &Path, selector: &mut ImageSelector) -> Result<()> {
 }
 
 /// All image files below a folder, and the number of files left out.
-pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, Counts)> {
-    let (mut images, mut left_out) = (Vec::new(), Counts::default());
+pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, LeftOutCounts)> {
+    let (mut images, mut left_out) = (Vec::new(), LeftOutCounts::default());
     folder(path, &mut |found| {
         match found {
             Ok(path) => images.push(path.into()),

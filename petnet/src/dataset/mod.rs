@@ -26,7 +26,7 @@ pub use target::Target;
 
 use crate::disk::sha256;
 use crate::error::{Error, Result};
-use crate::files::{Counts, ImageFiles, class_key};
+use crate::files::{ImageFiles, LeftOutCounts, class_key};
 use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
@@ -106,7 +106,7 @@ pub struct Dataset {
     classes: Arc<[String]>,
     samples: Vec<Sample>,
     rejects: Arc<[Reject]>,
-    left_out: Arc<Counts>,
+    left_out: Arc<LeftOutCounts>,
     notes: Arc<[String]>,
     multi_label: bool,
     files: Arc<ImageFiles>,
@@ -152,7 +152,7 @@ impl Dataset {
     }
 
     /// Number of files that were left out, by reason; those of [`Dataset::rejects`] among them.
-    pub fn left_out(&self) -> &Counts {
+    pub fn left_out(&self) -> &LeftOutCounts {
         &self.left_out
     }
 

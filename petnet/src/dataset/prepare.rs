@@ -13,7 +13,7 @@ use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
 use crate::disk::{sha256, temporary_folder, write_atomically};
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, ImageFiles, MANIFEST, contained};
+use crate::files::{ImageFiles, LeftOutCounts, MANIFEST, contained};
 use crate::preprocess::{Pixels, resize_with};
 
 /// Version of the layout of manifests.
@@ -73,7 +73,7 @@ pub struct Manifest {
     /// [`Dataset::digest`] by split.
     pub digests: BTreeMap<String, String>,
     /// Number of files that were left out, by reason.
-    pub left_out: Counts,
+    pub left_out: LeftOutCounts,
     /// [`Dataset::notes`], and notes on the splits of the raw data.
     pub notes: Vec<String>,
     /// Images that were left out, and the reasons.

@@ -18,7 +18,7 @@ use super::notes::Notes;
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, ImageFiles, LeftOut, Listing, class_key, left_out};
+use crate::files::{ImageFiles, LeftOut, LeftOutCounts, Listing, class_key, left_out};
 use crate::preprocess::{HEAD, Limits, Pixels, decode_measured};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
@@ -102,7 +102,7 @@ struct Inspected {
 fn decoded(
     images: &[PathBuf],
     inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
-    left_out: &mut Counts,
+    left_out: &mut LeftOutCounts,
 ) -> (Vec<Inspected>, Vec<Reject>) {
     let (mut decoded, mut rejects) = (Vec::new(), Vec::new());
     for (path, outcome) in images.iter().zip(inspected) {
@@ -273,7 +273,7 @@ impl Reading {
         &self,
         path: &Path,
         path_labels: &[PathLabel],
-        left_out: &Counts,
+        left_out: &LeftOutCounts,
     ) -> Result<()> {
         let (classes, least) = (number_of_classes(path_labels), least_classes(self.multi_label));
         if classes >= least {

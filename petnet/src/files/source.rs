@@ -11,7 +11,7 @@ use walkdir::WalkDir;
 use zip::ZipArchive;
 
 use super::names::{part_left_out, path_left_out};
-use super::{Counts, LeftOut, entry_path};
+use super::{LeftOut, LeftOutCounts, entry_path};
 use crate::error::{Error, ImageError, Result};
 
 type Zip = ZipArchive<BufReader<File>>;
@@ -42,7 +42,7 @@ pub(crate) struct Listing {
     pub(crate) files: Vec<PathBuf>,
     /// All folders, those without files too.
     pub(crate) folders: BTreeSet<PathBuf>,
-    pub(crate) left_out: Counts,
+    pub(crate) left_out: LeftOutCounts,
 }
 
 impl ImageFiles {
