@@ -132,7 +132,7 @@ impl Predict {
         let bar = terminal::counter("classifying", output);
         let (mut images, mut failed) = (0, 0);
         let began = Instant::now();
-        let found = self.score(&classifier, Finished::default(), |row| {
+        let found = self.classify_images(&classifier, Finished::default(), |row| {
             images += 1;
             failed += u64::from(row.outcome.is_err());
             if let Some(file) = &mut file {
@@ -193,7 +193,7 @@ impl Predict {
         bar.set_position(before.images);
         bar.reset_eta();
         let began = Instant::now();
-        let found = self.score(&classifier, before.finished(), |row| {
+        let found = self.classify_images(&classifier, before.finished(), |row| {
             bar.inc(1);
             parts.add(row)
         })?;
@@ -205,11 +205,11 @@ impl Predict {
     }
 
     /// Classifies the images of this shard. Returns the numbers of images listed, over all shards, and of files left out.
-    fn score(
+    fn classify_images(
         &self,
         classifier: &Classifier,
         done: Finished,
-        take: impl FnMut(Row) -> Result<()>,
+        on_row: impl FnMut(Row) -> Result<()>,
     ) -> Result<Listed> {
         let concurrency = Concurrency { readers: self.readers, batch: self.batch_size };
         let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| {
@@ -217,7 +217,7 @@ impl Predict {
             self.inputs.iter().try_for_each(|input| source::walk(input, &mut selector))?;
             selector.end()
         };
-        pipeline::run(concurrency, classifier, list, take)
+        pipeline::run(concurrency, classifier, list, on_row)
     }
 }
 
@@ -233,20 +233,20 @@ impl Format {
     }
 }
 
-/// Classifies all images of one input; `take` gets the path and the outcome of each, in the order of the listing.
+/// Classifies all images of one input; `on_row` gets the path and the outcome of each, in the order of the listing.
 ///
 /// # Errors
 /// When the input cannot be listed, or has no image.
 pub(crate) fn classify_all(
     classifier: &Classifier,
     input: &Path,
-    mut take: impl FnMut(String, Result<Prediction, String>),
+    mut on_row: impl FnMut(String, Result<Prediction, String>),
 ) -> Result<()> {
     source::require(input)?;
     let concurrency = Concurrency { readers: 16, batch: 32 };
     let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| list(input, send);
     let found = pipeline::run(concurrency, classifier, list, |row| {
-        take(row.path, row.outcome);
+        on_row(row.path, row.outcome);
         Ok(())
     })?;
     report_left_out(&found).with_context(|| input.display().to_string())
