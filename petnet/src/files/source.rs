@@ -254,7 +254,7 @@ fn list_zip(zip: &Zip, places: &mut HashMap<PathBuf, usize>) -> Listing {
             continue;
         };
         let is_folder = name.ends_with(['/', '\\']);
-        if let Some(path) = listing.take(entry_path(&name), is_folder)
+        if let Some(path) = listing.add_entry(entry_path(&name), is_folder)
             && places.insert(path, index).is_some()
         {
             listing.repeated();
@@ -282,7 +282,7 @@ fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Li
             return Err(damaged(std::io::ErrorKind::UnexpectedEof.into()));
         }
         let name = entry_path(&String::from_utf8_lossy(&entry.path_bytes()));
-        if let Some(path) = listing.take(name, kind.is_dir())
+        if let Some(path) = listing.add_entry(name, kind.is_dir())
             && places.insert(path, (offset, size)).is_some()
         {
             // The later one counts, as in unpacking.
@@ -294,7 +294,7 @@ fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Li
 
 impl Listing {
     /// Adds an archive's entry; returns the path of a file that is not left out.
-    fn take(&mut self, path: Option<PathBuf>, is_folder: bool) -> Option<PathBuf> {
+    fn add_entry(&mut self, path: Option<PathBuf>, is_folder: bool) -> Option<PathBuf> {
         let Some(path) = path else {
             self.left_out.add(LeftOut::OutsidePath);
             return None;
