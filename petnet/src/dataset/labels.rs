@@ -86,10 +86,10 @@ impl Labels {
         let rows = if is_csv { csv_rows(bytes) } else { json_rows(bytes) };
         let mut labels = Self::default();
         for row in rows {
-            let taken = row.and_then(|(line, row)| {
-                labels.take(&row, options).map_err(|reason| format!("line {line}: {reason}"))
+            let added = row.and_then(|(line, row)| {
+                labels.add_row(&row, options).map_err(|reason| format!("line {line}: {reason}"))
             });
-            taken.map_err(|reason| Error::Dataset(format!("{}, {reason}", path.display())))?;
+            added.map_err(|reason| Error::Dataset(format!("{}, {reason}", path.display())))?;
         }
         Ok(labels)
     }
@@ -138,7 +138,7 @@ impl Labels {
         self.by_path.get(path).or_else(|| by_name(name)).or_else(|| by_name(stem))
     }
 
-    fn take(&mut self, row: &Row, options: LabelOptions) -> Result<(), String> {
+    fn add_row(&mut self, row: &Row, options: LabelOptions) -> Result<(), String> {
         let find = |names: &[&str]| names.iter().find_map(|name| row.get(*name)).map(|v| v.trim());
         let columns = || {
             let mut names: Vec<&str> = row.keys().map(String::as_str).collect();
