@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::trunk::Trunk;
+use super::trunk::FrozenTrunk;
 use super::{Freeze, Trainer};
 use crate::checkpoint::{Checkpoint, ModelInfo};
 use crate::dataset::Dataset;
@@ -196,7 +196,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
 /// The network before the first step.
 pub(super) struct InitialNetwork {
     pub(super) model: Network,
-    pub(super) trunk: Trunk,
+    pub(super) trunk: FrozenTrunk,
     /// Weights of the source head.
     pub(super) source: Weights,
 }
@@ -211,7 +211,7 @@ pub(super) fn initial_network(
 ) -> Result<InitialNetwork> {
     let random = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
     let Some(initial) = initial else {
-        let trunk = Trunk::Burn { blocks: 0 };
+        let trunk = FrozenTrunk::Burn { blocks: 0 };
         return Ok(InitialNetwork { model: random(info), trunk, source: Weights::new() });
     };
     let blocks = match trainer.frozen(&info.graph, train.len()) {
@@ -237,5 +237,5 @@ pub(super) fn initial_network(
         true => trainer.quantized(initial.model, train)?,
         false => initial.model,
     };
-    Ok(InitialNetwork { model, trunk: Trunk::new(blocks, frozen, on_cpu), source })
+    Ok(InitialNetwork { model, trunk: FrozenTrunk::new(blocks, frozen, on_cpu), source })
 }
