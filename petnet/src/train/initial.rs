@@ -73,7 +73,10 @@ impl InitialModel {
             Some(InitialWeights::Pretrained) => (bundled()?, PathBuf::from("<pretrained>")),
             Some(InitialWeights::File(path)) => (read(path)?, path.clone()),
             None => {
-                match bundled().ok().filter(|model| same_backbone(&model.info().graph, graph)) {
+                match bundled()
+                    .ok()
+                    .filter(|model| same_feature_extractor(&model.info().graph, graph))
+                {
                     Some(model) => (model, PathBuf::from("<pretrained>")),
                     None => return Ok(None),
                 }
@@ -99,7 +102,7 @@ impl InitialModel {
     /// [`Error::Checkpoint`] where the network is another one.
     pub(super) fn weights(&self, ours: &Graph, classes: &[String]) -> Result<Weights> {
         let theirs = &self.model.info().graph;
-        if !same_backbone(theirs, ours) {
+        if !same_feature_extractor(theirs, ours) {
             let (found, expected) = (theirs.name().into(), ours.name().into());
             let reason = ModelError::OtherNetwork { found, expected };
             return Err(Error::checkpoint(&self.path, reason));
@@ -170,7 +173,7 @@ impl InitialModel {
 }
 
 /// True where two networks are the same up to their features.
-fn same_backbone(theirs: &Graph, ours: &Graph) -> bool {
+fn same_feature_extractor(theirs: &Graph, ours: &Graph) -> bool {
     theirs.global_pool() == ours.global_pool()
         && theirs.nodes()[..=ours.global_pool()] == ours.nodes()[..=ours.global_pool()]
 }
