@@ -10,7 +10,7 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::jpeg::JpegMarkers;
-use super::{Limits, Pixels, REDUCED, exif, format, webp};
+use super::{Limits, Pixels, REDUCED_JPEG_PIXEL_FACTOR, exif, format, webp};
 use crate::error::ImageError;
 
 /// Largest size in bytes of a PNG's expanded metadata: profiles, texts, and the rows that the reader keeps.
@@ -95,7 +95,7 @@ impl<'a> Plan<'a> {
             side.is_some_and(|side| shorter / factor >= side) && matches!(markers.components, 1 | 3)
         };
         let factor = [8, 4].into_iter().find(keeps_twice_the_side);
-        let pixel_limit_factor = if factor.is_some() { REDUCED } else { 1 };
+        let pixel_limit_factor = if factor.is_some() { REDUCED_JPEG_PIXEL_FACTOR } else { 1 };
         validate_size(size, limits.max_side, limits.max_pixels.saturating_mul(pixel_limit_factor))?;
         let Some(factor) = factor else {
             // The decoder copies the file. A rotation needs the image twice.

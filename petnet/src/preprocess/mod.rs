@@ -29,7 +29,7 @@ pub struct Limits {
     /// Largest width and largest height in pixels (65,535).
     pub max_side: u32,
     /// Largest width x height in pixels (50 million). A JPEG that is decoded at a quarter or an eighth of its size may have
-    /// [`REDUCED`] times as many, for phones with 108 and 200 million pixels.
+    /// [`REDUCED_JPEG_PIXEL_FACTOR`] times as many, for phones with 108 and 200 million pixels.
     pub max_pixels: u64,
     /// Largest number of scans of a JPEG (100); for one of more than a sixth of [`Limits::max_pixels`] it is lower, down
     /// to 16.
@@ -52,7 +52,7 @@ impl Default for Limits {
 
 /// Factor on [`Limits::max_pixels`] for a JPEG that is decoded at a quarter or an eighth of its size: its entropy decoder
 /// takes time for all pixels, but not memory.
-pub const REDUCED: u64 = 4;
+pub const REDUCED_JPEG_PIXEL_FACTOR: u64 = 4;
 
 /// Ratio of width to height above which images are resized along the width first.
 const MAX_ASPECT_RATIO: u32 = 8;
