@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
 use petnet::files::{LeftOut, LeftOutCounts, WalkEntry, left_out, walk as walk_folder};
-use petnet::preprocess::{HEAD, Limits};
+use petnet::preprocess::{Limits, SNIFFED_BYTES};
 
 use super::listing::{ImageBytes, ImageSelector, Load};
 use super::{archive, cloud};
@@ -110,7 +110,8 @@ fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()
 /// The first bytes of a file; empty where it cannot be read.
 fn head(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut bytes));
+    let read =
+        File::open(path).and_then(|file| file.take(SNIFFED_BYTES as u64).read_to_end(&mut bytes));
     read.map_or(Vec::new(), |_| bytes)
 }
 

@@ -19,7 +19,7 @@ use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
 use crate::files::{ImageFiles, LeftOut, LeftOutCounts, Listing, class_key, left_out};
-use crate::preprocess::{HEAD, Limits, Pixels, decode_measured};
+use crate::preprocess::{Limits, Pixels, SNIFFED_BYTES, decode_measured};
 
 /// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
 const SIDE: u32 = 160;
@@ -347,7 +347,7 @@ fn candidates(files: &mut ImageFiles) -> Result<(Vec<PathBuf>, Listing)> {
     let mut listing = files.list()?;
     let files = &*files;
     // A file that cannot be read counts as no image.
-    let head = |file: &PathBuf| files.head(file, HEAD as u64).unwrap_or_default();
+    let head = |file: &PathBuf| files.head(file, SNIFFED_BYTES as u64).unwrap_or_default();
     let is_image = |file: &PathBuf| left_out(file, || head(file)).is_none();
     let is_image: Vec<bool> = listing.files.par_iter().map(is_image).collect();
     let mut images = Vec::new();

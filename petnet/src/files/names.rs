@@ -27,7 +27,7 @@ const SYSTEM: [&str; 9] = [
 ];
 
 /// The reason why a file is left out, by its path relative to the folder or archive that is read. Any part of the path may
-/// leave it out. Where its extension is not an image's, its first [`HEAD`](crate::preprocess::HEAD) bytes decide, which `head`
+/// leave it out. Where its extension is not an image's, its first [`SNIFFED_BYTES`](crate::preprocess::SNIFFED_BYTES) bytes decide, which `head`
 /// reads. `None` for an image.
 ///
 /// ```

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::error::UnsupportedFormat;
 use decode::{Plan, SizedPixels, catch_panics};
-pub use format::{FileKind, HEAD, recognise};
+pub use format::{FileKind, SNIFFED_BYTES, recognise};
 
 use crate::error::ImageError;
 
