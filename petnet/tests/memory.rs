@@ -24,7 +24,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const SQUARE: Preprocess = Preprocess { size: 224, resize: Resize::Stretch };
+const SQUARE: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };
 
 /// Decodes; the outcome, most bytes taken at a time, most bytes announced, and the time. A refusal by the header
 /// announces what its reading may take.

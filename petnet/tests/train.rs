@@ -212,7 +212,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
             batch_size: 4,
             workers,
             cache_bytes,
-            preprocess: Preprocess { size: 24, resize: Resize::Stretch },
+            preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
             augment: Augment { erasing: 0.5, noise: 0.5, ..Augment::default() },
             seed: 5,
             shuffle: true,
@@ -231,7 +231,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
 fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
     let _alone = alone();
     let photo = Pixels::new(48, 48, common::drawn(0, 1).into_raw()).unwrap();
-    let to = Preprocess { size: 32, resize: Resize::Stretch };
+    let to = Preprocess { size: 32, resize: Resize::Squeeze };
     let key = Key { seed: 1, epoch: 2, index: 3 };
     let none = Augment::none();
     let plain = none.apply(&photo, to, key).unwrap();

@@ -111,7 +111,7 @@ pub(crate) struct ArchitectureEntry {
     pub(crate) recognise: Option<fn(&Keys<'_>) -> Option<RecognisedNetwork>>,
 }
 
-const STRETCHED: Preprocess = Preprocess { size: 224, resize: Resize::Stretch };
+const SQUEEZED: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };
 
 const fn cropped(size: u32) -> Preprocess {
     Preprocess { size, resize: Resize::CenterCrop }
@@ -135,13 +135,13 @@ macro_rules! entry {
 /// it are recognised (once a family, the most specific first).
 #[rustfmt::skip]
 pub(crate) static TABLE: &[ArchitectureEntry] = &[
-    entry!("petnet", PetNetConfig::default(), Normalization::IMAGENET, STRETCHED, None),
+    entry!("petnet", PetNetConfig::default(), Normalization::IMAGENET, SQUEEZED, None),
     entry!("efficientnet_lite0", EfficientNetLiteConfig::lite(0), Normalization::SYMMETRIC, cropped(224), Some(efficientnet_lite::recognise)),
     entry!("efficientnet_lite1", EfficientNetLiteConfig::lite(1), Normalization::SYMMETRIC, cropped(240), None),
     entry!("efficientnet_lite2", EfficientNetLiteConfig::lite(2), Normalization::SYMMETRIC, cropped(260), None),
-    entry!("resnet18", ResNetConfig::default(), Normalization::IMAGENET, STRETCHED, Some(resnet::recognise)),
-    entry!("improved_cnn", ResNetConfig::improved(), Normalization::IMAGENET, STRETCHED, None),
-    entry!("simple_cnn", SimpleCnnConfig::default(), Normalization::IMAGENET, STRETCHED, Some(simple_cnn::recognise)),
+    entry!("resnet18", ResNetConfig::default(), Normalization::IMAGENET, SQUEEZED, Some(resnet::recognise)),
+    entry!("improved_cnn", ResNetConfig::improved(), Normalization::IMAGENET, SQUEEZED, None),
+    entry!("simple_cnn", SimpleCnnConfig::default(), Normalization::IMAGENET, SQUEEZED, Some(simple_cnn::recognise)),
 ];
 
 /// Names that networks of other settings than the table's have, each with the entry of its kind.
@@ -265,7 +265,7 @@ impl Architecture {
 
     /// The preprocessing of this network's published weights.
     pub fn preprocess(&self) -> Preprocess {
-        self.entry().map_or(STRETCHED, |entry| entry.preprocess)
+        self.entry().map_or(SQUEEZED, |entry| entry.preprocess)
     }
 
     fn entry(&self) -> Option<&'static ArchitectureEntry> {

@@ -43,7 +43,7 @@ const MAX_LABEL_BYTES: usize = 256;
 /// use petnet::arch::Architecture;
 /// use petnet::preprocess::{Preprocess, Resize};
 ///
-/// let preprocess = Preprocess { size: 160, resize: Resize::Stretch };
+/// let preprocess = Preprocess { size: 160, resize: Resize::Squeeze };
 /// let labels = vec!["cat".into(), "dog".into(), "rabbit".into()];
 /// let info = ModelInfo::new(Architecture::named("petnet")?.graph(3)?, labels, preprocess);
 /// assert_eq!((info.temperature, info.threshold), (1.0, 0.0), "nothing was calibrated yet");

@@ -104,8 +104,7 @@ impl Pixels {
 pub enum Resize {
     /// Resizes both sides to the target; the aspect ratio is lost. The Python reference implementation does this.
     #[default]
-    #[serde(rename = "squeeze")]
-    Stretch,
+    Squeeze,
     /// Resizes the short side to the target and takes the middle square.
     CenterCrop,
 }
@@ -206,12 +205,12 @@ pub(crate) fn decode_measured(
 /// [`ImageError::Unsupported`] when `size` is zero.
 pub fn resize(pixels: &Pixels, size: u32, how: Resize) -> Result<Pixels, ImageError> {
     let options = match how {
-        Resize::Stretch => lanczos(),
+        Resize::Squeeze => lanczos(),
         Resize::CenterCrop => lanczos().fit_into_destination(Some((0.5, 0.5))),
     };
     // The resizer reduces the height first and keeps the full width. For a very wide and low image, whose height may even
     // grow, the result between the passes could be larger than the image itself.
-    let elongated = pixels.width / MAX_ASPECT_RATIO > pixels.height && how == Resize::Stretch;
+    let elongated = pixels.width / MAX_ASPECT_RATIO > pixels.height && how == Resize::Squeeze;
     if elongated {
         let narrow = resize_with(pixels, size, pixels.height, &options)?;
         return resize_with(&narrow, size, size, &options);

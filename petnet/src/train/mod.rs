@@ -194,7 +194,7 @@ impl Default for Trainer {
             freeze: None,
             source_classes: None,
             image_size: 224,
-            resize: Resize::Stretch,
+            resize: Resize::Squeeze,
             progressive: Vec::new(),
             epochs: 8,
             batch_size: 128,
