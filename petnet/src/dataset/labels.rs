@@ -19,7 +19,7 @@ const CLASSES: [&str; 3] = ["labels", "classes", "tags"];
 /// Names of the column or key of the split.
 const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
 /// Separator of the classes of one image.
-const BETWEEN: char = '|';
+const CLASS_SEPARATOR: char = '|';
 /// Largest length of a class name in bytes.
 const LONGEST: usize = 256;
 
@@ -193,10 +193,10 @@ impl Labels {
 
 /// The classes that a label names.
 fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
-    if !multi_label && text.contains(BETWEEN) {
+    if !multi_label && text.contains(CLASS_SEPARATOR) {
         return Err(format!("label `{text}` names several classes: allow them with `multi_label`"));
     }
-    let names = text.split(BETWEEN).map(|name| name.trim().to_string());
+    let names = text.split(CLASS_SEPARATOR).map(|name| name.trim().to_string());
     let classes: Vec<String> =
         if multi_label && text.is_empty() { Vec::new() } else { names.collect() };
     classes.iter().try_for_each(|name| validate_class(name))?;
@@ -247,7 +247,7 @@ fn json_rows(bytes: &[u8]) -> Rows {
                 // A list of classes.
                 Value::Array(items) => {
                     let names: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-                    names?.join(&BETWEEN.to_string())
+                    names?.join(&CLASS_SEPARATOR.to_string())
                 }
                 Value::Null | Value::Object(_) => return None,
             };
