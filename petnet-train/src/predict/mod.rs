@@ -32,7 +32,7 @@ use crate::model::ModelName;
 use crate::terminal::{self, Output};
 
 /// Fewest images for which the speed is reported.
-const TIMED: u64 = 100;
+const MIN_IMAGES_FOR_SPEED: u64 = 100;
 
 /// Classify images: files, folders, globs, tar and zip archives, buckets
 #[derive(clap::Args)]
@@ -145,7 +145,7 @@ impl Predict {
         if let Some(file) = file {
             file.finish()?;
         }
-        if images > TIMED {
+        if images > MIN_IMAGES_FOR_SPEED {
             let speed = images as f64 / began.elapsed().as_secs_f64();
             tracing::info!("{images} images, {speed:.1} images/s");
         }
