@@ -184,7 +184,7 @@ pub(crate) fn tracked(figures: &Value) -> Vec<(String, f64)> {
 }
 
 /// Most classes that are listed in the terminal.
-const LISTED: usize = 40;
+const MAX_LISTED_CLASSES: usize = 40;
 
 fn labels_lines(
     metrics: &MultiLabelMetrics,
@@ -202,7 +202,7 @@ fn labels_lines(
         format!("unsure     {} out of distribution", percent(out_of_distribution)),
     ];
     let width = labels.iter().map(String::len).max().unwrap_or(0);
-    let own = metrics.per_class.iter().zip(labels).take(LISTED);
+    let own = metrics.per_class.iter().zip(labels).take(MAX_LISTED_CLASSES);
     lines.extend(own.map(|(own, label)| {
         format!(
             "{label:width$}  AP {}  F1 {} at threshold {:.3}  ({} images)",
@@ -212,8 +212,11 @@ fn labels_lines(
             own.support
         )
     }));
-    if labels.len() > LISTED {
-        lines.push(format!("{} more classes are in metrics.json", labels.len() - LISTED));
+    if labels.len() > MAX_LISTED_CLASSES {
+        lines.push(format!(
+            "{} more classes are in metrics.json",
+            labels.len() - MAX_LISTED_CLASSES
+        ));
     }
     lines
 }
