@@ -10,14 +10,14 @@ use super::Split;
 use crate::error::{Error, Result};
 
 /// Names of the column or key of the image: a path, or a file name with or without its extension.
-const IMAGE: [&str; 9] =
+const IMAGE_COLUMNS: [&str; 9] =
     ["path", "file_name", "filename", "file", "image_path", "image", "name", "image_id", "id"];
 /// Names of the column or key of the class.
-const CLASS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
+const CLASS_COLUMNS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
 /// Further names for several classes per image.
-const CLASSES: [&str; 3] = ["labels", "classes", "tags"];
+const CLASS_LIST_COLUMNS: [&str; 3] = ["labels", "classes", "tags"];
 /// Names of the column or key of the split.
-const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
+const SPLIT_COLUMNS: [&str; 4] = ["split", "set", "subset", "partition"];
 /// Separator of the classes of one image.
 const CLASS_SEPARATOR: char = '|';
 /// Largest length of a class name in bytes.
@@ -146,13 +146,13 @@ impl Labels {
             names.join(", ")
         };
         // A column of several classes takes precedence over one of a single class.
-        let several = find(&CLASSES).filter(|_| options.multi_label);
+        let several = find(&CLASS_LIST_COLUMNS).filter(|_| options.multi_label);
         let text = several
-            .or_else(|| find(&CLASS))
-            .or_else(|| find(&CLASSES))
+            .or_else(|| find(&CLASS_COLUMNS))
+            .or_else(|| find(&CLASS_LIST_COLUMNS))
             .ok_or_else(|| format!("no column `label` or `class` among: {}", columns()))?;
         let classes = classes(text, options.multi_label)?;
-        let split = find(&SPLIT).filter(|split| !split.is_empty()).map(|name| {
+        let split = find(&SPLIT_COLUMNS).filter(|split| !split.is_empty()).map(|name| {
             let unknown = || format!("split `{name}` is none of train, val and test");
             Split::of_folder(name).ok_or_else(unknown)
         });
@@ -169,7 +169,7 @@ impl Labels {
             }
             return Ok(());
         }
-        let path = find(&IMAGE).ok_or_else(|| {
+        let path = find(&IMAGE_COLUMNS).ok_or_else(|| {
             format!("no column `path`, `file_name` or `sha256` among: {}", columns())
         })?;
         let path = path.replace('\\', "/");

@@ -31,7 +31,7 @@ use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
 /// Largest number of a model's classes that an error message lists.
-const NAMED: usize = 20;
+const MAX_NAMED_CLASSES: usize = 20;
 
 fn wrong_shares(shares: [f64; 3]) -> Error {
     Error::Config(format!("split {shares:?} must be three shares that sum to 1"))
@@ -384,7 +384,7 @@ impl Dataset {
             .iter()
             .map(|class| {
                 index.get(&class_key(class)).copied().ok_or_else(|| {
-                    let known = notes::first_names(labels, NAMED);
+                    let known = notes::first_names(labels, MAX_NAMED_CLASSES);
                     Error::Dataset(format!(
                         "class `{class}` is unknown to the model, which knows: {known}"
                     ))
