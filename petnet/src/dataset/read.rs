@@ -95,7 +95,7 @@ struct Inspected {
     sha256: String,
     classes: Vec<String>,
     split: Option<Split>,
-    print: Fingerprint,
+    fingerprint: Fingerprint,
     size: (u32, u32),
 }
 
@@ -164,8 +164,8 @@ impl Reading {
             };
             let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
             each(name, &pixels)?;
-            let print = Fingerprint::of(&pixels)?;
-            Ok(Ok(Inspected { path: name.clone(), sha256, classes, split, print, size }))
+            let fingerprint = Fingerprint::of(&pixels)?;
+            Ok(Ok(Inspected { path: name.clone(), sha256, classes, split, fingerprint, size }))
         };
         let inspected = images.par_iter().zip(path_labels.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
@@ -175,7 +175,7 @@ impl Reading {
             of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED_FOLDER);
         let found_classes = decoded.iter().flat_map(|image| &image.classes).chain(of_folders);
         let (classes, index) = notes.classes(found_classes.map(String::as_str));
-        let groups = duplicates::group(decoded.iter().map(|one| (&*one.sha256, &one.print)));
+        let groups = duplicates::group(decoded.iter().map(|one| (&*one.sha256, &one.fingerprint)));
         let samples = decoded.into_iter().zip(groups).map(|(image, group)| {
             let Inspected { path, sha256, classes, split, size, .. } = image;
             let target = self.target(&classes, &index);
