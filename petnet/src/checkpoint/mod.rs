@@ -21,7 +21,7 @@ use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::quantization::Quantization;
 pub use crate::storage::Precision;
 use crate::storage::{SCALE_SUFFIX, decode_int4, decode_int8, encode, read_weight};
-use crate::task::Task;
+use crate::task::{MAX_LABEL_BYTES, Task};
 use crate::weights::Weights;
 
 mod change;
@@ -32,9 +32,6 @@ pub(crate) use change::Confidence;
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
 const FORMAT: u32 = 2;
-
-/// Longest name of a class in bytes: each answer of a service repeats all of them.
-const MAX_LABEL_BYTES: usize = 256;
 
 /// The description of a model in its file: everything but the weights.
 ///

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Split;
 use crate::error::{Error, Result};
+use crate::task::MAX_LABEL_BYTES;
 
 /// Names of the column or key of the image: a path, or a file name with or without its extension.
 const IMAGE_COLUMNS: [&str; 9] =
@@ -20,8 +21,6 @@ const CLASS_LIST_COLUMNS: [&str; 3] = ["labels", "classes", "tags"];
 const SPLIT_COLUMNS: [&str; 4] = ["split", "set", "subset", "partition"];
 /// Separator of the classes of one image.
 const CLASS_SEPARATOR: char = '|';
-/// Largest length of a class name in bytes.
-const LONGEST: usize = 256;
 
 /// The label of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,12 +204,12 @@ fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
 
 /// Checks that a class name can be the name of a folder.
 pub(crate) fn validate_class(name: &str) -> Result<(), String> {
-    let reason = match name {
+    let reason: &str = match name {
         "" => "the label is empty",
         "." | ".." => "it is a folder",
         _ if name.contains(['/', '\\']) => "it is a path",
         _ if name.chars().any(char::is_control) => "it has control characters",
-        _ if name.len() > LONGEST => "it has more than 256 bytes",
+        _ if name.len() > MAX_LABEL_BYTES => &format!("it has more than {MAX_LABEL_BYTES} bytes"),
         _ => return Ok(()),
     };
     Err(format!("label `{}` is no name of a class: {reason}", name.escape_debug()))
