@@ -31,7 +31,7 @@ pub(crate) use change::Confidence;
 
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
-const FORMAT: u32 = 2;
+const FORMAT_VERSION: u32 = 2;
 
 /// The description of a model in its file: everything but the weights.
 ///
@@ -110,7 +110,7 @@ impl ModelInfo {
     /// A new model's description, with nothing measured yet.
     pub fn new(graph: Graph, labels: Vec<String>, preprocess: Preprocess) -> Self {
         Self {
-            format: FORMAT,
+            format: FORMAT_VERSION,
             petnet_version: env!("CARGO_PKG_VERSION").into(),
             graph,
             source: None,
@@ -411,8 +411,12 @@ fn parse_info(text: &str) -> Result<ModelInfo, ModelError> {
     }
     let unreadable = |e: serde_json::Error| ModelError::Description(e.to_string());
     let Layout { format, petnet_version } = serde_json::from_str(text).map_err(unreadable)?;
-    if format != FORMAT {
-        return Err(ModelError::Format { version: petnet_version, format, expected: FORMAT });
+    if format != FORMAT_VERSION {
+        return Err(ModelError::Format {
+            version: petnet_version,
+            format,
+            expected: FORMAT_VERSION,
+        });
     }
     serde_json::from_str(text).map_err(unreadable)
 }

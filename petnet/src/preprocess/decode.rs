@@ -16,7 +16,7 @@ use crate::error::ImageError;
 /// Largest size in bytes of a PNG's expanded metadata: profiles, texts, and the rows that the reader keeps.
 const PNG_METADATA: u64 = 1 << 20;
 /// Largest number of scans of an image with [`Limits::max_pixels`]; smaller images may have more. Encoders write about ten.
-const SCANS_OF_LARGEST: u64 = 16;
+const SCANS_AT_MAX_PIXELS: u64 = 16;
 /// Memory in bytes per byte of lossless WebP: eleven bytes can define tables of prefix codes of 4096 bytes, which is 372 per
 /// byte, rounded up to a power of two.
 const WEBP_TABLES: u64 = 512;
@@ -262,7 +262,7 @@ fn validate_size(
 /// Limits the number of scans: decoding a scan takes time for all pixels of the image, even if the scan is empty.
 fn validate_scans(markers: &JpegMarkers, limits: &Limits) -> Result<(), ImageError> {
     let pixels = u64::from(markers.size.0) * u64::from(markers.size.1);
-    let most = limits.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels.max(1);
+    let most = limits.max_pixels.saturating_mul(SCANS_AT_MAX_PIXELS) / pixels.max(1);
     let limit = most.min(limits.max_scans);
     if markers.scans > limit {
         return Err(ImageError::TooManyScans { scans: markers.scans, limit });
