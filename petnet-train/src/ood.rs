@@ -13,7 +13,7 @@ use crate::encode::{data_url, thumbnail};
 use crate::predict;
 
 /// Most answered images in the gallery of an input.
-const GALLERY: usize = 12;
+const MAX_GALLERY_IMAGES: usize = 12;
 
 /// Evaluation of a model on the images of one input, none of which shows one of its classes.
 pub(crate) struct OodEvaluation {
@@ -123,7 +123,7 @@ fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<Ans
     found.sort_by(|(a, one), (b, other)| {
         other.confidence().total_cmp(&one.confidence()).then_with(|| a.cmp(b))
     });
-    found.truncate(GALLERY);
+    found.truncate(MAX_GALLERY_IMAGES);
     let paths: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
     let bytes: HashMap<String, Vec<u8>> =
         predict::read_images(input, &paths)?.into_iter().collect();

@@ -71,7 +71,7 @@ pub(super) fn has_wildcard(name: &str) -> bool {
 }
 
 /// As in a shell, `*` does not match `/`.
-pub(super) const MATCH: glob::MatchOptions = glob::MatchOptions {
+pub(super) const MATCH_OPTIONS: glob::MatchOptions = glob::MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
     require_literal_leading_dot: false,
@@ -117,7 +117,8 @@ fn head(path: &Path) -> Vec<u8> {
 
 fn glob(pattern: &Path, selector: &mut ImageSelector) -> Result<()> {
     let text = pattern.to_string_lossy();
-    let matches = glob::glob_with(&text, MATCH).map_err(|e| UsageError(format!("{text}: {e}")))?;
+    let matches =
+        glob::glob_with(&text, MATCH_OPTIONS).map_err(|e| UsageError(format!("{text}: {e}")))?;
     let mut found = false;
     for path in matches {
         let path = path.with_context(|| text.to_string())?;

@@ -12,7 +12,7 @@ use crate::ood::OodEvaluation;
 use crate::tracking::Run;
 
 /// Most mistakes whose thumbnails are kept with a run.
-const TRACKED_MISTAKES: usize = 8;
+const MAX_TRACKED_MISTAKES: usize = 8;
 
 /// Predictions of a model of either task on every image of a data set.
 pub(crate) enum AnyEvaluation {
@@ -144,7 +144,7 @@ impl Findings {
 /// Keeps thumbnails of the worst mistakes with a run, in `folder` of its artifacts, named by the actual and the
 /// predicted class.
 pub(crate) fn track_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Result<()> {
-    for (rank, mistake) in mistakes.iter().take(TRACKED_MISTAKES).enumerate() {
+    for (rank, mistake) in mistakes.iter().take(MAX_TRACKED_MISTAKES).enumerate() {
         let Mistake { actual, predicted, confidence, thumbnail, .. } = mistake;
         let name = format!("{folder}/{:02}-{actual}-as-{predicted}-{confidence:.3}.jpg", rank + 1);
         run.artifact(&name, thumbnail)?;

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::run::{Point, Run, RunMeta};
 use crate::files;
 
-const FILE: &str = "sync.json";
-const LOCK: &str = "sync.lock";
+const STATE_FILE: &str = "sync.json";
+const LOCK_FILE: &str = "sync.lock";
 /// Most metrics, and most parameters or tags, in a request to MLflow.
 const MAX_METRICS: usize = 1000;
 const MAX_PARAMS: usize = 100;
@@ -68,7 +68,7 @@ struct Transfer<'a> {
 /// # Errors
 /// A [`petnet::mlflow::RequestError`] of the server, or an error of the disk. A later call continues from there.
 pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
-    let lock = File::create(run.folder().join(LOCK))?;
+    let lock = File::create(run.folder().join(LOCK_FILE))?;
     lock.lock()?;
     let sent = read(run.folder()).remove(server.uri()).unwrap_or_default();
     let mut transfer = Transfer { run, server, sent, _lock: lock };
@@ -79,7 +79,7 @@ pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
 }
 
 fn read(folder: &Path) -> BTreeMap<String, Sent> {
-    let text = fs::read_to_string(folder.join(FILE)).unwrap_or_default();
+    let text = fs::read_to_string(folder.join(STATE_FILE)).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
@@ -102,7 +102,7 @@ impl Transfer<'_> {
         let folder = self.run.folder();
         let mut all = read(folder);
         all.insert(self.server.uri().into(), self.sent.clone());
-        files::write_json(&folder.join(FILE), &all)
+        files::write_json(&folder.join(STATE_FILE), &all)
     }
 
     fn begin(&mut self) -> Result<()> {

@@ -16,12 +16,12 @@ use url::Url;
 use crate::error::UsageError;
 use crate::predict::archive::{self, ArchiveKind};
 use crate::predict::listing::{ImageBytes, ImageSelector, Load};
-use crate::predict::source::{MATCH, has_wildcard, refuse_large};
+use crate::predict::source::{MATCH_OPTIONS, has_wildcard, refuse_large};
 
 /// Bytes of an archive that are fetched in one request.
-const BLOCK: u64 = 8 << 20;
+const BLOCK_BYTES: u64 = 8 << 20;
 /// Prefixes of the environment variables that the clouds' own tools read.
-const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+const VARIABLE_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
 /// Lists the images below a prefix, at one key, or at the keys that match a pattern. Archives are read only if a key or a
 /// pattern names them.
@@ -63,7 +63,7 @@ impl Bucket {
         let url = Url::parse(name).map_err(|e| wrong(&e))?;
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
-            VARIABLES.iter().any(|start| name.starts_with(start)).then_some((name, value))
+            VARIABLE_PREFIXES.iter().any(|start| name.starts_with(start)).then_some((name, value))
         });
         // rustls needs one default provider per process; an error means that it is set already.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -106,7 +106,7 @@ impl Bucket {
         self.each(folder, |meta| {
             let key = meta.location.as_ref();
             let readable = left_out_by_name(key).is_none() || ArchiveKind::of(key).is_some();
-            if readable && pattern.matches_with(key, MATCH) {
+            if readable && pattern.matches_with(key, MATCH_OPTIONS) {
                 found = true;
                 return self.object(meta, selector);
             }
@@ -214,7 +214,7 @@ impl Bucket {
     }
 }
 
-/// An object as a seekable file, which is fetched in blocks of [`BLOCK`] bytes.
+/// An object as a seekable file, which is fetched in blocks of [`BLOCK_BYTES`] bytes.
 struct ObjectFile {
     bucket: Arc<Bucket>,
     meta: ObjectMeta,
@@ -230,8 +230,8 @@ impl ObjectFile {
     }
 
     fn fetch(&mut self) -> io::Result<()> {
-        let start = self.position / BLOCK * BLOCK;
-        let range = start..(start + BLOCK).min(self.meta.size);
+        let start = self.position / BLOCK_BYTES * BLOCK_BYTES;
+        let range = start..(start + BLOCK_BYTES).min(self.meta.size);
         // Blocks of an archive that is replaced meanwhile must not be mixed.
         let options = GetOptions {
             range: Some(range.into()),

@@ -15,7 +15,7 @@ use crate::predict::pipeline::Row;
 use crate::predict::rows::{RowHeader, RowWriter};
 
 /// Rows per row group, which are buffered until it is written.
-const GROUP: usize = 10_000;
+const ROWS_PER_GROUP: usize = 10_000;
 
 pub(super) struct ParquetWriter {
     file: SerializedFileWriter<File>,
@@ -60,7 +60,7 @@ impl ParquetWriter {
 impl RowWriter for ParquetWriter {
     fn add(&mut self, row: Row) -> Result<()> {
         self.rows.push(row);
-        if self.rows.len() == GROUP { self.write_group() } else { Ok(()) }
+        if self.rows.len() == ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
     }
 
     fn finish(mut self: Box<Self>) -> Result<File> {
