@@ -70,8 +70,9 @@ impl Store {
         match found {
             Some((folder, _)) => Ok(folder),
             None => {
-                // A random 64-bit number, as in MLflow's file store.
-                let id = (Uuid::new_v4().as_u128() >> 65) as i64 & (i64::MAX >> 1);
+                // A random integer, as in MLflow's file store: the last 62 bits of a UUID. The two bits before them are its
+                // variant, which is constant.
+                let id = Uuid::new_v4().as_u128() & (u128::MAX >> 66);
                 self.write_experiment(&id.to_string(), name)
             }
         }
