@@ -71,10 +71,8 @@ impl Cost {
             say!("training   {epochs} epochs in {minutes:.1} minutes");
         }
         if let Some(minutes) = minutes_to_reference {
-            say!(
-                "           {} % validation accuracy after {minutes:.1}",
-                REFERENCE_ACCURACY * 100.0
-            );
+            let percent = REFERENCE_ACCURACY * 100.0;
+            say!("           {percent} % validation accuracy after {minutes:.1}");
         }
     }
 }

@@ -10,7 +10,7 @@ use petnet::train::{EpochReport, StepReport};
 use tiny_http::{Header, Response, Server};
 
 /// Bucket bounds of the time that a step waits for its batch.
-const WAIT_BUCKETS_SECONDS: [f64; 9] = [0.0001, 0.001, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0];
+const SECONDS: [f64; 9] = [0.0001, 0.001, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0];
 
 /// Updates the metrics after each step and epoch.
 pub(crate) struct Metrics {
@@ -25,9 +25,8 @@ impl Metrics {
     /// When the address cannot be listened on.
     pub(crate) fn serve(address: SocketAddr, epochs: usize) -> Result<Self> {
         let wait = Matcher::Full("training_loader_wait_seconds".into());
-        let handle = PrometheusBuilder::new()
-            .set_buckets_for_metric(wait, &WAIT_BUCKETS_SECONDS)?
-            .install_recorder()?;
+        let handle =
+            PrometheusBuilder::new().set_buckets_for_metric(wait, &SECONDS)?.install_recorder()?;
         describe();
         gauge!("training_epochs").set(epochs as f64);
         let server = Server::http(address).map_err(|e| anyhow!("--metrics-addr {address}: {e}"))?;

@@ -48,7 +48,7 @@ struct Evaluated {
 const TEST_DIGEST: &str = "petnet.test_digest";
 const TEST_ACCURACY: &str = "petnet.test_accuracy";
 /// Alias of the model that new versions are compared with.
-const CHAMPION_ALIAS: &str = "champion";
+const CHAMPION: &str = "champion";
 
 impl Register {
     pub(crate) fn run(self, output: Output) -> Result<()> {
@@ -121,8 +121,7 @@ impl Register {
         known: Option<&ModelVersion>,
         evaluated: Option<&Evaluated>,
     ) -> Result<()> {
-        let uri =
-            ModelUri { name: self.name.clone(), version: VersionRef::Alias(CHAMPION_ALIAS.into()) };
+        let uri = ModelUri { name: self.name.clone(), version: VersionRef::Alias(CHAMPION.into()) };
         let champion = match server.version(&uri) {
             Ok(version) => version,
             // MLflow reports a missing alias as an invalid value.
@@ -152,7 +151,7 @@ impl Register {
                 Ok(())
             }
             // Without a comparison, a model may be registered, but not as the champion or in a stage.
-            _ if self.alias.as_deref() != Some(CHAMPION_ALIAS) && self.stage.is_none() => Ok(()),
+            _ if self.alias.as_deref() != Some(CHAMPION) && self.stage.is_none() => Ok(()),
             _ => bail!(
                 "refused: this model and the champion, version {number}, were not evaluated on the same test images; run `petnet-train evaluate` first, or --force"
             ),

@@ -13,7 +13,7 @@ use crate::drift::{DriftSample, Reference};
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::ood::{ClassSet, OodScore, OutOfDistribution, embedding, prototypes};
-use crate::task::{Task, UNCALIBRATED_THRESHOLD};
+use crate::task::{DEFAULT_THRESHOLD, Task};
 use crate::weights::Weight;
 
 /// Accuracy on validation images at or above the confidence threshold.
@@ -142,12 +142,8 @@ impl Images {
                     self.truth.iter().map(|target| target.classes().to_vec()).collect();
                 let temperature = fit::sigmoid_temperature(&logits, &truth);
                 let rows = probabilities(temperature);
-                let thresholds = fit::best_f1_thresholds(
-                    &rows,
-                    &truth,
-                    thresholds.len(),
-                    UNCALIBRATED_THRESHOLD,
-                );
+                let thresholds =
+                    fit::best_f1_thresholds(&rows, &truth, thresholds.len(), DEFAULT_THRESHOLD);
                 Confidence { task: Task::MultiLabel { thresholds }, temperature, threshold: 0.0 }
             }
         }

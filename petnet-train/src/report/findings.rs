@@ -212,11 +212,9 @@ fn labels_lines(
             own.support
         )
     }));
-    if labels.len() > MAX_LISTED_CLASSES {
-        lines.push(format!(
-            "{} more classes are in metrics.json",
-            labels.len() - MAX_LISTED_CLASSES
-        ));
+    let unlisted = labels.len().saturating_sub(MAX_LISTED_CLASSES);
+    if unlisted > 0 {
+        lines.push(format!("{unlisted} more classes are in metrics.json"));
     }
     lines
 }

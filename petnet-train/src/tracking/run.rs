@@ -15,7 +15,7 @@ use super::layout::{
 use crate::files;
 
 /// File that the process that writes a run keeps locked; the operating system releases the lock when the process ends.
-const LOCK_FILE: &str = "active.lock";
+const LOCK: &str = "active.lock";
 
 /// Status of a run, with the numbers of MLflow's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -427,8 +427,7 @@ impl LoggedModel {
 
 /// Locks a run for writing; `None` while another process has the lock.
 fn lock(folder: &Path) -> Result<Option<File>> {
-    let file =
-        File::options().create(true).truncate(false).write(true).open(folder.join(LOCK_FILE))?;
+    let file = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),

@@ -88,9 +88,8 @@ impl Store {
         let mut runs = Vec::new();
         for (experiment, _) in self.experiments()? {
             for folder in folders(&experiment)? {
-                if !NON_RUN_FOLDERS.contains(&file_name(&folder).as_str())
-                    && folder.join(META_FILE).is_file()
-                {
+                let name = file_name(&folder);
+                if !NON_RUN_FOLDERS.contains(&&*name) && folder.join(META_FILE).is_file() {
                     runs.push(Run::open(folder)?);
                 }
             }

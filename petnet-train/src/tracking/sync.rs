@@ -16,7 +16,7 @@ use super::run::{Point, Run, RunMeta};
 use crate::files;
 
 const STATE_FILE: &str = "sync.json";
-const LOCK_FILE: &str = "sync.lock";
+const LOCK: &str = "sync.lock";
 /// Most metrics, and most parameters or tags, in a request to MLflow.
 const MAX_METRICS: usize = 1000;
 const MAX_PARAMS: usize = 100;
@@ -68,7 +68,7 @@ struct Transfer<'a> {
 /// # Errors
 /// A [`petnet::mlflow::RequestError`] of the server, or an error of the disk. A later call continues from there.
 pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
-    let lock = File::create(run.folder().join(LOCK_FILE))?;
+    let lock = File::create(run.folder().join(LOCK))?;
     lock.lock()?;
     let sent = read(run.folder()).remove(server.uri()).unwrap_or_default();
     let mut transfer = Transfer { run, server, sent, _lock: lock };

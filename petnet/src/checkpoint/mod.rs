@@ -411,12 +411,9 @@ fn parse_info(text: &str) -> Result<ModelInfo, ModelError> {
     }
     let unreadable = |e: serde_json::Error| ModelError::Description(e.to_string());
     let Layout { format, petnet_version } = serde_json::from_str(text).map_err(unreadable)?;
-    if format != FORMAT_VERSION {
-        return Err(ModelError::Format {
-            version: petnet_version,
-            format,
-            expected: FORMAT_VERSION,
-        });
+    let expected = FORMAT_VERSION;
+    if format != expected {
+        return Err(ModelError::Format { version: petnet_version, format, expected });
     }
     serde_json::from_str(text).map_err(unreadable)
 }

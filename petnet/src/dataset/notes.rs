@@ -36,10 +36,8 @@ impl Notes {
             .map(|folder| format!("`{}`", folder.display()))
             .collect();
         if !empty.is_empty() {
-            self.0.push(format!(
-                "no image in {}: no class of that name",
-                first_names(&empty, MAX_NAMED_FOLDERS)
-            ));
+            let names = first_names(&empty, MAX_NAMED_FOLDERS);
+            self.0.push(format!("no image in {names}: no class of that name"));
         }
     }
 

@@ -83,10 +83,8 @@ fn metadata(info: &ModelInfo) -> Vec<StringStringEntry> {
     let mut entries: Vec<StringStringEntry> =
         entries.map(|(key, value)| StringStringEntry { key: key.into(), value }).into();
     if let Task::MultiLabel { thresholds } = &info.task {
-        entries.push(StringStringEntry {
-            key: "thresholds".into(),
-            value: json!(thresholds).to_string(),
-        });
+        let value = json!(thresholds).to_string();
+        entries.push(StringStringEntry { key: "thresholds".into(), value });
     }
     entries
 }

@@ -5,7 +5,7 @@ use pulp::{Simd, WithSimd};
 use crate::kernel::vector_arch;
 
 /// Queries per tile.
-const QUERIES_PER_TILE: usize = 4;
+const QUERIES: usize = 4;
 
 /// Fills `out`, `[rows, queries]`, with the dot products of `rows` and `queries`, each of `len` values a row.
 ///
@@ -36,7 +36,7 @@ impl WithSimd for Block<'_> {
     }
 }
 
-/// Compares all rows, `R` at a time, with each group of [`QUERIES_PER_TILE`] queries. The group stays in the first-level cache, the
+/// Compares all rows, `R` at a time, with each group of [`QUERIES`] queries. The group stays in the first-level cache, the
 /// rows in the second-level one.
 #[inline(always)]
 fn tiles<S: Simd, const R: usize>(simd: S, Block { rows, queries, len, out }: Block<'_>) {
@@ -44,15 +44,10 @@ fn tiles<S: Simd, const R: usize>(simd: S, Block { rows, queries, len, out }: Bl
     let mut first = 0;
     while first < count {
         let rest = &queries[first * len..];
-        if first + QUERIES_PER_TILE <= count {
-            let group = split::<QUERIES_PER_TILE>(rest, len);
-            over_rows::<S, R, QUERIES_PER_TILE>(
-                simd,
-                (rows, len),
-                group,
-                (&mut *out, first, count),
-            );
-            first += QUERIES_PER_TILE;
+        if first + QUERIES <= count {
+            let group = split::<QUERIES>(rest, len);
+            over_rows::<S, R, QUERIES>(simd, (rows, len), group, (&mut *out, first, count));
+            first += QUERIES;
         } else {
             let one = split::<1>(rest, len);
             over_rows::<S, R, 1>(simd, (rows, len), one, (&mut *out, first, count));

@@ -73,10 +73,8 @@ impl InitialModel {
             Some(InitialWeights::Pretrained) => (bundled()?, PathBuf::from("<pretrained>")),
             Some(InitialWeights::File(path)) => (read(path)?, path.clone()),
             None => {
-                match bundled()
-                    .ok()
-                    .filter(|model| same_feature_extractor(&model.info().graph, graph))
-                {
+                let same = |model: &Checkpoint| same_feature_extractor(&model.info().graph, graph);
+                match bundled().ok().filter(same) {
                     Some(model) => (model, PathBuf::from("<pretrained>")),
                     None => return Ok(None),
                 }
