@@ -60,7 +60,7 @@ fn tar(reader: impl Read + Seek, archive: &str, selector: &mut ImageSelector) ->
         let mut bytes = Vec::new();
         let mut head = None;
         let reason = left_out(&path, || {
-            head = Some((&mut entry).take(SNIFFED_BYTES as u64).read_to_end(&mut bytes));
+            head = Some((&mut entry).take(SNIFFED_BYTES).read_to_end(&mut bytes));
             bytes.clone()
         });
         head.transpose()?;
@@ -98,10 +98,8 @@ fn zip(reader: impl Read + Seek, archive: &str, selector: &mut ImageSelector) ->
         };
         let head = || {
             let mut bytes = Vec::new();
-            let read = zip
-                .by_index(index)
-                .ok()
-                .map(|e| e.take(SNIFFED_BYTES as u64).read_to_end(&mut bytes));
+            let read =
+                zip.by_index(index).ok().map(|e| e.take(SNIFFED_BYTES).read_to_end(&mut bytes));
             // An entry that cannot be read counts as no image.
             if matches!(read, Some(Ok(_))) { bytes } else { Vec::new() }
         };

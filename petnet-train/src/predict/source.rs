@@ -110,8 +110,7 @@ fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()
 /// The first bytes of a file; empty where it cannot be read.
 fn head(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let read =
-        File::open(path).and_then(|file| file.take(SNIFFED_BYTES as u64).read_to_end(&mut bytes));
+    let read = File::open(path).and_then(|file| file.take(SNIFFED_BYTES).read_to_end(&mut bytes));
     read.map_or(Vec::new(), |_| bytes)
 }
 

@@ -349,7 +349,7 @@ fn candidates(files: &mut ImageFiles) -> Result<(Vec<PathBuf>, Listing)> {
     let mut listing = files.list()?;
     let files = &*files;
     // A file that cannot be read counts as no image.
-    let head = |file: &PathBuf| files.head(file, SNIFFED_BYTES as u64).unwrap_or_default();
+    let head = |file: &PathBuf| files.head(file, SNIFFED_BYTES).unwrap_or_default();
     let is_image = |file: &PathBuf| left_out(file, || head(file)).is_none();
     let is_image: Vec<bool> = listing.files.par_iter().map(is_image).collect();
     let mut images = Vec::new();

@@ -5,7 +5,7 @@ use image::ImageFormat;
 use crate::error::{ImageError, UnsupportedFormat};
 
 /// Number of first bytes by which a file's format is recognised.
-pub const SNIFFED_BYTES: usize = 32;
+pub const SNIFFED_BYTES: u64 = 32;
 
 /// Kind of a file by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
