@@ -83,7 +83,12 @@ fn an_int8_plan_agrees_with_an_f32_plan() {
         for side in [33, 48, 64] {
             let pixels = images(side, 9);
             let [float, int8] = engines(&graph, side, &pixels);
-            assert!(matches!(int8.0, Plans::Int8(_)), "{}", graph.name());
+            if !matches!(int8.0, Plans::Int8(_)) {
+                // A network may have steps without an int8 kernel; these have none.
+                let all_int8 = ["simple_cnn", "petnet", "resnet", "efficientnet_lite"];
+                assert!(!all_int8.contains(&graph.name()), "{}", graph.name());
+                continue;
+            }
             let (actual, expected) = (int8.run(&pixels), float.run(&pixels));
             let difference = difference(&actual, &expected);
             // A map's range is about 8 of its standard deviations. Rounded to 255 steps, its values have errors with a
