@@ -170,7 +170,7 @@ impl InitialModel {
     }
 }
 
-/// True where two networks are the same up to their features.
+/// True where two networks are the same up to the global average pool.
 fn same_feature_extractor(theirs: &Graph, ours: &Graph) -> bool {
     theirs.global_pool() == ours.global_pool()
         && theirs.nodes()[..=ours.global_pool()] == ours.nodes()[..=ours.global_pool()]

@@ -1,4 +1,4 @@
-//! The frozen layers (trunk) in training. On the CPU they run on the inference engine, in int8 where the initial weights
+//! The trunk in training: the frozen layers before those that are trained. On the CPU they run on the inference engine, in int8 where the initial weights
 //! are quantised; on other devices they run on burn. They have no gradients.
 
 use burn::tensor::Device;
