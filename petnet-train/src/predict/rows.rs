@@ -17,7 +17,7 @@ pub(super) trait RowWriter {
     fn finish(self: Box<Self>) -> Result<File>;
 }
 
-/// What all rows of a run share: names of the classes, and the version of the model.
+/// Names of the classes and version of the model, which all rows of a run share.
 #[derive(Debug, Clone)]
 pub(super) struct RowHeader {
     pub(super) labels: Vec<String>,
