@@ -102,12 +102,9 @@ impl OodFigures {
     pub(crate) fn print(&self) {
         let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
         say!("OOD        {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
-        say!(
-            "           answered {}, low confidence {}, out of distribution {}",
-            percent(self.answered),
-            percent(self.low_confidence),
-            percent(self.out_of_distribution)
-        );
+        let shares = [self.answered, self.low_confidence, self.out_of_distribution];
+        let [answered, low, ood] = shares.map(percent);
+        say!("           answered {answered}, low confidence {low}, out of distribution {ood}");
         match self.auroc.zip(self.fpr95) {
             Some((auroc, fpr95)) => {
                 say!("           AUROC {auroc:.4}, FPR95 {}", percent(fpr95));

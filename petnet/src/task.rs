@@ -6,7 +6,6 @@ use crate::prediction::softmax;
 
 /// Longest name of a class in bytes: each answer of a service repeats all of them.
 pub(crate) const MAX_LABEL_BYTES: usize = 256;
-
 /// Threshold of each class before thresholds are chosen in calibration.
 #[cfg(any(test, feature = "train"))]
 pub(crate) const DEFAULT_THRESHOLD: f32 = 0.5;

@@ -70,8 +70,7 @@ impl Store {
         match found {
             Some((folder, _)) => Ok(folder),
             None => {
-                // A random integer, as in MLflow's file store: the last 62 bits of a UUID. The two bits before them are its
-                // variant, which is constant.
+                // A random integer as in MLflow's file store: 62 bits of a UUID, whose variant is in the two before them.
                 let id = Uuid::new_v4().as_u128() & (u128::MAX >> 66);
                 self.write_experiment(&id.to_string(), name)
             }

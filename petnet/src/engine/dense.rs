@@ -82,12 +82,11 @@ impl DenseConv {
                 weights[(output * inputs + input) * taps + tap]
             })
         };
+        let borders = input.border + output.border;
         let pointwise = window == Window::centred(1, 1) && !spec.fused_max_pool;
         let weights = match winograd {
             Some(side) => PackedForm::Winograd(Winograd::new(side, inputs, weights)),
-            None if pointwise && input.border + output.border == 0 => {
-                PackedForm::Pointwise(packed())
-            }
+            None if pointwise && borders == 0 => PackedForm::Pointwise(packed()),
             None => PackedForm::Direct(packed()),
         };
         Self { spec, input, output, weights, bias }

@@ -50,13 +50,11 @@ pub struct MultiLabelMetrics {
     pub per_class: Vec<LabelMetrics>,
 }
 
-/// Numbers of images of one class.
+/// Numbers of images of one class: those that have it (`support`), those for which it is predicted, and those of both.
 #[derive(Default, Clone, Copy)]
 struct ClassCounts {
     true_positives: usize,
-    /// Images for which the class is predicted.
     predicted: usize,
-    /// Images that have the class.
     support: usize,
 }
 
