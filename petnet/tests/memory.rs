@@ -20,8 +20,8 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 /// One test at a time: the allocator counts the whole process.
 fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const SQUARE: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };
