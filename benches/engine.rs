@@ -17,7 +17,7 @@ const PRODUCT: usize = 1024;
 fn classifier(name: &str, size: u32) -> Classifier {
     let graph = Architecture::named(name).and_then(|known| known.graph(2)).expect("a known name");
     let network = Network::new(&graph, Normalization::default(), &Device::flex());
-    let preprocess = Preprocess { size, resize: Resize::Stretch };
+    let preprocess = Preprocess { size, resize: Resize::Squeeze };
     let info = ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess);
     Classifier::new(network.checkpoint(info).expect("a whole model"), petnet::Device::Cpu)
         .expect("a whole model")

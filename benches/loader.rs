@@ -26,7 +26,7 @@ fn loader(criterion: &mut Criterion) {
                 batch_size: 32,
                 workers,
                 cache_bytes,
-                preprocess: Preprocess { size: 64, resize: Resize::Stretch },
+                preprocess: Preprocess { size: 64, resize: Resize::Squeeze },
                 augment: Augment::default(),
                 seed: 1,
                 shuffle: true,

@@ -9,7 +9,7 @@ fn preprocess(criterion: &mut Criterion) {
     let limits = Limits::default();
     for (width, height, size) in [(500, 375, 64), (500, 375, 224), (4000, 3000, 224)] {
         let photo = petnet_benches::jpeg(width, height);
-        let to = Preprocess { size, resize: Resize::Stretch };
+        let to = Preprocess { size, resize: Resize::Squeeze };
         let mut group = criterion.benchmark_group(format!("preprocess/{width}x{height}-to-{size}"));
         group.bench_function("reduced", |bencher| bencher.iter(|| to.run(&photo, &limits)));
         group.bench_function("whole", |bencher| {
@@ -17,7 +17,7 @@ fn preprocess(criterion: &mut Criterion) {
         });
     }
     let photo = decode(&petnet_benches::jpeg(160, 160), &limits).expect("a sound JPEG");
-    let to = Preprocess { size: 64, resize: Resize::Stretch };
+    let to = Preprocess { size: 64, resize: Resize::Squeeze };
     criterion.bench_function("augment/160-to-64", |bencher| {
         let mut index = 0;
         bencher.iter(|| {

@@ -59,7 +59,7 @@ fn checkpoint(name: &str, side: usize) -> Checkpoint {
     if name.ends_with(".safetensors") {
         return Checkpoint::load(name).expect("a model file");
     }
-    let preprocess = Preprocess { size: side as u32, resize: Resize::Stretch };
+    let preprocess = Preprocess { size: side as u32, resize: Resize::Squeeze };
     let architecture = architecture(name);
     let labels = vec!["cat".into(), "dog".into()];
     let mut info = ModelInfo::new(architecture.graph(2).expect("a network"), labels, preprocess);

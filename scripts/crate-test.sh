@@ -52,7 +52,7 @@ RUST
 try formats ', features = ["onnx", "pytorch"]' <<'RUST'
 use petnet::preprocess::{Preprocess, Resize};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let preprocess = Preprocess { size: 32, resize: Resize::Stretch };
+    let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
     let model = petnet::pytorch::Import { preprocess, ..Default::default() }
         .read(concat!(env!("CARGO_MANIFEST_DIR"), "/../unpacked/petnet-0.1.0/tests/golden/best_model.pt"))?;
     let (onnx, small) = (petnet::onnx::encode(&model)?, model.to_bytes(petnet::Precision::Int8)?);

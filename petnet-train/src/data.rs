@@ -9,7 +9,7 @@ use petnet::dataset::{Manifest, Reading};
 use crate::error::UsageError;
 
 /// Seed of the split of images that were not prepared.
-const SEED: u64 = 42;
+const SPLIT_SEED: u64 = 42;
 
 /// Opens a prepared data set, or labelled images in a folder or archive. `multi_label`, where given, is the kind that a
 /// prepared data set must have; images are read as single-label by default.
@@ -36,6 +36,6 @@ pub(crate) fn open(path: &Path, multi_label: Option<bool>) -> Result<(Dataset, D
     if dataset.left_out().total() > 0 {
         tracing::warn!("{} files left out: {}", dataset.left_out().total(), dataset.left_out());
     }
-    let [train, valid, _] = dataset.parts([0.9, 0.1, 0.0], SEED)?;
+    let [train, valid, _] = dataset.parts([0.9, 0.1, 0.0], SPLIT_SEED)?;
     Ok((train, valid))
 }

@@ -19,9 +19,9 @@ use crate::error::UsageError;
 use crate::terminal::{self, Output};
 
 /// Attempts in a row without a new byte after which the next address is used.
-const TRIES: u32 = 4;
+const MAX_ATTEMPTS: u32 = 4;
 /// Bytes that must stay free on the disk.
-const SPARE: u64 = 64 << 20;
+const MIN_FREE_BYTES: u64 = 64 << 20;
 
 /// Download the archive of a data set; resumes after interruptions and verifies the SHA-256
 #[derive(clap::Args)]
@@ -139,7 +139,7 @@ fn check(file: &Path, manifest: &Manifest) -> Result<()> {
 fn require_space(folder: &Path, needed: u64) -> Result<()> {
     let folder = folder.canonicalize()?;
     let Some(Space { free, .. }) = disk::space(&folder) else { return Ok(()) };
-    if free < needed.saturating_add(SPARE) {
+    if free < needed.saturating_add(MIN_FREE_BYTES) {
         bail!("{}: {needed} bytes are needed, {free} are free", folder.display());
     }
     Ok(())
@@ -191,8 +191,8 @@ impl Fetch<'_> {
                 }
             }
             failed_attempts = if self.have() > before { 0 } else { failed_attempts + 1 };
-            if failed_attempts == TRIES {
-                bail!("no new byte in {TRIES} attempts, after {} bytes", self.have());
+            if failed_attempts == MAX_ATTEMPTS {
+                bail!("no new byte in {MAX_ATTEMPTS} attempts, after {} bytes", self.have());
             }
             std::thread::sleep(Duration::from_millis(250 << failed_attempts));
         }

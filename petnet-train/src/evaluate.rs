@@ -17,7 +17,7 @@ use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracker, Tracking};
 
 /// Accuracy of the Python reference implementation (SimpleCNN in PyTorch).
-const REFERENCE: f64 = 0.92;
+const REFERENCE_ACCURACY: f64 = 0.92;
 
 /// Evaluate a model on a data set and write a report
 #[derive(clap::Args)]
@@ -71,7 +71,8 @@ impl Cost {
             say!("training   {epochs} epochs in {minutes:.1} minutes");
         }
         if let Some(minutes) = minutes_to_reference {
-            say!("           {} % validation accuracy after {minutes:.1}", REFERENCE * 100.0);
+            let percent = REFERENCE_ACCURACY * 100.0;
+            say!("           {percent} % validation accuracy after {minutes:.1}");
         }
     }
 }
@@ -204,7 +205,7 @@ fn cost(classifier: &Classifier, file_bytes: usize) -> Cost {
     let info = classifier.info();
     let epochs = info.history.as_array().map(Vec::as_slice).unwrap_or_default();
     let minutes = |epoch: &Value| epoch["seconds"].as_f64().map(|seconds| seconds / 60.0);
-    let reached = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE);
+    let reached = |epoch: &&Value| epoch["val_accuracy"].as_f64() >= Some(REFERENCE_ACCURACY);
     Cost {
         values: classifier.parameters(),
         file_bytes: file_bytes as u64,

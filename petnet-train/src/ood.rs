@@ -13,7 +13,7 @@ use crate::encode::{data_url, thumbnail};
 use crate::predict;
 
 /// Most answered images in the gallery of an input.
-const GALLERY: usize = 12;
+const MAX_GALLERY_IMAGES: usize = 12;
 
 /// Evaluation of a model on the images of one input, none of which shows one of its classes.
 pub(crate) struct OodEvaluation {
@@ -102,12 +102,9 @@ impl OodFigures {
     pub(crate) fn print(&self) {
         let percent = |figure: f64| format!("{:.2} %", figure * 100.0);
         say!("OOD        {}: {} images, {} unreadable", self.input, self.images, self.unreadable);
-        say!(
-            "           answered {}, low confidence {}, out of distribution {}",
-            percent(self.answered),
-            percent(self.low_confidence),
-            percent(self.out_of_distribution)
-        );
+        let shares = [self.answered, self.low_confidence, self.out_of_distribution];
+        let [answered, low, ood] = shares.map(percent);
+        say!("           answered {answered}, low confidence {low}, out of distribution {ood}");
         match self.auroc.zip(self.fpr95) {
             Some((auroc, fpr95)) => {
                 say!("           AUROC {auroc:.4}, FPR95 {}", percent(fpr95));
@@ -123,7 +120,7 @@ fn gallery(input: &Path, mut found: Vec<(String, Prediction)>) -> Result<Vec<Ans
     found.sort_by(|(a, one), (b, other)| {
         other.confidence().total_cmp(&one.confidence()).then_with(|| a.cmp(b))
     });
-    found.truncate(GALLERY);
+    found.truncate(MAX_GALLERY_IMAGES);
     let paths: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
     let bytes: HashMap<String, Vec<u8>> =
         predict::read_images(input, &paths)?.into_iter().collect();

@@ -212,7 +212,7 @@ fn draw_preview(prepared: &Path, sheet: &Path) -> Result<()> {
             (0..train.len()).filter(has).take(4).collect::<Vec<_>>()
         })
         .collect();
-    let to = Preprocess { size: SIDE, resize: Resize::Stretch };
+    let to = Preprocess { size: SIDE, resize: Resize::Squeeze };
     let mut tiles = Vec::new();
     for index in chosen {
         let image = decode(&train.read(index)?, &Limits::default())?;

@@ -19,7 +19,7 @@ use crate::preprocess::{Pixels, Preprocess, Resize, resize, resize_with};
 ///
 /// let image = Pixels::new(40, 30, vec![120; 40 * 30 * 3]).expect("three bytes a pixel");
 /// let augment = Augment { rotation: 30.0, affine: 1.0, ..Augment::none() };
-/// let preprocess = Preprocess { size: 24, resize: Resize::Stretch };
+/// let preprocess = Preprocess { size: 24, resize: Resize::Squeeze };
 /// let key = Key { seed: 1, epoch: 0, index: 7 };
 /// let rotated = augment.apply(&image, preprocess, key)?;
 /// assert_eq!((rotated.width(), rotated.height()), (24, 24));
@@ -265,7 +265,7 @@ impl Augment {
         let (width, height) = (f64::from(image.width()), f64::from(image.height()));
         // Area and aspect ratio are relative to what is resized without a crop: the image, or its largest square.
         let (whole_width, whole_height) = match to.resize {
-            Resize::Stretch => (width, height),
+            Resize::Squeeze => (width, height),
             Resize::CenterCrop => (width.min(height), width.min(height)),
         };
         let area = f64::from(uniform(rng, self.crop_scale, 1.0)).sqrt();

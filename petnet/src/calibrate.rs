@@ -13,19 +13,19 @@ use crate::drift::{DriftSample, Reference};
 use crate::engine::Outputs;
 use crate::error::{Error, Result};
 use crate::ood::{ClassSet, OodScore, OutOfDistribution, embedding, prototypes};
-use crate::task::{Task, UNCHOSEN};
+use crate::task::{DEFAULT_THRESHOLD, Task};
 use crate::weights::Weight;
 
 /// Accuracy on validation images at or above the confidence threshold.
 const ANSWER_ACCURACY: f64 = 0.99;
 /// Share of validation images that are in distribution.
-const IN_DISTRIBUTION: f64 = 0.98;
+const IN_DISTRIBUTION_SHARE: f64 = 0.98;
 /// Largest number of training images whose features the prototypes are computed from.
 const MAX_PROTOTYPE_IMAGES: usize = 4000;
 /// Largest number of images of the reference for drift.
 const MAX_REFERENCE_IMAGES: usize = 2000;
 /// Images per pass.
-const BATCH: usize = 32;
+const BATCH_SIZE: usize = 32;
 
 /// Settings of [`Checkpoint::calibrated`].
 #[derive(Debug, Clone, Default)]
@@ -81,7 +81,7 @@ impl Checkpoint {
             model.with_calibration(confidence.clone(), Some(accept_all.clone()), values.clone())?;
         let threshold = model.detector()?.map_or(f32::MAX, |detector| {
             let scores = held_out.outputs.iter().map(|outputs| detector.score(outputs));
-            quantile(scores.collect(), IN_DISTRIBUTION)
+            quantile(scores.collect(), IN_DISTRIBUTION_SHARE)
         });
         let ood = OutOfDistribution { threshold, ..accept_all };
         let model = model.with_calibration(confidence, Some(ood), values)?;
@@ -142,7 +142,8 @@ impl Images {
                     self.truth.iter().map(|target| target.classes().to_vec()).collect();
                 let temperature = fit::sigmoid_temperature(&logits, &truth);
                 let rows = probabilities(temperature);
-                let thresholds = fit::best_f1_thresholds(&rows, &truth, thresholds.len(), UNCHOSEN);
+                let thresholds =
+                    fit::best_f1_thresholds(&rows, &truth, thresholds.len(), DEFAULT_THRESHOLD);
                 Confidence { task: Task::MultiLabel { thresholds }, temperature, threshold: 0.0 }
             }
         }
@@ -179,7 +180,7 @@ fn statistics(classifier: &Classifier, images: &Dataset) -> Result<Reference> {
     let images = images.at_most(MAX_REFERENCE_IMAGES);
     let indices: Vec<usize> = (0..images.len()).collect();
     let mut samples = Vec::with_capacity(indices.len());
-    for batch in indices.chunks(BATCH) {
+    for batch in indices.chunks(BATCH_SIZE) {
         let inspected = batch.par_iter().map(|&index| {
             let (pixels, statistics) = classifier.inspect(&images.read(index)?)?;
             // Prepared images are smaller than those that the service receives: the original size is taken.

@@ -120,8 +120,8 @@ fn open_wgpu(index: Option<usize>) -> Result<burn::tensor::Device> {
     use std::sync::{Mutex, PoisonError};
 
     // wgpu answers a second initialisation of the same adapter with an error.
-    static OPENED: Mutex<BTreeMap<Option<usize>, Device>> = Mutex::new(BTreeMap::new());
-    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    static OPENED_DEVICES: Mutex<BTreeMap<Option<usize>, Device>> = Mutex::new(BTreeMap::new());
+    let mut opened = OPENED_DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(device) = opened.get(&index) {
         return Ok(device.clone());
     }

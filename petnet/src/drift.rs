@@ -11,8 +11,8 @@ use crate::preprocess::Pixels;
 
 /// Number of bins of about equal size.
 const QUANTILE_BINS: usize = 10;
-/// Every `STRIDE`-th pixel is read, for speed; a prime number does not align with the rows.
-const STRIDE: usize = 7;
+/// Every `PIXEL_STRIDE`-th pixel is read, for speed; a prime number does not align with the rows.
+const PIXEL_STRIDE: usize = 7;
 
 /// A statistic of an image or of its prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -83,7 +83,7 @@ impl ImageStatistics {
     /// From the network's input, and the image's own width and height in pixels.
     pub fn of(square: &Pixels, size: (u32, u32)) -> Self {
         let (mut sum, mut squares, mut count) = (0u64, 0u64, 0f64);
-        for pixel in square.data().as_chunks::<3>().0.iter().step_by(STRIDE) {
+        for pixel in square.data().as_chunks::<3>().0.iter().step_by(PIXEL_STRIDE) {
             let [r, g, b] = pixel.map(u32::from);
             // Luma of BT.601 in 256ths.
             let luma = u64::from((77 * r + 150 * g + 29 * b) >> 8);

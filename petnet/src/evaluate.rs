@@ -12,7 +12,7 @@ use crate::metrics::{CalibrationBin, Metrics, MultiLabelMetrics, argmax, calibra
 use crate::prediction::{Decision, Prediction};
 use crate::task::Task;
 
-const BATCH: usize = 64;
+const BATCH_SIZE: usize = 64;
 
 /// Predictions of a single-label model on every image of a data set, with the true classes.
 ///
@@ -205,7 +205,7 @@ impl Classifier {
         mut each: impl FnMut(Outputs, &Target),
     ) -> Result<()> {
         let settings = LoaderSettings {
-            batch_size: BATCH,
+            batch_size: BATCH_SIZE,
             workers: 1,
             cache_bytes: 0,
             preprocess: self.info().preprocess,

@@ -62,7 +62,7 @@ impl LoaderSettings {
         let size = size + size / 4;
         let shorter = image.width().min(image.height());
         let (width, height) = match mode {
-            Resize::Stretch => (size, size),
+            Resize::Squeeze => (size, size),
             Resize::CenterCrop => {
                 let scaled =
                     |side: u32| (u64::from(side) * u64::from(size)).div_ceil(shorter.into());
@@ -89,7 +89,7 @@ impl LoaderSettings {
 ///     batch_size: 4,
 ///     workers: 2,
 ///     cache_bytes: 1 << 20,
-///     preprocess: Preprocess { size: 24, resize: Resize::Stretch },
+///     preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
 ///     augment: Augment::default(),
 ///     seed: 1,
 ///     shuffle: true,

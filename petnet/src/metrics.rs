@@ -214,13 +214,13 @@ impl OodMetrics {
     /// ```
     pub fn compute(known: &[f32], other: &[f32]) -> Option<Self> {
         /// Share of the in-distribution images that are accepted.
-        const ACCEPTED: f64 = 0.95;
+        const ACCEPTED_SHARE: f64 = 0.95;
         let scores = [known, other].concat();
         let is_other: Vec<bool> = (0..scores.len()).map(|index| index >= known.len()).collect();
         let auroc = auroc(&scores, &is_other)?;
         let mut sorted = known.to_vec();
         sorted.sort_by(f32::total_cmp);
-        let accepted_count = (known.len() as f64 * ACCEPTED).ceil() as usize;
+        let accepted_count = (known.len() as f64 * ACCEPTED_SHARE).ceil() as usize;
         let threshold = *sorted.get(accepted_count.saturating_sub(1))?;
         let accepted = other.iter().filter(|score| **score <= threshold).count();
         Some(Self { images: other.len(), auroc, fpr95: ratio(accepted, other.len()) })

@@ -67,7 +67,7 @@ impl fmt::Display for Decision {
 /// A list of classes such as `a cat or a dog`, or their number where there are many.
 fn any_of(labels: &[String]) -> String {
     /// Most classes that a sentence can list.
-    const LISTED: usize = 4;
+    const MAX_LISTED_CLASSES: usize = 4;
     let article = |label: &String| {
         let vowel = label.starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O', 'U']);
         format!("{} {label}", if vowel { "an" } else { "a" })
@@ -75,7 +75,7 @@ fn any_of(labels: &[String]) -> String {
     match labels {
         [] => "anything that the model knows".into(),
         [only] => article(only),
-        [first @ .., last] if labels.len() <= LISTED => {
+        [first @ .., last] if labels.len() <= MAX_LISTED_CLASSES => {
             let first: Vec<String> = first.iter().map(article).collect();
             format!("{} or {}", first.join(", "), article(last))
         }

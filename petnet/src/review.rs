@@ -19,11 +19,11 @@ use crate::similar::Index;
 const FOLDS: usize = 5;
 const SEED: u64 = 42;
 /// Images that pass through the network together.
-const BATCH: usize = 64;
+const BATCH_SIZE: usize = 64;
 /// Number of nearest images over which the similarity of an image is averaged.
 const NEIGHBOURS: usize = 5;
 /// Largest number of images that others are compared with, so that the time does not grow with the square of their number.
-const COMPARED: usize = 20_000;
+const MAX_COMPARED_IMAGES: usize = 20_000;
 
 /// An image whose label is likely wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -100,7 +100,7 @@ impl Review {
             dataset.samples().iter().filter_map(|sample| sample.target.class()).collect();
         let mut inspected = Vec::with_capacity(dataset.len());
         let images: Vec<usize> = (0..dataset.len()).collect();
-        for batch in images.chunks(BATCH) {
+        for batch in images.chunks(BATCH_SIZE) {
             inspected.extend(inspect(dataset, classifier, batch)?);
             progress(inspected.len());
         }
@@ -262,7 +262,7 @@ fn label_suspects(
 
 /// Mean cosine of each image's features to the nearest others.
 fn similarity(inspected: &[Inspected]) -> Result<Vec<f32>> {
-    let step = inspected.len().div_ceil(COMPARED).max(1);
+    let step = inspected.len().div_ceil(MAX_COMPARED_IMAGES).max(1);
     let compared: Vec<usize> = (0..inspected.len()).step_by(step).collect();
     let index = Index::from_rows(
         inspected[0].features.len(),

@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::prediction::softmax;
 
+/// Longest name of a class in bytes: each answer of a service repeats all of them.
+pub(crate) const MAX_LABEL_BYTES: usize = 256;
 /// Threshold of each class before thresholds are chosen in calibration.
 #[cfg(any(test, feature = "train"))]
-pub(crate) const UNCHOSEN: f32 = 0.5;
+pub(crate) const DEFAULT_THRESHOLD: f32 = 0.5;
 
 /// The task of a model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,7 +28,7 @@ impl Task {
     /// The multi-label task before thresholds are chosen.
     #[cfg(any(test, feature = "train"))]
     pub(crate) fn multi_label(classes: usize) -> Self {
-        Self::MultiLabel { thresholds: vec![UNCHOSEN; classes] }
+        Self::MultiLabel { thresholds: vec![DEFAULT_THRESHOLD; classes] }
     }
 
     /// True where an image has exactly one class.

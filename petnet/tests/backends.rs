@@ -79,7 +79,7 @@ fn wgpu_gives_the_outputs_and_the_gradients_of_the_cpu() {
         cpu.seed(7);
         let ours = Network::new(&graph, Normalization::default(), &cpu.clone().autodiff());
         let labels = ["a", "b", "c"].map(String::from).into();
-        let preprocess = Preprocess { size: SIDE as u32, resize: Resize::Stretch };
+        let preprocess = Preprocess { size: SIDE as u32, resize: Resize::Squeeze };
         let checkpoint = ours.checkpoint(ModelInfo::new(graph, labels, preprocess)).unwrap();
         for frozen in [0, 1] {
             let ours = Network::load(&checkpoint, &cpu.clone().autodiff()).unwrap();
@@ -145,7 +145,7 @@ fn fifty_steps_on_wgpu_go_as_on_the_cpu() {
         cpu.seed(7);
         let network = Network::new(&graph, Normalization::default(), &cpu.clone().autodiff());
         let labels = ["a", "b", "c"].map(String::from).into();
-        let preprocess = Preprocess { size: SIDE as u32, resize: Resize::Stretch };
+        let preprocess = Preprocess { size: SIDE as u32, resize: Resize::Squeeze };
         let checkpoint = network.checkpoint(ModelInfo::new(graph, labels, preprocess)).unwrap();
         let (losses, logits) = train(&checkpoint, &cpu);
         let (gpu_losses, gpu_logits) = train(&checkpoint, &gpu);

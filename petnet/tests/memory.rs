@@ -20,11 +20,11 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 /// One test at a time: the allocator counts the whole process.
 fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const SQUARE: Preprocess = Preprocess { size: 224, resize: Resize::Stretch };
+const SQUARE: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };
 
 /// Decodes; the outcome, most bytes taken at a time, most bytes announced, and the time. A refusal by the header
 /// announces what its reading may take.

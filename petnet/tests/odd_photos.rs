@@ -3,7 +3,9 @@
 
 use image::{ImageFormat, Rgb, RgbImage};
 use petnet::ImageError;
-use petnet::preprocess::{Limits, Preprocess, REDUCED, Resize, decode, decode_at_least};
+use petnet::preprocess::{
+    Limits, Preprocess, REDUCED_JPEG_PIXEL_FACTOR, Resize, decode, decode_at_least,
+};
 
 fn jpeg(width: u32, height: u32) -> Vec<u8> {
     let image = RgbImage::from_fn(width, height, |x, y| {
@@ -27,7 +29,7 @@ fn photos_beyond_the_limit_are_read_at_a_reduced_size() {
     // The claim on memory is of the reduced size, too.
     assert!(network.memory(&photo, &limits).unwrap() < 12 << 20);
     let larger = jpeg(2600, 2600);
-    assert!(u64::from(2600u32 * 2600) > REDUCED * limits.max_pixels);
+    assert!(u64::from(2600u32 * 2600) > REDUCED_JPEG_PIXEL_FACTOR * limits.max_pixels);
     assert!(matches!(
         decode_at_least(&larger, &limits, 160),
         Err(ImageError::TooManyPixels { .. })

@@ -34,7 +34,7 @@ fn difference(ours: &Pixels, theirs: &[u8]) -> (u8, f64) {
 #[test]
 fn squeezing_agrees_with_pillow_but_where_lanczos_overshoots() {
     // Both clip to 0..=255 between the two passes, but run the passes in another order.
-    let ours = Preprocess { size: 64, resize: Resize::Stretch }.run(WAVES, &LIMITS).unwrap();
+    let ours = Preprocess { size: 64, resize: Resize::Squeeze }.run(WAVES, &LIMITS).unwrap();
     let (most, mean) = difference(&ours, include_bytes!("golden/waves-squeeze-64.png"));
     assert!(most <= 8 && mean < 0.1, "{most} {mean}");
 }
@@ -49,7 +49,7 @@ fn center_crop_agrees_with_pillow_but_for_its_rounding_of_the_size() {
 
 #[test]
 fn a_jpeg_agrees_with_pillow_within_decoder_rounding() {
-    let ours = Preprocess { size: 64, resize: Resize::Stretch }
+    let ours = Preprocess { size: 64, resize: Resize::Squeeze }
         .run(include_bytes!("golden/waves.jpg"), &LIMITS)
         .unwrap();
     let (most, mean) = difference(&ours, include_bytes!("golden/waves-jpeg-64.png"));
@@ -80,9 +80,9 @@ fn a_large_jpeg_at_reduced_scale_looks_the_same() {
     let limits = Limits { max_pixels: 2_000_000, ..LIMITS };
     let reduced = decode_at_least(&bytes, &limits, 64).unwrap();
     assert!(reduced.width() < 1600 && reduced.height() >= 128, "{}", reduced.height());
-    let small = petnet::preprocess::resize(&reduced, 64, Resize::Stretch).unwrap();
+    let small = petnet::preprocess::resize(&reduced, 64, Resize::Squeeze).unwrap();
     let whole =
-        petnet::preprocess::resize(&decode(&bytes, &limits).unwrap(), 64, Resize::Stretch).unwrap();
+        petnet::preprocess::resize(&decode(&bytes, &limits).unwrap(), 64, Resize::Squeeze).unwrap();
     let sum: u64 =
         small.data().iter().zip(whole.data()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
     let mean = sum as f64 / small.data().len() as f64;

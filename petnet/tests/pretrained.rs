@@ -12,7 +12,7 @@ use common::drawn;
 use petnet::{Classifier, Decision};
 use things::{KINDS, thing};
 
-const EACH: u32 = 8;
+const IMAGES_PER_KIND: u32 = 8;
 
 fn png(picture: &image::RgbImage) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
@@ -50,15 +50,15 @@ fn it_is_unsure_about_most_drawn_pictures_of_no_animal() {
     let (mut far, mut unsure) = (0, 0);
     for kind in KINDS {
         let mut of_kind = 0;
-        for number in 0..EACH {
+        for number in 0..IMAGES_PER_KIND {
             let guess = classifier.classify_bytes(&png(&thing(kind, number))).unwrap();
             of_kind += u32::from(guess.decision() == Decision::OutOfDistribution);
             unsure += u32::from(!guess.is_answered());
         }
-        println!("{kind}: {of_kind} of {EACH} out of distribution");
+        println!("{kind}: {of_kind} of {IMAGES_PER_KIND} out of distribution");
         far += of_kind;
     }
-    let all = KINDS.len() as u32 * EACH;
+    let all = KINDS.len() as u32 * IMAGES_PER_KIND;
     println!("{far} of {all} out of distribution, {unsure} unsure");
     assert!(unsure * 20 >= all * 19, "{unsure} of {all} unsure");
 }

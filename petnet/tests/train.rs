@@ -212,7 +212,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
             batch_size: 4,
             workers,
             cache_bytes,
-            preprocess: Preprocess { size: 24, resize: Resize::Stretch },
+            preprocess: Preprocess { size: 24, resize: Resize::Squeeze },
             augment: Augment { erasing: 0.5, noise: 0.5, ..Augment::default() },
             seed: 5,
             shuffle: true,
@@ -231,7 +231,7 @@ fn batches_do_not_depend_on_the_number_of_workers() {
 fn augmentation_is_a_function_of_its_key_and_each_change_changes() {
     let _alone = alone();
     let photo = Pixels::new(48, 48, common::drawn(0, 1).into_raw()).unwrap();
-    let to = Preprocess { size: 32, resize: Resize::Stretch };
+    let to = Preprocess { size: 32, resize: Resize::Squeeze };
     let key = Key { seed: 1, epoch: 2, index: 3 };
     let none = Augment::none();
     let plain = none.apply(&photo, to, key).unwrap();
@@ -370,7 +370,7 @@ fn a_crop_keeps_the_aspect_ratio_where_a_square_is_cut_out() {
     let ramp = (0..50 * 200).flat_map(|i| [(i % 200) as u8; 3]).collect();
     let wide = Pixels::new(200, 50, ramp).unwrap();
     let augment = Augment { crop_scale: 0.9, crop_ratio: 1.0, ..Augment::none() };
-    for (resize, columns) in [(Resize::Stretch, 180..=200), (Resize::CenterCrop, 44..=50)] {
+    for (resize, columns) in [(Resize::Squeeze, 180..=200), (Resize::CenterCrop, 44..=50)] {
         let to = Preprocess { size: 32, resize };
         for index in 0..8 {
             let crop = augment.apply(&wide, to, Key { seed: 1, epoch: 0, index }).unwrap();

@@ -30,7 +30,7 @@ pub(super) async fn explain(app: &Arc<App>, request: &mut HttpRequest) -> Handle
     let output = app.batcher.explain(&target, image.clone()).await?;
     let ModelOutput { value: explanation, timings, metadata } = output;
     let limits = app.settings.limits();
-    let overlay = Preprocess { size: OVERLAY_SIDE, resize: Resize::Stretch };
+    let overlay = Preprocess { size: OVERLAY_SIDE, resize: Resize::Squeeze };
     // In addition to decoding: two images of the overlay's size, and the PNG file.
     let memory = overlay.memory(&image, &limits)? + 3 * u64::from(OVERLAY_SIDE * OVERLAY_SIDE * 3);
     let work = move || draw(&explanation, &image, &limits).map(|png| (explanation, png));

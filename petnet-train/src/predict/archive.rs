@@ -4,10 +4,10 @@ use std::io::{self, Read, Seek};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::files::{LeftOut, entry_path, left_out};
-use petnet::preprocess::{HEAD, Limits};
+use petnet::preprocess::{Limits, SNIFFED_BYTES};
 use zip::ZipArchive;
 
-use super::listing::{ImageBytes, Listing, Load};
+use super::listing::{ImageBytes, ImageSelector, Load};
 use super::source::refuse_large;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,16 +30,16 @@ pub(super) fn walk(
     kind: ArchiveKind,
     reader: impl Read + Seek,
     name: &str,
-    listing: &mut Listing,
+    selector: &mut ImageSelector,
 ) -> Result<()> {
     let outcome = match kind {
-        ArchiveKind::Tar => tar(reader, name, listing),
-        ArchiveKind::Zip => zip(reader, name, listing),
+        ArchiveKind::Tar => tar(reader, name, selector),
+        ArchiveKind::Zip => zip(reader, name, selector),
     };
     outcome.with_context(|| name.to_string())
 }
 
-fn tar(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result<()> {
+fn tar(reader: impl Read + Seek, archive: &str, selector: &mut ImageSelector) -> Result<()> {
     let mut tar = tar::Archive::new(reader);
     // Entries of other shards are skipped by seeking.
     for entry in tar.entries_with_seek()? {
@@ -50,25 +50,25 @@ fn tar(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
         }
         let inside = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let Some(path) = entry_path(&inside) else {
-            listing.leave_out(LeftOut::OutsidePath);
+            selector.leave_out(LeftOut::OutsidePath);
             continue;
         };
         if !(kind.is_file() || kind.is_contiguous()) {
-            listing.leave_out(LeftOut::Special);
+            selector.leave_out(LeftOut::Special);
             continue;
         }
         let mut bytes = Vec::new();
         let mut head = None;
         let reason = left_out(&path, || {
-            head = Some((&mut entry).take(HEAD as u64).read_to_end(&mut bytes));
+            head = Some((&mut entry).take(SNIFFED_BYTES).read_to_end(&mut bytes));
             bytes.clone()
         });
         head.transpose()?;
         if let Some(reason) = reason {
-            listing.leave_out(reason);
+            selector.leave_out(reason);
             continue;
         }
-        listing.add(&format!("{archive}/{}", path.display()), || {
+        selector.add(&format!("{archive}/{}", path.display()), || {
             let size = entry.size();
             if let Err(reason) = refuse_large(size) {
                 return Ok(ready(Err(reason)));
@@ -84,7 +84,7 @@ fn tar(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
     Ok(())
 }
 
-fn zip(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result<()> {
+fn zip(reader: impl Read + Seek, archive: &str, selector: &mut ImageSelector) -> Result<()> {
     let mut zip = ZipArchive::new(reader)?;
     for index in 0..zip.len() {
         let Some(inside) = zip.name_for_index(index) else { continue };
@@ -93,19 +93,19 @@ fn zip(reader: impl Read + Seek, archive: &str, listing: &mut Listing) -> Result
             continue;
         }
         let Some(path) = entry_path(&inside) else {
-            listing.leave_out(LeftOut::OutsidePath);
+            selector.leave_out(LeftOut::OutsidePath);
             continue;
         };
         let head = || {
             let mut bytes = Vec::new();
             let read =
-                zip.by_index(index).ok().map(|e| e.take(HEAD as u64).read_to_end(&mut bytes));
+                zip.by_index(index).ok().map(|e| e.take(SNIFFED_BYTES).read_to_end(&mut bytes));
             // An entry that cannot be read counts as no image.
             if matches!(read, Some(Ok(_))) { bytes } else { Vec::new() }
         };
         match left_out(&path, head) {
-            Some(reason) => listing.leave_out(reason),
-            None => listing.add(&format!("{archive}/{}", path.display()), || {
+            Some(reason) => selector.leave_out(reason),
+            None => selector.add(&format!("{archive}/{}", path.display()), || {
                 Ok(ready(unzip(&mut zip, index)?))
             })?,
         }

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Result, anyhow};
-use petnet::files::{Counts, LeftOut};
+use petnet::files::{LeftOut, LeftOutCounts};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -67,11 +67,11 @@ pub(super) struct Finished {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Listed {
     pub(super) images: u64,
-    pub(super) left_out: Counts,
+    pub(super) left_out: LeftOutCounts,
 }
 
-/// Receives every image that a source lists and sends those that this run classifies.
-pub(super) struct Listing<'a> {
+/// Gets every image that a source lists, and sends those that this run classifies.
+pub(super) struct ImageSelector<'a> {
     shard: Shard,
     done: Finished,
     /// Number of finished images that were listed so far.
@@ -81,7 +81,7 @@ pub(super) struct Listing<'a> {
     send: &'a mut dyn FnMut(Item) -> Result<()>,
 }
 
-impl<'a> Listing<'a> {
+impl<'a> ImageSelector<'a> {
     pub(super) fn new(
         shard: Shard,
         done: Finished,
@@ -91,8 +91,8 @@ impl<'a> Listing<'a> {
         Self { shard, done, skipped: 0, paths, found, send }
     }
 
-    /// Lists an image. `load` is called only if the run classifies it, and may read it immediately: a tar archive cannot be
-    /// read again later.
+    /// Counts a listed image, and sends it if the run classifies it. `load` is called only then, and may read it
+    /// immediately: a tar archive cannot be read again later.
     pub(super) fn add(&mut self, path: &str, load: impl FnOnce() -> Result<Load>) -> Result<()> {
         self.found.images += 1;
         if !self.shard.contains(path) {
@@ -136,18 +136,18 @@ fn changed() -> anyhow::Error {
 mod tests {
     use super::*;
 
-    fn taken(paths: &[&str], shard: &str, done: Finished) -> Result<Vec<String>> {
-        let mut taken = Vec::new();
+    fn selected(paths: &[&str], shard: &str, done: Finished) -> Result<Vec<String>> {
+        let mut selected = Vec::new();
         let mut send = |item: Item| {
-            taken.push(item.path);
+            selected.push(item.path);
             Ok(())
         };
-        let mut listing = Listing::new(shard.parse().unwrap(), done, &mut send);
+        let mut selector = ImageSelector::new(shard.parse().unwrap(), done, &mut send);
         for path in paths {
-            listing.add(path, || Ok(Box::new(|| Ok(Ok(Vec::new())))))?;
+            selector.add(path, || Ok(Box::new(|| Ok(Ok(Vec::new())))))?;
         }
-        listing.end()?;
-        Ok(taken)
+        selector.end()?;
+        Ok(selected)
     }
 
     #[test]
@@ -170,9 +170,9 @@ mod tests {
         paths.add("a");
         paths.add("b");
         let done = Finished { images: 2, paths };
-        assert_eq!(taken(&["a", "b", "c"], "0/1", done.clone()).unwrap(), ["c"]);
+        assert_eq!(selected(&["a", "b", "c"], "0/1", done.clone()).unwrap(), ["c"]);
         for other in [&["b", "a", "c"][..], &["a", "aa", "b", "c"], &["a"], &[]] {
-            let error = taken(other, "0/1", done.clone()).unwrap_err();
+            let error = selected(other, "0/1", done.clone()).unwrap_err();
             assert!(error.to_string().contains("use another --out"), "{error}");
         }
     }

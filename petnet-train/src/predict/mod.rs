@@ -22,17 +22,17 @@ use clap::ValueEnum;
 use petnet::{Classifier, Device, Prediction};
 
 use self::embeddings::{EmbeddingFile, EmbeddingFormat};
-use self::listing::{Finished, Listed, Listing, Shard};
-use self::parts::{Parts, Progress, Settings};
+use self::listing::{Finished, ImageSelector, Listed, Shard};
+use self::parts::{Parts, RunSettings, ShardProgress};
 use self::pipeline::{Concurrency, Row};
-use self::rows::Model;
+use self::rows::RowHeader;
 pub(crate) use self::source::{copy_bucket, images_below, is_bucket};
 use crate::error::UsageError;
 use crate::model::ModelName;
 use crate::terminal::{self, Output};
 
 /// Fewest images for which the speed is reported.
-const TIMED: u64 = 100;
+const MIN_IMAGES_FOR_SPEED: u64 = 100;
 
 /// Classify images: files, folders, globs, tar and zip archives, buckets
 #[derive(clap::Args)]
@@ -120,32 +120,32 @@ impl Predict {
         let embedding_format =
             self.embeddings.as_deref().map(EmbeddingFormat::of_file).transpose()?;
         let classifier = self.model.open(self.device)?;
-        let model = Model::new(&classifier, &petnet::disk::sha256(&self.model.bytes()?));
+        let header = RowHeader::new(&classifier, &petnet::disk::sha256(&self.model.bytes()?));
         let file =
             self.embeddings.as_deref().zip(embedding_format).map(|(path, format)| {
                 EmbeddingFile::create(path, format, classifier.embedding_len())
             });
         let mut file = file.transpose()?;
         if format == Format::Csv {
-            say!("{}", rows::csv_header(&model));
+            say!("{}", rows::csv_header(&header));
         }
         let bar = terminal::counter("classifying", output);
         let (mut images, mut failed) = (0, 0);
         let began = Instant::now();
-        let found = self.score(&classifier, Finished::default(), |row| {
+        let found = self.classify_images(&classifier, Finished::default(), |row| {
             images += 1;
             failed += u64::from(row.outcome.is_err());
             if let Some(file) = &mut file {
                 file.add(&row)?;
             }
             bar.inc(1);
-            bar.suspend(|| rows::print(row, &model, format))
+            bar.suspend(|| rows::print(row, &header, format))
         })?;
         bar.finish_and_clear();
         if let Some(file) = file {
             file.finish()?;
         }
-        if images > TIMED {
+        if images > MIN_IMAGES_FOR_SPEED {
             let speed = images as f64 / began.elapsed().as_secs_f64();
             tracing::info!("{images} images, {speed:.1} images/s");
         }
@@ -171,7 +171,7 @@ impl Predict {
             self.embeddings.as_deref().map(EmbeddingFormat::of_parts).transpose()?;
         self.inputs.iter().try_for_each(|input| source::require(input))?;
         let classifier = self.model.open(self.device)?;
-        let settings = Settings {
+        let settings = RunSettings {
             inputs: self.inputs.iter().map(|input| input.display().to_string()).collect(),
             model_sha256: petnet::disk::sha256(&self.model.bytes()?),
             format: format.extension().into(),
@@ -179,9 +179,9 @@ impl Predict {
             part_size: self.part_size,
             embeddings: embedding_format.map(|format| format.extension().into()),
         };
-        let model = Model::new(&classifier, &settings.model_sha256);
+        let header = RowHeader::new(&classifier, &settings.model_sha256);
         let embeddings = embedding_format.map(|format| (format, classifier.embedding_len()));
-        let mut parts = Parts::open(folder, &settings, (format, self.shard), model, embeddings)?;
+        let mut parts = Parts::open(folder, &settings, (format, self.shard), header, embeddings)?;
         let before = parts.progress().clone();
         if parts.is_complete() {
             return report(&before, None, output);
@@ -193,7 +193,7 @@ impl Predict {
         bar.set_position(before.images);
         bar.reset_eta();
         let began = Instant::now();
-        let found = self.score(&classifier, before.finished(), |row| {
+        let found = self.classify_images(&classifier, before.finished(), |row| {
             bar.inc(1);
             parts.add(row)
         })?;
@@ -205,19 +205,19 @@ impl Predict {
     }
 
     /// Classifies the images of this shard. Returns the numbers of images listed, over all shards, and of files left out.
-    fn score(
+    fn classify_images(
         &self,
         classifier: &Classifier,
         done: Finished,
-        take: impl FnMut(Row) -> Result<()>,
+        on_row: impl FnMut(Row) -> Result<()>,
     ) -> Result<Listed> {
         let concurrency = Concurrency { readers: self.readers, batch: self.batch_size };
         let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| {
-            let mut listing = Listing::new(self.shard, done, send);
-            self.inputs.iter().try_for_each(|input| source::walk(input, &mut listing))?;
-            listing.end()
+            let mut selector = ImageSelector::new(self.shard, done, send);
+            self.inputs.iter().try_for_each(|input| source::walk(input, &mut selector))?;
+            selector.end()
         };
-        pipeline::run(concurrency, classifier, list, take)
+        pipeline::run(concurrency, classifier, list, on_row)
     }
 }
 
@@ -233,20 +233,20 @@ impl Format {
     }
 }
 
-/// Classifies all images of one input; `take` gets the path and the outcome of each, in the order of the listing.
+/// Classifies all images of one input; `on_row` gets the path and the outcome of each, in the order of the listing.
 ///
 /// # Errors
 /// When the input cannot be listed, or has no image.
 pub(crate) fn classify_all(
     classifier: &Classifier,
     input: &Path,
-    mut take: impl FnMut(String, Result<Prediction, String>),
+    mut on_row: impl FnMut(String, Result<Prediction, String>),
 ) -> Result<()> {
     source::require(input)?;
     let concurrency = Concurrency { readers: 16, batch: 32 };
     let list = |send: &mut dyn FnMut(listing::Item) -> Result<()>| list(input, send);
     let found = pipeline::run(concurrency, classifier, list, |row| {
-        take(row.path, row.outcome);
+        on_row(row.path, row.outcome);
         Ok(())
     })?;
     report_left_out(&found).with_context(|| input.display().to_string())
@@ -268,9 +268,9 @@ pub(crate) fn read_images(input: &Path, paths: &[&str]) -> Result<Vec<(String, V
 
 /// Lists all images of one input.
 fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Result<Listed> {
-    let mut listing = Listing::new(Shard { index: 0, count: 1 }, Finished::default(), send);
-    source::walk(input, &mut listing)?;
-    listing.end()
+    let mut selector = ImageSelector::new(Shard { index: 0, count: 1 }, Finished::default(), send);
+    source::walk(input, &mut selector)?;
+    selector.end()
 }
 
 /// Logs the number of files left out, by reason.
@@ -289,8 +289,8 @@ fn report_left_out(found: &Listed) -> Result<()> {
 }
 
 /// Prints the totals of the shard. `speed` is this run's, in images per second; `None` where the shard was complete.
-fn report(progress: &Progress, speed: Option<f64>, output: Output) -> Result<()> {
-    let Progress { images, failed, parts, .. } = progress;
+fn report(progress: &ShardProgress, speed: Option<f64>, output: Output) -> Result<()> {
+    let ShardProgress { images, failed, parts, .. } = progress;
     if output.json {
         let summary = serde_json::json!({
             "photos": images, "failed": failed, "parts": parts, "photos_per_second": speed,

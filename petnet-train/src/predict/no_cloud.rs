@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::embeddings::EmbeddingWriter;
-use super::listing::Listing;
-use super::rows::{Model, RowWriter};
+use super::listing::ImageSelector;
+use super::rows::{RowHeader, RowWriter};
 use crate::error::UsageError;
 
-pub(super) fn walk(address: &str, _: &mut Listing) -> Result<()> {
+pub(super) fn walk(address: &str, _: &mut ImageSelector) -> Result<()> {
     require(address)
 }
 
@@ -18,7 +18,7 @@ pub(super) fn copy(address: &str, _: &Path, _: &dyn Fn()) -> Result<PathBuf> {
     Err(missing(address))
 }
 
-pub(super) fn parquet(_: File, _: &Model) -> Result<Box<dyn RowWriter>> {
+pub(super) fn parquet(_: File, _: &RowHeader) -> Result<Box<dyn RowWriter>> {
     Err(missing("--format parquet"))
 }
 

@@ -19,13 +19,13 @@ use tempfile::TempPath;
 use super::embeddings::{EmbeddingFile, EmbeddingFormat};
 use super::listing::{Finished, PathDigest, Shard};
 use super::pipeline::Row;
-use super::rows::{Model, RowWriter, TextWriter};
+use super::rows::{RowHeader, RowWriter, TextWriter};
 use super::{Format, cloud};
 use crate::error::UsageError;
 
 /// Settings that must be the same in all runs and shards of a folder; the content of `_petnet.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Settings {
+pub(super) struct RunSettings {
     pub(super) inputs: Vec<String>,
     pub(super) model_sha256: String,
     pub(super) format: String,
@@ -37,7 +37,7 @@ pub(super) struct Settings {
 
 /// Progress of a shard after its last finished part; the content of `_progress-SHARD.json`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Progress {
+pub(super) struct ShardProgress {
     pub(super) parts: u64,
     #[serde(rename = "photos")]
     pub(super) images: u64,
@@ -45,7 +45,7 @@ pub(super) struct Progress {
     paths: PathDigest,
 }
 
-impl Progress {
+impl ShardProgress {
     pub(super) fn finished(&self) -> Finished {
         Finished { images: self.images, paths: self.paths.clone() }
     }
@@ -56,7 +56,7 @@ struct OpenPart {
     rows: Box<dyn RowWriter>,
     embeddings: Option<EmbeddingFile>,
     partial: TempPath,
-    progress: Progress,
+    progress: ShardProgress,
 }
 
 /// Writer of the parts of one shard.
@@ -65,10 +65,10 @@ pub(super) struct Parts {
     format: Format,
     shard: Shard,
     part_size: u64,
-    model: Model,
+    header: RowHeader,
     /// Format of the files of embeddings, and the length of an embedding.
     embeddings: Option<(EmbeddingFormat, usize)>,
-    finished: Progress,
+    finished: ShardProgress,
     open: Option<OpenPart>,
 }
 
@@ -76,24 +76,24 @@ impl Parts {
     /// Creates the folder, or continues in it.
     pub(super) fn open(
         folder: PathBuf,
-        settings: &Settings,
+        settings: &RunSettings,
         (format, shard): (Format, Shard),
-        model: Model,
+        header: RowHeader,
         embeddings: Option<(EmbeddingFormat, usize)>,
     ) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let Settings { part_size, .. } = *settings;
+        let RunSettings { part_size, .. } = *settings;
         require_same_settings(&folder, settings)?;
         let progress = folder.join(format!("_progress-{:05}.json", shard.index));
         let finished = match fs::read(&progress) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).with_context(|| progress.display().to_string())?
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Progress::default(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => ShardProgress::default(),
             Err(e) => return Err(e).with_context(|| progress.display().to_string()),
         };
         let parts =
-            Self { folder, format, shard, part_size, model, embeddings, finished, open: None };
+            Self { folder, format, shard, part_size, header, embeddings, finished, open: None };
         for number in 0..parts.finished.parts {
             let embeddings = embeddings.map(|(format, _)| parts.embeddings(number, format));
             for file in [Some(parts.part(number)), embeddings].into_iter().flatten() {
@@ -109,7 +109,7 @@ impl Parts {
         Ok(parts)
     }
 
-    pub(super) fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &ShardProgress {
         &self.finished
     }
 
@@ -139,7 +139,7 @@ impl Parts {
     }
 
     /// Closes the last part and marks the shard as complete.
-    pub(super) fn finish(mut self) -> Result<Progress> {
+    pub(super) fn finish(mut self) -> Result<ShardProgress> {
         if let Some(open) = self.open.take() {
             self.close(open)?;
         }
@@ -153,8 +153,8 @@ impl Parts {
         let file = temporary_file(&part).with_context(|| part.display().to_string())?;
         let (file, partial) = file.into_parts();
         let rows: Box<dyn RowWriter> = match self.format {
-            Format::Parquet => cloud::parquet(file, &self.model)?,
-            format => Box::new(TextWriter::new(file, format, &self.model)?),
+            Format::Parquet => cloud::parquet(file, &self.header)?,
+            format => Box::new(TextWriter::new(file, format, &self.header)?),
         };
         let embeddings = self.embeddings.map(|(format, len)| {
             EmbeddingFile::create(&self.embeddings(self.finished.parts, format), format, len)
@@ -213,7 +213,7 @@ impl Parts {
 }
 
 /// Compares the settings with those that the folder was started with; a new folder records them.
-fn require_same_settings(folder: &Path, own: &Settings) -> Result<()> {
+fn require_same_settings(folder: &Path, own: &RunSettings) -> Result<()> {
     let path = folder.join("_petnet.json");
     if !path.is_file() {
         write_atomically(&path, &serde_json::to_vec_pretty(own)?)?;

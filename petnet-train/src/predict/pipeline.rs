@@ -45,13 +45,13 @@ type Job = (Load, SyncSender<Result<ImageBytes>>);
 type Decoded = Vec<(String, Result<Pixels, String>)>;
 type SendItem<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
 
-/// Classifies the images that `list` sends and passes each row to `take`, in the order of the listing. Returns the result of
+/// Classifies the images that `list` sends and passes each row to `on_row`, in the order of the listing. Returns the result of
 /// `list`.
 pub(super) fn run<T: Send>(
     concurrency: Concurrency,
     classifier: &Classifier,
     list: impl FnOnce(SendItem) -> Result<T> + Send,
-    mut take: impl FnMut(Row) -> Result<()>,
+    mut on_row: impl FnMut(Row) -> Result<()>,
 ) -> Result<T> {
     let (jobs, waiting) = sync_channel::<Job>(concurrency.readers);
     let (slots, in_order) = sync_channel::<Slot>(concurrency.readers);
@@ -64,10 +64,10 @@ pub(super) fn run<T: Send>(
         let lister = scope.spawn(move || list(&mut |item| submit(item, &slots, &jobs)));
         let decoder =
             scope.spawn(move || decode(&in_order, concurrency.batch, classifier, &decoded));
-        let scored = score(batches, classifier, &mut take);
+        let classified = classify_batches(batches, classifier, &mut on_row);
         let (decoded, listed) = (join(decoder), join(lister));
         // The error of a later stage comes first: it is the cause, the earlier stages only saw their channel close.
-        scored.and(decoded).and(listed)
+        classified.and(decoded).and(listed)
     })
 }
 
@@ -116,10 +116,11 @@ fn decode(
     }
 }
 
-fn score(
+/// Runs the network on decoded batches, and passes a row for each image to `on_row`.
+fn classify_batches(
     batches: Receiver<Decoded>,
     classifier: &Classifier,
-    take: &mut dyn FnMut(Row) -> Result<()>,
+    on_row: &mut dyn FnMut(Row) -> Result<()>,
 ) -> Result<()> {
     for batch in batches {
         let mut images = Vec::with_capacity(batch.len());
@@ -138,7 +139,7 @@ fn score(
                 }
                 Err(reason) => (Err(reason), Vec::new()),
             };
-            take(Row { path, outcome, embedding })?;
+            on_row(Row { path, outcome, embedding })?;
         }
     }
     Ok(())

@@ -17,15 +17,15 @@ pub(super) trait RowWriter {
     fn finish(self: Box<Self>) -> Result<File>;
 }
 
-/// The model as rows name it.
+/// Names of the classes and version of the model, which all rows of a run share.
 #[derive(Debug, Clone)]
-pub(super) struct Model {
+pub(super) struct RowHeader {
     pub(super) labels: Vec<String>,
     /// The first 12 digits of the SHA-256 of the model's file, as the service reports it.
     pub(super) version: String,
 }
 
-impl Model {
+impl RowHeader {
     pub(super) fn new(classifier: &Classifier, sha256: &str) -> Self {
         Self { labels: classifier.labels().to_vec(), version: sha256.chars().take(12).collect() }
     }
@@ -35,22 +35,22 @@ impl Model {
 pub(super) struct TextWriter {
     file: BufWriter<File>,
     format: Format,
-    model: Model,
+    header: RowHeader,
 }
 
 impl TextWriter {
-    pub(super) fn new(file: File, format: Format, model: &Model) -> Result<Self> {
+    pub(super) fn new(file: File, format: Format, header: &RowHeader) -> Result<Self> {
         let mut file = BufWriter::new(file);
         if format == Format::Csv {
-            writeln!(file, "{}", csv_header(model))?;
+            writeln!(file, "{}", csv_header(header))?;
         }
-        Ok(Self { file, format, model: model.clone() })
+        Ok(Self { file, format, header: header.clone() })
     }
 }
 
 impl RowWriter for TextWriter {
     fn add(&mut self, row: Row) -> Result<()> {
-        Ok(writeln!(self.file, "{}", line(&row, &self.model, self.format))?)
+        Ok(writeln!(self.file, "{}", line(&row, &self.header, self.format))?)
     }
 
     fn finish(self: Box<Self>) -> Result<File> {
@@ -59,34 +59,34 @@ impl RowWriter for TextWriter {
 }
 
 /// Prints one row; as text, the error of an unreadable image goes to standard error.
-pub(super) fn print(mut row: Row, model: &Model, format: Format) -> Result<()> {
+pub(super) fn print(mut row: Row, header: &RowHeader, format: Format) -> Result<()> {
     // On a terminal, an error names its image.
     row.outcome = row.outcome.map_err(|reason| format!("{}: {reason}", row.path));
     if let (Format::Text, Err(error)) = (format, &row.outcome) {
         say_error!("{error}");
         return Ok(());
     }
-    terminal::print_or_stop(format_args!("{}", line(&row, model, format)))
+    terminal::print_or_stop(format_args!("{}", line(&row, header, format)))
 }
 
-pub(super) fn csv_header(model: &Model) -> String {
-    let labels: Vec<String> = model.labels.iter().map(|label| quoted(label)).collect();
+pub(super) fn csv_header(header: &RowHeader) -> String {
+    let labels: Vec<String> = header.labels.iter().map(|label| quoted(label)).collect();
     format!("path,label,confidence,decision,ood_score,{},model,error", labels.join(","))
 }
 
-fn line(row: &Row, model: &Model, format: Format) -> String {
+fn line(row: &Row, header: &RowHeader, format: Format) -> String {
     match format {
-        Format::Csv => csv_line(row, model),
-        Format::Jsonl => json_line(row, model),
-        Format::Text | Format::Parquet => text_line(row, model),
+        Format::Csv => csv_line(row, header),
+        Format::Jsonl => json_line(row, header),
+        Format::Text | Format::Parquet => text_line(row, header),
     }
 }
 
 /// `rex.jpg: dog (98 %)`, or `chair.jpg: unsure (cat 97 %): This does not look like a cat or a dog.`
-fn text_line(row: &Row, model: &Model) -> String {
+fn text_line(row: &Row, header: &RowHeader) -> String {
     let path = &row.path;
     match &row.outcome {
-        Ok(prediction) => match prediction.decision().reason(&model.labels) {
+        Ok(prediction) => match prediction.decision().reason(&header.labels) {
             None => format!("{path}: {prediction}"),
             Some(reason) => {
                 let percent = (prediction.confidence() * 100.0).floor();
@@ -97,11 +97,11 @@ fn text_line(row: &Row, model: &Model) -> String {
     }
 }
 
-fn json_line(row: &Row, model: &Model) -> String {
-    let version = &model.version;
+fn json_line(row: &Row, header: &RowHeader) -> String {
+    let version = &header.version;
     let value = match &row.outcome {
         Ok(prediction) => {
-            let pairs = model.labels.iter().cloned().zip(prediction.probabilities());
+            let pairs = header.labels.iter().cloned().zip(prediction.probabilities());
             let probabilities: serde_json::Map<_, _> =
                 pairs.map(|(label, p)| (label, (*p).into())).collect();
             let mut value = serde_json::json!({
@@ -124,8 +124,8 @@ fn json_line(row: &Row, model: &Model) -> String {
     value.to_string()
 }
 
-fn csv_line(row: &Row, model: &Model) -> String {
-    let (path, version) = (quoted(&row.path), &model.version);
+fn csv_line(row: &Row, header: &RowHeader) -> String {
+    let (path, version) = (quoted(&row.path), &header.version);
     match &row.outcome {
         Ok(prediction) => {
             let probabilities: Vec<String> =
@@ -137,7 +137,7 @@ fn csv_line(row: &Row, model: &Model) -> String {
             format!("{path},{label},{confidence},{decision},{score},{probabilities},{version},")
         }
         Err(error) => {
-            let probabilities = ",".repeat(model.labels.len());
+            let probabilities = ",".repeat(header.labels.len());
             format!("{path},,,,{probabilities},{version},{}", quoted(error))
         }
     }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use petnet::ImageError;
-use petnet::files::{Counts, Entry, LeftOut, left_out, walk as walk_folder};
-use petnet::preprocess::{HEAD, Limits};
+use petnet::files::{LeftOut, LeftOutCounts, WalkEntry, left_out, walk as walk_folder};
+use petnet::preprocess::{Limits, SNIFFED_BYTES};
 
-use super::listing::{ImageBytes, Listing, Load};
+use super::listing::{ImageBytes, ImageSelector, Load};
 use super::{archive, cloud};
 use crate::error::UsageError;
 
@@ -17,24 +17,24 @@ use crate::error::UsageError;
 const SCHEMES: [&str; 3] = ["s3://", "gs://", "az://"];
 
 /// Lists the images of one input of the command line, always in the same order.
-pub(super) fn walk(input: &Path, listing: &mut Listing) -> Result<()> {
+pub(super) fn walk(input: &Path, selector: &mut ImageSelector) -> Result<()> {
     match address(input) {
-        Some(address) => cloud::walk(address, listing),
+        Some(address) => cloud::walk(address, selector),
         None if input.is_dir() => folder(input, &mut |found| match found {
-            Ok(path) => image(path, listing),
+            Ok(path) => image(path, selector),
             Err(reason) => {
-                listing.leave_out(reason);
+                selector.leave_out(reason);
                 Ok(())
             }
         }),
-        None if is_pattern(input) => glob(input, listing),
-        None => file(input, listing),
+        None if is_pattern(input) => glob(input, selector),
+        None => file(input, selector),
     }
 }
 
 /// All image files below a folder, and the number of files left out.
-pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, Counts)> {
-    let (mut images, mut left_out) = (Vec::new(), Counts::default());
+pub(crate) fn images_below(path: &Path) -> Result<(Vec<PathBuf>, LeftOutCounts)> {
+    let (mut images, mut left_out) = (Vec::new(), LeftOutCounts::default());
     folder(path, &mut |found| {
         match found {
             Ok(path) => images.push(path.into()),
@@ -71,7 +71,7 @@ pub(super) fn has_wildcard(name: &str) -> bool {
 }
 
 /// As in a shell, `*` does not match `/`.
-pub(super) const MATCH: glob::MatchOptions = glob::MatchOptions {
+pub(super) const MATCH_OPTIONS: glob::MatchOptions = glob::MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
     require_literal_leading_dot: false,
@@ -98,9 +98,9 @@ fn is_pattern(input: &Path) -> bool {
 /// Calls `each` with every image below a folder, and with the reason for every file that is left out.
 fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()>) -> Result<()> {
     walk_folder(root, &mut |entry| match entry {
-        Entry::Folder(_) => Ok(()),
-        Entry::LeftOut(reason) => each(Err(reason)),
-        Entry::File(path) => {
+        WalkEntry::Folder(_) => Ok(()),
+        WalkEntry::LeftOut(reason) => each(Err(reason)),
+        WalkEntry::File(path) => {
             let name = Path::new(path.file_name().unwrap_or_default());
             each(left_out(name, || head(path)).map_or(Ok(path), Err))
         }
@@ -110,13 +110,14 @@ fn folder(root: &Path, each: &mut dyn FnMut(Result<&Path, LeftOut>) -> Result<()
 /// The first bytes of a file; empty where it cannot be read.
 fn head(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut bytes));
+    let read = File::open(path).and_then(|file| file.take(SNIFFED_BYTES).read_to_end(&mut bytes));
     read.map_or(Vec::new(), |_| bytes)
 }
 
-fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
+fn glob(pattern: &Path, selector: &mut ImageSelector) -> Result<()> {
     let text = pattern.to_string_lossy();
-    let matches = glob::glob_with(&text, MATCH).map_err(|e| UsageError(format!("{text}: {e}")))?;
+    let matches =
+        glob::glob_with(&text, MATCH_OPTIONS).map_err(|e| UsageError(format!("{text}: {e}")))?;
     let mut found = false;
     for path in matches {
         let path = path.with_context(|| text.to_string())?;
@@ -127,8 +128,8 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
         let name = Path::new(path.file_name().unwrap_or_default());
         let is_archive = archive::ArchiveKind::of(&path.to_string_lossy()).is_some();
         match left_out(name, || head(&path)).filter(|_| !is_archive) {
-            Some(reason) => listing.leave_out(reason),
-            None => file(&path, listing)?,
+            Some(reason) => selector.leave_out(reason),
+            None => file(&path, selector)?,
         }
     }
     if !found {
@@ -137,19 +138,19 @@ fn glob(pattern: &Path, listing: &mut Listing) -> Result<()> {
     Ok(())
 }
 
-fn file(path: &Path, listing: &mut Listing) -> Result<()> {
+fn file(path: &Path, selector: &mut ImageSelector) -> Result<()> {
     let name = path.display().to_string();
     match archive::ArchiveKind::of(&name) {
         Some(kind) => {
             let file = File::open(path).with_context(|| name.clone())?;
-            archive::walk(kind, BufReader::new(file), &name, listing)
+            archive::walk(kind, BufReader::new(file), &name, selector)
         }
-        None => image(path, listing),
+        None => image(path, selector),
     }
 }
 
-fn image(path: &Path, listing: &mut Listing) -> Result<()> {
-    listing.add(&path.display().to_string(), || Ok(load(path.into())))
+fn image(path: &Path, selector: &mut ImageSelector) -> Result<()> {
+    selector.add(&path.display().to_string(), || Ok(load(path.into())))
 }
 
 fn load(path: PathBuf) -> Load {

@@ -12,7 +12,7 @@ use crate::ood::OodEvaluation;
 use crate::tracking::Run;
 
 /// Most mistakes whose thumbnails are kept with a run.
-const TRACKED_MISTAKES: usize = 8;
+const MAX_TRACKED_MISTAKES: usize = 8;
 
 /// Predictions of a model of either task on every image of a data set.
 pub(crate) enum AnyEvaluation {
@@ -144,7 +144,7 @@ impl Findings {
 /// Keeps thumbnails of the worst mistakes with a run, in `folder` of its artifacts, named by the actual and the
 /// predicted class.
 pub(crate) fn track_mistakes(run: &Run, folder: &str, mistakes: &[Mistake]) -> Result<()> {
-    for (rank, mistake) in mistakes.iter().take(TRACKED_MISTAKES).enumerate() {
+    for (rank, mistake) in mistakes.iter().take(MAX_TRACKED_MISTAKES).enumerate() {
         let Mistake { actual, predicted, confidence, thumbnail, .. } = mistake;
         let name = format!("{folder}/{:02}-{actual}-as-{predicted}-{confidence:.3}.jpg", rank + 1);
         run.artifact(&name, thumbnail)?;
@@ -184,7 +184,7 @@ pub(crate) fn tracked(figures: &Value) -> Vec<(String, f64)> {
 }
 
 /// Most classes that are listed in the terminal.
-const LISTED: usize = 40;
+const MAX_LISTED_CLASSES: usize = 40;
 
 fn labels_lines(
     metrics: &MultiLabelMetrics,
@@ -202,7 +202,7 @@ fn labels_lines(
         format!("unsure     {} out of distribution", percent(out_of_distribution)),
     ];
     let width = labels.iter().map(String::len).max().unwrap_or(0);
-    let own = metrics.per_class.iter().zip(labels).take(LISTED);
+    let own = metrics.per_class.iter().zip(labels).take(MAX_LISTED_CLASSES);
     lines.extend(own.map(|(own, label)| {
         format!(
             "{label:width$}  AP {}  F1 {} at threshold {:.3}  ({} images)",
@@ -212,8 +212,9 @@ fn labels_lines(
             own.support
         )
     }));
-    if labels.len() > LISTED {
-        lines.push(format!("{} more classes are in metrics.json", labels.len() - LISTED));
+    let unlisted = labels.len().saturating_sub(MAX_LISTED_CLASSES);
+    if unlisted > 0 {
+        lines.push(format!("{unlisted} more classes are in metrics.json"));
     }
     lines
 }

@@ -7,13 +7,13 @@ use serde_json::json;
 
 use super::charts::{self, Curve};
 use super::findings::Subject;
-use super::page::{GALLERY, Mistake, STYLE, history};
+use super::page::{MAX_GALLERY_IMAGES, Mistake, STYLE, history};
 use super::render;
 use crate::encode::thumbnail;
 
 const TEMPLATE: &str = include_str!("labels.html");
 /// Most curves in a chart.
-const CURVES: usize = 8;
+const MAX_CURVES: usize = 8;
 
 /// Contents of the page.
 pub(super) struct LabelReport<'a> {
@@ -37,7 +37,7 @@ impl LabelReport<'_> {
             "source": self.subject.dataset_name,
             "metrics": self.metrics,
             "out_of_distribution": self.evaluation.out_of_distribution(),
-            "drawn": CURVES.min(info.labels.len()),
+            "drawn": MAX_CURVES.min(info.labels.len()),
             "training": training,
             "precision_recall": charts::precision_recall(&self.curves())?,
             "ood_inputs": ood_inputs,
@@ -49,7 +49,7 @@ impl LabelReport<'_> {
     /// Precision-recall curves of the first classes.
     fn curves(&self) -> Vec<Curve> {
         let LabelEvaluation { probabilities, truth, .. } = self.evaluation;
-        let labels = self.subject.classifier.labels().iter().enumerate().take(CURVES);
+        let labels = self.subject.classifier.labels().iter().enumerate().take(MAX_CURVES);
         let curve = |(class, label): (usize, &String)| {
             let scores: Vec<f32> = probabilities.iter().map(|row| row[class]).collect();
             let positive: Vec<bool> = truth.iter().map(|truth| truth.contains(&class)).collect();
@@ -86,7 +86,7 @@ impl LabelReport<'_> {
                 thumbnail: thumbnail(&dataset.read(image)?)?,
             })
         };
-        wrong.into_iter().take(GALLERY).map(mistake).collect()
+        wrong.into_iter().take(MAX_GALLERY_IMAGES).map(mistake).collect()
     }
 
     fn names(&self, classes: impl Iterator<Item = usize>) -> String {

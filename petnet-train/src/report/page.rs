@@ -16,10 +16,10 @@ const TEMPLATE: &str = include_str!("page.html");
 /// Style sheet of the reports.
 pub(super) const STYLE: &str = include_str!("style.css");
 /// Most images in the gallery of mistakes.
-pub(super) const GALLERY: usize = 24;
+pub(super) const MAX_GALLERY_IMAGES: usize = 24;
 /// With more classes, the page lists those with the lowest F1 and the pairs most often confused: a full confusion matrix
 /// of a thousand classes would take 50 MB.
-const SHOWN: usize = 20;
+const MAX_LISTED_CLASSES: usize = 20;
 /// Lower bounds of the rows of "Accuracy by confidence".
 const CONFIDENCE_STEPS: [f32; 6] = [0.99, 0.95, 0.9, 0.8, 0.65, 0.0];
 
@@ -59,7 +59,7 @@ impl Report<'_> {
             "parameters": self.subject.classifier.parameters(),
             "source": self.subject.dataset_name,
             "metrics": self.metrics,
-            "whole": self.info().labels.len() <= SHOWN,
+            "whole": self.info().labels.len() <= MAX_LISTED_CLASSES,
             "confused": self.most_confused(),
             "weakest": self.weakest(),
             "curves": charts::training(&history, charts::accuracy_curves)?,
@@ -113,7 +113,7 @@ impl Report<'_> {
         wrong.sort_by_key(|(actual, predicted, count)| {
             (std::cmp::Reverse(*count), *actual, *predicted)
         });
-        let shown = wrong.into_iter().take(SHOWN).map(|(actual, predicted, count)| {
+        let shown = wrong.into_iter().take(MAX_LISTED_CLASSES).map(|(actual, predicted, count)| {
             json!({ "actual": labels[actual], "predicted": labels[predicted], "count": count })
         });
         shown.collect()
@@ -125,7 +125,7 @@ impl Report<'_> {
         let mut classes: Vec<usize> =
             (0..own.len()).filter(|class| own[*class].support > 0).collect();
         classes.sort_by(|a, b| own[*a].f1_score.total_cmp(&own[*b].f1_score));
-        classes.truncate(SHOWN);
+        classes.truncate(MAX_LISTED_CLASSES);
         classes
     }
 
@@ -186,7 +186,7 @@ impl Report<'_> {
                 thumbnail: thumbnail(&dataset.read(image)?)?,
             })
         };
-        wrong.into_iter().take(GALLERY).map(mistake).collect()
+        wrong.into_iter().take(MAX_GALLERY_IMAGES).map(mistake).collect()
     }
 }
 
@@ -197,7 +197,7 @@ pub(super) fn history(info: &ModelInfo) -> Vec<EpochReport> {
 
 /// The last characters of an input's name, as many as fit into the legend of a chart.
 fn ending(input: &str) -> &str {
-    const SHOWN: usize = 24;
-    let skipped = input.chars().count().saturating_sub(SHOWN);
+    const MAX_LEGEND_CHARS: usize = 24;
+    let skipped = input.chars().count().saturating_sub(MAX_LEGEND_CHARS);
     input.char_indices().nth(skipped).map_or(input, |(start, _)| &input[start..])
 }

@@ -23,9 +23,9 @@ use super::corrections::{Action, Correction, Corrections};
 use super::page::Page;
 
 /// Largest body of a decision, in bytes.
-const MAX_BODY: usize = 4096;
+const MAX_BODY_BYTES: usize = 4096;
 /// Pause after a failed accept, which may be due to the limit of open files.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 #[derive(Deserialize)]
 struct Decision {
@@ -68,7 +68,7 @@ impl Site<'_> {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection failed");
-                        tokio::time::sleep(PAUSE).await;
+                        tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     }
                 },
                 // Errors of a connection concern only its browser.
@@ -99,7 +99,7 @@ impl Site<'_> {
                 Ok(typed("application/json", serde_json::to_vec(&all)?.into()))
             }
             (&Method::POST, "/decide") => {
-                let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+                let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await;
                 let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
                 let decision: Decision = serde_json::from_slice(&body)?;
                 let correction = correction(self.page, &decision)?;

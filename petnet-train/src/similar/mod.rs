@@ -22,7 +22,7 @@ use crate::model::ModelName;
 use crate::terminal::Output;
 
 /// Most pairs of duplicates that are listed, the nearest first.
-const MOST_PAIRS: usize = 1_000;
+const MAX_LISTED_PAIRS: usize = 1_000;
 
 /// Find similar images and duplicates by their embeddings
 ///
@@ -192,7 +192,7 @@ impl Similar {
     }
 
     fn pairs(&self, images: &ImageIndex) -> Vec<Duplicate> {
-        let pairs = images.index().pairs(self.threshold, MOST_PAIRS);
+        let pairs = images.index().pairs(self.threshold, MAX_LISTED_PAIRS);
         let named = pairs.into_iter().map(|pair| Duplicate {
             paths: pair.rows.map(|row| images.images()[row].path.clone()),
             cosine: pair.cosine,
@@ -246,7 +246,7 @@ impl Results {
             writeln!(out, "{cosine:.4}  {}  {}", shown(a), shown(b))?;
         }
         let most = match pairs.len() {
-            MOST_PAIRS => ", only the nearest are listed: raise --threshold",
+            MAX_LISTED_PAIRS => ", only the nearest are listed: raise --threshold",
             _ => "",
         };
         Ok(writeln!(out, "{} pairs of duplicates{most}", pairs.len())?)

@@ -11,7 +11,7 @@ use crate::report::render;
 
 const TEMPLATE: &str = include_str!("page.html");
 /// Most pairs on the page; their thumbnails determine its size.
-const MOST_PAIRS: usize = 200;
+const MAX_PAGE_PAIRS: usize = 200;
 
 #[derive(Serialize)]
 struct Image {
@@ -69,7 +69,7 @@ fn shown_query(query: &Query, threshold: f32) -> Value {
 
 /// The number of pairs, and the images of the first ones.
 fn shown_pairs(pairs: &[Duplicate]) -> Value {
-    let nearest = &pairs[..pairs.len().min(MOST_PAIRS)];
+    let nearest = &pairs[..pairs.len().min(MAX_PAGE_PAIRS)];
     let both =
         |pair: &Duplicate| pair.paths.each_ref().map(|path| Image::new(path, Some(pair.cosine)));
     let shown: Vec<[Image; 2]> = nearest.par_iter().map(both).collect();

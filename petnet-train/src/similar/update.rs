@@ -14,9 +14,9 @@ use crate::predict::images_below;
 use crate::terminal::{self, Output};
 
 /// Images that are embedded between two updates of the progress bar.
-const STEP: usize = 256;
+const CHUNK_IMAGES: usize = 256;
 /// Fewest new images after which the index is saved before the end.
-const SAVE_AFTER: usize = 10_000;
+const MIN_IMAGES_BEFORE_SAVE: usize = 10_000;
 
 /// Numbers of changes to the index.
 #[derive(Default)]
@@ -81,7 +81,7 @@ pub(super) fn run(
     }
     let bar = terminal::bar(paths.len() as u64, "embedding", output);
     let mut unsaved = 0;
-    for step in paths.chunks(STEP) {
+    for step in paths.chunks(CHUNK_IMAGES) {
         let added = images.add(classifier, step)?;
         updated.embedded += added.embedded;
         updated.unchanged += added.unchanged;
@@ -89,7 +89,7 @@ pub(super) fn run(
         unsaved += added.embedded;
         // Saving writes all rows. Saving each time that they have grown by half keeps the cost of saving, and the work that
         // a kill loses, in proportion to the work done.
-        if unsaved >= SAVE_AFTER.max(images.images().len() / 3) {
+        if unsaved >= MIN_IMAGES_BEFORE_SAVE.max(images.images().len() / 3) {
             images.save(dir)?;
             unsaved = 0;
         }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::files;
 
 /// Name of the file that describes a folder.
-pub(super) const META: &str = "meta.yaml";
+pub(super) const META_FILE: &str = "meta.yaml";
 
 /// The current time in milliseconds since 1970, MLflow's unit.
 pub(super) fn now() -> i64 {
@@ -36,11 +36,11 @@ pub(super) fn file_name(path: &Path) -> String {
 }
 
 pub(super) fn write_yaml(folder: &Path, value: &impl Serialize) -> Result<()> {
-    files::write(&folder.join(META), serde_yaml::to_string(value)?.as_bytes())
+    files::write(&folder.join(META_FILE), serde_yaml::to_string(value)?.as_bytes())
 }
 
 pub(super) fn read_yaml<T: DeserializeOwned>(folder: &Path) -> Result<T> {
-    let file = folder.join(META);
+    let file = folder.join(META_FILE);
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     serde_yaml::from_str(&text).with_context(|| file.display().to_string())
 }

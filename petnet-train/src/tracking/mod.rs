@@ -29,7 +29,7 @@ use crate::error::UsageError;
 use worker::Worker;
 
 /// Default folder of the store.
-const STORE: &str = "mlruns";
+const STORE_FOLDER: &str = "mlruns";
 /// Steps between two recorded ones; the metrics of an epoch include all of its steps.
 const STEP_INTERVAL: usize = 10;
 
@@ -76,10 +76,10 @@ impl Tracking {
     /// the address is `off`.
     pub(crate) fn open(config: &MlflowConfig) -> Result<Option<Self>> {
         let uri = variable("MLFLOW_TRACKING_URI").or_else(|| config.tracking_uri.clone());
-        let uri = uri.unwrap_or_else(|| STORE.into());
+        let uri = uri.unwrap_or_else(|| STORE_FOLDER.into());
         let Some(address) = Address::parse(uri.trim())? else { return Ok(None) };
         let (folder, server) = match address {
-            Address::Server(uri) => (STORE, Some(Server::from_variables(uri, variable)?)),
+            Address::Server(uri) => (STORE_FOLDER, Some(Server::from_variables(uri, variable)?)),
             Address::Folder(folder) => (folder, None),
         };
         let experiment = variable("MLFLOW_EXPERIMENT_NAME");

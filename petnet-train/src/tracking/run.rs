@@ -389,25 +389,25 @@ impl Run {
     }
 
     /// The models that this run made.
-    pub(crate) fn models(&self) -> Result<Vec<Model>> {
+    pub(crate) fn models(&self) -> Result<Vec<LoggedModel>> {
         folders(&self.folder.join("outputs"))?
             .iter()
             .map(|link| {
                 let folder = self.experiment_folder().join("models").join(file_name(link));
-                Ok(Model { meta: read_yaml(&folder)?, folder })
+                Ok(LoggedModel { meta: read_yaml(&folder)?, folder })
             })
             .collect()
     }
 }
 
-/// A model in the store.
+/// A model that a run made, with its folder in the store.
 #[derive(Debug)]
-pub(crate) struct Model {
+pub(crate) struct LoggedModel {
     folder: PathBuf,
     pub(crate) meta: ModelMeta,
 }
 
-impl Model {
+impl LoggedModel {
     pub(crate) fn tag(&self, key: &str) -> Option<String> {
         fs::read_to_string(self.folder.join("tags").join(key)).ok()
     }

@@ -10,10 +10,10 @@ use super::sync::sync;
 use super::worker::Worker;
 
 /// Time between two transfers while all goes well.
-const INTERVAL: Duration = Duration::from_secs(5);
+const SEND_INTERVAL: Duration = Duration::from_secs(5);
 /// Shortest and longest wait after a failure; it doubles with each one.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// Longest time in which the rest of a finished run is sent.
 const FINAL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -31,7 +31,7 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
     loop {
         if end.is_none() {
             // Nothing is sent over the channel: it serves as a timer that ends early when the run ends.
-            let pause = if wait.is_zero() { INTERVAL } else { wait };
+            let pause = if wait.is_zero() { SEND_INTERVAL } else { wait };
             if ended.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
                 end = Some(Instant::now() + FINAL_TIMEOUT);
             }
@@ -68,7 +68,7 @@ fn send(run: &Run, server: &Server, ended: &Receiver<()>) -> bool {
                 if end.is_some_and(|end| Instant::now() > end) {
                     return false;
                 }
-                wait = (wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);
+                wait = (wait * 2).clamp(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
             }
         }
     }

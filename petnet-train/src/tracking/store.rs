@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result, bail};
 use petnet::mlflow::DIGEST_TAG;
 use uuid::Uuid;
 
-use super::layout::{META, address, file_name, folders, now, read_yaml, write_yaml};
+use super::layout::{META_FILE, address, file_name, folders, now, read_yaml, write_yaml};
 use super::run::{ExperimentMeta, Run};
 
 /// Folders in an experiment's folder that are not runs.
-const NO_RUNS: [&str; 4] = ["datasets", "models", "tags", "traces"];
+const NON_RUN_FOLDERS: [&str; 4] = ["datasets", "models", "tags", "traces"];
 
 /// A folder of experiments.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ impl Store {
         fs::create_dir_all(root).with_context(|| root.display().to_string())?;
         let root = root.canonicalize().with_context(|| root.display().to_string())?;
         let store = Self { root };
-        if !store.root.join("0").join(META).is_file() {
+        if !store.root.join("0").join(META_FILE).is_file() {
             store.write_experiment("0", "Default")?;
         }
         Ok(store)
@@ -70,8 +70,8 @@ impl Store {
         match found {
             Some((folder, _)) => Ok(folder),
             None => {
-                // A random 64-bit number, as in MLflow's file store.
-                let id = (Uuid::new_v4().as_u128() >> 65) as i64 & (i64::MAX >> 1);
+                // A random integer as in MLflow's file store: 62 bits of a UUID, whose variant is in the two before them.
+                let id = Uuid::new_v4().as_u128() & (u128::MAX >> 66);
                 self.write_experiment(&id.to_string(), name)
             }
         }
@@ -87,7 +87,8 @@ impl Store {
         let mut runs = Vec::new();
         for (experiment, _) in self.experiments()? {
             for folder in folders(&experiment)? {
-                if !NO_RUNS.contains(&file_name(&folder).as_str()) && folder.join(META).is_file() {
+                let name = file_name(&folder);
+                if !NON_RUN_FOLDERS.contains(&&*name) && folder.join(META_FILE).is_file() {
                     runs.push(Run::open(folder)?);
                 }
             }

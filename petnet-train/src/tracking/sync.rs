@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::run::{Point, Run, RunMeta};
 use crate::files;
 
-const FILE: &str = "sync.json";
+const STATE_FILE: &str = "sync.json";
 const LOCK: &str = "sync.lock";
 /// Most metrics, and most parameters or tags, in a request to MLflow.
 const MAX_METRICS: usize = 1000;
@@ -79,7 +79,7 @@ pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
 }
 
 fn read(folder: &Path) -> BTreeMap<String, Sent> {
-    let text = fs::read_to_string(folder.join(FILE)).unwrap_or_default();
+    let text = fs::read_to_string(folder.join(STATE_FILE)).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
@@ -102,7 +102,7 @@ impl Transfer<'_> {
         let folder = self.run.folder();
         let mut all = read(folder);
         all.insert(self.server.uri().into(), self.sent.clone());
-        files::write_json(&folder.join(FILE), &all)
+        files::write_json(&folder.join(STATE_FILE), &all)
     }
 
     fn begin(&mut self) -> Result<()> {

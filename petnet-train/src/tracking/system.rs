@@ -10,7 +10,7 @@ use super::worker::Worker;
 use crate::disk::{self, Space};
 
 /// Sampling interval, as in MLflow.
-const INTERVAL: Duration = Duration::from_secs(10);
+const SAMPLING_INTERVAL: Duration = Duration::from_secs(10);
 const MEGABYTE: f64 = 1e6;
 
 /// Starts the sampling thread.
@@ -18,7 +18,7 @@ pub(super) fn start(run: &Run) -> std::io::Result<Worker<()>> {
     let run = run.share();
     Worker::start("system metrics", move |ended| {
         let Ok(mut sampler) = Sampler::new(&run) else { return };
-        while ended.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        while ended.recv_timeout(SAMPLING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             sampler.log(&run);
         }
         // A run shorter than the interval gets one sample, too.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::NetworkConfig;
 #[cfg(feature = "pytorch")]
 use super::{Architecture, Keys, RecognisedNetwork};
 use crate::graph::{Activation, Builder, Graph, GraphError, Window};
@@ -94,7 +94,7 @@ fn scaled_channels(channels: usize, percent: usize) -> usize {
     if rounded * 1000 < exact * 9 { rounded + 8 } else { rounded }
 }
 
-impl Config for EfficientNetLiteConfig {
+impl NetworkConfig for EfficientNetLiteConfig {
     fn name(&self) -> &str {
         const NAMES: [&str; 5] = [
             "efficientnet_lite0",

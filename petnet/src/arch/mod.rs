@@ -60,7 +60,7 @@ impl Default for Normalization {
 /// Settings of one kind of network: enough to build its graph.
 ///
 /// ```
-/// use petnet::arch::{Architecture, Config};
+/// use petnet::arch::{Architecture, NetworkConfig};
 /// use petnet::graph::{Activation, Builder, Graph, GraphError, Window};
 ///
 /// /// One convolution, to show the steps.
@@ -69,7 +69,7 @@ impl Default for Normalization {
 ///     width: usize,
 /// }
 ///
-/// impl Config for Tiny {
+/// impl NetworkConfig for Tiny {
 ///     fn name(&self) -> &str {
 ///         "tiny"
 ///     }
@@ -88,7 +88,7 @@ impl Default for Normalization {
 /// assert_eq!(tiny.graph(3)?.classes(), 3);
 /// # Ok::<(), petnet::Error>(())
 /// ```
-pub trait Config: fmt::Debug + Send + Sync {
+pub trait NetworkConfig: fmt::Debug + Send + Sync {
     /// Its name in configurations and reports.
     fn name(&self) -> &str;
 
@@ -100,7 +100,7 @@ pub trait Config: fmt::Debug + Send + Sync {
 }
 
 /// An architecture that configurations can name.
-pub(crate) struct Entry {
+pub(crate) struct ArchitectureEntry {
     name: &'static str,
     /// The network from its settings; those left out keep this entry's defaults.
     parse: fn(&Map<String, Value>) -> serde_json::Result<Architecture>,
@@ -111,16 +111,16 @@ pub(crate) struct Entry {
     pub(crate) recognise: Option<fn(&Keys<'_>) -> Option<RecognisedNetwork>>,
 }
 
-const STRETCHED: Preprocess = Preprocess { size: 224, resize: Resize::Stretch };
+const SQUEEZED: Preprocess = Preprocess { size: 224, resize: Resize::Squeeze };
 
 const fn cropped(size: u32) -> Preprocess {
     Preprocess { size, resize: Resize::CenterCrop }
 }
 
-/// An [`Entry`]; without the feature `pytorch` it has no `recognise`.
+/// An [`ArchitectureEntry`]; without the feature `pytorch` it has no `recognise`.
 macro_rules! entry {
     ($name:literal, $default:expr, $normalization:expr, $preprocess:expr, $recognise:expr) => {
-        Entry {
+        ArchitectureEntry {
             name: $name,
             parse: |given| parse($default, given),
             normalization: $normalization,
@@ -134,14 +134,14 @@ macro_rules! entry {
 /// Name, default settings, normalisation and preprocessing of its published weights, and how PyTorch's files of
 /// it are recognised (once a family, the most specific first).
 #[rustfmt::skip]
-pub(crate) static TABLE: &[Entry] = &[
-    entry!("petnet", PetNetConfig::default(), Normalization::IMAGENET, STRETCHED, None),
+pub(crate) static TABLE: &[ArchitectureEntry] = &[
+    entry!("petnet", PetNetConfig::default(), Normalization::IMAGENET, SQUEEZED, None),
     entry!("efficientnet_lite0", EfficientNetLiteConfig::lite(0), Normalization::SYMMETRIC, cropped(224), Some(efficientnet_lite::recognise)),
     entry!("efficientnet_lite1", EfficientNetLiteConfig::lite(1), Normalization::SYMMETRIC, cropped(240), None),
     entry!("efficientnet_lite2", EfficientNetLiteConfig::lite(2), Normalization::SYMMETRIC, cropped(260), None),
-    entry!("resnet18", ResNetConfig::default(), Normalization::IMAGENET, STRETCHED, Some(resnet::recognise)),
-    entry!("improved_cnn", ResNetConfig::improved(), Normalization::IMAGENET, STRETCHED, None),
-    entry!("simple_cnn", SimpleCnnConfig::default(), Normalization::IMAGENET, STRETCHED, Some(simple_cnn::recognise)),
+    entry!("resnet18", ResNetConfig::default(), Normalization::IMAGENET, SQUEEZED, Some(resnet::recognise)),
+    entry!("improved_cnn", ResNetConfig::improved(), Normalization::IMAGENET, SQUEEZED, None),
+    entry!("simple_cnn", SimpleCnnConfig::default(), Normalization::IMAGENET, SQUEEZED, Some(simple_cnn::recognise)),
 ];
 
 /// Names that networks of other settings than the table's have, each with the entry of its kind.
@@ -155,7 +155,7 @@ const OTHER_SETTINGS: [(&str, &str); 4] = [
 /// The defaults of an entry with the given settings in their place.
 fn parse<C>(default: C, given: &Map<String, Value>) -> serde_json::Result<Architecture>
 where
-    C: Config + Serialize + DeserializeOwned + 'static,
+    C: NetworkConfig + Serialize + DeserializeOwned + 'static,
 {
     let mut settings = serde_json::to_value(default)?;
     if let Some(settings) = settings.as_object_mut() {
@@ -181,13 +181,13 @@ where
 /// ```
 #[derive(Clone)]
 pub struct Architecture {
-    config: Arc<dyn Config>,
+    config: Arc<dyn NetworkConfig>,
     settings: Map<String, Value>,
 }
 
 impl Architecture {
     /// A network of any settings, also of a kind that petnet does not know by name.
-    pub fn new<C: Config + Serialize + 'static>(config: C) -> Self {
+    pub fn new<C: NetworkConfig + Serialize + 'static>(config: C) -> Self {
         let settings = match serde_json::to_value(&config) {
             Ok(Value::Object(settings)) => settings,
             Ok(_) | Err(_) => Map::new(),
@@ -265,17 +265,17 @@ impl Architecture {
 
     /// The preprocessing of this network's published weights.
     pub fn preprocess(&self) -> Preprocess {
-        self.entry().map_or(STRETCHED, |entry| entry.preprocess)
+        self.entry().map_or(SQUEEZED, |entry| entry.preprocess)
     }
 
-    fn entry(&self) -> Option<&'static Entry> {
+    fn entry(&self) -> Option<&'static ArchitectureEntry> {
         TABLE.iter().find(|entry| entry.name == self.entry_name())
     }
 }
 
 /// A network as it is, with another last layer where classes differ: `Architecture::new(info.graph.clone())` is that
 /// of a model file.
-impl Config for Graph {
+impl NetworkConfig for Graph {
     fn name(&self) -> &str {
         self.name()
     }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::NetworkConfig;
 use super::resnet::basic_stages;
 use crate::graph::{Activation, Builder, Graph, GraphError, Window};
 
@@ -29,7 +29,7 @@ impl Default for PetNetConfig {
     }
 }
 
-impl Config for PetNetConfig {
+impl NetworkConfig for PetNetConfig {
     fn name(&self) -> &str {
         "petnet"
     }

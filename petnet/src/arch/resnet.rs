@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::NetworkConfig;
 #[cfg(feature = "pytorch")]
 use super::{Architecture, Keys, RecognisedNetwork};
 use crate::graph::{Activation, Builder, Graph, GraphError, Window};
@@ -37,7 +37,7 @@ impl ResNetConfig {
     }
 }
 
-impl Config for ResNetConfig {
+impl NetworkConfig for ResNetConfig {
     fn name(&self) -> &str {
         if self.has_shape_of(&Self::default()) {
             "resnet18"

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::NetworkConfig;
 #[cfg(feature = "pytorch")]
 use super::{Architecture, Keys, RecognisedNetwork};
 use crate::graph::{Activation, Builder, Conv2d, Graph, GraphError, Init, Op, Padding, Window};
@@ -26,7 +26,7 @@ impl Default for SimpleCnnConfig {
     }
 }
 
-impl Config for SimpleCnnConfig {
+impl NetworkConfig for SimpleCnnConfig {
     fn name(&self) -> &str {
         "simple_cnn"
     }

@@ -64,7 +64,7 @@ struct Foreign {
     name: &'static str,
 }
 
-impl Config for Foreign {
+impl NetworkConfig for Foreign {
     fn name(&self) -> &str {
         self.name
     }
@@ -79,7 +79,7 @@ fn a_name_that_begins_like_one_of_the_table_is_not_that_one() {
     for name in ["efficientnet", "res", "p", ""] {
         let foreign = Architecture::new(Foreign { name });
         assert_eq!(foreign.normalization(), Normalization::default(), "{name}");
-        assert_eq!(foreign.preprocess(), STRETCHED, "{name}");
+        assert_eq!(foreign.preprocess(), SQUEEZED, "{name}");
         assert_eq!(serde_json::to_value(&foreign).unwrap()["name"], name);
     }
     let lite = EfficientNetLiteConfig { head: 64, ..EfficientNetLiteConfig::lite(0) };

@@ -21,7 +21,7 @@ use crate::preprocess::{MAX_SIZE, Preprocess};
 use crate::quantization::Quantization;
 pub use crate::storage::Precision;
 use crate::storage::{SCALE_SUFFIX, decode_int4, decode_int8, encode, read_weight};
-use crate::task::Task;
+use crate::task::{MAX_LABEL_BYTES, Task};
 use crate::weights::Weights;
 
 mod change;
@@ -31,10 +31,7 @@ pub(crate) use change::Confidence;
 
 const INFO_KEY: &str = "petnet";
 const DIGEST_KEY: &str = "sha256";
-const FORMAT: u32 = 2;
-
-/// Longest name of a class in bytes: each answer of a service repeats all of them.
-const MAX_LABEL_BYTES: usize = 256;
+const FORMAT_VERSION: u32 = 2;
 
 /// The description of a model in its file: everything but the weights.
 ///
@@ -43,7 +40,7 @@ const MAX_LABEL_BYTES: usize = 256;
 /// use petnet::arch::Architecture;
 /// use petnet::preprocess::{Preprocess, Resize};
 ///
-/// let preprocess = Preprocess { size: 160, resize: Resize::Stretch };
+/// let preprocess = Preprocess { size: 160, resize: Resize::Squeeze };
 /// let labels = vec!["cat".into(), "dog".into(), "rabbit".into()];
 /// let info = ModelInfo::new(Architecture::named("petnet")?.graph(3)?, labels, preprocess);
 /// assert_eq!((info.temperature, info.threshold), (1.0, 0.0), "nothing was calibrated yet");
@@ -113,7 +110,7 @@ impl ModelInfo {
     /// A new model's description, with nothing measured yet.
     pub fn new(graph: Graph, labels: Vec<String>, preprocess: Preprocess) -> Self {
         Self {
-            format: FORMAT,
+            format: FORMAT_VERSION,
             petnet_version: env!("CARGO_PKG_VERSION").into(),
             graph,
             source: None,
@@ -414,8 +411,9 @@ fn parse_info(text: &str) -> Result<ModelInfo, ModelError> {
     }
     let unreadable = |e: serde_json::Error| ModelError::Description(e.to_string());
     let Layout { format, petnet_version } = serde_json::from_str(text).map_err(unreadable)?;
-    if format != FORMAT {
-        return Err(ModelError::Format { version: petnet_version, format, expected: FORMAT });
+    let expected = FORMAT_VERSION;
+    if format != expected {
+        return Err(ModelError::Format { version: petnet_version, format, expected });
     }
     serde_json::from_str(text).map_err(unreadable)
 }

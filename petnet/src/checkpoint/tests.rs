@@ -12,7 +12,7 @@ fn small(channels: Vec<usize>) -> Graph {
 
 /// A model of a network, whose values are `value` of numbers from 0 to 100.
 pub(crate) fn patterned(graph: Graph, size: u32, value: impl Fn(f32) -> f32) -> Checkpoint {
-    let preprocess = Preprocess { size, resize: Resize::Stretch };
+    let preprocess = Preprocess { size, resize: Resize::Squeeze };
     let info = ModelInfo::new(graph, vec!["cat".into(), "dog".into()], preprocess);
     let named = info.graph.nodes().iter().flat_map(passes::parameters);
     let weights = named.map(|(name, shape)| {

@@ -25,8 +25,8 @@ pub(crate) struct Fingerprint {
 
 impl Fingerprint {
     pub(crate) fn of(pixels: &Pixels) -> Result<Self, ImageError> {
-        let small = resize(pixels, HASHED_SIDE, Resize::Stretch)?;
-        let thumbnail = resize(&small, THUMBNAIL_SIDE, Resize::Stretch)?.into_data();
+        let small = resize(pixels, HASHED_SIDE, Resize::Squeeze)?;
+        let thumbnail = resize(&small, THUMBNAIL_SIDE, Resize::Squeeze)?.into_data();
         let image = image::RgbImage::from_raw(HASHED_SIDE, HASHED_SIDE, small.into_data())
             .ok_or(ImageError::TooMuchMemory)?;
         let hasher: Hasher<[u8; 8]> =

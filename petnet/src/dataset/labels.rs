@@ -8,20 +8,19 @@ use serde_json::{Map, Value};
 
 use super::Split;
 use crate::error::{Error, Result};
+use crate::task::MAX_LABEL_BYTES;
 
 /// Names of the column or key of the image: a path, or a file name with or without its extension.
-const IMAGE: [&str; 9] =
+const IMAGE_COLUMNS: [&str; 9] =
     ["path", "file_name", "filename", "file", "image_path", "image", "name", "image_id", "id"];
 /// Names of the column or key of the class.
-const CLASS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
+const CLASS_COLUMNS: [&str; 6] = ["label", "class", "category", "target", "species", "breed"];
 /// Further names for several classes per image.
-const CLASSES: [&str; 3] = ["labels", "classes", "tags"];
+const CLASS_LIST_COLUMNS: [&str; 3] = ["labels", "classes", "tags"];
 /// Names of the column or key of the split.
-const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
+const SPLIT_COLUMNS: [&str; 4] = ["split", "set", "subset", "partition"];
 /// Separator of the classes of one image.
-const BETWEEN: char = '|';
-/// Largest length of a class name in bytes.
-const LONGEST: usize = 256;
+const CLASS_SEPARATOR: char = '|';
 
 /// The label of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +85,10 @@ impl Labels {
         let rows = if is_csv { csv_rows(bytes) } else { json_rows(bytes) };
         let mut labels = Self::default();
         for row in rows {
-            let taken = row.and_then(|(line, row)| {
-                labels.take(&row, options).map_err(|reason| format!("line {line}: {reason}"))
+            let added = row.and_then(|(line, row)| {
+                labels.add_row(&row, options).map_err(|reason| format!("line {line}: {reason}"))
             });
-            taken.map_err(|reason| Error::Dataset(format!("{}, {reason}", path.display())))?;
+            added.map_err(|reason| Error::Dataset(format!("{}, {reason}", path.display())))?;
         }
         Ok(labels)
     }
@@ -139,7 +138,7 @@ impl Labels {
         self.by_path.get(path).or_else(|| by_name(name)).or_else(|| by_name(stem))
     }
 
-    fn take(&mut self, row: &Row, options: LabelOptions) -> Result<(), String> {
+    fn add_row(&mut self, row: &Row, options: LabelOptions) -> Result<(), String> {
         let find = |names: &[&str]| names.iter().find_map(|name| row.get(*name)).map(|v| v.trim());
         let columns = || {
             let mut names: Vec<&str> = row.keys().map(String::as_str).collect();
@@ -147,13 +146,13 @@ impl Labels {
             names.join(", ")
         };
         // A column of several classes takes precedence over one of a single class.
-        let several = find(&CLASSES).filter(|_| options.multi_label);
+        let several = find(&CLASS_LIST_COLUMNS).filter(|_| options.multi_label);
         let text = several
-            .or_else(|| find(&CLASS))
-            .or_else(|| find(&CLASSES))
+            .or_else(|| find(&CLASS_COLUMNS))
+            .or_else(|| find(&CLASS_LIST_COLUMNS))
             .ok_or_else(|| format!("no column `label` or `class` among: {}", columns()))?;
         let classes = classes(text, options.multi_label)?;
-        let split = find(&SPLIT).filter(|split| !split.is_empty()).map(|name| {
+        let split = find(&SPLIT_COLUMNS).filter(|split| !split.is_empty()).map(|name| {
             let unknown = || format!("split `{name}` is none of train, val and test");
             Split::of_folder(name).ok_or_else(unknown)
         });
@@ -173,7 +172,7 @@ impl Labels {
             }
             return Ok(());
         }
-        let path = find(&IMAGE).ok_or_else(|| {
+        let path = find(&IMAGE_COLUMNS).ok_or_else(|| {
             format!("no column `path`, `file_name` or `sha256` among: {}", columns())
         })?;
         let path = path.replace('\\', "/");
@@ -195,10 +194,10 @@ impl Labels {
 
 /// The classes that a label names.
 fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
-    if !multi_label && text.contains(BETWEEN) {
+    if !multi_label && text.contains(CLASS_SEPARATOR) {
         return Err(format!("label `{text}` names several classes: allow them with `multi_label`"));
     }
-    let names = text.split(BETWEEN).map(|name| name.trim().to_string());
+    let names = text.split(CLASS_SEPARATOR).map(|name| name.trim().to_string());
     let classes: Vec<String> =
         if multi_label && text.is_empty() { Vec::new() } else { names.collect() };
     classes.iter().try_for_each(|name| validate_class(name))?;
@@ -207,12 +206,12 @@ fn classes(text: &str, multi_label: bool) -> Result<Vec<String>, String> {
 
 /// Checks that a class name can be the name of a folder.
 pub(crate) fn validate_class(name: &str) -> Result<(), String> {
-    let reason = match name {
+    let reason: &str = match name {
         "" => "the label is empty",
         "." | ".." => "it is a folder",
         _ if name.contains(['/', '\\']) => "it is a path",
         _ if name.chars().any(char::is_control) => "it has control characters",
-        _ if name.len() > LONGEST => "it has more than 256 bytes",
+        _ if name.len() > MAX_LABEL_BYTES => &format!("it has more than {MAX_LABEL_BYTES} bytes"),
         _ => return Ok(()),
     };
     Err(format!("label `{}` is no name of a class: {reason}", name.escape_debug()))
@@ -249,7 +248,7 @@ fn json_rows(bytes: &[u8]) -> Rows {
                 // A list of classes.
                 Value::Array(items) => {
                     let names: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-                    names?.join(&BETWEEN.to_string())
+                    names?.join(&CLASS_SEPARATOR.to_string())
                 }
                 Value::Null | Value::Object(_) => return None,
             };

@@ -73,9 +73,9 @@ impl Split {
 }
 
 /// Folder of images that get their class from a table of labels.
-pub(super) const UNLABELLED: &str = "unlabelled";
+pub(super) const UNLABELLED_FOLDER: &str = "unlabelled";
 /// File names of tables of labels.
-const TABLES: [&str; 4] = ["labels.csv", "labels.jsonl", "metadata.csv", "metadata.jsonl"];
+const TABLE_FILES: [&str; 4] = ["labels.csv", "labels.jsonl", "metadata.csv", "metadata.jsonl"];
 
 /// Tables among the files: at the root of the images, or in folders of splits.
 pub(super) fn tables(files: &[PathBuf], images: &[PathBuf]) -> Vec<PathBuf> {
@@ -86,7 +86,7 @@ pub(super) fn tables(files: &[PathBuf], images: &[PathBuf]) -> Vec<PathBuf> {
         let below = folder.get(parts.root..).unwrap_or_default();
         let at_root = folder.len() <= parts.root;
         let in_split = matches!(below, [name] if Split::of_folder(name).is_some());
-        TABLES.contains(&name.as_str()) && (at_root || in_split)
+        TABLE_FILES.contains(&name.as_str()) && (at_root || in_split)
     };
     files.iter().filter(is_table).cloned().collect()
 }
@@ -186,7 +186,7 @@ impl ImageFolders {
             // Folders may still be splits, if there are several.
             DetectedLayout::Labels => {
                 let split = split_of(folders).filter(|_| several);
-                Some((vec![UNLABELLED.into()], split))
+                Some((vec![UNLABELLED_FOLDER.into()], split))
             }
             DetectedLayout::Tables(_) | DetectedLayout::Pattern => None,
         };

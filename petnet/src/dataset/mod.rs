@@ -26,12 +26,12 @@ pub use target::Target;
 
 use crate::disk::sha256;
 use crate::error::{Error, Result};
-use crate::files::{Counts, ImageFiles, class_key};
+use crate::files::{ImageFiles, LeftOutCounts, class_key};
 use crate::preprocess::{Limits, Pixels, Preprocess};
 
 const DEFAULT_SEED: u64 = 42;
 /// Largest number of a model's classes that an error message lists.
-const NAMED: usize = 20;
+const MAX_NAMED_CLASSES: usize = 20;
 
 fn wrong_shares(shares: [f64; 3]) -> Error {
     Error::Config(format!("split {shares:?} must be three shares that sum to 1"))
@@ -106,7 +106,7 @@ pub struct Dataset {
     classes: Arc<[String]>,
     samples: Vec<Sample>,
     rejects: Arc<[Reject]>,
-    left_out: Arc<Counts>,
+    left_out: Arc<LeftOutCounts>,
     notes: Arc<[String]>,
     multi_label: bool,
     files: Arc<ImageFiles>,
@@ -152,7 +152,7 @@ impl Dataset {
     }
 
     /// Number of files that were left out, by reason; those of [`Dataset::rejects`] among them.
-    pub fn left_out(&self) -> &Counts {
+    pub fn left_out(&self) -> &LeftOutCounts {
         &self.left_out
     }
 
@@ -384,7 +384,7 @@ impl Dataset {
             .iter()
             .map(|class| {
                 index.get(&class_key(class)).copied().ok_or_else(|| {
-                    let known = notes::first_names(labels, NAMED);
+                    let known = notes::first_names(labels, MAX_NAMED_CLASSES);
                     Error::Dataset(format!(
                         "class `{class}` is unknown to the model, which knows: {known}"
                     ))

@@ -7,7 +7,7 @@ use super::layout::{DetectedLayout, ImageFolders};
 use crate::files::{Listing, class_key};
 
 /// Largest number of folders that a note names.
-const NAMED: usize = 5;
+const MAX_NAMED_FOLDERS: usize = 5;
 
 /// Notes for users, one sentence each.
 #[derive(Default)]
@@ -36,8 +36,8 @@ impl Notes {
             .map(|folder| format!("`{}`", folder.display()))
             .collect();
         if !empty.is_empty() {
-            self.0
-                .push(format!("no image in {}: no class of that name", first_names(&empty, NAMED)));
+            let names = first_names(&empty, MAX_NAMED_FOLDERS);
+            self.0.push(format!("no image in {names}: no class of that name"));
         }
     }
 

@@ -13,11 +13,11 @@ use super::layout::slashed;
 use super::{Dataset, Reading, Reject, Sample, Split, Target, wrong_shares};
 use crate::disk::{sha256, temporary_folder, write_atomically};
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, ImageFiles, MANIFEST, contained};
+use crate::files::{ImageFiles, LeftOutCounts, MANIFEST, contained};
 use crate::preprocess::{Pixels, resize_with};
 
 /// Version of the layout of manifests.
-const FORMAT: u32 = 3;
+const MANIFEST_VERSION: u32 = 3;
 const JPEG_QUALITY: u8 = 95;
 
 /// Settings for preparing a data set.
@@ -73,7 +73,7 @@ pub struct Manifest {
     /// [`Dataset::digest`] by split.
     pub digests: BTreeMap<String, String>,
     /// Number of files that were left out, by reason.
-    pub left_out: Counts,
+    pub left_out: LeftOutCounts,
     /// [`Dataset::notes`], and notes on the splits of the raw data.
     pub notes: Vec<String>,
     /// Images that were left out, and the reasons.
@@ -252,7 +252,7 @@ impl Prepare {
         };
         let name = |split: Split| split.name().to_string();
         Manifest {
-            format: FORMAT,
+            format: MANIFEST_VERSION,
             seed: self.seed,
             shares: self.shares,
             size: self.size,
@@ -302,8 +302,9 @@ pub(super) fn open(folder: &Path) -> Result<Dataset> {
     }
     let unreadable = |e: serde_json::Error| Error::dataset(&path, e);
     let Version { format } = serde_json::from_str(&text).map_err(unreadable)?;
-    if format != FORMAT {
-        let reason = format!("layout {format}, this petnet reads {FORMAT}: prepare it again");
+    if format != MANIFEST_VERSION {
+        let reason =
+            format!("layout {format}, this petnet reads {MANIFEST_VERSION}: prepare it again");
         return Err(Error::dataset(&path, reason));
     }
     let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;

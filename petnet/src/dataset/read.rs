@@ -12,17 +12,18 @@ use regex::Regex;
 use super::duplicates::{self, Fingerprint};
 use super::labels::{LabelOptions, Labels, validate_class};
 use super::layout::{
-    DetectedLayout, ImageFolders, Layout, PathLabel, UNLABELLED, slashed, table_label, tables,
+    DetectedLayout, ImageFolders, Layout, PathLabel, UNLABELLED_FOLDER, slashed, table_label,
+    tables,
 };
 use super::notes::Notes;
 use super::{Dataset, Reject, Sample, Split, Target};
 use crate::disk::sha256;
 use crate::error::{Error, ImageError, Result};
-use crate::files::{Counts, ImageFiles, LeftOut, Listing, class_key, left_out};
-use crate::preprocess::{HEAD, Limits, Pixels, decode_measured};
+use crate::files::{ImageFiles, LeftOut, LeftOutCounts, Listing, class_key, left_out};
+use crate::preprocess::{Limits, Pixels, SNIFFED_BYTES, decode_measured};
 
-/// Images are decoded at a reduced size where both sides keep at least twice this number of pixels.
-const SIDE: u32 = 160;
+/// Side in pixels for which images are decoded: at a reduced size where both sides keep at least twice as many.
+const TARGET_SIDE: u32 = 160;
 
 /// A regular expression whose first group is the class in a file name.
 #[derive(Debug, Clone)]
@@ -94,7 +95,7 @@ struct Inspected {
     sha256: String,
     classes: Vec<String>,
     split: Option<Split>,
-    print: Fingerprint,
+    fingerprint: Fingerprint,
     size: (u32, u32),
 }
 
@@ -102,7 +103,7 @@ struct Inspected {
 fn decoded(
     images: &[PathBuf],
     inspected: Vec<Result<Result<Inspected, LeftOut>, ImageError>>,
-    left_out: &mut Counts,
+    left_out: &mut LeftOutCounts,
 ) -> (Vec<Inspected>, Vec<Reject>) {
     let (mut decoded, mut rejects) = (Vec::new(), Vec::new());
     for (path, outcome) in images.iter().zip(inspected) {
@@ -127,7 +128,7 @@ impl Reading {
     /// [`Error::Io`] when the path cannot be read; [`Error::Dataset`] when it has fewer than two classes (fewer than one
     /// for multi-label data), a class without a readable image, or an ambiguous layout.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Dataset> {
-        self.scan(path.as_ref(), SIDE, |_, _| Ok(()))
+        self.scan(path.as_ref(), TARGET_SIDE, |_, _| Ok(()))
     }
 
     /// [`Reading::open`] with a function that is called with every image's path and pixels and may refuse it. The pixels
@@ -163,17 +164,18 @@ impl Reading {
             };
             let (pixels, size) = decode_measured(&bytes, &self.limits, side)?;
             each(name, &pixels)?;
-            let print = Fingerprint::of(&pixels)?;
-            Ok(Ok(Inspected { path: name.clone(), sha256, classes, split, print, size }))
+            let fingerprint = Fingerprint::of(&pixels)?;
+            Ok(Ok(Inspected { path: name.clone(), sha256, classes, split, fingerprint, size }))
         };
         let inspected = images.par_iter().zip(path_labels.clone()).map(inspect).collect();
         let mut left_out = listing.left_out;
         let (decoded, rejects) = decoded(&images, inspected, &mut left_out);
         let of_folders = path_labels.iter().flatten().flat_map(|(classes, _)| classes);
-        let of_folders = of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED);
+        let of_folders =
+            of_folders.filter(|class| self.labels.is_empty() && *class != UNLABELLED_FOLDER);
         let found_classes = decoded.iter().flat_map(|image| &image.classes).chain(of_folders);
         let (classes, index) = notes.classes(found_classes.map(String::as_str));
-        let groups = duplicates::group(decoded.iter().map(|one| (&*one.sha256, &one.print)));
+        let groups = duplicates::group(decoded.iter().map(|one| (&*one.sha256, &one.fingerprint)));
         let samples = decoded.into_iter().zip(groups).map(|(image, group)| {
             let Inspected { path, sha256, classes, split, size, .. } = image;
             let target = self.target(&classes, &index);
@@ -273,7 +275,7 @@ impl Reading {
         &self,
         path: &Path,
         path_labels: &[PathLabel],
-        left_out: &Counts,
+        left_out: &LeftOutCounts,
     ) -> Result<()> {
         let (classes, least) = (number_of_classes(path_labels), least_classes(self.multi_label));
         if classes >= least {
@@ -312,7 +314,7 @@ impl Reading {
     /// Classes and split of an image, from its label or its path.
     fn classes(&self, path: &Path, sha256: &str, path_label: PathLabel) -> PathLabel {
         let folder_split = path_label.as_ref().and_then(|(_, split)| *split);
-        let path_label = path_label.filter(|(classes, _)| *classes != [UNLABELLED]);
+        let path_label = path_label.filter(|(classes, _)| *classes != [UNLABELLED_FOLDER]);
         let label = self.labels.of_digest(sha256).or_else(|| self.labels.of_path(&slashed(path)));
         match (label, path_label) {
             (Some(label), path_label) if label.overrides_folder || path_label.is_none() => {
@@ -336,7 +338,7 @@ fn least_classes(multi_label: bool) -> usize {
 fn number_of_classes(path_labels: &[PathLabel]) -> usize {
     let names = path_labels.iter().flatten().flat_map(|(classes, _)| classes);
     names
-        .filter(|name| *name != UNLABELLED)
+        .filter(|name| *name != UNLABELLED_FOLDER)
         .map(|name| class_key(name))
         .collect::<BTreeSet<_>>()
         .len()
@@ -347,7 +349,7 @@ fn candidates(files: &mut ImageFiles) -> Result<(Vec<PathBuf>, Listing)> {
     let mut listing = files.list()?;
     let files = &*files;
     // A file that cannot be read counts as no image.
-    let head = |file: &PathBuf| files.head(file, HEAD as u64).unwrap_or_default();
+    let head = |file: &PathBuf| files.head(file, SNIFFED_BYTES).unwrap_or_default();
     let is_image = |file: &PathBuf| left_out(file, || head(file)).is_none();
     let is_image: Vec<bool> = listing.files.par_iter().map(is_image).collect();
     let mut images = Vec::new();

@@ -48,13 +48,13 @@ pub(super) struct DenseConv {
     spec: ConvSpec,
     input: Shape,
     output: Shape,
-    weights: Weights,
+    weights: PackedForm,
     bias: Vec<f32>,
 }
 
 /// Packed weights, by the way in which the convolution is computed.
 #[derive(Debug)]
-enum Weights {
+enum PackedForm {
     /// One product of all pixels: 1x1 of stride 1 between maps without borders.
     Pointwise(PackedWeights),
     /// One product for each row, or im2col.
@@ -82,11 +82,12 @@ impl DenseConv {
                 weights[(output * inputs + input) * taps + tap]
             })
         };
+        let borders = input.border + output.border;
         let pointwise = window == Window::centred(1, 1) && !spec.fused_max_pool;
         let weights = match winograd {
-            Some(side) => Weights::Winograd(Winograd::new(side, inputs, weights)),
-            None if pointwise && input.border + output.border == 0 => Weights::Pointwise(packed()),
-            None => Weights::Direct(packed()),
+            Some(side) => PackedForm::Winograd(Winograd::new(side, inputs, weights)),
+            None if pointwise && borders == 0 => PackedForm::Pointwise(packed()),
+            None => PackedForm::Direct(packed()),
         };
         Self { spec, input, output, weights, bias }
     }
@@ -97,14 +98,14 @@ impl DenseConv {
         let bias = Some(self.bias.as_slice());
         let epilogue = Epilogue { bias, residual, activation: self.spec.activation };
         let weights = match &self.weights {
-            Weights::Pointwise(weights) => return pointwise(input, weights, epilogue, out),
-            Weights::Winograd(winograd) => {
+            PackedForm::Pointwise(weights) => return pointwise(input, weights, epilogue, out),
+            PackedForm::Winograd(winograd) => {
                 return winograd.run(input, epilogue, (shape, if pool { 2 } else { 1 }), out);
             }
-            Weights::Direct(weights) if shape.width < IM2COL_WIDTH && !pool => {
+            PackedForm::Direct(weights) if shape.width < IM2COL_WIDTH && !pool => {
                 return self.run_im2col(input, weights, epilogue, out);
             }
-            Weights::Direct(weights) => weights,
+            PackedForm::Direct(weights) => weights,
         };
         let rows = out[shape.inner_rows()].par_chunks_exact_mut(shape.row_len());
         rows.enumerate().with_min_len(input.min_parts()).for_each(|(y, out)| {

@@ -188,7 +188,7 @@ pub(crate) struct Heat {
     pub(crate) values: Vec<f32>,
 }
 
-/// `run`, `maps`, `explain`, `profile` and `observe` are those of [`super::Engine`].
+/// The methods without a comment are called by those of the same name of [`super::Engine`], which describe them.
 impl<F: MapFormat> Plan<F> {
     pub(super) fn new(
         format: F,
@@ -371,8 +371,14 @@ struct StepOutput<'a, T> {
     map: &'a [T],
 }
 
-/// While it lives, the threads of the pool spin instead of sleeping: waking one takes longer than many steps of a single
-/// image.
+/// While it lives, idle threads of the pool poll for work instead of sleeping: waking one takes longer than many steps of
+/// a single image.
+///
+/// A polling thread runs any job that it finds, whole passes too, and nothing waits until it stops polling. Other work is
+/// delayed only where its thread waits for a part that another thread took, and meanwhile takes a polling job: it goes on
+/// once that pass has ended. A pass cannot wait for itself in this way, nor can passes wait for each other in a circle:
+/// polling jobs are older than the parts of steps, and rayon takes the oldest job of another thread first, so that they are
+/// gone by then. (This does not hold in pools with `breadth_first`.)
 struct SpinningWorkers(Arc<AtomicBool>);
 
 impl SpinningWorkers {

@@ -6,6 +6,7 @@ mod index;
 use std::path::{Path, PathBuf};
 
 use crate::graph::GraphError;
+use crate::task::MAX_LABEL_BYTES;
 
 pub use format::UnsupportedFormat;
 pub use index::IndexError;
@@ -182,7 +183,7 @@ pub enum ModelError {
         most: u32,
     },
     /// Class names are empty, longer than 256 bytes, or not unique.
-    #[error("its class names must be unique, not empty, and of at most 256 bytes")]
+    #[error("its class names must be unique, not empty, and of at most {MAX_LABEL_BYTES} bytes")]
     Labels,
     /// There are more or fewer class names than logits.
     #[error("its network has {logits} classes, {labels} are named")]

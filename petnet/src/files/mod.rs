@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "train")]
 pub(crate) use names::{class_key, contained};
 pub use names::{entry_path, left_out};
-pub use source::{Entry, walk};
 #[cfg(feature = "train")]
 pub(crate) use source::{ImageFiles, Listing, MANIFEST};
+pub use source::{WalkEntry, walk};
 
 /// Entry point for fuzzing: lists an archive and reads its first files.
 #[cfg(fuzzing)]
@@ -91,9 +91,9 @@ impl fmt::Display for LeftOut {
 /// Number of files that were left out, by reason. A hidden folder counts as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Counts(BTreeMap<LeftOut, u64>);
+pub struct LeftOutCounts(BTreeMap<LeftOut, u64>);
 
-impl Counts {
+impl LeftOutCounts {
     /// Counts one more file.
     pub fn add(&mut self, reason: LeftOut) {
         *self.0.entry(reason).or_default() += 1;
@@ -116,7 +116,7 @@ impl Counts {
 }
 
 /// Counts and reasons, such as `3 hidden, 1 no image`; empty where there are none.
-impl fmt::Display for Counts {
+impl fmt::Display for LeftOutCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (reason, count)) in self.iter().enumerate() {
             let comma = if index > 0 { ", " } else { "" };

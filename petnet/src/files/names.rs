@@ -8,13 +8,13 @@ use super::LeftOut;
 use crate::preprocess::{FileKind, recognise};
 
 /// Extensions of image files, those of unsupported formats too: for these an error has advice on converting them.
-const EXTENSIONS: [&str; 19] = [
+const IMAGE_EXTENSIONS: [&str; 19] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "heic", "heif", "avif", "tif",
     "tiff", "jxl", "jp2", "psd", "cr2", "cr3", "dng",
 ];
 
 /// Folders and files of operating systems and storage devices, in lower case.
-const SYSTEM: [&str; 9] = [
+const SYSTEM_NAMES: [&str; 9] = [
     "@eadir",
     "#recycle",
     "#snapshot",
@@ -27,7 +27,7 @@ const SYSTEM: [&str; 9] = [
 ];
 
 /// The reason why a file is left out, by its path relative to the folder or archive that is read. Any part of the path may
-/// leave it out. Where its extension is not an image's, its first [`HEAD`](crate::preprocess::HEAD) bytes decide, which `head`
+/// leave it out. Where its extension is not an image's, its first [`SNIFFED_BYTES`](crate::preprocess::SNIFFED_BYTES) bytes decide, which `head`
 /// reads. `None` for an image.
 ///
 /// ```
@@ -44,7 +44,7 @@ pub fn left_out(path: &Path, head: impl FnOnce() -> Vec<u8>) -> Option<LeftOut> 
         return Some(reason);
     }
     let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
-    if extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
+    if extension.is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str())) {
         return None;
     }
     (recognise(&head()) == FileKind::NoImage).then_some(LeftOut::NoImage)
@@ -59,7 +59,7 @@ pub(super) fn path_left_out(path: &Path) -> Option<LeftOut> {
 pub(super) fn part_left_out(name: &str) -> Option<LeftOut> {
     match name {
         "." | ".." => None,
-        _ if SYSTEM.contains(&name.to_lowercase().as_str()) => Some(LeftOut::System),
+        _ if SYSTEM_NAMES.contains(&name.to_lowercase().as_str()) => Some(LeftOut::System),
         _ if name.starts_with('.') => Some(LeftOut::Hidden),
         _ => None,
     }

@@ -11,7 +11,7 @@ use walkdir::WalkDir;
 use zip::ZipArchive;
 
 use super::names::{part_left_out, path_left_out};
-use super::{Counts, LeftOut, entry_path};
+use super::{LeftOut, LeftOutCounts, entry_path};
 use crate::error::{Error, ImageError, Result};
 
 type Zip = ZipArchive<BufReader<File>>;
@@ -42,7 +42,7 @@ pub(crate) struct Listing {
     pub(crate) files: Vec<PathBuf>,
     /// All folders, those without files too.
     pub(crate) folders: BTreeSet<PathBuf>,
-    pub(crate) left_out: Counts,
+    pub(crate) left_out: LeftOutCounts,
 }
 
 impl ImageFiles {
@@ -177,7 +177,7 @@ fn open_zip(path: &Path) -> Result<Zip> {
 
 /// An entry below a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry<'a> {
+pub enum WalkEntry<'a> {
     /// A folder, whose entries follow.
     Folder(&'a Path),
     /// A file whose name does not leave it out.
@@ -193,7 +193,7 @@ pub enum Entry<'a> {
 /// [`Error::Io`] when a folder cannot be read, and the errors of `each`.
 pub fn walk<E: From<Error>>(
     root: &Path,
-    each: &mut dyn FnMut(Entry) -> Result<(), E>,
+    each: &mut dyn FnMut(WalkEntry) -> Result<(), E>,
 ) -> Result<(), E> {
     let walk = WalkDir::new(root).follow_links(true).min_depth(1).sort_by_file_name();
     let mut entries = walk.into_iter();
@@ -201,11 +201,11 @@ pub fn walk<E: From<Error>>(
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) if error.loop_ancestor().is_some() => {
-                each(Entry::LeftOut(LeftOut::SymlinkLoop))?;
+                each(WalkEntry::LeftOut(LeftOut::SymlinkLoop))?;
                 continue;
             }
             Err(error) if error.path().is_some_and(Path::is_symlink) => {
-                each(Entry::LeftOut(LeftOut::BrokenLink))?;
+                each(WalkEntry::LeftOut(LeftOut::BrokenLink))?;
                 continue;
             }
             Err(error) => {
@@ -220,13 +220,13 @@ pub fn walk<E: From<Error>>(
             if is_folder {
                 entries.skip_current_dir();
             }
-            each(Entry::LeftOut(reason))?;
+            each(WalkEntry::LeftOut(reason))?;
         } else if is_folder {
-            each(Entry::Folder(entry.path()))?;
+            each(WalkEntry::Folder(entry.path()))?;
         } else if entry.file_type().is_file() {
-            each(Entry::File(entry.path()))?;
+            each(WalkEntry::File(entry.path()))?;
         } else {
-            each(Entry::LeftOut(LeftOut::Special))?;
+            each(WalkEntry::LeftOut(LeftOut::Special))?;
         }
     }
     Ok(())
@@ -237,9 +237,9 @@ fn list_folder(root: &Path) -> Result<Listing> {
     let inside = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_path_buf();
     walk::<Error>(root, &mut |entry| {
         match entry {
-            Entry::Folder(path) => drop(listing.folders.insert(inside(path))),
-            Entry::File(path) => listing.files.push(inside(path)),
-            Entry::LeftOut(reason) => listing.left_out.add(reason),
+            WalkEntry::Folder(path) => drop(listing.folders.insert(inside(path))),
+            WalkEntry::File(path) => listing.files.push(inside(path)),
+            WalkEntry::LeftOut(reason) => listing.left_out.add(reason),
         }
         Ok(())
     })?;
@@ -254,7 +254,7 @@ fn list_zip(zip: &Zip, places: &mut HashMap<PathBuf, usize>) -> Listing {
             continue;
         };
         let is_folder = name.ends_with(['/', '\\']);
-        if let Some(path) = listing.take(entry_path(&name), is_folder)
+        if let Some(path) = listing.add_entry(entry_path(&name), is_folder)
             && places.insert(path, index).is_some()
         {
             listing.repeated();
@@ -282,7 +282,7 @@ fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Li
             return Err(damaged(std::io::ErrorKind::UnexpectedEof.into()));
         }
         let name = entry_path(&String::from_utf8_lossy(&entry.path_bytes()));
-        if let Some(path) = listing.take(name, kind.is_dir())
+        if let Some(path) = listing.add_entry(name, kind.is_dir())
             && places.insert(path, (offset, size)).is_some()
         {
             // The later one counts, as in unpacking.
@@ -294,7 +294,7 @@ fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Li
 
 impl Listing {
     /// Adds an archive's entry; returns the path of a file that is not left out.
-    fn take(&mut self, path: Option<PathBuf>, is_folder: bool) -> Option<PathBuf> {
+    fn add_entry(&mut self, path: Option<PathBuf>, is_folder: bool) -> Option<PathBuf> {
         let Some(path) = path else {
             self.left_out.add(LeftOut::OutsidePath);
             return None;

@@ -91,7 +91,7 @@ pub(crate) fn batch_norm_affine(
 #[inline(always)]
 pub(crate) fn vector_arch() -> pulp::Arch {
     #[cfg(test)]
-    if let Some(arch) = *FORCED {
+    if let Some(arch) = *TEST_ARCH {
         return arch;
     }
     pulp::Arch::new()
@@ -113,7 +113,7 @@ pub(crate) use vectorized;
 /// Narrower vectors for tests, chosen by `PETNET_TEST_VECTORS`. They hold for the whole process, since packed weights
 /// depend on the width of the vectors.
 #[cfg(test)]
-static FORCED: std::sync::LazyLock<Option<pulp::Arch>> =
+static TEST_ARCH: std::sync::LazyLock<Option<pulp::Arch>> =
     std::sync::LazyLock::new(|| match std::env::var("PETNET_TEST_VECTORS").ok()?.as_str() {
         #[cfg(target_arch = "x86_64")]
         "avx2" => pulp::x86::V3::try_new().map(pulp::Arch::V3),

@@ -50,9 +50,9 @@ pub struct MultiLabelMetrics {
     pub per_class: Vec<LabelMetrics>,
 }
 
-/// Counts of one class.
+/// Numbers of images of one class: those that have it (`support`), those for which it is predicted, and those of both.
 #[derive(Default, Clone, Copy)]
-struct Counts {
+struct ClassCounts {
     true_positives: usize,
     predicted: usize,
     support: usize,
@@ -65,7 +65,7 @@ impl MultiLabelMetrics {
     /// thresholds.
     pub fn compute(probabilities: &[Vec<f32>], truth: &[Vec<usize>], thresholds: &[f32]) -> Self {
         let classes = thresholds.len();
-        let mut counts = vec![Counts::default(); classes];
+        let mut counts = vec![ClassCounts::default(); classes];
         let (mut exact, mut log_loss) = (0, 0.0);
         for (row, truth) in probabilities.iter().zip(truth) {
             let mut all_right = true;
@@ -81,7 +81,7 @@ impl MultiLabelMetrics {
             exact += usize::from(all_right);
         }
         let images = probabilities.len().min(truth.len());
-        let figures = |(class, own): (usize, &Counts)| {
+        let figures = |(class, own): (usize, &ClassCounts)| {
             let (scores, positive) = column(probabilities, truth, class);
             LabelMetrics {
                 average_precision: average_precision(&scores, &positive),
@@ -93,7 +93,7 @@ impl MultiLabelMetrics {
             }
         };
         let per_class: Vec<LabelMetrics> = counts.iter().enumerate().map(figures).collect();
-        let sum = |count: fn(&Counts) -> usize| counts.iter().map(count).sum::<usize>();
+        let sum = |count: fn(&ClassCounts) -> usize| counts.iter().map(count).sum::<usize>();
         let true_positives = sum(|own| own.true_positives);
         let areas: Vec<f64> = per_class.iter().filter_map(|own| own.average_precision).collect();
         let f1_scores = per_class.iter().map(|own| own.f1_score);

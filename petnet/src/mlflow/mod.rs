@@ -28,12 +28,12 @@ use crate::error::Error;
 pub type Result<T, E = RequestError> = std::result::Result<T, E>;
 
 const API: &str = "api/2.0/mlflow";
-const ARTIFACTS: &str = "api/2.0/mlflow-artifacts/artifacts";
+const ARTIFACTS_API: &str = "api/2.0/mlflow-artifacts/artifacts";
 /// Longest wait for a connection, and for the next bytes on one.
-const CONNECT: Duration = Duration::from_secs(5);
-const STALL: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest JSON response in bytes.
-const MAX_RESPONSE: u64 = 16 << 20;
+const MAX_RESPONSE_BYTES: u64 = 16 << 20;
 
 /// Error of a request to a server.
 #[non_exhaustive]
@@ -148,9 +148,9 @@ impl Server {
             .build();
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT))
-            .timeout_per_read(Some(STALL))
-            .timeout_per_write(Some(STALL))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_per_read(Some(STALL_TIMEOUT))
+            .timeout_per_write(Some(STALL_TIMEOUT))
             .user_agent(concat!("petnet/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls)
             .build()
@@ -200,14 +200,14 @@ impl Server {
         let unreadable =
             |e: std::io::Error| RequestError::Invalid(format!("{}: {e}", file.display()));
         let content = File::open(file).map_err(unreadable)?;
-        let request = self.agent.put(self.url(&format!("{ARTIFACTS}/{}", encoded(path))));
+        let request = self.agent.put(self.url(&format!("{ARTIFACTS_API}/{}", encoded(path))));
         let request = self.signed(request).header("content-type", "application/octet-stream");
         self.response(request.send(content)).map(|_| ())
     }
 
     /// Names of the files in a folder of the artifact store.
     fn list(&self, folder: &str) -> Result<Vec<String>> {
-        let listing: Value = self.read(ARTIFACTS, &[("path", folder)])?;
+        let listing: Value = self.read(ARTIFACTS_API, &[("path", folder)])?;
         let files = listing["files"].as_array().map(Vec::as_slice).unwrap_or_default();
         Ok(files
             .iter()
@@ -218,7 +218,7 @@ impl Server {
 
     /// An artifact's content, `limit` bytes at most.
     fn download(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
-        let request = self.agent.get(self.url(&format!("{ARTIFACTS}/{}", encoded(path))));
+        let request = self.agent.get(self.url(&format!("{ARTIFACTS_API}/{}", encoded(path))));
         let mut response = self.successful(self.signed(request).call())?;
         let body = response.body_mut().with_config().limit(limit);
         body.read_to_vec().map_err(|e| self.failed(&e))
@@ -266,7 +266,7 @@ impl Server {
         if status.is_success() {
             return Ok(response);
         }
-        let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_string();
         let text = text.unwrap_or_default();
         let body: Value = serde_json::from_str(&text).unwrap_or_default();
         let message = match body["message"].as_str() {
@@ -287,7 +287,7 @@ impl Server {
 
     fn response(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value> {
         let mut response = self.successful(sent)?;
-        let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_string();
         let text = text.map_err(|e| self.failed(&e))?;
         if text.trim().is_empty() {
             return Ok(Value::Null);
@@ -315,9 +315,9 @@ fn certificates(path: &Path) -> Result<RootCerts, Error> {
 
 /// A path in percent-encoding, with its slashes.
 fn encoded(path: &str) -> impl std::fmt::Display {
-    const RESERVED: &AsciiSet =
+    const ENCODED_CHARACTERS: &AsciiSet =
         &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
-    utf8_percent_encode(path, RESERVED)
+    utf8_percent_encode(path, ENCODED_CHARACTERS)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{RequestError, Result, Server};
 use crate::error::Error;
 
 /// Largest model file in bytes.
-const MAX_MODEL: u64 = 1 << 30;
+const MAX_MODEL_BYTES: u64 = 1 << 30;
 /// Tag of a version or a logged model with the SHA-256 of its model file, in hex.
 pub const DIGEST_TAG: &str = "petnet.sha256";
 
@@ -217,7 +217,7 @@ impl Server {
                 "{name} version {number} is not a petnet model: its files are {files:?}"
             )));
         };
-        let bytes = self.download(&format!("{folder}/{file}"), MAX_MODEL)?;
+        let bytes = self.download(&format!("{folder}/{file}"), MAX_MODEL_BYTES)?;
         match version.sha256() {
             Some(expected) if crate::disk::sha256(&bytes) != expected => {
                 Err(RequestError::Invalid(format!(

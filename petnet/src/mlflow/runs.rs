@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::{RequestError, Result, Server};
 
 /// Most characters of a parameter or tag that MLflow stores.
-const MAX_VALUE: usize = 6000;
+const MAX_VALUE_CHARS: usize = 6000;
 /// Tag of a run or model with its identifier where it was recorded.
-const ORIGIN: &str = "petnet.id";
+const ORIGIN_TAG: &str = "petnet.id";
 
 /// A run or a model on a server.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +95,7 @@ impl Server {
             "user_id": user,
             "run_name": name,
             "start_time": start_time,
-            "tags": [{ "key": ORIGIN, "value": origin }],
+            "tags": [{ "key": ORIGIN_TAG, "value": origin }],
         });
         let run = match found["runs"].get(0) {
             Some(run) => run.clone(),
@@ -151,7 +151,7 @@ impl Server {
             return record(&model["info"], "model_id");
         }
         let mut tags = pairs(tags);
-        tags.push(json!({ "key": ORIGIN, "value": origin }));
+        tags.push(json!({ "key": ORIGIN_TAG, "value": origin }));
         let body = json!({
             "experiment_id": experiment_id,
             "name": name,
@@ -191,12 +191,12 @@ fn record(info: &Value, id: &str) -> Result<RemoteRecord> {
 fn by_origin(experiment_id: &str, origin: &str) -> Value {
     json!({
         "experiment_ids": [experiment_id],
-        "filter": format!("tags.`{ORIGIN}` = '{origin}'"),
+        "filter": format!("tags.`{ORIGIN_TAG}` = '{origin}'"),
         "max_results": 1,
     })
 }
 
 fn pairs(all: &[(String, String)]) -> Vec<Value> {
-    let cut = |value: &str| value.chars().take(MAX_VALUE).collect::<String>();
+    let cut = |value: &str| value.chars().take(MAX_VALUE_CHARS).collect::<String>();
     all.iter().map(|(key, value)| json!({ "key": key, "value": cut(value) })).collect()
 }

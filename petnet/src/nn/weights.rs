@@ -124,7 +124,7 @@ mod tests {
         let graph = Architecture::named("petnet").unwrap().graph(3).unwrap();
         let network = Network::new(&graph, Normalization::default(), &device);
         let labels = ["a", "b", "c"].map(String::from).into();
-        let preprocess = Preprocess { size: 32, resize: Resize::Stretch };
+        let preprocess = Preprocess { size: 32, resize: Resize::Squeeze };
         let info = ModelInfo::new(graph.clone(), labels, preprocess);
         network.checkpoint(info).unwrap().save_burnpack(&path).unwrap();
         let other = Network::new(&graph, Normalization::default(), &device);

@@ -23,7 +23,7 @@ use crate::passes;
 use crate::task::Task;
 use crate::weights::{Weight, Weights};
 
-use proto::{Attribute, Entry, Graph, Model, Node, OperatorSet, Tensor, ValueInfo};
+use proto::{Attribute, Graph, Model, Node, OperatorSetId, StringStringEntry, Tensor, ValueInfo};
 
 /// The layout's version, and that of the operators: old enough for any reader of the last years.
 const IR_VERSION: i64 = 8;
@@ -65,13 +65,13 @@ pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
             info.labels.len()
         ),
         graph: Some(graph),
-        opset_import: vec![OperatorSet { domain: String::new(), version: OPSET_VERSION }],
+        opset_import: vec![OperatorSetId { domain: String::new(), version: OPSET_VERSION }],
         metadata_props: metadata(info),
     };
     Ok(model.encode_to_vec())
 }
 
-fn metadata(info: &ModelInfo) -> Vec<Entry> {
+fn metadata(info: &ModelInfo) -> Vec<StringStringEntry> {
     let resize = serde_json::to_value(info.preprocess.resize).unwrap_or_default();
     let entries = [
         ("labels", json!(info.labels).to_string()),
@@ -80,10 +80,11 @@ fn metadata(info: &ModelInfo) -> Vec<Entry> {
         ("threshold", info.threshold.to_string()),
         ("architecture", info.graph.name().into()),
     ];
-    let mut entries: Vec<Entry> =
-        entries.map(|(key, value)| Entry { key: key.into(), value }).into();
+    let mut entries: Vec<StringStringEntry> =
+        entries.map(|(key, value)| StringStringEntry { key: key.into(), value }).into();
     if let Task::MultiLabel { thresholds } = &info.task {
-        entries.push(Entry { key: "thresholds".into(), value: json!(thresholds).to_string() });
+        let value = json!(thresholds).to_string();
+        entries.push(StringStringEntry { key: "thresholds".into(), value });
     }
     entries
 }

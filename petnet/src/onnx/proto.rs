@@ -1,4 +1,5 @@
-//! The few messages of ONNX's `onnx.proto` that a network needs, by their published tags.
+//! The few messages of ONNX's `onnx.proto` that a network needs, by their published tags. Their names are
+//! those of that file without the ending `Proto`.
 
 use prost::Message;
 
@@ -17,13 +18,13 @@ pub(super) struct Model {
     #[prost(message, optional, tag = "7")]
     pub(super) graph: Option<Graph>,
     #[prost(message, repeated, tag = "8")]
-    pub(super) opset_import: Vec<OperatorSet>,
+    pub(super) opset_import: Vec<OperatorSetId>,
     #[prost(message, repeated, tag = "14")]
-    pub(super) metadata_props: Vec<Entry>,
+    pub(super) metadata_props: Vec<StringStringEntry>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct OperatorSet {
+pub(super) struct OperatorSetId {
     #[prost(string, tag = "1")]
     pub(super) domain: String,
     #[prost(int64, tag = "2")]
@@ -31,7 +32,7 @@ pub(super) struct OperatorSet {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Entry {
+pub(super) struct StringStringEntry {
     #[prost(string, tag = "1")]
     pub(super) key: String,
     #[prost(string, tag = "2")]

@@ -7,9 +7,9 @@ use crate::vector::{dot, normalize};
 use crate::weights::Weight;
 
 /// Largest number of prototypes of a model.
-const MOST: usize = 256;
+const MAX_PROTOTYPES: usize = 256;
 /// Iterations of k-means, after which centres hardly move.
-const PASSES: usize = 8;
+const KMEANS_ITERATIONS: usize = 8;
 
 /// Spherical k-means (Dhillon and Modha, "Concept decompositions for large sparse text data using clustering", 2001)
 /// over the features of each class, one row per image: the score, and the prototypes as a weight with its name.
@@ -27,7 +27,7 @@ pub(crate) fn prototypes(
             row
         });
         let own: Vec<Vec<f32>> = own.collect();
-        centres(&own, (MOST / classes.max(1)).max(1))
+        centres(&own, (MAX_PROTOTYPES / classes.max(1)).max(1))
     };
     let values: Vec<f32> = (0..classes).flat_map(of_class).flatten().collect();
     let count = values.len() / width;
@@ -42,7 +42,7 @@ fn centres(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
     if step == 1 {
         return centres;
     }
-    for _ in 0..PASSES {
+    for _ in 0..KMEANS_ITERATIONS {
         let nearest = rows.par_iter().map(|row| nearest(row, &centres));
         let nearest: Vec<usize> = nearest.collect();
         let mut sums = vec![vec![0.0; rows[0].len()]; centres.len()];
@@ -82,7 +82,7 @@ mod tests {
         let truth: Vec<usize> = (0..1200).map(|image| image % 2).collect();
         let (score, (_, weight)) = prototypes(&rows, &truth, 2);
         assert_eq!(score, OodScore::Prototypes { count: weight.shape[0] });
-        assert!(weight.shape[0] <= MOST && weight.shape[1] == 8);
+        assert!(weight.shape[0] <= MAX_PROTOTYPES && weight.shape[1] == 8);
         for row in rows {
             let closest =
                 weight.values.chunks(8).map(|centre| dot(row, centre)).fold(-1.0, f32::max);

@@ -112,7 +112,8 @@ fn absorb(graph: &Graph, index: usize, computed: &[bool], step: &mut FusedStep) 
             epilogue.norm = Some(index);
         }
         Op::Add if residual.is_none() && activation.is_none() && !pool => {
-            // Both inputs of `x + x` are the map that the step reads: the residual is then that map too.
+            // `x + x` reads one map twice. A node with two readers ends the step that computes it, so the sum begins a step
+            // of its own: that map is its input, and its residual as well.
             let other = node.inputs.iter().copied().find(|from| *from != last).unwrap_or(last);
             if !computed[other] {
                 return false;
@@ -143,22 +144,27 @@ mod tests {
     }
 
     #[test]
-    fn each_convolution_is_one_step_with_its_epilogue() {
+    fn every_operation_belongs_to_one_step() {
         for name in Architecture::names() {
             let (graph, steps) = steps(name);
-            let own_step = |op| match op {
-                Op::Conv2d(_) => true,
-                Op::MaxPool(window) => window != FUSED_POOL,
-                _ => false,
-            };
-            let expected = graph.nodes().iter().filter(|node| own_step(node.op)).count();
-            assert_eq!(steps.len(), expected, "{name}");
-            assert!(steps.iter().all(|step| step.main != MainOp::Identity), "{name}");
-            assert_eq!(
-                steps.last().map(|step| step.output),
-                Some(graph.global_pool() - 1),
-                "{name}"
-            );
+            let operations = steps.iter().map(|FusedStep { main, epilogue, .. }| {
+                let FusedOps { norm, residual, activation, pool } = *epilogue;
+                let fused = [norm.is_some(), residual.is_some(), activation.is_some(), pool];
+                usize::from(*main != MainOp::Identity)
+                    + fused.map(usize::from).iter().sum::<usize>()
+            });
+            // The first node is the image.
+            assert_eq!(operations.sum::<usize>(), graph.global_pool() - 1, "{name}");
+            let last = steps.last().map(|step| step.output);
+            assert_eq!(last, Some(graph.global_pool() - 1), "{name}");
+        }
+    }
+
+    #[test]
+    fn these_networks_have_a_step_for_each_convolution_and_none_for_an_epilogue() {
+        for name in ["petnet", "efficientnet_lite0", "resnet18", "improved_cnn", "simple_cnn"] {
+            let epilogues = [MainOp::Identity, MainOp::MaxPool(FUSED_POOL)];
+            assert!(steps(name).1.iter().all(|step| !epilogues.contains(&step.main)), "{name}");
         }
     }
 

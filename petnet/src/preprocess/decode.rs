@@ -10,13 +10,13 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::jpeg::JpegMarkers;
-use super::{Limits, Pixels, REDUCED, exif, format, webp};
+use super::{Limits, Pixels, REDUCED_JPEG_PIXEL_FACTOR, exif, format, webp};
 use crate::error::ImageError;
 
 /// Largest size in bytes of a PNG's expanded metadata: profiles, texts, and the rows that the reader keeps.
 const PNG_METADATA: u64 = 1 << 20;
 /// Largest number of scans of an image with [`Limits::max_pixels`]; smaller images may have more. Encoders write about ten.
-const SCANS_OF_LARGEST: u64 = 16;
+const SCANS_AT_MAX_PIXELS: u64 = 16;
 /// Memory in bytes per byte of lossless WebP: eleven bytes can define tables of prefix codes of 4096 bytes, which is 372 per
 /// byte, rounded up to a power of two.
 const WEBP_TABLES: u64 = 512;
@@ -96,7 +96,7 @@ impl<'a> Plan<'a> {
             side.is_some_and(|side| shorter / factor >= side) && matches!(markers.components, 1 | 3)
         };
         let factor = [8, 4].into_iter().find(keeps_twice_the_side);
-        let pixel_limit_factor = if factor.is_some() { REDUCED } else { 1 };
+        let pixel_limit_factor = if factor.is_some() { REDUCED_JPEG_PIXEL_FACTOR } else { 1 };
         validate_size(size, limits.max_side, limits.max_pixels.saturating_mul(pixel_limit_factor))?;
         let Some(factor) = factor else {
             // The decoder copies the file. A grey image is copied to RGB, and a rotation needs the image twice.
@@ -265,7 +265,7 @@ fn validate_size(
 /// Limits the number of scans: decoding a scan takes time for all pixels of the image, even if the scan is empty.
 fn validate_scans(markers: &JpegMarkers, limits: &Limits) -> Result<(), ImageError> {
     let pixels = u64::from(markers.size.0) * u64::from(markers.size.1);
-    let most = limits.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels.max(1);
+    let most = limits.max_pixels.saturating_mul(SCANS_AT_MAX_PIXELS) / pixels.max(1);
     let limit = most.min(limits.max_scans);
     if markers.scans > limit {
         return Err(ImageError::TooManyScans { scans: markers.scans, limit });

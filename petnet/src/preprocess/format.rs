@@ -5,7 +5,7 @@ use image::ImageFormat;
 use crate::error::{ImageError, UnsupportedFormat};
 
 /// Number of first bytes by which a file's format is recognised.
-pub const HEAD: usize = 32;
+pub const SNIFFED_BYTES: u64 = 32;
 
 /// Kind of a file by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum FileKind {
     NoImage,
 }
 
-/// Kind of a file by its first [`HEAD`] bytes; with fewer bytes fewer formats are recognised.
+/// Kind of a file by its first [`SNIFFED_BYTES`] bytes; with fewer bytes fewer formats are recognised.
 ///
 /// ```
 /// use petnet::preprocess::{FileKind, UnsupportedFormat, recognise};

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::error::UnsupportedFormat;
 use decode::{Plan, SizedPixels, catch_panics};
-pub use format::{FileKind, HEAD, recognise};
+pub use format::{FileKind, SNIFFED_BYTES, recognise};
 
 use crate::error::ImageError;
 
@@ -29,7 +29,7 @@ pub struct Limits {
     /// Largest width and largest height in pixels (65,535).
     pub max_side: u32,
     /// Largest width x height in pixels (50 million). A JPEG that is decoded at a quarter or an eighth of its size may have
-    /// [`REDUCED`] times as many, for phones with 108 and 200 million pixels.
+    /// [`REDUCED_JPEG_PIXEL_FACTOR`] times as many, for phones with 108 and 200 million pixels.
     pub max_pixels: u64,
     /// Largest number of scans of a JPEG (100); for one of more than a sixth of [`Limits::max_pixels`] it is lower, down
     /// to 16.
@@ -52,7 +52,7 @@ impl Default for Limits {
 
 /// Factor on [`Limits::max_pixels`] for a JPEG that is decoded at a quarter or an eighth of its size: its entropy decoder
 /// takes time for all pixels, but not memory.
-pub const REDUCED: u64 = 4;
+pub const REDUCED_JPEG_PIXEL_FACTOR: u64 = 4;
 
 /// Ratio of width to height above which images are resized along the width first.
 const MAX_ASPECT_RATIO: u32 = 8;
@@ -104,8 +104,7 @@ impl Pixels {
 pub enum Resize {
     /// Resizes both sides to the target; the aspect ratio is lost. The Python reference implementation does this.
     #[default]
-    #[serde(rename = "squeeze")]
-    Stretch,
+    Squeeze,
     /// Resizes the short side to the target and takes the middle square.
     CenterCrop,
 }
@@ -206,12 +205,12 @@ pub(crate) fn decode_measured(
 /// [`ImageError::Unsupported`] when `size` is zero.
 pub fn resize(pixels: &Pixels, size: u32, how: Resize) -> Result<Pixels, ImageError> {
     let options = match how {
-        Resize::Stretch => lanczos(),
+        Resize::Squeeze => lanczos(),
         Resize::CenterCrop => lanczos().fit_into_destination(Some((0.5, 0.5))),
     };
     // The resizer reduces the height first and keeps the full width. For a very wide and low image, whose height may even
     // grow, the result between the passes could be larger than the image itself.
-    let elongated = pixels.width / MAX_ASPECT_RATIO > pixels.height && how == Resize::Stretch;
+    let elongated = pixels.width / MAX_ASPECT_RATIO > pixels.height && how == Resize::Squeeze;
     if elongated {
         let narrow = resize_with(pixels, size, pixels.height, &options)?;
         return resize_with(&narrow, size, size, &options);

@@ -24,10 +24,10 @@ use crate::disk::write_atomically;
 use crate::error::{Error, Result};
 use crate::preprocess::Pixels;
 
-const LIST: &str = "images.jsonl";
-const FORMAT: u32 = 1;
+const LIST_FILE: &str = "images.jsonl";
+const FORMAT_VERSION: u32 = 1;
 /// Images per pass through the network.
-const BATCH: usize = 64;
+const BATCH_SIZE: usize = 64;
 
 /// The first line of the list.
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ impl ImageIndex {
 
     /// True where a folder holds an index.
     pub fn is_at(dir: impl AsRef<Path>) -> bool {
-        dir.as_ref().join(LIST).is_file()
+        dir.as_ref().join(LIST_FILE).is_file()
     }
 
     /// Reads an index that [`ImageIndex::save`] wrote.
@@ -121,7 +121,7 @@ impl ImageIndex {
     /// [`Error::Io`] when a file cannot be read, [`Error::IndexFile`] when one is cut short or was changed, or the index
     /// was made by another model.
     pub fn open(dir: impl AsRef<Path>, model_sha256: &str) -> Result<Self> {
-        let path = dir.as_ref().join(LIST);
+        let path = dir.as_ref().join(LIST_FILE);
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         let refuse = |path: &Path, reason| Error::IndexFile { path: path.into(), reason };
         let (header, images) = read_list(&text).map_err(|reason| refuse(&path, reason))?;
@@ -163,12 +163,12 @@ impl ImageIndex {
         let path = dir.join(&embeddings);
         fs::rename(&partial, &path).map_err(Error::io(&path))?;
         let header = Header {
-            format: FORMAT,
+            format: FORMAT_VERSION,
             model_sha256: self.model_sha256.clone(),
             embedding_len: self.index.embedding_len(),
             embeddings_sha256,
         };
-        let list = dir.join(LIST);
+        let list = dir.join(LIST_FILE);
         let text = write_list(&header, &self.images).map_err(|e| Error::io(&list)(e.into()))?;
         write_atomically(&list, text.as_bytes())?;
         remove_others(dir, &embeddings).map_err(Error::io(dir))
@@ -195,7 +195,7 @@ impl ImageIndex {
         paths: &[P],
     ) -> Result<Added> {
         let mut added = Added::default();
-        for batch in paths.chunks(BATCH) {
+        for batch in paths.chunks(BATCH_SIZE) {
             let found = batch.par_iter().map(|path| self.read_changed(classifier, path.as_ref()));
             let (mut inputs, mut images) = (Vec::new(), Vec::new());
             for (path, found) in batch.iter().zip(found.collect::<Vec<_>>()) {
@@ -314,8 +314,8 @@ fn read_list(text: &str) -> Result<(Header, Vec<IndexedImage>), IndexError> {
     let first = lines.next().unwrap_or_default().1;
     // Another layout may have other fields.
     let Layout { format } = serde_json::from_str(first).map_err(|e| wrong(0, e))?;
-    if format != FORMAT {
-        return Err(IndexError::Format { found: format, expected: FORMAT });
+    if format != FORMAT_VERSION {
+        return Err(IndexError::Format { found: format, expected: FORMAT_VERSION });
     }
     let header = serde_json::from_str(first).map_err(|e| wrong(0, e))?;
     let images = lines.map(|(at, line)| serde_json::from_str(line).map_err(|e| wrong(at, e)));

@@ -18,7 +18,7 @@ use super::setup::{
 use super::state::{Progress, State};
 use super::tally::{Tally, with_remedy};
 use super::teacher::Teacher;
-use super::trunk::Trunk;
+use super::trunk::FrozenTrunk;
 use super::validation::ValidationMetrics;
 use super::{EpochReport, Fitted, Observer, StepReport, Trainer, clip, ema};
 use crate::augment::Key;
@@ -51,7 +51,7 @@ pub(super) struct Fit<'a> {
     state: State,
     best: Option<Checkpoint>,
     saved_at: Instant,
-    trunk: Trunk,
+    trunk: FrozenTrunk,
     teacher: Option<Teacher>,
     /// Weights of the source head.
     source_head_weights: Weights,

@@ -10,7 +10,7 @@ pub enum Freeze {
     Nothing,
     /// The first blocks, by their number, and the layers before them.
     Blocks(usize),
-    /// All but the last layer.
+    /// All but the last layer; hidden layers of the head are frozen, too.
     Backbone,
 }
 

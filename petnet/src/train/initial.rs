@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::trunk::Trunk;
+use super::trunk::FrozenTrunk;
 use super::{Freeze, Trainer};
 use crate::checkpoint::{Checkpoint, ModelInfo, Precision};
 use crate::dataset::Dataset;
@@ -74,7 +74,8 @@ impl InitialModel {
             Some(InitialWeights::Pretrained) => (bundled()?, PathBuf::from("<pretrained>")),
             Some(InitialWeights::File(path)) => (read(path)?, path.clone()),
             None => {
-                match bundled().ok().filter(|model| same_backbone(&model.info().graph, graph)) {
+                let same = |model: &Checkpoint| same_feature_extractor(&model.info().graph, graph);
+                match bundled().ok().filter(same) {
                     Some(model) => (model, PathBuf::from("<pretrained>")),
                     None => return Ok(None),
                 }
@@ -109,7 +110,7 @@ impl InitialModel {
     /// [`Error::Checkpoint`] where the network is another one.
     pub(super) fn weights(&self, ours: &Graph, classes: &[String]) -> Result<Weights> {
         let theirs = &self.model.info().graph;
-        if !same_backbone(theirs, ours) {
+        if !same_feature_extractor(theirs, ours) {
             let (found, expected) = (theirs.name().into(), ours.name().into());
             let reason = ModelError::OtherNetwork { found, expected };
             return Err(Error::checkpoint(&self.path, reason));
@@ -179,8 +180,8 @@ impl InitialModel {
     }
 }
 
-/// True where two networks are the same up to their features.
-fn same_backbone(theirs: &Graph, ours: &Graph) -> bool {
+/// True where two networks are the same up to the global average pool.
+fn same_feature_extractor(theirs: &Graph, ours: &Graph) -> bool {
     theirs.global_pool() == ours.global_pool()
         && theirs.nodes()[..=ours.global_pool()] == ours.nodes()[..=ours.global_pool()]
 }
@@ -206,7 +207,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
 /// The network before the first step.
 pub(super) struct InitialNetwork {
     pub(super) model: Network,
-    pub(super) trunk: Trunk,
+    pub(super) trunk: FrozenTrunk,
     /// Weights of the source head.
     pub(super) source: Weights,
 }
@@ -221,7 +222,7 @@ pub(super) fn initial_network(
 ) -> Result<InitialNetwork> {
     let random = |info: &ModelInfo| Network::new(&info.graph, info.normalization, device);
     let Some(initial) = initial else {
-        let trunk = Trunk::Burn { blocks: 0 };
+        let trunk = FrozenTrunk::Burn { blocks: 0 };
         return Ok(InitialNetwork { model: random(info), trunk, source: Weights::new() });
     };
     let blocks = match trainer.frozen(&info.graph, train.len()) {
@@ -247,5 +248,5 @@ pub(super) fn initial_network(
         true => trainer.quantized(initial.model, train)?,
         false => initial.model,
     };
-    Ok(InitialNetwork { model, trunk: Trunk::new(blocks, frozen, on_cpu), source })
+    Ok(InitialNetwork { model, trunk: FrozenTrunk::new(blocks, frozen, on_cpu), source })
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Weight of earlier steps in the smoothed loss.
 const SMOOTHING: f64 = 0.95;
 /// A loss of this many times the lowest one ends the test.
-const DIVERGED: f64 = 3.0;
+const DIVERGENCE_FACTOR: f64 = 3.0;
 
 /// One step of the test.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,7 +83,7 @@ impl Trainer {
             let report = StepReport { step: points.len(), steps, loss, ..*report };
             observer.step(&report);
             interrupted = observer.stop();
-            !interrupted && loss <= lowest * DIVERGED
+            !interrupted && loss <= lowest * DIVERGENCE_FACTOR
         });
         match outcome {
             // A loss that is not finite ends the test and is no failure.

@@ -194,7 +194,7 @@ impl Default for Trainer {
             freeze: None,
             source_classes: None,
             image_size: 224,
-            resize: Resize::Stretch,
+            resize: Resize::Squeeze,
             progressive: Vec::new(),
             epochs: 8,
             batch_size: 128,
@@ -419,9 +419,9 @@ impl Trainer {
     /// The layers of initial weights that are frozen for a number of training images.
     fn frozen(&self, graph: &Graph, images: usize) -> Freeze {
         /// Images up to which the last layer alone is trained by default.
-        const FEW: usize = 5000;
+        const MAX_PROBE_IMAGES: usize = 5000;
         self.freeze.unwrap_or_else(|| match images {
-            0..=FEW => Freeze::Backbone,
+            0..=MAX_PROBE_IMAGES => Freeze::Backbone,
             _ => Freeze::Blocks(graph.blocks().len().saturating_sub(1)),
         })
     }

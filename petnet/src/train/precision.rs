@@ -11,11 +11,11 @@ use crate::error::{Error, Result};
 use crate::nn::Network;
 
 /// Initial loss scale.
-const FIRST: f32 = 65_536.0;
+const INITIAL_SCALE: f32 = 65_536.0;
 /// Largest loss scale.
-const MOST: f32 = 16_777_216.0;
+const MAX_SCALE: f32 = 16_777_216.0;
 /// Growth per step without overflow: the scale doubles in 2,000 steps.
-const GROWTH: f64 = 1.000_346_6;
+const GROWTH_FACTOR: f64 = 1.000_346_6;
 
 /// Floating-point type of the convolutions in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ pub(super) struct LossScale {
 
 impl LossScale {
     fn new(device: &Device) -> Self {
-        Self { factor: Tensor::from_floats([FIRST], device) }
+        Self { factor: Tensor::from_floats([INITIAL_SCALE], device) }
     }
 
     /// The scaled loss `[1]`, to compute gradients of.
@@ -77,7 +77,7 @@ impl LossScale {
         let overflow = squares.is_finite().bool_not(); // [1]
         let scale = Scale { factor: self.factor.clone().recip(), overflow: Some(overflow.clone()) };
         let factor = self.factor.clone();
-        let grown = (factor.clone() * GROWTH).clamp_max(MOST);
+        let grown = (factor.clone() * GROWTH_FACTOR).clamp_max(MAX_SCALE);
         self.factor = grown.mask_where(overflow, factor * 0.5);
         multiply(gradients, model, scale)
     }
@@ -106,10 +106,10 @@ mod tests {
         };
         let mut scale = LossScale::new(&device);
         let plain = norm(&gradients(1.0));
-        let unscaled = norm(&scale.unscaled(gradients(FIRST), &network));
+        let unscaled = norm(&scale.unscaled(gradients(INITIAL_SCALE), &network));
         assert!((unscaled / plain - 1.0).abs() < 1e-3, "{unscaled} {plain}");
         let grown = scale.factor.clone().into_scalar::<f32>();
-        assert!(grown > FIRST && grown < FIRST * 1.001, "{grown}");
+        assert!(grown > INITIAL_SCALE && grown < INITIAL_SCALE * 1.001, "{grown}");
         let none = norm(&scale.unscaled(gradients(f32::INFINITY), &network));
         assert_eq!(none, 0.0);
         assert_eq!(scale.factor.into_scalar::<f32>(), grown / 2.0);

@@ -107,7 +107,7 @@ impl Teacher {
         let scaled = |image: &[u8]| -> Result<Vec<u8>> {
             let image = Pixels::new(side as u32, side as u32, image.to_vec());
             let image = image.ok_or_else(|| Error::Config("an empty image".into()))?;
-            Ok(resize(&image, self.side, Resize::Stretch)?.into_data())
+            Ok(resize(&image, self.side, Resize::Squeeze)?.into_data())
         };
         let outputs = if side == self.side as usize {
             self.engine.run(images)

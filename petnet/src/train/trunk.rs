@@ -1,4 +1,4 @@
-//! The frozen layers (trunk) in training. On the CPU they run on the inference engine, in int8 where the initial weights
+//! The trunk in training: the frozen layers before those that are trained. On the CPU they run on the inference engine, in int8 where the initial weights
 //! are quantised; on other devices they run on burn. They have no gradients.
 
 use burn::tensor::Device;
@@ -10,14 +10,14 @@ use crate::nn::run::to_tensor;
 use crate::nn::{FeatureMaps, Network};
 
 /// The layers before those that are trained.
-pub(super) enum Trunk {
+pub(super) enum FrozenTrunk {
     /// Blocks of the network in training, on burn; none where all layers are trained.
     Burn { blocks: usize },
     /// Blocks on the engine, compiled for each image size of the training, by its side in pixels.
     Engine { blocks: usize, model: Box<Checkpoint>, engines: Vec<(usize, Engine)> },
 }
 
-impl Trunk {
+impl FrozenTrunk {
     /// The first `blocks` blocks of a model.
     pub(super) fn new(blocks: usize, model: Checkpoint, on_cpu: bool) -> Self {
         match on_cpu && blocks > 0 {

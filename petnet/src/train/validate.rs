@@ -52,22 +52,16 @@ impl Trainer {
             return out_of_range("scheduler.factor", &factor, "above 0 and below 1");
         }
         if self.precise_bn_images > 0 && self.ema_decay > 0.0 {
-            return out_of_range(
-                "precise_bn_images",
-                &self.precise_bn_images,
-                "0 where ema_decay is not",
-            );
+            let images = &self.precise_bn_images;
+            return out_of_range("precise_bn_images", images, "0 where ema_decay is not");
         }
         let freeze = self.freeze.unwrap_or(Freeze::Nothing);
         let blocks = graph.blocks().len();
         if let Freeze::Blocks(frozen) = freeze
             && frozen > blocks
         {
-            return out_of_range(
-                "freeze",
-                &frozen,
-                &format!("at most {blocks}, the network's blocks"),
-            );
+            let range = format!("at most {blocks}, the network's blocks");
+            return out_of_range("freeze", &frozen, &range);
         }
         self.validate_frozen(freeze)?;
         let amounts = [("grad_clip", self.grad_clip), ("warmup_epochs", self.warmup_epochs)];
@@ -86,11 +80,8 @@ impl Trainer {
         let smallest = (min_side as u32).max(8);
         let mut sizes = sizes.chain([self.image_size]);
         if let Some(size) = sizes.find(|size| !(smallest..=MAX_SIZE).contains(size)) {
-            return out_of_range(
-                "image_size",
-                &size,
-                &format!("between {smallest} and {MAX_SIZE}"),
-            );
+            let range = format!("between {smallest} and {MAX_SIZE}");
+            return out_of_range("image_size", &size, &range);
         }
         let share: f64 = self.progressive.iter().map(|stage| stage.share).sum();
         // Shares of decimal fractions sum to 1 but for rounding.

@@ -1,7 +1,7 @@
 //! A toy architecture with all that a network may have, in this one file: `docs/adding-an-architecture.md` walks
 //! through it. Nothing else knows of it.
 
-use petnet::arch::Config;
+use petnet::arch::NetworkConfig;
 use petnet::graph::{Activation, Builder, Graph, GraphError, Padding, Window};
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ pub(crate) struct ToyConfig {
     pub(crate) width: usize,
 }
 
-impl Config for ToyConfig {
+impl NetworkConfig for ToyConfig {
     fn name(&self) -> &str {
         "toy"
     }

@@ -11,8 +11,8 @@ use petnet::{Checkpoint, Precision, Trainer};
 
 /// burn-flex draws weights from one generator for the whole process: trainings take turns.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The bytes of every weight, by name.

@@ -15,19 +15,19 @@ use url::Url;
 
 use crate::error::UsageError;
 use crate::predict::archive::{self, ArchiveKind};
-use crate::predict::listing::{ImageBytes, Listing, Load};
-use crate::predict::source::{MATCH, has_wildcard, refuse_large};
+use crate::predict::listing::{ImageBytes, ImageSelector, Load};
+use crate::predict::source::{MATCH_OPTIONS, has_wildcard, refuse_large};
 
 /// Bytes of an archive that are fetched in one request.
-const BLOCK: u64 = 8 << 20;
+const BLOCK_BYTES: u64 = 8 << 20;
 /// Prefixes of the environment variables that the clouds' own tools read.
-const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+const VARIABLE_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
 /// Lists the images below a prefix, at one key, or at the keys that match a pattern. Archives are read only if a key or a
 /// pattern names them.
-pub(in crate::predict) fn walk(address: &str, listing: &mut Listing) -> Result<()> {
+pub(in crate::predict) fn walk(address: &str, selector: &mut ImageSelector) -> Result<()> {
     let (bucket, key) = Bucket::open(address)?;
-    Arc::new(bucket).walk(key, listing).with_context(|| address.to_string())
+    Arc::new(bucket).walk(key, selector).with_context(|| address.to_string())
 }
 
 /// Copies the objects below a prefix into a folder, under the same names, or one archive. Objects whose names lead out of
@@ -63,7 +63,7 @@ impl Bucket {
         let url = Url::parse(name).map_err(|e| wrong(&e))?;
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
-            VARIABLES.iter().any(|start| name.starts_with(start)).then_some((name, value))
+            VARIABLE_PREFIXES.iter().any(|start| name.starts_with(start)).then_some((name, value))
         });
         // rustls needs one default provider per process; an error means that it is set already.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -76,29 +76,29 @@ impl Bucket {
         Ok((Self { runtime, store, name: name.into() }, key.trim_start_matches('/')))
     }
 
-    fn walk(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
+    fn walk(self: &Arc<Self>, key: &str, selector: &mut ImageSelector) -> Result<()> {
         let archive = ArchiveKind::of(key).is_some();
         if has_wildcard(key) {
-            return self.matching(key, listing);
+            return self.matching(key, selector);
         }
         if archive || left_out_by_name(key).is_none() {
             match self.runtime.block_on(self.store.head(&Path::parse(key)?)) {
-                Ok(meta) => return self.object(meta, listing),
+                Ok(meta) => return self.object(meta, selector),
                 // The name of a folder may end like a file's.
                 Err(Error::NotFound { .. }) if !archive => {}
                 Err(e) => return Err(e.into()),
             }
         }
         self.each(key, |meta| match left_out_by_name(meta.location.as_ref()) {
-            None => self.object(meta, listing),
+            None => self.object(meta, selector),
             Some(reason) => {
-                listing.leave_out(reason);
+                selector.leave_out(reason);
                 Ok(())
             }
         })
     }
 
-    fn matching(self: &Arc<Self>, key: &str, listing: &mut Listing) -> Result<()> {
+    fn matching(self: &Arc<Self>, key: &str, selector: &mut ImageSelector) -> Result<()> {
         let pattern = glob::Pattern::new(key).map_err(|e| UsageError(e.to_string()))?;
         let first_wildcard = key.find(['*', '?', '[']).unwrap_or(key.len());
         let folder = key[..first_wildcard].rfind('/').map_or("", |at| &key[..at]);
@@ -106,9 +106,9 @@ impl Bucket {
         self.each(folder, |meta| {
             let key = meta.location.as_ref();
             let readable = left_out_by_name(key).is_none() || ArchiveKind::of(key).is_some();
-            if readable && pattern.matches_with(key, MATCH) {
+            if readable && pattern.matches_with(key, MATCH_OPTIONS) {
                 found = true;
-                return self.object(meta, listing);
+                return self.object(meta, selector);
             }
             Ok(())
         })?;
@@ -128,11 +128,11 @@ impl Bucket {
         Ok(())
     }
 
-    fn object(self: &Arc<Self>, meta: ObjectMeta, listing: &mut Listing) -> Result<()> {
+    fn object(self: &Arc<Self>, meta: ObjectMeta, selector: &mut ImageSelector) -> Result<()> {
         let path = format!("{}/{}", self.name, meta.location);
         match ArchiveKind::of(&path) {
-            Some(kind) => archive::walk(kind, ObjectFile::new(self.clone(), meta), &path, listing),
-            None => listing.add(&path, || Ok(self.load(meta))),
+            Some(kind) => archive::walk(kind, ObjectFile::new(self.clone(), meta), &path, selector),
+            None => selector.add(&path, || Ok(self.load(meta))),
         }
     }
 
@@ -214,7 +214,7 @@ impl Bucket {
     }
 }
 
-/// An object as a seekable file, which is fetched in blocks of [`BLOCK`] bytes.
+/// An object as a seekable file, which is fetched in blocks of [`BLOCK_BYTES`] bytes.
 struct ObjectFile {
     bucket: Arc<Bucket>,
     meta: ObjectMeta,
@@ -230,8 +230,8 @@ impl ObjectFile {
     }
 
     fn fetch(&mut self) -> io::Result<()> {
-        let start = self.position / BLOCK * BLOCK;
-        let range = start..(start + BLOCK).min(self.meta.size);
+        let start = self.position / BLOCK_BYTES * BLOCK_BYTES;
+        let range = start..(start + BLOCK_BYTES).min(self.meta.size);
         // Blocks of an archive that is replaced meanwhile must not be mixed.
         let options = GetOptions {
             range: Some(range.into()),

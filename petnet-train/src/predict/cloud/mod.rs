@@ -10,10 +10,10 @@ use anyhow::Result;
 
 pub(super) use self::bucket::{copy, walk};
 use super::embeddings::EmbeddingWriter;
-use super::rows::{Model, RowWriter};
+use super::rows::{RowHeader, RowWriter};
 
-pub(super) fn parquet(file: File, model: &Model) -> Result<Box<dyn RowWriter>> {
-    Ok(Box::new(parquet_rows::ParquetWriter::new(file, model)?))
+pub(super) fn parquet(file: File, header: &RowHeader) -> Result<Box<dyn RowWriter>> {
+    Ok(Box::new(parquet_rows::ParquetWriter::new(file, header)?))
 }
 
 pub(super) fn embeddings(file: File) -> Result<Box<dyn EmbeddingWriter>> {

@@ -15,10 +15,10 @@ use crate::predict::embeddings::EmbeddingWriter;
 use crate::predict::pipeline::Row;
 
 /// Rows per row group, which are buffered until it is written: some megabytes.
-const GROUP: usize = 1_000;
+const ROWS_PER_GROUP: usize = 1_000;
 /// Definition levels of the list column: no list, and a value in a list.
-const NO_LIST: i16 = 0;
-const VALUE: i16 = 2;
+const NO_LIST_LEVEL: i16 = 0;
+const VALUE_LEVEL: i16 = 2;
 
 pub(super) struct ParquetEmbeddings {
     file: SerializedFileWriter<File>,
@@ -61,7 +61,7 @@ impl EmbeddingWriter for ParquetEmbeddings {
             Err(reason) => Err(reason.clone()),
         };
         self.rows.push(BufferedRow { path: row.path.clone(), outcome });
-        if self.rows.len() == GROUP { self.write_group() } else { Ok(()) }
+        if self.rows.len() == ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
     }
 
     fn finish(mut self: Box<Self>) -> Result<Vec<File>> {
@@ -103,10 +103,10 @@ fn lists<'a>(group: &mut Group, rows: impl Iterator<Item = Option<&'a [f32]>>) -
     let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
         let row = row.unwrap_or_default();
-        definitions.push(if row.is_empty() { NO_LIST } else { VALUE });
+        definitions.push(if row.is_empty() { NO_LIST_LEVEL } else { VALUE_LEVEL });
         repetitions.push(0);
         let rest = row.len().saturating_sub(1);
-        definitions.extend(std::iter::repeat_n(VALUE, rest));
+        definitions.extend(std::iter::repeat_n(VALUE_LEVEL, rest));
         repetitions.extend(std::iter::repeat_n(1, rest));
         values.extend_from_slice(row);
     }

@@ -12,10 +12,10 @@ use parquet::schema::types::Type;
 use petnet::Prediction;
 
 use crate::predict::pipeline::Row;
-use crate::predict::rows::{Model, RowWriter};
+use crate::predict::rows::{RowHeader, RowWriter};
 
 /// Rows per row group, which are buffered until it is written.
-const GROUP: usize = 10_000;
+const ROWS_PER_GROUP: usize = 10_000;
 
 pub(super) struct ParquetWriter {
     file: SerializedFileWriter<File>,
@@ -26,10 +26,10 @@ pub(super) struct ParquetWriter {
 }
 
 impl ParquetWriter {
-    pub(super) fn new(file: File, model: &Model) -> Result<Self> {
+    pub(super) fn new(file: File, header: &RowHeader) -> Result<Self> {
         let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-        let file = SerializedFileWriter::new(file, schema(&model.labels)?, Arc::new(properties))?;
-        let (classes, version) = (model.labels.len(), model.version.clone());
+        let file = SerializedFileWriter::new(file, schema(&header.labels)?, Arc::new(properties))?;
+        let (classes, version) = (header.labels.len(), header.version.clone());
         Ok(Self { file, classes, version, rows: Vec::new() })
     }
 
@@ -60,7 +60,7 @@ impl ParquetWriter {
 impl RowWriter for ParquetWriter {
     fn add(&mut self, row: Row) -> Result<()> {
         self.rows.push(row);
-        if self.rows.len() == GROUP { self.write_group() } else { Ok(()) }
+        if self.rows.len() == ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
     }
 
     fn finish(mut self: Box<Self>) -> Result<File> {

@@ -17,7 +17,7 @@ const BAND_BYTES: usize = 96 << 10;
 
 thread_local! {
     /// A band of padded input rows.
-    static PADDED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static PADDED_ROWS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     /// Rows of a convolution before they are pooled.
     static POOL_ROWS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -131,7 +131,7 @@ impl Int8DenseConv {
             let x = &input.values[first * stride * pitch..];
             return Product { x, weights: &self.weights, strides, residual, out }.run();
         }
-        let mut padded = PADDED.take();
+        let mut padded = PADDED_ROWS.take();
         let rows = (count - 1) * stride + kernel;
         padded.resize(padded.len().max(rows * pitch + SLACK), 0);
         let start = (first * stride) as isize - above as isize;
@@ -149,7 +149,7 @@ impl Int8DenseConv {
             self.fill_padding(after);
         }
         Product { x: &padded, weights: &self.weights, strides, residual, out }.run();
-        PADDED.set(padded);
+        PADDED_ROWS.set(padded);
     }
 
     /// Fills a part of a row with padding.

@@ -83,7 +83,12 @@ fn an_int8_plan_agrees_with_an_f32_plan() {
         for side in [33, 48, 64] {
             let pixels = images(side, 9);
             let [float, int8] = engines(&graph, side, &pixels);
-            assert!(matches!(int8.0, Plans::Int8(_)), "{}", graph.name());
+            if !matches!(int8.0, Plans::Int8(_)) {
+                // A network may have steps without an int8 kernel, but these have one for each.
+                let all_int8 = ["simple_cnn", "petnet", "resnet", "efficientnet_lite"];
+                assert!(!all_int8.contains(&graph.name()), "{}", graph.name());
+                continue;
+            }
             let (actual, expected) = (int8.run(&pixels), float.run(&pixels));
             let difference = difference(&actual, &expected);
             // A map's range is about 8 of its standard deviations. Rounded to 255 steps, its values have errors with a
@@ -147,11 +152,8 @@ fn a_range_ends_at_the_bounds_of_its_activation() {
         QuantParams { scale: 6.0 / 255.0, zero_point: 0 }
     );
     assert_eq!(QuantParams::new([-51.0, 204.0], None), QuantParams { scale: 1.0, zero_point: 51 });
-    assert_eq!(
-        QuantParams::new([1.0, 51.0], None).zero_point,
-        0,
-        "zero is always represented exactly"
-    );
+    let zero_point = QuantParams::new([1.0, 51.0], None).zero_point;
+    assert_eq!(zero_point, 0, "zero is always represented exactly");
     assert_eq!(QuantParams::new([0.0, 0.0], None), QuantParams { scale: 1.0, zero_point: 0 });
 }
 
@@ -175,10 +177,7 @@ fn the_format_page_has_the_logits_of_the_bundled_model() {
         let listed = rest.split(['`', ',']).take(2).map(|number| number.trim().parse().unwrap());
         let listed: Vec<f32> = listed.collect();
         let near = |(computed, listed): (&f32, &f32)| (computed - listed).abs() < 2e-3;
-        assert!(
-            outputs[0].logits.iter().zip(&listed).all(near),
-            "{:?} {listed:?}",
-            outputs[0].logits
-        );
+        let logits = &outputs[0].logits;
+        assert!(logits.iter().zip(&listed).all(near), "{logits:?} {listed:?}");
     }
 }

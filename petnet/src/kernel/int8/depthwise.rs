@@ -27,7 +27,7 @@ const MAX_COPY_BYTES: usize = 20 << 10;
 
 thread_local! {
     /// A padded copy of the input of all rows or of one tile.
-    static PADDED: RefCell<Vec<CacheLine<u8, 64>>> = const { RefCell::new(Vec::new()) };
+    static PADDED_ROWS: RefCell<Vec<CacheLine<u8, 64>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Shapes and window of a depthwise convolution.
@@ -160,7 +160,7 @@ impl Depthwise {
         assert!(x.len() >= vertical.len * horizontal.len * channels);
         assert!(out.len() == rows.len() * horizontal.out_len * channels);
         assert!(residual.is_none_or(|residual| residual.len() >= out.len()));
-        let mut buffer = PADDED.take();
+        let mut buffer = PADDED_ROWS.take();
         for chunk in &self.chunks {
             let chunk_rows = ChunkRows {
                 conv: self,
@@ -180,7 +180,7 @@ impl Depthwise {
                 }
             }
         }
-        PADDED.set(buffer);
+        PADDED_ROWS.set(buffer);
     }
 }
 

@@ -123,6 +123,9 @@ impl Product<'_> {
         let pixels = out.len() / outputs;
         assert!(supported() && out.len() == pixels * outputs);
         if let Some(last) = pixels.checked_sub(1) {
+            // No window begins behind the last column of any row in the last row. `last % width` would bound the last pixel
+            // alone: where it is in the middle of a row, a pixel at the end of the row before it may begin later, as rows
+            // may overlap (`row` may be less than `width * pixel`).
             let column = last.min(strides.width - 1) * strides.pixel;
             let start = last / strides.width * strides.row + column;
             assert!(start + (rows - 1) * strides.window + depth <= x.len());

@@ -78,7 +78,7 @@ impl ConvState {
     fn weight_gradient(&self, dy: &[f32]) -> Vec<f32> {
         let Self { x, columns, weight, config } = self;
         if config.is_depthwise() {
-            let conv = Depthwise::new(dims(x), config.window).expect(FITS);
+            let conv = Depthwise::new(dims(x), config.window).expect(VALID_SIDES);
             return transposed(&conv.backward_weights(values(x), dy), conv.channels);
         }
         let (conv, shape) = (conv_of(x, weight, config.window), dims(weight));
@@ -101,7 +101,7 @@ impl ConvState {
         let Self { x, weight, config, .. } = self;
         let weights = values(weight);
         if config.is_depthwise() {
-            let conv = Depthwise::new(dims(x), config.window).expect(FITS);
+            let conv = Depthwise::new(dims(x), config.window).expect(VALID_SIDES);
             let mut dx = kernel::acquire_buffer(conv.vertical.len * conv.row_stride);
             conv.backward_input(dy, &transposed(weights, conv.taps()), &mut dx);
             return dx;

@@ -151,11 +151,11 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
 }
 
 /// A window fits each map of a valid graph: the graph's sides were computed for the image.
-const FITS: &str = "the graph's sides were worked out for this image";
+const VALID_SIDES: &str = "the graph's sides were worked out for this image";
 
 fn conv_of(x: &FlexTensor, weight: &FlexTensor, window: Window) -> BatchConv {
     let [outputs, ..] = dims::<4>(weight);
-    BatchConv::new(dims(x), outputs, window).expect(FITS)
+    BatchConv::new(dims(x), outputs, window).expect(VALID_SIDES)
 }
 
 /// A dense convolution: `[h', w', n, outputs]`, and im2col's columns `[h', w', n, taps * inputs]` where it has few inputs
@@ -187,7 +187,7 @@ fn dense(
 }
 
 fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor {
-    let conv = Depthwise::new(dims(x), window).expect(FITS);
+    let conv = Depthwise::new(dims(x), window).expect(VALID_SIDES);
     let weights = transposed(values(weight), conv.taps()); // [k * k, channels]
     let mut out = kernel::acquire_buffer(conv.vertical.out_len * conv.out_row_stride);
     let x = values(x);
@@ -199,7 +199,8 @@ fn depthwise(x: &FlexTensor, weight: &FlexTensor, window: Window) -> FlexTensor 
 
 /// The output, its pool, and the index of each of its values in the window.
 fn max_pooled(x: &FlexTensor, window: Window) -> (FlexTensor, MaxPool2d, Vec<u32>) {
-    let ([_, _, batch, channels], pool) = (dims(x), MaxPool2d::new(dims(x), window).expect(FITS));
+    let ([_, _, batch, channels], pool) =
+        (dims(x), MaxPool2d::new(dims(x), window).expect(VALID_SIDES));
     let (mut out, mut taps) = (kernel::acquire_buffer(pool.out_len()), vec![0; pool.out_len()]);
     pool.forward(values(x), &mut out, &mut taps);
     (tensor(out, [pool.vertical.out_len, pool.horizontal.out_len, batch, channels]), pool, taps)
