@@ -130,9 +130,7 @@ impl App {
     }
 
     /// The model for a request's images, by name, or the default model.
-    ///
-    /// # Errors
-    /// 404 for an unknown name; 503 while the model is not loaded, or the memory budget is not open yet.
+    /// Errors: 404 for an unknown name; 503 while the model is not loaded, or the memory budget is not open yet.
     pub(crate) fn target(
         &self,
         name: Option<&str>,
@@ -148,9 +146,7 @@ impl App {
     }
 
     /// Loads all models, then opens the memory budget with what they leave.
-    ///
-    /// # Errors
-    /// When a model cannot be loaded, or too little memory is left.
+    /// Errors: when a model cannot be loaded, or too little memory is left.
     pub(crate) async fn load(self: &Arc<Self>) -> Result<()> {
         for served in self.models.iter() {
             self.reload(served).await?;

@@ -110,9 +110,7 @@ impl Batcher {
     }
 
     /// Classifies an image.
-    ///
-    /// # Errors
-    /// The reason for which the image is refused; 503 when a permit or the output is not available in time.
+    /// Errors: the reason for which the image is refused; 503 when a permit or the output is not available in time.
     pub(crate) async fn classify(
         &self,
         target: &RequestModel,
@@ -145,9 +143,7 @@ impl Batcher {
     }
 
     /// Classifies several images concurrently; the outcomes are in the order of the images.
-    ///
-    /// # Errors
-    /// 503 when the first image gets no permit in time; the others then wait for theirs.
+    /// Errors: 503 when the first image gets no permit in time; the others then wait for theirs.
     pub(crate) async fn classify_all(
         &self,
         target: &RequestModel,
@@ -170,9 +166,7 @@ impl Batcher {
     }
 
     /// Explains the classification of an image by Grad-CAM.
-    ///
-    /// # Errors
-    /// As [`Batcher::classify`].
+    /// Errors: as [`Batcher::classify`].
     pub(crate) async fn explain(
         &self,
         target: &RequestModel,

@@ -21,17 +21,13 @@ pub(crate) struct Buffer<'a> {
 
 impl<'a> Buffer<'a> {
     /// An empty buffer that grows to at most `max_bytes`.
-    ///
-    /// # Errors
-    /// 503 when no memory is free.
+    /// Errors: 503 when no memory is free.
     pub(crate) fn new(memory: &'a Memory, max_bytes: usize) -> Result<Self, Problem> {
         Ok(Self { memory, claim: memory.claim_buffer(0)?, bytes: Vec::new(), max_bytes })
     }
 
     /// Appends bytes.
-    ///
-    /// # Errors
-    /// 413 above its maximum size, 503 when no memory is free.
+    /// Errors: 413 above its maximum size, 503 when no memory is free.
     pub(crate) fn push(&mut self, data: &[u8]) -> Result<(), Problem> {
         let length = self.bytes.len() + data.len();
         if length > self.max_bytes {

@@ -76,9 +76,7 @@ pub(crate) struct Decoders {
 
 impl Decoders {
     /// Starts the threads; each calls `after_each_job` after every job.
-    ///
-    /// # Errors
-    /// When a thread cannot be started.
+    /// Errors: when a thread cannot be started.
     pub(crate) fn start(
         settings: &Settings,
         memory: Arc<Memory>,
@@ -108,9 +106,7 @@ impl Decoders {
 
     /// The memory in bytes that decoding an image takes, and a function that decodes it and resizes it to the model's input
     /// size, to be run on a decoding thread.
-    ///
-    /// # Errors
-    /// The reason for which the image is refused without decoding.
+    /// Errors: the reason for which the image is refused without decoding.
     pub(crate) fn prepare(
         &self,
         model: &Model,
@@ -136,9 +132,7 @@ impl Decoders {
     }
 
     /// Runs work on a decoding thread with a claim on `memory` bytes, and returns its result.
-    ///
-    /// # Errors
-    /// Those of the work and of [`Decoders::supervise`].
+    /// Errors: those of the work and of [`Decoders::supervise`].
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         memory: u64,
@@ -155,9 +149,7 @@ impl Decoders {
     /// Runs work on a decoding thread with a claim on `memory` bytes, and waits for the output, which the work sends itself or
     /// queues an image for. The work may take `decode_timeout` from its start. The wait for memory is limited by
     /// `request_timeout`, and so is that for the output, which begins once the memory is claimed.
-    ///
-    /// # Errors
-    /// 413 or 503 for the memory, 422 or 503 for the time; 500 where no output is sent.
+    /// Errors: 413 or 503 for the memory, 422 or 503 for the time; 500 where no output is sent.
     pub(crate) async fn supervise<T>(
         &self,
         memory: u64,

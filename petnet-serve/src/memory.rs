@@ -131,9 +131,7 @@ impl Memory {
 
     /// Opens the budget: the limit less an eighth, which the allocator may keep as free blocks, less the resident memory with
     /// the models, less connections and cache.
-    ///
-    /// # Errors
-    /// When that is less than [`MIN_BUDGET_BYTES`].
+    /// Errors: when that is less than [`MIN_BUDGET_BYTES`].
     pub(crate) fn open(&self) -> Result<()> {
         let resident = read_resident("VmRSS:").unwrap_or(ASSUMED_RESIDENT_BYTES);
         let peak = read_resident("VmHWM:").unwrap_or(resident);
@@ -167,9 +165,7 @@ impl Memory {
     }
 
     /// Claims memory for a buffer.
-    ///
-    /// # Errors
-    /// 413 for more than the whole pool, 503 for more than is free.
+    /// Errors: 413 for more than the whole pool, 503 for more than is free.
     pub(crate) fn claim_buffer(&self, bytes: usize) -> Result<Claim, Problem> {
         let permits = self.buffers.check_size(bytes as u64)?;
         let free = Arc::clone(&self.buffers.free).try_acquire_many_owned(permits);
@@ -177,9 +173,7 @@ impl Memory {
     }
 
     /// Claims memory for decoding, in order of arrival.
-    ///
-    /// # Errors
-    /// 413 for more than the whole pool, 503 when it is not free within `timeout`.
+    /// Errors: 413 for more than the whole pool, 503 when it is not free within `timeout`.
     pub(crate) async fn claim_decoding(
         &self,
         bytes: u64,

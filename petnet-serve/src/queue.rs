@@ -152,9 +152,7 @@ impl Queue {
     }
 
     /// Refuses a request before its body is read, if the estimated wait exceeds the timeout.
-    ///
-    /// # Errors
-    /// 503 with the estimated wait in seconds.
+    /// Errors: 503 with the estimated wait in seconds.
     pub(crate) fn check_wait(&self, priority: Priority) -> Result<(), Problem> {
         let is_too_long = self.estimated_wait(priority) > self.timeout;
         if is_too_long { Err(self.overloaded(priority)) } else { Ok(()) }
@@ -184,9 +182,7 @@ impl Queue {
     }
 
     /// Waits for a permit, in order of arrival.
-    ///
-    /// # Errors
-    /// 503 when none is free within `timeout`, or within that of the queue where it is `None`.
+    /// Errors: 503 when none is free within `timeout`, or within that of the queue where it is `None`.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         priority: Priority,

@@ -21,9 +21,7 @@ pub(crate) struct Tls {
 
 impl Tls {
     /// `None` when the settings name no certificate.
-    ///
-    /// # Errors
-    /// When a file cannot be read, or the key does not belong to the certificate.
+    /// Errors: when a file cannot be read, or the key does not belong to the certificate.
     pub(crate) fn of(settings: &Settings) -> Result<Option<Arc<Self>>> {
         let (Some(certificate), Some(key)) = (&settings.tls_cert, &settings.tls_key) else {
             return Ok(None);

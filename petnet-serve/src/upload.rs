@@ -47,9 +47,7 @@ pub(crate) struct Upload {
 
 impl Upload {
     /// The bytes of the only image.
-    ///
-    /// # Errors
-    /// 400 for several images.
+    /// Errors: 400 for several images.
     pub(crate) fn only_image(&self) -> Result<Bytes, Problem> {
         match &self.images[..] {
             [image] => Ok(image.bytes.clone()),
@@ -75,9 +73,7 @@ impl Uploads {
     }
 
     /// Reads the images of a request.
-    ///
-    /// # Errors
-    /// 400, 408, 411, 413, 415, or 503 when no memory is free; for `url` those of [`Fetcher::fetch`] as well.
+    /// Errors: 400, 408, 411, 413, 415, or 503 when no memory is free; for `url` those of [`Fetcher::fetch`] as well.
     pub(crate) async fn read(&self, request: &mut Request<Incoming>) -> Result<Upload, Problem> {
         check_length(request, self.settings.max_body)?;
         if let Some(coding) = request.headers().get(CONTENT_ENCODING) {
@@ -130,9 +126,7 @@ impl Uploads {
     }
 
     /// Fetches an image by URL.
-    ///
-    /// # Errors
-    /// 400 without an allow list of hosts; else those of [`Fetcher::fetch`].
+    /// Errors: 400 without an allow list of hosts; else those of [`Fetcher::fetch`].
     async fn fetch(&self, url: &str) -> Result<(Bytes, Claim), Problem> {
         let Some(remote) = &self.remote else {
             let detail = "images are not fetched by `url` here: see --image-hosts";
@@ -142,9 +136,7 @@ impl Uploads {
     }
 
     /// Reads the bytes of a body, with the claim on their memory.
-    ///
-    /// # Errors
-    /// 400, 408, 411, 413, or 503 when no memory is free.
+    /// Errors: 400, 408, 411, 413, or 503 when no memory is free.
     pub(crate) async fn read_bytes(
         &self,
         request: &mut Request<Incoming>,
@@ -154,9 +146,7 @@ impl Uploads {
     }
 
     /// Reads a JSON body of at most [`MAX_JSON_BYTES`] bytes.
-    ///
-    /// # Errors
-    /// 400, 408, 411, 413, 415, or 503 when no memory is free.
+    /// Errors: 400, 408, 411, 413, 415, or 503 when no memory is free.
     pub(crate) async fn read_json<T: DeserializeOwned>(
         &self,
         request: &mut Request<Incoming>,

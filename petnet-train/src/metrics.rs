@@ -20,9 +20,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Serves `/metrics` from a separate thread until the process ends.
-    ///
-    /// # Errors
-    /// When the address cannot be listened on.
+    /// Errors: when the address cannot be listened on.
     pub(crate) fn serve(address: SocketAddr, epochs: usize) -> Result<Self> {
         let wait = Matcher::Full("training_loader_wait_seconds".into());
         let handle =

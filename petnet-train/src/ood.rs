@@ -55,9 +55,7 @@ pub(crate) struct AnsweredImage {
 impl OodEvaluation {
     /// Classifies the images of an input of `predict` and compares their scores with `own_scores`, those of
     /// in-distribution images. `progress` is called after each image.
-    ///
-    /// # Errors
-    /// When the input has no readable image, or cannot be listed.
+    /// Errors: when the input has no readable image, or cannot be listed.
     pub(crate) fn of(
         classifier: &Classifier,
         input: &Path,

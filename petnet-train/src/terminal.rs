@@ -67,9 +67,7 @@ pub(crate) fn print(text: Arguments) {
 }
 
 /// Writes a line to standard output, for work that should stop once its results are no longer read.
-///
-/// # Errors
-/// When standard output cannot be written to.
+/// Errors: when standard output cannot be written to.
 pub(crate) fn print_or_stop(text: Arguments) -> anyhow::Result<()> {
     if OUTPUT_ERROR.get().is_none()
         && let Err(error) = writeln!(io::stdout(), "{text}")

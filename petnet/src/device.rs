@@ -79,9 +79,7 @@ impl Device {
 #[cfg(feature = "burn")]
 impl Device {
     /// The device as burn knows it.
-    ///
-    /// # Errors
-    /// [`Error::Device`] when the backend was not compiled in or finds no adapter.
+    /// Errors: [`Error::Device`] when the backend was not compiled in or finds no adapter.
     pub(crate) fn open(self) -> Result<burn::tensor::Device> {
         match self {
             Self::Auto => Self::Wgpu(None).open().or_else(|error| {

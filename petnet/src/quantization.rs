@@ -23,9 +23,7 @@ pub struct Quantization {
 
 impl Quantization {
     /// Validates that there is a finite range for each step's output of some graphs.
-    ///
-    /// # Errors
-    /// [`ModelError::MissingRange`] and [`ModelError::Range`].
+    /// Errors: [`ModelError::MissingRange`] and [`ModelError::Range`].
     pub(crate) fn validate<'a>(
         &self,
         graphs: impl IntoIterator<Item = &'a Graph>,

@@ -110,9 +110,7 @@ fn encode_int4(values: &[f32], channels: &Channels) -> (Vec<u8>, Vec<f32>) {
 }
 
 /// A weight of a given shape from values at four bits.
-///
-/// # Errors
-/// [`ModelError::WeightShape`] for more or fewer values.
+/// Errors: [`ModelError::WeightShape`] for more or fewer values.
 pub(crate) fn decode_int4(
     name: &str,
     view: &TensorView<'_>,
@@ -131,9 +129,7 @@ pub(crate) fn decode_int4(
 }
 
 /// A weight from values at eight bits.
-///
-/// # Errors
-/// [`ModelError::WeightShape`] for another number of scales than channels.
+/// Errors: [`ModelError::WeightShape`] for another number of scales than channels.
 pub(crate) fn decode_int8(
     name: &str,
     view: &TensorView<'_>,
@@ -180,9 +176,7 @@ pub(crate) fn floats<const N: usize>(bytes: &[u8], to_f32: impl Fn([u8; N]) -> f
 }
 
 /// A weight from a tensor of floats of any width.
-///
-/// # Errors
-/// [`ModelError::WeightType`] for other types.
+/// Errors: [`ModelError::WeightType`] for other types.
 pub(crate) fn read_weight(name: &str, view: &TensorView<'_>) -> Result<Weight, ModelError> {
     let values = match view.dtype() {
         Dtype::F32 => floats(view.data(), f32::from_le_bytes),

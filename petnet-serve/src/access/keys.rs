@@ -80,9 +80,7 @@ impl KeyConfig {
     }
 
     /// Reads the keys of a file.
-    ///
-    /// # Errors
-    /// When the file cannot be read or is not a list of valid keys.
+    /// Errors: when the file cannot be read or is not a list of valid keys.
     pub(super) fn read(path: &Path) -> Result<Vec<Self>> {
         let name = || format!("--api-keys {}", path.display());
         let text = std::fs::read_to_string(path).with_context(name)?;
@@ -112,9 +110,7 @@ pub(crate) struct Key {
 
 impl Key {
     /// A key with unused limits.
-    ///
-    /// # Errors
-    /// When the digest is not a SHA-256 in hex.
+    /// Errors: when the digest is not a SHA-256 in hex.
     pub(super) fn new(config: KeyConfig) -> Result<Self> {
         let digest = digest(&config.sha256)?;
         let second = config.requests_per_second.map(|count| {
@@ -136,9 +132,7 @@ impl Key {
 
     /// Charges one request to each limit, and stops at the first that is exceeded: a request that is refused by the limit per
     /// second must not count for the day.
-    ///
-    /// # Errors
-    /// The state of the limits up to the exceeded one, and the wait until it allows a request.
+    /// Errors: the state of the limits up to the exceeded one, and the wait until it allows a request.
     pub(super) fn charge(&self) -> Result<Authorization, (Authorization, Duration)> {
         let (mut states, mut wait) = (Vec::new(), None);
         for limit in &self.limits {

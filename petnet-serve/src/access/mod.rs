@@ -41,9 +41,7 @@ pub(crate) struct Keys {
 
 impl Keys {
     /// Reads the keys of the settings and of the file.
-    ///
-    /// # Errors
-    /// When a declared key is invalid, or two have the same digest or name.
+    /// Errors: when a declared key is invalid, or two have the same digest or name.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
         let (unlimited, file) = (settings.api_keys_sha256.clone(), settings.api_keys.clone());
         let keys = Self { unlimited, file, current: ArcSwap::default() };
@@ -95,9 +93,7 @@ impl Keys {
     }
 
     /// Authorizes a request by its key, and charges it to the key's limits.
-    ///
-    /// # Errors
-    /// 401 without a valid key, 403 for a key without the scope, 429 for one whose limits are exceeded; for
+    /// Errors: 401 without a valid key, 403 for a key without the scope, 429 for one whose limits are exceeded; for
     /// [`Access::Operator`] also 403 while no key is set.
     pub(crate) fn authorize(
         &self,

@@ -47,9 +47,7 @@ pub(crate) enum Outcome {
 
 impl Feedback {
     /// `None` where feedback is off, or its default folder cannot be used.
-    ///
-    /// # Errors
-    /// When the folder of `--feedback` cannot be used.
+    /// Errors: when the folder of `--feedback` cannot be used.
     pub(crate) fn open(settings: &Settings) -> Result<Option<Self>> {
         let (path, explicit) = match settings.feedback.as_deref() {
             Some("off") => return Ok(None),
@@ -136,9 +134,7 @@ impl Feedback {
 
     /// Stores labels; they are on disk when this returns. `canonical_label` returns a label in the spelling of the
     /// prediction's model, or `None` for a label that the model does not have.
-    ///
-    /// # Errors
-    /// When the store fails; then no label is stored.
+    /// Errors: when the store fails; then no label is stored.
     pub(crate) fn store_labels(
         &self,
         labels: &[(Uuid, String)],

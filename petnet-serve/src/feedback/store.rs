@@ -87,9 +87,7 @@ pub(crate) struct Recovery {
 
 impl Store {
     /// Opens a store; a damaged one is replaced.
-    ///
-    /// # Errors
-    /// When the folder cannot be written, or another process has locked it.
+    /// Errors: when the folder cannot be written, or another process has locked it.
     pub(crate) fn open(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
         let recorded = Self::read_count(path);
         match Self::read(path, retention) {
@@ -104,9 +102,7 @@ impl Store {
 
     /// Renames a damaged store, and opens a new one with those of its labels that can be read; its predictions are not
     /// copied.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
+    /// Errors: as [`Store::open`].
     pub(crate) fn replace(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
         let context = || format!("feedback store {}", path.display());
         let recorded = Self::read_count(path);

@@ -104,9 +104,7 @@ impl ServedModel {
     }
 
     /// The model in use, for images of a priority.
-    ///
-    /// # Errors
-    /// 503 while no model is loaded.
+    /// Errors: 503 while no model is loaded.
     pub(crate) fn target(self: &Arc<Self>, priority: Priority) -> Result<RequestModel, Problem> {
         let model = self.get().ok_or_else(Problem::not_ready)?;
         Ok(RequestModel { model, served: Arc::clone(self), priority })
@@ -119,9 +117,7 @@ impl ServedModel {
     }
 
     /// Reloads the model; on failure the previous one remains in use.
-    ///
-    /// # Errors
-    /// When it cannot be loaded; the failure is counted and logged here.
+    /// Errors: when it cannot be loaded; the failure is counted and logged here.
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
         *self.attempt_stamp.lock().unwrap_or_else(PoisonError::into_inner) = self.file_stamp();
         let loaded = Model::load(&self.source, settings);
@@ -163,9 +159,7 @@ impl ServedModel {
 
 impl Models {
     /// The models of the settings, none of which is loaded yet.
-    ///
-    /// # Errors
-    /// When there are too many models, or two of one name.
+    /// Errors: when there are too many models, or two of one name.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
         let sources = &settings.models;
         ensure!(
@@ -210,9 +204,7 @@ impl Models {
     }
 
     /// The model of that name, or the default model.
-    ///
-    /// # Errors
-    /// 404 for an unknown name.
+    /// Errors: 404 for an unknown name.
     pub(crate) fn find(&self, name: Option<&str>) -> Result<&Arc<ServedModel>, Problem> {
         let Some(name) = name else { return Ok(&self.default) };
         let found = self.iter().find(|served| served.name() == name);

@@ -36,9 +36,7 @@ pub(crate) struct Model {
 
 impl Model {
     /// Loads the model and runs it once.
-    ///
-    /// # Errors
-    /// When it does not exist, is invalid, or its outputs are not finite.
+    /// Errors: when it does not exist, is invalid, or its outputs are not finite.
     pub(super) fn load(source: &ModelSource, settings: &Settings) -> Result<Self> {
         let mut registry_version = None;
         let address = || source.address.to_string();

@@ -123,9 +123,7 @@ struct ConnectedResponse {
 
 impl Fetcher {
     /// Fetches from `hosts`, with the limits of the settings.
-    ///
-    /// # Errors
-    /// When TLS cannot be set up.
+    /// Errors: when TLS cannot be set up.
     pub(crate) fn new(hosts: AllowedHosts, settings: Settings) -> Result<Self> {
         let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         Self::with_network(hosts, settings, Arc::new(SystemNetwork), roots)

@@ -21,9 +21,7 @@ pub(super) struct Images {
 
 impl Images {
     /// Reads the request. Its model is that of the query parameter `model`, of the field `model` of its body, or the default.
-    ///
-    /// # Errors
-    /// 404 for an unknown model, 503 where too many images wait for it, and those of
+    /// Errors: 404 for an unknown model, 503 where too many images wait for it, and those of
     /// [`Uploads::read`](crate::upload::Uploads::read).
     pub(super) async fn read(app: &Arc<App>, request: &mut HttpRequest) -> Result<Self, Problem> {
         let parameter = query_parameter(request.uri(), "model");
@@ -44,9 +42,7 @@ impl Images {
     }
 
     /// Reads a request with one image, and classifies the image.
-    ///
-    /// # Errors
-    /// Those of [`Images::read`]; 400 for several images, and the reason for which the image is refused.
+    /// Errors: those of [`Images::read`]; 400 for several images, and the reason for which the image is refused.
     pub(super) async fn classify(
         app: &Arc<App>,
         request: &mut HttpRequest,

@@ -9,9 +9,7 @@ use crate::app::App;
 use crate::problem::{Kind, Problem};
 
 /// A page for browsers, JSON for other clients.
-///
-/// # Errors
-/// 404 where no shadow model is set.
+/// Errors: 404 where no shadow model is set.
 pub(super) fn shadow(app: &App, headers: &HeaderMap) -> HandlerResult {
     let shadow = app.shadow.as_ref().ok_or_else(|| {
         let detail = "there is no shadow model: start the server with --shadow NAME";

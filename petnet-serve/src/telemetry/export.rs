@@ -26,9 +26,7 @@ pub(crate) struct MetricsExport {
 impl MetricsExport {
     /// Starts to export the exposition that `scrape` renders; `None` where no collector is set or OTEL_METRICS_EXPORTER
     /// excludes OTLP.
-    ///
-    /// # Errors
-    /// When the collector's address is not an HTTP address.
+    /// Errors: when the collector's address is not an HTTP address.
     pub(crate) fn start(
         endpoint: Option<&str>,
         scrape: impl Fn() -> String + Send + 'static,

@@ -25,9 +25,7 @@ use super::names;
 
 /// The request for an exposition. Cumulative points start with the process, or at `started` where
 /// `process_start_time_seconds` is missing.
-///
-/// # Errors
-/// When a line is not in the text format.
+/// Errors: when a line is not in the text format.
 pub(super) fn export_request(
     exposition: &str,
     resource: &Resource,

@@ -25,9 +25,7 @@ pub(crate) struct Recorder(PrometheusHandle);
 
 impl Recorder {
     /// The recorder of this process, which the first call installs.
-    ///
-    /// # Errors
-    /// When another recorder is installed in this process.
+    /// Errors: when another recorder is installed in this process.
     pub(crate) fn get() -> Result<Self> {
         static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
         let handle = HANDLE.get_or_init(|| install().ok());

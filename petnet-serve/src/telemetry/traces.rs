@@ -29,9 +29,7 @@ pub(crate) struct Traces(Option<(SdkTracerProvider, SdkTracer)>);
 
 impl Traces {
     /// Starts the exporter for the collector at `endpoint`.
-    ///
-    /// # Errors
-    /// When the collector's URL is invalid.
+    /// Errors: when the collector's URL is invalid.
     pub(crate) fn start(endpoint: Option<&str>) -> Result<Self> {
         let Some(endpoint) = endpoint else { return Ok(Self(None)) };
         let exporter = SpanExporter::builder()

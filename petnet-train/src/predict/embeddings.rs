@@ -33,9 +33,7 @@ impl EmbeddingFormat {
     }
 
     /// The format by the extension of a file.
-    ///
-    /// # Errors
-    /// For another extension, and for a format that was not compiled in.
+    /// Errors: for another extension, and for a format that was not compiled in.
     pub(super) fn of_file(path: &Path) -> Result<Self> {
         let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default();
         Self::named(extension)?.ok_or_else(|| {

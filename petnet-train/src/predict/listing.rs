@@ -113,9 +113,7 @@ impl<'a> ImageSelector<'a> {
     }
 
     /// Ends the listing.
-    ///
-    /// # Errors
-    /// When images that an earlier run finished are missing.
+    /// Errors: when images that an earlier run finished are missing.
     pub(super) fn end(self) -> Result<Listed> {
         if self.skipped < self.done.images {
             return Err(changed());

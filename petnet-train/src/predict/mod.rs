@@ -234,9 +234,7 @@ impl Format {
 }
 
 /// Classifies all images of one input; `on_row` gets the path and the outcome of each, in the order of the listing.
-///
-/// # Errors
-/// When the input cannot be listed, or has no image.
+/// Errors: when the input cannot be listed, or has no image.
 pub(crate) fn classify_all(
     classifier: &Classifier,
     input: &Path,
@@ -274,9 +272,7 @@ fn list(input: &Path, send: &mut dyn FnMut(listing::Item) -> Result<()>) -> Resu
 }
 
 /// Logs the number of files left out, by reason.
-///
-/// # Errors
-/// When there is no image at all.
+/// Errors: when there is no image at all.
 fn report_left_out(found: &Listed) -> Result<()> {
     let Listed { images, left_out } = found;
     match (images, left_out.total()) {

@@ -64,9 +64,7 @@ struct Transfer<'a> {
 }
 
 /// Sends the parts of `run` that `server` lacks.
-///
-/// # Errors
-/// A [`petnet::mlflow::RequestError`] of the server, or an error of the disk. A later call continues from there.
+/// Errors: a [`petnet::mlflow::RequestError`] of the server, or an error of the disk. A later call continues from there.
 pub(crate) fn sync(run: &Run, server: &Server) -> Result<Remote> {
     let lock = File::create(run.folder().join(LOCK))?;
     lock.lock()?;

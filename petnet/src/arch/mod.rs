@@ -93,9 +93,7 @@ pub trait NetworkConfig: fmt::Debug + Send + Sync {
     fn name(&self) -> &str;
 
     /// The network for a number of classes.
-    ///
-    /// # Errors
-    /// [`GraphError`] for settings that make no network.
+    /// Errors: [`GraphError`] for settings that make no network.
     fn graph(&self, classes: usize) -> Result<Graph, GraphError>;
 }
 

@@ -233,9 +233,7 @@ impl Checkpoint {
     }
 
     /// A model of a description and its weights.
-    ///
-    /// # Errors
-    /// [`ModelError`] where description and weights do not fit each other, or are out of bounds.
+    /// Errors: [`ModelError`] where description and weights do not fit each other, or are out of bounds.
     pub(crate) fn new(info: ModelInfo, weights: Weights) -> Result<Self, ModelError> {
         info.validate()?;
         passes::validate(info.parameters(), &weights)?;

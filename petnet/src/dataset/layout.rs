@@ -128,9 +128,7 @@ impl ImageFolders {
     }
 
     /// The layout of the folders, if there are any.
-    ///
-    /// # Errors
-    /// [`Error::Dataset`] for folders of splits without folders of classes.
+    /// Errors: [`Error::Dataset`] for folders of splits without folders of classes.
     fn found(&self, path: &Path) -> Result<Option<DetectedLayout>> {
         let (first, second) = (self.level(0), self.level(1));
         if first.is_empty() {
@@ -154,9 +152,7 @@ impl ImageFolders {
     }
 
     /// The requested or detected layout; `None` for images without folders.
-    ///
-    /// # Errors
-    /// [`Error::Dataset`] where the folders do not show the classes, or not in the requested layout.
+    /// Errors: [`Error::Dataset`] where the folders do not show the classes, or not in the requested layout.
     pub(super) fn layout(&self, requested: Layout, path: &Path) -> Result<Option<DetectedLayout>> {
         match requested {
             Layout::Auto => self.found(path),

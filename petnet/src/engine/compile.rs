@@ -14,9 +14,7 @@ use crate::passes::{self, FusedOps, FusedStep, MainOp, Program};
 use crate::weights::Weights;
 
 /// The plan of a program.
-///
-/// # Errors
-/// [`ModelError::MissingWeight`].
+/// Errors: [`ModelError::MissingWeight`].
 pub(super) fn compile(
     program: &Program,
     normalization: Normalization,

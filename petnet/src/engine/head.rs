@@ -22,9 +22,7 @@ enum Layer {
 
 impl Head {
     /// The head of a graph.
-    ///
-    /// # Errors
-    /// [`ModelError::MissingWeight`].
+    /// Errors: [`ModelError::MissingWeight`].
     pub(crate) fn new(graph: &Graph, weights: &Weights) -> Result<Self, ModelError> {
         let get = |name: String| {
             let weight = weights.get(&name).map(|weight| weight.values.clone());

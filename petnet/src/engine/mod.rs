@@ -89,9 +89,7 @@ macro_rules! with_plan {
 
 impl Engine {
     /// Compiles a network: with ranges to int8 where this CPU and the network support it, otherwise to f32.
-    ///
-    /// # Errors
-    /// [`ModelError`] for a weight or a range that is missing, or a side that is too small for the network.
+    /// Errors: [`ModelError`] for a weight or a range that is missing, or a side that is too small for the network.
     pub(crate) fn new(network: NetworkSpec<'_>) -> Result<Self, ModelError> {
         let NetworkSpec { graph, source, side, weights, .. } = network;
         let program = Program::new(graph, source, side)?;

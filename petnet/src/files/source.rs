@@ -47,9 +47,7 @@ pub(crate) struct Listing {
 
 impl ImageFiles {
     /// Opens a folder, or an archive recognised by its first bytes.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Dataset`] for any other file.
+    /// Errors: [`Error::Io`] when it cannot be read, [`Error::Dataset`] for any other file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         if fs::metadata(path).map_err(Error::io(path))?.is_dir() {
             return Ok(Self::Folder(path.into()));
@@ -72,9 +70,7 @@ impl ImageFiles {
     }
 
     /// Lists all files, and counts those that are left out by name or kind.
-    ///
-    /// # Errors
-    /// [`Error::Io`] or [`Error::Dataset`] when the folder or archive cannot be read.
+    /// Errors: [`Error::Io`] or [`Error::Dataset`] when the folder or archive cannot be read.
     pub(crate) fn list(&mut self) -> Result<Listing> {
         let mut listing = match self {
             Self::Folder(root) => list_folder(root)?,

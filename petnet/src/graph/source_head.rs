@@ -78,9 +78,7 @@ impl SourceHead {
     }
 
     /// The network as it was before it became a second head: its nodes have their own names again.
-    ///
-    /// # Errors
-    /// None for a head that [`SourceHead::new`] made.
+    /// Errors: none for a head that [`SourceHead::new`] made.
     pub(crate) fn source(&self) -> Result<Graph, GraphError> {
         let rename = |node: &Node| Node { name: without_prefix(&node.name).into(), ..node.clone() };
         let nodes = self.graph.nodes().iter().map(rename).collect();
@@ -88,9 +86,7 @@ impl SourceHead {
     }
 
     /// Validates that it shares its trunk with a model's graph, and no other names.
-    ///
-    /// # Errors
-    /// [`GraphError::Node`] where it does not begin as another graph does, or has names of that graph's own.
+    /// Errors: [`GraphError::Node`] where it does not begin as another graph does, or has names of that graph's own.
     pub(crate) fn validate(&self, graph: &Graph) -> Result<(), GraphError> {
         let fails = |node: &Node, reason| GraphError::Node { node: node.name.clone(), reason };
         for (index, node) in self.graph.nodes().iter().enumerate() {

@@ -182,9 +182,7 @@ impl Server {
     }
 
     /// The path of an artifact on the server, the part of its address after `mlflow-artifacts:/`.
-    ///
-    /// # Errors
-    /// [`RequestError::Invalid`] for another address, whose content the server does not proxy.
+    /// Errors: [`RequestError::Invalid`] for another address, whose content the server does not proxy.
     fn artifact_path<'a>(&self, uri: &'a str) -> Result<&'a str> {
         let path = uri.strip_prefix("mlflow-artifacts:/").ok_or_else(|| {
             RequestError::Invalid(format!(

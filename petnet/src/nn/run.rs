@@ -20,9 +20,7 @@ pub(crate) struct Networks {
 
 impl Networks {
     /// A model's networks on a device.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] for a source head that is not a network.
+    /// Errors: [`Error::Checkpoint`] for a source head that is not a network.
     pub(crate) fn load(checkpoint: &Checkpoint, device: &burn::tensor::Device) -> Result<Self> {
         let own = Network::load(checkpoint, device)?;
         let source = checkpoint.source_network()?;

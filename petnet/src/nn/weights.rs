@@ -41,9 +41,7 @@ pub(crate) fn read(network: &Network) -> Weights {
 }
 
 /// Replaces every parameter and every running statistic.
-///
-/// # Errors
-/// [`ModelError`] names the first weight that is missing, superfluous or of another shape.
+/// Errors: [`ModelError`] names the first weight that is missing, superfluous or of another shape.
 pub(crate) fn write(mut network: Network, weights: &Weights) -> Result<Network, ModelError> {
     passes::validate(network.graph.nodes().iter().flat_map(passes::parameters), weights)?;
     let Network { graph, layer_indices, convs, norms, linears, .. } = &mut network;

@@ -72,9 +72,7 @@ impl OodScore {
     }
 
     /// Validates the classes of [`OodScore::SourceClasses`] against those of the source head.
-    ///
-    /// # Errors
-    /// [`ModelError::OodClasses`] for classes that a source head does not have, or without one.
+    /// Errors: [`ModelError::OodClasses`] for classes that a source head does not have, or without one.
     pub(crate) fn validate(&self, source: Option<&Graph>) -> Result<(), ModelError> {
         match self {
             Self::Prototypes { .. } => Ok(()),

@@ -17,9 +17,7 @@ pub(crate) struct Program {
 
 impl Program {
     /// For images of `side` pixels.
-    ///
-    /// # Errors
-    /// [`GraphError::Side`] where the image is too small.
+    /// Errors: [`GraphError::Side`] where the image is too small.
     pub(crate) fn new(
         graph: &Graph,
         source: Option<&SourceHead>,
@@ -38,9 +36,7 @@ impl Program {
     }
 
     /// Only the first `blocks` blocks; the end is their last feature map.
-    ///
-    /// # Errors
-    /// [`GraphError::Side`] where the image is too small, [`GraphError::Block`] where there are fewer blocks.
+    /// Errors: [`GraphError::Side`] where the image is too small, [`GraphError::Block`] where there are fewer blocks.
     #[cfg(feature = "train")]
     pub(crate) fn trunk(graph: &Graph, blocks: usize, side: usize) -> Result<Self, GraphError> {
         let mut program = Self::new(graph, None, side)?;

@@ -31,9 +31,7 @@ pub(crate) fn parameters(node: &Node) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Validates that weights are exactly those of some names and shapes, among which there may be duplicates.
-///
-/// # Errors
-/// [`ModelError`] names the first that is missing, of another shape, not finite, or of no layer.
+/// Errors: [`ModelError`] names the first that is missing, of another shape, not finite, or of no layer.
 pub(crate) fn validate(
     expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     weights: &Weights,

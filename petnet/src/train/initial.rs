@@ -105,9 +105,7 @@ impl InitialModel {
     }
 
     /// The weights for a network's layers, without those of a last layer for other classes or of other layers in the head.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] where the network is another one.
+    /// Errors: [`Error::Checkpoint`] where the network is another one.
     pub(super) fn weights(&self, ours: &Graph, classes: &[String]) -> Result<Weights> {
         let theirs = &self.model.info().graph;
         if !same_feature_extractor(theirs, ours) {
@@ -150,9 +148,7 @@ impl InitialModel {
     }
 
     /// The source head that the settings require, if they do, and its weights; its trunk, the first `shared` nodes, is frozen.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where they require one and there is none, as its trunk is trained.
+    /// Errors: [`Error::Config`] where they require one and there is none, as its trunk is trained.
     pub(super) fn required_source_head(
         &self,
         trainer: &Trainer,

@@ -31,9 +31,7 @@ pub enum TrainingPrecision {
 
 impl TrainingPrecision {
     /// The loss scale of a training on a device; `None` in 32 bits.
-    ///
-    /// # Errors
-    /// [`Error::Device`] where the device has no 16-bit floats.
+    /// Errors: [`Error::Device`] where the device has no 16-bit floats.
     pub(super) fn loss_scale(self, device: &Device) -> Result<Option<LossScale>> {
         match self {
             Self::F32 => Ok(None),

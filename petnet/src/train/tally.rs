@@ -57,9 +57,7 @@ impl Tally {
     }
 
     /// The metrics of all steps since the last read.
-    ///
-    /// # Errors
-    /// [`Error::Device`] when the device fails, [`Error::Diverged`] for the first loss that is not finite.
+    /// Errors: [`Error::Device`] when the device fails, [`Error::Diverged`] for the first loss that is not finite.
     pub(super) fn read(&mut self) -> Result<Vec<StepMetrics>> {
         let mut steps = std::mem::take(&mut self.steps);
         if steps.is_empty() {

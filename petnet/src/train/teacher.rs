@@ -43,9 +43,7 @@ fn weight() -> f64 {
 
 impl Distillation {
     /// Refuses numbers out of range; names the key.
-    ///
-    /// # Errors
-    /// [`Error::Config`].
+    /// Errors: [`Error::Config`].
     pub(super) fn validate(&self) -> Result<()> {
         let Self { temperature, weight, features, .. } = self;
         if !(0.0..=1.0).contains(weight) {
@@ -72,9 +70,7 @@ pub(super) struct Teacher {
 
 impl Teacher {
     /// Loads the teacher's model file and compiles it for inference at its own image size.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::load`]; [`Error::Config`] for a model of other classes.
+    /// Errors: as [`Checkpoint::load`]; [`Error::Config`] for a model of other classes.
     pub(super) fn load(settings: &Distillation, classes: &[String]) -> Result<Self> {
         let path = &settings.teacher;
         let model = Checkpoint::load(path)?.without_source()?;
@@ -95,9 +91,7 @@ impl Teacher {
     }
 
     /// `[n, side, side, 3]` bytes -> logits `[n, classes]` and features `[n, width]`, without gradients.
-    ///
-    /// # Errors
-    /// None for images of at least one pixel.
+    /// Errors: none for images of at least one pixel.
     pub(super) fn outputs(
         &self,
         images: &[u8],

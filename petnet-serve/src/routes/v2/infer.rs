@@ -110,9 +110,7 @@ pub(crate) struct Inference {
 }
 
 /// Classifies the values of a request's input.
-///
-/// # Errors
-/// 400 for values that are not images for the model, and the reason for which an image is refused.
+/// Errors: 400 for values that are not images for the model, and the reason for which an image is refused.
 pub(crate) async fn classify(
     app: &App,
     target: &RequestModel,
@@ -277,9 +275,7 @@ fn encode_response(
 }
 
 /// The outputs that a request names, or the default ones.
-///
-/// # Errors
-/// 413 for too many.
+/// Errors: 413 for too many.
 pub(crate) fn requested_outputs(
     requested: &[RequestedOutput],
 ) -> Result<Cow<'_, [RequestedOutput]>, Problem> {
@@ -297,9 +293,7 @@ pub(crate) fn requested_outputs(
 }
 
 /// An output for all images.
-///
-/// # Errors
-/// 400 for an unknown output.
+/// Errors: 400 for an unknown output.
 pub(crate) fn output_tensor(
     model: &Model,
     requested: &RequestedOutput,

@@ -76,9 +76,7 @@ impl Format {
 }
 
 /// The model of a name, and the input format that the name selects.
-///
-/// # Errors
-/// 404 for an unknown name, 503 while the model is not loaded.
+/// Errors: 404 for an unknown name, 503 while the model is not loaded.
 pub(super) fn find(
     app: &App,
     name: &str,
@@ -121,9 +119,7 @@ pub(super) fn server() -> FullResponse {
 }
 
 /// Checks the readiness of the server.
-///
-/// # Errors
-/// 503 while the default model is not loaded, and while the service drains.
+/// Errors: 503 while the default model is not loaded, and while the service drains.
 pub(super) fn check_ready(app: &App) -> Result<(), Problem> {
     if !app.is_loaded() {
         return Err(Problem::not_ready());
@@ -148,9 +144,7 @@ pub(super) fn stats(app: &App, name: &str) -> HandlerResult {
 }
 
 /// Runs a model on the input of a request.
-///
-/// # Errors
-/// As [`find`], and the reasons for which a request is refused.
+/// Errors: as [`find`], and the reasons for which a request is refused.
 pub(super) async fn infer(app: &Arc<App>, name: &str, request: &mut HttpRequest) -> HandlerResult {
     let (target, format) = find(app, name, priority(request))?;
     infer::infer(app, &target, format, request).await
@@ -237,9 +231,7 @@ pub(super) fn repository(app: &App) -> Vec<RepositoryEntry> {
 }
 
 /// Reloads a model.
-///
-/// # Errors
-/// 404 for an unknown name, 400 when the model cannot be loaded.
+/// Errors: 404 for an unknown name, 400 when the model cannot be loaded.
 pub(super) async fn load(app: &Arc<App>, name: &str) -> Result<(), Problem> {
     let (served, _) = served(app, name)?;
     let loaded = app.reload(served).await;
@@ -250,9 +242,7 @@ pub(super) async fn load(app: &Arc<App>, name: &str) -> Result<(), Problem> {
 }
 
 /// Unloads a model.
-///
-/// # Errors
-/// 404 for an unknown name.
+/// Errors: 404 for an unknown name.
 pub(super) fn unload(app: &App, name: &str) -> Result<(), Problem> {
     served(app, name).map(|(served, _)| served.unload())
 }

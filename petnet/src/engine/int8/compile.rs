@@ -19,9 +19,7 @@ const MAX_VALUE: f64 = (1_u32 << 30) as f64;
 /// The parts of an int8 plan. `None` where the CPU lacks the instructions, or the network has a step without an int8
 /// kernel: a norm, sum or activation that follows no convolution, a step other than a dense convolution that reads the
 /// image, or a convolution whose sums may overflow 32 bits.
-///
-/// # Errors
-/// As [`compile`](crate::engine::compile::compile); [`ModelError::MissingRange`] for a map without a range.
+/// Errors: as [`compile`](crate::engine::compile::compile); [`ModelError::MissingRange`] for a map without a range.
 pub(in crate::engine) fn compile(
     program: &Program,
     normalization: Normalization,
