@@ -317,7 +317,7 @@ impl Checkpoint {
         }
     }
 
-    #[cfg(any(feature = "burn", feature = "onnx", test))]
+    #[cfg(any(feature = "burn", feature = "onnx"))]
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
