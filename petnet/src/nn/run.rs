@@ -32,7 +32,7 @@ impl Networks {
     }
 
     /// A network without a source head.
-    #[cfg(all(test, feature = "train"))]
+    #[cfg(all(test, feature = "flex"))]
     pub(crate) fn alone(own: Network) -> Self {
         Self { own, source: None, blocks: None }
     }
