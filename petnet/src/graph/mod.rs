@@ -301,6 +301,19 @@ pub enum GraphError {
         /// Name of the node.
         node: String,
     },
+    /// The feature maps of a sum have unequal sides.
+    #[error(
+        "node `{node}` adds feature maps of {0} x {1} and {2} x {3} pixels for an image of {side} pixels", 
+        .sides[0][0], .sides[0][1], .sides[1][0], .sides[1][1]
+    )]
+    UnequalSides {
+        /// Side of the image.
+        side: usize,
+        /// Name of the node.
+        node: String,
+        /// Height and width of both feature maps.
+        sides: [[usize; 2]; 2],
+    },
 }
 
 /// Reason for which a node was refused.
@@ -396,7 +409,8 @@ impl Graph {
     /// Height and width of each node's output for a square image of `side` pixels; features count as one pixel.
     ///
     /// # Errors
-    /// [`GraphError::Side`] where a window does not fit its feature map.
+    /// [`GraphError::Side`] where a window does not fit its feature map, [`GraphError::UnequalSides`] where the feature
+    /// maps of a sum have unequal sides.
     pub fn sides(&self, side: usize) -> Result<Vec<[usize; 2]>, GraphError> {
         let mut sides: Vec<[usize; 2]> = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
@@ -410,10 +424,14 @@ impl Graph {
                 Op::Conv2d(Conv2d { window, .. }) | Op::MaxPool(window) => {
                     [fit(window, input[0])?, fit(window, input[1])?]
                 }
-                Op::Add if node.inputs.iter().any(|from| sides[*from] != input) => {
-                    return Err(small());
+                Op::Add => {
+                    let other = node.inputs.last().map_or(input, |from| sides[*from]);
+                    if other != input {
+                        let (node, sides) = (node.name.clone(), [input, other]);
+                        return Err(GraphError::UnequalSides { side, node, sides });
+                    }
+                    input
                 }
-                Op::Add => input,
                 Op::GlobalAvgPool | Op::Linear { .. } => [1, 1],
             });
         }
