@@ -303,7 +303,7 @@ pub enum GraphError {
     },
     /// The feature maps of a sum have unequal sides.
     #[error(
-        "node `{node}` adds feature maps of {0} x {1} and {2} x {3} pixels for an image of {side} pixels", 
+        "node `{node}` adds feature maps of {0} x {1} and {2} x {3} pixels for an image of {side} pixels",
         .sides[0][0], .sides[0][1], .sides[1][0], .sides[1][1]
     )]
     UnequalSides {
