@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ use crate::files;
 
 /// File that the process that writes a run keeps locked; the operating system releases the lock when the process ends.
 const LOCK: &str = "active.lock";
+/// Attempts to lock a run that is reopened, after the first one: [`Run::open`] of another process may hold the lock briefly.
+const LOCK_RETRIES: usize = 20;
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Status of a run, with the numbers of MLflow's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +188,14 @@ impl Run {
     /// Reads a run; a running one whose process has ended is marked as killed.
     pub(super) fn open(folder: PathBuf) -> Result<Self> {
         let mut run = Self { meta: read_yaml(&folder)?, folder, lock: None };
-        if run.meta.status() == Status::Running && lock(&run.folder)?.is_some() {
+        if run.meta.status() == Status::Running
+            && let Some(_held) = lock(&run.folder)?
+        {
+            run.meta = read_yaml(&run.folder)?;
+            if run.meta.status() != Status::Running {
+                // Its process finished it after the first reading.
+                return Ok(run);
+            }
             let mut last = run.meta.start_time;
             for (_, file) in run.metric_files()? {
                 last = last.max(millis(fs::metadata(&file)?.modified()?));
@@ -227,7 +238,15 @@ impl Run {
 
     /// Opens an ended run again; incomplete last lines of metrics are cut off.
     pub(crate) fn reopen(&mut self) -> Result<()> {
-        self.lock = Some(lock(&self.folder)?.context("another process writes this run")?);
+        let mut held = lock(&self.folder)?;
+        for _ in 0..LOCK_RETRIES {
+            if held.is_some() {
+                break;
+            }
+            std::thread::sleep(LOCK_RETRY_DELAY);
+            held = lock(&self.folder)?;
+        }
+        self.lock = Some(held.context("another process writes this run")?);
         for (_, file) in self.metric_files()? {
             let text = fs::read(&file)?;
             let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
