@@ -453,3 +453,21 @@ fn lock(folder: &Path) -> Result<Option<File>> {
         Err(fs::TryLockError::Error(e)) => Err(e.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_reopened_as_soon_as_another_process_has_released_it() {
+        let experiment = tempfile::tempdir().unwrap();
+        let mut run = Run::create(experiment.path(), "run", "user").unwrap();
+        run.finish(Status::Finished).unwrap();
+        let held = lock(run.folder()).unwrap().unwrap();
+        let reopened = std::thread::spawn(move || run.reopen().map(|()| run));
+        drop(held);
+        let run = reopened.join().unwrap().unwrap();
+        assert_eq!(run.meta().status(), Status::Running);
+        assert!(lock(run.folder()).unwrap().is_none(), "it is locked again");
+    }
+}
