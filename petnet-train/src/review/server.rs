@@ -64,7 +64,11 @@ impl Site<'_> {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let service = service_fn(move |request| self.answer(request, bound));
+                        let service = service_fn(move |request| async move {
+                            let reply = self.reply(request, bound).await;
+                            let refuse = |e| plain(StatusCode::BAD_REQUEST, format!("{e:#}\n"));
+                            Ok::<_, Infallible>(reply.unwrap_or_else(refuse))
+                        });
                         let stream = TokioIo::new(stream);
                         connections.push(http1::Builder::new().serve_connection(stream, service));
                     }
@@ -77,17 +81,6 @@ impl Site<'_> {
                 Some(_) = connections.next(), if !connections.is_empty() => {}
             }
         }
-    }
-
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        bound: SocketAddr,
-    ) -> Result<Reply, Infallible> {
-        Ok(self
-            .reply(request, bound)
-            .await
-            .unwrap_or_else(|error| plain(StatusCode::BAD_REQUEST, format!("{error:#}\n"))))
     }
 
     async fn reply(&self, request: Request<Incoming>, bound: SocketAddr) -> Result<Reply> {

@@ -17,9 +17,10 @@ use crate::files;
 
 /// File that the process that writes a run keeps locked; the operating system releases the lock when the process ends.
 const LOCK: &str = "active.lock";
-/// Attempts to lock a run that is reopened, after the first one: [`Run::open`] of another process may hold the lock briefly.
-const LOCK_RETRIES: usize = 20;
-const LOCK_RETRY_DELAY: Duration = Duration::from_millis(50);
+/// Attempts to lock a run that is reopened, for about a second: [`Run::open`] of another process may hold the lock briefly.
+const LOCK_ATTEMPTS: u32 = 20;
+/// Pause before the second attempt; each further one is longer by as much.
+const LOCK_DELAY: Duration = Duration::from_millis(5);
 
 /// Status of a run, with the numbers of MLflow's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,16 +192,15 @@ impl Run {
         if run.meta.status() == Status::Running
             && let Some(_held) = lock(&run.folder)?
         {
-            run.meta = read_yaml(&run.folder)?;
-            if run.meta.status() != Status::Running {
-                // Its process finished it after the first reading.
-                return Ok(run);
-            }
             let mut last = run.meta.start_time;
             for (_, file) in run.metric_files()? {
                 last = last.max(millis(fs::metadata(&file)?.modified()?));
             }
-            run.mark(Status::Killed, Some(last))?;
+            // Its process may have finished it after the first reading.
+            run.meta = read_yaml(&run.folder)?;
+            if run.meta.status() == Status::Running {
+                run.mark(Status::Killed, Some(last))?;
+            }
         }
         Ok(run)
     }
@@ -238,14 +238,11 @@ impl Run {
 
     /// Opens an ended run again; incomplete last lines of metrics are cut off.
     pub(crate) fn reopen(&mut self) -> Result<()> {
-        let mut held = lock(&self.folder)?;
-        for _ in 0..LOCK_RETRIES {
-            if held.is_some() {
-                break;
-            }
-            std::thread::sleep(LOCK_RETRY_DELAY);
-            held = lock(&self.folder)?;
-        }
+        let held = (0..LOCK_ATTEMPTS).find_map(|attempt| {
+            std::thread::sleep(LOCK_DELAY * attempt);
+            lock(&self.folder).transpose()
+        });
+        let held = held.transpose()?;
         self.lock = Some(held.context("another process writes this run")?);
         for (_, file) in self.metric_files()? {
             let text = fs::read(&file)?;

@@ -108,7 +108,7 @@ fn a_sum_of_unequal_sides_has_an_error_of_its_own() {
     assert_eq!(graph.sides(1).unwrap().last(), Some(&[1, 1]));
     assert_eq!(
         graph.sides(9).unwrap_err().to_string(),
-        "node `image.add` adds feature maps of 9 x 9 and 5 x 5 pixels for an image of 9 pixels"
+        "an image of 9 pixels leaves unequal sides to add at node `image.add`"
     );
 }
 

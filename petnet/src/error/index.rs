@@ -53,9 +53,7 @@ pub enum IndexError {
         expected: String,
     },
     /// The folder holds another index than the one that was read from it or written to it last.
-    #[error(
-        "it was changed by another process since it was read: open it again and repeat the update"
-    )]
+    #[error("it was changed by another process: open it again and repeat the update")]
     Changed,
     /// The number of embeddings is not that of images.
     #[error("it lists {images} images, there are {embeddings} embeddings")]

@@ -302,17 +302,12 @@ pub enum GraphError {
         node: String,
     },
     /// The feature maps of a sum have unequal sides.
-    #[error(
-        "node `{node}` adds feature maps of {0} x {1} and {2} x {3} pixels for an image of {side} pixels",
-        .sides[0][0], .sides[0][1], .sides[1][0], .sides[1][1]
-    )]
+    #[error("an image of {side} pixels leaves unequal sides to add at node `{node}`")]
     UnequalSides {
         /// Side of the image.
         side: usize,
         /// Name of the node.
         node: String,
-        /// Height and width of both feature maps.
-        sides: [[usize; 2]; 2],
     },
 }
 
@@ -424,14 +419,10 @@ impl Graph {
                 Op::Conv2d(Conv2d { window, .. }) | Op::MaxPool(window) => {
                     [fit(window, input[0])?, fit(window, input[1])?]
                 }
-                Op::Add => {
-                    let other = node.inputs.last().map_or(input, |from| sides[*from]);
-                    if other != input {
-                        let (node, sides) = (node.name.clone(), [input, other]);
-                        return Err(GraphError::UnequalSides { side, node, sides });
-                    }
-                    input
+                Op::Add if node.inputs.iter().any(|from| sides[*from] != input) => {
+                    return Err(GraphError::UnequalSides { side, node: node.name.clone() });
                 }
+                Op::Add => input,
                 Op::GlobalAvgPool | Op::Linear { .. } => [1, 1],
             });
         }

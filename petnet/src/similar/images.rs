@@ -124,17 +124,12 @@ impl ImageIndex {
     /// was made by another model.
     pub fn open(dir: impl AsRef<Path>, model_sha256: &str) -> Result<Self> {
         let path = dir.as_ref().join(LIST_FILE);
-        let read = || fs::read_to_string(&path).map_err(Error::io(&path));
-        let mut text = read()?;
+        let mut failed = None;
         loop {
+            let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
             match Self::read(dir.as_ref(), &path, &text, model_sha256) {
                 // A process that saves the index removes the earlier embeddings: the list is then a new one.
-                Err(Error::Io { path, source }) => {
-                    let earlier = std::mem::replace(&mut text, read()?);
-                    if text == earlier {
-                        return Err(Error::Io { path, source });
-                    }
-                }
+                Err(Error::Io { .. }) if failed.as_ref() != Some(&text) => failed = Some(text),
                 result => return result,
             }
         }
