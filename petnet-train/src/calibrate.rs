@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::data;
 use crate::model::ModelName;
-use crate::report::findings::AnyEvaluation;
+use crate::report::evaluation::AnyEvaluation;
 use crate::terminal::Output;
 
 /// Choose a model's temperature, its confidence threshold and its out-of-distribution threshold

@@ -12,7 +12,9 @@ use crate::data;
 use crate::files;
 use crate::model::ModelName;
 use crate::ood::{OodEvaluation, OodFigures};
-use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes, tracked};
+use crate::report::evaluation::{
+    AnyEvaluation, EvaluationReport, Subject, track_mistakes, tracked,
+};
 use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Tracker, Tracking};
 
@@ -93,25 +95,25 @@ impl Evaluate {
             ood_inputs: &ood_inputs,
         };
         let dataset_name = subject.dataset_name.clone();
-        let findings = Findings::of(subject, &evaluation)?;
+        let report = EvaluationReport::of(subject, &evaluation)?;
         let file = self.model.bytes()?;
         let cost = cost(&classifier, file.len());
-        let mut figures = self.figures(classifier.info(), &findings, &cost);
+        let mut figures = self.figures(classifier.info(), &report, &cost);
         figures["data"] = json!({ "source": dataset_name, "digest": dataset.digest() });
         let ood_figures: Vec<&OodFigures> = ood_inputs.iter().map(|input| &input.figures).collect();
         figures["ood"] = json!(ood_figures);
         files::write_json(&self.out.join("metrics.json"), &figures)?;
         let page = self.out.join("report.html");
-        files::write(&page, findings.page.as_bytes())?;
+        files::write(&page, report.page.as_bytes())?;
         if output.json {
             say!("{}", serde_json::to_string(&figures)?);
         } else {
-            findings.lines.iter().for_each(|line| say!("{line}"));
+            report.lines.iter().for_each(|line| say!("{line}"));
             ood_inputs.iter().for_each(|input| input.figures.print());
             cost.print();
             say!("report     {}", page.display());
         }
-        self.record(&file, classifier.info(), (&dataset, &ood_inputs), (&findings, &figures))
+        self.record(&file, classifier.info(), (&dataset, &ood_inputs), (&report, &figures))
     }
 
     /// Evaluates the model on each input of `--ood`.
@@ -129,8 +131,8 @@ impl Evaluate {
     }
 
     /// The metrics, the model and its cost as JSON.
-    fn figures(&self, info: &ModelInfo, findings: &Findings, cost: &Cost) -> Value {
-        let mut figures = findings.figures.clone();
+    fn figures(&self, info: &ModelInfo, report: &EvaluationReport, cost: &Cost) -> Value {
+        let mut figures = report.figures.clone();
         figures["classes"] = json!(info.labels);
         figures["model"] = json!({
             "file": self.model.to_string(),
@@ -148,7 +150,7 @@ impl Evaluate {
         model: &[u8],
         info: &ModelInfo,
         (dataset, ood_inputs): (&Dataset, &[OodEvaluation]),
-        (findings, figures): (&Findings, &Value),
+        (report, figures): (&EvaluationReport, &Value),
     ) -> Result<()> {
         let Some(tracking) = Tracking::open(&MlflowConfig::default())? else { return Ok(()) };
         let name = format!("evaluate {}", self.model);
@@ -162,16 +164,16 @@ impl Evaluate {
             let source = self.data.display().to_string();
             run.input(&tracking::input(dataset, &source, &self.data), context)?;
             run.tag(&format!("petnet.{part}_digest"), &digest)?;
-            for (name, value) in &findings.tracked {
+            for (name, value) in &report.tracked {
                 run.metric(&format!("{part}_{name}"), *value, 0)?;
             }
             track_ood(run, part, ood_inputs)?;
             run.artifact(&format!("{part}/metrics.json"), &files::json(figures)?)?;
-            run.artifact(&format!("{part}/report.html"), findings.page.as_bytes())?;
-            if let Some(matrix) = &findings.confusion_matrix {
+            run.artifact(&format!("{part}/report.html"), report.page.as_bytes())?;
+            if let Some(matrix) = &report.confusion_matrix {
                 run.artifact(&format!("{part}/confusion_matrix.npy"), matrix)?;
             }
-            track_mistakes(run, &format!("{part}/mistakes"), &findings.mistakes)
+            track_mistakes(run, &format!("{part}/mistakes"), &report.mistakes)
         });
         tracker.close();
         Ok(())

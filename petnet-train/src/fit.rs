@@ -15,7 +15,7 @@ use crate::data;
 use crate::files;
 use crate::metrics::Metrics;
 use crate::report::charts;
-use crate::report::findings::{AnyEvaluation, Findings, Subject, track_mistakes};
+use crate::report::evaluation::{AnyEvaluation, EvaluationReport, Subject, track_mistakes};
 use crate::terminal::{self, Output};
 use crate::tracking::{self, Run, Status, Tracker, Tracking};
 
@@ -120,14 +120,14 @@ fn fit(
     let dataset_name = format!("{} (val)", config.program.data_dir.display());
     let subject =
         Subject { classifier: &classifier, dataset: valid, dataset_name, ood_inputs: &[] };
-    let findings = Findings::of(subject, &evaluation)?;
+    let report = EvaluationReport::of(subject, &evaluation)?;
     let mut results = vec![
         ("loss_curves.png", charts::loss_curves_png(&fitted.history)?),
-        ("metrics.json", files::json(&findings.figures)?),
+        ("metrics.json", files::json(&report.figures)?),
         ("history.json", files::json(&fitted.history)?),
-        ("report.html", findings.page.into_bytes()),
+        ("report.html", report.page.into_bytes()),
     ];
-    results.extend(findings.confusion_matrix.map(|matrix| ("confusion_matrix.npy", matrix)));
+    results.extend(report.confusion_matrix.map(|matrix| ("confusion_matrix.npy", matrix)));
     for (name, bytes) in &results {
         files::write(&out.join(name), bytes)?;
     }
@@ -135,12 +135,12 @@ fn fit(
         tracker.record(|run| {
             results.iter().try_for_each(|(name, bytes)| run.artifact(name, bytes))?;
             run.artifact("config.yaml", serde_yaml::to_string(&config.to_value()?)?.as_bytes())?;
-            track_mistakes(run, "mistakes", &findings.mistakes)?;
+            track_mistakes(run, "mistakes", &report.mistakes)?;
             tracking::log_model(run, &std::fs::read(&file)?, classifier.info())
         });
     }
     if watcher.output.json {
-        say!("{}", findings.figures);
+        say!("{}", report.figures);
     } else {
         say!("best validation {}; wrote {}", evaluation.summary(), file.display());
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::data;
 use crate::model::ModelName;
-use crate::report::findings::AnyEvaluation;
+use crate::report::evaluation::AnyEvaluation;
 use crate::terminal::Output;
 
 /// Prepare a model for int8 inference: measure the ranges of its feature maps on training images

@@ -15,8 +15,8 @@ use crate::tracking::{self, Run, Tracking};
   petnet-train register --model models/best.safetensors --alias champion --stage Production
   petnet-train register --run 019ab2 --alias challenger
 
-A model replaces the champion only if its accuracy on the same test images is at least as high. Run
-`petnet-train evaluate` first, which measures it. --force skips the comparison.")]
+A model replaces the champion, or moves to a stage, only if its accuracy on the same test images is at least as high
+as the champion's. Run `petnet-train evaluate` first, which measures it. --force skips the comparison.")]
 pub(crate) struct Register {
     /// Recorded run whose model is registered: its identifier or the beginning of it
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
@@ -60,7 +60,9 @@ impl Register {
         let digest = model.tag(DIGEST_TAG).context("the model has no digest")?;
         let evaluated = evaluated(&run);
         let known = server.version_by_digest(&self.name, &digest)?;
-        if !self.force {
+        // A model may be registered without a comparison, but not as the champion or in a stage.
+        let promoted = self.alias.as_deref() == Some(CHAMPION) || self.stage.is_some();
+        if promoted && !self.force {
             self.compare(server, known.as_ref(), evaluated.as_ref())?;
         }
         let version = match known {
@@ -150,8 +152,6 @@ impl Register {
                 }
                 Ok(())
             }
-            // Without a comparison, a model may be registered, but not as the champion or in a stage.
-            _ if self.alias.as_deref() != Some(CHAMPION) && self.stage.is_none() => Ok(()),
             _ => bail!(
                 "refused: this model and the champion, version {number}, were not evaluated on the same test images; run `petnet-train evaluate` first, or --force"
             ),

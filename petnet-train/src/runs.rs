@@ -76,7 +76,7 @@ impl Runs {
             Command::List => list(&tracking, output),
             Command::Show { run } => show(&tracking.store.run(&run)?, output),
             Command::Compare { runs, html } => {
-                let runs = named(&tracking, &runs)?;
+                let runs = find_runs(&tracking, &runs)?;
                 if let Some(page) = html {
                     files::write(&page, compare::html(&runs)?.as_bytes())?;
                 }
@@ -87,7 +87,7 @@ impl Runs {
     }
 }
 
-fn named(tracking: &Tracking, names: &[String]) -> Result<Vec<Run>> {
+fn find_runs(tracking: &Tracking, names: &[String]) -> Result<Vec<Run>> {
     names.iter().map(|name| tracking.store.run(name)).collect()
 }
 
@@ -202,7 +202,7 @@ fn sync(tracking: &Tracking, names: &[String], output: Output) -> Result<()> {
     let server = tracking.server()?;
     let runs = match names {
         [] => tracking.store.runs()?,
-        names => named(tracking, names)?,
+        names => find_runs(tracking, names)?,
     };
     if runs.is_empty() {
         return Err(UsageError(format!("no runs in {}", tracking.store.root().display())).into());

@@ -141,21 +141,25 @@ fn a_killed_run_continues_and_classifies_every_image_once() {
     assert_eq!(whole.len(), all);
     let command = ["predict", "--quiet", "--out", "torn", "--part-size", "20", "--batch-size", "4"];
     let command = [&command[..], &["--format", "jsonl", "raw"]].concat();
+    let part = |number: usize| folder.join(format!("torn/part-00000-{number:05}.jsonl"));
     let mut kills = 0;
-    for part in ["00000", "00003", "00006"] {
+    for _ in 0..3 {
+        let Some(next) = (0..14).find(|number| !part(*number).is_file()) else { break };
         let mut child = petnet(folder, &command).stdout(Stdio::null()).spawn().unwrap();
-        let part = folder.join(format!("torn/part-00000-{part}.jsonl"));
         let began = Instant::now();
-        while !part.is_file() && began.elapsed() < Duration::from_secs(60) {
+        while !part(next).is_file() {
+            assert!(began.elapsed() < Duration::from_secs(60));
             std::thread::sleep(Duration::from_millis(1));
         }
-        kills += i32::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!folder.join("torn/_SUCCESS-00000").exists(), "the run ended before it was killed");
+        kills += usize::from(!child.wait().unwrap().success());
+        // A fast machine may end a later run before it is killed.
+        if fs::remove_file(folder.join("torn/_SUCCESS-00000")).is_ok() {
+            break;
+        }
     }
-    assert_eq!(kills, 3);
-    let first = folder.join("torn/part-00000-00000.jsonl");
+    assert!(kills > 0, "the first run ended before it was killed");
+    let first = part(0);
     let written = fs::metadata(&first).unwrap().modified().unwrap();
     let printed = succeed(folder, &command);
     assert!(

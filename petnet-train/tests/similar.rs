@@ -86,12 +86,12 @@ fn a_killed_run_continues_the_embeddings_of_its_parts() {
     succeed(folder, &command("whole", "npy"));
     let mut child = petnet(folder, &command("torn", "npy")).stdout(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
-    while !folder.join("torn/part-00000-00001.jsonl").is_file() {
+    while !folder.join("torn/part-00000-00000.jsonl").is_file() {
         assert!(began.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
-    child.wait().unwrap();
+    assert!(!child.wait().unwrap().success(), "the run ended before it was killed");
     succeed(folder, &command("torn", "npy"));
     let files = |out: &str| {
         let names = fs::read_dir(folder.join(out)).unwrap().map(|entry| entry.unwrap().path());
@@ -222,6 +222,9 @@ fn similar_images_are_found_and_an_index_is_updated() {
         name(0).ends_with("Dog/7.png") && name(1).ends_with("Dog/copy.png")
     });
     assert!(pair.unwrap()["cosine"].as_f64().unwrap() > 0.999_999, "{again}");
+    let overlapping = json(folder, &["--photos", "raw", "--photos", "raw/Dog"]);
+    assert_eq!((counts(&overlapping), overlapping["images"].as_u64()), ([0, 61, 0], Some(61)));
+    assert_eq!(overlapping["updated"]["unreadable"].as_array().unwrap().len(), 1);
     // The images of another folder are added; those of the first stay.
     fs::create_dir(folder.join("new")).unwrap();
     fs::rename(folder.join("lost.jpg"), folder.join("new/lost.jpg")).unwrap();

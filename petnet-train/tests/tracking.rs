@@ -359,6 +359,12 @@ fn a_worse_model_does_not_replace_the_champion() {
     refused("not evaluated on the same test images");
     succeed(folder, &evaluate(weak));
     refused("is below the");
+    let challenger = ["register", "--model", weak, "--alias", "challenger"];
+    done(&run(folder, &server, &challenger));
+    assert_eq!(server.state().aliases["challenger"], "2");
+    let stage = ["register", "--model", weak, "--stage", "Staging"];
+    let output = run(folder, &server, &stage);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is below the"), "{output:?}");
     assert_eq!(server.state().aliases["champion"], "1");
     done(&run(folder, &server, &[&register(weak)[..], &["--force"]].concat()));
     assert_eq!(server.state().aliases["champion"], "2");

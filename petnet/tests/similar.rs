@@ -118,6 +118,53 @@ fn only_new_and_changed_images_are_embedded_and_unreadable_ones_are_listed() {
 }
 
 #[test]
+fn an_update_does_not_overwrite_that_of_another_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("index");
+    let (classifier, digest) = model();
+    let paths = images(folder.path(), 3);
+    let mut first = ImageIndex::new(&digest, &classifier);
+    let mut other = first.clone();
+    first.add(&classifier, &paths[..1]).unwrap();
+    first.save(&dir).unwrap();
+    let changed = |result: Result<(), Error>| match result.unwrap_err() {
+        Error::IndexFile { reason, .. } => assert_eq!(reason, IndexError::Changed),
+        other => panic!("{other}"),
+    };
+    changed(other.save(&dir));
+    let mut other = ImageIndex::open(&dir, &digest).unwrap();
+    other.add(&classifier, &paths[1..2]).unwrap();
+    other.save(&dir).unwrap();
+    other.save(&dir).unwrap();
+    first.add(&classifier, &paths[2..]).unwrap();
+    changed(first.save(&dir));
+    assert_eq!(ImageIndex::open(&dir, &digest).unwrap(), other);
+    first.save(folder.path().join("elsewhere")).unwrap();
+}
+
+#[test]
+fn an_index_is_read_whole_while_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("index");
+    let (classifier, digest) = model();
+    let mut index = ImageIndex::new(&digest, &classifier);
+    index.add(&classifier, &images(folder.path(), 12)).unwrap();
+    index.save(&dir).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            while index.images().len() > 1 {
+                let last = index.images().last().unwrap().path.clone();
+                index.retain(|image| image.path != last);
+                index.save(&dir).unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            assert!(ImageIndex::open(&dir, &digest).unwrap().images().len() <= 12);
+        }
+    });
+}
+
+#[test]
 fn an_index_of_another_model_and_altered_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("index");

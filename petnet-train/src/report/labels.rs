@@ -6,7 +6,7 @@ use petnet::metrics::{MultiLabelMetrics, precision_recall_curve};
 use serde_json::json;
 
 use super::charts::{self, Curve};
-use super::findings::Subject;
+use super::evaluation::Subject;
 use super::page::{MAX_GALLERY_IMAGES, Mistake, STYLE, history};
 use super::render;
 use crate::encode::thumbnail;

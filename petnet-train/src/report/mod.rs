@@ -2,7 +2,7 @@
 
 pub(crate) mod charts;
 pub(crate) mod compare;
-pub(crate) mod findings;
+pub(crate) mod evaluation;
 mod labels;
 pub(crate) mod page;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::charts::{self, Curve};
-use super::findings::Subject;
+use super::evaluation::Subject;
 use super::render;
 use crate::encode::{data_url, thumbnail};
 

@@ -54,15 +54,39 @@ impl Corrections {
 
     /// Sets or, with `None`, removes the decision on an image, and writes the file.
     pub(super) fn decide(&mut self, sha256: &str, decision: Option<Correction>) -> Result<()> {
+        // Kept only once the file is written.
+        let mut changed = self.by_digest.clone();
         match decision {
-            Some(correction) => drop(self.by_digest.insert(sha256.into(), correction)),
-            None => drop(self.by_digest.remove(sha256)),
+            Some(correction) => drop(changed.insert(sha256.into(), correction)),
+            None => drop(changed.remove(sha256)),
         }
         // The header is written explicitly, because the writer omits it without rows.
         let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
         writer.write_record(["sha256", "path", "label", "action"])?;
-        self.by_digest.values().try_for_each(|row| writer.serialize(row))?;
+        changed.values().try_for_each(|row| writer.serialize(row))?;
         let text = writer.into_inner().map_err(|e| anyhow::anyhow!("{e}"))?;
-        crate::files::write(&self.file, &text)
+        crate::files::write(&self.file, &text)?;
+        self.by_digest = changed;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_that_could_not_be_written_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("corrections.csv");
+        let mut corrections = Corrections::open(&file).unwrap();
+        let (path, label, action) = ("1.png".into(), "cat".into(), Action::Keep);
+        let row = Correction { sha256: "a".into(), path, label, action };
+        corrections.decide("a", Some(row.clone())).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir_all(file.join("in the way")).unwrap();
+        assert!(corrections.decide("a", None).is_err());
+        assert!(corrections.decide("b", Some(Correction { sha256: "b".into(), ..row })).is_err());
+        assert_eq!(corrections.all().map(|row| &*row.sha256).collect::<Vec<_>>(), ["a"]);
     }
 }

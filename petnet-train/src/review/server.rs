@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -11,7 +11,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -56,13 +57,18 @@ impl Site<'_> {
     async fn run(&self, address: SocketAddr) -> Result<()> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("--serve {address}"))?;
-        say!("http://{}  (Ctrl-C ends it)", listener.local_addr()?);
+        let bound = listener.local_addr()?;
+        say!("http://{bound}  (Ctrl-C ends it)");
         let mut connections = FuturesUnordered::new();
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let service = service_fn(|request| self.answer(request));
+                        let service = service_fn(move |request| async move {
+                            let reply = self.reply(request, bound).await;
+                            let refuse = |e| plain(StatusCode::BAD_REQUEST, format!("{e:#}\n"));
+                            Ok::<_, Infallible>(reply.unwrap_or_else(refuse))
+                        });
                         let stream = TokioIo::new(stream);
                         connections.push(http1::Builder::new().serve_connection(stream, service));
                     }
@@ -77,14 +83,14 @@ impl Site<'_> {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Reply, Infallible> {
-        Ok(self
-            .reply(request)
-            .await
-            .unwrap_or_else(|error| plain(StatusCode::BAD_REQUEST, format!("{error:#}\n"))))
-    }
-
-    async fn reply(&self, request: Request<Incoming>) -> Result<Reply> {
+    async fn reply(&self, request: Request<Incoming>, bound: SocketAddr) -> Result<Reply> {
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        if !host.is_some_and(|host| is_own_host(host, bound)) {
+            return Err(anyhow!(
+                "open the page as http://{bound} or http://localhost:{}",
+                bound.port()
+            ));
+        }
         // Refuses requests from pages of other sites, which browsers mark with this header.
         let site = request.headers().get("sec-fetch-site");
         if site.is_some_and(|site| site != "same-origin" && site != "none") {
@@ -118,6 +124,17 @@ impl Site<'_> {
     }
 }
 
+/// True for a `Host` header with the address that the server is bound to, or `localhost`, and its port. Another site may
+/// have its name resolve to this address (DNS rebinding); for a browser, its pages are then of the same origin.
+fn is_own_host(host: &str, bound: SocketAddr) -> bool {
+    let Ok(host) = host.parse::<Authority>() else { return false };
+    let ip = host.host().trim_matches(['[', ']']).parse::<IpAddr>();
+    // A server on all addresses has any; no site's name is an address.
+    let own_ip = ip.is_ok_and(|ip| ip == bound.ip() || bound.ip().is_unspecified());
+    let own_name = own_ip || host.host().eq_ignore_ascii_case("localhost");
+    own_name && host.port_u16().unwrap_or(80) == bound.port()
+}
+
 /// The row of a decision; `None` where it is removed.
 fn correction(page: &Page, decision: &Decision) -> Result<Option<Correction>> {
     let Decision { sha256, action, label } = decision;
@@ -144,4 +161,33 @@ fn plain(status: StatusCode, text: String) -> Reply {
     let mut reply = typed("text/plain; charset=utf-8", text.into());
     *reply.status_mut() = status;
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hosts_that_name_the_bound_address_are_answered() {
+        let own = |host: &str, bound: &str| is_own_host(host, bound.parse().unwrap());
+        for host in ["127.0.0.1:8123", "localhost:8123", "LocalHost:8123"] {
+            assert!(own(host, "127.0.0.1:8123"), "{host}");
+        }
+        for host in [
+            "rebound.example:8123",
+            "localhost.rebound.example:8123",
+            "127.0.0.1.rebound.example:8123",
+            "127.0.0.1:8124",
+            "127.0.0.2:8123",
+            "localhost",
+            "",
+            "a b",
+        ] {
+            assert!(!own(host, "127.0.0.1:8123"), "{host}");
+        }
+        assert!(own("[::1]:8123", "[::1]:8123") && own("localhost:8123", "[::1]:8123"));
+        assert!(!own("[::2]:8123", "[::1]:8123"));
+        assert!(own("192.0.2.7:8123", "0.0.0.0:8123") && !own("pc.example:8123", "0.0.0.0:8123"));
+        assert!(own("127.0.0.1", "127.0.0.1:80"), "browsers leave out the default port");
+    }
 }

@@ -60,8 +60,8 @@ pub(crate) struct Similar {
     #[arg(long)]
     turned: bool,
     /// List pairs of images in the index that are duplicates
-    #[arg(long)]
-    duplicates: bool,
+    #[arg(long = "duplicates")]
+    find_duplicates: bool,
     /// Cosine similarity from which two images count as duplicates, from -1 to 1. With the bundled model, copies that were
     /// compressed, resized or mirrored have 0.88 and more, different images up to 0.85
     #[arg(long, value_name = "COSINE", default_value_t = 0.87, value_parser = cosine)]
@@ -82,7 +82,7 @@ fn cosine(text: &str) -> Result<f32, String> {
 /// A query image with its neighbours, or the reason why it cannot be read.
 struct Query {
     path: PathBuf,
-    found: Result<Vec<Near>, String>,
+    found: Result<Vec<NamedNeighbour>, String>,
 }
 
 /// Results of the command.
@@ -92,11 +92,13 @@ struct Results {
     updated: Option<Updated>,
     queries: Vec<Query>,
     duplicates: Option<Vec<Duplicate>>,
+    /// True where there are more pairs of duplicates than those.
+    more_pairs: bool,
 }
 
 /// An image of the index, and its similarity to the query.
 #[derive(Serialize)]
-struct Near {
+struct NamedNeighbour {
     path: String,
     cosine: f32,
 }
@@ -110,7 +112,7 @@ struct Duplicate {
 
 impl Similar {
     pub(crate) fn run(self, output: Output) -> Result<()> {
-        if self.photos.is_empty() && self.queries.is_empty() && !self.duplicates {
+        if self.photos.is_empty() && self.queries.is_empty() && !self.find_duplicates {
             let text = "nothing to do: give an IMAGE, --photos DIR or --duplicates";
             return Err(UsageError(text.into()).into());
         }
@@ -122,13 +124,16 @@ impl Similar {
             folders => Some(update::run(&mut images, &classifier, folders, &self.index, output)?),
         };
         let queries = self.search(&images, &classifier)?;
-        let duplicates = self.duplicates.then(|| self.pairs(&images));
+        let mut duplicates = self.find_duplicates.then(|| self.pairs(&images));
+        let more_pairs = duplicates.as_ref().is_some_and(|pairs| pairs.len() > MAX_LISTED_PAIRS);
+        duplicates.iter_mut().for_each(|pairs| pairs.truncate(MAX_LISTED_PAIRS));
         if let Some(path) = &self.html {
             let (count, model) = (images.images().len(), self.model.to_string());
             let page = page::html(count, &model, self.threshold, &queries, duplicates.as_deref())?;
             files::write(path, page.as_bytes())?;
         }
-        let results = Results { images: images.images().len(), updated, queries, duplicates };
+        let images = images.images().len();
+        let results = Results { images, updated, queries, duplicates, more_pairs };
         if output.json {
             say!("{}", results.json());
         } else {
@@ -164,7 +169,7 @@ impl Similar {
         let answers = self.queries.iter().zip(embedded).map(|(path, embedded)| {
             let found = embedded.map(|orientations| {
                 let near = found.by_ref().take(orientations.len()).flatten().collect();
-                self.others(images, path, near)
+                self.without_query(images, path, near)
             });
             Query { path: path.clone(), found }
         });
@@ -180,19 +185,25 @@ impl Similar {
     }
 
     /// The images found in any orientation, each once, without the query itself.
-    fn others(&self, images: &ImageIndex, own: &Path, mut found: Vec<Neighbour>) -> Vec<Near> {
+    fn without_query(
+        &self,
+        images: &ImageIndex,
+        own: &Path,
+        mut found: Vec<Neighbour>,
+    ) -> Vec<NamedNeighbour> {
         found.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.row.cmp(&b.row)));
         let own = own.canonicalize().ok();
         let mut seen = HashSet::new();
         let near = found.into_iter().filter(|near| seen.insert(near.row)).filter_map(|near| {
             let path = images.images().get(near.row)?.path.clone();
-            Some(Near { path, cosine: near.cosine })
+            Some(NamedNeighbour { path, cosine: near.cosine })
         });
         near.filter(|near| own.as_deref() != Some(Path::new(&near.path))).take(self.count).collect()
     }
 
+    /// The nearest pairs of duplicates: one more than is listed, where there are that many.
     fn pairs(&self, images: &ImageIndex) -> Vec<Duplicate> {
-        let pairs = images.index().pairs(self.threshold, MAX_LISTED_PAIRS);
+        let pairs = images.index().pairs(self.threshold, MAX_LISTED_PAIRS + 1);
         let named = pairs.into_iter().map(|pair| Duplicate {
             paths: pair.rows.map(|row| images.images()[row].path.clone()),
             cosine: pair.cosine,
@@ -202,7 +213,7 @@ impl Similar {
 }
 
 /// A path for display: relative to the current folder, if it lies below it.
-fn shown(path: &str) -> String {
+fn display_path(path: &str) -> String {
     let here = std::env::current_dir().and_then(|here| here.canonicalize()).unwrap_or_default();
     let path = Path::new(path);
     path.strip_prefix(here).unwrap_or(path).display().to_string()
@@ -235,7 +246,7 @@ impl Results {
                 Ok(found) => {
                     writeln!(out, "{}", path.display())?;
                     for near in found {
-                        writeln!(out, "  {:.4}  {}", near.cosine, shown(&near.path))?;
+                        writeln!(out, "  {:.4}  {}", near.cosine, display_path(&near.path))?;
                     }
                 }
                 Err(reason) => say_error!("{}: {reason}", path.display()),
@@ -243,12 +254,12 @@ impl Results {
         }
         let Some(pairs) = &self.duplicates else { return Ok(()) };
         for Duplicate { paths: [a, b], cosine } in pairs {
-            writeln!(out, "{cosine:.4}  {}  {}", shown(a), shown(b))?;
+            writeln!(out, "{cosine:.4}  {}  {}", display_path(a), display_path(b))?;
         }
-        let most = match pairs.len() {
-            MAX_LISTED_PAIRS => ", only the nearest are listed: raise --threshold",
-            _ => "",
+        let limited = match self.more_pairs {
+            true => ", only the nearest are listed: raise --threshold",
+            false => "",
         };
-        Ok(writeln!(out, "{} pairs of duplicates{most}", pairs.len())?)
+        Ok(writeln!(out, "{} pairs of duplicates{limited}", pairs.len())?)
     }
 }

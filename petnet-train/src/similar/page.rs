@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Duplicate, Query, shown};
+use super::{Duplicate, Query, display_path};
 use crate::encode::{data_url, thumbnail};
 use crate::report::render;
 
@@ -27,7 +27,7 @@ struct Image {
 impl Image {
     fn new(path: &str, cosine: Option<f32>) -> Self {
         let jpeg = std::fs::read(path).ok().and_then(|bytes| thumbnail(&bytes).ok());
-        let shown = shown(path);
+        let shown = display_path(path);
         let (folder, name) = shown.rsplit_once('/').unwrap_or(("", &shown));
         let (folder, name) = (folder.to_string(), name.to_string());
         Self { folder, name, cosine, duplicate: false, thumbnail: jpeg.unwrap_or_default() }

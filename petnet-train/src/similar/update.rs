@@ -8,7 +8,7 @@ use petnet::Classifier;
 use petnet::similar::{ImageIndex, Unreadable};
 use serde_json::{Value, json};
 
-use super::shown;
+use super::display_path;
 use crate::error::UsageError;
 use crate::predict::images_below;
 use crate::terminal::{self, Output};
@@ -44,7 +44,7 @@ impl Updated {
     /// The numbers as a line of text; unreadable files are named on standard error.
     pub(super) fn summary(&self, images: usize) -> String {
         for Unreadable { path, reason } in &self.unreadable {
-            say_error!("{}: {reason}", shown(&path.to_string_lossy()));
+            say_error!("{}: {reason}", display_path(&path.to_string_lossy()));
         }
         let Self { embedded, unchanged, removed, unreadable } = self;
         let unreadable = unreadable.len();
@@ -79,6 +79,9 @@ pub(super) fn run(
         });
         paths.extend(below);
     }
+    // A folder may lie below another one.
+    paths.sort_unstable();
+    paths.dedup();
     let bar = terminal::bar(paths.len() as u64, "embedding", output);
     let mut unsaved = 0;
     for step in paths.chunks(CHUNK_IMAGES) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,10 @@ use crate::files;
 
 /// File that the process that writes a run keeps locked; the operating system releases the lock when the process ends.
 const LOCK: &str = "active.lock";
+/// Attempts to lock a run that is reopened, for about a second: [`Run::open`] of another process may hold the lock briefly.
+const LOCK_ATTEMPTS: u32 = 20;
+/// Pause before the second attempt; each further one is longer by as much.
+const LOCK_DELAY: Duration = Duration::from_millis(5);
 
 /// Status of a run, with the numbers of MLflow's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,12 +189,18 @@ impl Run {
     /// Reads a run; a running one whose process has ended is marked as killed.
     pub(super) fn open(folder: PathBuf) -> Result<Self> {
         let mut run = Self { meta: read_yaml(&folder)?, folder, lock: None };
-        if run.meta.status() == Status::Running && lock(&run.folder)?.is_some() {
+        if run.meta.status() == Status::Running
+            && let Some(_held) = lock(&run.folder)?
+        {
             let mut last = run.meta.start_time;
             for (_, file) in run.metric_files()? {
                 last = last.max(millis(fs::metadata(&file)?.modified()?));
             }
-            run.mark(Status::Killed, Some(last))?;
+            // Its process may have finished it after the first reading.
+            run.meta = read_yaml(&run.folder)?;
+            if run.meta.status() == Status::Running {
+                run.mark(Status::Killed, Some(last))?;
+            }
         }
         Ok(run)
     }
@@ -227,7 +238,12 @@ impl Run {
 
     /// Opens an ended run again; incomplete last lines of metrics are cut off.
     pub(crate) fn reopen(&mut self) -> Result<()> {
-        self.lock = Some(lock(&self.folder)?.context("another process writes this run")?);
+        let held = (0..LOCK_ATTEMPTS).find_map(|attempt| {
+            std::thread::sleep(LOCK_DELAY * attempt);
+            lock(&self.folder).transpose()
+        });
+        let held = held.transpose()?;
+        self.lock = Some(held.context("another process writes this run")?);
         for (_, file) in self.metric_files()? {
             let text = fs::read(&file)?;
             let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -432,5 +448,23 @@ fn lock(folder: &Path) -> Result<Option<File>> {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(e)) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_reopened_as_soon_as_another_process_has_released_it() {
+        let experiment = tempfile::tempdir().unwrap();
+        let mut run = Run::create(experiment.path(), "run", "user").unwrap();
+        run.finish(Status::Finished).unwrap();
+        let held = lock(run.folder()).unwrap().unwrap();
+        let reopened = std::thread::spawn(move || run.reopen().map(|()| run));
+        drop(held);
+        let run = reopened.join().unwrap().unwrap();
+        assert_eq!(run.meta().status(), Status::Running);
+        assert!(lock(run.folder()).unwrap().is_none(), "it is locked again");
     }
 }

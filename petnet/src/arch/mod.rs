@@ -43,6 +43,12 @@ impl Normalization {
     /// `(x - 127) / 128` of values from 0 to 255, as EfficientNet-Lite expects them.
     pub const SYMMETRIC: Self = Self { mean: [127.0 / 255.0; 3], std: [128.0 / 255.0; 3] };
 
+    /// True where standard deviations are above 0, and all values and what [`Self::affine`] makes of them are finite.
+    pub(crate) fn is_valid(&self) -> bool {
+        let valid = |std: &f32| *std > 0.0 && std.is_finite();
+        self.std.iter().all(valid) && self.affine().as_flattened().iter().all(|x| x.is_finite())
+    }
+
     /// Scale and shift of each channel that map values from 0 to 255 to normalised ones.
     pub(crate) fn affine(&self) -> [[f32; 3]; 2] {
         let Self { mean, std } = self;

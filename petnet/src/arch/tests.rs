@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::graph::{Builder, Window};
 
 #[path = "../../tests/common/networks.rs"]
 mod networks;
@@ -70,7 +71,7 @@ impl NetworkConfig for Foreign {
     }
 
     fn graph(&self, _: usize) -> Result<Graph, GraphError> {
-        crate::graph::Builder::new(self.name).build()
+        Builder::new(self.name).build()
     }
 }
 
@@ -94,6 +95,21 @@ fn a_name_that_begins_like_one_of_the_table_is_not_that_one() {
     assert_eq!(large.normalization(), Normalization::SYMMETRIC);
     let json = serde_json::to_string(&large).unwrap();
     assert_eq!(serde_json::from_str::<Architecture>(&json).unwrap(), large, "{json}");
+}
+
+#[test]
+fn a_sum_of_unequal_sides_has_an_error_of_its_own() {
+    let mut net = Builder::new("unequal");
+    let small = net.conv2d("small", Builder::IMAGE, 3, Window::centred(3, 2));
+    let sum = net.add(Builder::IMAGE, small);
+    let features = net.global_avg_pool(sum);
+    net.linear("logits", features, 2);
+    let graph = net.build().unwrap();
+    assert_eq!(graph.sides(1).unwrap().last(), Some(&[1, 1]));
+    assert_eq!(
+        graph.sides(9).unwrap_err().to_string(),
+        "an image of 9 pixels leaves unequal sides to add at node `image.add`"
+    );
 }
 
 #[test]

@@ -159,6 +159,9 @@ impl ModelInfo {
         if logits != labels {
             return Err(ModelError::Classes { logits, labels });
         }
+        if !self.normalization.is_valid() {
+            return Err(ModelError::Normalization(self.normalization));
+        }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(ModelError::Temperature(self.temperature));
         }

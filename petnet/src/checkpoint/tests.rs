@@ -137,6 +137,11 @@ fn a_description_that_cannot_be_built_is_refused() {
     let reference = serde_json::json!({ "brightness": { "edges": [1.0, 2.0], "counts": [] } });
     let reference: Reference = serde_json::from_value(reference).unwrap();
     refused(&|info| info.reference = Some(reference.clone()), "one count more than edges");
+    for std in [0.0, -1.0, f32::from_bits(1)] {
+        refused(&|info| info.normalization.std[1] = std, "must be finite, and std above 0");
+    }
+    let too_large = |info: &mut ModelInfo| info.normalization.mean[2] = f32::MAX;
+    refused(&too_large, "must be finite, and std above 0");
     refused(&|info| info.temperature = 0.0, "temperature is 0");
     refused(&|info| info.graph = small(vec![4, 8, 8, 8, 8]), "image_size is 16");
     refused(&|info| info.graph = small(vec![4, 4096]), "blocks.1.conv.weight");

@@ -52,6 +52,9 @@ pub enum IndexError {
         /// SHA-256 of this model.
         expected: String,
     },
+    /// The folder holds another index than the one that was read from it or written to it last.
+    #[error("it was changed by another process: open it again and repeat the update")]
+    Changed,
     /// The number of embeddings is not that of images.
     #[error("it lists {images} images, there are {embeddings} embeddings")]
     Rows {

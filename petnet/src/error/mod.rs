@@ -5,6 +5,7 @@ mod index;
 
 use std::path::{Path, PathBuf};
 
+use crate::arch::Normalization;
 use crate::graph::GraphError;
 use crate::task::MAX_LABEL_BYTES;
 
@@ -199,6 +200,9 @@ pub enum ModelError {
     /// The classes of an out-of-distribution score are not a proper subset of the source head's.
     #[error("out-of-distribution classes must be a proper subset of the source head's {0} classes")]
     OodClasses(usize),
+    /// The normalisation is out of range.
+    #[error("normalization has mean {:?} and std {:?}, must be finite, and std above 0", .0.mean, .0.std)]
+    Normalization(Normalization),
     /// The out-of-distribution threshold is not a number.
     #[error("out-of-distribution threshold is {0}, must be a number")]
     OodThreshold(f32),

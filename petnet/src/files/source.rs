@@ -253,7 +253,7 @@ fn list_zip(zip: &Zip, places: &mut HashMap<PathBuf, usize>) -> Listing {
         if let Some(path) = listing.add_entry(entry_path(&name), is_folder)
             && places.insert(path, index).is_some()
         {
-            listing.repeated();
+            listing.remove_repeated();
         }
     }
     listing
@@ -282,7 +282,7 @@ fn list_tar(path: &Path, places: &mut HashMap<PathBuf, (u64, u64)>) -> Result<Li
             && places.insert(path, (offset, size)).is_some()
         {
             // The later one counts, as in unpacking.
-            listing.repeated();
+            listing.remove_repeated();
         }
     }
     Ok(listing)
@@ -310,7 +310,7 @@ impl Listing {
     }
 
     /// Removes the file that was added last, as an earlier one has its name.
-    fn repeated(&mut self) {
+    fn remove_repeated(&mut self) {
         self.files.pop();
         self.left_out.add(LeftOut::SameName);
     }

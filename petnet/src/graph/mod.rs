@@ -301,6 +301,14 @@ pub enum GraphError {
         /// Name of the node.
         node: String,
     },
+    /// The feature maps of a sum have unequal sides.
+    #[error("an image of {side} pixels leaves unequal sides to add at node `{node}`")]
+    UnequalSides {
+        /// Side of the image.
+        side: usize,
+        /// Name of the node.
+        node: String,
+    },
 }
 
 /// Reason for which a node was refused.
@@ -396,7 +404,8 @@ impl Graph {
     /// Height and width of each node's output for a square image of `side` pixels; features count as one pixel.
     ///
     /// # Errors
-    /// [`GraphError::Side`] where a window does not fit its feature map.
+    /// [`GraphError::Side`] where a window does not fit its feature map, [`GraphError::UnequalSides`] where the feature
+    /// maps of a sum have unequal sides.
     pub fn sides(&self, side: usize) -> Result<Vec<[usize; 2]>, GraphError> {
         let mut sides: Vec<[usize; 2]> = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
@@ -411,7 +420,7 @@ impl Graph {
                     [fit(window, input[0])?, fit(window, input[1])?]
                 }
                 Op::Add if node.inputs.iter().any(|from| sides[*from] != input) => {
-                    return Err(small());
+                    return Err(GraphError::UnequalSides { side, node: node.name.clone() });
                 }
                 Op::Add => input,
                 Op::GlobalAvgPool | Op::Linear { .. } => [1, 1],

@@ -53,7 +53,7 @@ impl Checkpoint {
 /// None for a checkpoint, whose weights are those of its graph; [`Error::Checkpoint`] otherwise.
 pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
     let info = checkpoint.info();
-    let graph = Builder::new(info, checkpoint.weights()).finish(info);
+    let graph = OnnxBuilder::new(info, checkpoint.weights()).finish(info);
     let graph = graph.map_err(|reason| Error::checkpoint("<weights>", reason))?;
     let side = info.preprocess.size;
     let model = Model {
@@ -90,14 +90,17 @@ fn metadata(info: &ModelInfo) -> Vec<StringStringEntry> {
 }
 
 /// An ONNX graph that grows node by node.
-struct Builder<'a> {
+///
+/// No two of its values may have one name. A node's value is named `NODE.output`, and a weight `NODE.PART` as in the model
+/// file, where no part is called `output`; the other names end in neither.
+struct OnnxBuilder<'a> {
     weights: &'a Weights,
     graph: Graph,
     /// The name of each node's value.
     values: Vec<String>,
 }
 
-impl<'a> Builder<'a> {
+impl<'a> OnnxBuilder<'a> {
     fn new(info: &ModelInfo, weights: &'a Weights) -> Self {
         let side = info.preprocess.size as i64;
         let images = ValueInfo::floats("images", &[None, Some(3), Some(side), Some(side)]);
@@ -162,12 +165,13 @@ impl<'a> Builder<'a> {
         self.add_initializer("temperature", &temperature);
         let last = self.values.last().cloned().unwrap_or_default();
         let logits = self.add_node("Identity", &[&last], vec![], "logits");
-        let scaled = self.add_node("Div", &[&logits, "temperature"], vec![], "cooled");
+        let tempered = &[logits.as_str(), "temperature"];
+        let tempered = self.add_node("Div", tempered, vec![], "tempered_logits");
         let (kind, attributes) = match info.task {
             Task::SingleLabel => ("Softmax", vec![Attribute::int("axis", 1)]),
             Task::MultiLabel { .. } => ("Sigmoid", vec![]),
         };
-        self.add_node(kind, &[&scaled], attributes, "probabilities");
+        self.add_node(kind, &[&tempered], attributes, "probabilities");
         self.graph.output = ["logits", "probabilities"]
             .map(|name| ValueInfo::floats(name, &[None, classes]))
             .into();
@@ -181,16 +185,13 @@ impl<'a> Builder<'a> {
         for (name, _) in passes::parameters(node) {
             inputs.push(self.weight(name)?);
         }
+        let output = format!("{}.output", node.name);
         let (kind, attributes) = match node.op {
             Op::Image => {
-                let scaled =
-                    self.add_node("Mul", &["images", "normalization.scale"], vec![], "scaled");
-                return Ok(self.add_node(
-                    "Add",
-                    &[&scaled, "normalization.shift"],
-                    vec![],
-                    &format!("{}.normalized", node.name),
-                ));
+                let scale = &["images", "normalization.scale"];
+                inputs.push(self.add_node("Mul", scale, vec![], "scaled"));
+                inputs.push("normalization.shift".into());
+                ("Add", vec![])
             }
             Op::Conv2d(conv) => {
                 let mut attributes = window(conv.window, side);
@@ -208,16 +209,15 @@ impl<'a> Builder<'a> {
             Op::Add => ("Add", vec![]),
             Op::MaxPool(pool) => ("MaxPool", window(pool, side)),
             Op::GlobalAvgPool => {
-                let name = format!("{}.means", node.name);
-                let means = self.add_node("GlobalAveragePool", &[&inputs[0]], vec![], &name);
-                return Ok(self.add_node("Flatten", &[&means], vec![], &node.name));
+                inputs[0] = self.add_node("GlobalAveragePool", &[&inputs[0]], vec![], "means");
+                ("Flatten", vec![])
             }
             // Nothing is dropped in inference.
             Op::Dropout { .. } => return Ok(inputs.swap_remove(0)),
             Op::Linear { .. } => ("Gemm", vec![]),
         };
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        Ok(self.add_node(kind, &inputs, attributes, &node.name))
+        Ok(self.add_node(kind, &inputs, attributes, &output))
     }
 }
 
@@ -239,6 +239,45 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::checkpoint::tests::patterned;
+    use crate::graph::Builder;
+
+    /// Names of the constants and of all values of a graph; fails where a name is given twice, or read before it is made.
+    fn names(graph: &Graph) -> [HashSet<&str>; 2] {
+        let constants: HashSet<&str> = graph.initializer.iter().map(Tensor::name).collect();
+        assert_eq!(constants.len(), graph.initializer.len(), "two constants of one name");
+        let mut values = constants.clone();
+        assert!(values.insert("images"));
+        for node in &graph.node {
+            for input in &node.input {
+                assert!(values.contains(input.as_str()), "{} reads {input}", node.name);
+            }
+            for output in &node.output {
+                assert!(values.insert(output), "{output} twice");
+            }
+        }
+        [constants, values]
+    }
+
+    #[test]
+    fn nodes_may_have_the_names_of_the_files_other_values() {
+        let mut net = Builder::new("names");
+        let window = Window::centred(3, 2);
+        let relu6 = Op::Activation { function: Activation::Relu6 };
+        let mut last = net.conv2d("images", Builder::IMAGE, 4, window);
+        for name in ["zero", "six", "scaled", "normalization.scale", "normalization.shift"] {
+            last = net.node(name, relu6, &[last]);
+        }
+        last = net.conv2d("images.weight", last, 4, window);
+        last = net.conv2d("images.output", last, 4, window);
+        last = net.node("means", Op::GlobalAvgPool, &[last]);
+        for name in ["temperature", "tempered_logits", "probabilities", "logits"] {
+            last = net.linear(name, last, 2);
+        }
+        let checkpoint = patterned(net.build().unwrap(), 32, |value| value / 100.0);
+        let model = Model::decode(encode(&checkpoint).unwrap().as_slice()).unwrap();
+        names(&model.graph.unwrap());
+    }
 
     /// `scripts/formats-test.sh` compares the numbers with ONNX Runtime's.
     #[test]
@@ -247,19 +286,11 @@ mod tests {
         let bytes = encode(&checkpoint).unwrap();
         let model = Model::decode(bytes.as_slice()).unwrap();
         let graph = model.graph.unwrap();
-        let constants: HashSet<&str> = graph.initializer.iter().map(Tensor::name).collect();
-        let mut made = constants.clone();
-        made.insert("images");
-        let mut read = HashSet::new();
-        for node in &graph.node {
-            for input in &node.input {
-                assert!(made.contains(input.as_str()), "{} reads {input}", node.name);
-                read.insert(input.as_str());
-            }
-            made.extend(node.output.iter().map(String::as_str));
-        }
+        let [constants, values] = names(&graph);
+        let read: HashSet<&str> =
+            graph.node.iter().flat_map(|node| &node.input).map(String::as_str).collect();
         assert!(constants.is_subset(&read), "{:?}", constants.difference(&read));
-        assert!(["logits", "probabilities"].iter().all(|name| made.contains(name)));
+        assert!(["logits", "probabilities"].iter().all(|name| values.contains(name)));
         // The file holds the network alone, no source head.
         let stored = checkpoint.weights().keys().map(String::as_str);
         let stored: HashSet<&str> = stored.filter(|name| !name.starts_with("source.")).collect();

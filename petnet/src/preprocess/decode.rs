@@ -29,9 +29,9 @@ const SMALL_BUFFERS: u64 = 1 << 20;
 pub(super) type SizedPixels = (Pixels, (u32, u32));
 
 /// The method by which an image will be decoded, and the memory for it, from its header.
-pub(super) struct Plan<'a> {
+pub(super) struct DecodePlan<'a> {
     bytes: &'a [u8],
-    method: Method<'a>,
+    method: DecodeMethod<'a>,
     /// Width and height in pixels, as stored.
     size: (u32, u32),
     /// Width and height in pixels as it will be decoded.
@@ -42,7 +42,7 @@ pub(super) struct Plan<'a> {
     pub(super) memory: u64,
 }
 
-enum Method<'a> {
+enum DecodeMethod<'a> {
     /// Any format but JPEG.
     Other(Box<dyn ImageDecoder + 'a>),
     Jpeg,
@@ -50,7 +50,7 @@ enum Method<'a> {
     ReducedJpeg,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> DecodePlan<'a> {
     /// Reads the header. Where a `side` is given, a JPEG may be decoded at a reduced size of at least twice `side` pixels on
     /// both sides.
     pub(super) fn new(
@@ -104,7 +104,7 @@ impl<'a> Plan<'a> {
             let grey = if markers.components == 1 { pixels } else { 0 };
             let converting = rgb_bytes + grey.max(rotated * rgb_bytes);
             let memory = decoding.max(converting) + SMALL_BUFFERS;
-            let method = Method::Jpeg;
+            let method = DecodeMethod::Jpeg;
             return Ok(Self { bytes, method, size, decoded: size, orientation, memory });
         };
         // Memory for the planes of the components, and for the pixels that are put together from them. The decoder passes
@@ -114,7 +114,7 @@ impl<'a> Plan<'a> {
         let reduced = u64::from(decoded.0) * u64::from(decoded.1) * 3;
         let queued = markers.kept_coefficients().max(markers.coefficients.min(JPEG_QUEUE));
         let memory = markers.kept_coefficients() + queued + (2 + rotated) * reduced + SMALL_BUFFERS;
-        Ok(Self { bytes, method: Method::ReducedJpeg, size, decoded, orientation, memory })
+        Ok(Self { bytes, method: DecodeMethod::ReducedJpeg, size, decoded, orientation, memory })
     }
 
     /// The plan of any format but JPEG.
@@ -146,7 +146,7 @@ impl<'a> Plan<'a> {
         let memory = memory(&*decoder, format, bytes)?.max(rotation) + SMALL_BUFFERS;
         bounds.max_alloc = Some(limits.max_alloc);
         decoder.set_limits(bounds).map_err(from_image)?;
-        let method = Method::Other(decoder);
+        let method = DecodeMethod::Other(decoder);
         Ok(Self { bytes, method, size, decoded: size, orientation, memory })
     }
 
@@ -155,12 +155,12 @@ impl<'a> Plan<'a> {
         let Self { bytes, method, size, decoded, orientation, .. } = self;
         let original_size = if swaps_sides(orientation) { (size.1, size.0) } else { size };
         let image = match method {
-            Method::Other(decoder) => {
+            DecodeMethod::Other(decoder) => {
                 let image = DynamicImage::from_decoder(decoder).map_err(from_image)?;
                 if bytes.starts_with(b"BM") { opaque_if_blank(image) } else { image }
             }
-            Method::Jpeg => whole_jpeg(bytes, size, limits)?,
-            Method::ReducedJpeg => match reduced_jpeg(bytes, size, decoded) {
+            DecodeMethod::Jpeg => whole_jpeg(bytes, size, limits)?,
+            DecodeMethod::ReducedJpeg => match reduced_jpeg(bytes, size, decoded) {
                 Some(image) => image,
                 // The other decoder supports some files that this one does not.
                 None => return Self::new(bytes, limits, None)?.run(limits),

@@ -13,7 +13,7 @@ use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::UnsupportedFormat;
-use decode::{Plan, SizedPixels, catch_panics};
+use decode::{DecodePlan, SizedPixels, catch_panics};
 pub use format::{FileKind, SNIFFED_BYTES, recognise};
 
 use crate::error::ImageError;
@@ -159,7 +159,7 @@ impl Preprocess {
     /// # Errors
     /// Those of [`Preprocess::run`] that the header shows.
     pub fn memory(&self, bytes: &[u8], limits: &Limits) -> Result<u64, ImageError> {
-        let plan = catch_panics(|| Plan::new(bytes, limits, Some(self.size)))?;
+        let plan = catch_panics(|| DecodePlan::new(bytes, limits, Some(self.size)))?;
         let size = u64::from(self.size);
         // The image between the two passes of a resize has one side of the new length and one of the old.
         let (width, height) = plan.decoded;
@@ -177,7 +177,7 @@ impl Preprocess {
 /// # Errors
 /// Any [`ImageError`]. Limits are checked before pixels are decoded, and a decoder's panic becomes an error.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels, ImageError> {
-    catch_panics(|| Plan::new(bytes, limits, None)?.run(limits)).map(|(pixels, _)| pixels)
+    catch_panics(|| DecodePlan::new(bytes, limits, None)?.run(limits)).map(|(pixels, _)| pixels)
 }
 
 /// Like [`decode`], but decodes a large JPEG at 1/4 or 1/8 of its size, as long as both sides keep at least twice `side`
@@ -196,7 +196,7 @@ pub(crate) fn decode_measured(
     limits: &Limits,
     side: u32,
 ) -> Result<SizedPixels, ImageError> {
-    catch_panics(|| Plan::new(bytes, limits, Some(side))?.run(limits))
+    catch_panics(|| DecodePlan::new(bytes, limits, Some(side))?.run(limits))
 }
 
 /// Resizes to a square of `size` with an antialiased Lanczos filter of three lobes, as Pillow does.

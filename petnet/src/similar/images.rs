@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Index, IndexError};
 use crate::classifier::Classifier;
-use crate::disk::write_atomically;
+use crate::disk::{sha256, write_atomically};
 use crate::error::{Error, Result};
 use crate::preprocess::Pixels;
 
@@ -100,6 +100,8 @@ pub struct ImageIndex {
     index: Index,
     images: Vec<IndexedImage>,
     rows: HashMap<String, usize>,
+    /// SHA-256 of the list that was read or written last; `None` for a new index.
+    list_sha256: Option<String>,
 }
 
 impl ImageIndex {
@@ -107,7 +109,7 @@ impl ImageIndex {
     pub fn new(model_sha256: &str, classifier: &Classifier) -> Self {
         let index = Index::new(classifier.embedding_len());
         let (images, rows) = (Vec::new(), HashMap::new());
-        Self { model_sha256: model_sha256.into(), index, images, rows }
+        Self { model_sha256: model_sha256.into(), index, images, rows, list_sha256: None }
     }
 
     /// True where a folder holds an index.
@@ -122,41 +124,60 @@ impl ImageIndex {
     /// was made by another model.
     pub fn open(dir: impl AsRef<Path>, model_sha256: &str) -> Result<Self> {
         let path = dir.as_ref().join(LIST_FILE);
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let refuse = |path: &Path, reason| Error::IndexFile { path: path.into(), reason };
-        let (header, images) = read_list(&text).map_err(|reason| refuse(&path, reason))?;
+        let mut failed = None;
+        loop {
+            let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+            match Self::read(dir.as_ref(), &path, &text, model_sha256) {
+                // A process that saves the index removes the earlier embeddings: the list is then a new one.
+                Err(Error::Io { .. }) if failed.as_ref() != Some(&text) => failed = Some(text),
+                result => return result,
+            }
+        }
+    }
+
+    /// Reads the index of a list with this path and text.
+    fn read(dir: &Path, path: &Path, text: &str, model_sha256: &str) -> Result<Self> {
+        let (header, images) = read_list(text).map_err(|reason| refuse(path, reason))?;
         if header.model_sha256 != model_sha256 {
             let (found, expected) = (header.model_sha256, model_sha256.into());
-            return Err(refuse(&path, IndexError::OtherModel { found, expected }));
+            return Err(refuse(path, IndexError::OtherModel { found, expected }));
         }
-        let embeddings = dir.as_ref().join(name(&header.embeddings_sha256));
-        let (index, sha256) = Index::read_npy(&embeddings)?;
-        if sha256 != header.embeddings_sha256 {
+        let embeddings = dir.join(name(&header.embeddings_sha256));
+        let (index, embeddings_sha256) = Index::read_npy(&embeddings)?;
+        if embeddings_sha256 != header.embeddings_sha256 {
             return Err(refuse(&embeddings, IndexError::Checksum));
         }
         if index.len() != images.len() {
             let reason = IndexError::Rows { images: images.len(), embeddings: index.len() };
-            return Err(refuse(&path, reason));
+            return Err(refuse(path, reason));
         }
         if index.embedding_len() != header.embedding_len {
             let (found, expected) = (index.embedding_len(), header.embedding_len);
             return Err(refuse(&embeddings, IndexError::Length { found, expected }));
         }
-        let rows = rows(&images);
-        Ok(Self { model_sha256: header.model_sha256, index, images, rows })
+        let (rows, list_sha256) = (rows(&images), Some(sha256(text.as_bytes())));
+        Ok(Self { model_sha256: header.model_sha256, index, images, rows, list_sha256 })
     }
 
-    /// Writes the index to a folder and replaces the one that is there.
+    /// Writes the index to a folder and replaces the earlier state of this index there.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+    /// [`Error::Io`]; [`Error::IndexFile`] with [`IndexError::Changed`] where the folder holds another index than the one
+    /// that was opened or saved last, as after an update by another process.
+    pub fn save(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let lock = dir.join("lock");
         let held = File::create(&lock).map_err(Error::io(&lock))?;
         // Released when the file is dropped.
         held.lock().map_err(Error::io(&lock))?;
+        let list = dir.join(LIST_FILE);
+        if list.is_file() {
+            let found = sha256(&fs::read(&list).map_err(Error::io(&list))?);
+            if self.list_sha256.as_ref() != Some(&found) {
+                return Err(refuse(&list, IndexError::Changed));
+            }
+        }
         let partial = dir.join(".embeddings.partial");
         let embeddings_sha256 = self.write(&partial).map_err(Error::io(&partial))?;
         let embeddings = name(&embeddings_sha256);
@@ -168,9 +189,9 @@ impl ImageIndex {
             embedding_len: self.index.embedding_len(),
             embeddings_sha256,
         };
-        let list = dir.join(LIST_FILE);
         let text = write_list(&header, &self.images).map_err(|e| Error::io(&list)(e.into()))?;
         write_atomically(&list, text.as_bytes())?;
+        self.list_sha256 = Some(sha256(text.as_bytes()));
         remove_others(dir, &embeddings).map_err(Error::io(dir))
     }
 
@@ -279,6 +300,10 @@ impl ImageIndex {
         to.get_ref().sync_all()?;
         Ok(sha256)
     }
+}
+
+fn refuse(path: &Path, reason: IndexError) -> Error {
+    Error::IndexFile { path: path.into(), reason }
 }
 
 /// Name of the file of the embeddings with this checksum.

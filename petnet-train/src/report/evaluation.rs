@@ -78,7 +78,7 @@ pub(crate) struct Subject<'a> {
 }
 
 /// Results of an evaluation.
-pub(crate) struct Findings {
+pub(crate) struct EvaluationReport {
     /// The metrics as in `metrics.json`.
     pub(crate) figures: Value,
     /// The HTML page.
@@ -92,7 +92,7 @@ pub(crate) struct Findings {
     pub(crate) confusion_matrix: Option<Vec<u8>>,
 }
 
-impl Findings {
+impl EvaluationReport {
     pub(crate) fn of(subject: Subject<'_>, evaluation: &AnyEvaluation) -> Result<Self> {
         match evaluation {
             AnyEvaluation::SingleLabel(evaluation) => Self::of_classes(subject, evaluation),
