@@ -1,6 +1,6 @@
 //! Data sets and models of any number of labels an image, on drawn images.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-#![cfg(feature = "train")]
+#![cfg(all(feature = "train", feature = "pretrained"))]
 
 mod common;
 #[path = "common/training.rs"]
