@@ -38,6 +38,8 @@ pub(crate) struct Models {
 pub(crate) struct ServedModel {
     source: ModelSource,
     current: ArcSwapOption<Model>,
+    /// Held while the model is loaded: of two reloads, the later one reads the file later, and its model remains in use.
+    loading: Mutex<()>,
     queue: Arc<Queue>,
     pub(crate) drift: Drift,
     /// The stamp of the file at the last attempt to load it, whether it was loaded or refused. It is taken before the file is
@@ -89,6 +91,7 @@ impl ServedModel {
             queue: Arc::new(Queue::new(&source.name, permits, settings.queue_timeout)),
             source,
             current: ArcSwapOption::empty(),
+            loading: Mutex::default(),
             drift: Drift::new(settings.drift_window),
             attempt_stamp: Mutex::default(),
         }
@@ -116,9 +119,10 @@ impl ServedModel {
         self.current.store(None);
     }
 
-    /// Reloads the model; on failure the previous one remains in use.
+    /// Reloads the model, after a reload that is in progress; on failure the previous one remains in use.
     /// Errors: when it cannot be loaded; the failure is counted and logged here.
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         *self.attempt_stamp.lock().unwrap_or_else(PoisonError::into_inner) = self.file_stamp();
         let loaded = Model::load(&self.source, settings);
         let count = |result: &'static str| {
