@@ -89,36 +89,61 @@ impl Store {
     /// Opens a store; a damaged one is replaced.
     /// Errors: when the folder cannot be written, or another process has locked it.
     pub(crate) fn open(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
-        let recorded = Self::read_count(path);
         match Self::read(path, retention) {
             Err(error) if is_damage(&error) => Self::replace(path, retention),
             opened => {
-                let store = opened.with_context(|| format!("feedback store {}", path.display()))?;
-                let lost = recorded.saturating_sub(*store.lock_count());
+                let context = || format!("feedback store {}", path.display());
+                let (store, lost) = opened.with_context(context)?;
                 Ok((store, Recovery { set_aside: None, lost }))
             }
         }
     }
 
-    /// Renames a damaged store, and opens a new one with those of its labels that can be read; its predictions are not
-    /// copied.
+    /// Replaces a damaged store by a new one with those of its labels that can be read; its predictions are not copied. The
+    /// damaged store is renamed once the new one is complete, so that after an error the next call can begin again.
     /// Errors: as [`Store::open`].
     pub(crate) fn replace(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
-        let context = || format!("feedback store {}", path.display());
-        let recorded = Self::read_count(path);
-        let aside = path.with_extension(format!("damaged-{}", Uuid::now_v7()));
-        std::fs::rename(path, &aside).with_context(context)?;
-        let store = Self::read(path, retention).with_context(context)?;
-        if let Ok((_, _, damaged)) = Self::open_database(&aside) {
-            store.copy_labels(&damaged).with_context(context)?;
-        }
-        let lost = recorded.saturating_sub(*store.lock_count());
-        Ok((store, Recovery { set_aside: Some(aside), lost }))
+        let replace = || -> Result<_> {
+            let mut set_aside = None;
+            // It does not exist where an earlier call ended before the second rename, which is in `read`.
+            if path.exists() {
+                Self::write_replacement(path, retention)?;
+                let aside = path.with_extension(format!("damaged-{}", Uuid::now_v7()));
+                std::fs::rename(path, &aside)?;
+                set_aside = Some(aside);
+            }
+            let (store, lost) = Self::read(path, retention)?;
+            Ok((store, Recovery { set_aside, lost }))
+        };
+        replace().with_context(|| format!("feedback store {}", path.display()))
     }
 
-    /// Opens a store and reads all of its labels.
-    fn read(path: &Path, retention: Retention) -> Result<Self> {
+    /// Writes the replacement of a damaged store: its readable labels, and its number of labels, so that those that could not
+    /// be read count as lost when the replacement is opened.
+    fn write_replacement(damaged: &Path, retention: Retention) -> Result<()> {
+        let path = replacement(damaged);
+        if path.exists() {
+            // Of a call that failed.
+            std::fs::remove_dir_all(&path)?;
+        }
+        let (store, _) = Self::read(&path, retention)?;
+        match Self::open_database(damaged).map_err(anyhow::Error::from) {
+            Ok((_, _, labels)) => store.copy_labels(&labels)?,
+            // None of its labels can be read.
+            Err(error) if is_damage(&error) => (),
+            Err(error) => return Err(error),
+        }
+        let copied = *store.lock_count();
+        store.write_count(copied.max(Self::read_count(damaged)))
+    }
+
+    /// Opens a store and reads all of its labels. Returns the number of those that were lost as well.
+    fn read(path: &Path, retention: Retention) -> Result<(Self, u64)> {
+        if !path.exists() && replacement(path).exists() {
+            std::fs::rename(replacement(path), path)?;
+        }
         std::fs::create_dir_all(path)?;
+        let recorded = Self::read_count(path);
         let (database, predictions, labels) = Self::open_database(path)?;
         let count = Mutex::new(0);
         let store = Self { path: path.into(), database, predictions, labels, count, retention };
@@ -129,7 +154,7 @@ impl Store {
         }
         *store.lock_count() = read;
         store.write_count(read)?;
-        Ok(store)
+        Ok((store, recorded.saturating_sub(read)))
     }
 
     /// Copies the readable labels of a damaged store.
@@ -166,6 +191,7 @@ impl Store {
         Ok((database, predictions, labels))
     }
 
+    /// The number of labels in [`COUNT_FILE`]; 0 where it is unknown, so that no label appears lost.
     fn read_count(path: &Path) -> u64 {
         let text = std::fs::read(path.join(COUNT_FILE)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or(0)
@@ -231,28 +257,35 @@ impl Store {
         let Retention { max_age, max_bytes } = self.retention;
         let oldest = u128::from(super::now()).saturating_sub(max_age.as_millis()) as u64;
         let label_bytes = max_bytes / 4;
-        if prune(&self.predictions, oldest, max_bytes - label_bytes)?.1 {
+        if prune(&self.predictions, oldest, max_bytes - label_bytes, &mut 0)? {
             self.predictions.compact()?;
         }
         let mut count = self.lock_count();
-        // After a crash, labels that are removed below must not be counted as lost.
+        // 0 means unknown: after a crash, labels that are removed below must not be counted as lost.
         self.write_count(0)?;
-        let (removed, worth_compacting) = prune(&self.labels, oldest, label_bytes)?;
+        let mut removed = 0;
+        let worth_compacting = prune(&self.labels, oldest, label_bytes, &mut removed);
+        // Also after a failure midway.
         *count = count.saturating_sub(removed);
         self.write_count(*count)?;
         drop(count);
-        if worth_compacting { self.labels.compact() } else { Ok(()) }
+        if worth_compacting? { self.labels.compact() } else { Ok(()) }
     }
 }
 
-/// Removes entries that are older than `oldest`, and the oldest of those above `max_bytes`. Returns their number, and true
-/// where the keyspace should be compacted.
-fn prune(table: &Table, oldest: u64, max_bytes: u64) -> Result<(u64, bool)> {
+/// Removes entries that are older than `oldest`, and the oldest of those above `max_bytes`. Adds their number to `removed`, also
+/// where it fails midway. Returns true where the keyspace should be compacted.
+fn prune(table: &Table, oldest: u64, max_bytes: u64, removed: &mut u64) -> Result<bool> {
     let bytes_over_limit = table.keyspace.disk_space().saturating_sub(max_bytes);
     // A tenth more than necessary, so that not every call compacts.
     let excess = if bytes_over_limit > 0 { bytes_over_limit + max_bytes / 10 } else { 0 };
-    let removed = remove_oldest(table, oldest, excess)?;
-    Ok((removed, removed > 0 && (bytes_over_limit > 0 || removed >= COMPACT_AFTER_REMOVALS)))
+    remove_oldest(table, oldest, excess, removed)?;
+    Ok(*removed > 0 && (bytes_over_limit > 0 || *removed >= COMPACT_AFTER_REMOVALS))
+}
+
+/// The folder of the store that will replace a damaged one.
+fn replacement(damaged: &Path) -> PathBuf {
+    damaged.with_added_extension("replacement")
 }
 
 /// True for an error caused by the files' content, false for one of the disk or of permissions.
@@ -284,9 +317,10 @@ pub(crate) fn is_damage(error: &anyhow::Error) -> bool {
     }
 }
 
-/// Removes entries that are older than `oldest`, and further ones until `excess` bytes are removed. Returns their number.
-fn remove_oldest(table: &Table, oldest: u64, excess: u64) -> Result<u64> {
-    let (mut removed, mut freed) = (0, 0);
+/// Removes entries that are older than `oldest`, and further ones until `excess` bytes are removed. Adds their number to
+/// `removed`.
+fn remove_oldest(table: &Table, oldest: u64, excess: u64, removed: &mut u64) -> Result<()> {
+    let mut freed = 0;
     for entry in table.keyspace.iter() {
         let (key, value) = entry.into_inner()?;
         let time = key.iter().take(6).fold(0, |time, byte| time << 8 | u64::from(*byte));
@@ -294,10 +328,11 @@ fn remove_oldest(table: &Table, oldest: u64, excess: u64) -> Result<u64> {
             break;
         }
         freed += (key.len() + value.len()) as u64;
+        // Counted first: a removal that fails may have taken effect.
+        *removed += 1;
         table.remove(key)?;
-        removed += 1;
     }
-    Ok(removed)
+    Ok(())
 }
 
 #[cfg(test)]
