@@ -154,8 +154,7 @@ impl App {
         self.memory.open()
     }
 
-    /// Reloads a model on a thread of its own, which goes on where the caller is cancelled; on failure the previous model remains in
-    /// use.
+    /// Reloads a model on a thread, which a cancelled caller does not end; on failure the previous model remains in use.
     pub(crate) async fn reload(self: &Arc<Self>, served: &Arc<ServedModel>) -> Result<Arc<Model>> {
         let claim = self.memory.claim_loading().await;
         let (app, served) = (Arc::clone(self), Arc::clone(served));
