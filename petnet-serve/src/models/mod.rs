@@ -216,10 +216,12 @@ impl Models {
             .ok_or_else(|| unknown_model(name, self.iter().map(|served| served.name().to_string())))
     }
 
-    /// The loaded model of that version, or else the default model.
-    pub(crate) fn of_version(&self, version: &str) -> Option<Arc<Model>> {
+    /// The model whose labels an earlier prediction may get: the loaded one of its version, or else the one that now serves under
+    /// its name, or where none has that name any more, the default model. `None` while that model is not loaded.
+    pub(crate) fn of_prediction(&self, name: &str, version: &str) -> Option<Arc<Model>> {
         let mut loaded = self.iter().filter_map(|served| served.get());
-        loaded.find(|model| model.version == version).or_else(|| self.default.get())
+        let of_version = loaded.find(|model| model.version == version);
+        of_version.or_else(|| self.find(Some(name)).unwrap_or(&self.default).get())
     }
 
     /// True while images of any model are in flight and none of them has made progress for some seconds.
