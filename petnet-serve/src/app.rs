@@ -154,14 +154,16 @@ impl App {
         self.memory.open()
     }
 
-    /// Reloads a model on a thread of its own; on failure the previous model remains in use.
+    /// Reloads a model on a thread, which a cancelled caller does not end; on failure the previous model remains in use.
     pub(crate) async fn reload(self: &Arc<Self>, served: &Arc<ServedModel>) -> Result<Arc<Model>> {
-        let _claim = self.memory.claim_loading().await;
+        let claim = self.memory.claim_loading().await;
         let (app, served) = (Arc::clone(self), Arc::clone(served));
         let (sender, loaded) = oneshot::channel();
         let load = move || {
+            let reloaded = served.reload(&app.settings);
+            drop(claim);
             // Fails where the caller was cancelled.
-            let _ = sender.send(served.reload(&app.settings));
+            let _ = sender.send(reloaded);
             allocator::trim();
         };
         std::thread::Builder::new().name("reload".into()).spawn(load)?;

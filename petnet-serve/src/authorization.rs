@@ -10,8 +10,9 @@ pub(crate) enum Priority {
     /// A person waits for the response.
     #[default]
     Interactive,
-    /// Bulk work, which may use only a quarter of a model's permits.
-    Batch,
+    /// Bulk work, which may use only a quarter of a model's permits; `batch` in the file of keys.
+    #[serde(rename = "batch")]
+    Bulk,
 }
 
 /// The priority of a request by its key, and the values of the header fields `RateLimit-Policy` and `RateLimit`

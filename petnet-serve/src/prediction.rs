@@ -51,7 +51,8 @@ pub(crate) fn record_prediction(
         let predicted = StoredPrediction {
             label,
             confidence: prediction.confidence(),
-            model: model.version.clone(),
+            model_name: model.name.clone(),
+            model_version: model.version.clone(),
             sha256: sha256.clone(),
         };
         feedback.store_prediction(id, &predicted);

@@ -1,9 +1,8 @@
 //! Admission control of a model: a limited number of images in flight, and the images that wait.
 //!
 //! An image holds a permit of a semaphore from decoding to output. Each model has its own permits, so that many images
-//! for one model do not delay those for another. Callers of [`Priority::Batch`], here called bulk callers so that they are not
-//! mistaken for batches of the network, share a quarter of a model's permits, which bounds the number of their images that an
-//! image of an interactive caller waits for.
+//! for one model do not delay those for another. Bulk callers, those of [`Priority::Bulk`], share a quarter of a
+//! model's permits, which bounds the number of their images that an image of an interactive caller waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -166,7 +165,7 @@ impl Queue {
         let interactive = self.interactive_waiting.load(Ordering::Relaxed);
         let ahead = match priority {
             Priority::Interactive => interactive,
-            Priority::Batch => {
+            Priority::Bulk => {
                 let in_flight = self.in_flight.count.load(Ordering::Relaxed);
                 let bulk_waiting = self.bulk_waiting.load(Ordering::Relaxed);
                 interactive + bulk_waiting * in_flight.max(self.bulk_capacity) / self.bulk_capacity
@@ -190,13 +189,13 @@ impl Queue {
     ) -> Result<Permit, Problem> {
         let count = match priority {
             Priority::Interactive => &self.interactive_waiting,
-            Priority::Batch => &self.bulk_waiting,
+            Priority::Bulk => &self.bulk_waiting,
         };
         let mut waiting = WaitingGuard::new(count);
         let permits = async {
             let bulk_permit = match priority {
                 Priority::Interactive => None,
-                Priority::Batch => Some(Arc::clone(&self.bulk_permits).acquire_owned().await?),
+                Priority::Bulk => Some(Arc::clone(&self.bulk_permits).acquire_owned().await?),
             };
             let permit = Arc::clone(&self.permits).acquire_owned().await?;
             Ok::<_, tokio::sync::AcquireError>((permit, bulk_permit))
@@ -249,19 +248,17 @@ mod tests {
     #[tokio::test]
     async fn bulk_callers_leave_permits_to_interactive_ones() {
         let queue = Arc::new(Queue::new("m", 8, Duration::from_millis(20)));
-        let held = [
-            queue.acquire(Priority::Batch, None).await,
-            queue.acquire(Priority::Batch, None).await,
-        ];
+        let held =
+            [queue.acquire(Priority::Bulk, None).await, queue.acquire(Priority::Bulk, None).await];
         assert!(held.iter().all(Result::is_ok));
-        assert_eq!(queue.acquire(Priority::Batch, None).await.err().unwrap().status, 503);
+        assert_eq!(queue.acquire(Priority::Bulk, None).await.err().unwrap().status, 503);
         let mut others = Vec::new();
         for _ in 0..6 {
             others.push(queue.acquire(Priority::Interactive, None).await.unwrap());
         }
         assert!(queue.acquire(Priority::Interactive, None).await.is_err());
         drop(held);
-        assert!(queue.acquire(Priority::Batch, None).await.is_ok());
+        assert!(queue.acquire(Priority::Bulk, None).await.is_ok());
         assert!(!queue.is_idle());
         drop(others);
         assert!(queue.is_idle() && !queue.is_stuck());
@@ -273,14 +270,14 @@ mod tests {
         queue.service_time.nanos_per_image.store(100_000_000, Ordering::Relaxed);
         let mut held = Vec::new();
         for _ in 0..2 {
-            held.push(queue.acquire(Priority::Batch, None).await.unwrap());
+            held.push(queue.acquire(Priority::Bulk, None).await.unwrap());
         }
         queue.bulk_waiting.store(6, Ordering::Relaxed);
-        assert!(queue.check_wait(Priority::Batch).is_ok(), "0.6 s: all in flight are theirs");
+        assert!(queue.check_wait(Priority::Bulk).is_ok(), "0.6 s: all in flight are theirs");
         for _ in 0..6 {
             held.push(queue.acquire(Priority::Interactive, None).await.unwrap());
         }
-        let problem = queue.check_wait(Priority::Batch).unwrap_err();
+        let problem = queue.check_wait(Priority::Bulk).unwrap_err();
         assert_eq!(problem.retry_after, Some(3), "2.4 s: two of eight in flight are theirs");
         assert!(queue.check_wait(Priority::Interactive).is_ok());
     }

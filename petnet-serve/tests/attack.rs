@@ -223,18 +223,20 @@ fn compressed_json_expands_within_the_budget_while_others_are_served() {
     assert_within_budget(&server, "gzip of JSON");
 }
 
-/// F7, F8: damaged files.
+/// F7, F8: damaged files, and a recovery that fails or ends midway.
 #[test]
 fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("feedback");
     let settings = ["--feedback", store.to_str().unwrap()];
-    let mut server = start_with_limited_memory(&settings);
-    let answer = server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).json();
-    let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
-    assert_eq!(server.post_json("/feedback", &label).0, 200);
-    server.signal("-KILL");
-    server.wait();
+    let label_and_kill = |mut server: Server| {
+        let answer = server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).json();
+        let label = serde_json::json!({ "prediction_id": answer["prediction_id"], "label": "cat" });
+        assert_eq!(server.post_json("/feedback", &label).0, 200);
+        server.signal("-KILL");
+        server.wait();
+    };
+    label_and_kill(start_with_limited_memory(&settings));
     // All pages of all files of the database, except the file with the number of labels.
     let mut damaged = 0;
     for file in files(&store) {
@@ -246,8 +248,17 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
         }
     }
     assert!(damaged > 0);
+    // A file in the place of the new store's folder: the recovery fails, and the next one still finds the number of labels.
+    let replacement = folder.path().join("feedback.replacement");
+    std::fs::write(&replacement, "").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_petnet-serve"))
+        .args(["--host", "127.0.0.1", "--port", "0", "--metrics-addr", "off"])
+        .args(settings)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    std::fs::remove_file(&replacement).unwrap();
     let server = start_with_limited_memory(&settings);
-    assert_eq!(server.post("/predict", &[JPEG], &test_image(ImageFormat::Jpeg)).status, 200);
     let metrics = server.metrics();
     assert_eq!(metrics["feedback_labels_lost_total"], 1.0);
     let message = server.log();
@@ -255,6 +266,15 @@ fn a_damaged_feedback_store_is_set_aside_and_lost_labels_are_counted() {
         message.iter().any(|line| line["labels"] == 1 && line["level"] == "ERROR"),
         "{message:?}"
     );
+    label_and_kill(server);
+    let folders = || std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(folders(), 2, "the store, and the damaged one");
+    // As left by a recovery that ended when the damaged store had its new name.
+    std::fs::rename(&store, &replacement).unwrap();
+    let server = start_with_limited_memory(&settings);
+    let labels = server.get("/feedback/export").body;
+    assert_eq!(String::from_utf8(labels).unwrap().lines().count(), 1);
+    assert_eq!(folders(), 2);
 }
 
 fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -84,7 +85,7 @@ impl Load {
 
 /// The status of the response; 0 for none.
 fn response_status(address: SocketAddr, request: &[u8]) -> u16 {
-    use std::io::{Read, Write};
+    use std::io::Read as _;
     let mut reply = Vec::new();
     let outcome = std::net::TcpStream::connect(address).and_then(|mut stream| {
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -154,6 +155,52 @@ fn a_changed_file_is_reloaded_and_a_broken_one_is_not() {
     assert_eq!(server.post("/predict", &headers, &test_image(ImageFormat::Png)).status, 200);
     write_model(&path, 0.7);
     wait_until("the repaired file", || version(&server) != second);
+}
+
+/// The model is a named pipe: a reload waits until this test writes to it.
+#[test]
+fn a_reload_whose_client_disconnects_keeps_its_memory_and_is_finished_before_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("model.safetensors");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let models = [0.5, 0.6, 0.7].map(|number| variant(number).to_bytes(Precision::F16).unwrap());
+    // Returns once the server has opened the pipe and read all.
+    let write = |model: &[u8]| fs::write(&pipe, model).unwrap();
+    let server = std::thread::scope(|scope| {
+        scope.spawn(|| write(&models[0]));
+        // printf %s secret | sha256sum
+        let digest = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+        let model = ["--model", pipe.to_str().unwrap(), "--watch", "0s"];
+        Server::start(&[&model[..], &["--api-keys-sha256", digest]].concat())
+    });
+    let metric = |name: &str| {
+        let request =
+            "GET /metrics HTTP/1.1\r\nhost: x\r\nx-api-key: secret\r\nconnection: close\r\n\r\n";
+        let text = String::from_utf8(server.send(request.as_bytes()).body).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap().parse::<f64>().unwrap()
+    };
+    let claimed = || metric("memory_claimed_bytes{purpose=\"decoding\"}");
+    assert_eq!(claimed(), 0.0);
+    let mut client = server.connect();
+    let head = "POST /admin/reload HTTP/1.1\r\nhost: x\r\nx-api-key: secret\r\n";
+    client.write_all(format!("{head}content-length: 0\r\n\r\n").as_bytes()).unwrap();
+    wait_until("the reload", || claimed() > 0.0);
+    drop(client);
+    // The connection of this request itself is open.
+    wait_until("the end of the connection", || metric("open_connections") == 1.0);
+    assert!(claimed() > 0.0, "the reload goes on");
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| server.post("/admin/reload", &[("x-api-key", "secret")], b""));
+        write(&models[1]);
+        // Before that, the first reload may read on, and the next model with it.
+        let loaded = || metric("model_reloads_total{model=\"model\",result=\"loaded\"}");
+        wait_until("the first reload", || loaded() == 2.0);
+        write(&models[2]);
+        let version = petnet::disk::sha256(&models[2]);
+        assert_eq!(next.join().unwrap().json()["model"]["sha256"], version);
+    });
+    wait_until("the memory", || claimed() == 0.0);
 }
 
 #[test]

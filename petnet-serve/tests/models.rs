@@ -5,6 +5,8 @@ mod common;
 
 use common::{Server, multipart, test_image, variant, wait_until};
 use image::ImageFormat;
+use petnet::burn::{Network, open};
+use petnet::{Checkpoint, Device, Precision};
 use serde_json::{Value, json};
 
 fn predict(server: &Server, path: &str) -> Value {
@@ -66,6 +68,40 @@ fn each_model_answers_by_its_name_and_is_replaced_alone() {
     assert_eq!(metrics["model_reloads_total{model=\"second\",result=\"loaded\"}"], 2.0);
     assert_eq!(metrics["model_reloads_total{model=\"cats-vs-dogs\",result=\"loaded\"}"], 1.0);
     assert_eq!(metrics["batch_queue_capacity{model=\"second\"}"], 16.0, "half of the places");
+}
+
+/// The bundled network with other names of its classes, and another digest for each number.
+fn renamed_classes(number: f32) -> Checkpoint {
+    let checkpoint = variant(number);
+    let mut info = checkpoint.info().clone();
+    info.labels = vec!["hen".into(), "owl".into()];
+    // Their values are no part of the network.
+    (info.source, info.ood, info.quantization) = (None, None, None);
+    let network = Network::load(&checkpoint, &open(Device::Cpu).unwrap()).unwrap();
+    network.checkpoint(info).unwrap()
+}
+
+#[test]
+fn feedback_belongs_to_the_model_of_the_prediction_also_after_its_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, store) = (folder.path().join("birds.safetensors"), folder.path().join("feedback"));
+    renamed_classes(0.5).save(&file, Precision::F16).unwrap();
+    let models = ["--model", "pretrained", "--model", file.to_str().unwrap(), "--watch", "50ms"];
+    let server = Server::start(&[&models[..], &["--feedback", store.to_str().unwrap()]].concat());
+    let birds = || predict(&server, "/predict?model=birds");
+    let [birds_answer, default_answer] = [birds(), predict(&server, "/predict")];
+    renamed_classes(0.6).save(&file, Precision::F16).unwrap();
+    wait_until("the new file", || birds()["model"]["version"] != birds_answer["model"]["version"]);
+    for (answer, label, status) in [
+        (&birds_answer, "owl", 200),
+        (&birds_answer, "cat", 422),
+        (&default_answer, "cat", 200),
+        (&default_answer, "owl", 422),
+    ] {
+        let given = json!({ "prediction_id": answer["prediction_id"], "label": label });
+        let (answered, body) = server.post_json("/feedback", &given);
+        assert_eq!(answered, status, "{label}: {body}");
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(crate) enum Access {
 /// The accepted keys.
 pub(crate) struct Keys {
     /// SHA-256 in hex of keys with all scopes, of the setting `--api-keys-sha256`.
-    unlimited: Vec<String>,
+    unlimited_digests: Vec<String>,
     file: Option<PathBuf>,
     current: ArcSwap<Vec<Arc<Key>>>,
 }
@@ -43,8 +43,9 @@ impl Keys {
     /// Reads the keys of the settings and of the file.
     /// Errors: when a declared key is invalid, or two have the same digest or name.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
-        let (unlimited, file) = (settings.api_keys_sha256.clone(), settings.api_keys.clone());
-        let keys = Self { unlimited, file, current: ArcSwap::default() };
+        let unlimited_digests = settings.api_keys_sha256.clone();
+        let file = settings.api_keys.clone();
+        let keys = Self { unlimited_digests, file, current: ArcSwap::default() };
         keys.load()?;
         Ok(keys)
     }
@@ -58,7 +59,7 @@ impl Keys {
     }
 
     fn load(&self) -> Result<()> {
-        let unlimited = self.unlimited.iter().zip(1..);
+        let unlimited = self.unlimited_digests.iter().zip(1..);
         let mut all: Vec<KeyConfig> =
             unlimited.map(|(sha256, number)| KeyConfig::unlimited(number, sha256)).collect();
         if let Some(file) = &self.file {
@@ -84,7 +85,7 @@ impl Keys {
 
     /// True while no key is set.
     fn is_open(&self) -> bool {
-        self.unlimited.is_empty() && self.file.is_none()
+        self.unlimited_digests.is_empty() && self.file.is_none()
     }
 
     /// True for a request with a valid key.

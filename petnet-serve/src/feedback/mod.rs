@@ -14,6 +14,7 @@ use metrics::{counter, gauge};
 use uuid::Uuid;
 
 use crate::models::Model;
+use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::telemetry::names;
 use quality::Evaluations;
@@ -41,8 +42,8 @@ pub(crate) enum Outcome {
     Stored { predicted: StoredPrediction, actual: String, right: bool },
     /// The prediction does not exist, or is too old.
     UnknownPrediction,
-    /// The model of the prediction has no such label.
-    UnknownLabel,
+    /// The model of the prediction has no such label, or is not loaded.
+    Refused(Problem),
 }
 
 impl Feedback {
@@ -108,7 +109,7 @@ impl Feedback {
         }
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         // The previous store must be dropped first: it holds the folder's lock.
-        *store = None;
+        let is_first_attempt = store.take().is_some();
         let damaged = self.damaged.load(Ordering::Relaxed);
         let open = if damaged { Store::replace } else { Store::open };
         match open(&self.path, self.retention) {
@@ -119,10 +120,11 @@ impl Feedback {
                 self.failed.store(false, Ordering::Relaxed);
                 tracing::info!("the feedback store is open again");
             }
-            Err(error) => tracing::debug!(
+            Err(error) if is_first_attempt => tracing::error!(
                 error = format!("{error:#}"),
                 "the feedback store cannot be opened again yet"
             ),
+            Err(_) => (),
         }
     }
 
@@ -133,13 +135,13 @@ impl Feedback {
     }
 
     /// Stores labels; they are on disk when this returns. `canonical_label` returns a label in the spelling of the
-    /// prediction's model, or `None` for a label that the model does not have.
+    /// prediction's model, or the problem for which it is refused.
     /// Errors: when the store fails; then no label is stored.
     pub(crate) fn store_labels(
         &self,
         labels: &[(Uuid, String)],
         authenticated: bool,
-        canonical_label: impl Fn(&StoredPrediction, &str) -> Option<String>,
+        canonical_label: impl Fn(&StoredPrediction, &str) -> Result<String, Problem>,
     ) -> Result<Vec<Outcome>> {
         let at = now();
         let mut stored = Vec::new();
@@ -150,9 +152,12 @@ impl Feedback {
                     outcomes.push(Outcome::UnknownPrediction);
                     continue;
                 };
-                let Some(actual) = canonical_label(&predicted, submitted) else {
-                    outcomes.push(Outcome::UnknownLabel);
-                    continue;
+                let actual = match canonical_label(&predicted, submitted) {
+                    Ok(actual) => actual,
+                    Err(problem) => {
+                        outcomes.push(Outcome::Refused(problem));
+                        continue;
+                    }
                 };
                 let right = predicted.label == actual;
                 let labelled = LabelledPrediction { predicted, actual, at, authenticated };

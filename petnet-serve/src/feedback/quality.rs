@@ -43,7 +43,7 @@ impl Evaluations {
     pub(super) fn insert(&mut self, id: Uuid, labelled: &LabelledPrediction) {
         let evaluated = EvaluatedPrediction {
             at: labelled.at,
-            model: hash(&labelled.predicted.model),
+            model: hash(&labelled.predicted.model_version),
             predicted: hash(&labelled.predicted.label),
             actual: hash(&labelled.actual),
             confidence: labelled.predicted.confidence,

@@ -36,8 +36,12 @@ pub(crate) struct StoredPrediction {
     /// [`Prediction::label_text`](petnet::Prediction::label_text).
     pub(crate) label: String,
     pub(crate) confidence: f32,
+    /// [`Model::name`](crate::models::Model::name); empty where it was not stored.
+    #[serde(default)]
+    pub(crate) model_name: String,
     /// [`Model::version`](crate::models::Model::version).
-    pub(crate) model: String,
+    #[serde(rename = "model")]
+    pub(crate) model_version: String,
     /// SHA-256 of the image's bytes, in hex.
     pub(crate) sha256: String,
 }
@@ -89,38 +93,52 @@ impl Store {
     /// Opens a store; a damaged one is replaced.
     /// Errors: when the folder cannot be written, or another process has locked it.
     pub(crate) fn open(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
-        let recorded = Self::read_count(path);
-        match Self::read(path, retention) {
+        let opened = match Self::read(path, retention) {
             Err(error) if is_damage(&error) => Self::replace(path, retention),
-            opened => {
-                let store = opened.with_context(|| format!("feedback store {}", path.display()))?;
-                let lost = recorded.saturating_sub(*store.lock_count());
-                Ok((store, Recovery { set_aside: None, lost }))
-            }
-        }
+            opened => opened,
+        };
+        opened.with_context(|| format!("feedback store {}", path.display()))
     }
 
-    /// Renames a damaged store, and opens a new one with those of its labels that can be read; its predictions are not
-    /// copied.
+    /// Replaces a damaged store by a new one with those of its labels that can be read; its predictions are not copied. The
+    /// damaged store is renamed once the new one is complete, so that after an error the next call can begin again.
     /// Errors: as [`Store::open`].
     pub(crate) fn replace(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
-        let context = || format!("feedback store {}", path.display());
-        let recorded = Self::read_count(path);
-        let aside = path.with_extension(format!("damaged-{}", Uuid::now_v7()));
-        std::fs::rename(path, &aside).with_context(context)?;
-        let store = Self::read(path, retention).with_context(context)?;
-        if let Ok((_, _, damaged)) = Self::open_database(&aside) {
-            store.copy_labels(&damaged).with_context(context)?;
+        let mut set_aside = None;
+        // It does not exist where an earlier call ended before the second rename, which is in `read`.
+        if path.exists() {
+            Self::write_replacement(path, retention)?;
+            let aside = path.with_extension(format!("damaged-{}", Uuid::now_v7()));
+            std::fs::rename(path, &aside)?;
+            set_aside = Some(aside);
         }
-        let lost = recorded.saturating_sub(*store.lock_count());
-        Ok((store, Recovery { set_aside: Some(aside), lost }))
+        let (store, recovery) = Self::read(path, retention)?;
+        Ok((store, Recovery { set_aside, ..recovery }))
+    }
+
+    /// Writes the replacement of a damaged store anew: its readable labels, and the number of all, so that the others count as lost.
+    fn write_replacement(damaged: &Path, retention: Retention) -> Result<()> {
+        let path = replacement(damaged);
+        if path.exists() {
+            std::fs::remove_dir_all(&path)?;
+        }
+        let (store, _) = Self::read(&path, retention)?;
+        let copied = match Self::open_database(damaged).map_err(anyhow::Error::from) {
+            Ok((_, _, labels)) => store.copy_labels(&labels)?,
+            Err(error) if is_damage(&error) => 0,
+            Err(error) => return Err(error),
+        };
+        store.write_count(copied.max(Self::read_count(damaged)))
     }
 
     /// Opens a store and reads all of its labels.
-    fn read(path: &Path, retention: Retention) -> Result<Self> {
+    fn read(path: &Path, retention: Retention) -> Result<(Self, Recovery)> {
+        if !path.exists() && replacement(path).exists() {
+            std::fs::rename(replacement(path), path)?;
+        }
         std::fs::create_dir_all(path)?;
+        let (recorded, count) = (Self::read_count(path), Mutex::new(0));
         let (database, predictions, labels) = Self::open_database(path)?;
-        let count = Mutex::new(0);
         let store = Self { path: path.into(), database, predictions, labels, count, retention };
         let mut read = 0;
         for labelled in store.labels_after(None) {
@@ -129,26 +147,25 @@ impl Store {
         }
         *store.lock_count() = read;
         store.write_count(read)?;
-        Ok(store)
+        Ok((store, Recovery { set_aside: None, lost: recorded.saturating_sub(read) }))
     }
 
-    /// Copies the readable labels of a damaged store.
-    fn copy_labels(&self, damaged: &Table) -> Result<()> {
-        let mut count = self.lock_count();
+    /// Copies the readable labels of a damaged store, and returns their number.
+    fn copy_labels(&self, damaged: &Table) -> Result<u64> {
         // Each unreadable block yields one error.
-        let mut errors = 0;
+        let (mut copied, mut errors) = (0, 0);
         for entry in damaged.keyspace.iter() {
             match entry.into_inner() {
                 Ok((key, value)) => {
                     self.labels.insert(key.as_ref().try_into()?, value.to_vec())?;
-                    *count += 1;
+                    copied += 1;
                 }
                 Err(_) if errors < MAX_ERRORS => errors += 1,
                 Err(_) => break,
             }
         }
         self.database.persist(PersistMode::SyncAll)?;
-        self.write_count(*count)
+        Ok(copied)
     }
 
     fn lock_count(&self) -> MutexGuard<'_, u64> {
@@ -166,6 +183,7 @@ impl Store {
         Ok((database, predictions, labels))
     }
 
+    /// The number of labels in [`COUNT_FILE`]; 0 where it is unknown, so that no label appears lost.
     fn read_count(path: &Path) -> u64 {
         let text = std::fs::read(path.join(COUNT_FILE)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or(0)
@@ -231,28 +249,45 @@ impl Store {
         let Retention { max_age, max_bytes } = self.retention;
         let oldest = u128::from(super::now()).saturating_sub(max_age.as_millis()) as u64;
         let label_bytes = max_bytes / 4;
-        if prune(&self.predictions, oldest, max_bytes - label_bytes)?.1 {
+        if prune(&self.predictions, oldest, max_bytes - label_bytes, &mut 0)? {
             self.predictions.compact()?;
         }
         let mut count = self.lock_count();
-        // After a crash, labels that are removed below must not be counted as lost.
+        // 0 means unknown: after a crash, labels that are removed below must not be counted as lost.
         self.write_count(0)?;
-        let (removed, worth_compacting) = prune(&self.labels, oldest, label_bytes)?;
+        let mut removed = 0;
+        let worth_compacting = prune(&self.labels, oldest, label_bytes, &mut removed);
         *count = count.saturating_sub(removed);
         self.write_count(*count)?;
         drop(count);
-        if worth_compacting { self.labels.compact() } else { Ok(()) }
+        if worth_compacting? { self.labels.compact() } else { Ok(()) }
     }
 }
 
-/// Removes entries that are older than `oldest`, and the oldest of those above `max_bytes`. Returns their number, and true
-/// where the keyspace should be compacted.
-fn prune(table: &Table, oldest: u64, max_bytes: u64) -> Result<(u64, bool)> {
+/// Removes entries that are older than `oldest`, and the oldest of those above `max_bytes`. Adds their number to `removed`, also
+/// where it fails midway. Returns true where the keyspace should be compacted.
+fn prune(table: &Table, oldest: u64, max_bytes: u64, removed: &mut u64) -> Result<bool> {
     let bytes_over_limit = table.keyspace.disk_space().saturating_sub(max_bytes);
     // A tenth more than necessary, so that not every call compacts.
     let excess = if bytes_over_limit > 0 { bytes_over_limit + max_bytes / 10 } else { 0 };
-    let removed = remove_oldest(table, oldest, excess)?;
-    Ok((removed, removed > 0 && (bytes_over_limit > 0 || removed >= COMPACT_AFTER_REMOVALS)))
+    let mut freed = 0;
+    for entry in table.keyspace.iter() {
+        let (key, value) = entry.into_inner()?;
+        let time = key.iter().take(6).fold(0, |time, byte| time << 8 | u64::from(*byte));
+        if time >= oldest && freed >= excess {
+            break;
+        }
+        freed += (key.len() + value.len()) as u64;
+        // Counted first: a removal that fails may have taken effect.
+        *removed += 1;
+        table.remove(key)?;
+    }
+    Ok(*removed > 0 && (bytes_over_limit > 0 || *removed >= COMPACT_AFTER_REMOVALS))
+}
+
+/// The folder of the store that will replace a damaged one.
+fn replacement(damaged: &Path) -> PathBuf {
+    damaged.with_added_extension("replacement")
 }
 
 /// True for an error caused by the files' content, false for one of the disk or of permissions.
@@ -284,22 +319,6 @@ pub(crate) fn is_damage(error: &anyhow::Error) -> bool {
     }
 }
 
-/// Removes entries that are older than `oldest`, and further ones until `excess` bytes are removed. Returns their number.
-fn remove_oldest(table: &Table, oldest: u64, excess: u64) -> Result<u64> {
-    let (mut removed, mut freed) = (0, 0);
-    for entry in table.keyspace.iter() {
-        let (key, value) = entry.into_inner()?;
-        let time = key.iter().take(6).fold(0, |time, byte| time << 8 | u64::from(*byte));
-        if time >= oldest && freed >= excess {
-            break;
-        }
-        freed += (key.len() + value.len()) as u64;
-        table.remove(key)?;
-        removed += 1;
-    }
-    Ok(removed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,7 +330,8 @@ mod tests {
         StoredPrediction {
             label,
             confidence: 0.9,
-            model: "m".into(),
+            model_name: "m".into(),
+            model_version: "1".into(),
             sha256: format!("{number:064}"),
         }
     }
@@ -353,6 +373,8 @@ mod tests {
         assert_eq!(all, [labelled(1, "dog"), labelled(2, "dog"), labelled(4, "cat")]);
         let rest: Vec<_> = store.labels_after(Some(ids[1])).collect::<Result<_>>().unwrap();
         assert_eq!(rest, &all[1..]);
+        let nameless = r#"{ "label": "cat", "confidence": 0.9, "model": "1", "sha256": "" }"#;
+        assert!(serde_json::from_str::<StoredPrediction>(nameless).unwrap().model_name.is_empty());
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(crate) struct Models {
 pub(crate) struct ServedModel {
     source: ModelSource,
     current: ArcSwapOption<Model>,
+    /// Held while the model is loaded: of two reloads, the later one reads the file later, and its model remains in use.
+    loading: Mutex<()>,
     queue: Arc<Queue>,
     pub(crate) drift: Drift,
     /// The stamp of the file at the last attempt to load it, whether it was loaded or refused. It is taken before the file is
@@ -89,6 +91,7 @@ impl ServedModel {
             queue: Arc::new(Queue::new(&source.name, permits, settings.queue_timeout)),
             source,
             current: ArcSwapOption::empty(),
+            loading: Mutex::default(),
             drift: Drift::new(settings.drift_window),
             attempt_stamp: Mutex::default(),
         }
@@ -116,9 +119,10 @@ impl ServedModel {
         self.current.store(None);
     }
 
-    /// Reloads the model; on failure the previous one remains in use.
+    /// Reloads the model, after a reload that is in progress; on failure the previous one remains in use.
     /// Errors: when it cannot be loaded; the failure is counted and logged here.
     pub(crate) fn reload(&self, settings: &Settings) -> Result<Arc<Model>> {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         *self.attempt_stamp.lock().unwrap_or_else(PoisonError::into_inner) = self.file_stamp();
         let loaded = Model::load(&self.source, settings);
         let count = |result: &'static str| {
@@ -212,10 +216,12 @@ impl Models {
             .ok_or_else(|| unknown_model(name, self.iter().map(|served| served.name().to_string())))
     }
 
-    /// The loaded model of that version, or else the default model.
-    pub(crate) fn of_version(&self, version: &str) -> Option<Arc<Model>> {
+    /// The model whose labels an earlier prediction may get: the loaded one of its version, or else the one that now serves under
+    /// its name, or where none has that name any more, the default model. `None` while that model is not loaded.
+    pub(crate) fn of_prediction(&self, name: &str, version: &str) -> Option<Arc<Model>> {
         let mut loaded = self.iter().filter_map(|served| served.get());
-        loaded.find(|model| model.version == version).or_else(|| self.default.get())
+        let of_version = loaded.find(|model| model.version == version);
+        of_version.or_else(|| self.find(Some(name)).unwrap_or(&self.default).get())
     }
 
     /// True while images of any model are in flight and none of them has made progress for some seconds.

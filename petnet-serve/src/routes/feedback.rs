@@ -60,12 +60,11 @@ pub(super) async fn submit(app: &Arc<App>, request: &mut HttpRequest) -> Handler
         let result = match outcome {
             Outcome::Stored { right: true, .. } => "right",
             Outcome::Stored { right: false, .. } => "wrong",
-            Outcome::UnknownPrediction | Outcome::UnknownLabel => "refused",
+            Outcome::UnknownPrediction | Outcome::Refused(_) => "refused",
         };
         counter!(names::FEEDBACK_TOTAL, "result" => result).increment(1);
     }
-    let mut entries =
-        outcomes.into_iter().map(|(outcome, submitted)| describe(app, outcome, submitted));
+    let mut entries = outcomes.into_iter().map(|(outcome, submitted)| describe(outcome, submitted));
     if is_list {
         let entries = entries.map(|entry| entry.unwrap_or_else(|e| json!({ "error": e.json() })));
         let body = json!({ "feedback": entries.collect::<Vec<_>>() });
@@ -91,7 +90,10 @@ async fn store(
         .collect();
     let outcomes = tokio::task::spawn_blocking(move || {
         let canonical = |predicted: &StoredPrediction, submitted: &str| {
-            canonical_label(&*shared.models.of_version(&predicted.model)?, submitted)
+            let (name, version) = (&predicted.model_name, &predicted.model_version);
+            let model =
+                shared.models.of_prediction(name, version).ok_or_else(Problem::not_ready)?;
+            canonical_label(&model, submitted).ok_or_else(|| unknown_label(&shared))
         };
         feedback.store_labels(&labels, authenticated, canonical)
     });
@@ -135,7 +137,7 @@ fn canonical_label(model: &Model, submitted: &str) -> Option<String> {
     }
 }
 
-fn describe(app: &App, outcome: Outcome, submitted: SubmittedLabel) -> Result<Value, Problem> {
+fn describe(outcome: Outcome, submitted: SubmittedLabel) -> Result<Value, Problem> {
     match outcome {
         Outcome::Stored { predicted, right, .. } => Ok(json!({
             "prediction_id": submitted.prediction_id,
@@ -148,7 +150,7 @@ fn describe(app: &App, outcome: Outcome, submitted: SubmittedLabel) -> Result<Va
                 format!("there is no prediction {}, or it is too old", submitted.prediction_id);
             Err(Problem::new(StatusCode::NOT_FOUND, Kind::UnknownPrediction, detail))
         }
-        Outcome::UnknownLabel => Err(unknown_label(app)),
+        Outcome::Refused(problem) => Err(problem),
     }
 }
 
@@ -179,7 +181,7 @@ fn line(id: Uuid, labelled: &LabelledPrediction) -> String {
         "label": actual,
         "predicted_class": predicted.label,
         "confidence": predicted.confidence,
-        "model_version": predicted.model,
+        "model_version": predicted.model_version,
         "sha256": predicted.sha256,
         "authenticated": authenticated,
         "labelled": humantime::format_rfc3339_millis(at).to_string(),

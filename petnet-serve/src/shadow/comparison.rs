@@ -164,6 +164,7 @@ impl Comparison {
         Some([("champion", champion), ("shadow", shadow)])
     }
 
+    /// The JSON of `/shadow`, which calls images `photos` as the metrics do.
     pub(super) fn json(&self, champion: &str, (shadow, share): (&str, f64)) -> Value {
         let result = |name: &str| self.results.get(name).copied().unwrap_or(0);
         let compared = result("agreed") + result("disagreed");

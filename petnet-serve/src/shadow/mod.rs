@@ -1,8 +1,8 @@
-//! The shadow model: it classifies a sample of the default model's images after their responses are sent, and the
-//! predictions of both models are compared.
+//! The shadow model: it classifies a sample of the default model's images after their responses are handed to hyper, and
+//! the predictions of both models are compared.
 //!
 //! The shadow model never delays a response. Its images wait in a short queue of their own, which claims memory from the
-//! budget of requests; they are classified one at a time, with batch priority, while the service is idle, or skipped.
+//! budget of requests; they are classified one at a time, with the priority of bulk work, while the service is idle, or skipped.
 
 mod comparison;
 
@@ -40,7 +40,7 @@ pub(crate) struct Sample {
     _memory: Claim,
 }
 
-/// The sampled images of a request, which its response carries until it is sent.
+/// The sampled images of a request, which its response carries until hyper has taken its body.
 #[derive(Clone, Default)]
 pub(crate) struct Samples(Arc<Mutex<Vec<Sample>>>);
 
@@ -162,7 +162,7 @@ impl Shadow {
             }
         };
         let idle = tokio::time::timeout(IDLE_TIMEOUT, idle).await.is_ok();
-        let Ok(target) = self.served.target(Priority::Batch) else { return self.count("skipped") };
+        let Ok(target) = self.served.target(Priority::Bulk) else { return self.count("skipped") };
         if !idle {
             return self.count("skipped");
         }

@@ -123,6 +123,7 @@ impl Record<'_> {
             status = self.status.as_u16(),
             ms = milliseconds(self.duration),
             bytes = details.bytes,
+            // Named as in the metrics, see `names`.
             photos = details.images,
             decode_ms = stage_ms(|timings| timings.decode),
             queue_ms = stage_ms(|timings| timings.queue),

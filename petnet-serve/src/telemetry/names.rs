@@ -1,4 +1,5 @@
 //! Names and help texts of all metrics, and the buckets of histograms. A test compares the names with `docs/metrics.md`.
+//! Metrics that are called `*_photos` count images; clients' dashboards depend on their names.
 
 /// Declares the metrics of one type: a constant with the name of each, and a table whose rows have the name and what follows it.
 macro_rules! declare_metrics {
