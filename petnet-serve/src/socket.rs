@@ -1,9 +1,9 @@
-//! A client's socket, with a limit on how slowly the client may read responses.
+//! A client's socket, with a limit on how slowly the client may read responses, and a record of the connection's activity.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -16,18 +16,85 @@ use crate::buffer::TransferLimits;
 /// First bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI";
 
+/// Activity of a connection.
+pub(crate) struct Activity(Mutex<ActivityState>);
+
+struct ActivityState {
+    has_requests: bool,
+    /// Number of requests without a response, and of writes that wait for the client to read.
+    open: usize,
+    /// Time since which nothing has been open, later by the time that writes since then take at the minimum rate.
+    idle_since: Instant,
+}
+
+impl Activity {
+    pub(crate) fn new() -> Self {
+        let idle_since = Instant::now();
+        Self(Mutex::new(ActivityState { has_requests: false, open: 0, idle_since }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, ActivityState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True once the first request has begun.
+    pub(crate) fn has_requests(&self) -> bool {
+        self.state().has_requests
+    }
+
+    /// Time since which the connection is idle; `None` while a request or a write is open.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        (state.open == 0).then_some(state.idle_since)
+    }
+
+    /// Lets the time for which the connection is idle begin anew.
+    pub(crate) fn restart(&self) {
+        self.state().idle_since = Instant::now();
+    }
+
+    pub(crate) fn begin_request(self: &Arc<Self>) -> OpenGuard {
+        self.state().has_requests = true;
+        self.open()
+    }
+
+    fn open(self: &Arc<Self>) -> OpenGuard {
+        self.state().open += 1;
+        OpenGuard(Arc::clone(self))
+    }
+
+    /// Delays idleness by the time of a write at the minimum rate. A client that reads at that rate is never idle; one that
+    /// only answers HTTP/2's pings is.
+    fn record_write(&self, write_time: Duration) {
+        let mut state = self.state();
+        state.idle_since = (state.idle_since + write_time).min(Instant::now());
+    }
+}
+
+/// Keeps a request or a write open until it is dropped, which happens too when the client disconnects.
+pub(crate) struct OpenGuard(Arc<Activity>);
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.open -= 1;
+        state.idle_since = Instant::now();
+    }
+}
+
 /// A handle to a client's socket; clones share one descriptor.
 #[derive(Clone)]
 pub(crate) struct SocketHandle {
     stream: Arc<TcpStream>,
     http2: Arc<AtomicBool>,
+    activity: Arc<Activity>,
 }
 
 impl SocketHandle {
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
         // Nagle's algorithm would delay small responses.
         let _ = stream.set_nodelay(true);
-        Self { stream: Arc::new(stream), http2: Arc::default() }
+        Self { stream: Arc::new(stream), http2: Arc::default(), activity }
     }
 
     /// A reader and writer that ends the connection when the client reads too slowly.
@@ -60,17 +127,28 @@ pub(crate) struct SocketIo {
     written: u64,
     /// Total time for which writes have waited.
     total_wait: Duration,
-    /// The current wait: its start, and the timer that ends it.
-    current_wait: Option<(Instant, Pin<Box<Sleep>>)>,
+    current_wait: Option<Wait>,
+}
+
+/// A write's wait for the client to read.
+struct Wait {
+    since: Instant,
+    /// Ends the connection.
+    timer: Pin<Box<Sleep>>,
+    _open: OpenGuard,
 }
 
 impl SocketIo {
     /// Waits for the socket to take more, and fails once the pause or the average rate is exceeded.
     fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let remaining = self.limits.remaining(self.written, self.total_wait);
-        let begin = || (Instant::now(), Box::pin(tokio::time::sleep(remaining)));
-        let (_, timer) = self.current_wait.get_or_insert_with(begin);
-        ready!(timer.as_mut().poll(context));
+        let activity = &self.socket.activity;
+        let wait = self.current_wait.get_or_insert_with(|| Wait {
+            since: Instant::now(),
+            timer: Box::pin(tokio::time::sleep(remaining)),
+            _open: activity.open(),
+        });
+        ready!(wait.timer.as_mut().poll(context));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the answer is read too slowly"))
     }
 }
@@ -115,9 +193,11 @@ impl AsyncWrite for SocketIo {
             match self.socket.stream.try_write(bytes) {
                 Ok(length) => {
                     self.written += length as u64;
-                    if let Some((since, _)) = self.current_wait.take() {
-                        self.total_wait += since.elapsed();
+                    if let Some(wait) = self.current_wait.take() {
+                        self.total_wait += wait.since.elapsed();
                     }
+                    let write_time = self.limits.time_at_min_rate(length as u64);
+                    self.socket.activity.record_write(write_time);
                     return Poll::Ready(Ok(length));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
