@@ -212,7 +212,7 @@ impl Connection {
             // Protocol errors of the client are not logged.
             _ = connection.as_mut() => return false,
             () = self.idle_for(settings.header_timeout) => {
-                if !self.activity.has_requests() {
+                if !self.activity.state().has_requests {
                     return true;
                 }
             }
@@ -220,7 +220,7 @@ impl Connection {
         }
         // No further request is accepted; open ones finish and their responses are sent. The time limit begins anew: HTTP/2's
         // shutdown takes a round trip.
-        self.activity.restart();
+        self.activity.state().idle_since = Instant::now();
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection => (),
@@ -244,7 +244,8 @@ impl Connection {
         &self,
         request: hyper::Request<hyper::body::Incoming>,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        let open = self.activity.begin_request();
+        self.activity.state().has_requests = true;
+        let open = self.activity.open();
         let (app, kind, peer) = (Arc::clone(&self.app), self.kind, self.peer);
         async move {
             let response = routes::respond(&app, kind, peer, request).await;

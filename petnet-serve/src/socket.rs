@@ -16,15 +16,15 @@ use crate::buffer::TransferLimits;
 /// First bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI";
 
-/// Activity of a connection.
+/// The activity of a connection.
 pub(crate) struct Activity(Mutex<ActivityState>);
 
-struct ActivityState {
-    has_requests: bool,
+pub(crate) struct ActivityState {
+    pub(crate) has_requests: bool,
     /// Number of requests without a response, and of writes that wait for the client to read.
     open: usize,
-    /// Time since which nothing has been open, later by the time that writes since then take at the minimum rate.
-    idle_since: Instant,
+    /// Time since which nothing is open, later by the time that writes since then take at the minimum rate.
+    pub(crate) idle_since: Instant,
 }
 
 impl Activity {
@@ -33,13 +33,8 @@ impl Activity {
         Self(Mutex::new(ActivityState { has_requests: false, open: 0, idle_since }))
     }
 
-    fn state(&self) -> MutexGuard<'_, ActivityState> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, ActivityState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// True once the first request has begun.
-    pub(crate) fn has_requests(&self) -> bool {
-        self.state().has_requests
     }
 
     /// Time since which the connection is idle; `None` while a request or a write is open.
@@ -48,26 +43,9 @@ impl Activity {
         (state.open == 0).then_some(state.idle_since)
     }
 
-    /// Lets the time for which the connection is idle begin anew.
-    pub(crate) fn restart(&self) {
-        self.state().idle_since = Instant::now();
-    }
-
-    pub(crate) fn begin_request(self: &Arc<Self>) -> OpenGuard {
-        self.state().has_requests = true;
-        self.open()
-    }
-
-    fn open(self: &Arc<Self>) -> OpenGuard {
+    pub(crate) fn open(self: &Arc<Self>) -> OpenGuard {
         self.state().open += 1;
         OpenGuard(Arc::clone(self))
-    }
-
-    /// Delays idleness by the time of a write at the minimum rate. A client that reads at that rate is never idle; one that
-    /// only answers HTTP/2's pings is.
-    fn record_write(&self, write_time: Duration) {
-        let mut state = self.state();
-        state.idle_since = (state.idle_since + write_time).min(Instant::now());
     }
 }
 
@@ -127,15 +105,7 @@ pub(crate) struct SocketIo {
     written: u64,
     /// Total time for which writes have waited.
     total_wait: Duration,
-    current_wait: Option<Wait>,
-}
-
-/// A write's wait for the client to read.
-struct Wait {
-    since: Instant,
-    /// Ends the connection.
-    timer: Pin<Box<Sleep>>,
-    _open: OpenGuard,
+    current_wait: Option<(Instant, Pin<Box<Sleep>>, OpenGuard)>,
 }
 
 impl SocketIo {
@@ -143,12 +113,9 @@ impl SocketIo {
     fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let remaining = self.limits.remaining(self.written, self.total_wait);
         let activity = &self.socket.activity;
-        let wait = self.current_wait.get_or_insert_with(|| Wait {
-            since: Instant::now(),
-            timer: Box::pin(tokio::time::sleep(remaining)),
-            _open: activity.open(),
-        });
-        ready!(wait.timer.as_mut().poll(context));
+        let begin = || (Instant::now(), Box::pin(tokio::time::sleep(remaining)), activity.open());
+        let (_, timer, _) = self.current_wait.get_or_insert_with(begin);
+        ready!(timer.as_mut().poll(context));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the answer is read too slowly"))
     }
 }
@@ -193,11 +160,14 @@ impl AsyncWrite for SocketIo {
             match self.socket.stream.try_write(bytes) {
                 Ok(length) => {
                     self.written += length as u64;
-                    if let Some(wait) = self.current_wait.take() {
-                        self.total_wait += wait.since.elapsed();
+                    if let Some((since, ..)) = self.current_wait.take() {
+                        self.total_wait += since.elapsed();
                     }
-                    let write_time = self.limits.time_at_min_rate(length as u64);
-                    self.socket.activity.record_write(write_time);
+                    // A client that reads at the minimum rate is not idle; one that only answers HTTP/2's pings is.
+                    let mut state = self.socket.activity.state();
+                    let moved = state.idle_since + self.limits.time_at_min_rate(length as u64);
+                    state.idle_since = moved.min(Instant::now());
+                    drop(state);
                     return Poll::Ready(Ok(length));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
