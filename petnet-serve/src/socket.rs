@@ -167,7 +167,6 @@ impl AsyncWrite for SocketIo {
                     let mut state = self.socket.activity.state();
                     let moved = state.idle_since + self.limits.time_at_min_rate(length as u64);
                     state.idle_since = moved.min(Instant::now());
-                    drop(state);
                     return Poll::Ready(Ok(length));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),

@@ -188,7 +188,7 @@ fn decoded_size(mut message: &[u8], depth: u8) -> usize {
     /// The largest item of a list, in a vector of at least four, whose old and doubled allocation exist at the same time.
     const ITEM_BYTES: usize = 4 * size_of::<proto::model_infer_request::InferInputTensor>();
     let mut size = 0_usize;
-    // Where the message is invalid, prost ends as well.
+    // prost ends at an invalid field as well.
     while let Ok((field, wire_type)) = decode_key(&mut message) {
         let length = match wire_type {
             WireType::LengthDelimited => decode_varint(&mut message),
