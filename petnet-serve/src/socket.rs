@@ -105,6 +105,7 @@ pub(crate) struct SocketIo {
     written: u64,
     /// Total time for which writes have waited.
     total_wait: Duration,
+    /// The current wait: its start, the timer that ends it, and the guard that lets it count as activity.
     current_wait: Option<(Instant, Pin<Box<Sleep>>, OpenGuard)>,
 }
 
