@@ -1,4 +1,4 @@
-//! Response bodies, and the images that are submitted to the shadow model once a body is sent.
+//! Response bodies, and the images that are submitted to the shadow model once a body is handed to hyper.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::shadow::{Samples, Shadow};
 /// The body of a response: complete bytes, or a gRPC stream.
 pub(crate) struct Body {
     content: tonic::body::Body,
-    /// Images to submit to the shadow model once the body is sent.
+    /// Images to submit to the shadow model once the body is handed to hyper.
     sampled: Option<(Arc<Shadow>, Samples)>,
 }
 
 impl Body {
-    /// Adds images that are submitted to the shadow model once the body is sent.
+    /// Adds images that are submitted to the shadow model once the body is handed to hyper.
     pub(crate) fn with_samples(mut self, shadow: Option<&Arc<Shadow>>, samples: Samples) -> Self {
         self.sampled = shadow.map(|shadow| (Arc::clone(shadow), samples));
         self
@@ -58,7 +58,7 @@ impl HttpBody for Body {
 }
 
 impl Drop for Body {
-    /// hyper drops a body once it has written it.
+    /// hyper drops a body once its last bytes are in the connection's write buffer.
     fn drop(&mut self) {
         if let Some((shadow, samples)) = self.sampled.take() {
             samples.submit(&shadow);

@@ -67,9 +67,13 @@ impl TransferLimits {
 
     /// Maximum wait for the next bytes, after `transferred` bytes in `elapsed`.
     pub(crate) fn remaining(&self, transferred: u64, elapsed: Duration) -> Duration {
-        let time_at_min_rate =
-            Duration::from_secs_f64(transferred as f64 / self.min_rate.max(1) as f64);
-        (self.max_pause + time_at_min_rate).saturating_sub(elapsed).min(self.max_pause)
+        let allowed = self.max_pause + self.time_at_min_rate(transferred);
+        allowed.saturating_sub(elapsed).min(self.max_pause)
+    }
+
+    /// Time in which a number of bytes is transferred at the minimum rate.
+    pub(crate) fn time_at_min_rate(&self, bytes: u64) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.min_rate.max(1) as f64)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::buffer::TransferLimits;
 use crate::problem::{Kind, Problem};
 use crate::routes::{self, ListenerKind};
 use crate::settings::Settings;
-use crate::socket::SocketHandle;
+use crate::socket::{Activity, SocketHandle};
 use crate::telemetry::names;
 use crate::tls::Tls;
 
@@ -128,7 +128,7 @@ impl Server {
                     app: Arc::clone(&app),
                     kind,
                     peer: address,
-                    state: Arc::new(ConnectionState::new()),
+                    activity: Arc::new(Activity::new()),
                 };
                 let tls = tls.clone();
                 tokio::spawn(async move {
@@ -156,57 +156,18 @@ impl Server {
     }
 }
 
-/// Counts of a connection's requests.
-struct ConnectionState {
-    requests_begun: AtomicUsize,
-    requests_open: AtomicUsize,
-    /// Time at which the connection began or its last request ended.
-    last_end: Mutex<Instant>,
-}
-
-impl ConnectionState {
-    fn new() -> Self {
-        let (requests_begun, requests_open) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { requests_begun, requests_open, last_end: Mutex::new(Instant::now()) }
-    }
-
-    /// Time since which no request is open; `None` while one is.
-    fn idle_since(&self) -> Option<Instant> {
-        let last_end = *self.last_end.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.requests_open.load(Ordering::Acquire) == 0).then_some(last_end)
-    }
-}
-
-/// Counts a request as open until it is dropped, which happens too when its client disconnects.
-struct OpenRequest(Arc<ConnectionState>);
-
-impl OpenRequest {
-    fn new(state: &Arc<ConnectionState>) -> Self {
-        state.requests_begun.fetch_add(1, Ordering::Relaxed);
-        state.requests_open.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(state))
-    }
-}
-
-impl Drop for OpenRequest {
-    fn drop(&mut self) {
-        *self.0.last_end.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.requests_open.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 struct Connection {
     app: Arc<App>,
     kind: ListenerKind,
     peer: IpAddr,
-    state: Arc<ConnectionState>,
+    activity: Arc<Activity>,
 }
 
 impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
         let settings = &self.app.settings;
         let limits = TransferLimits::of(settings);
-        let socket = SocketHandle::new(stream);
+        let socket = SocketHandle::new(stream, Arc::clone(&self.activity));
         let Some(tls) = tls else {
             let timed_out = self.run(socket.io(limits)).await;
             if timed_out {
@@ -214,7 +175,8 @@ impl Connection {
             }
             return;
         };
-        // A client whose handshake fails or times out cannot read an HTTP response.
+        // A client whose handshake fails or times out cannot read an HTTP response. Nor does a late first request behind TLS
+        // get a 408: hyper owns the TLS stream, and plain text on the socket would not be a TLS record.
         let handshake = timeout(settings.header_timeout, tls.acceptor().accept(socket.io(limits)));
         let handshake = tokio::select! {
             outcome = handshake => outcome,
@@ -250,13 +212,15 @@ impl Connection {
             // Protocol errors of the client are not logged.
             _ = connection.as_mut() => return false,
             () = self.idle_for(settings.header_timeout) => {
-                if self.state.requests_begun.load(Ordering::Relaxed) == 0 {
+                if !self.activity.state().has_requests {
                     return true;
                 }
             }
             () = self.app.wait_for_closing() => (),
         }
-        // No further request is accepted; open ones finish and their responses are sent.
+        // No further request is accepted; open ones finish and their responses are sent. The time limit begins anew: HTTP/2's
+        // shutdown takes a round trip.
+        self.activity.state().idle_since = Instant::now();
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection => (),
@@ -265,10 +229,10 @@ impl Connection {
         false
     }
 
-    /// Waits until no request has been open for `limit`.
+    /// Waits until the connection has been idle for `limit`.
     async fn idle_for(&self, limit: Duration) {
         loop {
-            let since = self.state.idle_since().unwrap_or_else(Instant::now);
+            let since = self.activity.idle_since().unwrap_or_else(Instant::now);
             if since.elapsed() >= limit {
                 return;
             }
@@ -280,7 +244,8 @@ impl Connection {
         &self,
         request: hyper::Request<hyper::body::Incoming>,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        let open = OpenRequest::new(&self.state);
+        self.activity.state().has_requests = true;
+        let open = self.activity.open();
         let (app, kind, peer) = (Arc::clone(&self.app), self.kind, self.peer);
         async move {
             let response = routes::respond(&app, kind, peer, request).await;

@@ -11,9 +11,11 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
 use common::{Server, multipart, post, test_image, wait_until};
 use hostile::{PNG_KINDS, gif, jpeg, png, profile, webp};
 use image::ImageFormat;
+use serde_json::json;
 
 const JPEG: (&str, &str) = ("content-type", "image/jpeg");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -118,24 +120,30 @@ fn a_second_signal_ends_at_once() {
 /// F4: clients that do not read responses.
 #[test]
 fn a_client_that_does_not_read_is_disconnected_and_no_address_has_all_connections() {
+    // Neither a limit in total nor an idle connection ends any of them.
     let settings =
-        ["--transfer-timeout", "1s", "--header-timeout", "1s", "--max-connections", "200"];
+        ["--transfer-timeout", "1s", "--header-timeout", "1h", "--max-connections", "100"];
     let server = start_with_limited_memory(&settings);
+    // Accepted in this order; half of the connections are for one address.
+    let mut streams: Vec<TcpStream> = (0..150).map(|_| server.connect()).collect();
+    for mut refused in streams.drain(50..) {
+        let outcome = refused.read(&mut [0]);
+        let closed = |kind| [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&kind);
+        assert!(outcome.as_ref().map_or_else(|e| closed(e.kind()), |n| *n == 0), "{outcome:?}");
+    }
     let gets = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(200);
-    let streams: Vec<TcpStream> = (0..150)
-        .filter_map(|_| {
-            let mut stream = TcpStream::connect(server.address).ok()?;
-            stream.set_nonblocking(true).ok()?;
-            let _ = stream.write(&gets);
-            Some(stream)
-        })
-        .collect();
-    std::thread::sleep(Duration::from_millis(300));
-    // This address had as many connections as it may have.
+    streams.iter_mut().for_each(|stream| stream.write_all(&gets).unwrap());
     wait_until("places are free again", || {
         let reply = server.try_send(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         reply.is_some_and(|reply| reply.status == 200)
     });
+    wait_until("all are disconnected", || server.metrics().get("open_connections") == Some(&1.0));
+    assert!(server.metrics()["connections_refused_total"] >= 100.0);
+    let mut received = Vec::new();
+    // The end may be a reset.
+    let _ = streams[0].read_to_end(&mut received);
+    let received = String::from_utf8_lossy(&received).matches("HTTP/1.1 200 OK").count();
+    assert!((1..200).contains(&received), "{received} of 200 responses");
     drop(streams);
     assert_within_budget(&server, "unread answers");
 }
@@ -221,6 +229,36 @@ fn compressed_json_expands_within_the_budget_while_others_are_served() {
         }
     });
     assert_within_budget(&server, "gzip of JSON");
+}
+
+/// F6: lists of items that take more memory than their JSON.
+#[test]
+fn lists_of_small_items_are_refused_within_the_budget() {
+    let server = start_with_limited_memory(&[]);
+    let list = |item: &str| [&format!("{item},").repeat((1 << 19) / item.len()), item].concat();
+    let input = |shape: &str, data: &str| {
+        format!(r#"{{"name":"image","shape":[{shape}],"datatype":"BYTES","data":[{data}]}}"#)
+    };
+    let inputs = |inputs: &str| format!(r#"{{"inputs":[{inputs}]}}"#);
+    let outputs = format!(r#"{{"inputs":[],"outputs":[{}]}}"#, list(r#"{"name":""}"#));
+    let cases = [
+        ("strings", inputs(&input("1", &list(r#""""#))), "more than 1024 strings"),
+        ("numbers", inputs(&input("1", &list("1"))), "the data is not of its datatype"),
+        ("numbers and a string", inputs(&input("1", &(list("1") + r#","""#))), "are mixed"),
+        ("shape", inputs(&input(&list("1"), "")), "a list has more than 4096 bytes"),
+        ("inputs", inputs(&list(&input("1", ""))), "the inference request is invalid"),
+        ("outputs", outputs.replace("[],", &format!("[{}],", input("1", ""))), "a list has more"),
+    ];
+    for (condition, body, reason) in cases {
+        let path = "/v2/models/cats-vs-dogs/infer";
+        let statuses = post_concurrently(&server, 6, path, JSON, body.as_bytes());
+        assert!(statuses.iter().all(|s| [400, 503].contains(s)), "{condition}: {statuses:?}");
+        // Alone, it is parsed.
+        let alone = server.post(path, &[JSON], body.as_bytes());
+        let error = alone.json()["error"].as_str().unwrap().to_string();
+        assert!(alone.status == 400 && error.contains(reason), "{condition}: {error}");
+        assert_within_budget(&server, condition);
+    }
 }
 
 /// F7, F8: damaged files, and a recovery that fails or ends midway.
@@ -538,4 +576,30 @@ fn a_slow_upload_that_does_not_pause_is_served() {
     let mut reply = Vec::new();
     stream.read_to_end(&mut reply).unwrap();
     assert_eq!(common::Reply::parse(&reply).status, 200);
+}
+
+/// Nor is a client that reads slowly: its response is sent in full, even where that takes longer than the header timeout.
+#[test]
+fn a_slow_reader_is_served_in_full() {
+    let server = Server::start(&["--header-timeout", "1s", "--memory", "1000"]);
+    let image = base64::engine::general_purpose::STANDARD.encode(test_image(ImageFormat::Jpeg));
+    // The response repeats the id, and is larger than the buffers of both sockets.
+    let id = "x".repeat(8 << 20);
+    let input = json!({ "name": "image", "shape": [1], "datatype": "BYTES", "data": [image] });
+    let body = json!({ "id": id, "inputs": [input], "outputs": [{ "name": "label" }] }).to_string();
+    let request = post("/v2/models/cats-vs-dogs/infer", &[JSON], body.as_bytes());
+    let mut stream = server.connect();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10).unwrap();
+    stream.write_all(&request).unwrap();
+    // Three seconds from the first byte on.
+    let mut reply = Vec::new();
+    for _ in 0..30 {
+        let mut part = [0; 16 << 10];
+        let length = stream.read(&mut part).unwrap();
+        reply.extend_from_slice(&part[..length]);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    stream.read_to_end(&mut reply).unwrap();
+    let reply = common::Reply::parse(&reply);
+    assert_eq!((reply.status, reply.json()["id"].as_str().unwrap().len()), (200, id.len()));
 }

@@ -148,6 +148,60 @@ async fn an_image_is_classified_in_each_form_and_invalid_calls_have_their_codes(
     assert!(metrics.keys().any(|name| name.contains(&infer) && name.contains("\"404\"")));
 }
 
+/// The repeated fields of a `ModelInferRequest` as bytes, so that items may be empty.
+#[derive(Clone, PartialEq, Message)]
+struct EncodedItems {
+    #[prost(string, tag = "1")]
+    model_name: String,
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    inputs: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    outputs: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "7")]
+    raw_input_contents: Vec<Vec<u8>>,
+}
+
+#[tokio::test]
+async fn lists_of_small_items_are_refused_within_the_memory_budget() {
+    const MEMORY: usize = 160;
+    let server = Server::start(&["--memory", &MEMORY.to_string()]);
+    let infer = format!("{SERVICE}ModelInfer");
+    let message = || EncodedItems { model_name: "cats-vs-dogs".into(), ..EncodedItems::default() };
+    let empty = |count: usize| vec![Vec::new(); count];
+    let input =
+        |input: InferInputTensor| EncodedItems { inputs: vec![input.encode_to_vec()], ..message() };
+    let contents = |contents| input(InferInputTensor { contents: Some(contents), ..image(None) });
+    // In memory, each takes more than the whole budget of buffers.
+    let too_large = [
+        EncodedItems { inputs: empty(1 << 20), ..message() },
+        EncodedItems { outputs: empty(1 << 20), ..message() },
+        EncodedItems { raw_input_contents: empty(1 << 20), ..message() },
+        input(InferInputTensor { shape: vec![1; 1 << 20], ..image(None) }),
+        contents(InferTensorContents { int64_contents: vec![1; 1 << 20], ..Default::default() }),
+        contents(InferTensorContents {
+            bytes_contents: vec![Bytes::new(); 1 << 20],
+            ..Default::default()
+        }),
+    ];
+    // These fit, and are refused for what they are.
+    let wrong = [
+        EncodedItems { inputs: empty(100), ..message() },
+        EncodedItems { raw_input_contents: empty(100), ..input(image(None)) },
+        input(InferInputTensor { shape: vec![1; 10_000], ..image(Some(vec![])) }),
+        contents(InferTensorContents {
+            bytes_contents: vec![Bytes::new(); 100],
+            ..Default::default()
+        }),
+    ];
+    let cases = too_large.iter().map(|message| (message, 8));
+    for (number, (message, expected)) in cases.chain(wrong.iter().map(|m| (m, 3))).enumerate() {
+        let (code, _): (u32, ModelInferResponse) = call(&server, &infer, message, &[]).await;
+        assert_eq!(code, expected, "case {number}");
+    }
+    let peak = server.peak() >> 20;
+    assert!(peak <= MEMORY, "{peak} MB");
+}
+
 #[tokio::test]
 async fn states_and_models_are_reported_and_keys_are_required() {
     let digest = petnet::disk::sha256(b"secret");

@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response, StatusCode};
+use prost::encoding::{WireType, decode_key, decode_varint};
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 
@@ -168,8 +169,10 @@ async fn call_service(
 async fn infer(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Response<Body>, Problem> {
     let priority = super::images::priority(&request);
     let (bytes, mut claim) = app.uploads.read_bytes(&mut request).await?;
-    // For the decoded message, and for raw floats as values and as pixels.
-    claim.merge(app.memory.claim_buffer(bytes.len() * 3)?);
+    // For tonic's buffer of twice the length, from the body on that it replaces; for raw floats as values, and as pixels.
+    // The message begins after a flag and its length.
+    let decoded = decoded_size(bytes.get(5..).unwrap_or_default(), 0);
+    claim.merge(app.memory.claim_buffer(decoded.saturating_add(bytes.len() * 9 / 4))?);
     let outcome = CallOutcome::default();
     let api = Api { app: Arc::clone(app), priority, bytes: bytes.len(), outcome: outcome.clone() };
     let mut server = proto::grpc_inference_service_server::GrpcInferenceServiceServer::new(api)
@@ -177,6 +180,38 @@ async fn infer(app: &Arc<App>, mut request: Request<Incoming>) -> Result<Respons
     let Ok(response) = server.call(request.map(|_| Full::new(bytes))).await;
     drop::<Claim>(claim);
     Ok(outcome.attach(app, response))
+}
+
+/// Upper bound of the memory that prost allocates for a `ModelInferRequest` or a smaller message, in bytes: repeated fields may
+/// take hundreds of times their encoded length. `depth` is 1 for an input or a requested output, 2 for an input's contents.
+fn decoded_size(mut message: &[u8], depth: u8) -> usize {
+    /// The largest item of a list, in a vector of at least four, whose old and doubled allocation exist at the same time.
+    const ITEM_BYTES: usize = 4 * size_of::<proto::model_infer_request::InferInputTensor>();
+    let mut size = 0_usize;
+    // prost ends at an invalid field as well.
+    while let Ok((field, wire_type)) = decode_key(&mut message) {
+        let length = match wire_type {
+            WireType::LengthDelimited => decode_varint(&mut message),
+            WireType::Varint => decode_varint(&mut message).map(|_| 0),
+            WireType::SixtyFourBit => Ok(8),
+            WireType::ThirtyTwoBit => Ok(4),
+            WireType::StartGroup | WireType::EndGroup => Ok(0),
+        };
+        let Ok(length) = length else { break };
+        let (value, rest) = message.split_at(message.len().min(length as usize));
+        message = rest;
+        size = size.saturating_add(match (depth, field) {
+            (0, 5 | 6) | (1, 5) => decoded_size(value, depth + 1).saturating_add(ITEM_BYTES),
+            // Bytes, which are not copied.
+            (0, 7) | (2, 8) => ITEM_BYTES,
+            // Floats, packed or not, in a growing vector.
+            (2, 6 | 7) => 3 * value.len(),
+            // Strings, or packed integers: one byte is an integer of eight, in a growing vector; a shape is converted to
+            // another one, while the first has up to twice its length.
+            _ => ITEM_BYTES + (2 + 3) * 8 * value.len(),
+        });
+    }
+    size
 }
 
 /// The details of a call for its log line, and the images sampled for the shadow model.

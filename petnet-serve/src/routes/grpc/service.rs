@@ -24,7 +24,7 @@ use crate::app::App;
 use crate::authorization::Priority;
 use crate::problem::Problem;
 use crate::routes::v2::infer::{Inference, classify, output_tensor, requested_outputs};
-use crate::routes::v2::tensor::{Contents, Input, OutputParameters, RequestedOutput};
+use crate::routes::v2::tensor::{Data, Input, InputParameters, OutputParameters, RequestedOutput};
 use crate::routes::v2::{self, EXTENSIONS, Format, PLATFORM};
 use crate::telemetry::RequestDetails;
 
@@ -47,8 +47,8 @@ impl Api {
         let (target, format) = v2::find(app, &request.model_name, self.priority)?;
         target.check_wait()?;
         let requested = request.outputs.iter().map(requested).collect::<Result<Vec<_>, _>>()?;
-        let (input, mut raw) = input(&mut request, format)?;
-        let values = input.values(&mut raw, app.settings.max_parts)?;
+        let (mut input, mut raw) = input(&mut request, format)?;
+        let values = input.take_values(&mut raw, app.settings.max_parts)?;
         if !raw.is_empty() {
             return Err(Problem::bad_request("there are bytes after the input's values"));
         }
@@ -83,33 +83,29 @@ impl Api {
 
 /// The only input of a request, and the raw bytes of its values.
 fn input(request: &mut ModelInferRequest, format: Format) -> Result<(Input, Bytes), Problem> {
-    let wrong = |detail: String| Problem::bad_request(detail);
+    let wrong = |detail: &str| Problem::bad_request(detail);
     let inputs = std::mem::take(&mut request.inputs);
     let [InferInputTensor { name, datatype, shape, contents, .. }] =
         <[InferInputTensor; 1]>::try_from(inputs)
-            .map_err(|_| wrong(format!("there must be one input, `{}`", format.input())))?;
+            .map_err(|_| wrong(&format!("there must be one input, `{}`", format.input())))?;
     if name != format.input() {
-        let detail = format!("unknown input `{name}`, must be `{}`", format.input());
-        return Err(Problem::bad_request(detail));
+        return Err(wrong(&format!("unknown input `{name}`, must be `{}`", format.input())));
     }
     let mut raw = std::mem::take(&mut request.raw_input_contents);
-    let (contents, raw) = match (contents, raw.pop()) {
+    let raw = match (&contents, raw.pop()) {
         (Some(_), Some(_)) => {
-            return Err(wrong(
-                "values must be in `contents` or in `raw_input_contents`, not in both".into(),
-            ));
+            return Err(wrong("values must be in `contents` or in `raw_input_contents`, not both"));
         }
-        (None, Some(bytes)) if raw.is_empty() => (Contents::Raw(bytes.len()), bytes),
-        (None, Some(_)) => {
-            return Err(wrong("`raw_input_contents` has more entries than inputs".into()));
+        (None, None) => return Err(wrong(&format!("input `{name}`: there is no data"))),
+        (None, Some(_)) if !raw.is_empty() => {
+            return Err(wrong("`raw_input_contents` has more entries than inputs"));
         }
-        (Some(values), None) if format == Format::Encoded => {
-            (Contents::Elements(values.bytes_contents), Bytes::new())
-        }
-        (Some(values), None) => (Contents::Floats(values.fp32_contents), Bytes::new()),
-        (None, None) => return Err(wrong(format!("input `{name}`: there is no data"))),
+        (_, bytes) => bytes,
     };
-    Ok((Input::new(name, (datatype, shape), contents), raw))
+    let parameters =
+        InputParameters { binary_data_size: raw.as_ref().map(|bytes| bytes.len() as u64) };
+    let data = contents.map(|all| Data::new(all.fp32_contents, all.bytes_contents));
+    Ok((Input { name, shape, datatype, parameters, data }, raw.unwrap_or_default()))
 }
 
 /// An output that a request names.

@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::Format;
 use super::tensor::{
-    Input, Output, OutputParameters, OutputValues, Request, RequestedOutput, Values,
+    MAX_LISTS_MEMORY, Output, OutputParameters, OutputValues, PARSED_BYTES_PER_JSON_BYTE, Request,
+    RequestedOutput, Values,
 };
 use crate::app::App;
 use crate::batcher::ImageInput;
@@ -34,9 +35,6 @@ use crate::routes::{FullResponse, HandlerResult, HttpRequest, new_id, typed_resp
 use crate::shadow::Samples;
 use crate::telemetry::RequestDetails;
 
-/// Maximum bytes of parsed values per byte of JSON: the two bytes `1,` are a float of four, in a vector whose capacity may be
-/// twice its length.
-const PARSED_BYTES_PER_JSON_BYTE: usize = 5;
 /// Maximum number of requested outputs; an output may be requested several times, with different parameters.
 const MAX_OUTPUTS: usize = 16;
 
@@ -77,20 +75,17 @@ async fn infer_images(
         let json = json_len.unwrap_or(body.len()).min(body.len());
         // Raw floats are copied, and converted to pixels of one byte.
         let values = PARSED_BYTES_PER_JSON_BYTE * json + (body.len() - json) * 5 / 4;
-        claim.merge(shared.memory.claim_buffer(values)?);
+        claim.merge(shared.memory.claim_buffer(values + MAX_LISTS_MEMORY)?);
         let (request, binary) = Request::parse(&body, json_len, format.input())?;
         Ok::<_, Problem>((request, binary, claim))
     });
     let (mut request, mut binary, _claim) = parsed.await.map_err(|_| Problem::internal())??;
-    let inputs = <[Input; 1]>::try_from(std::mem::take(&mut request.inputs));
-    let [input] = inputs.map_err(|_| {
-        Problem::bad_request(format!("there must be one input, `{}`", format.input()))
-    })?;
+    let [input] = &mut request.inputs;
     if input.name != format.input() {
         let detail = format!("unknown input `{}`, must be `{}`", input.name, format.input());
         return Err(Problem::bad_request(detail));
     }
-    let values = input.values(&mut binary, app.settings.max_parts)?;
+    let values = input.take_values(&mut binary, app.settings.max_parts)?;
     if !binary.is_empty() {
         return Err(Problem::bad_request("there are bytes after the last input"));
     }
@@ -151,10 +146,8 @@ fn decompress(
     (body, claim): (Bytes, Claim),
     headers: &HeaderMap,
 ) -> Result<(Bytes, Claim), Problem> {
-    let mut reader: Box<dyn Read + '_> = match headers
-        .get(CONTENT_ENCODING)
-        .map(HeaderValue::as_bytes)
-    {
+    let coding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
+    let mut reader: Box<dyn Read + '_> = match coding {
         None | Some(b"identity") => return Ok((body, claim)),
         Some(b"gzip") => Box::new(MultiGzDecoder::new(&body[..])),
         Some(b"deflate") => Box::new(ZlibDecoder::new(&body[..])),
@@ -183,8 +176,7 @@ struct Payload {
 impl Payload {
     /// The response, compressed where `Accept-Encoding` is exactly `gzip` or `deflate`.
     fn response(self, received: Option<&HeaderValue>) -> HandlerResult {
-        let received = received.map(HeaderValue::as_bytes);
-        let (coding, bytes) = match received {
+        let (coding, bytes) = match received.map(HeaderValue::as_bytes) {
             Some(b"gzip") => {
                 let mut to = GzEncoder::new(Vec::new(), Compression::fast());
                 (Some("gzip"), to.write_all(&self.bytes).and_then(|()| to.finish()))

@@ -26,10 +26,8 @@ pub(super) use infer::error;
 #[cfg(fuzzing)]
 pub(crate) fn parse_tensors(body: &bytes::Bytes, json_len: Option<usize>) -> Result<(), Problem> {
     let (request, mut binary) = tensor::Request::parse(body, json_len, "image")?;
-    for input in request.inputs {
-        input.values(&mut binary, 32)?;
-    }
-    Ok(())
+    let [mut input] = request.inputs;
+    input.take_values(&mut binary, 32).map(|_| ())
 }
 
 /// Format of the input images.

@@ -1,11 +1,23 @@
 //! Tensors of the Open Inference Protocol: JSON, or JSON followed by raw little-endian bytes.
 
 use bytes::Bytes;
-use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::problem::Problem;
+
+/// Maximum bytes of parsed values per byte of JSON: 3 for a string with escapes, in serde's buffer, whose capacity doubles, and
+/// in its copy; 2 for numbers, as `1,` is a float of 4.
+pub(super) const PARSED_BYTES_PER_JSON_BYTE: usize = 3;
+/// Maximum bytes of all other lists together, which [`MAX_LIST_BYTES`] and [`MAX_TEXTS`] limit: `0,` is a dimension of 8,
+/// `{"name":""},` an output of 48, and `"",` a string of 24, in vectors whose old and doubled allocation exist together.
+pub(super) const MAX_LISTS_MEMORY: usize = 160 << 10;
+/// Maximum length of the JSON of a shape and of the requested outputs, in bytes.
+const MAX_LIST_BYTES: usize = 4096;
+/// Maximum number of strings in an input.
+const MAX_TEXTS: usize = 1024;
 
 /// An inference request's JSON.
 #[derive(Deserialize)]
@@ -13,8 +25,9 @@ pub(crate) struct Request {
     pub(crate) id: Option<String>,
     #[serde(default)]
     pub(crate) parameters: RequestParameters,
-    pub(crate) inputs: Vec<Input>,
-    #[serde(default)]
+    /// The only input.
+    pub(crate) inputs: [Input; 1],
+    #[serde(default, deserialize_with = "short_list")]
     pub(crate) outputs: Vec<RequestedOutput>,
 }
 
@@ -41,42 +54,57 @@ pub(crate) struct OutputParameters {
 #[derive(Deserialize)]
 pub(crate) struct Input {
     pub(crate) name: String,
-    shape: Vec<i64>,
-    datatype: String,
+    #[serde(deserialize_with = "short_list")]
+    pub(crate) shape: Vec<i64>,
+    pub(crate) datatype: String,
     #[serde(default)]
-    parameters: InputParameters,
-    data: Option<Data>,
+    pub(crate) parameters: InputParameters,
+    pub(crate) data: Option<Data>,
 }
 
 #[derive(Default, Deserialize)]
-struct InputParameters {
-    binary_data_size: Option<u64>,
+pub(crate) struct InputParameters {
+    /// Length of the values in bytes, where they are raw bytes after the JSON or in gRPC's `raw_input_contents`.
+    pub(crate) binary_data_size: Option<u64>,
 }
 
 /// Values of a JSON array, nested or flat, in row-major order. They are parsed into flat lists: a tree of `serde_json::Value`
 /// would need many times the memory of the body.
-#[derive(Default)]
-struct Data {
+pub(crate) struct Data {
     numbers: Vec<f32>,
     texts: Vec<String>,
-    /// Raw bytes, from gRPC only.
+    /// Encoded images that are not in JSON.
     elements: Vec<Bytes>,
 }
 
-/// The values of a gRPC input.
-pub(crate) enum Contents {
-    /// Length in bytes of the values in `raw_input_contents`.
-    Raw(usize),
-    Floats(Vec<f32>),
-    Elements(Vec<Bytes>),
+impl Data {
+    /// Values that are not in JSON.
+    pub(crate) fn new(numbers: Vec<f32>, elements: Vec<Bytes>) -> Self {
+        Self { numbers, texts: Vec::new(), elements }
+    }
 }
 
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let mut data = Self::default();
-        DataVisitor(&mut data).deserialize(from)?;
+        let json = <&RawValue>::deserialize(from)?.get();
+        let mut data = Self::new(Vec::new(), Vec::new());
+        if !json.contains('"') {
+            // At once, as growing copies; a number of a list takes at least two bytes. Unused memory is not resident.
+            data.numbers.reserve_exact(json.len() / 2 + 1);
+        }
+        let mut from = serde_json::Deserializer::from_str(json);
+        DataVisitor(&mut data).deserialize(&mut from).map_err(Error::custom)?;
         Ok(data)
     }
+}
+
+/// Parses a list whose JSON is short: in memory, a list may have many times the size of its JSON.
+fn short_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    let json = <&RawValue>::deserialize(from)?.get();
+    if json.len() > MAX_LIST_BYTES {
+        return Err(Error::custom(format!("a list has more than {MAX_LIST_BYTES} bytes")));
+    }
+    serde_json::from_str(json).map_err(Error::custom)
 }
 
 /// Parses one level of nested arrays into [`Data`].
@@ -97,31 +125,34 @@ impl<'de> Visitor<'de> for DataVisitor<'_> {
         to.write_str("numbers or strings, nested or flat")
     }
 
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
+        // The capacity is 0 where there are strings.
+        if self.0.numbers.len() == self.0.numbers.capacity() {
+            return Err(E::custom("numbers and strings are mixed"));
+        }
         self.0.numbers.push(value as f32);
         Ok(())
     }
 
-    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
         self.visit_f64(value as f64)
     }
 
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
         self.visit_f64(value as f64)
     }
 
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        if self.0.texts.len() == MAX_TEXTS {
+            return Err(E::custom(format!("more than {MAX_TEXTS} strings")));
+        }
         self.0.texts.push(value.into());
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
         while items.next_element_seed(DataVisitor(self.0))?.is_some() {}
-        if self.0.numbers.is_empty() || self.0.texts.is_empty() {
-            Ok(())
-        } else {
-            Err(A::Error::custom("numbers and strings are mixed"))
-        }
+        Ok(())
     }
 }
 
@@ -147,24 +178,16 @@ impl Request {
             return Err(Problem::bad_request(detail));
         }
         if json_len == 0 {
-            // An element of BYTES begins with its length; a raw image does not.
-            let length = u32::try_from(body.len())
-                .map_err(|_| Problem::too_large("more than 4 GiB"))?
-                .to_le_bytes();
-            let element: Bytes = [&length[..], body].concat().into();
-            let size = Some(element.len() as u64);
             let input = Input {
                 name: input_name.into(),
                 shape: vec![1],
                 datatype: "BYTES".into(),
-                parameters: InputParameters { binary_data_size: size },
-                data: None,
+                parameters: InputParameters::default(),
+                data: Some(Data::new(Vec::new(), vec![body.clone()])),
             };
             let parameters = RequestParameters { binary_data_output: Some(true) };
-            return Ok((
-                Self { id: None, parameters, inputs: vec![input], outputs: vec![] },
-                element,
-            ));
+            let request = Self { id: None, parameters, inputs: [input], outputs: vec![] };
+            return Ok((request, Bytes::new()));
         }
         let request = serde_json::from_slice(&body[..json_len]).map_err(|error| {
             Problem::bad_request(format!("the inference request is invalid: {error}"))
@@ -174,25 +197,14 @@ impl Request {
 }
 
 impl Input {
-    /// A gRPC input.
-    pub(crate) fn new(
-        name: String,
-        (datatype, shape): (String, Vec<i64>),
-        contents: Contents,
-    ) -> Self {
-        let (size, data) = match contents {
-            Contents::Raw(length) => (Some(length as u64), None),
-            Contents::Floats(numbers) => (None, Some(Data { numbers, ..Data::default() })),
-            Contents::Elements(elements) => (None, Some(Data { elements, ..Data::default() })),
-        };
-        let parameters = InputParameters { binary_data_size: size };
-        Self { name, shape, datatype, parameters, data }
-    }
-
-    /// The values, from the JSON or from the front of `binary`, which advances past them. The first dimension is at most
+    /// Takes the values from the input, or from the front of `binary`, which advances past them. The first dimension is at most
     /// `max_images`.
-    pub(crate) fn values(self, binary: &mut Bytes, max_images: usize) -> Result<Values, Problem> {
-        let name = self.name;
+    pub(crate) fn take_values(
+        &mut self,
+        binary: &mut Bytes,
+        max_images: usize,
+    ) -> Result<Values, Problem> {
+        let name = &self.name;
         let wrong = |detail: &str| Problem::bad_request(format!("input `{name}`: {detail}"));
         let shape: Option<Vec<usize>> =
             self.shape.iter().map(|side| usize::try_from(*side).ok()).collect();
@@ -212,7 +224,7 @@ impl Input {
             Some(size) => Some(binary.split_to(size as usize)),
             None => None,
         };
-        let values = match (self.datatype.as_str(), raw, self.data) {
+        let values = match (self.datatype.as_str(), raw, self.data.take()) {
             ("BYTES", Some(raw), _) => elements(raw, count).map(Values::Bytes),
             ("BYTES", None, Some(data)) if !data.elements.is_empty() => {
                 Some(Values::Bytes(data.elements))
