@@ -160,7 +160,8 @@ impl ModelInfo {
             return Err(ModelError::Classes { logits, labels });
         }
         if !self.normalization.is_valid() {
-            return Err(ModelError::Normalization(self.normalization));
+            let Normalization { mean, std } = self.normalization;
+            return Err(ModelError::Normalization { mean, std });
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(ModelError::Temperature(self.temperature));

@@ -5,7 +5,6 @@ mod index;
 
 use std::path::{Path, PathBuf};
 
-use crate::arch::Normalization;
 use crate::graph::GraphError;
 use crate::task::MAX_LABEL_BYTES;
 
@@ -201,8 +200,13 @@ pub enum ModelError {
     #[error("out-of-distribution classes must be a proper subset of the source head's {0} classes")]
     OodClasses(usize),
     /// The normalisation is out of range.
-    #[error("normalization has mean {:?} and std {:?}, must be finite, and std above 0", .0.mean, .0.std)]
-    Normalization(Normalization),
+    #[error("normalization has mean {mean:?} and std {std:?}, must be finite, and std above 0")]
+    Normalization {
+        /// Mean of each channel.
+        mean: [f32; 3],
+        /// Standard deviation of each channel.
+        std: [f32; 3],
+    },
     /// The out-of-distribution threshold is not a number.
     #[error("out-of-distribution threshold is {0}, must be a number")]
     OodThreshold(f32),
