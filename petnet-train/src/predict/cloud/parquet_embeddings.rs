@@ -4,11 +4,12 @@ use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use parquet::basic::{Compression, LogicalType, Repetition, Type as Physical};
+use parquet::basic::Compression;
 use parquet::data_type::FloatType;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::{ColumnPath, Type};
+use parquet::schema::parser::parse_message_type;
+use parquet::schema::types::ColumnPath;
 
 use super::parquet_rows::{Group, required_text, text};
 use crate::predict::embeddings::EmbeddingWriter;
@@ -16,6 +17,12 @@ use crate::predict::pipeline::Row;
 
 /// Rows per row group, which are buffered until it is written: some megabytes.
 const ROWS_PER_GROUP: usize = 1_000;
+/// The list column has the three levels that Parquet's specification requires: group, repeated group, element.
+const SCHEMA: &str = "message embeddings {
+    required binary path (STRING);
+    optional group embedding (LIST) { repeated group list { required float element; } }
+    optional binary error (STRING);
+}";
 /// Definition levels of the list column: no list, and a value in a list.
 const NO_LIST_LEVEL: i16 = 0;
 const VALUE_LEVEL: i16 = 2;
@@ -39,7 +46,8 @@ impl ParquetEmbeddings {
             .set_compression(Compression::SNAPPY)
             .set_column_dictionary_enabled(ColumnPath::new(values), false)
             .build();
-        let file = SerializedFileWriter::new(file, schema()?, Arc::new(properties))?;
+        let schema = Arc::new(parse_message_type(SCHEMA)?);
+        let file = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
         Ok(Self { file, rows: Vec::new() })
     }
 
@@ -70,32 +78,6 @@ impl EmbeddingWriter for ParquetEmbeddings {
         }
         Ok(vec![self.file.into_inner()?])
     }
-}
-
-/// The list column has the three levels that Parquet's specification requires: group, repeated group, element.
-fn schema() -> Result<Arc<Type>> {
-    let text = |name: &str, repetition| {
-        Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
-            .with_logical_type(Some(LogicalType::String))
-            .with_repetition(repetition)
-            .build()
-    };
-    let element = Type::primitive_type_builder("element", Physical::FLOAT)
-        .with_repetition(Repetition::REQUIRED)
-        .build()?;
-    let list = Type::group_type_builder("list")
-        .with_repetition(Repetition::REPEATED)
-        .with_fields(vec![Arc::new(element)])
-        .build()?;
-    let embedding = Type::group_type_builder("embedding")
-        .with_repetition(Repetition::OPTIONAL)
-        .with_logical_type(Some(LogicalType::List))
-        .with_fields(vec![Arc::new(list)])
-        .build()?;
-    let path = text("path", Repetition::REQUIRED)?;
-    let error = text("error", Repetition::OPTIONAL)?;
-    let fields = [path, embedding, error].map(Arc::new).to_vec();
-    Ok(Arc::new(Type::group_type_builder("embeddings").with_fields(fields).build()?))
 }
 
 /// Writes a column of lists, which are absent or not empty. A repetition level of 0 begins a row, 1 continues its list.
