@@ -103,7 +103,7 @@ impl Pool {
 
     fn check_size(&self, bytes: u64) -> Result<u32, Problem> {
         if bytes > self.total() {
-            let [needed, total] = [bytes, self.total()].map(|bytes| bytes.div_ceil(1 << 20));
+            let (needed, total) = (bytes.div_ceil(1 << 20), self.total() >> 20);
             let detail = format!("this takes {needed} MB of memory, {total} MB are available");
             return Err(Problem::too_large(detail));
         }

@@ -158,7 +158,7 @@ impl Uploads {
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Kind::MediaType, detail));
         }
         let (body, mut claim) = self.collect(request, MAX_JSON_BYTES).await?;
-        // serde parses untagged enums to generic values: `1,` is one of 32 bytes, in a vector whose old and doubled
+        // serde parses untagged enums to generic values: each `1,` becomes one of 32 bytes, in a vector whose old and doubled
         // allocation exist at the same time.
         claim.merge(self.memory.claim_buffer(3 * 32 * body.len() / 2)?);
         serde_json::from_slice(&body)

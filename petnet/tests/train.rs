@@ -291,6 +291,10 @@ fn small_images_come_first_and_the_best_model_is_one_of_the_final_size() {
     assert_eq!(epoch_of(&fitted.last), Some(10));
     let first = &fitted.history[0];
     assert!(fitted.history[9].train_loss < first.train_loss, "{:?}", fitted.history);
+    // A rate so low that no epoch is better than the first: the final size is still reached.
+    let stalled = Trainer { early_stopping: 1, learning_rate: 1e-30, ..trainer.clone() };
+    let history = stalled.fit(&dataset, &dataset).unwrap().history;
+    assert!((9..=10).contains(&history.len()), "{history:?}");
     let wrong = Trainer { progressive: vec![stage(16, 0.6), stage(16, 0.6)], ..trainer };
     assert!(matches!(wrong.fit(&dataset, &dataset), Err(Error::Config(_))));
 }

@@ -108,7 +108,7 @@ impl Store {
         // It does not exist where an earlier call ended before the second rename, which is in `read`.
         if path.exists() {
             Self::write_replacement(path, retention)?;
-            let aside = path.with_extension(format!("damaged-{}", Uuid::now_v7()));
+            let aside = path.with_added_extension(format!("damaged-{}", Uuid::now_v7()));
             std::fs::rename(path, &aside)?;
             set_aside = Some(aside);
         }

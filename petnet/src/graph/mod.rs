@@ -429,7 +429,7 @@ impl Graph {
         Ok(sides)
     }
 
-    /// Smallest side of an image, in pixels, that leaves a pixel at the end.
+    /// Smallest side of an image, in pixels, that leaves a pixel at every node and equal sides at every sum.
     pub fn min_side(&self) -> usize {
         /// The largest side that is tried, in pixels: larger than images that networks take.
         const MAX_SIDE: usize = 8192;

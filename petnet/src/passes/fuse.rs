@@ -8,7 +8,7 @@ use crate::graph::{Activation, Conv2d, Graph, Op, Padding, Window};
 pub(crate) enum MainOp {
     Conv(Conv2d),
     MaxPool(Window),
-    /// None: the step is a norm, sum or activation that follows no convolution.
+    /// No operation: the step is a norm, sum or activation that follows no convolution.
     Identity,
 }
 

@@ -228,10 +228,14 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    /// True where early stopping applies.
+    /// True where early stopping applies: at the last of several training sizes, as the models of the others are not kept.
     fn stops_early(&self) -> bool {
-        let patience = self.trainer.early_stopping;
-        patience > 0 && self.state.progress.epochs_since_best >= patience
+        let Progress { epoch, .. } = self.state.progress;
+        let (patience, last) = (self.trainer.early_stopping, self.trainer.epochs - 1);
+        // The count belongs to the epoch that has ended.
+        let was_last_size =
+            self.trainer.size_in(epoch.saturating_sub(1)) == self.trainer.size_in(last);
+        patience > 0 && was_last_size && self.state.progress.epochs_since_best >= patience
     }
 
     fn train_epoch(&mut self, observer: &mut dyn Observer) -> Result<()> {
