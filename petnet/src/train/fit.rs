@@ -133,8 +133,7 @@ impl<'a> Fit<'a> {
             best = best.quantized_on(images, preprocess)?;
             last = last.quantized_on(images, preprocess)?;
             // The files of the epochs have no ranges.
-            self.trainer.save_model(&best, true)?;
-            self.trainer.save_model(&last, false)?;
+            self.trainer.save_models(Some(&best), &last)?;
         }
         Ok(Fitted { best, last, history: self.state.progress.history })
     }
@@ -199,7 +198,7 @@ impl<'a> Fit<'a> {
     ) -> Result<Checkpoint> {
         self.state.progress.metrics = metrics.record(epoch);
         let checkpoint = self.checkpoint()?;
-        self.trainer.save_model(&checkpoint, best)?;
+        self.trainer.save_models(best.then_some(&checkpoint), &checkpoint)?;
         if best {
             self.best = Some(checkpoint.clone());
         }

@@ -426,14 +426,14 @@ impl Trainer {
         })
     }
 
-    /// Writes a model to the last file, and to the best one where it is the best.
-    fn save_model(&self, model: &Checkpoint, best: bool) -> Result<()> {
+    /// Writes the best model where there is a new one, and the last.
+    fn save_models(&self, best: Option<&Checkpoint>, last: &Checkpoint) -> Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
-        if best {
-            model.save(out.join(Self::BEST), Precision::F32)?;
+        if let Some(best) = best {
+            best.save(out.join(Self::BEST), Precision::F32)?;
         }
         if !self.save_best_only {
-            model.save(out.join(Self::LAST), Precision::F32)?;
+            last.save(out.join(Self::LAST), Precision::F32)?;
         }
         Ok(())
     }

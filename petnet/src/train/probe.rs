@@ -208,7 +208,7 @@ pub(super) fn fit(
     }
     if let Some(out) = &trainer.out {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
-        trainer.save_model(&model, true)?;
+        trainer.save_models(Some(&model), &model)?;
     }
     Ok(Fitted { best: model.clone(), last: model, history: vec![report] })
 }
